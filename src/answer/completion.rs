@@ -1,0 +1,97 @@
+use super::{ChoiceFinish, Facts, TokenUsage, build, facts};
+use crate::json;
+use bytes::Bytes;
+use serde::Deserialize;
+use std::{borrow::Cow, fmt};
+
+/// A whole answer: the provider's JSON bytes, and the facts that layers need.
+///
+/// Layers read the facts, the edge writes the bytes; nobody parses again.
+#[derive(Clone)]
+pub struct Completion {
+    data: Bytes,
+    facts: Facts,
+}
+
+impl Completion {
+    /// Reads an OpenAI-style `chat.completion` object. Every member is optional.
+    ///
+    /// # Errors
+    ///
+    /// What is not one JSON object, or has choices that are no array of objects.
+    pub fn parse(data: impl Into<Bytes>) -> Result<Self, serde_json::Error> {
+        let data = data.into();
+        Ok(Self { facts: Facts::read(&data)?, data })
+    }
+
+    /// An answer of one text, for tests and leaves of your own.
+    pub fn text(text: impl AsRef<str>, usage: TokenUsage) -> Self {
+        build::completion(text.as_ref(), usage)
+    }
+
+    /// An answer of one tool call, its arguments as JSON text, for tests and leaves of your own.
+    pub fn tool_call(id: &str, name: &str, arguments: &str, usage: TokenUsage) -> Self {
+        build::tool_call(id, name, arguments, usage)
+    }
+
+    /// The JSON, as the provider sent it.
+    pub const fn data(&self) -> &Bytes {
+        &self.data
+    }
+
+    /// The JSON as a `T` of yours, such as a client library's type.
+    ///
+    /// # Errors
+    ///
+    /// What serde says.
+    pub fn json<'a, T: Deserialize<'a>>(&'a self) -> Result<T, serde_json::Error> {
+        serde_json::from_slice(&self.data)
+    }
+
+    /// The text of the first choice; empty if it has none.
+    pub fn content(&self) -> Cow<'_, str> {
+        let choice = json::member(&self.data, "choices").and_then(|choices| json::items(choices).next());
+        let message = choice.and_then(|choice| json::member(choice, "message"));
+        message.and_then(|m| json::member(m, "content")).and_then(json::string).unwrap_or_default()
+    }
+
+    /// Whether it says anything: text that is not blank, reasoning, a tool call, a refusal, audio, an image.
+    pub const fn has_content(&self) -> bool {
+        self.facts.has_content
+    }
+
+    /// Why each choice ended.
+    pub fn finish_reasons(&self) -> &[ChoiceFinish] {
+        &self.facts.finishes
+    }
+
+    /// What it used up, if the provider said so.
+    pub const fn usage(&self) -> Option<&TokenUsage> {
+        self.facts.usage.as_ref()
+    }
+
+    /// The id that the provider gave it.
+    pub fn id(&self) -> Option<Cow<'_, str>> {
+        facts::text(&self.data, self.facts.id.as_ref())
+    }
+
+    /// The model as the provider names it, often with a date.
+    pub fn model(&self) -> Option<Cow<'_, str>> {
+        facts::text(&self.data, self.facts.model.as_ref())
+    }
+
+    pub(crate) const fn facts(&self) -> &Facts {
+        &self.facts
+    }
+}
+
+impl fmt::Debug for Completion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Completion")
+            .field("bytes", &self.data.len())
+            .field("has_content", &self.facts.has_content)
+            .field("finish_reasons", &self.facts.finishes)
+            .field("usage", &self.facts.usage)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,410 @@
+//! The few facts that layers need of an answer, taken from its JSON in one borrowed pass.
+
+use super::TokenUsage;
+use crate::json;
+use serde::{
+    Deserialize,
+    de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor},
+};
+use serde_json::value::RawValue;
+use std::{borrow::Cow, fmt, ops::Range};
+
+/// Why a choice ended.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum FinishReason {
+    /// It was complete.
+    Stop,
+    /// It reached its bound on tokens.
+    Length,
+    /// Tools, or a function, are to be called.
+    ToolCalls,
+    /// It was filtered.
+    ContentFilter,
+    /// What else providers say.
+    Other(Box<str>),
+}
+
+/// Why one choice ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ChoiceFinish {
+    /// Which choice.
+    pub index: u32,
+    /// Why.
+    pub reason: FinishReason,
+}
+
+impl FinishReason {
+    /// As OpenAI spells it.
+    pub fn as_str(&self) -> &str {
+        match self {
+            Self::Stop => "stop",
+            Self::Length => "length",
+            Self::ToolCalls => "tool_calls",
+            Self::ContentFilter => "content_filter",
+            Self::Other(other) => other,
+        }
+    }
+}
+
+impl From<&str> for FinishReason {
+    fn from(reason: &str) -> Self {
+        match reason {
+            "stop" => Self::Stop,
+            "length" => Self::Length,
+            "tool_calls" | "function_call" => Self::ToolCalls,
+            "content_filter" => Self::ContentFilter,
+            other => Self::Other(other.chars().take(64).collect::<String>().into()),
+        }
+    }
+}
+
+/// Facts of a completion or of one chunk.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Facts {
+    pub(crate) has_content: bool,
+    pub(crate) finishes: Vec<ChoiceFinish>,
+    pub(crate) usage: Option<TokenUsage>,
+    pub(crate) choices: u32,
+    /// What the edge would have to fill in.
+    pub(crate) lacks: Lacks,
+    pub(crate) id: Option<Range<u32>>,
+    pub(crate) model: Option<Range<u32>>,
+    pub(crate) error: Option<Range<u32>>,
+}
+
+/// Members that clients rely on and providers forget.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Lacks {
+    pub(crate) id: bool,
+    pub(crate) object: bool,
+    pub(crate) created: bool,
+    pub(crate) model: bool,
+    pub(crate) choices: bool,
+    /// `index` of a choice, or of a tool call in a delta.
+    pub(crate) index: bool,
+    pub(crate) role: bool,
+    /// `finish_reason` of a choice of a whole answer.
+    pub(crate) finish: bool,
+}
+
+impl Default for Lacks {
+    fn default() -> Self {
+        Self {
+            id: true,
+            object: true,
+            created: true,
+            model: true,
+            choices: true,
+            index: false,
+            role: false,
+            finish: false,
+        }
+    }
+}
+
+impl Facts {
+    /// Reads `data`, which must be one JSON object.
+    pub(crate) fn read(data: &[u8]) -> Result<Self, serde_json::Error> {
+        let mut facts = Self::default();
+        let mut reader = serde_json::Deserializer::from_slice(data);
+        Top { data, facts: &mut facts }.deserialize(&mut reader)?;
+        reader.end()?;
+        Ok(facts)
+    }
+
+    /// Nothing but usage: what the edge leaves out if the client did not ask for it.
+    pub(crate) fn is_usage_only(&self) -> bool {
+        self.usage.is_some() && self.choices == 0
+    }
+}
+
+/// The text of a JSON string that lies at `range` of `data`.
+pub(crate) fn text<'a>(data: &'a [u8], range: Option<&Range<u32>>) -> Option<Cow<'a, str>> {
+    let range = range?;
+    json::string(&data[range.start as usize..range.end as usize])
+}
+
+struct Top<'a> {
+    data: &'a [u8],
+    facts: &'a mut Facts,
+}
+
+impl Top<'_> {
+    fn string(&self, raw: &RawValue) -> Option<Range<u32>> {
+        raw.get().starts_with('"').then(|| self.span(raw))
+    }
+
+    fn span(&self, raw: &RawValue) -> Range<u32> {
+        let start = raw.get().as_ptr() as usize - self.data.as_ptr() as usize;
+        // Leaves bound answers far below 4 GiB; beyond, a fact would be lost, not wrong.
+        let (start, len) = (u32::try_from(start).unwrap_or(0), u32::try_from(raw.get().len()).unwrap_or(0));
+        start..start.saturating_add(len)
+    }
+}
+
+macro_rules! seed {
+    ($name:ident, $deserialize:ident) => {
+        impl<'de> DeserializeSeed<'de> for $name<'_> {
+            type Value = ();
+
+            fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+                deserializer.$deserialize(self)
+            }
+        }
+    };
+}
+seed!(Top, deserialize_map);
+seed!(Choices, deserialize_any);
+seed!(Choice, deserialize_map);
+seed!(Delta, deserialize_any);
+
+impl<'de> Visitor<'de> for Top<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        while let Some(name) = map.next_key::<Name<'de>>()? {
+            match &*name.0 {
+                "choices" => {
+                    self.facts.lacks.choices = false;
+                    map.next_value_seed(Choices(self.facts))?;
+                }
+                "id" => {
+                    let raw = map.next_value()?;
+                    self.facts.id = self.string(raw);
+                    self.facts.lacks.id = self.facts.id.is_none();
+                }
+                "model" => {
+                    let raw = map.next_value()?;
+                    self.facts.model = self.string(raw);
+                    self.facts.lacks.model = self.facts.model.is_none();
+                }
+                "object" => {
+                    self.facts.lacks.object = map.next_value::<&RawValue>()?.get() == "null";
+                }
+                "created" => {
+                    self.facts.lacks.created = map.next_value::<&RawValue>()?.get() == "null";
+                }
+                "usage" => {
+                    let raw = map.next_value::<&RawValue>()?;
+                    self.facts.usage = TokenUsage::read(raw.get().as_bytes()).or(self.facts.usage);
+                }
+                // Groq reports the usage of a stream here.
+                "x_groq" => {
+                    let raw = map.next_value::<&RawValue>()?.get().as_bytes();
+                    let usage = json::member(raw, "usage").and_then(TokenUsage::read);
+                    self.facts.usage = self.facts.usage.or(usage);
+                }
+                "error" => {
+                    let raw = map.next_value::<&RawValue>()?;
+                    if !json::is_nothing(raw.get().as_bytes()) {
+                        self.facts.error = Some(self.span(raw));
+                    }
+                }
+                _ => drop(map.next_value::<IgnoredAny>()?),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A name of a member, borrowed where nothing is escaped; serde's own `Cow` never borrows.
+struct Name<'de>(Cow<'de, str>);
+
+impl<'de> Deserialize<'de> for Name<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Text;
+        impl<'de> Visitor<'de> for Text {
+            type Value = Name<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a name")
+            }
+
+            fn visit_borrowed_str<E>(self, name: &'de str) -> Result<Name<'de>, E> {
+                Ok(Name(Cow::Borrowed(name)))
+            }
+
+            fn visit_str<E>(self, name: &str) -> Result<Name<'de>, E> {
+                Ok(Name(Cow::Owned(name.into())))
+            }
+        }
+        deserializer.deserialize_str(Text)
+    }
+}
+
+struct Choices<'a>(&'a mut Facts);
+
+impl<'de> Visitor<'de> for Choices<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an array of choices")
+    }
+
+    fn visit_unit<E>(self) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
+        while seq.next_element_seed(Choice(self.0))?.is_some() {
+            self.0.choices += 1;
+        }
+        Ok(())
+    }
+}
+
+struct Choice<'a>(&'a mut Facts);
+
+impl<'de> Visitor<'de> for Choice<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a choice")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        let (mut index, mut reason) = (None, None);
+        while let Some(name) = map.next_key::<Name<'de>>()? {
+            match &*name.0 {
+                "delta" | "message" => map.next_value_seed(Delta(self.0))?,
+                "text" => {
+                    let raw = map.next_value::<&RawValue>()?;
+                    self.0.has_content |= has_content("content", raw.get().as_bytes());
+                }
+                "index" => index = map.next_value::<&RawValue>()?.get().parse::<u32>().ok(),
+                "finish_reason" => {
+                    let raw = map.next_value::<&RawValue>()?;
+                    reason = json::string(raw.get().as_bytes()).filter(|r| !r.is_empty());
+                }
+                _ => drop(map.next_value::<IgnoredAny>()?),
+            }
+        }
+        self.0.lacks.index |= index.is_none();
+        self.0.lacks.finish |= reason.is_none();
+        if let Some(reason) = reason {
+            let index = index.unwrap_or(self.0.choices);
+            self.0.finishes.push(ChoiceFinish { index, reason: (&*reason).into() });
+        }
+        Ok(())
+    }
+}
+
+/// The delta of a chunk or the message of a completion.
+struct Delta<'a>(&'a mut Facts);
+
+impl<'de> Visitor<'de> for Delta<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a message")
+    }
+
+    fn visit_unit<E>(self) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        let mut role = false;
+        while let Some(name) = map.next_key::<Name<'de>>()? {
+            let raw = map.next_value::<&RawValue>()?.get().as_bytes();
+            match &*name.0 {
+                "role" => role = raw.first() == Some(&b'"'),
+                "tool_calls" => {
+                    self.0.has_content |= !json::is_nothing(raw);
+                    self.0.lacks.index |= json::items(raw).any(|call| json::member(call, "index").is_none());
+                }
+                name => self.0.has_content = self.0.has_content || has_content(name, raw),
+            }
+        }
+        self.0.lacks.role |= !role;
+        Ok(())
+    }
+}
+
+/// Whether a member of a message says something to whoever asked.
+fn has_content(name: &str, raw: &[u8]) -> bool {
+    match (name, raw.first()) {
+        ("name" | "id" | "index" | "type" | "object", _) | (_, Some(b'f')) => false,
+        (_, Some(b'"')) => !json::is_blank(raw),
+        ("content", Some(b'[')) => json::items(raw).any(|part| match json::member(part, "text") {
+            Some(text) => !json::is_blank(text),
+            None => !json::is_nothing(part),
+        }),
+        _ => !json::is_nothing(raw),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn delta(delta: &str) -> Facts {
+        Facts::read(format!(r#"{{"choices":[{{"index":0,"delta":{delta}}}]}}"#).as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn content_is_anything_that_says_something() {
+        for said in [
+            r#"{"content":"a"}"#,
+            r#"{"content":[{"type":"text","text":"a"}]}"#,
+            r#"{"content":[{"type":"image_url","image_url":{"url":"data:"}}]}"#,
+            r#"{"reasoning_content":"hm"}"#,
+            r#"{"reasoning":"hm"}"#,
+            r#"{"tool_calls":[{"index":0,"function":{"name":"f"}}]}"#,
+            r#"{"function_call":{"name":"f"}}"#,
+            r#"{"refusal":"no"}"#,
+            r#"{"audio":{"id":"x"}}"#,
+            r#"{"images":[{"type":"image_url"}]}"#,
+            r#"{"hologram":{"x":1}}"#,
+        ] {
+            assert!(delta(said).has_content, "{said}");
+        }
+        for nothing in [
+            "{}",
+            "null",
+            r#"{"role":"assistant","content":""}"#,
+            r#"{"content":" \n"}"#,
+            r#"{"content":null,"tool_calls":[],"refusal":null,"annotations":[]}"#,
+            r#"{"content":[{"type":"text","text":" "}]}"#,
+            r#"{"reasoning_content":""}"#,
+            r#"{"hologram":{}}"#,
+        ] {
+            assert!(!delta(nothing).has_content, "{nothing}");
+        }
+    }
+
+    #[test]
+    fn every_member_is_optional_and_odd_ones_do_no_harm() {
+        let facts =
+            Facts::read(br#"{"id":7,"created":1.5e12,"model":null,"choices":[],"usage":null}"#).unwrap();
+        assert!(facts.lacks.id && facts.lacks.model && !facts.lacks.created);
+        assert!(Facts::read(b"{}").is_ok());
+        assert!(Facts::read(br#"{"choices":null}"#).is_ok());
+        assert!(Facts::read(br#"{"choices":7}"#).is_err());
+        assert!(Facts::read(b"[]").is_err());
+        assert!(Facts::read(b"{} {}").is_err());
+    }
+
+    #[test]
+    fn finishes_keep_their_choice() {
+        let facts = Facts::read(
+            br#"{"choices":[{"index":1,"finish_reason":"stop"},{"index":0,"finish_reason":"abort"},{"index":2,"finish_reason":null}]}"#,
+        )
+        .unwrap();
+        let expected = [(1, "stop"), (0, "abort")];
+        assert_eq!(facts.finishes.iter().map(|f| (f.index, f.reason.as_str())).collect::<Vec<_>>(), expected);
+        assert_eq!(facts.choices, 3);
+    }
+
+    #[test]
+    fn errors_inside_of_answers_are_seen() {
+        assert!(Facts::read(br#"{"error":{"message":"x"}}"#).unwrap().error.is_some());
+        assert!(Facts::read(br#"{"error":null,"choices":[]}"#).unwrap().error.is_none());
+    }
+}

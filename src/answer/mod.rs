@@ -1,0 +1,17 @@
+//! What comes back: a head that is known at once, and a body that may still be coming.
+
+mod build;
+mod chunk;
+mod completion;
+mod facts;
+mod response;
+mod tokens;
+
+pub(crate) use self::facts::Facts;
+pub use self::{
+    chunk::StreamChunk,
+    completion::Completion,
+    facts::{ChoiceFinish, FinishReason},
+    response::{LlmResponse, ResponseBody},
+    tokens::{Certainty, TokenUsage},
+};

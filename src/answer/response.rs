@@ -1,0 +1,94 @@
+use super::Completion;
+use crate::{Attempt, ChunkStream, End, ModelName, Observe, body::Summary};
+use std::sync::Arc;
+
+/// What a provider, or any layer in front of it, answers with.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct LlmResponse {
+    /// The model that answered, by the name that reached the innermost service; with its provider above
+    /// [`Providers`](crate::providers::Providers).
+    pub model: ModelName,
+    /// The provider that answered, where several are registered.
+    pub provider: Option<Arc<str>>,
+    /// The id that the provider gave the request, from its headers.
+    pub provider_request_id: Option<Arc<str>>,
+    /// The attempts that failed before this answer.
+    pub attempts: Vec<Attempt>,
+    /// The answer.
+    pub body: ResponseBody,
+    /// Anything that a layer of yours wants to hand up.
+    pub extensions: http::Extensions,
+}
+
+/// A whole answer, or one that is still being produced.
+#[derive(Debug)]
+pub enum ResponseBody {
+    /// Everything is here.
+    Complete(Completion),
+    /// Chunks are on their way.
+    Stream(ChunkStream),
+}
+
+impl LlmResponse {
+    /// An answer of `model`.
+    pub fn new(model: impl Into<ModelName>, body: impl Into<ResponseBody>) -> Self {
+        Self {
+            model: model.into(),
+            provider: None,
+            provider_request_id: None,
+            attempts: Vec::new(),
+            body: body.into(),
+            extensions: http::Extensions::new(),
+        }
+    }
+
+    /// Lets `observer` see how this answer ends: at once if it is whole; when the stream ends, fails or is
+    /// dropped otherwise.
+    #[must_use]
+    pub fn observe(mut self, observer: impl Observe) -> Self {
+        match &mut self.body {
+            ResponseBody::Complete(completion) => observer.on_end(End::Whole(completion)),
+            ResponseBody::Stream(chunks) => chunks.observe(observer),
+        }
+        self
+    }
+
+    /// Reads the answer to its end, whichever shape it has.
+    ///
+    /// # Errors
+    ///
+    /// Those of the stream.
+    pub async fn text(self) -> Result<String, crate::Error> {
+        match self.body {
+            ResponseBody::Complete(completion) => Ok(completion.content().into_owned()),
+            ResponseBody::Stream(mut chunks) => {
+                let mut text = String::new();
+                while let Some(chunk) = chunks.next().await {
+                    text.push_str(&chunk?.content());
+                }
+                Ok(text)
+            }
+        }
+    }
+
+    /// What is known of a stream so far.
+    pub fn summary(&self) -> Option<&Summary> {
+        match &self.body {
+            ResponseBody::Complete(_) => None,
+            ResponseBody::Stream(chunks) => Some(chunks.summary()),
+        }
+    }
+}
+
+impl From<Completion> for ResponseBody {
+    fn from(completion: Completion) -> Self {
+        Self::Complete(completion)
+    }
+}
+
+impl From<ChunkStream> for ResponseBody {
+    fn from(chunks: ChunkStream) -> Self {
+        Self::Stream(chunks)
+    }
+}

@@ -1,0 +1,214 @@
+use crate::json;
+
+/// The largest number of tokens that is believed; JSON numbers are exact up to here.
+const MOST: u64 = 1 << 53;
+
+/// What a call used up.
+///
+/// Normalised once, in the leaf: `input_tokens` *includes* what came from the provider's cache,
+/// `output_tokens` *includes* reasoning. Absent is not zero.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct TokenUsage {
+    /// Tokens of the prompt.
+    pub input_tokens: Option<u64>,
+    /// Tokens of the answer.
+    pub output_tokens: Option<u64>,
+    /// Of the input: read from the provider's cache.
+    pub cache_read_tokens: Option<u64>,
+    /// Of the input: written to the provider's cache.
+    pub cache_write_tokens: Option<u64>,
+    /// Of the output: thoughts.
+    pub reasoning_tokens: Option<u64>,
+    /// How well these are known.
+    pub certainty: Certainty,
+}
+
+/// How well usage is known.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Certainty {
+    /// As the provider reported it.
+    Exact,
+    /// Reported or counted in a way that leaves a doubt.
+    Estimated,
+    /// Not at all.
+    #[default]
+    Unknown,
+}
+
+impl TokenUsage {
+    /// Exactly this much.
+    pub const fn new(input_tokens: u64, output_tokens: u64) -> Self {
+        Self {
+            input_tokens: Some(input_tokens),
+            output_tokens: Some(output_tokens),
+            cache_read_tokens: None,
+            cache_write_tokens: None,
+            reasoning_tokens: None,
+            certainty: Certainty::Exact,
+        }
+    }
+
+    /// Sets [`cache_read_tokens`](Self::cache_read_tokens).
+    #[must_use]
+    pub const fn with_cache_read_tokens(mut self, tokens: u64) -> Self {
+        self.cache_read_tokens = Some(tokens);
+        self
+    }
+
+    /// Sets [`cache_write_tokens`](Self::cache_write_tokens).
+    #[must_use]
+    pub const fn with_cache_write_tokens(mut self, tokens: u64) -> Self {
+        self.cache_write_tokens = Some(tokens);
+        self
+    }
+
+    /// Sets [`reasoning_tokens`](Self::reasoning_tokens).
+    #[must_use]
+    pub const fn with_reasoning_tokens(mut self, tokens: u64) -> Self {
+        self.reasoning_tokens = Some(tokens);
+        self
+    }
+
+    /// Sets [`certainty`](Self::certainty).
+    #[must_use]
+    pub const fn with_certainty(mut self, certainty: Certainty) -> Self {
+        self.certainty = certainty;
+        self
+    }
+
+    /// Reads the `usage` object of an OpenAI-style answer, in the spellings that its imitators use.
+    ///
+    /// Data of a stranger: a negative or absurd number is clamped, and the whole is then `Estimated`.
+    pub(crate) fn read(usage: &[u8]) -> Option<Self> {
+        if usage.first() != Some(&b'{') {
+            return None;
+        }
+        let mut doubt = false;
+        let mut total = None;
+        let mut read = Self::default();
+        let mut number = |value: &[u8], into: &mut Option<u64>| {
+            if let Some((number, doubtful)) = tokens(value) {
+                doubt |= doubtful;
+                *into = Some(number);
+            }
+        };
+        for (name, value) in json::members(usage) {
+            match name {
+                br#""prompt_tokens""# | br#""input_tokens""# => number(value, &mut read.input_tokens),
+                br#""completion_tokens""# | br#""output_tokens""# => number(value, &mut read.output_tokens),
+                br#""total_tokens""# => number(value, &mut total),
+                br#""prompt_cache_hit_tokens""# | br#""cached_tokens""# | br#""cache_read_input_tokens""# => {
+                    number(value, &mut read.cache_read_tokens);
+                }
+                br#""cache_creation_input_tokens""# => number(value, &mut read.cache_write_tokens),
+                br#""prompt_tokens_details""# | br#""input_tokens_details""# => {
+                    for (name, value) in json::members(value) {
+                        match name {
+                            br#""cached_tokens""# => number(value, &mut read.cache_read_tokens),
+                            br#""cache_write_tokens""# => number(value, &mut read.cache_write_tokens),
+                            _ => {}
+                        }
+                    }
+                }
+                br#""completion_tokens_details""# | br#""output_tokens_details""# => {
+                    for (name, value) in json::members(value) {
+                        if name == br#""reasoning_tokens""# {
+                            number(value, &mut read.reasoning_tokens);
+                        }
+                    }
+                }
+                _ => {}
+            }
+        }
+        if read.input_tokens.is_none() && read.output_tokens.is_none() {
+            return None;
+        }
+        read.certainty = if doubt { Certainty::Estimated } else { Certainty::Exact };
+        Some(read.normalised(total))
+    }
+
+    fn normalised(mut self, total: Option<u64>) -> Self {
+        // Some count reasoning beside the output and show it in the total only.
+        if let (Some(input), Some(output), Some(reasoning), Some(total)) =
+            (self.input_tokens, self.output_tokens, self.reasoning_tokens, total)
+            && reasoning > 0
+            && input.saturating_add(output).saturating_add(reasoning) == total
+        {
+            self.output_tokens = Some(output + reasoning);
+        }
+        // A part cannot be more than its whole.
+        let mut clamp = |part: &mut Option<u64>, whole: Option<u64>| {
+            if let (Some(p), Some(w)) = (*part, whole)
+                && p > w
+            {
+                *part = Some(w);
+                self.certainty = Certainty::Estimated;
+            }
+        };
+        clamp(&mut self.cache_read_tokens, self.input_tokens);
+        let uncached = self.input_tokens.map(|input| input - self.cache_read_tokens.unwrap_or(0));
+        clamp(&mut self.cache_write_tokens, uncached);
+        clamp(&mut self.reasoning_tokens, self.output_tokens);
+        self
+    }
+}
+
+/// A count of tokens, and whether it is to be doubted.
+fn tokens(raw: &[u8]) -> Option<(u64, bool)> {
+    let text = std::str::from_utf8(raw).ok()?;
+    if let Ok(number) = text.parse::<u64>() {
+        return Some((number.min(MOST), number > MOST));
+    }
+    let number: f64 = text.parse().ok()?;
+    match number {
+        n if !n.is_finite() => None,
+        n if n < 0.0 => Some((0, true)),
+        n if n > MOST as f64 => Some((MOST, true)),
+        n => Some((n.ceil() as u64, n.fract() != 0.0)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(json: &str) -> TokenUsage {
+        TokenUsage::read(json.as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn spellings_of_the_field() {
+        let openai = read(
+            r#"{"prompt_tokens":10,"completion_tokens":5,"total_tokens":15,
+                "prompt_tokens_details":{"cached_tokens":4},"completion_tokens_details":{"reasoning_tokens":2}}"#,
+        );
+        assert_eq!(openai, TokenUsage::new(10, 5).with_cache_read_tokens(4).with_reasoning_tokens(2));
+        let deepseek = read(r#"{"prompt_tokens":10,"completion_tokens":5,"prompt_cache_hit_tokens":4}"#);
+        assert_eq!(deepseek, TokenUsage::new(10, 5).with_cache_read_tokens(4));
+        assert_eq!(TokenUsage::read(b"null"), None);
+        assert_eq!(TokenUsage::read(b"{}"), None);
+    }
+
+    #[test]
+    fn reasoning_counted_beside_the_output_is_added_to_it() {
+        let xai = read(
+            r#"{"prompt_tokens":10,"completion_tokens":5,"total_tokens":22,"completion_tokens_details":{"reasoning_tokens":7}}"#,
+        );
+        assert_eq!(xai, TokenUsage::new(10, 12).with_reasoning_tokens(7));
+    }
+
+    #[test]
+    fn absurd_numbers_are_clamped_and_doubted() {
+        let absurd = read(r#"{"prompt_tokens":-3,"completion_tokens":99999999999999999999}"#);
+        assert_eq!(absurd, TokenUsage::new(0, MOST).with_certainty(Certainty::Estimated));
+        let cached =
+            read(r#"{"prompt_tokens":3,"completion_tokens":1,"prompt_tokens_details":{"cached_tokens":9}}"#);
+        assert_eq!(
+            cached,
+            TokenUsage::new(3, 1).with_cache_read_tokens(3).with_certainty(Certainty::Estimated)
+        );
+        assert_eq!(read(r#"{"prompt_tokens":3.0,"completion_tokens":1}"#), TokenUsage::new(3, 1));
+    }
+}

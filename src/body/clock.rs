@@ -1,0 +1,70 @@
+use crate::TimeoutPhase;
+use std::{
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
+use tokio::time::{Instant, Sleep};
+
+/// How long a stream may take: one timer, registered at the first `Pending` and moved only when it fires.
+#[derive(Debug, Default)]
+pub(crate) struct BodyClock {
+    pub(crate) first_content: Option<Instant>,
+    pub(crate) idle: Option<Duration>,
+    pub(crate) total: Option<Instant>,
+    /// Since when the provider has been silent while somebody listened.
+    silent_since: Option<Instant>,
+    sleep: Option<Pin<Box<Sleep>>>,
+}
+
+impl BodyClock {
+    pub(crate) const fn new(
+        first_content: Option<Instant>,
+        idle: Option<Duration>,
+        total: Option<Instant>,
+    ) -> Self {
+        Self { first_content, idle, total, silent_since: None, sleep: None }
+    }
+
+    /// The stricter of both.
+    pub(super) fn tighten(&mut self, other: &Self) {
+        fn least<T: Ord>(a: Option<T>, b: Option<T>) -> Option<T> {
+            a.into_iter().chain(b).min()
+        }
+        self.first_content = least(self.first_content, other.first_content);
+        self.idle = least(self.idle, other.idle);
+        self.total = least(self.total, other.total);
+    }
+
+    pub(super) fn heard(&mut self) {
+        self.silent_since = None;
+    }
+
+    /// The provider has nothing to say; is that too long?
+    pub(super) fn poll_silence(&mut self, has_content: bool, cx: &mut Context<'_>) -> Poll<TimeoutPhase> {
+        let mut now = Instant::now();
+        let silent_since = *self.silent_since.get_or_insert(now);
+        loop {
+            let idle = self.idle.and_then(|idle| silent_since.checked_add(idle));
+            let deadlines = [
+                (self.first_content.filter(|_| !has_content), TimeoutPhase::FirstContent),
+                (idle, TimeoutPhase::Idle),
+                (self.total, TimeoutPhase::Total),
+            ];
+            let next =
+                deadlines.into_iter().filter_map(|(at, phase)| Some((at?, phase))).min_by_key(|(at, _)| *at);
+            let Some((at, phase)) = next else { return Poll::Pending };
+            if at <= now {
+                return Poll::Ready(phase);
+            }
+            let sleep = self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(at)));
+            if sleep.deadline() > at || sleep.is_elapsed() {
+                sleep.as_mut().reset(at);
+            }
+            if sleep.as_mut().poll(cx).is_pending() {
+                return Poll::Pending;
+            }
+            now = Instant::now();
+        }
+    }
+}

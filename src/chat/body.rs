@@ -1,0 +1,483 @@
+use super::{ChatBodyBuilder, MessageRef};
+use crate::{Error, InvalidReason, ModelName, json};
+use bytes::{BufMut, Bytes, BytesMut};
+use serde::{
+    Deserialize, Serialize,
+    de::{DeserializeSeed, Deserializer, MapAccess, Visitor},
+};
+use serde_json::value::RawValue;
+use std::{borrow::Cow, fmt, ops::Range, sync::Arc};
+
+/// An OpenAI-style chat request: its original JSON bytes, and an index of its top-level members.
+///
+/// Parsed once, on the way in. Members that nobody here knows reach the provider byte for byte, numbers in
+/// the spelling they came in. Views are lazy and borrowed. A change is an overlay over the same bytes, so
+/// that nothing ever serializes a prompt again. Cloning costs one reference count.
+///
+/// ```
+/// use llm_layers::ChatBody;
+///
+/// # fn main() -> Result<(), llm_layers::Error> {
+/// let body = ChatBody::parse(r#"{"messages":[{"role":"user","content":"Hi"}],"top_k":3.0,"temperature":1}"#)?;
+/// let cooler = body.with("temperature", 0.2)?;
+/// assert_eq!(
+///     cooler.to_json("gpt-4o-mini"),
+///     r#"{"model":"gpt-4o-mini","messages":[{"role":"user","content":"Hi"}],"top_k":3.0,"temperature":0.2}"#
+/// );
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct ChatBody(Arc<Inner>);
+
+struct Inner {
+    source: Bytes,
+    members: Vec<Member>,
+    streaming: bool,
+}
+
+#[derive(Clone)]
+struct Member {
+    /// With its quotes, as it came.
+    raw_name: Text,
+    /// Only where the raw name has escapes.
+    unescaped: Option<Box<str>>,
+    value: Text,
+}
+
+#[derive(Clone)]
+enum Text {
+    Source(Range<u32>),
+    Own(Bytes),
+}
+
+/// How much a request's body may ask of whoever reads it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct BodyLimits {
+    /// Bytes of JSON; 32 MiB unless told.
+    pub max_bytes: usize,
+    /// Arrays and objects within each other; 128 unless told.
+    pub max_depth: usize,
+    /// Top-level members; 256 unless told.
+    pub max_members: usize,
+}
+
+impl Default for BodyLimits {
+    fn default() -> Self {
+        Self { max_bytes: 32 << 20, max_depth: 128, max_members: 256 }
+    }
+}
+
+impl BodyLimits {
+    /// Sets [`max_bytes`](Self::max_bytes).
+    #[must_use]
+    pub const fn with_max_bytes(mut self, bytes: usize) -> Self {
+        self.max_bytes = bytes;
+        self
+    }
+
+    /// Sets [`max_depth`](Self::max_depth).
+    #[must_use]
+    pub const fn with_max_depth(mut self, depth: usize) -> Self {
+        self.max_depth = depth;
+        self
+    }
+
+    /// Sets [`max_members`](Self::max_members).
+    #[must_use]
+    pub const fn with_max_members(mut self, members: usize) -> Self {
+        self.max_members = members;
+        self
+    }
+}
+
+// ===== impl ChatBody =====
+
+impl ChatBody {
+    /// Builds a request without writing JSON.
+    pub fn builder() -> ChatBodyBuilder {
+        ChatBodyBuilder::default()
+    }
+
+    /// Reads JSON within the default [`BodyLimits`].
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidRequest`](crate::ErrorKind::InvalidRequest) that names the member: not JSON, not an object,
+    /// a member twice (`"mod\u0065l"` is `model`), messages that are missing, empty or not messages, a
+    /// known member of the wrong type, or more of anything than the limits allow.
+    pub fn parse(json: impl Into<Bytes>) -> Result<Self, Error> {
+        Self::parse_within(json, &BodyLimits::default())
+    }
+
+    /// Reads JSON within `limits`.
+    ///
+    /// # Errors
+    ///
+    /// As [`parse`](Self::parse).
+    pub fn parse_within(json: impl Into<Bytes>, limits: &BodyLimits) -> Result<Self, Error> {
+        let source = json.into();
+        let max_bytes = limits.max_bytes.min(u32::MAX as usize);
+        if source.len() > max_bytes {
+            return Err(Error::invalid_body(InvalidReason::TooLarge { limit: max_bytes }));
+        }
+        if json::too_deep(&source, limits.max_depth) {
+            return Err(Error::invalid_body(InvalidReason::TooDeep { limit: limits.max_depth }));
+        }
+        let members = index(&source, limits.max_members)?;
+        let body = Self::new(source, members);
+        body.check()?;
+        Ok(body)
+    }
+
+    fn new(source: Bytes, members: Vec<Member>) -> Self {
+        let streaming =
+            members.iter().any(|m| m.name(&source) == "stream" && m.value.get(&source) == b"true");
+        Self(Arc::new(Inner { source, members, streaming }))
+    }
+
+    fn check(&self) -> Result<(), Error> {
+        for (at, member) in self.0.members.iter().enumerate() {
+            let name = member.name(&self.0.source);
+            if self.0.members[..at].iter().any(|m| m.name(&self.0.source) == name) {
+                return Err(Error::invalid(name, InvalidReason::Duplicate));
+            }
+            check_member(name, member.value.get(&self.0.source))?;
+        }
+        match self.raw("messages") {
+            None => Err(Error::invalid("messages", InvalidReason::Missing)),
+            Some(messages) => check_messages(messages),
+        }
+    }
+
+    // ----- views
+
+    /// The JSON of one top-level member, as it came.
+    pub fn raw(&self, name: &str) -> Option<&[u8]> {
+        let source = &self.0.source;
+        self.0.members.iter().find(|m| m.name(source) == name).map(|m| m.value.get(source))
+    }
+
+    /// One top-level member as a `T`; `None` if it is absent or null.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidRequest`](crate::ErrorKind::InvalidRequest) that names the member if it is not a `T`.
+    pub fn get<'a, T: Deserialize<'a>>(&'a self, name: &str) -> Result<Option<T>, Error> {
+        let Some(raw) = self.raw(name) else { return Ok(None) };
+        serde_json::from_slice(raw)
+            .map_err(|_| Error::invalid(name, InvalidReason::Mistyped { expected: "of another type" }))
+    }
+
+    /// The names of the top-level members, unescaped, in their order.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.members.iter().map(|m| m.name(&self.0.source))
+    }
+
+    /// The model that the body names, if it does. What a call is for is [`LlmRequest::model`](crate::LlmRequest::model).
+    pub fn model(&self) -> Option<ModelName> {
+        let name = json::string(self.raw("model")?)?;
+        Some(ModelName::from(&*name))
+    }
+
+    /// Whether the caller asks for a stream.
+    pub fn is_streaming(&self) -> bool {
+        self.0.streaming
+    }
+
+    /// Whether the caller asks for the usage at the end of a stream.
+    pub fn wants_stream_usage(&self) -> bool {
+        self.raw("stream_options").and_then(|o| json::member(o, "include_usage")) == Some(b"true")
+    }
+
+    /// The messages, each borrowed.
+    pub fn messages(&self) -> impl Iterator<Item = MessageRef<'_>> {
+        json::items(self.raw("messages").unwrap_or_default()).map(MessageRef::new)
+    }
+
+    /// The tools on offer, each as JSON.
+    pub fn tools(&self) -> impl Iterator<Item = &[u8]> {
+        json::items(self.raw("tools").unwrap_or_default())
+    }
+
+    /// The JSON of the format that the answer must have.
+    pub fn response_format(&self) -> Option<&[u8]> {
+        self.raw("response_format").filter(|raw| *raw != b"null")
+    }
+
+    /// The sampling temperature, if set.
+    ///
+    /// # Errors
+    ///
+    /// As [`get`](Self::get).
+    pub fn temperature(&self) -> Result<Option<f64>, Error> {
+        self.get("temperature")
+    }
+
+    /// The bound on the answer's tokens, by its new name or its old one.
+    ///
+    /// # Errors
+    ///
+    /// As [`get`](Self::get).
+    pub fn max_output_tokens(&self) -> Result<Option<u64>, Error> {
+        match self.get("max_completion_tokens")? {
+            None => self.get("max_tokens"),
+            some => Ok(some),
+        }
+    }
+
+    /// How many choices are asked for; 1 unless told.
+    ///
+    /// # Errors
+    ///
+    /// As [`get`](Self::get).
+    pub fn n(&self) -> Result<u64, Error> {
+        Ok(self.get("n")?.unwrap_or(1))
+    }
+
+    /// The bytes of the members that carry prompt: an upper bound of its tokens for byte-level tokenizers,
+    /// images and the like apart.
+    pub fn input_bytes(&self) -> usize {
+        let carry_prompt = ["messages", "tools", "functions", "response_format"];
+        carry_prompt.iter().filter_map(|name| self.raw(name)).map(<[u8]>::len).sum()
+    }
+
+    // ----- changes
+
+    /// Sets a top-level member in its place, or at the end; everything else keeps its bytes.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidRequest`](crate::ErrorKind::InvalidRequest) if `value` is no JSON, or not what this member takes.
+    pub fn with<T: Serialize>(&self, name: &str, value: T) -> Result<Self, Error> {
+        let invalid = || Error::invalid(name, InvalidReason::Mistyped { expected: "a JSON value" });
+        let value = serde_json::to_vec(&value).map_err(|_| invalid())?;
+        check_member(name, &value)?;
+        if name == "messages" {
+            check_messages(&value)?;
+        }
+        let mut members = self.0.members.clone();
+        let value = Text::Own(value.into());
+        match members.iter_mut().find(|m| m.name(&self.0.source) == name) {
+            Some(member) => member.value = value,
+            None => {
+                let raw_name = Text::Own(serde_json::to_vec(name).map_err(|_| invalid())?.into());
+                members.push(Member { raw_name, unescaped: Some(name.into()), value });
+            }
+        }
+        Ok(Self::new(self.0.source.clone(), members))
+    }
+
+    /// Leaves a top-level member out.
+    #[must_use]
+    pub fn without(&self, name: &str) -> Self {
+        let mut members = self.0.members.clone();
+        members.retain(|m| m.name(&self.0.source) != name);
+        Self::new(self.0.source.clone(), members)
+    }
+
+    // ----- on the wire
+
+    /// Writes the request for `model`, every other member as it came.
+    pub fn write_to(&self, model: &str, out: &mut BytesMut) {
+        let source = &self.0.source;
+        out.reserve(self.encoded_len() + 2 * model.len() + 16);
+        let mut separator = b'{';
+        if !self.names().any(|name| name == "model") {
+            out.put_u8(separator);
+            write_model(model, out);
+            separator = b',';
+        }
+        for member in &self.0.members {
+            out.put_u8(separator);
+            separator = b',';
+            if member.name(source) == "model" {
+                write_model(model, out);
+            } else {
+                out.put_slice(member.raw_name.get(source));
+                out.put_u8(b':');
+                out.put_slice(member.value.get(source));
+            }
+        }
+        out.put_u8(b'}');
+    }
+
+    /// The request for `model` as JSON.
+    pub fn to_json(&self, model: &str) -> Bytes {
+        let mut out = BytesMut::new();
+        self.write_to(model, &mut out);
+        out.freeze()
+    }
+
+    fn encoded_len(&self) -> usize {
+        let members = self.0.members.iter();
+        members.map(|m| m.raw_name.len() + m.value.len() + 2).sum::<usize>() + 2
+    }
+}
+
+impl fmt::Debug for ChatBody {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ChatBody").field("bytes", &self.encoded_len()).finish_non_exhaustive()
+    }
+}
+
+fn write_model(model: &str, out: &mut BytesMut) {
+    out.put_slice(b"\"model\":");
+    serde_json::to_writer(out.writer(), model).expect("a string is JSON, and memory takes it");
+}
+
+// ===== impl Member =====
+
+impl Member {
+    fn name<'a>(&'a self, source: &'a [u8]) -> &'a str {
+        match &self.unescaped {
+            Some(name) => name,
+            None => {
+                let raw = self.raw_name.get(source);
+                // Checked when it was indexed.
+                std::str::from_utf8(&raw[1..raw.len() - 1]).unwrap_or_default()
+            }
+        }
+    }
+}
+
+impl Text {
+    fn get<'a>(&'a self, source: &'a [u8]) -> &'a [u8] {
+        match self {
+            Self::Source(range) => &source[range.start as usize..range.end as usize],
+            Self::Own(bytes) => bytes,
+        }
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Self::Source(range) => range.len(),
+            Self::Own(bytes) => bytes.len(),
+        }
+    }
+}
+
+// ===== indexing =====
+
+struct Index<'a> {
+    source: &'a [u8],
+    max_members: usize,
+    too_many: &'a mut bool,
+}
+
+fn index(source: &Bytes, max_members: usize) -> Result<Vec<Member>, Error> {
+    let mut too_many = false;
+    let mut reader = serde_json::Deserializer::from_slice(source);
+    let index = Index { source, max_members, too_many: &mut too_many };
+    let indexed = index.deserialize(&mut reader).and_then(|members| reader.end().map(|()| members));
+    indexed.map_err(|error| match error.classify() {
+        _ if too_many => Error::invalid_body(InvalidReason::TooMany { limit: max_members }),
+        serde_json::error::Category::Data => {
+            Error::invalid_body(InvalidReason::Mistyped { expected: "a JSON object" })
+        }
+        _ => Error::invalid_body(InvalidReason::Syntax { line: error.line(), column: error.column() }),
+    })
+}
+
+impl<'de> DeserializeSeed<'de> for Index<'_> {
+    type Value = Vec<Member>;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Index<'_> {
+    type Value = Vec<Member>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut members = Vec::with_capacity(12);
+        while let Some(name) = map.next_key::<&RawValue>()? {
+            if members.len() == self.max_members {
+                *self.too_many = true;
+                return Err(serde::de::Error::custom("too many members"));
+            }
+            let value = map.next_value::<&RawValue>()?;
+            let unescaped = match json::string(name.get().as_bytes()) {
+                Some(Cow::Borrowed(_)) => None,
+                Some(Cow::Owned(name)) => Some(name.into_boxed_str()),
+                None => return Err(serde::de::Error::custom("a name that is no text")),
+            };
+            let span = |raw: &RawValue| span(self.source, raw.get());
+            members.push(Member { raw_name: span(name), unescaped, value: span(value) });
+        }
+        Ok(members)
+    }
+}
+
+/// Where `part`, a slice of `source`, lies in it.
+fn span(source: &[u8], part: &str) -> Text {
+    let start = part.as_ptr() as usize - source.as_ptr() as usize;
+    let offset = |at| u32::try_from(at).expect("a body is never longer than u32::MAX");
+    Text::Source(offset(start)..offset(start + part.len()))
+}
+
+// ===== checks =====
+
+/// With its quotes.
+const MAX_MODEL: usize = 258;
+
+/// What a known member must look like. Its first byte tells its type; ranges are the provider's business.
+fn check_member(name: &str, value: &[u8]) -> Result<(), Error> {
+    let first = value.first().copied().unwrap_or(b'n');
+    let (right, expected) = match name {
+        "model" => (
+            first == b'"' && value.len() <= MAX_MODEL && !json::is_blank(value),
+            "the name of a model, at most 256 bytes",
+        ),
+        "messages" => (first == b'[', "an array of messages"),
+        _ if first == b'n' => return Ok(()),
+        "stream" | "logprobs" | "parallel_tool_calls" | "store" => {
+            (matches!(first, b't' | b'f'), "a boolean")
+        }
+        "temperature" | "top_p" | "frequency_penalty" | "presence_penalty" => {
+            (matches!(first, b'-' | b'0'..=b'9'), "a number")
+        }
+        "max_tokens" | "max_completion_tokens" | "n" | "seed" | "top_logprobs" => (
+            value.iter().enumerate().all(|(at, b)| b.is_ascii_digit() || (at == 0 && *b == b'-')),
+            "an integer",
+        ),
+        "tools" | "functions" => (first == b'[', "an array"),
+        "response_format" | "stream_options" | "metadata" | "logit_bias" => (first == b'{', "an object"),
+        "tool_choice" | "function_call" => (matches!(first, b'"' | b'{'), "a string or an object"),
+        "stop" => (matches!(first, b'"' | b'['), "a string or an array"),
+        "user" | "reasoning_effort" | "service_tier" => (first == b'"', "a string"),
+        _ => return Ok(()),
+    };
+    if right { Ok(()) } else { Err(Error::invalid(name, InvalidReason::Mistyped { expected })) }
+}
+
+fn check_messages(messages: &[u8]) -> Result<(), Error> {
+    let mut any = false;
+    for (at, message) in json::items(messages).enumerate() {
+        any = true;
+        if message.first() != Some(&b'{') {
+            return Err(Error::invalid(
+                format!("messages[{at}]"),
+                InvalidReason::Mistyped { expected: "an object" },
+            ));
+        }
+        match json::member(message, "role") {
+            Some([b'"', ..]) => {}
+            None => return Err(Error::invalid(format!("messages[{at}].role"), InvalidReason::Missing)),
+            Some(_) => {
+                let expected = "a string";
+                return Err(Error::invalid(
+                    format!("messages[{at}].role"),
+                    InvalidReason::Mistyped { expected },
+                ));
+            }
+        }
+    }
+    if any { Ok(()) } else { Err(Error::invalid("messages", InvalidReason::Empty)) }
+}

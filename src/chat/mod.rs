@@ -1,0 +1,11 @@
+//! The chat request: the caller's JSON, and a few known facts about it.
+
+mod body;
+mod builder;
+mod message;
+
+pub use self::{
+    body::{BodyLimits, ChatBody},
+    builder::ChatBodyBuilder,
+    message::{Message, MessageRef, Part, Tool, ToolCall},
+};

@@ -1,0 +1,219 @@
+//! One error for the whole stack.
+
+mod convert;
+mod kind;
+
+pub use self::kind::{
+    ErrorClass, ErrorKind, InvalidReason, Period, ProviderFailure, QuotaExceeded, QuotaKind, TimeoutPhase,
+};
+
+use crate::{ModelName, TokenUsage};
+use http::StatusCode;
+use std::{fmt, sync::Arc, time::Duration};
+
+/// A type-erased error, the same as tower's.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// What went wrong, and where it came from.
+///
+/// One word wide and cheap to clone, so that all who wait for one call can be given it. Match on
+/// [`kind`](Self::kind) for facts; ask [`is_retryable`](Self::is_retryable), [`status`](Self::status) and
+/// [`retry_after`](Self::retry_after) to decide. No prompt, key or user id is ever in its text.
+///
+/// Every layer of this crate has it as its error, and asks of the inner service's error that it converts
+/// [into](Into) this one. Errors of tower's own layers do: see the conversion from [`BoxError`].
+#[derive(Clone)]
+pub struct Error(Arc<Repr>);
+
+#[derive(Clone)]
+struct Repr {
+    kind: ErrorKind,
+    source: Option<Arc<dyn std::error::Error + Send + Sync>>,
+    dispatched: bool,
+    usage: Option<TokenUsage>,
+    attempts: Vec<Attempt>,
+}
+
+/// One attempt that failed.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Attempt {
+    /// The model that was asked, or would have been.
+    pub model: ModelName,
+    /// Why it failed.
+    pub error: Error,
+    /// How long was waited before it.
+    pub wait: Duration,
+    /// How long it took.
+    pub latency: Duration,
+}
+
+impl Attempt {
+    /// A failed attempt that was not waited for.
+    pub fn new(model: impl Into<ModelName>, error: Error) -> Self {
+        Self { model: model.into(), error, wait: Duration::ZERO, latency: Duration::ZERO }
+    }
+}
+
+impl Error {
+    /// An error of this kind.
+    pub fn new(kind: ErrorKind) -> Self {
+        Self(Arc::new(Repr { kind, source: None, dispatched: false, usage: None, attempts: Vec::new() }))
+    }
+
+    /// The failure of a provider, for leaves.
+    ///
+    /// ```
+    /// use llm_layers::{Error, ErrorClass};
+    ///
+    /// let error = Error::provider(ErrorClass::Unavailable, "acme", "model-1");
+    /// assert!(error.is_retryable());
+    /// ```
+    pub fn provider(class: ErrorClass, provider: impl Into<Arc<str>>, model: impl Into<ModelName>) -> Self {
+        Self::new(ErrorKind::Provider(ProviderFailure::new(class, provider, model)))
+    }
+
+    /// A member of the request that is not as it must be.
+    pub(crate) fn invalid(member: impl Into<String>, reason: InvalidReason) -> Self {
+        let mut member = member.into();
+        // The name comes from the caller: it is shown, but not at any length.
+        if let Some((end, _)) = member.char_indices().nth(64) {
+            member.truncate(end);
+        }
+        Self::new(ErrorKind::InvalidRequest { member: Some(member.into()), reason })
+    }
+
+    /// A request that is wrong as a whole.
+    pub fn invalid_body(reason: InvalidReason) -> Self {
+        Self::new(ErrorKind::InvalidRequest { member: None, reason })
+    }
+
+    /// Attaches the cause.
+    #[must_use]
+    pub fn with_source(mut self, source: impl Into<BoxError>) -> Self {
+        self.repr().source = Some(Arc::from(source.into()));
+        self
+    }
+
+    /// Says whether a provider was asked before this happened.
+    #[must_use]
+    pub fn with_dispatched(mut self, dispatched: bool) -> Self {
+        if self.0.dispatched != dispatched {
+            self.repr().dispatched = dispatched;
+        }
+        self
+    }
+
+    /// Says what is known to have been used up.
+    #[must_use]
+    pub fn with_usage(mut self, usage: TokenUsage) -> Self {
+        self.repr().usage = Some(usage);
+        self
+    }
+
+    /// Says what was tried.
+    #[must_use]
+    pub fn with_attempts(mut self, attempts: Vec<Attempt>) -> Self {
+        if !(attempts.is_empty() && self.0.attempts.is_empty()) {
+            self.repr().attempts = attempts;
+        }
+        self
+    }
+
+    fn repr(&mut self) -> &mut Repr {
+        Arc::make_mut(&mut self.0)
+    }
+
+    /// What went wrong, for `match`.
+    pub fn kind(&self) -> &ErrorKind {
+        &self.0.kind
+    }
+
+    /// The class of a provider's failure, if it is one.
+    pub fn class(&self) -> Option<ErrorClass> {
+        match self.kind() {
+            ErrorKind::Provider(failure) => Some(failure.class),
+            _ => None,
+        }
+    }
+
+    /// Whether a provider was asked before this happened, so that something may have been used up.
+    pub fn dispatched(&self) -> bool {
+        self.0.dispatched
+    }
+
+    /// What is known to have been used up all the same.
+    pub fn usage(&self) -> Option<&TokenUsage> {
+        self.0.usage.as_ref()
+    }
+
+    /// The attempts that failed, if several were made, this error's own the last of its model.
+    pub fn attempts(&self) -> &[Attempt] {
+        &self.0.attempts
+    }
+
+    /// Whether the same request may succeed if it is sent again.
+    pub fn is_retryable(&self) -> bool {
+        match self.kind() {
+            ErrorKind::Provider(failure) => failure.class.is_retryable(),
+            ErrorKind::QuotaExceeded(quota) => quota.in_flight_only,
+            ErrorKind::StreamInterrupted { after_content, .. } => !after_content,
+            ErrorKind::EmptyResponse { .. }
+            | ErrorKind::Timeout { .. }
+            | ErrorKind::Overloaded
+            | ErrorKind::StoreUnavailable { .. }
+            | ErrorKind::NoProvider => true,
+            ErrorKind::InvalidRequest { .. }
+            | ErrorKind::RequestTooLarge { .. }
+            | ErrorKind::ModelNotAllowed { .. }
+            | ErrorKind::ModelUnpriced { .. }
+            | ErrorKind::ModelNotFound { .. }
+            | ErrorKind::NotCached
+            | ErrorKind::Cancelled
+            | ErrorKind::Other => false,
+        }
+    }
+
+    /// The HTTP status that a gateway answers with.
+    pub fn status(&self) -> StatusCode {
+        crate::http::status(self)
+    }
+
+    /// How long to wait before the next try, where that is known.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self.kind() {
+            ErrorKind::Provider(failure) => failure.retry_after,
+            ErrorKind::QuotaExceeded(quota) => Some(quota.retry_after),
+            ErrorKind::StoreUnavailable { .. } | ErrorKind::Overloaded | ErrorKind::NoProvider => {
+                Some(Duration::from_secs(1))
+            }
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut out = f.debug_struct("Error");
+        out.field("kind", &self.0.kind).field("dispatched", &self.0.dispatched);
+        if let Some(source) = &self.0.source {
+            out.field("source", source);
+        }
+        if !self.0.attempts.is_empty() {
+            out.field("attempts", &self.0.attempts.len());
+        }
+        out.finish()
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.kind.fmt(f)
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.0.source.as_ref().map(|source| &**source as _)
+    }
+}

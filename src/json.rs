@@ -1,0 +1,228 @@
+//! Walks over JSON without building values.
+//!
+//! [`too_deep`] reads any bytes; the iterators take JSON that was validated before and give back
+//! slices of it, so that what is not understood stays as it came.
+
+use memchr::memchr2;
+use std::borrow::Cow;
+
+/// Whether arrays and objects nest deeper than `limit`. Strings are skipped, so a long prompt costs little.
+pub(crate) fn too_deep(bytes: &[u8], limit: usize) -> bool {
+    let (mut at, mut depth) = (0, 0_usize);
+    while let Some(&byte) = bytes.get(at) {
+        match byte {
+            b'"' => at = string_end(bytes, at) - 1,
+            b'{' | b'[' => {
+                depth += 1;
+                if depth > limit {
+                    return true;
+                }
+            }
+            b'}' | b']' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        at += 1;
+    }
+    false
+}
+
+/// The index behind the string that opens at `at`.
+fn string_end(bytes: &[u8], at: usize) -> usize {
+    let mut at = at + 1;
+    while let Some(found) = bytes.get(at..).and_then(|rest| memchr2(b'"', b'\\', rest)) {
+        at += found;
+        if bytes[at] == b'"' {
+            return at + 1;
+        }
+        at += 2;
+    }
+    bytes.len()
+}
+
+/// The index behind the value that begins at `at`.
+fn value_end(bytes: &[u8], at: usize) -> usize {
+    match bytes.get(at) {
+        Some(b'"') => string_end(bytes, at),
+        Some(b'{' | b'[') => {
+            let (mut at, mut depth) = (at, 0_usize);
+            while let Some(&byte) = bytes.get(at) {
+                match byte {
+                    b'"' => at = string_end(bytes, at) - 1,
+                    b'{' | b'[' => depth += 1,
+                    b'}' | b']' => {
+                        depth -= 1;
+                        if depth == 0 {
+                            return at + 1;
+                        }
+                    }
+                    _ => {}
+                }
+                at += 1;
+            }
+            bytes.len()
+        }
+        _ => {
+            let rest = bytes.get(at..).unwrap_or_default();
+            let end =
+                rest.iter().position(|b| matches!(b, b',' | b'}' | b']' | b' ' | b'\t' | b'\r' | b'\n'));
+            at + end.unwrap_or(rest.len())
+        }
+    }
+}
+
+fn skip(bytes: &[u8], mut at: usize, also: u8) -> usize {
+    while bytes.get(at).is_some_and(|b| matches!(b, b' ' | b'\t' | b'\r' | b'\n') || *b == also) {
+        at += 1;
+    }
+    at
+}
+
+/// The items of a valid JSON array; none if it is something else.
+pub(crate) fn items(array: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let mut at = if array.first() == Some(&b'[') { 1 } else { array.len() };
+    std::iter::from_fn(move || {
+        at = skip(array, at, b',');
+        if matches!(array.get(at), None | Some(b']')) {
+            return None;
+        }
+        let start = at;
+        at = value_end(array, at);
+        (at > start).then(|| &array[start..at])
+    })
+}
+
+/// The members of a valid JSON object, as quoted name and value; none if it is something else.
+pub(crate) fn members(object: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
+    let mut at = if object.first() == Some(&b'{') { 1 } else { object.len() };
+    std::iter::from_fn(move || {
+        at = skip(object, at, b',');
+        if matches!(object.get(at), None | Some(b'}')) {
+            return None;
+        }
+        let name = &object[at..string_end(object, at)];
+        let start = skip(object, at + name.len(), b':');
+        at = value_end(object, start);
+        Some((name, &object[start..at]))
+    })
+}
+
+/// The value of one member of a valid JSON object.
+pub(crate) fn member<'a>(object: &'a [u8], name: &str) -> Option<&'a [u8]> {
+    members(object).find(|(raw, _)| is_name(raw, name)).map(|(_, value)| value)
+}
+
+/// Whether a quoted name means `name`, however it is escaped.
+fn is_name(raw: &[u8], name: &str) -> bool {
+    let inner = &raw[1..raw.len().saturating_sub(1).max(1)];
+    inner == name.as_bytes() || (inner.contains(&b'\\') && string(raw).is_some_and(|s| s == name))
+}
+
+/// The string behind its JSON form, borrowed where nothing is escaped.
+pub(crate) fn string(raw: &[u8]) -> Option<Cow<'_, str>> {
+    match raw {
+        [b'"', inner @ .., b'"'] if !inner.contains(&b'\\') => {
+            std::str::from_utf8(inner).ok().map(Cow::Borrowed)
+        }
+        [b'"', ..] => serde_json::from_slice(raw).ok().map(Cow::Owned),
+        _ => None,
+    }
+}
+
+/// Whether a valid JSON value says nothing: null, or a string, array or object with nothing in it.
+/// A string of white space is blank, not nothing: see [`is_blank`].
+pub(crate) fn is_nothing(raw: &[u8]) -> bool {
+    match raw.first() {
+        None | Some(b'n') => true,
+        Some(b'"') => raw.len() == 2,
+        Some(b'[') => items(raw).next().is_none(),
+        Some(b'{') => members(raw).next().is_none(),
+        _ => false,
+    }
+}
+
+/// Whether a JSON string holds nothing but white space.
+pub(crate) fn is_blank(raw: &[u8]) -> bool {
+    let Some(inner) = raw.get(1..raw.len().saturating_sub(1)) else { return true };
+    match inner.iter().find(|b| !matches!(b, b' ' | b'\t' | b'\r' | b'\n')) {
+        None => true,
+        // Escapes and non-ASCII spaces are rare enough to be decoded.
+        Some(b'\\' | 0x80..) => string(raw).is_none_or(|s| s.trim().is_empty()),
+        Some(_) => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn depth_counts_brackets_outside_of_strings() {
+        assert!(!too_deep(br#"{"a":["[[[[\"[["]}"#, 2));
+        assert!(too_deep(br#"{"a":[[]]}"#, 2));
+        assert!(too_deep("[".repeat(1_000_000).as_bytes(), 128));
+    }
+
+    #[test]
+    fn items_and_members_are_slices_of_the_source() {
+        let object = br#" {"a" : [1, {"b":"]}"}, "x\"y" ] , "c\u0041":null,"e":-1.5e3}"#.trim_ascii();
+        let all: Vec<_> = members(object).collect();
+        assert_eq!(all.len(), 3);
+        assert_eq!(all[0].1, br#"[1, {"b":"]}"}, "x\"y" ]"#);
+        assert_eq!(items(all[0].1).collect::<Vec<_>>(), [&b"1"[..], br#"{"b":"]}"}"#, br#""x\"y""#]);
+        assert_eq!(member(object, "cA"), Some(&b"null"[..]));
+        assert_eq!(member(object, "e"), Some(&b"-1.5e3"[..]));
+        assert_eq!(member(object, "b"), None);
+    }
+
+    #[test]
+    fn blank_is_white_space_in_any_spelling() {
+        for blank in [r#""""#, r#"" \n""#, "\"\u{a0}\"", r#""\u00a0\t""#] {
+            assert!(is_blank(blank.as_bytes()), "{blank}");
+        }
+        for text in [r#""a""#, r#"" \\""#, "\"\u{e9}\"", r#""\u0041""#] {
+            assert!(!is_blank(text.as_bytes()), "{text}");
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn the_walk_agrees_with_serde(value in arbitrary()) {
+            let text = serde_json::to_vec_pretty(&value).unwrap();
+            match &value {
+                serde_json::Value::Array(expected) => {
+                    let seen: Vec<serde_json::Value> = items(&text).map(|i| serde_json::from_slice(i).unwrap()).collect();
+                    proptest::prop_assert_eq!(&seen, expected);
+                }
+                serde_json::Value::Object(expected) => {
+                    let seen: serde_json::Map<_, _> = members(&text)
+                        .map(|(n, v)| (string(n).unwrap().into_owned(), serde_json::from_slice(v).unwrap()))
+                        .collect();
+                    proptest::prop_assert_eq!(&seen, expected);
+                }
+                _ => {}
+            }
+        }
+
+        #[test]
+        fn no_bytes_make_it_panic(bytes: Vec<u8>) {
+            let _ = (too_deep(&bytes, 3), items(&bytes).count());
+        }
+    }
+
+    fn arbitrary() -> impl proptest::strategy::Strategy<Value = serde_json::Value> {
+        use proptest::prelude::*;
+        let leaf = prop_oneof![
+            Just(serde_json::Value::Null),
+            any::<bool>().prop_map(Into::into),
+            any::<i64>().prop_map(Into::into),
+            ".*".prop_map(serde_json::Value::from),
+        ];
+        leaf.prop_recursive(4, 32, 5, |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..5).prop_map(Into::into),
+                prop::collection::hash_map(".*", inner, 0..5)
+                    .prop_map(|m| serde_json::Value::Object(m.into_iter().collect())),
+            ]
+        })
+    }
+}

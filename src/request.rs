@@ -1,0 +1,116 @@
+use crate::{BodyLimits, ChatBody, Error, InvalidReason, ModelName, Progress, RequestContext};
+use bytes::Bytes;
+use std::{fmt, sync::Arc};
+
+/// A request on its way down the stack.
+///
+/// Cloning costs a few reference counts whatever the prompt's size, so that a retry, a hedge or a fallback
+/// can keep one for the next attempt.
+///
+/// ```
+/// use llm_layers::{ChatBody, LlmRequest, RequestContext};
+///
+/// # fn main() -> Result<(), llm_layers::Error> {
+/// let request = LlmRequest::new("fast", ChatBody::builder().user("Hello").build()?)
+///     .with_context(RequestContext::new().with_user_id("ada"));
+/// let same = LlmRequest::parse(r#"{"model":"fast","messages":[{"role":"user","content":"Hello"}]}"#)?;
+/// assert_eq!(request.model, same.model);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+#[non_exhaustive]
+pub struct LlmRequest {
+    /// What is asked for: an alias, `provider/model`, or a bare name. Layers rewrite it on the way down.
+    pub model: ModelName,
+    /// What the caller asked for, kept through alias and fallback.
+    pub requested: ModelName,
+    /// How far this call has come.
+    pub progress: Progress,
+    /// The chat request.
+    pub body: ChatBody,
+    /// Who asks, with which rights.
+    pub context: RequestContext,
+    /// What is to be done.
+    pub operation: Operation,
+    /// Which attempt this is, from 0, counted up by [`Fallback`](crate::fallback::Fallback). A label: ids
+    /// of leases and records are minted for each call.
+    pub attempt: u16,
+    extensions: Option<Arc<http::Extensions>>,
+}
+
+/// What a request asks a provider to do.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Operation {
+    /// Continue a conversation.
+    #[default]
+    Chat,
+}
+
+impl LlmRequest {
+    /// A request for `model` from nobody in particular.
+    pub fn new(model: impl Into<ModelName>, body: ChatBody) -> Self {
+        let model = model.into();
+        Self {
+            requested: model.clone(),
+            model,
+            progress: Progress::new(),
+            body,
+            context: RequestContext::new(),
+            operation: Operation::Chat,
+            attempt: 0,
+            extensions: None,
+        }
+    }
+
+    /// Reads an OpenAI-style chat request within the default [`BodyLimits`].
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidRequest`](crate::ErrorKind::InvalidRequest) that names the member at fault.
+    pub fn parse(json: impl Into<Bytes>) -> Result<Self, Error> {
+        Self::parse_within(json, &BodyLimits::default())
+    }
+
+    /// Reads an OpenAI-style chat request within `limits`.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidRequest`](crate::ErrorKind::InvalidRequest) that names the member at fault.
+    pub fn parse_within(json: impl Into<Bytes>, limits: &BodyLimits) -> Result<Self, Error> {
+        let body = ChatBody::parse_within(json, limits)?;
+        let model = body.model().ok_or_else(|| Error::invalid("model", InvalidReason::Missing))?;
+        Ok(Self::new(model, body))
+    }
+
+    /// Says who asks.
+    #[must_use]
+    pub fn with_context(mut self, context: RequestContext) -> Self {
+        self.context = context;
+        self
+    }
+
+    /// Something that a layer of yours has attached. No layer of this crate decides anything on it.
+    pub fn extension<T: Clone + Send + Sync + 'static>(&self) -> Option<&T> {
+        self.extensions.as_ref()?.get()
+    }
+
+    /// Attaches something for a layer of yours further down; clones of the request made before do not see it.
+    pub fn insert_extension<T: Clone + Send + Sync + 'static>(&mut self, value: T) {
+        Arc::make_mut(self.extensions.get_or_insert_default()).insert(value);
+    }
+}
+
+impl fmt::Debug for LlmRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LlmRequest")
+            .field("model", &self.model)
+            .field("requested", &self.requested)
+            .field("operation", &self.operation)
+            .field("attempt", &self.attempt)
+            .field("body", &self.body)
+            .field("context", &self.context)
+            .finish_non_exhaustive()
+    }
+}
