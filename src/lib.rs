@@ -1,15 +1,21 @@
 //! Composable Tower layers for calls to language models.
 
+pub mod alias;
 mod answer;
 pub mod body;
 mod chat;
+pub mod concurrency;
 mod context;
 mod error;
+pub mod fallback;
 pub mod http;
 mod json;
 mod model;
+pub mod peek;
 mod progress;
+pub mod providers;
 mod request;
+pub mod timeout;
 
 pub use self::{
     answer::{

@@ -1,0 +1,158 @@
+use super::table::{AliasTable, MAX_STEPS};
+use crate::ModelName;
+use std::{collections::HashSet, fmt, sync::Arc};
+
+/// All that is wrong with a table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AliasError {
+    problems: Vec<AliasProblem>,
+}
+
+/// One thing that is wrong with a table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum AliasProblem {
+    /// A name leads back to itself.
+    Cycle {
+        /// The way round.
+        path: Vec<ModelName>,
+    },
+    /// A name stands twice; one of them can never be used.
+    Shadowed {
+        /// The name.
+        name: Arc<str>,
+    },
+    /// A name leads to no provider.
+    Dangling {
+        /// The name.
+        name: ModelName,
+        /// Where it ends.
+        target: ModelName,
+    },
+    /// A name leads through too many others.
+    TooLong {
+        /// The name.
+        name: ModelName,
+    },
+    /// The name or its target is empty, or all weights are zero.
+    Empty {
+        /// The name.
+        name: Arc<str>,
+    },
+}
+
+impl AliasError {
+    pub(super) fn unless_empty(problems: Vec<AliasProblem>) -> Result<(), Self> {
+        if problems.is_empty() { Ok(()) } else { Err(Self { problems }) }
+    }
+
+    /// Each problem.
+    pub fn problems(&self) -> &[AliasProblem] {
+        &self.problems
+    }
+}
+
+impl std::error::Error for AliasError {}
+
+impl fmt::Display for AliasError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (at, problem) in self.problems.iter().enumerate() {
+            write!(f, "{}{problem}", if at == 0 { "" } else { "; " })?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for AliasProblem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cycle { path } => {
+                f.write_str("aliases lead in a circle: ")?;
+                for (at, name) in path.iter().enumerate() {
+                    write!(f, "{}{name}", if at == 0 { "" } else { " -> " })?;
+                }
+                Ok(())
+            }
+            Self::Shadowed { name } => write!(f, "alias {name} is defined twice"),
+            Self::Dangling { name, target } => write!(f, "alias {name} leads to {target}, which no provider serves"),
+            Self::TooLong { name } => write!(f, "alias {name} leads through more than {MAX_STEPS} others"),
+            Self::Empty { name } => write!(f, "alias {name:?} has an empty name, an empty target or no weight"),
+        }
+    }
+}
+
+/// Follows every name to every end, as each tenant would.
+pub(super) fn check(table: &AliasTable) -> Vec<AliasProblem> {
+    let mut problems = Vec::new();
+    for tenant in table.tenants.keys().map(|tenant| Some(&**tenant)).chain([None]) {
+        let own = tenant.and_then(|tenant| table.tenants.get(tenant));
+        let mut walk = Walk { table, tenant, done: HashSet::new(), path: Vec::new(), problems: &mut problems };
+        for entries in own.into_iter().chain([&table.everybody]) {
+            for name in entries.exact.keys() {
+                walk.visit(&ModelName::from(Arc::clone(name)));
+            }
+            for (glob, target) in &entries.globs {
+                // Any name may come in by a glob; the glob itself stands for all of them.
+                walk.path.push(glob.as_str().into());
+                for (choice, _) in &target.choices {
+                    walk.visit(choice);
+                }
+                walk.path.pop();
+            }
+        }
+    }
+    let mut unique: Vec<AliasProblem> = Vec::new();
+    problems.retain(|problem| {
+        let new = !unique.contains(problem);
+        unique.extend(new.then(|| problem.clone()));
+        new
+    });
+    problems
+}
+
+struct Walk<'a> {
+    table: &'a AliasTable,
+    tenant: Option<&'a str>,
+    done: HashSet<ModelName>,
+    path: Vec<ModelName>,
+    problems: &'a mut Vec<AliasProblem>,
+}
+
+impl Walk<'_> {
+    fn visit(&mut self, name: &ModelName) {
+        if let Some(start) = self.path.iter().position(|seen| seen == name) {
+            let mut path = self.path[start..].to_vec();
+            path.push(name.clone());
+            self.problems.push(AliasProblem::Cycle { path });
+            return;
+        }
+        if self.path.len() > MAX_STEPS {
+            let name = self.path[0].clone();
+            self.problems.push(AliasProblem::TooLong { name });
+            return;
+        }
+        if self.done.contains(name) {
+            return;
+        }
+        match self.table.lookup(name, self.tenant) {
+            Some(target) => {
+                self.path.push(name.clone());
+                for (choice, _) in &target.choices {
+                    // A name that means itself ends there.
+                    if choice == name { self.end(name) } else { self.visit(choice) }
+                }
+                self.path.pop();
+            }
+            None => self.end(name),
+        }
+        self.done.insert(name.clone());
+    }
+
+    fn end(&mut self, target: &ModelName) {
+        let served = self.table.providers().is_none_or(|providers| providers.provider_for(target).is_some());
+        if !served {
+            let name = self.path.last().unwrap_or(target).clone();
+            self.problems.push(AliasProblem::Dangling { name, target: target.clone() });
+        }
+    }
+}

@@ -1,0 +1,253 @@
+use super::{
+    check::{AliasError, AliasProblem, check},
+    glob::Glob,
+};
+use crate::{ModelName, providers::ProviderNames};
+use std::{collections::HashMap, fmt, sync::Arc};
+
+/// What names mean: immutable, checked when it is built, exchanged as a whole.
+///
+/// A name is looked up again and again until it means nothing else. An exact name goes before a glob, the
+/// glob with the longest literal text before others, and a tenant's own entries before everybody's.
+#[derive(Debug, Clone, Default)]
+pub struct AliasTable {
+    pub(super) everybody: Entries,
+    pub(super) tenants: HashMap<Arc<str>, Entries>,
+    pub(super) providers: Option<ProviderNames>,
+}
+
+#[derive(Debug, Clone, Default)]
+pub(super) struct Entries {
+    pub(super) exact: HashMap<Arc<str>, Target>,
+    /// The narrowest first.
+    pub(super) globs: Vec<(Glob, Target)>,
+}
+
+/// What one name means.
+#[derive(Debug, Clone)]
+pub(super) struct Target {
+    pub(super) choices: Vec<(ModelName, u32)>,
+    sticky: bool,
+}
+
+/// Builds an [`AliasTable`].
+#[derive(Debug, Clone, Default)]
+#[must_use]
+pub struct AliasTableBuilder {
+    tenant: Option<Arc<str>>,
+    table: AliasTable,
+    problems: Vec<AliasProblem>,
+}
+
+/// A name is looked up at most this often; [`check`] has seen that no chain is longer.
+pub(super) const MAX_STEPS: usize = 32;
+
+// ===== impl AliasTable =====
+
+impl AliasTable {
+    /// An empty table, to be filled.
+    pub fn builder() -> AliasTableBuilder {
+        AliasTableBuilder::default()
+    }
+
+    /// The canonical name of `model` for this tenant and user.
+    pub fn resolve(&self, model: &ModelName, tenant: Option<&str>, user: Option<&str>) -> ModelName {
+        let mut name = model.clone();
+        for _ in 0..MAX_STEPS {
+            let Some(target) = self.lookup(&name, tenant) else { break };
+            let next = target.pick(&name, user);
+            if *next == name {
+                break;
+            }
+            name = next.clone();
+        }
+        match &self.providers {
+            Some(providers) => providers.canonical(&name),
+            None => name,
+        }
+    }
+
+    /// Which providers there are, if the table was told.
+    pub const fn providers(&self) -> Option<&ProviderNames> {
+        self.providers.as_ref()
+    }
+
+    /// The names that callers may use for everybody, globs left out, sorted.
+    pub fn names(&self) -> Vec<&str> {
+        let mut names: Vec<&str> = self.everybody.exact.keys().map(|name| &**name).collect();
+        names.sort_unstable();
+        names
+    }
+
+    /// How `name` is resolved, a line for each step, for people.
+    pub fn explain(&self, name: &str) -> String {
+        self.explain_to(name, None)
+    }
+
+    /// How `name` is resolved for a tenant.
+    pub fn explain_to(&self, name: &str, tenant: Option<&str>) -> String {
+        let mut out = name.to_owned();
+        self.explain_into(&mut out, &name.into(), tenant, 1);
+        out
+    }
+
+    fn explain_into(&self, out: &mut String, name: &ModelName, tenant: Option<&str>, depth: usize) {
+        let Some(target) = self.lookup(name, tenant).filter(|_| depth <= MAX_STEPS) else { return };
+        let total = target.total();
+        for (choice, weight) in target.choices.iter().filter(|(choice, _)| choice != name) {
+            let indent = "  ".repeat(depth);
+            out.push_str(&match target.choices.len() {
+                1 => format!("\n{indent}-> {choice}"),
+                _ => format!("\n{indent}-> {choice} ({weight} of {total})"),
+            });
+            self.explain_into(out, choice, tenant, depth + 1);
+        }
+    }
+
+    pub(super) fn lookup(&self, name: &str, tenant: Option<&str>) -> Option<&Target> {
+        let own = tenant.and_then(|tenant| self.tenants.get(tenant));
+        own.and_then(|entries| entries.lookup(name)).or_else(|| self.everybody.lookup(name))
+    }
+}
+
+impl Entries {
+    fn lookup(&self, name: &str) -> Option<&Target> {
+        self.exact.get(name).or_else(|| {
+            let (_, target) = self.globs.iter().find(|(glob, _)| glob.matches(name))?;
+            Some(target)
+        })
+    }
+}
+
+impl Target {
+    fn total(&self) -> u64 {
+        self.choices.iter().map(|(_, weight)| u64::from(*weight)).sum()
+    }
+
+    fn pick(&self, name: &str, user: Option<&str>) -> &ModelName {
+        let (first, _) = &self.choices[0];
+        if self.choices.len() == 1 {
+            return first;
+        }
+        let mut point = match user.filter(|_| self.sticky) {
+            Some(user) => stable_hash(&[name, user]) % self.total(),
+            None => fastrand::u64(..self.total()),
+        };
+        for (model, weight) in &self.choices {
+            match point.checked_sub(u64::from(*weight)) {
+                Some(rest) => point = rest,
+                None => return model,
+            }
+        }
+        first
+    }
+}
+
+/// FNV-1a, mixed: the same on every machine and in every release, which is what sticky means.
+fn stable_hash(parts: &[&str]) -> u64 {
+    let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
+    for byte in parts.iter().flat_map(|part| part.bytes().chain([0xff])) {
+        hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+    }
+    hash ^= hash >> 32;
+    hash.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 8
+}
+
+// ===== impl AliasTableBuilder =====
+
+impl AliasTableBuilder {
+    /// `name`, which may be a glob, means `target`.
+    pub fn alias(self, name: impl Into<Arc<str>>, target: impl Into<ModelName>) -> Self {
+        self.entry(name.into(), Target { choices: vec![(target.into(), 1)], sticky: false })
+    }
+
+    /// `name` means one of `targets`, by chance, in proportion to their weights.
+    pub fn split<M: Into<ModelName>>(
+        self,
+        name: impl Into<Arc<str>>,
+        targets: impl IntoIterator<Item = (M, u32)>,
+    ) -> Self {
+        self.entry(name.into(), Target::of(targets, false))
+    }
+
+    /// As [`split`](Self::split), but the same user always gets the same target.
+    pub fn sticky_split<M: Into<ModelName>>(
+        self,
+        name: impl Into<Arc<str>>,
+        targets: impl IntoIterator<Item = (M, u32)>,
+    ) -> Self {
+        self.entry(name.into(), Target::of(targets, true))
+    }
+
+    /// Entries that follow are this tenant's own.
+    pub fn for_tenant(mut self, tenant: impl Into<Arc<str>>) -> Self {
+        self.tenant = Some(tenant.into());
+        self
+    }
+
+    /// Entries that follow are everybody's again.
+    pub fn for_everybody(mut self) -> Self {
+        self.tenant = None;
+        self
+    }
+
+    /// Tells which providers there are: bare names get the only one, and a target that leads to none is an
+    /// error.
+    pub fn providers(mut self, providers: ProviderNames) -> Self {
+        self.table.providers = Some(providers);
+        self
+    }
+
+    /// Checks the table.
+    ///
+    /// # Errors
+    ///
+    /// All that is wrong with it: cycles, entries that can never be used, targets that lead nowhere.
+    pub fn build(mut self) -> Result<AliasTable, AliasError> {
+        let tables = self.table.tenants.values_mut().chain([&mut self.table.everybody]);
+        for entries in tables {
+            entries.globs.sort_by(|(a, _), (b, _)| b.literals().cmp(&a.literals()).then_with(|| a.cmp(b)));
+        }
+        self.problems.extend(check(&self.table));
+        AliasError::unless_empty(self.problems).map(|()| self.table)
+    }
+
+    fn entry(mut self, name: Arc<str>, target: Target) -> Self {
+        if name.trim().is_empty() || target.total() == 0 || target.choices.iter().any(|(m, _)| m.trim().is_empty()) {
+            self.problems.push(AliasProblem::Empty { name });
+            return self;
+        }
+        let entries = match &self.tenant {
+            Some(tenant) => self.table.tenants.entry(Arc::clone(tenant)).or_default(),
+            None => &mut self.table.everybody,
+        };
+        let present = match Glob::new(&name) {
+            Some(glob) => {
+                let present = entries.globs.iter().any(|(other, _)| *other == glob);
+                entries.globs.push((glob, target));
+                present
+            }
+            None => entries.exact.insert(Arc::clone(&name), target).is_some(),
+        };
+        if present {
+            self.problems.push(AliasProblem::Shadowed { name });
+        }
+        self
+    }
+}
+
+impl Target {
+    fn of<M: Into<ModelName>>(targets: impl IntoIterator<Item = (M, u32)>, sticky: bool) -> Self {
+        let choices = targets.into_iter().map(|(model, weight)| (model.into(), weight));
+        Self { choices: choices.filter(|(_, weight)| *weight > 0).collect(), sticky }
+    }
+}
+
+impl fmt::Display for AliasTable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for name in self.names() {
+            writeln!(f, "{}", self.explain(name))?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,272 @@
+use super::{
+    layer::Bounds,
+    policy::{Cause, Decision, Failure, Policy},
+};
+use crate::{
+    Attempt, Error, ErrorKind, LlmRequest, LlmResponse, ModelName, Progress, TimeoutPhase,
+    providers::ProviderNames,
+};
+use pin_project::pin_project;
+use std::{
+    fmt, mem,
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+use tokio::time::{Instant, Sleep};
+use tower_service::Service;
+
+/// Response future of [`Fallback`](super::Fallback).
+#[pin_project]
+pub struct ResponseFuture<S: Service<LlmRequest>, P> {
+    service: S,
+    attempts: Attempts<P>,
+    #[pin]
+    state: State<S::Future>,
+    deadline: Option<Instant>,
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+#[pin_project(project = StateProj)]
+enum State<F> {
+    /// Waiting for an answer with content.
+    Calling(#[pin] F),
+    /// Waiting until it is time to try again.
+    Waiting(Pin<Box<Sleep>>),
+    /// Waiting for the service to accept the next attempt.
+    Readying,
+    /// The first model has no provider: nobody was asked.
+    Unroutable,
+}
+
+/// What was tried, and who decides what is tried next.
+struct Attempts<P> {
+    policy: P,
+    request: LlmRequest,
+    progress: Progress,
+    providers: Option<ProviderNames>,
+    models: Vec<ModelName>,
+    failed: Vec<Attempt>,
+    calls_left: u16,
+    skips_left: u16,
+    wait: Duration,
+    started: Instant,
+}
+
+enum Next {
+    Call,
+    CallAfter(Duration),
+    Stop(Error),
+}
+
+// ===== impl ResponseFuture =====
+
+impl<S, P> ResponseFuture<S, P>
+where
+    S: Service<LlmRequest>,
+    P: Policy,
+{
+    pub(super) fn new(mut ready: S, request: LlmRequest, mut policy: P, bounds: &Bounds) -> Self {
+        policy.begin(&request);
+        let started = Instant::now();
+        let deadline = bounds.deadline.and_then(|limit| started.checked_add(limit));
+        let deadline = deadline.into_iter().chain(request.context.deadline().map(Into::into)).min();
+        let mut attempts = Attempts {
+            policy,
+            progress: request.progress.clone(),
+            request,
+            providers: bounds.providers.clone(),
+            models: Vec::new(),
+            failed: Vec::new(),
+            calls_left: bounds.max_attempts,
+            // Skips cost nothing but time; a policy that names ever new strangers still comes to its end.
+            skips_left: 64,
+            wait: Duration::ZERO,
+            started,
+        };
+        let state = if attempts.is_routable() {
+            State::Calling(attempts.call(&mut ready, started))
+        } else {
+            State::Unroutable
+        };
+        Self { service: ready, attempts, state, deadline, timer: None }
+    }
+}
+
+impl<S, P> Future for ResponseFuture<S, P>
+where
+    S: Service<LlmRequest, Response = LlmResponse>,
+    S::Error: Into<Error>,
+    P: Policy,
+{
+    type Output = Result<LlmResponse, Error>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut this = self.project();
+        loop {
+            let failure = match this.state.as_mut().project() {
+                StateProj::Calling(future) => match future.poll(cx) {
+                    Poll::Ready(Ok(mut answer)) => {
+                        answer.attempts = mem::take(&mut this.attempts.failed);
+                        return Poll::Ready(Ok(answer));
+                    }
+                    Poll::Ready(Err(error)) => error.into(),
+                    Poll::Pending => {
+                        ready!(poll_deadline(*this.deadline, this.timer, cx));
+                        Error::new(ErrorKind::Timeout { phase: TimeoutPhase::Deadline })
+                            .with_dispatched(this.attempts.request.progress.is_dispatched())
+                    }
+                },
+                StateProj::Waiting(sleep) => {
+                    ready!(sleep.as_mut().poll(cx));
+                    this.state.set(State::Readying);
+                    continue;
+                }
+                StateProj::Readying => match this.service.poll_ready(cx) {
+                    Poll::Ready(Ok(())) => {
+                        let call = this.attempts.call(this.service, Instant::now());
+                        this.state.set(State::Calling(call));
+                        continue;
+                    }
+                    Poll::Ready(Err(error)) => return Poll::Ready(Err(error.into())),
+                    Poll::Pending => {
+                        ready!(poll_deadline(*this.deadline, this.timer, cx));
+                        Error::new(ErrorKind::Timeout { phase: TimeoutPhase::Deadline })
+                    }
+                },
+                StateProj::Unroutable => not_found(&this.attempts.request.model),
+            };
+            // Dropping the failed attempt here also hangs up on its provider.
+            this.state.set(State::Readying);
+            match this.attempts.after(failure, *this.deadline) {
+                Next::Call => {}
+                Next::CallAfter(wait) => this.state.set(State::Waiting(Box::pin(tokio::time::sleep(wait)))),
+                Next::Stop(error) => return Poll::Ready(Err(error)),
+            }
+        }
+    }
+}
+
+fn poll_deadline(
+    deadline: Option<Instant>,
+    timer: &mut Option<Pin<Box<Sleep>>>,
+    cx: &mut Context<'_>,
+) -> Poll<()> {
+    let Some(deadline) = deadline else { return Poll::Pending };
+    let timer = timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
+    timer.as_mut().poll(cx)
+}
+
+fn not_found(model: &ModelName) -> Error {
+    Error::new(ErrorKind::ModelNotFound { model: model.clone() })
+}
+
+impl<S: Service<LlmRequest>, P> fmt::Debug for ResponseFuture<S, P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = match self.state {
+            State::Calling(_) => "Calling",
+            State::Waiting(_) => "Waiting",
+            State::Readying => "Readying",
+            State::Unroutable => "Unroutable",
+        };
+        f.debug_struct("ResponseFuture")
+            .field("state", &state)
+            .field("failed", &self.attempts.failed.len())
+            .finish_non_exhaustive()
+    }
+}
+
+// ===== impl Attempts =====
+
+impl<P: Policy> Attempts<P> {
+    fn call<S: Service<LlmRequest>>(&mut self, ready: &mut S, now: Instant) -> S::Future {
+        self.calls_left -= 1;
+        self.started = now;
+        ready.call(self.request.clone())
+    }
+
+    fn is_routable(&self) -> bool {
+        self.providers.as_ref().is_none_or(|providers| {
+            // With no provider at all the innermost service says so.
+            providers.is_empty() || providers.provider_for(&self.request.model).is_some()
+        })
+    }
+
+    /// Notes a failure and finds out what to do about it.
+    fn after(&mut self, error: Error, deadline: Option<Instant>) -> Next {
+        let now = Instant::now();
+        let latency = now.saturating_duration_since(self.started);
+        self.note(error, latency);
+        loop {
+            let Some(last) = self.failed.last() else { return Next::Stop(not_found(&self.request.model)) };
+            let is_first = self.models.len() == 1;
+            if is_final(&last.error, is_first) || self.calls_left == 0 || self.skips_left == 0 {
+                return Next::Stop(self.verdict());
+            }
+            let failure = Failure {
+                request: &self.request,
+                error: &last.error,
+                attempts: &self.failed,
+                models: &self.models,
+            };
+            match self.policy.decide(&failure) {
+                Decision::Stop => return Next::Stop(self.verdict()),
+                Decision::Retry { after } => {
+                    // No use in waiting for a time when nobody waits any more.
+                    if deadline.is_some_and(|deadline| now + after >= deadline) {
+                        return Next::Stop(self.verdict());
+                    }
+                    self.wait = after;
+                    self.prepare();
+                    return if after.is_zero() { Next::Call } else { Next::CallAfter(after) };
+                }
+                Decision::Next(model) if self.models.contains(&model) => return Next::Stop(self.verdict()),
+                Decision::Next(model) => {
+                    self.wait = Duration::ZERO;
+                    self.request.model = model;
+                    if self.is_routable() {
+                        self.prepare();
+                        return Next::Call;
+                    }
+                    self.skips_left -= 1;
+                    self.note(not_found(&self.request.model), Duration::ZERO);
+                }
+            }
+        }
+    }
+
+    fn note(&mut self, error: Error, latency: Duration) {
+        let model = self.request.model.clone();
+        if !self.models.contains(&model) {
+            self.models.push(model.clone());
+        }
+        self.failed.push(Attempt { model, error, wait: mem::take(&mut self.wait), latency });
+    }
+
+    fn prepare(&mut self) {
+        self.request.attempt = self.request.attempt.saturating_add(1);
+        self.request.progress = self.progress.child();
+    }
+
+    /// The last failure of a model that was really asked; if none was, why the first was not.
+    fn verdict(&mut self) -> Error {
+        let failed = mem::take(&mut self.failed);
+        let real = failed.iter().rev().find(|attempt| Cause::of(&attempt.error) != Some(Cause::Skipped));
+        match real.or_else(|| failed.first()) {
+            Some(attempt) => {
+                let error = attempt.error.clone();
+                let dispatched = error.dispatched() || self.progress.is_dispatched();
+                error.with_dispatched(dispatched).with_attempts(failed)
+            }
+            None => not_found(&self.request.model),
+        }
+    }
+}
+
+/// What no policy is asked about. What the caller asked for is refused, what was only a substitute is skipped.
+fn is_final(error: &Error, is_first: bool) -> bool {
+    match error.kind() {
+        ErrorKind::ModelNotAllowed { .. } | ErrorKind::ModelUnpriced { .. } => is_first,
+        _ => Cause::of(error).is_none(),
+    }
+}

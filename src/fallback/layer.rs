@@ -1,0 +1,120 @@
+use super::{future::ResponseFuture, policy::Policy};
+use crate::{
+    Error, LlmRequest, LlmResponse,
+    peek::{Peek, PeekLayer},
+    providers::ProviderNames,
+};
+use std::{
+    mem,
+    task::{Context, Poll},
+    time::Duration,
+};
+use tower_layer::Layer;
+use tower_service::Service;
+
+/// Applies [`Fallback`] over [`Peek`] to a service.
+#[derive(Debug, Clone)]
+pub struct FallbackLayer<P> {
+    policy: P,
+    peek: PeekLayer,
+    bounds: Bounds,
+}
+
+/// Sends a failed request again, as its [`Policy`] says.
+#[derive(Debug, Clone)]
+pub struct Fallback<S, P> {
+    inner: S,
+    policy: P,
+    bounds: Bounds,
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct Bounds {
+    pub(super) max_attempts: u16,
+    pub(super) deadline: Option<Duration>,
+    pub(super) providers: Option<ProviderNames>,
+}
+
+impl<P> FallbackLayer<P> {
+    /// Does as `policy` says, within 8 attempts.
+    pub const fn new(policy: P) -> Self {
+        Self {
+            policy,
+            peek: PeekLayer::new(),
+            bounds: Bounds { max_attempts: 8, deadline: None, providers: None },
+        }
+    }
+
+    /// Makes at most this many calls, whatever the policy says; at least one.
+    #[must_use]
+    pub fn with_max_attempts(mut self, attempts: u16) -> Self {
+        self.bounds.max_attempts = attempts.max(1);
+        self
+    }
+
+    /// Bounds the time of all attempts together, until one has content.
+    ///
+    /// The caller's own [deadline](crate::RequestContext::deadline) is kept in any case.
+    #[must_use]
+    pub const fn with_deadline(mut self, deadline: Duration) -> Self {
+        self.bounds.deadline = Some(deadline);
+        self
+    }
+
+    /// Tells which providers there are, so that a model without one is skipped before anybody is asked.
+    #[must_use]
+    pub fn with_providers(mut self, providers: ProviderNames) -> Self {
+        self.bounds.providers = Some(providers);
+        self
+    }
+
+    /// How much [`Peek`] may hold back.
+    #[must_use]
+    pub const fn with_peek(mut self, peek: PeekLayer) -> Self {
+        self.peek = peek;
+        self
+    }
+}
+
+impl<S, P: Clone> Layer<S> for FallbackLayer<P> {
+    // `Peek` is part of this layer, not advice: without it a stream could not fall back.
+    type Service = Fallback<Peek<S>, P>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        Fallback { inner: self.peek.layer(inner), policy: self.policy.clone(), bounds: self.bounds.clone() }
+    }
+}
+
+impl<S, P> Fallback<S, P> {
+    /// The inner service.
+    pub const fn get_ref(&self) -> &S {
+        &self.inner
+    }
+
+    /// Unwraps the inner service.
+    pub fn into_inner(self) -> S {
+        self.inner
+    }
+}
+
+impl<S, P> Service<LlmRequest> for Fallback<S, P>
+where
+    S: Service<LlmRequest, Response = LlmResponse> + Clone,
+    S::Error: Into<Error>,
+    P: Policy,
+{
+    type Response = LlmResponse;
+    type Error = Error;
+    type Future = ResponseFuture<S, P>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        self.inner.poll_ready(cx).map_err(Into::into)
+    }
+
+    fn call(&mut self, request: LlmRequest) -> Self::Future {
+        // The instance that is ready goes into the future; a fresh clone stays behind.
+        let clone = self.inner.clone();
+        let ready = mem::replace(&mut self.inner, clone);
+        ResponseFuture::new(ready, request, self.policy.clone(), &self.bounds)
+    }
+}

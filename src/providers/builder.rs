@@ -1,0 +1,156 @@
+use super::{
+    balance::{CoolDown, Health},
+    names::ProviderNames,
+    service::{Place, Providers},
+};
+use crate::{Error, LlmRequest, LlmResponse};
+use std::{collections::BTreeMap, fmt, sync::Arc};
+use tower::{
+    layer::util::Identity,
+    util::{BoxCloneSyncService, MapErr},
+};
+use tower_layer::Layer;
+use tower_service::Service;
+
+/// One place where a provider's models are served.
+#[derive(Debug, Clone)]
+pub struct Deployment<S> {
+    service: S,
+    address: Option<(Arc<str>, u16)>,
+    marks_dispatch: bool,
+}
+
+/// Which deployment a layer is made for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Endpoint {
+    /// The provider's name.
+    pub provider: Arc<str>,
+    /// The host and port of this deployment, if it has any.
+    pub address: Option<(Arc<str>, u16)>,
+}
+
+/// Builds [`Providers`].
+#[must_use]
+pub struct ProvidersBuilder<F = fn(&Endpoint) -> Identity> {
+    each: F,
+    cool_down: CoolDown,
+    providers: BTreeMap<Arc<str>, Vec<Place>>,
+}
+
+/// A provider's name that cannot be one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProvidersError {
+    name: Arc<str>,
+}
+
+impl<S> Deployment<S> {
+    /// Served by `service`.
+    pub const fn new(service: S) -> Self {
+        Self { service, address: None, marks_dispatch: false }
+    }
+
+    /// Where it really is, for telemetry.
+    #[must_use]
+    pub fn with_address(mut self, host: impl Into<Arc<str>>, port: u16) -> Self {
+        self.address = Some((host.into(), port));
+        self
+    }
+
+    /// The service itself marks the [progress](crate::Progress) just before bytes go out. Without this, being
+    /// called counts as being asked.
+    #[must_use]
+    pub const fn marking_dispatch(mut self) -> Self {
+        self.marks_dispatch = true;
+        self
+    }
+}
+
+impl ProvidersBuilder {
+    pub(super) fn new() -> Self {
+        Self { each: |_| Identity::new(), cool_down: CoolDown::default(), providers: BTreeMap::new() }
+    }
+}
+
+impl<F> ProvidersBuilder<F> {
+    /// Puts a layer around each deployment that is added from now on.
+    pub fn each<G, L>(self, layer: G) -> ProvidersBuilder<G>
+    where
+        G: Fn(&Endpoint) -> L,
+    {
+        ProvidersBuilder { each: layer, cool_down: self.cool_down, providers: self.providers }
+    }
+
+    /// When a deployment that is added from now on is left alone.
+    pub const fn cool_down(mut self, cool_down: CoolDown) -> Self {
+        self.cool_down = cool_down;
+        self
+    }
+
+    /// Adds a provider; under the name of one that is there already, a further deployment of it.
+    pub fn provider<S, L>(self, name: impl Into<Arc<str>>, service: S) -> Self
+    where
+        F: Fn(&Endpoint) -> L,
+        L: Layer<S>,
+        L::Service: Service<LlmRequest, Response = LlmResponse, Error: Into<Error>, Future: Send>
+            + Clone
+            + Send
+            + Sync
+            + 'static,
+    {
+        self.deployment(name, Deployment::new(service))
+    }
+
+    /// Adds a deployment of the provider `name`.
+    pub fn deployment<S, L>(mut self, name: impl Into<Arc<str>>, deployment: Deployment<S>) -> Self
+    where
+        F: Fn(&Endpoint) -> L,
+        L: Layer<S>,
+        L::Service: Service<LlmRequest, Response = LlmResponse, Error: Into<Error>, Future: Send>
+            + Clone
+            + Send
+            + Sync
+            + 'static,
+    {
+        let name = name.into();
+        let endpoint = Endpoint { provider: Arc::clone(&name), address: deployment.address };
+        let service = (self.each)(&endpoint).layer(deployment.service);
+        let into_error: fn(<L::Service as Service<LlmRequest>>::Error) -> Error = Into::into;
+        self.providers.entry(name).or_default().push(Place {
+            service: BoxCloneSyncService::new(MapErr::new(service, into_error)),
+            health: Arc::new(Health::new(self.cool_down)),
+            marks_dispatch: deployment.marks_dispatch,
+        });
+        self
+    }
+
+    /// The finished service. Without a provider it answers [`NoProvider`](crate::ErrorKind::NoProvider).
+    ///
+    /// # Errors
+    ///
+    /// A provider's name that is empty or has a slash in it.
+    pub fn build(self) -> Result<Providers, ProvidersError> {
+        match self.providers.keys().find(|name| name.trim().is_empty() || name.contains('/')) {
+            Some(name) => Err(ProvidersError { name: Arc::clone(name) }),
+            None => {
+                // Both are sorted by name, so that places line up.
+                let names = ProviderNames::new(self.providers.keys().cloned());
+                Ok(Providers::new(names, self.providers.into_values()))
+            }
+        }
+    }
+}
+
+impl<F> fmt::Debug for ProvidersBuilder<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ProvidersBuilder").field("providers", &self.providers.keys()).finish_non_exhaustive()
+    }
+}
+
+impl std::error::Error for ProvidersError {}
+
+impl fmt::Display for ProvidersError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "provider name {:?} is empty or has a slash in it", self.name)
+    }
+}

@@ -1,0 +1,51 @@
+//! The innermost service: finds the provider of a model, and among its deployments the one to ask.
+//!
+//! `openai/gpt-4o-mini` goes to the provider `openai` as `gpt-4o-mini`; see [`ProviderNames`] for the rule. A
+//! provider is any `Service<LlmRequest>`. Several deployments under one name share its calls: of two chosen by
+//! chance the one with fewer calls in flight is asked ("the power of two choices", Mitzenmacher 2001), and a
+//! call counts until its answer has ended. A deployment that keeps failing is left alone for a while; failures
+//! that are the caller's fault do not count, and when all are to be left alone, none is.
+//!
+//! Always ready itself: a deployment's own readiness is waited for inside the call, so `load_shed` and
+//! `concurrency_limit` belong around one deployment. What stands around each deployment is given by
+//! [`each`](ProvidersBuilder::each): timeouts, and telemetry of the call.
+//!
+//! ```
+//! use llm_layers::{ChatBody, Completion, Error, LlmRequest, LlmResponse, TokenUsage, providers::Providers, timeout::CallTimeoutLayer};
+//! use std::time::Duration;
+//! use tower::{ServiceExt, service_fn};
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let leaf = service_fn(|request: LlmRequest| async move {
+//!     assert_eq!(request.model, "llama/3");
+//!     Ok::<_, Error>(LlmResponse::new(request.model, Completion::text("hi", TokenUsage::new(3, 1))))
+//! });
+//! let providers = Providers::builder()
+//!     .each(|_| CallTimeoutLayer::new().with_head(Duration::from_secs(30)))
+//!     .provider("local", leaf)
+//!     .provider("local", leaf)
+//!     .build()?;
+//! assert_eq!(providers.names().provider_for("local/llama/3"), Some("local"));
+//!
+//! let request = LlmRequest::new("local/llama/3", ChatBody::builder().user("Hello").build()?);
+//! assert_eq!(providers.oneshot(request).await?.model, "local/llama/3");
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Cancel safety
+//!
+//! Dropping the future or the stream ends the call at the deployment, and its share in the balance.
+
+mod balance;
+mod builder;
+mod names;
+mod service;
+
+pub use self::{
+    balance::CoolDown,
+    builder::{Deployment, Endpoint, ProvidersBuilder, ProvidersError},
+    names::ProviderNames,
+    service::{Providers, ResponseFuture},
+};

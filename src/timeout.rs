@@ -1,0 +1,210 @@
+//! Bounds the time that a call may take: until its head, its first content, its next chunk, its end.
+//!
+//! Belongs inside [`Providers`](crate::providers), around each deployment, so that a timeout is a failure of
+//! that deployment, is recorded as a call, and falls back. The clocks of a stream go on after the head: a
+//! stream that is cut gives a last [`Timeout`](ErrorKind::Timeout) item. The idle clock runs only while
+//! somebody reads and the provider is silent, so that a slow reader never trips it.
+//!
+//! The caller's own [deadline](crate::RequestContext::deadline) is kept too. No timer is registered before
+//! there is something to wait for.
+//!
+//! ```
+//! use llm_layers::{ChatBody, Error, ErrorKind, LlmRequest, LlmResponse, TimeoutPhase, timeout::CallTimeoutLayer};
+//! use std::time::Duration;
+//! use tower::{ServiceBuilder, ServiceExt, service_fn};
+//!
+//! # #[tokio::main(flavor = "current_thread", start_paused = true)]
+//! # async fn main() -> Result<(), Error> {
+//! let service = ServiceBuilder::new()
+//!     .layer(CallTimeoutLayer::new().with_head(Duration::from_secs(30)).with_idle(Duration::from_secs(20)))
+//!     .service(service_fn(|_: LlmRequest| std::future::pending::<Result<LlmResponse, Error>>()));
+//! let request = LlmRequest::new("acme/one", ChatBody::builder().user("Hello").build()?);
+//! let error = service.oneshot(request).await.unwrap_err();
+//! assert!(matches!(error.kind(), ErrorKind::Timeout { phase: TimeoutPhase::Head }));
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Cancel safety
+//!
+//! Dropping the future or the stream drops its timer.
+
+use crate::{
+    Error, ErrorKind, LlmRequest, LlmResponse, Progress, ResponseBody, TimeoutPhase, body::BodyClock,
+};
+use pin_project::pin_project;
+use std::{
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
+use tokio::time::{Instant, Sleep};
+use tower_layer::Layer;
+use tower_service::Service;
+
+/// Applies [`CallTimeout`] to a service. Without a setting nothing is bounded but by the caller's deadline.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct CallTimeoutLayer {
+    limits: Limits,
+}
+
+/// Fails calls that take too long.
+#[derive(Debug, Clone, Copy)]
+pub struct CallTimeout<S> {
+    inner: S,
+    limits: Limits,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Limits {
+    head: Option<Duration>,
+    first_content: Option<Duration>,
+    idle: Option<Duration>,
+    total: Option<Duration>,
+}
+
+/// Response future of [`CallTimeout`].
+#[pin_project]
+#[derive(Debug)]
+pub struct ResponseFuture<F> {
+    #[pin]
+    future: F,
+    progress: Progress,
+    head: Option<(Instant, TimeoutPhase)>,
+    first_content: Option<Instant>,
+    idle: Option<Duration>,
+    total: Option<Instant>,
+    sleep: Option<Pin<Box<Sleep>>>,
+}
+
+// ===== impl CallTimeoutLayer =====
+
+impl CallTimeoutLayer {
+    /// Bounds nothing yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Bounds the time from the call to the head of the answer.
+    #[must_use]
+    pub const fn with_head(mut self, limit: Duration) -> Self {
+        self.limits.head = Some(limit);
+        self
+    }
+
+    /// Bounds the time from the call to the first content.
+    #[must_use]
+    pub const fn with_first_content(mut self, limit: Duration) -> Self {
+        self.limits.first_content = Some(limit);
+        self
+    }
+
+    /// Bounds the time between two chunks, as far as somebody waits for them.
+    #[must_use]
+    pub const fn with_idle(mut self, limit: Duration) -> Self {
+        self.limits.idle = Some(limit);
+        self
+    }
+
+    /// Bounds the time from the call to the end of the answer.
+    #[must_use]
+    pub const fn with_total(mut self, limit: Duration) -> Self {
+        self.limits.total = Some(limit);
+        self
+    }
+}
+
+impl<S> Layer<S> for CallTimeoutLayer {
+    type Service = CallTimeout<S>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        CallTimeout { inner, limits: self.limits }
+    }
+}
+
+// ===== impl CallTimeout =====
+
+impl<S> CallTimeout<S> {
+    /// The inner service.
+    pub const fn get_ref(&self) -> &S {
+        &self.inner
+    }
+
+    /// Unwraps the inner service.
+    pub fn into_inner(self) -> S {
+        self.inner
+    }
+}
+
+impl<S> Service<LlmRequest> for CallTimeout<S>
+where
+    S: Service<LlmRequest, Response = LlmResponse>,
+    S::Error: Into<Error>,
+{
+    type Response = LlmResponse;
+    type Error = Error;
+    type Future = ResponseFuture<S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        self.inner.poll_ready(cx).map_err(Into::into)
+    }
+
+    fn call(&mut self, request: LlmRequest) -> Self::Future {
+        let now = Instant::now();
+        let after = |limit: Option<Duration>| limit.and_then(|limit| now.checked_add(limit));
+        let deadline = request.context.deadline().map(Instant::from_std);
+        let Limits { head, first_content, idle, total } = self.limits;
+        let first_content = after(first_content);
+        let total = after(total);
+        let bounds = [
+            (after(head), TimeoutPhase::Head),
+            (first_content, TimeoutPhase::FirstContent),
+            (total, TimeoutPhase::Total),
+            (deadline, TimeoutPhase::Deadline),
+        ];
+        let head = bounds.into_iter().filter_map(|(at, phase)| Some((at?, phase))).min_by_key(|(at, _)| *at);
+        let progress = request.progress.clone();
+        ResponseFuture {
+            future: self.inner.call(request),
+            progress,
+            head,
+            first_content,
+            idle,
+            total: total.into_iter().chain(deadline).min(),
+            sleep: None,
+        }
+    }
+}
+
+// ===== impl ResponseFuture =====
+
+impl<F, E> Future for ResponseFuture<F>
+where
+    F: Future<Output = Result<LlmResponse, E>>,
+    E: Into<Error>,
+{
+    type Output = Result<LlmResponse, Error>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        match this.future.poll(cx).map_err(Into::into) {
+            Poll::Ready(Ok(mut answer)) => {
+                if let ResponseBody::Stream(chunks) = &mut answer.body
+                    && (this.first_content.is_some() || this.idle.is_some() || this.total.is_some())
+                {
+                    chunks.limit(BodyClock::new(*this.first_content, *this.idle, *this.total));
+                }
+                Poll::Ready(Ok(answer))
+            }
+            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+            Poll::Pending => {
+                let Some((at, phase)) = *this.head else { return Poll::Pending };
+                let sleep = this.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(at)));
+                sleep.as_mut().poll(cx).map(|()| {
+                    let error = Error::new(ErrorKind::Timeout { phase });
+                    Err(error.with_dispatched(this.progress.is_dispatched()))
+                })
+            }
+        }
+    }
+}

@@ -1,0 +1,301 @@
+"""One conversation of the openai SDK with an OpenAI-compatible server.
+
+    openai_client.py BASE_URL CASE        (BASE_URL ends in /v1)
+
+Exits 0 and prints one line if the server behaved, else exits 1 and says what was wrong.
+Cases: whole streamed tools midstream rate_limited request_id errors models
+
+From the environment, with these defaults:
+    PEER_KEY=peer-key                     a key that the server accepts
+    PEER_MODEL=aimock/gpt-4o-mini         answers as in aimock/talk.json
+    PEER_CUT_MODEL=aimock/cut             streams some content, then its connection breaks
+    PEER_CUT_CODE=upstream_error          error code that the server gives for it
+    PEER_BUSY_MODEL=aimock/busy           always 429, `retry-after: 2`
+    PEER_BUSY_ONCE_MODEL=aimock/busy-once 429 with `retry-after: 1` once, then answers
+    PEER_UNKNOWN_MODEL=no-such-model      nobody serves it
+"""
+
+import json
+import os
+import sys
+import time
+
+import openai
+
+KEY = os.environ.get("PEER_KEY", "peer-key")
+MODEL = os.environ.get("PEER_MODEL", "aimock/gpt-4o-mini")
+CUT_MODEL = os.environ.get("PEER_CUT_MODEL", "aimock/cut")
+CUT_CODE = os.environ.get("PEER_CUT_CODE", "upstream_error")
+BUSY_MODEL = os.environ.get("PEER_BUSY_MODEL", "aimock/busy")
+BUSY_ONCE_MODEL = os.environ.get("PEER_BUSY_ONCE_MODEL", "aimock/busy-once")
+UNKNOWN_MODEL = os.environ.get("PEER_UNKNOWN_MODEL", "no-such-model")
+
+HELLO = [{"role": "user", "content": "Say hello."}]
+HELLO_TEXT = "Hello from the other side of the gateway."
+HELLO_USAGE = (12, 9, 21)
+WEATHER = [{"role": "user", "content": "What is the weather in Paris?"}]
+WEATHER_ARGUMENTS = {"city": "Paris", "unit": "celsius"}
+WEATHER_RESULT = "18 degrees"
+WEATHER_TEXT = "It is 18 degrees in Paris."
+CUT_BEGINNING = "Once upon a time"
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "get_weather",
+            "description": "The weather in a city now.",
+            "parameters": {
+                "type": "object",
+                "properties": {"city": {"type": "string"}, "unit": {"type": "string"}},
+                "required": ["city"],
+            },
+        },
+    }
+]
+
+
+class Wrong(Exception):
+    pass
+
+
+def same(what, seen, expected):
+    if seen != expected:
+        raise Wrong(f"{what}: expected {expected!r}, saw {seen!r}")
+
+
+def require(true, otherwise):
+    if not true:
+        raise Wrong(otherwise)
+
+
+def raises(kind, call):
+    try:
+        answer = call()
+    except kind as error:
+        return error
+    raise Wrong(f"expected {kind.__name__}, saw an answer: {answer!r}")
+
+
+def counts(usage):
+    require(usage is not None, "no usage")
+    return (usage.prompt_tokens, usage.completion_tokens, usage.total_tokens)
+
+
+def whole(client):
+    answer = client.chat.completions.create(model=MODEL, messages=HELLO)
+    require(answer.id, "no id")
+    require(answer.model, "no model")
+    require(answer.created > 0, "no created")
+    same("object", answer.object, "chat.completion")
+    same("choices", len(answer.choices), 1)
+    choice = answer.choices[0]
+    same("index", choice.index, 0)
+    same("role", choice.message.role, "assistant")
+    same("content", choice.message.content, HELLO_TEXT)
+    same("finish_reason", choice.finish_reason, "stop")
+    same("usage", counts(answer.usage), HELLO_USAGE)
+    return f"{choice.message.content!r}, {answer.usage.total_tokens} tokens"
+
+
+def streamed(client):
+    def chunks(**options):
+        seen = list(client.chat.completions.create(model=MODEL, messages=HELLO, stream=True, **options))
+        require(len(seen) > 2, f"only {len(seen)} chunks")
+        same("object", {chunk.object for chunk in seen}, {"chat.completion.chunk"})
+        same("ids", len({chunk.id for chunk in seen}), 1)
+        same("role in the first chunk", seen[0].choices[0].delta.role, "assistant")
+        choices = [choice for chunk in seen for choice in chunk.choices]
+        same("indexes", {choice.index for choice in choices}, {0})
+        same("content", "".join(choice.delta.content or "" for choice in choices), HELLO_TEXT)
+        reasons = [choice.finish_reason for choice in choices if choice.finish_reason]
+        same("finish_reasons", reasons, ["stop"])
+        return seen
+
+    plain = chunks()
+    require(all(chunk.choices for chunk in plain), "a usage chunk that nobody asked for")
+
+    asked = chunks(stream_options={"include_usage": True})
+    same("chunks without choices", [not chunk.choices for chunk in asked].count(True), 1)
+    require(not asked[-1].choices, "the usage chunk is not the last")
+    same("usage", counts(asked[-1].usage), HELLO_USAGE)
+
+    with client.chat.completions.stream(model=MODEL, messages=HELLO) as stream:
+        final = stream.get_final_completion()
+    same("content of .stream()", final.choices[0].message.content, HELLO_TEXT)
+    return f"{len(plain)} chunks, {len(asked)} with usage"
+
+
+def tools(client):
+    def second_turn(message):
+        call = message["tool_calls"][0]
+        same("name", call["function"]["name"], "get_weather")
+        same("arguments", json.loads(call["function"]["arguments"]), WEATHER_ARGUMENTS)
+        require(call["id"], "a tool call without an id")
+        result = {"role": "tool", "tool_call_id": call["id"], "content": WEATHER_RESULT}
+        answer = client.chat.completions.create(model=MODEL, messages=[*WEATHER, message, result], tools=TOOLS)
+        same("second turn", answer.choices[0].message.content, WEATHER_TEXT)
+        same("finish_reason of the second turn", answer.choices[0].finish_reason, "stop")
+
+    answer = client.chat.completions.create(model=MODEL, messages=WEATHER, tools=TOOLS)
+    choice = answer.choices[0]
+    same("finish_reason", choice.finish_reason, "tool_calls")
+    same("tool calls", len(choice.message.tool_calls or []), 1)
+    second_turn(choice.message.to_dict())
+
+    fragments = []
+    call = {"type": "function", "function": {"name": "", "arguments": ""}}
+    reason = None
+    for chunk in client.chat.completions.create(model=MODEL, messages=WEATHER, tools=TOOLS, stream=True):
+        for choice in chunk.choices:
+            reason = choice.finish_reason or reason
+            for part in choice.delta.tool_calls or []:
+                same("index of a fragment", part.index, 0)
+                call["id"] = part.id or call.get("id")
+                call["function"]["name"] += part.function.name or ""
+                call["function"]["arguments"] += part.function.arguments or ""
+                fragments.append(part)
+    require(len(fragments) > 2, f"only {len(fragments)} fragments")
+    same("finish_reason of the stream", reason, "tool_calls")
+    second_turn({"role": "assistant", "tool_calls": [call]})
+
+    with client.chat.completions.stream(model=MODEL, messages=WEATHER, tools=TOOLS) as stream:
+        second_turn(stream.get_final_completion().choices[0].message.to_dict())
+    return f"{WEATHER_ARGUMENTS}, {len(fragments)} fragments, {WEATHER_TEXT!r}"
+
+
+def midstream(client):
+    stream = client.chat.completions.create(model=CUT_MODEL, messages=HELLO, stream=True)
+    content, reasons = "", []
+
+    def read():
+        nonlocal content
+        for chunk in stream:
+            for choice in chunk.choices:
+                content += choice.delta.content or ""
+                reasons.append(choice.finish_reason)
+        return content
+
+    error = raises(openai.APIError, read)
+    same("kind of error", type(error).__name__, "APIError")
+    require(content.startswith(CUT_BEGINNING), f"content before the error: {content!r}")
+    require(not any(reasons), f"a finish_reason before the error: {reasons}")
+    require(error.message and error.message != "An error occurred during streaming", "no message")
+    same("type", error.type, "server_error")
+    same("code", error.code, CUT_CODE)
+    same("param", error.param, None)
+    return f"{content!r}, then {error.type}/{error.code}: {error.message}"
+
+
+def rate_limited(client):
+    def ask(model, retries):
+        return client.with_options(max_retries=retries).chat.completions.create(model=model, messages=HELLO)
+
+    error = raises(openai.RateLimitError, lambda: ask(BUSY_MODEL, 0))
+    same("type", error.type, "rate_limit_error")
+    same("code", error.code, "rate_limit_exceeded")
+    header = error.response.headers.get("retry-after")
+    require(header is not None, "no retry-after header")
+    require(1 <= float(header) <= 2, f"retry-after: expected 2 or a little less, saw {header}")
+
+    start = time.monotonic()
+    answer = ask(BUSY_ONCE_MODEL, 1)
+    waited = time.monotonic() - start
+    same("content", answer.choices[0].message.content, HELLO_TEXT)
+    # Without the header the SDK would wait half a second at most.
+    require(0.95 <= waited <= 5, f"waited {waited:.2f} s where retry-after said 1")
+    return f"retry-after {header}; once: waited {waited:.2f} s"
+
+
+def request_id(client):
+    answer = client.chat.completions.create(model=MODEL, messages=HELLO)
+    first = answer._request_id
+    require(first, "no x-request-id on an answer")
+    second = client.chat.completions.create(model=MODEL, messages=HELLO)._request_id
+    require(first != second, f"the same id twice: {first}")
+    stream = client.chat.completions.create(model=MODEL, messages=HELLO, stream=True)
+    require(stream.response.headers.get("x-request-id"), "no x-request-id on a stream")
+    stream.close()
+    own = {"x-request-id": "chosen-by-the-client"}
+    answer = client.chat.completions.create(model=MODEL, messages=HELLO, extra_headers=own)
+    same("the client's own id", answer._request_id, own["x-request-id"])
+    error = raises(
+        openai.NotFoundError,
+        lambda: client.chat.completions.create(model=UNKNOWN_MODEL, messages=HELLO, extra_headers=own),
+    )
+    same("the client's own id on an error", error.request_id, own["x-request-id"])
+    error = raises(
+        openai.NotFoundError, lambda: client.chat.completions.create(model=UNKNOWN_MODEL, messages=HELLO)
+    )
+    require(error.request_id, "no x-request-id on an error")
+    return f"{first}, {own['x-request-id']}, {error.request_id}"
+
+
+def errors(client):
+    def refused(kind, type, code, param, call):
+        error = raises(kind, call)
+        name = kind.__name__
+        require(error.message and isinstance(error.body, dict), f"{name}: no error body")
+        same(f"{name}: type", error.type, type)
+        if code is not None:
+            same(f"{name}: code", error.code, code)
+        if param is not None:
+            same(f"{name}: param", error.param, param)
+        same(f"{name}: content-type", error.response.headers.get("content-type"), "application/json")
+        return error
+
+    invalid = "invalid_request_error"
+    chat = client.chat.completions
+    stranger = client.with_options(api_key="not-a-key").chat.completions
+    refused(
+        openai.AuthenticationError,
+        invalid,
+        "invalid_api_key",
+        None,
+        lambda: stranger.create(model=MODEL, messages=HELLO),
+    )
+    unknown = dict(model=UNKNOWN_MODEL, messages=HELLO)
+    refused(openai.NotFoundError, invalid, "model_not_found", None, lambda: chat.create(**unknown))
+    refused(openai.NotFoundError, invalid, "model_not_found", None, lambda: chat.create(**unknown, stream=True))
+    hot = dict(model=MODEL, messages=HELLO, temperature="hot")
+    refused(openai.BadRequestError, invalid, None, "temperature", lambda: chat.create(**hot))
+    missing = dict(path="/chat/completions", cast_to=object, body={"model": MODEL})
+    refused(openai.BadRequestError, invalid, None, "messages", lambda: client.post(**missing))
+    refused(openai.BadRequestError, invalid, None, "messages", lambda: chat.create(model=MODEL, messages=[]))
+    lost = dict(path="/no/such/path", cast_to=object, body={})
+    refused(openai.NotFoundError, invalid, None, None, lambda: client.post(**lost))
+    return "401, 404, 404 of a stream, 400 temperature, 400 messages, 404 of a path"
+
+
+def models(client):
+    listed = list(client.models.list())
+    require(MODEL in [model.id for model in listed], f"{MODEL} is not among {[m.id for m in listed]}")
+    same("object", {model.object for model in listed}, {"model"})
+    return f"{len(listed)} models"
+
+
+CASES = dict(
+    whole=whole,
+    streamed=streamed,
+    tools=tools,
+    midstream=midstream,
+    rate_limited=rate_limited,
+    request_id=request_id,
+    errors=errors,
+    models=models,
+)
+
+
+def main():
+    if len(sys.argv) != 3 or sys.argv[2] not in CASES:
+        sys.exit(f"usage: openai_client.py BASE_URL {'|'.join(CASES)}")
+    _, base_url, case = sys.argv
+    client = openai.OpenAI(base_url=base_url, api_key=KEY, max_retries=0, timeout=20)
+    try:
+        print(f"{case}: {CASES[case](client)}")
+    except Wrong as wrong:
+        sys.exit(f"{case}: {wrong}")
+    except Exception as error:
+        sys.exit(f"{case}: {type(error).__name__}: {error}")
+
+
+main()
