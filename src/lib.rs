@@ -3,6 +3,7 @@
 pub mod alias;
 mod answer;
 pub mod body;
+mod builder;
 mod chat;
 pub mod concurrency;
 mod context;
@@ -15,6 +16,8 @@ pub mod peek;
 mod progress;
 pub mod providers;
 mod request;
+#[cfg(feature = "testing")]
+pub mod testing;
 pub mod timeout;
 
 pub use self::{
@@ -22,6 +25,7 @@ pub use self::{
         Certainty, ChoiceFinish, Completion, FinishReason, LlmResponse, ResponseBody, StreamChunk, TokenUsage,
     },
     body::{ChunkStream, End, Observe, Watch},
+    builder::ServiceBuilderExt,
     chat::{BodyLimits, ChatBody, ChatBodyBuilder, Message, MessageRef, Part, Tool, ToolCall},
     context::{KbScope, RequestContext},
     error::{

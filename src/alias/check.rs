@@ -74,9 +74,13 @@ impl fmt::Display for AliasProblem {
                 Ok(())
             }
             Self::Shadowed { name } => write!(f, "alias {name} is defined twice"),
-            Self::Dangling { name, target } => write!(f, "alias {name} leads to {target}, which no provider serves"),
+            Self::Dangling { name, target } => {
+                write!(f, "alias {name} leads to {target}, which no provider serves")
+            }
             Self::TooLong { name } => write!(f, "alias {name} leads through more than {MAX_STEPS} others"),
-            Self::Empty { name } => write!(f, "alias {name:?} has an empty name, an empty target or no weight"),
+            Self::Empty { name } => {
+                write!(f, "alias {name:?} has an empty name, an empty target or no weight")
+            }
         }
     }
 }
@@ -86,7 +90,8 @@ pub(super) fn check(table: &AliasTable) -> Vec<AliasProblem> {
     let mut problems = Vec::new();
     for tenant in table.tenants.keys().map(|tenant| Some(&**tenant)).chain([None]) {
         let own = tenant.and_then(|tenant| table.tenants.get(tenant));
-        let mut walk = Walk { table, tenant, done: HashSet::new(), path: Vec::new(), problems: &mut problems };
+        let mut walk =
+            Walk { table, tenant, done: HashSet::new(), path: Vec::new(), problems: &mut problems };
         for entries in own.into_iter().chain([&table.everybody]) {
             for name in entries.exact.keys() {
                 walk.visit(&ModelName::from(Arc::clone(name)));

@@ -213,7 +213,10 @@ impl AliasTableBuilder {
     }
 
     fn entry(mut self, name: Arc<str>, target: Target) -> Self {
-        if name.trim().is_empty() || target.total() == 0 || target.choices.iter().any(|(m, _)| m.trim().is_empty()) {
+        if name.trim().is_empty()
+            || target.total() == 0
+            || target.choices.iter().any(|(m, _)| m.trim().is_empty())
+        {
             self.problems.push(AliasProblem::Empty { name });
             return self;
         }

@@ -1,0 +1,206 @@
+//! Every layer of the crate keeps the contract, and the contract finds those that do not.
+
+use llm_layers::{
+    ChatBody, Error, LlmRequest, LlmResponse,
+    alias::{AliasLayer, AliasTable},
+    concurrency::ConcurrencyLimitLayer,
+    fallback::{Chains, FallbackLayer},
+    peek::PeekLayer,
+    providers::Providers,
+    testing::{Contract, Probe, Scripted, check_leaf},
+    timeout::CallTimeoutLayer,
+};
+use std::{
+    future::{Ready, ready},
+    panic::AssertUnwindSafe,
+    task::{Context, Poll},
+    time::Duration,
+};
+use tower::{Layer, Service, ServiceBuilder};
+
+#[tokio::test(start_paused = true)]
+async fn alias() {
+    let table = AliasTable::builder().alias("probe/model", "probe/other").build().unwrap();
+    Contract::layer(AliasLayer::new(table)).check().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn peek() {
+    Contract::layer(PeekLayer::new()).check().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn fallback() {
+    Contract::layer(FallbackLayer::new(Chains::default())).check().await;
+    Contract::layer(FallbackLayer::new(Chains::default()).with_deadline(Duration::from_secs(60)))
+        .check()
+        .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn call_timeout() {
+    let (second, minute) = (Duration::from_secs(1), Duration::from_secs(60));
+    let layer = CallTimeoutLayer::new().with_head(second).with_first_content(second).with_idle(second);
+    Contract::layer(layer.with_total(minute)).check().await;
+    Contract::layer(CallTimeoutLayer::new()).check().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn concurrency_limit() {
+    Contract::layer(ConcurrencyLimitLayer::new(1)).check().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn providers() {
+    Contract::new(|probe| Providers::builder().provider("probe", probe).build().unwrap())
+        .always_ready()
+        .check()
+        .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_stack() {
+    let stack = |probe: Probe| {
+        let minute = Duration::from_secs(60);
+        let providers = Providers::builder()
+            .each(move |_| CallTimeoutLayer::new().with_total(minute))
+            .provider("probe", probe)
+            .build()
+            .unwrap();
+        ServiceBuilder::new()
+            .layer(ConcurrencyLimitLayer::new(8))
+            .layer(AliasLayer::new(AliasTable::default()))
+            .layer(
+                FallbackLayer::new(Chains::default()).with_providers(providers.names()).with_deadline(minute),
+            )
+            .service(providers)
+    };
+    Contract::new(stack).always_ready().check().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_scripted_leaf() {
+    let request = LlmRequest::new("probe/model", ChatBody::builder().user("hi").build().unwrap());
+    let scripted = || {
+        let words = || llm_layers::testing::Reply::words(["a", "b"]);
+        (0..20).fold(Scripted::new().reply(llm_layers::testing::Reply::text("hi")), |s, _| s.reply(words()))
+    };
+    check_leaf(scripted(), request).await;
+}
+
+// ===== what the contract must find =====
+
+macro_rules! broken {
+    ($layer:ident, $service:ident, $($body:tt)*) => {
+        #[derive(Debug, Clone)]
+        struct $layer;
+        #[derive(Debug)]
+        struct $service<S>(S);
+        impl<S> Layer<S> for $layer {
+            type Service = $service<S>;
+            fn layer(&self, inner: S) -> $service<S> {
+                $service(inner)
+            }
+        }
+        impl<S: Clone> Clone for $service<S> {
+            fn clone(&self) -> Self {
+                Self(self.0.clone())
+            }
+        }
+        impl<S> Service<LlmRequest> for $service<S>
+        where
+            S: Service<LlmRequest, Response = LlmResponse, Future: Send + 'static> + Clone + Send + 'static,
+            S::Error: Into<Error>,
+        {
+            type Response = LlmResponse;
+            type Error = Error;
+            $($body)*
+        }
+    };
+}
+
+type BoxFuture = std::pin::Pin<Box<dyn Future<Output = Result<LlmResponse, Error>> + Send>>;
+
+broken! { ClonesAndCalls, ClonesAndCallsService,
+    type Future = BoxFuture;
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        self.0.poll_ready(cx).map_err(Into::into)
+    }
+    fn call(&mut self, request: LlmRequest) -> BoxFuture {
+        let mut inner = self.0.clone();
+        Box::pin(async move { inner.call(request).await.map_err(Into::into) })
+    }
+}
+
+broken! { AlwaysSaysReady, AlwaysSaysReadyService,
+    type Future = BoxFuture;
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        Poll::Ready(Ok(()))
+    }
+    fn call(&mut self, request: LlmRequest) -> BoxFuture {
+        let mut inner = self.0.clone();
+        Box::pin(async move {
+            std::future::poll_fn(|cx| inner.poll_ready(cx)).await.map_err(Into::into)?;
+            inner.call(request).await.map_err(Into::into)
+        })
+    }
+}
+
+broken! { Forgets, ForgetsService,
+    type Future = BoxFuture;
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        self.0.poll_ready(cx).map_err(Into::into)
+    }
+    fn call(&mut self, request: LlmRequest) -> BoxFuture {
+        let call = self.0.call(request);
+        // Goes on although the caller has left.
+        let task = tokio::spawn(async move { call.await.map_err(Into::into) });
+        Box::pin(async move { task.await.unwrap() })
+    }
+}
+
+broken! { HidesKinds, HidesKindsService,
+    type Future = BoxFuture;
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        self.0.poll_ready(cx).map_err(Into::into)
+    }
+    fn call(&mut self, request: LlmRequest) -> BoxFuture {
+        let call = self.0.call(request);
+        Box::pin(async move {
+            call.await.map_err(|_| Error::new(llm_layers::ErrorKind::Other))
+        })
+    }
+}
+
+broken! { RefusesInPollReady, RefusesInPollReadyService,
+    type Future = Ready<Result<LlmResponse, Error>>;
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        Poll::Ready(Err(Error::new(llm_layers::ErrorKind::Overloaded)))
+    }
+    fn call(&mut self, _: LlmRequest) -> Self::Future {
+        ready(Err(Error::new(llm_layers::ErrorKind::Overloaded)))
+    }
+}
+
+async fn finding(contract: Contract) -> String {
+    let found = futures_util::FutureExt::catch_unwind(AssertUnwindSafe(contract.check())).await;
+    let panic = found.expect_err("the contract must not hold");
+    let said = panic.downcast_ref::<String>().cloned();
+    said.or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned())).unwrap_or_default()
+}
+
+#[tokio::test(start_paused = true)]
+async fn broken_layers_are_found() {
+    let found = finding(Contract::layer(ClonesAndCalls)).await;
+    assert!(found.contains("called without having been polled ready"), "{found}");
+    let found = finding(Contract::layer(AlwaysSaysReady)).await;
+    assert!(found.contains("backpressure passes"), "{found}");
+    let found = finding(Contract::layer(Forgets)).await;
+    assert!(found.contains("nothing is left running") || found.contains("no Pending"), "{found}");
+    let found = finding(Contract::layer(HidesKinds)).await;
+    assert!(found.contains("keeps its kind"), "{found}");
+    let found = finding(Contract::layer(RefusesInPollReady)).await;
+    assert!(found.contains("poll_ready fails only when"), "{found}");
+    let found = finding(Contract::layer(PeekLayer::new()).always_ready()).await;
+    assert!(found.contains("always ready"), "{found}");
+}
