@@ -1,0 +1,495 @@
+//! `FallbackLayer` and the `Peek` in it.
+
+use llm_layers::{
+    ChatBody, Completion, Error, ErrorClass, ErrorKind, FinishReason, LlmRequest, LlmResponse, ModelName,
+    ProviderFailure, RequestContext, ResponseBody, StreamChunk, TimeoutPhase, TokenUsage,
+    alias::{AliasTable, Aliases},
+    fallback::{
+        Action, Backoff, Cause, ChainProblem, Chains, ChainsBuilder, Decision, Failure, FallbackLayer, Policy,
+    },
+    peek::PeekLayer,
+    providers::ProviderNames,
+    testing::{Reply, Scripted, Step},
+};
+use std::time::Duration;
+use tokio::time::Instant;
+use tokio_test::{assert_pending, assert_ready_err, assert_ready_ok, task};
+use tower::{Layer, Service, ServiceExt};
+use tower_test::mock;
+
+fn request(model: &str) -> LlmRequest {
+    LlmRequest::new(model, ChatBody::builder().user("Say hi.").build().unwrap())
+}
+
+fn down() -> Error {
+    failure(ErrorClass::Unavailable)
+}
+
+fn failure(class: ErrorClass) -> Error {
+    Error::provider(class, "p", "m")
+}
+
+fn retry_after(seconds: u64) -> Error {
+    let mut failure = ProviderFailure::new(ErrorClass::RateLimited, "p", "m");
+    failure.retry_after = Some(Duration::from_secs(seconds));
+    Error::new(ErrorKind::Provider(failure))
+}
+
+fn chains() -> ChainsBuilder {
+    Chains::builder().chain("p/a", ["p/b", "p/c"])
+}
+
+fn over(
+    provider: &Scripted,
+    chains: ChainsBuilder,
+) -> impl Service<LlmRequest, Response = LlmResponse, Error = Error> {
+    FallbackLayer::new(chains.build().unwrap()).layer(provider.clone())
+}
+
+async fn ask(provider: &Scripted, chains: ChainsBuilder) -> Result<LlmResponse, Error> {
+    over(provider, chains).oneshot(request("p/a")).await
+}
+
+fn asked(provider: &Scripted) -> Vec<ModelName> {
+    provider.requests().into_iter().map(|request| request.model).collect()
+}
+
+macro_rules! assert_asks {
+    ($provider:expr, $model:expr) => {{
+        let (request, answer) = $provider.next_request().await.expect("no request");
+        assert_eq!(request.model, $model);
+        answer
+    }};
+}
+
+// ===== rows of the seed =====
+
+#[tokio::test]
+async fn seed_05_models_are_tried_in_order_and_the_last_error_is_raised() {
+    let (mut service, mut provider) = mock::spawn_layer(FallbackLayer::new(chains().build().unwrap()));
+    assert_ready_ok!(service.poll_ready());
+    let mut response = task::spawn(service.call(request("p/a")));
+
+    assert_asks!(provider, "p/a").send_error(down());
+    assert_pending!(response.poll());
+    assert_asks!(provider, "p/b").send_error(failure(ErrorClass::Auth));
+    assert_pending!(response.poll());
+    assert_asks!(provider, "p/c").send_error(failure(ErrorClass::BadFrame));
+    let error = assert_ready_err!(response.poll());
+    assert_eq!(error.class(), Some(ErrorClass::BadFrame));
+    let attempts: Vec<_> =
+        error.attempts().iter().map(|a| (a.model.as_str(), a.error.class().unwrap())).collect();
+    let expected =
+        [("p/a", ErrorClass::Unavailable), ("p/b", ErrorClass::Auth), ("p/c", ErrorClass::BadFrame)];
+    assert_eq!(attempts, expected);
+}
+
+#[tokio::test]
+async fn seed_05_an_answer_tells_what_failed_before_it() {
+    let provider = Scripted::new().reply(Reply::error(down())).reply(Reply::text("hi"));
+    let answer = ask(&provider, chains()).await.unwrap();
+    assert_eq!(answer.attempts.len(), 1);
+    assert_eq!(answer.attempts[0].model, "p/a");
+    assert_eq!(answer.model, "p/b");
+    let requests = provider.requests();
+    assert_eq!(requests.iter().map(|r| r.attempt).collect::<Vec<_>>(), [0, 1]);
+    assert!(requests.iter().all(|r| r.requested == "p/a"));
+}
+
+#[tokio::test]
+async fn seed_05_chains_are_keyed_by_the_first_model_only() {
+    let provider = (0..3).fold(Scripted::new(), |p, _| p.reply(Reply::error(down())));
+    let chains = Chains::builder().chain("p/a", ["p/b"]).chain("p/b", ["p/c", "p/a"]);
+    ask(&provider, chains).await.unwrap_err();
+    assert_eq!(asked(&provider), ["p/a", "p/b"]);
+}
+
+#[tokio::test]
+async fn seed_05_a_model_without_a_provider_is_skipped_wherever_it_stands() {
+    let layer = |targets: &[&'static str]| {
+        let chains = Chains::builder().chain("x/a", targets.to_vec()).build().unwrap();
+        FallbackLayer::new(chains).with_providers(ProviderNames::new(["p"]))
+    };
+    let provider = Scripted::new();
+    let answer = layer(&["x/b", "p/c"]).layer(provider.clone()).oneshot(request("x/a")).await.unwrap();
+    assert_eq!(answer.model, "p/c");
+    assert_eq!(asked(&provider), ["p/c"]);
+    let skipped: Vec<_> = answer.attempts.iter().map(|a| a.model.as_str()).collect();
+    assert_eq!(skipped, ["x/a", "x/b"]);
+
+    let provider = Scripted::new();
+    let error = layer(&["x/b"]).layer(provider.clone()).oneshot(request("x/a")).await.unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::ModelNotFound { model } if model == "x/a"));
+    assert_eq!(error.attempts().len(), 2);
+    assert!(asked(&provider).is_empty());
+}
+
+#[tokio::test]
+async fn seed_05_a_real_failure_is_not_hidden_by_a_skip_after_it() {
+    let provider = Scripted::new().reply(Reply::error(down()));
+    let chains = Chains::builder().chain("p/a", ["x/b"]).build().unwrap();
+    let layer = FallbackLayer::new(chains).with_providers(ProviderNames::new(["p"]));
+    let error = layer.layer(provider).oneshot(request("p/a")).await.unwrap_err();
+    assert_eq!(error.class(), Some(ErrorClass::Unavailable));
+    assert_eq!(error.attempts().len(), 2);
+}
+
+#[tokio::test]
+async fn seed_05_targets_may_be_aliases_of_this_tenant() {
+    let table = AliasTable::builder()
+        .alias("backup", "p/b")
+        .for_tenant("acme")
+        .alias("backup", "p/acme")
+        .build()
+        .unwrap();
+    let chains = Chains::builder().chain("p/a", ["backup"]).aliases(Aliases::new(table));
+    let provider = Scripted::new().reply(Reply::error(down()));
+    let request = request("p/a").with_context(RequestContext::new().with_tenant_id("acme"));
+    over(&provider, chains).oneshot(request).await.unwrap();
+    assert_eq!(asked(&provider), ["p/a", "p/acme"]);
+}
+
+#[tokio::test]
+async fn seed_06_a_blank_answer_without_tool_calls_fails_and_keeps_its_usage() {
+    let blank = Completion::text(" \n", TokenUsage::new(9, 2));
+    let provider = Scripted::new().reply(Reply::complete(blank));
+    let answer = ask(&provider, chains()).await.unwrap();
+    assert_eq!(answer.model, "p/b");
+    let error = &answer.attempts[0].error;
+    assert!(matches!(error.kind(), ErrorKind::EmptyResponse { model } if model == "p/a"));
+    assert!(error.dispatched());
+    assert_eq!(error.usage(), Some(&TokenUsage::new(9, 2)));
+
+    let call = Completion::tool_call("1", "f", "{}", TokenUsage::new(9, 2));
+    let provider = Scripted::new().reply(Reply::complete(call));
+    assert_eq!(ask(&provider, chains()).await.unwrap().model, "p/a");
+}
+
+#[tokio::test]
+async fn seed_07_a_stream_falls_back_only_before_its_first_content() {
+    let role = Step::Chunk(StreamChunk::role());
+    let text = Step::Chunk(StreamChunk::text("h"));
+    let broken = Step::Fail(failure(ErrorClass::Transport));
+    let provider = Scripted::new()
+        .reply(Reply::stream([role.clone(), broken.clone()]))
+        .reply(Reply::stream([role, text, broken]));
+    let answer = ask(&provider, chains()).await.unwrap();
+    assert_eq!(answer.model, "p/b");
+    let ResponseBody::Stream(mut chunks) = answer.body else { panic!("expected a stream") };
+    assert!(chunks.next().await.unwrap().is_ok());
+    assert_eq!(chunks.next().await.unwrap().unwrap().content(), "h");
+    let error = chunks.next().await.unwrap().unwrap_err();
+    assert_eq!(error.class(), Some(ErrorClass::Transport));
+    assert!(chunks.next().await.is_none());
+    assert_eq!(asked(&provider), ["p/a", "p/b"]);
+}
+
+#[tokio::test]
+async fn seed_07_a_stream_that_is_cut_after_content_never_looks_finished() {
+    let provider = Scripted::new().reply(Reply::stream([Step::Chunk(StreamChunk::text("h")), Step::Cut]));
+    let error = ask(&provider, chains()).await.unwrap().text().await.unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::StreamInterrupted { after_content: true, .. }));
+    assert!(!error.is_retryable());
+}
+
+#[tokio::test]
+async fn seed_08_an_empty_stream_fails_and_one_of_tool_calls_does_not() {
+    let finish = StreamChunk::finish(&FinishReason::Stop);
+    let usage = StreamChunk::usage_only(TokenUsage::new(5, 0));
+    let provider = Scripted::new()
+        .reply(Reply::stream([]))
+        .reply(Reply::stream([StreamChunk::role(), StreamChunk::text(" \n"), finish, usage].map(Step::Chunk)))
+        .reply(Reply::words(["hi"]));
+    let answer = ask(&provider, chains()).await.unwrap();
+    assert_eq!(answer.model, "p/c");
+    assert_eq!(answer.attempts.len(), 2);
+    assert_eq!(answer.attempts[1].error.usage(), Some(&TokenUsage::new(5, 0)));
+    assert!(answer.attempts.iter().all(|a| matches!(a.error.kind(), ErrorKind::EmptyResponse { .. })));
+    assert_eq!(answer.text().await.unwrap(), "hi");
+
+    let call =
+        r#"{"choices":[{"index":0,"delta":{"tool_calls":[{"index":0,"id":"1","function":{"name":"f"}}]}}]}"#;
+    let provider = Scripted::new().reply(Reply::stream([Step::Chunk(StreamChunk::parse(call).unwrap())]));
+    assert_eq!(ask(&provider, chains()).await.unwrap().model, "p/a");
+}
+
+// ===== what no policy may break =====
+
+/// Tries for ever.
+#[derive(Clone)]
+struct Endless;
+
+impl Policy for Endless {
+    fn decide(&mut self, _: &Failure<'_>) -> Decision {
+        Decision::Retry { after: Duration::ZERO }
+    }
+}
+
+#[tokio::test]
+async fn an_endless_policy_comes_to_its_end() {
+    let provider = (0..99).fold(Scripted::new(), |p, _| p.reply(Reply::error(down())));
+    let error =
+        FallbackLayer::new(Endless).layer(provider.clone()).oneshot(request("p/a")).await.unwrap_err();
+    assert_eq!((provider.requests().len(), error.attempts().len()), (8, 8));
+
+    let strangers = {
+        let mut n = 0;
+        move |_: &Failure<'_>| {
+            n += 1;
+            Decision::Next(format!("x/{n}").into())
+        }
+    };
+    let layer = FallbackLayer::new(strangers).with_providers(ProviderNames::new(["p"]));
+    let error = layer.layer(provider.clone()).oneshot(request("p/a")).await.unwrap_err();
+    assert_eq!(error.class(), Some(ErrorClass::Unavailable));
+    assert_eq!(provider.requests().len(), 9);
+}
+
+#[tokio::test]
+async fn a_model_is_not_tried_twice_by_next() {
+    let back = |_: &Failure<'_>| Decision::Next("p/a".into());
+    let provider = Scripted::new().reply(Reply::error(down()));
+    FallbackLayer::new(back).layer(provider.clone()).oneshot(request("p/a")).await.unwrap_err();
+    assert_eq!(asked(&provider), ["p/a"]);
+}
+
+#[tokio::test]
+async fn final_errors_are_final() {
+    let kinds = [
+        ErrorKind::StoreUnavailable { store: "quota".into() },
+        ErrorKind::RequestTooLarge { largest: 1 },
+        ErrorKind::NotCached,
+        ErrorKind::Cancelled,
+        ErrorKind::ModelNotAllowed { department_id: "d".into(), model: "p/a".into() },
+        ErrorKind::ModelUnpriced { model: "p/a".into() },
+        ErrorKind::Timeout { phase: TimeoutPhase::Deadline },
+    ];
+    for kind in kinds {
+        let provider = Scripted::new().reply(Reply::error(Error::new(kind.clone())));
+        let error = ask(&provider, chains()).await.unwrap_err();
+        assert_eq!(asked(&provider), ["p/a"], "{kind:?}");
+        assert_eq!(std::mem::discriminant(error.kind()), std::mem::discriminant(&kind));
+    }
+}
+
+#[tokio::test]
+async fn a_forbidden_or_unpriced_target_is_skipped() {
+    for kind in [
+        ErrorKind::ModelNotAllowed { department_id: "d".into(), model: "p/b".into() },
+        ErrorKind::ModelUnpriced { model: "p/b".into() },
+        ErrorKind::ModelNotFound { model: "p/b".into() },
+    ] {
+        let provider = Scripted::new().reply(Reply::error(down())).reply(Reply::error(Error::new(kind)));
+        assert_eq!(ask(&provider, chains()).await.unwrap().model, "p/c");
+    }
+    let forbidden = || ErrorKind::ModelNotAllowed { department_id: "d".into(), model: "p/b".into() };
+    let provider = Scripted::new()
+        .reply(Reply::error(down()))
+        .reply(Reply::error(Error::new(forbidden())))
+        .reply(Reply::error(Error::new(forbidden())));
+    let error = ask(&provider, chains()).await.unwrap_err();
+    assert_eq!(error.class(), Some(ErrorClass::Unavailable), "the real failure is the one to tell");
+}
+
+#[tokio::test]
+async fn each_attempt_has_its_own_progress() {
+    let provider = Scripted::new().reply(Reply::error(down())).reply(Reply::text("hi"));
+    let request = request("p/a");
+    let progress = request.progress.clone();
+    over(&provider, chains()).oneshot(request).await.unwrap();
+    assert!(progress.is_dispatched());
+    let [first, second] = &provider.requests()[..] else { panic!("two attempts") };
+    assert!(first.progress.is_dispatched() && second.progress.is_dispatched());
+    let child = progress.child();
+    assert!(!child.is_dispatched(), "a mark goes to the ancestors only");
+}
+
+// ===== retries, waiting, deadlines =====
+
+#[tokio::test(start_paused = true)]
+async fn the_same_model_is_tried_again_before_the_next() {
+    let provider = (0..4).fold(Scripted::new(), |p, _| p.reply(Reply::error(down())));
+    let backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(3));
+    let started = Instant::now();
+    let answer = ask(&provider, chains().retries(1).backoff(backoff)).await.unwrap();
+    assert_eq!(asked(&provider), ["p/a", "p/a", "p/b", "p/b", "p/c"]);
+    let waited: Duration = answer.attempts.iter().map(|a| a.wait).sum();
+    assert!(waited <= Duration::from_secs(2) && started.elapsed() >= waited);
+}
+
+#[tokio::test(start_paused = true)]
+async fn retry_after_is_waited_for_if_it_is_short_and_a_reason_to_leave_if_it_is_long() {
+    let provider = Scripted::new().reply(Reply::error(retry_after(7)));
+    let started = Instant::now();
+    ask(&provider, chains().retries(1)).await.unwrap();
+    assert_eq!(asked(&provider), ["p/a", "p/a"]);
+    assert!(started.elapsed() >= Duration::from_secs(7) && started.elapsed() < Duration::from_secs(8));
+
+    let provider = Scripted::new().reply(Reply::error(retry_after(3600)));
+    let started = Instant::now();
+    ask(&provider, chains().retries(1)).await.unwrap();
+    assert_eq!(asked(&provider), ["p/a", "p/b"]);
+    assert_eq!(started.elapsed(), Duration::ZERO);
+}
+
+#[tokio::test]
+async fn rules_say_what_to_do_about_each_cause() {
+    let rules = |class, chains: ChainsBuilder| async move {
+        let provider = Scripted::new().reply(Reply::error(failure(class)));
+        let result = ask(&provider, chains).await;
+        (asked(&provider), result.is_ok())
+    };
+    let stop = chains().on(Cause::Auth, Action::Stop);
+    assert_eq!(rules(ErrorClass::Auth, stop).await, (vec!["p/a".into()], false));
+    let long = || chains().chain_on(Cause::ContextWindow, "p/a", ["p/long"]);
+    assert_eq!(rules(ErrorClass::ContextWindow, long()).await, (vec!["p/a".into(), "p/long".into()], true));
+    assert_eq!(rules(ErrorClass::Upstream, long()).await, (vec!["p/a".into(), "p/b".into()], true));
+    // A refused request is not sent to the same model again.
+    let again = chains().retries(3);
+    assert_eq!(rules(ErrorClass::BadRequest, again).await, (vec!["p/a".into(), "p/b".into()], true));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_retry_budget_ends_retries_but_not_fallbacks() {
+    let budget = tower::retry::budget::TpsBudget::new(Duration::from_secs(10), 0, 0.0);
+    let provider = Scripted::new().reply(Reply::error(down()));
+    ask(&provider, chains().retries(5).retry_budget(budget)).await.unwrap();
+    assert_eq!(asked(&provider), ["p/a", "p/b"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_deadline_bounds_all_attempts() {
+    let layer = || FallbackLayer::new(chains().build().unwrap()).with_deadline(Duration::from_secs(5));
+    let provider = Scripted::new()
+        .reply(Reply::error(down()).after([Step::Wait(Duration::from_secs(3))]))
+        .reply(Reply::stall());
+    let started = Instant::now();
+    let error = layer().layer(provider.clone()).oneshot(request("p/a")).await.unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::Timeout { phase: TimeoutPhase::Deadline }));
+    assert_eq!(started.elapsed(), Duration::from_secs(5));
+    assert_eq!((error.attempts().len(), provider.alive()), (2, 0));
+    assert!(error.dispatched());
+
+    // The caller's own deadline, and a wait that would outlast it.
+    let provider = Scripted::new().reply(Reply::error(retry_after(9)));
+    let context = RequestContext::new().with_timeout(Duration::from_secs(2));
+    let chains = Chains::builder().retries(1).build().unwrap();
+    let service = FallbackLayer::new(chains).layer(provider);
+    let error = service.oneshot(request("p/a").with_context(context)).await.unwrap_err();
+    assert_eq!(
+        error.class(),
+        Some(ErrorClass::RateLimited),
+        "no use in waiting for a time when nobody waits"
+    );
+}
+
+#[tokio::test]
+async fn the_next_attempt_waits_until_the_service_is_ready() {
+    let (mut service, mut provider) = mock::spawn_layer(FallbackLayer::new(chains().build().unwrap()));
+    provider.allow(1);
+    assert_ready_ok!(service.poll_ready());
+    let mut response = task::spawn(service.call(request("p/a")));
+    assert_asks!(provider, "p/a").send_error(down());
+    assert_pending!(response.poll());
+    assert!(task::spawn(provider.next_request()).poll().is_pending());
+    provider.allow(1);
+    assert!(response.is_woken());
+    assert_pending!(response.poll());
+    assert_asks!(provider, "p/b");
+}
+
+#[tokio::test]
+async fn foreign_errors_fall_back_too() {
+    let (mut service, mut provider) = mock::spawn_layer(FallbackLayer::new(chains().build().unwrap()));
+    assert_ready_ok!(service.poll_ready());
+    let mut response = task::spawn(service.call(request("p/a")));
+    assert_asks!(provider, "p/a").send_error("something else");
+    assert_pending!(response.poll());
+    assert_asks!(provider, "p/b");
+}
+
+// ===== construction =====
+
+#[test]
+fn wrong_chains_are_refused_by_name_all_at_once() {
+    let table = AliasTable::builder().alias("fast", "p/a").build().unwrap();
+    let error = Chains::builder()
+        .chain("p/a", ["fast", "p/b", "p/b"])
+        .chain("fast", ["p/c"])
+        .chain("p/b", ["x/y"])
+        .aliases(Aliases::new(table))
+        .providers(ProviderNames::new(["p", "q"]))
+        .build()
+        .unwrap_err();
+    let has = |wanted: ChainProblem| assert!(error.problems().contains(&wanted), "{wanted:?} in {error}");
+    assert_eq!(error.problems().len(), 4);
+    has(ChainProblem::Cycle { model: "p/a".into(), target: "fast".into() });
+    has(ChainProblem::Repeated { model: "p/a".into(), target: "p/b".into() });
+    has(ChainProblem::KeyIsAlias { model: "fast".into(), target: "p/a".into() });
+    has(ChainProblem::Dangling { model: "p/b".into(), target: "x/y".into() });
+}
+
+#[tokio::test]
+async fn chains_can_be_exchanged_between_calls() {
+    let chains = chains().build().unwrap();
+    let provider =
+        Scripted::new().reply(Reply::error(down())).reply(Reply::text("hi")).reply(Reply::error(down()));
+    let service = FallbackLayer::new(chains.clone()).layer(provider.clone());
+    service.clone().oneshot(request("p/a")).await.unwrap();
+    chains.store(Chains::builder().chain("p/a", ["p/new"]).build_table().unwrap());
+    service.oneshot(request("p/a")).await.unwrap();
+    assert_eq!(asked(&provider), ["p/a", "p/b", "p/a", "p/new"]);
+}
+
+// ===== Peek alone =====
+
+async fn peek(layer: PeekLayer, reply: Reply) -> Result<LlmResponse, Error> {
+    layer.layer(Scripted::new().reply(reply)).oneshot(request("p/a")).await
+}
+
+#[tokio::test]
+async fn held_chunks_come_first_and_none_is_lost() {
+    let words = ["", " ", "h", "i"];
+    let answer = peek(PeekLayer::new(), Reply::words(words)).await.unwrap();
+    let ResponseBody::Stream(mut chunks) = answer.body else { panic!("expected a stream") };
+    let mut seen = Vec::new();
+    while let Some(chunk) = chunks.next().await {
+        seen.push(chunk.unwrap());
+    }
+    assert_eq!(seen.len(), 8, "role, four words, finish, usage, end");
+    assert_eq!(seen[1..5].iter().map(|c| c.content().into_owned()).collect::<Vec<_>>(), words);
+    assert!(seen[7].is_final());
+}
+
+#[tokio::test]
+async fn it_resolves_at_the_first_content_and_not_before() {
+    let provider = Scripted::new().reply(Reply::stream([
+        Step::Chunk(StreamChunk::role()),
+        Step::Gate,
+        Step::Chunk(StreamChunk::text("h")),
+        Step::Stall,
+    ]));
+    let mut answer = task::spawn(PeekLayer::new().layer(provider.clone()).oneshot(request("p/a")));
+    assert_pending!(answer.poll());
+    provider.open();
+    assert!(answer.is_woken());
+    assert_ready_ok!(answer.poll());
+}
+
+#[tokio::test]
+async fn at_its_bounds_it_passes_the_answer_on() {
+    let blank = || Reply::stream((0..100).map(|_| Step::Chunk(StreamChunk::text(" "))).chain([Step::Stall]));
+    let layer = PeekLayer::new();
+    assert!(peek(layer.with_max_chunks(10), blank()).await.is_ok());
+    assert!(peek(layer.with_max_bytes(500), blank()).await.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn dropped_while_it_holds_chunks_it_hangs_up() {
+    let provider = Scripted::new().reply(Reply::stream([Step::Chunk(StreamChunk::role()), Step::Stall]));
+    let mut answer = task::spawn(PeekLayer::new().layer(provider.clone()).oneshot(request("p/a")));
+    assert_pending!(answer.poll());
+    assert_eq!(provider.alive(), 1);
+    drop(answer);
+    assert_eq!(provider.alive(), 0);
+}
