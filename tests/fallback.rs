@@ -293,15 +293,19 @@ async fn a_forbidden_or_unpriced_target_is_skipped() {
 
 #[tokio::test]
 async fn each_attempt_has_its_own_progress() {
-    let provider = Scripted::new().reply(Reply::error(down())).reply(Reply::text("hi"));
+    let (mut service, mut provider) = mock::spawn_layer(FallbackLayer::new(chains().build().unwrap()));
+    assert_ready_ok!(service.poll_ready());
     let request = request("p/a");
     let progress = request.progress.clone();
-    over(&provider, chains()).oneshot(request).await.unwrap();
-    assert!(progress.is_dispatched());
-    let [first, second] = &provider.requests()[..] else { panic!("two attempts") };
-    assert!(first.progress.is_dispatched() && second.progress.is_dispatched());
-    let child = progress.child();
-    assert!(!child.is_dispatched(), "a mark goes to the ancestors only");
+    let mut response = task::spawn(service.call(request));
+
+    let (first, answer) = provider.next_request().await.unwrap();
+    first.progress.mark_dispatched();
+    assert!(progress.is_dispatched(), "a mark goes to the ancestors");
+    answer.send_error(down());
+    assert_pending!(response.poll());
+    let (second, _) = provider.next_request().await.unwrap();
+    assert!(!second.progress.is_dispatched(), "and not to the children");
 }
 
 // ===== retries, waiting, deadlines =====
