@@ -1,4 +1,101 @@
 //! Composable Tower layers for calls to language models.
+//!
+//! Every concern around a call is a [`tower::Layer`](tower_layer::Layer), and the call itself is a
+//! [`Service`](tower_service::Service) of [`LlmRequest`], answered by an [`LlmResponse`]: a head that is known at
+//! once, and a body that may still be coming. A layer here goes on until the answer has *ended*, not until there is
+//! a head. Any may be left out, and any may be stacked with tower's own.
+//!
+//! ```
+//! use llm_layers::{
+//!     ChatBody, Completion, Error, ErrorClass, LlmRequest, LlmResponse, ServiceBuilderExt as _, TokenUsage,
+//!     alias::{AliasTable, Aliases},
+//!     fallback::{Chains, FallbackLayer},
+//!     providers::Providers,
+//!     timeout::CallTimeoutLayer,
+//! };
+//! use std::time::Duration;
+//! use tower::{ServiceBuilder, ServiceExt as _, service_fn};
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! // Two leaves; in earnest they would ask a server. One is down.
+//! let cloud = service_fn(|request: LlmRequest| async move {
+//!     Err::<LlmResponse, _>(Error::provider(ErrorClass::Unavailable, "cloud", request.model))
+//! });
+//! let local = service_fn(|request: LlmRequest| async move {
+//!     Ok::<_, Error>(LlmResponse::new(request.model, Completion::text("Hello!", TokenUsage::new(9, 2))))
+//! });
+//!
+//! let providers = Providers::builder()
+//!     .each(|_| CallTimeoutLayer::new().with_head(Duration::from_secs(30)).with_idle(Duration::from_secs(30)))
+//!     .provider("cloud", cloud)
+//!     .provider("local", local)
+//!     .build()?;
+//! let names = providers.names();
+//! let table = AliasTable::builder().providers(names.clone()).alias("fast", "cloud/large").build()?;
+//! let aliases = Aliases::new(table);
+//! let chains = Chains::builder()
+//!     .providers(names.clone())
+//!     .aliases(aliases.clone())
+//!     .chain("cloud/large", ["local/small"])
+//!     .build()?;
+//!
+//! let stack = ServiceBuilder::new()
+//!     .answer_concurrency_limit(256)
+//!     .alias(aliases)
+//!     .layer(FallbackLayer::new(chains).with_providers(names))
+//!     .service(providers);
+//!
+//! let request = LlmRequest::new("fast", ChatBody::builder().user("Say hello.").build()?);
+//! let answer = stack.oneshot(request).await?;
+//! assert_eq!(answer.model, "local/small");
+//! assert_eq!(answer.attempts[0].model, "cloud/large");
+//! assert_eq!(answer.text().await?, "Hello!");
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # What is where
+//!
+//! From the outside of a stack to its inside; `docs/order.md` says why, and what changes with the order.
+//!
+//! | module | |
+//! |---|---|
+//! | [`concurrency`] | bounds the calls in flight until their answers have ended |
+//! | [`alias`] | resolves short names of models |
+//! | [`fallback`] | tries again, and tries other models |
+//! | [`peek`] | holds an answer back until it proves to have content |
+//! | [`providers`] | finds the provider of a model, and among its deployments the one to ask |
+//! | [`timeout`] | bounds the time until head, first content, next chunk and end |
+//!
+//! Around them:
+//!
+//! | module | |
+//! |---|---|
+//! | [`body`] | streamed answers, and who watches how they end |
+//! | [`http`] | what errors and answers mean in HTTP |
+//! | `testing` | the contract that every layer keeps, and a scripted provider; feature `testing` |
+//!
+//! # Features
+//!
+//! None is on by default, and no layer needs one.
+//!
+//! | feature | what it adds |
+//! |---|---|
+//! | `openai` | the leaf for OpenAI-compatible servers, over any HTTP service |
+//! | `hyper-client` | a hyper client with rustls for it |
+//! | `reqwest` | a reqwest client for it |
+//! | `axum` | extractor, responder, server-sent events and error bodies for axum |
+//! | `testing` | the contract suite and a scripted provider |
+//!
+//! # Where to go next
+//!
+//! - A request comes from JSON by [`LlmRequest::parse`], or is built by [`ChatBody::builder`]; who asks is in its
+//!   [`RequestContext`], which the host sets.
+//! - An answer is read whole by [`LlmResponse::text`], or chunk by chunk from its [`ChunkStream`].
+//! - What went wrong is an [`Error`]: [`kind`](Error::kind) for facts, [`attempts`](Error::attempts) for what was tried.
+//! - A layer of your own: [`Watch`] and [`Observe`] for how calls end, `docs/writing-a-layer.md` for the rest.
+//! - `examples/gateway` is a whole gateway made of these layers.
 
 pub mod alias;
 mod answer;
