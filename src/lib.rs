@@ -111,6 +111,7 @@ mod json;
 mod model;
 pub mod peek;
 mod progress;
+pub mod provider;
 pub mod providers;
 mod request;
 #[cfg(feature = "testing")]
@@ -133,3 +134,15 @@ pub use self::{
     progress::Progress,
     request::{LlmRequest, Operation},
 };
+
+/// The pages that are written for people, compiled.
+#[cfg(doctest)]
+mod pages {
+    #[doc = include_str!("../README.md")]
+    mod readme {}
+    #[doc = include_str!("../docs/order.md")]
+    mod order {}
+    #[cfg(feature = "testing")]
+    #[doc = include_str!("../docs/writing-a-layer.md")]
+    mod writing_a_layer {}
+}
