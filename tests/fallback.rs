@@ -445,6 +445,56 @@ async fn chains_can_be_exchanged_between_calls() {
     assert_eq!(asked(&provider), ["p/a", "p/b", "p/a", "p/new"]);
 }
 
+#[tokio::test]
+async fn a_call_keeps_the_chains_of_its_first_failure() {
+    let chains = chains().build().unwrap();
+    let (mut service, mut provider) = mock::spawn_layer(FallbackLayer::new(chains.clone()));
+    assert_ready_ok!(service.poll_ready());
+    let mut response = task::spawn(service.call(request("p/a")));
+    assert_asks!(provider, "p/a").send_error(down());
+    assert_pending!(response.poll());
+    chains.store(Chains::builder().chain("p/a", ["p/new"]).build_table().unwrap());
+    assert_asks!(provider, "p/b").send_error(down());
+    assert_pending!(response.poll());
+    assert_asks!(provider, "p/c");
+}
+
+#[test]
+fn a_split_is_judged_by_all_that_it_may_come_to() {
+    for seed in 0..200 {
+        fastrand::seed(seed);
+        let table = AliasTable::builder()
+            .split("p/a", [("p/a", 9), ("q/a", 1)])
+            .split("either", [("p/a", 9), ("p/b", 1)])
+            .split("lost", [("p/b", 9), ("x/b", 1)])
+            .build()
+            .unwrap();
+        let chains = || Chains::builder().aliases(Aliases::new(table.clone()));
+        chains().chain("p/a", ["either"]).build().unwrap();
+        let names = ProviderNames::new(["p", "q"]);
+        let error = chains().providers(names).chain("p/a", ["lost"]).build().unwrap_err();
+        assert_eq!(error.problems(), [ChainProblem::Dangling { model: "p/a".into(), target: "lost".into() }]);
+    }
+}
+
+#[tokio::test]
+async fn a_fallback_over_a_fallback_keeps_all_attempts() {
+    let provider =
+        Scripted::new().reply(Reply::error(down())).reply(Reply::error(down())).reply(Reply::error(down()));
+    let inner = FallbackLayer::new(Chains::builder().chain("p/b", ["p/c"]).retries(0).build().unwrap());
+    let outer = FallbackLayer::new(Chains::builder().chain("p/a", ["p/b", "p/d"]).build().unwrap());
+    let answer = outer.layer(inner.layer(provider.clone())).oneshot(request("p/a")).await.unwrap();
+    assert_eq!(asked(&provider), ["p/a", "p/b", "p/c", "p/d"]);
+    let failed: Vec<_> = answer.attempts.iter().map(|a| a.model.as_str()).collect();
+    assert_eq!(failed, ["p/a", "p/b"], "the inner attempts are in the error of p/b");
+    assert_eq!(answer.attempts[1].error.attempts().len(), 2);
+
+    let provider = Scripted::new().reply(Reply::error(down())).reply(Reply::error(down()));
+    let answer = outer.layer(inner.layer(provider)).oneshot(request("p/a")).await.unwrap();
+    let failed: Vec<_> = answer.attempts.iter().map(|a| a.model.as_str()).collect();
+    assert_eq!((answer.model.as_str(), &failed[..]), ("p/c", &["p/a", "p/b"][..]));
+}
+
 // ===== Peek alone =====
 
 async fn peek(layer: PeekLayer, reply: Reply) -> Result<LlmResponse, Error> {

@@ -67,6 +67,35 @@ impl AliasTable {
         }
     }
 
+    /// All canonical names that `model` can come to, for whichever tenant, sorted.
+    pub fn ends(&self, model: &ModelName) -> Vec<ModelName> {
+        let mut ends = Vec::new();
+        for tenant in self.tenants.keys().map(|tenant| Some(&**tenant)).chain([None]) {
+            let (mut seen, mut next) = (Vec::new(), vec![model.clone()]);
+            while let Some(name) = next.pop() {
+                if seen.contains(&name) {
+                    continue;
+                }
+                match self.lookup(&name, tenant) {
+                    Some(target) => {
+                        let (same, others): (Vec<_>, Vec<_>) =
+                            target.choices.iter().map(|(choice, _)| choice.clone()).partition(|c| *c == name);
+                        ends.extend(same);
+                        next.extend(others);
+                    }
+                    None => ends.push(name.clone()),
+                }
+                seen.push(name);
+            }
+        }
+        if let Some(providers) = &self.providers {
+            ends.iter_mut().for_each(|end| *end = providers.canonical(end));
+        }
+        ends.sort();
+        ends.dedup();
+        ends
+    }
+
     /// Which providers there are, if the table was told.
     pub const fn providers(&self) -> Option<&ProviderNames> {
         self.providers.as_ref()

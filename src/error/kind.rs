@@ -292,6 +292,11 @@ impl fmt::Debug for ProviderFailure {
     }
 }
 
+/// The name may be the caller's own words: it is shown, but not at any length.
+fn brief(model: &ModelName) -> &str {
+    model.char_indices().nth(128).map_or(model, |(end, _)| &model[..end])
+}
+
 impl fmt::Display for ErrorKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -301,10 +306,10 @@ impl fmt::Display for ErrorKind {
                 write!(f, "the request exceeds its limit, the largest that fits is {largest}")
             }
             Self::ModelNotAllowed { department_id, model } => {
-                write!(f, "department {department_id} may not use model {model}")
+                write!(f, "department {department_id} may not use model {}", brief(model))
             }
-            Self::ModelUnpriced { model } => write!(f, "model {model} has no known price"),
-            Self::ModelNotFound { model } => write!(f, "no provider serves model {model}"),
+            Self::ModelUnpriced { model } => write!(f, "model {} has no known price", brief(model)),
+            Self::ModelNotFound { model } => write!(f, "no provider serves model {}", brief(model)),
             Self::NoProvider => f.write_str("no provider is registered"),
             Self::QuotaExceeded(quota) => quota.fmt(f),
             Self::StoreUnavailable { store } => write!(f, "the {store} store is unavailable"),

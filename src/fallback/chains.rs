@@ -8,14 +8,15 @@ use tower::retry::budget::{Budget, TpsBudget};
 ///
 /// A chain is looked up by the canonical name that the caller's model resolved to, and only by that: the
 /// chains of its targets are not followed. Targets may be aliases, resolved for each attempt by the same table, tenant
-/// and user. The table may be exchanged while it is used; a call keeps the one it began with.
+/// and user. The table may be exchanged while it is used; a call keeps the one it found at its first failure.
 #[derive(Clone)]
 pub struct Chains {
     table: Arc<ArcSwap<ChainTable>>,
     aliases: Option<Aliases>,
     budget: Option<Arc<TpsBudget>>,
-    /// Of this call.
+    // Of this call.
     retries: u32,
+    found: Option<Arc<ChainTable>>,
 }
 
 /// The chains, and the rules by which they are followed: immutable, checked when it is built.
@@ -128,7 +129,7 @@ impl Default for Chains {
 impl Chains {
     fn from_parts(builder: ChainsBuilder) -> Self {
         let table = Arc::new(ArcSwap::from_pointee(builder.table.0));
-        Self { table, aliases: builder.aliases, budget: builder.budget, retries: 0 }
+        Self { table, aliases: builder.aliases, budget: builder.budget, retries: 0, found: None }
     }
 
     fn next(&self, table: &ChainTable, cause: Cause, failure: &Failure<'_>) -> Decision {
@@ -147,7 +148,7 @@ impl Chains {
 
 impl Policy for Chains {
     fn begin(&mut self, _: &LlmRequest) {
-        self.retries = 0;
+        (self.retries, self.found) = (0, None);
         if let Some(budget) = &self.budget {
             budget.deposit();
         }
@@ -155,7 +156,7 @@ impl Policy for Chains {
 
     fn decide(&mut self, failure: &Failure<'_>) -> Decision {
         let Some(cause) = Cause::of(failure.error) else { return Decision::Stop };
-        let table = self.table.load();
+        let table = Arc::clone(self.found.get_or_insert_with(|| self.table.load_full()));
         match table.action(cause) {
             Action::Stop => Decision::Stop,
             Action::Next => {
@@ -320,27 +321,29 @@ impl ChainsBuilder {
 
     fn check(&self) -> Result<(), ChainError> {
         let aliases = self.aliases.as_ref().map(Aliases::load);
-        let resolve = |model: &ModelName| match &aliases {
-            Some(table) => table.resolve(model, None, None),
-            None => model.clone(),
+        // Whoever asks, and whatever a split comes to.
+        let ends = |model: &ModelName| match &aliases {
+            Some(table) => table.ends(model),
+            None => vec![model.clone()],
         };
         let mut problems = Vec::new();
         let ChainTable { chains, by_cause, .. } = &self.table.0;
         let all = chains.iter().chain(by_cause.iter().map(|((model, _), targets)| (model, targets)));
         for (model, targets) in all {
-            let key = resolve(model);
-            if key != *model {
-                problems.push(ChainProblem::KeyIsAlias { model: model.clone(), target: key });
+            if let Some(target) = ends(model).first().filter(|_| !ends(model).contains(model)) {
+                problems.push(ChainProblem::KeyIsAlias { model: model.clone(), target: target.clone() });
             }
             for (at, target) in targets.iter().enumerate() {
-                let resolved = resolve(target);
+                let ends = ends(target);
                 let repeated = targets[..at].contains(target);
+                let served =
+                    |end| self.providers.as_ref().is_none_or(|names| names.provider_for(end).is_some());
                 let (model, target) = (model.clone(), target.clone());
-                if resolved == model {
+                if ends.iter().all(|end| *end == model) {
                     problems.push(ChainProblem::Cycle { model, target });
                 } else if repeated {
                     problems.push(ChainProblem::Repeated { model, target });
-                } else if self.providers.as_ref().is_some_and(|p| p.provider_for(&resolved).is_none()) {
+                } else if !ends.iter().all(|end| served(end)) {
                     problems.push(ChainProblem::Dangling { model, target });
                 }
             }

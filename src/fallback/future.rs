@@ -107,6 +107,8 @@ where
             let failure = match this.state.as_mut().project() {
                 StateProj::Calling(future) => match future.poll(cx) {
                     Poll::Ready(Ok(mut answer)) => {
+                        // What a fallback below has tried came last.
+                        this.attempts.failed.append(&mut answer.attempts);
                         answer.attempts = mem::take(&mut this.attempts.failed);
                         return Poll::Ready(Ok(answer));
                     }

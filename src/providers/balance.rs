@@ -76,15 +76,17 @@ impl Health {
 
     fn failed(&self, error: &Error) {
         let failures = self.failures.fetch_add(1, Ordering::Relaxed).saturating_add(1);
-        let asked = error.retry_after().filter(|_| matches!(error.kind(), ErrorKind::Provider(_)));
-        let rest = match asked {
-            Some(asked) => asked.min(self.cool_down.max),
-            None if failures >= self.cool_down.failures => self.cool_down.time,
-            None => return,
-        };
-        let until = self.millis(Instant::now() + rest);
-        self.cool_until.fetch_max(until, Ordering::Relaxed);
-        self.failures.store(0, Ordering::Relaxed);
+        let mut rest = Duration::ZERO;
+        if failures >= self.cool_down.failures {
+            self.failures.store(0, Ordering::Relaxed);
+            rest = self.cool_down.time;
+        }
+        if let (ErrorKind::Provider(_), Some(asked)) = (error.kind(), error.retry_after()) {
+            rest = rest.max(asked.min(self.cool_down.max));
+        }
+        if !rest.is_zero() {
+            self.cool_until.fetch_max(self.millis(Instant::now() + rest), Ordering::Relaxed);
+        }
     }
 }
 
@@ -148,7 +150,8 @@ fn is_deployments_fault(error: &Error) -> bool {
     match error.kind() {
         ErrorKind::Provider(failure) => !failure.class.is_callers_fault(),
         ErrorKind::Timeout { phase } => *phase != TimeoutPhase::Deadline,
-        ErrorKind::StreamInterrupted { .. } | ErrorKind::Overloaded | ErrorKind::Other => true,
+        // Overloaded is a limit of ours around it; the balance sees to that.
+        ErrorKind::StreamInterrupted { .. } | ErrorKind::Other => true,
         _ => false,
     }
 }

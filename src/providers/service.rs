@@ -4,7 +4,7 @@ use super::{
     names::ProviderNames,
 };
 use crate::{
-    End, Error, ErrorClass, ErrorKind, LlmRequest, LlmResponse, ModelName, Observe, Progress,
+    End, Error, ErrorClass, ErrorKind, LlmRequest, LlmResponse, ModelName, Observe, Progress, TimeoutPhase,
     body::{Summary, Watch, Watched},
 };
 use pin_project::pin_project;
@@ -14,6 +14,7 @@ use std::{
     sync::Arc,
     task::{Context, Poll, ready},
 };
+use tokio::time::{Instant, Sleep};
 use tower::util::BoxCloneSyncService;
 use tower_service::Service;
 
@@ -46,6 +47,9 @@ pub struct ResponseFuture {
     progress: Progress,
     provider: Option<Arc<str>>,
     model: ModelName,
+    /// Until when the caller waits for a deployment to be ready; from then on its own time limits hold.
+    deadline: Option<Instant>,
+    timer: Option<Pin<Box<Sleep>>>,
 }
 
 #[pin_project(project = StateProj)]
@@ -119,6 +123,7 @@ impl Service<LlmRequest> for Providers {
 
     fn call(&mut self, mut request: LlmRequest) -> Self::Future {
         let (asked, progress) = (request.model.clone(), request.progress.clone());
+        let deadline = request.context.deadline().map(Instant::from_std);
         let routed = self.route(&mut request).map(|(place, provider)| {
             let model = match asked.split() {
                 Some(_) => asked.clone(),
@@ -132,14 +137,11 @@ impl Service<LlmRequest> for Providers {
             };
             (state, provider, model)
         });
-        match routed {
-            Ok((state, provider, model)) => {
-                ResponseFuture { state, progress, provider: Some(provider), model }
-            }
-            Err(error) => {
-                ResponseFuture { state: State::Refused(Some(error)), progress, provider: None, model: asked }
-            }
-        }
+        let (state, provider, model) = match routed {
+            Ok((state, provider, model)) => (state, Some(provider), model),
+            Err(error) => (State::Refused(Some(error)), None, asked),
+        };
+        ResponseFuture { state, progress, provider, model, deadline, timer: None }
     }
 }
 
@@ -163,7 +165,11 @@ impl Future for ResponseFuture {
                     return Poll::Ready(Err(error.take().expect("polled after completion")));
                 }
                 StateProj::Readying { service, request, in_flight, marks_dispatch } => {
-                    if let Err(error) = ready!(service.poll_ready(cx)) {
+                    let ready = match service.poll_ready(cx) {
+                        Poll::Ready(ready) => ready,
+                        Poll::Pending => ready!(poll_deadline(*this.deadline, this.timer, cx)),
+                    };
+                    if let Err(error) = ready {
                         if let Some(in_flight) = in_flight.take() {
                             in_flight.on_end(End::Failed(&error, &Summary::default()));
                         }
@@ -194,6 +200,16 @@ impl Future for ResponseFuture {
             this.state.set(next);
         }
     }
+}
+
+fn poll_deadline(
+    deadline: Option<Instant>,
+    timer: &mut Option<Pin<Box<Sleep>>>,
+    cx: &mut Context<'_>,
+) -> Poll<Result<(), Error>> {
+    let Some(deadline) = deadline else { return Poll::Pending };
+    let timer = timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
+    timer.as_mut().poll(cx).map(|()| Err(Error::new(ErrorKind::Timeout { phase: TimeoutPhase::Deadline })))
 }
 
 /// A leaf that could not connect has marked the progress before it tried, and knows better now.
