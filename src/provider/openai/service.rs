@@ -4,7 +4,7 @@ use super::{
     origin::Origin,
     wire,
 };
-use crate::{BoxError, Error, LlmRequest, LlmResponse, ModelName};
+use crate::{BoxError, Error, LlmRequest, LlmResponse, ModelName, providers::Deployment};
 use bytes::Bytes;
 use http_body::Body;
 use http_body_util::Full;
@@ -90,6 +90,13 @@ impl<H> OpenAiCompatible<H> {
     /// The port that is asked, the scheme's own if the URL names none.
     pub fn port(&self) -> u16 {
         self.endpoint.port
+    }
+
+    /// A deployment for [`Providers`](crate::providers::Providers) that tells its address, and marks for itself
+    /// when bytes go out.
+    pub fn into_deployment(self) -> Deployment<Self> {
+        let (host, port) = (self.host().to_owned(), self.port());
+        Deployment::new(self).with_address(host, port).marking_dispatch()
     }
 
     /// The HTTP service.
