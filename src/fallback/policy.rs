@@ -92,6 +92,14 @@ impl Cause {
     /// The cause of `error`, or `None` if it is final.
     pub fn of(error: &Error) -> Option<Self> {
         Some(match error.kind() {
+            ErrorKind::Timeout { phase: TimeoutPhase::Deadline }
+            | ErrorKind::InvalidRequest { .. }
+            | ErrorKind::RequestTooLarge { .. }
+            | ErrorKind::QuotaExceeded(_)
+            | ErrorKind::StoreUnavailable { .. }
+            | ErrorKind::NoProvider
+            | ErrorKind::NotCached
+            | ErrorKind::Cancelled => return None,
             ErrorKind::Provider(failure) => match failure.class {
                 ErrorClass::Connect | ErrorClass::Transport => Self::Unreachable,
                 ErrorClass::Upstream | ErrorClass::Unavailable => Self::ServerError,
@@ -103,7 +111,6 @@ impl Cause {
                 ErrorClass::ContentFilter => Self::ContentFilter,
             },
             ErrorKind::Overloaded => Self::RateLimited,
-            ErrorKind::Timeout { phase: TimeoutPhase::Deadline } => return None,
             ErrorKind::Timeout { .. } => Self::Timeout,
             ErrorKind::EmptyResponse { .. } => Self::Empty,
             ErrorKind::StreamInterrupted { .. } => Self::Broken,
@@ -111,13 +118,6 @@ impl Cause {
             | ErrorKind::ModelNotAllowed { .. }
             | ErrorKind::ModelUnpriced { .. } => Self::Skipped,
             ErrorKind::Other => Self::Other,
-            ErrorKind::InvalidRequest { .. }
-            | ErrorKind::RequestTooLarge { .. }
-            | ErrorKind::QuotaExceeded(_)
-            | ErrorKind::StoreUnavailable { .. }
-            | ErrorKind::NoProvider
-            | ErrorKind::NotCached
-            | ErrorKind::Cancelled => return None,
         })
     }
 }
