@@ -25,6 +25,10 @@ pub type Probe = MapErr<Scripted, fn(Error) -> BoxError>;
 
 type Stack = BoxCloneSyncService<LlmRequest, LlmResponse, Error>;
 
+/// Some of tower's own layers over a [`Scripted`] provider.
+type Erased = BoxCloneSyncService<LlmRequest, LlmResponse, BoxError>;
+type Build<S> = Box<dyn Fn(S) -> Stack>;
+
 /// The contract that every layer keeps, so that any may be left out, put elsewhere, or stacked with tower's own.
 ///
 /// - It is `Clone + Send + Sync`, and calls the very instance that it polled ready.
@@ -53,8 +57,9 @@ type Stack = BoxCloneSyncService<LlmRequest, LlmResponse, Error>;
 /// ```
 #[must_use = "a contract is checked by `check`"]
 pub struct Contract {
-    build: Box<dyn Fn(Probe) -> Stack>,
-    boxed: Box<dyn Fn(BoxCloneSyncService<LlmRequest, LlmResponse, BoxError>) -> Option<Stack>>,
+    build: Build<Probe>,
+    /// Only a layer can be put around any service.
+    build_erased: Option<Build<Erased>>,
     always_ready: bool,
     request: LlmRequest,
 }
@@ -73,7 +78,7 @@ impl Contract {
         let build = move |probe| Stack::new(build(probe).map_err(Into::into));
         Self {
             build: Box::new(build),
-            boxed: Box::new(|_| None),
+            build_erased: None,
             always_ready: false,
             request: LlmRequest::new("probe/model", body),
         }
@@ -82,13 +87,13 @@ impl Contract {
     /// For a layer.
     pub fn layer<L>(layer: L) -> Self
     where
-        L: Layer<Probe> + Layer<BoxCloneSyncService<LlmRequest, LlmResponse, BoxError>> + Clone + 'static,
+        L: Layer<Probe> + Layer<Erased> + Clone + 'static,
         <L as Layer<Probe>>::Service: Service<LlmRequest, Response = LlmResponse, Error: Into<Error>, Future: Send>
             + Clone
             + Send
             + Sync
             + 'static,
-        <L as Layer<BoxCloneSyncService<LlmRequest, LlmResponse, BoxError>>>::Service: Service<LlmRequest, Response = LlmResponse, Error: Into<Error>, Future: Send>
+        <L as Layer<Erased>>::Service: Service<LlmRequest, Response = LlmResponse, Error: Into<Error>, Future: Send>
             + Clone
             + Send
             + Sync
@@ -96,7 +101,8 @@ impl Contract {
     {
         let boxed = layer.clone();
         let mut contract = Self::new(move |probe: Probe| layer.layer(probe));
-        contract.boxed = Box::new(move |inner| Some(Stack::new(boxed.layer(inner).map_err(Into::into))));
+        contract.build_erased =
+            Some(Box::new(move |inner| Stack::new(boxed.layer(inner).map_err(Into::into))));
         contract
     }
 
@@ -408,7 +414,8 @@ impl Contract {
         let provider = Scripted::new();
         let below = |timeout| {
             let tower = ServiceBuilder::new().boxed_clone_sync().map_err(BoxError::from);
-            (self.boxed)(tower.concurrency_limit(1).timeout(timeout).service(provider.clone()))
+            let erased = tower.concurrency_limit(1).timeout(timeout).service(provider.clone());
+            Some(self.build_erased.as_ref()?(erased))
         };
         let Some(mut service) = below(Duration::from_secs(60)) else { return };
         for _ in 0..3 {

@@ -70,6 +70,7 @@ enum Then {
 /// One step of a reply.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
+#[expect(clippy::large_enum_variant, reason = "most steps are chunks")]
 pub enum Step {
     /// A chunk.
     Chunk(StreamChunk),
