@@ -1,0 +1,38 @@
+//! Records what every call to a provider has used up, and what it cost.
+//!
+//! [`UsageLayer`] makes one [`UsageEvent`] for each call, when its answer ends, however it ends: whole, at the end
+//! of a stream, at its break, when the caller hangs up, when a call that was sent fails or is dropped before its
+//! head, after a panic below. A call that never reached a provider used nothing and is not recorded. Usage that a
+//! provider does not report is estimated from the bytes that went by, and says so.
+//!
+//! A place in the [sink](UsageSink) is taken before the provider is asked; where there is none, the call is refused as
+//! [`StoreUnavailable`](crate::ErrorKind::StoreUnavailable) and nobody is asked. From then on recording cannot fail:
+//! a paid answer is never lost to its record.
+//!
+//! Belongs inside of a cache and outside of [`Providers`](crate::providers), so that each attempt of a
+//! [fallback](crate::fallback) is an event of its own, at its own price. [`UsageLayer::hits`], outside of the cache, records the
+//! answers that cost nothing.
+//!
+//! An event counts in full for each of the caller's departments: totals over events and sums over departments
+//! are both right, and not the same.
+//!
+//! # Cancel safety
+//!
+//! A call that is dropped is recorded as [`Aborted`](Outcome::Aborted), if it was sent.
+
+mod event;
+mod layer;
+mod memory;
+mod queue;
+mod recorder;
+mod service;
+mod sink;
+
+pub use self::{
+    event::{EventId, Outcome, Saved, UsageEvent},
+    layer::UsageLayer,
+    memory::MemorySink,
+    queue::{QueueOptions, QueueSink, Report, UsageStore, Worker},
+    service::{RecordUsage, ResponseFuture},
+    sink::{Place, Slot, Ticket, UsageSink},
+};
