@@ -269,6 +269,7 @@ impl<'de> Visitor<'de> for Choices<'_> {
     }
 
     fn visit_unit<E>(self) -> Result<(), E> {
+        self.0.lacks.choices = true;
         Ok(())
     }
 
@@ -339,7 +340,8 @@ impl<'de> Visitor<'de> for Delta<'_> {
                 "role" => role = raw.first() == Some(&b'"'),
                 "tool_calls" => {
                     self.0.says("tool_calls", raw);
-                    self.0.lacks.index |= json::items(raw).any(|call| json::member(call, "index").is_none());
+                    self.0.lacks.index |= json::items(raw)
+                        .any(|call| json::member(call, "index").is_none_or(|index| index == b"null"));
                 }
                 name => self.0.says(name, raw),
             }

@@ -35,6 +35,15 @@ pub struct ChunkStream {
     observers: Vec<Box<dyn DynObserve>>,
     summary: Summary,
     clock: Option<Box<BodyClock>>,
+    barrier: Option<Barrier>,
+}
+
+/// What must have happened before the terminal chunk is handed out.
+struct Barrier {
+    /// How many observers learn of the end before it is waited for.
+    inside: usize,
+    done: Pin<Box<dyn Future<Output = Result<(), Error>> + Send>>,
+    last: Option<StreamChunk>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,6 +65,7 @@ impl ChunkStream {
             observers: Vec::new(),
             summary: Summary::default(),
             clock: None,
+            barrier: None,
         }
     }
 
@@ -100,6 +110,19 @@ impl ChunkStream {
         }
     }
 
+    /// Hands the terminal chunk out only when `done` has come to its end; if that fails, so does the stream. Who
+    /// observes the stream by now learns of its end before, who comes later does so afterwards.
+    pub(crate) fn hold_end(&mut self, done: impl Future<Output = Result<(), Error>> + Send + 'static) {
+        let (inside, before) = (self.observers.len(), self.barrier.take());
+        let done = async move {
+            if let Some(before) = before {
+                before.done.await?;
+            }
+            done.await
+        };
+        self.barrier = Some(Barrier { inside, done: Box::pin(done), last: None });
+    }
+
     /// Puts back what was read ahead. Who has watched it pass does not see it again.
     pub(crate) fn unread(&mut self, chunks: impl DoubleEndedIterator<Item = StreamChunk>) {
         let seen = self.observers.len();
@@ -118,6 +141,15 @@ impl ChunkStream {
                 observer.on_end(End::StreamEnded(&self.summary));
             }
         }
+    }
+
+    /// The last chunk is here; is it time to hand it out?
+    fn poll_last(&mut self, cx: &mut Context<'_>) -> Poll<Result<StreamChunk, Error>> {
+        let barrier = self.barrier.as_mut().expect("only called with one");
+        ready!(barrier.done.as_mut().poll(cx))?;
+        let last = barrier.last.take().expect("only called with one");
+        self.barrier = None;
+        Poll::Ready(Ok(last))
     }
 
     fn fail(&mut self, error: Error) -> Error {
@@ -168,6 +200,18 @@ impl Stream for ChunkStream {
             this.hand_out(&chunk, seen, &Arrival::default());
             return Poll::Ready(Some(Ok(chunk)));
         }
+        if this.barrier.as_ref().is_some_and(|barrier| barrier.last.is_some()) {
+            return Poll::Ready(Some(match ready!(this.poll_last(cx)) {
+                Ok(last) => {
+                    this.hand_out(&last, 0, &Arrival::default());
+                    Ok(last)
+                }
+                Err(error) => {
+                    this.barrier = None;
+                    Err(this.fail(error))
+                }
+            }));
+        }
         match this.state {
             State::Open => {}
             State::Ended => return Poll::Ready(None),
@@ -186,6 +230,16 @@ impl Stream for ChunkStream {
         };
         let arrival = Arrival::default();
         this.summary.add(&chunk, &arrival);
+        if let Some(barrier) = this.barrier.as_mut().filter(|_| chunk.is_final()) {
+            let inside = barrier.inside.min(this.observers.len());
+            barrier.last = Some(chunk.clone());
+            this.close();
+            for mut observer in this.observers.drain(..inside) {
+                observer.on_chunk(&chunk, &arrival);
+                observer.on_end(End::StreamEnded(&this.summary));
+            }
+            return self.poll_next(cx);
+        }
         this.hand_out(&chunk, 0, &arrival);
         Poll::Ready(Some(Ok(chunk)))
     }
