@@ -164,7 +164,7 @@ async fn whatever_aimock_does_wrong_the_answer_is_the_fallbacks() {
         "drop",
         "garbled",
         "hang-up",
-        "cut-early",
+        "cut-early", "empty", "blank",
         "mute",
         "silent",
     ];
