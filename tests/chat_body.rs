@@ -440,7 +440,6 @@ fn a_known_member_of_the_wrong_type_is_named() {
     let values = ["true", "0.5", "-7", "7", "\"text\"", "[]", "{}"];
     let takes = |name: &str| -> &[&str] {
         match name {
-            "model" => &["\"text\""],
             "messages" => &[],
             "stream" | "logprobs" | "parallel_tool_calls" | "store" => &["true"],
             "temperature" | "top_p" | "frequency_penalty" | "presence_penalty" => &["0.5", "-7", "7"],
@@ -449,7 +448,7 @@ fn a_known_member_of_the_wrong_type_is_named() {
             "response_format" | "stream_options" | "metadata" | "logit_bias" => &["{}"],
             "tool_choice" | "function_call" => &["\"text\"", "{}"],
             "stop" => &["\"text\"", "[]"],
-            "user" | "reasoning_effort" | "service_tier" => &["\"text\""],
+            "model" | "user" | "reasoning_effort" | "service_tier" => &["\"text\""],
             other => panic!("{other} is not in the table"),
         }
     };
