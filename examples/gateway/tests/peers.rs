@@ -164,7 +164,9 @@ async fn whatever_aimock_does_wrong_the_answer_is_the_fallbacks() {
         "drop",
         "garbled",
         "hang-up",
-        "cut-early", "empty", "blank",
+        "cut-early",
+        "empty",
+        "blank",
         "mute",
         "silent",
     ];
