@@ -107,7 +107,7 @@ async fn each_kind_of_error_has_one_meaning() {
             ErrorKind::InvalidRequest { member, .. } => member.clone(),
             ErrorKind::ModelNotFound { .. }
             | ErrorKind::ModelNotAllowed { .. }
-            | ErrorKind::ModelUnpriced { .. } => Some("model"),
+            | ErrorKind::ModelUnpriced { .. } => Some("model".into()),
             _ => None,
         };
         let error = Error::new(kind).with_source("sk-secret");
