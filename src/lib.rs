@@ -73,6 +73,7 @@
 //! | module | |
 //! |---|---|
 //! | [`body`] | streamed answers, and who watches how they end |
+//! | [`price`] | what models cost, and what a call cost |
 //! | [`http`] | what errors and answers mean in HTTP |
 //! | `testing` | the contract that every layer keeps, and a scripted provider; feature `testing` |
 //!
@@ -86,6 +87,7 @@
 //! | `hyper-client` | a hyper client with rustls for it |
 //! | `reqwest` | a reqwest client for it |
 //! | `axum` | extractor, responder, server-sent events and error bodies for axum |
+//! | `toml` | price lists of your own, in TOML |
 //! | `testing` | the contract suite and a scripted provider |
 //!
 //! # Where to go next
@@ -102,6 +104,7 @@ mod answer;
 pub mod body;
 mod builder;
 mod chat;
+pub mod clock;
 pub mod concurrency;
 mod context;
 mod error;
@@ -110,6 +113,7 @@ pub mod http;
 mod json;
 mod model;
 pub mod peek;
+pub mod price;
 mod progress;
 pub mod provider;
 pub mod providers;
@@ -117,10 +121,12 @@ mod request;
 #[cfg(feature = "testing")]
 pub mod testing;
 pub mod timeout;
+pub mod usage;
 
 pub use self::{
     answer::{
-        Certainty, ChoiceFinish, Completion, FinishReason, LlmResponse, ResponseBody, StreamChunk, TokenUsage,
+        CacheStatus, Certainty, ChoiceFinish, Completion, FinishReason, LlmResponse, ResponseBody,
+        StreamChunk, TokenUsage,
     },
     body::{ChunkStream, End, Observe, Watch},
     builder::ServiceBuilderExt,

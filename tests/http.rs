@@ -105,6 +105,9 @@ async fn each_kind_of_error_has_one_meaning() {
     for (kind, status, error_type, code, retry_after, should_retry) in table {
         let param = match &kind {
             ErrorKind::InvalidRequest { member, .. } => member.clone(),
+            ErrorKind::ModelNotFound { .. }
+            | ErrorKind::ModelNotAllowed { .. }
+            | ErrorKind::ModelUnpriced { .. } => Some("model".into()),
             _ => None,
         };
         let error = Error::new(kind).with_source("sk-secret");

@@ -66,6 +66,9 @@ fn json(usage: TokenUsage) -> Option<Value> {
             out["prompt_tokens_details"]["cache_write_tokens"] = written.into();
         }
     }
+    if let Some(hour) = usage.cache_write_1h_tokens {
+        out["cache_creation"] = json!({ "ephemeral_1h_input_tokens": hour });
+    }
     if let Some(reasoning) = usage.reasoning_tokens {
         out["completion_tokens_details"] = json!({ "reasoning_tokens": reasoning });
     }

@@ -18,6 +18,8 @@ pub struct TokenUsage {
     pub cache_read_tokens: Option<u64>,
     /// Of the input: written to the provider's cache.
     pub cache_write_tokens: Option<u64>,
+    /// Of what was written to the provider's cache: to stay there for an hour, which costs more.
+    pub cache_write_1h_tokens: Option<u64>,
     /// Of the output: thoughts.
     pub reasoning_tokens: Option<u64>,
     /// How well these are known.
@@ -45,6 +47,7 @@ impl TokenUsage {
             output_tokens: Some(output_tokens),
             cache_read_tokens: None,
             cache_write_tokens: None,
+            cache_write_1h_tokens: None,
             reasoning_tokens: None,
             certainty: Certainty::Exact,
         }
@@ -61,6 +64,13 @@ impl TokenUsage {
     #[must_use]
     pub const fn with_cache_write_tokens(mut self, tokens: u64) -> Self {
         self.cache_write_tokens = Some(tokens);
+        self
+    }
+
+    /// Sets [`cache_write_1h_tokens`](Self::cache_write_1h_tokens).
+    #[must_use]
+    pub const fn with_cache_write_1h_tokens(mut self, tokens: u64) -> Self {
+        self.cache_write_1h_tokens = Some(tokens);
         self
     }
 
@@ -112,6 +122,13 @@ impl TokenUsage {
                         }
                     }
                 }
+                br#""cache_creation""# => {
+                    for (name, value) in json::members(value) {
+                        if name == br#""ephemeral_1h_input_tokens""# {
+                            number(value, &mut read.cache_write_1h_tokens);
+                        }
+                    }
+                }
                 br#""completion_tokens_details""# | br#""output_tokens_details""# => {
                     for (name, value) in json::members(value) {
                         if name == br#""reasoning_tokens""# {
@@ -150,6 +167,7 @@ impl TokenUsage {
         clamp(&mut self.cache_read_tokens, self.input_tokens);
         let uncached = self.input_tokens.map(|input| input - self.cache_read_tokens.unwrap_or(0));
         clamp(&mut self.cache_write_tokens, uncached);
+        clamp(&mut self.cache_write_1h_tokens, self.cache_write_tokens);
         clamp(&mut self.reasoning_tokens, self.output_tokens);
         self
     }
@@ -187,6 +205,12 @@ mod tests {
         assert_eq!(openai, TokenUsage::new(10, 5).with_cache_read_tokens(4).with_reasoning_tokens(2));
         let deepseek = read(r#"{"prompt_tokens":10,"completion_tokens":5,"prompt_cache_hit_tokens":4}"#);
         assert_eq!(deepseek, TokenUsage::new(10, 5).with_cache_read_tokens(4));
+        let anthropic = read(
+            r#"{"prompt_tokens":10,"completion_tokens":5,"cache_creation_input_tokens":4,
+                "cache_creation":{"ephemeral_5m_input_tokens":1,"ephemeral_1h_input_tokens":3}}"#,
+        );
+        let written = TokenUsage::new(10, 5).with_cache_write_tokens(4).with_cache_write_1h_tokens(3);
+        assert_eq!(anthropic, written);
         assert_eq!(TokenUsage::read(b"null"), None);
         assert_eq!(TokenUsage::read(b"{}"), None);
     }

@@ -133,12 +133,15 @@ pub fn retry_after_seconds(error: &Error) -> Option<u64> {
 /// let error = Error::new(ErrorKind::ModelNotFound { model: "fast".into() });
 /// assert_eq!(
 ///     llm_layers::http::error_body(&error),
-///     r#"{"error":{"message":"no provider serves model fast","type":"invalid_request_error","param":null,"code":"model_not_found"}}"#
+///     r#"{"error":{"message":"no provider serves model fast","type":"invalid_request_error","param":"model","code":"model_not_found"}}"#
 /// );
 /// ```
 pub fn error_body(error: &Error) -> Bytes {
     let param = match error.kind() {
         ErrorKind::InvalidRequest { member, .. } => member.as_deref(),
+        ErrorKind::ModelNotFound { .. }
+        | ErrorKind::ModelNotAllowed { .. }
+        | ErrorKind::ModelUnpriced { .. } => Some("model"),
         _ => None,
     };
     error_json(&error.to_string(), error_type(error), param, error_code(error))

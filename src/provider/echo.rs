@@ -112,10 +112,8 @@ impl Said {
     }
 
     fn object(&self, object: &str, choices: Value) -> Value {
-        let mut body =
-            json!({ "id": "chatcmpl-echo", "object": object, "created": 0, "model": &*self.model });
-        body["choices"] = choices;
-        body
+        // No id and no time: the same answer is the same bytes, and the edge fills them in.
+        json!({ "object": object, "model": &*self.model, "choices": choices })
     }
 }
 

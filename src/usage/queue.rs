@@ -242,7 +242,12 @@ impl fmt::Debug for Worker {
     }
 }
 
-fn run(mut store: impl UsageStore, mut events: mpsc::Receiver<Message>, options: QueueOptions, state: &State) {
+fn run(
+    mut store: impl UsageStore,
+    mut events: mpsc::Receiver<Message>,
+    options: QueueOptions,
+    state: &State,
+) {
     let (mut messages, mut group, mut tickets) = (Vec::new(), Vec::new(), Vec::new());
     while events.blocking_recv_many(&mut messages, options.group.max(1)) > 0 {
         let mut is_over = false;
@@ -261,7 +266,10 @@ fn run(mut store: impl UsageStore, mut events: mpsc::Receiver<Message>, options:
                 Ok(()) => {
                     state.wrote(group.len());
                     group.clear();
-                    tickets.drain(..).for_each(|ticket| drop(ticket.send(())));
+                    for ticket in tickets.drain(..) {
+                        // Who does not wait for it need not be told.
+                        let _ = ticket.send(());
+                    }
                 }
                 Err(error) => {
                     state.failed(&error);

@@ -1,15 +1,22 @@
 use super::{
     event::{EventId, Outcome, Saved, UsageEvent},
-    sink::Slot,
+    layer::Settings,
+    sink::{Slot, Ticket},
 };
 use crate::{
-    CacheStatus, Certainty, Completion, Error, ErrorKind, LlmRequest, LlmResponse, ModelName, Progress, RequestContext,
-    TokenUsage,
+    CacheStatus, Certainty, Completion, Error, ErrorClass, ErrorKind, LlmRequest, LlmResponse, ModelName,
+    Progress, RequestContext, TokenUsage,
     body::{End, Observe, Summary},
     clock::Clock,
     price::{Cost, Prices},
 };
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    future::poll_fn,
+    sync::{Arc, Mutex, PoisonError},
+    task::Poll,
+    time::Duration,
+};
 use tokio::time::Instant;
 
 /// Which calls are recorded.
@@ -21,12 +28,20 @@ pub(super) enum Which {
 }
 
 /// Collects what is known of one call, and records it when its answer ends.
-pub struct Recorder {
-    pub(super) which: Which,
-    pub(super) slot: Slot,
-    pub(super) prices: Prices,
-    pub(super) clock: Arc<dyn Clock>,
+pub(super) struct Recorder {
+    which: Which,
+    slot: Slot,
+    prices: Prices,
+    clock: Arc<dyn Clock>,
+    committed: Option<Committed>,
     call: Call,
+}
+
+/// By what whoever hands the answer out learns that its record is safe.
+#[derive(Clone)]
+pub(super) struct Committed {
+    ticket: Arc<Mutex<Option<Ticket>>>,
+    limit: Duration,
 }
 
 struct Call {
@@ -51,14 +66,36 @@ struct Ended {
     first_content: Option<Duration>,
 }
 
+impl Committed {
+    pub(super) fn within(limit: Duration) -> Self {
+        Self { ticket: Arc::default(), limit }
+    }
+
+    fn set(&self, ticket: Ticket) {
+        *self.ticket.lock().unwrap_or_else(PoisonError::into_inner) = Some(ticket);
+    }
+
+    /// Waits until the event is safe; at once if there is none.
+    pub(super) async fn wait(self) -> Result<(), Error> {
+        // The recorder is told of the end first, so that the ticket is here if there is one.
+        let ticket =
+            poll_fn(|_| Poll::Ready(self.ticket.lock().unwrap_or_else(PoisonError::into_inner).take()));
+        let Some(ticket) = ticket.await else { return Ok(()) };
+        match tokio::time::timeout(self.limit, ticket).await {
+            Ok(true) => Ok(()),
+            _ => Err(Error::new(ErrorKind::StoreUnavailable { store: "usage".into() })),
+        }
+    }
+}
+
 impl Recorder {
     pub(super) fn start(
-        which: Which,
+        settings: &Settings,
         slot: Slot,
-        prices: Prices,
-        clock: Arc<dyn Clock>,
+        committed: Option<Committed>,
         request: &LlmRequest,
     ) -> Self {
+        let Settings { which, prices, clock, .. } = settings.clone();
         let call = Call {
             id: EventId::mint(clock.now()),
             context: request.context.clone(),
@@ -72,7 +109,7 @@ impl Recorder {
             cache: CacheStatus::default(),
             started: Instant::now(),
         };
-        Self { which, slot, prices, clock, call }
+        Self { which, slot, prices, clock, committed, call }
     }
 }
 
@@ -83,7 +120,7 @@ impl Observe for Recorder {
     }
 
     fn on_end(self, end: End<'_>) {
-        let Self { which, slot, prices, clock, call } = self;
+        let Self { which, slot, prices, clock, committed, call } = self;
         let is_hit = call.cache.is_hit();
         // What did not reach a provider used nothing up.
         let counts = is_hit || (which == Which::Calls && call.is_dispatched(&end));
@@ -99,7 +136,7 @@ impl Observe for Recorder {
                 (nothing, Cost::nothing(), Some(Saved { usage: ended.usage, cost }))
             }
         };
-        slot.record(UsageEvent {
+        let event = UsageEvent {
             id: call.id,
             ended_at: clock.now(),
             context: call.context,
@@ -120,14 +157,20 @@ impl Observe for Recorder {
                 (_, outcome) => outcome,
             },
             cache: call.cache,
-        });
+        };
+        match committed {
+            Some(committed) => committed.set(slot.record_with_ticket(event)),
+            None => slot.record(event),
+        }
     }
 }
 
 impl Call {
     fn is_dispatched(&self, end: &End<'_>) -> bool {
         match end {
-            End::Failed(error, _) => error.dispatched() || (self.progress.is_dispatched() && !is_unsent(error)),
+            End::Failed(error, _) => {
+                error.dispatched() || (self.progress.is_dispatched() && !is_unsent(error))
+            }
             End::Abandoned(_) => self.progress.is_dispatched(),
             _ => true,
         }
@@ -190,7 +233,7 @@ fn is_refusal(error: &Error) -> bool {
 }
 
 fn is_unsent(error: &Error) -> bool {
-    error.class() == Some(crate::ErrorClass::Connect)
+    error.class() == Some(ErrorClass::Connect)
 }
 
 /// About four bytes a token, as texts in Latin script have: for records, never for limits.
@@ -200,6 +243,9 @@ const fn estimate(bytes: u64) -> u64 {
 
 impl fmt::Debug for Recorder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Recorder").field("id", &self.call.id).field("which", &self.which).finish_non_exhaustive()
+        f.debug_struct("Recorder")
+            .field("id", &self.call.id)
+            .field("which", &self.which)
+            .finish_non_exhaustive()
     }
 }

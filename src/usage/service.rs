@@ -1,13 +1,17 @@
-use super::{layer::Settings, recorder::Recorder, sink::UsageSink};
+use super::{
+    layer::Settings,
+    recorder::{Committed, Recorder},
+    sink::UsageSink,
+};
 use crate::{
-    Error, LlmRequest, LlmResponse,
+    Error, LlmRequest, LlmResponse, ResponseBody,
     body::{Watch, Watched},
 };
 use pin_project::pin_project;
 use std::{
     fmt,
     pin::Pin,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 use tower_service::Service;
 
@@ -21,14 +25,18 @@ pub struct RecordUsage<S, K> {
 
 /// Response future of [`RecordUsage`].
 #[pin_project]
-#[derive(Debug)]
-pub struct ResponseFuture<F>(#[pin] State<F>);
+pub struct ResponseFuture<F> {
+    #[pin]
+    state: State<F>,
+    committed: Option<Committed>,
+}
 
 #[pin_project(project = StateProj)]
-#[derive(Debug)]
 #[expect(clippy::large_enum_variant, reason = "every call but those that are refused is the large one")]
 enum State<F> {
     Calling(#[pin] Watched<F, Recorder>),
+    /// A whole answer that is not handed out before its record is safe.
+    Holding(Option<LlmResponse>, Pin<Box<dyn Future<Output = Result<(), Error>> + Send>>),
     Refused(Option<Error>),
 }
 
@@ -65,13 +73,13 @@ where
     fn call(&mut self, mut request: LlmRequest) -> Self::Future {
         let slot = match self.sink.admit() {
             Ok(slot) => slot,
-            Err(error) => return ResponseFuture(State::Refused(Some(error))),
+            Err(error) => return ResponseFuture { state: State::Refused(Some(error)), committed: None },
         };
         // The same request may be sent twice, by a retry or a hedge above: each call has its own.
         request.progress = request.progress.child();
-        let Settings { which, prices, clock } = self.settings.clone();
-        let watch = Watch::new(Recorder::start(which, slot, prices, clock, &request));
-        ResponseFuture(State::Calling(watch.over(self.inner.call(request))))
+        let committed = self.settings.durable_within.map(Committed::within);
+        let watch = Watch::new(Recorder::start(&self.settings, slot, committed.clone(), &request));
+        ResponseFuture { state: State::Calling(watch.over(self.inner.call(request))), committed }
     }
 }
 
@@ -83,12 +91,38 @@ where
     type Output = Result<LlmResponse, Error>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        match self.project().0.project() {
-            StateProj::Calling(future) => future.poll(cx),
-            StateProj::Refused(error) => {
-                Poll::Ready(Err(error.take().expect("a future is not polled after its end")))
+        let mut this = self.project();
+        loop {
+            let answer = match this.state.as_mut().project() {
+                StateProj::Calling(future) => ready!(future.poll(cx))?,
+                StateProj::Holding(answer, done) => {
+                    ready!(done.as_mut().poll(cx))?;
+                    return Poll::Ready(Ok(answer.take().expect("a future is not polled after its end")));
+                }
+                StateProj::Refused(error) => {
+                    return Poll::Ready(Err(error.take().expect("a future is not polled after its end")));
+                }
+            };
+            let Some(committed) = this.committed.take() else { return Poll::Ready(Ok(answer)) };
+            match answer {
+                LlmResponse { body: ResponseBody::Stream(mut chunks), .. } => {
+                    chunks.hold_end(committed.wait());
+                    return Poll::Ready(Ok(LlmResponse { body: chunks.into(), ..answer }));
+                }
+                answer => this.state.set(State::Holding(Some(answer), Box::pin(committed.wait()))),
             }
         }
+    }
+}
+
+impl<F> fmt::Debug for ResponseFuture<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = match self.state {
+            State::Calling(_) => "Calling",
+            State::Holding(..) => "Holding",
+            State::Refused(_) => "Refused",
+        };
+        f.debug_struct("ResponseFuture").field("state", &state).finish_non_exhaustive()
     }
 }
 

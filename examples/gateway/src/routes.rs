@@ -99,17 +99,16 @@ async fn complete(
     Ok(ChatAnswer::new(asked, result).with_keep_alive(Some(chat.keep_alive)))
 }
 
-/// The list of models, as JSON; it never changes.
+/// What may be asked for, as JSON: aliases, and each provider's models.
 fn models(config: &Config) -> Bytes {
-    let all = config.providers.iter().flat_map(|(provider, settings)| {
-        settings.models.iter().map(move |model| {
-            json!({
-                "id": format!("{provider}/{model}"), "object": "model", "created": 0, "owned_by": provider,
-            })
-        })
+    let aliases = config.aliases.load();
+    let entry =
+        |id: &str, owner: &str| json!({ "id": id, "object": "model", "created": 0, "owned_by": owner });
+    let models = config.providers.iter().flat_map(|(provider, settings)| {
+        settings.models.iter().map(move |model| entry(&format!("{provider}/{model}"), provider))
     });
-    let list = json!({ "object": "list", "data": all.collect::<Vec<_>>() });
-    list.to_string().into()
+    let all: Vec<_> = aliases.names().into_iter().map(|name| entry(name, "gateway")).chain(models).collect();
+    Bytes::from(json!({ "object": "list", "data": all }).to_string())
 }
 
 async fn readiness(State(stopping): State<Stopping>) -> Response {

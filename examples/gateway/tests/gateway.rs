@@ -50,7 +50,9 @@ async fn without_a_file_it_echoes_to_anybody() {
     assert_eq!(gateway.get("/healthz").await.status, 200);
     assert_eq!(gateway.get("/readyz").await.status, 200);
     let models = gateway.get("/v1/models").await.json();
-    assert_eq!((&models["object"], &models["data"][0]["id"]), (&json!("list"), &json!("echo/echo")));
+    assert_eq!(models["object"], "list");
+    let ids: Vec<_> = models["data"].as_array().unwrap().iter().map(|model| &model["id"]).collect();
+    assert_eq!(ids, ["fast", "echo/echo"]);
 }
 
 #[tokio::test]
@@ -109,7 +111,7 @@ async fn bad_input_is_refused_in_openais_shape_shows_up_nowhere_and_the_server_g
         (
             r#"{"model":"gone/m","messages":[{"role":"user","content":"secret"}]}"#,
             404,
-            Value::Null,
+            json!("model"),
             json!("model_not_found"),
         ),
         (&deep, 400, Value::Null, Value::Null),

@@ -1,0 +1,325 @@
+use super::{
+    cost::{CostError, Price, ServiceTier},
+    error::{PriceError, PriceErrorKind, PriceProblem, PriceReason},
+    litellm,
+    money::NanoUsd,
+};
+use crate::TokenUsage;
+use arc_swap::ArcSwap;
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    path::Path,
+    sync::Arc,
+};
+
+/// What models cost: lists of prices over one another.
+///
+/// A model is looked up as `provider/model`, then as `model`, in the list that was added last; then so in the one
+/// before it. A model that no list names has no price, which is not a price of 0.
+///
+/// ```
+/// use llm_layers::{TokenUsage, price::{Price, PriceBook, Rates}};
+///
+/// let catalogue = br#"{
+///     "gpt-4o": { "input_cost_per_token": 2.5e-06, "output_cost_per_token": 1e-05 },
+///     "dall-e-3": { "input_cost_per_image": 0.04 }
+/// }"#;
+/// let ours = [("openai/gpt-4o-mini", Price::new(Rates::per_million("0.15", "0.60")?))];
+/// let book = PriceBook::from_litellm("litellm", catalogue)?.with_overrides(PriceBook::of("contract", ours)?);
+///
+/// let quote = book.quote("openai/gpt-4o").ok_or("unpriced")?;
+/// assert_eq!(quote.price.cost(&TokenUsage::new(1000, 100))?.to_string(), "0.0035");
+/// assert_eq!((&*quote.origin.entry, &*quote.origin.source), ("gpt-4o", "litellm"));
+/// assert!(book.quote("openai/dall-e-3").is_none());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone, Default)]
+pub struct PriceBook {
+    /// The last one is asked first.
+    lists: Vec<List>,
+}
+
+#[derive(Debug, Clone)]
+struct List {
+    source: Arc<str>,
+    version: Arc<str>,
+    prices: Arc<Entries>,
+    skipped: Arc<[PriceProblem]>,
+}
+
+pub(super) type Entries = HashMap<Arc<str>, Arc<Price>>;
+
+/// A price, and whose it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Quote {
+    /// The price.
+    pub price: Arc<Price>,
+    /// Where it comes from.
+    pub origin: PriceOrigin,
+}
+
+/// Where a price comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PriceOrigin {
+    /// The entry that was found: `provider/model` or `model`.
+    pub entry: Arc<str>,
+    /// The list it is in.
+    pub source: Arc<str>,
+    /// The version of that list; a digest of its contents unless it has a name.
+    pub version: Arc<str>,
+}
+
+/// What a call cost, and by which price.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Cost {
+    /// The amount. `None` is unpriced: nobody knows, which is not nothing.
+    pub amount: Option<NanoUsd>,
+    /// Where the price comes from, if there is one.
+    pub origin: Option<PriceOrigin>,
+}
+
+/// A book that may be exchanged while it is used. Clones share it.
+#[derive(Debug, Clone, Default)]
+pub struct Prices(Arc<ArcSwap<PriceBook>>);
+
+// ===== impl PriceBook =====
+
+impl PriceBook {
+    /// Knows no price.
+    pub const fn new() -> Self {
+        Self { lists: Vec::new() }
+    }
+
+    /// Prices from code.
+    ///
+    /// # Errors
+    ///
+    /// A name stands twice, or is empty.
+    pub fn of<N: Into<Arc<str>>>(
+        source: impl Into<Arc<str>>,
+        prices: impl IntoIterator<Item = (N, Price)>,
+    ) -> Result<Self, PriceError> {
+        let source = source.into();
+        let (mut entries, mut problems) = (Entries::new(), Vec::new());
+        for (name, price) in prices {
+            let name: Arc<str> = name.into();
+            let mut wrong = |reason| {
+                problems.push(PriceProblem { entry: (*name).into(), member: None, line: None, reason });
+            };
+            if name.trim().is_empty() {
+                wrong(PriceReason::Missing);
+                continue;
+            }
+            match entries.entry(Arc::clone(&name)) {
+                Entry::Occupied(_) => wrong(PriceReason::Duplicate),
+                Entry::Vacant(place) => _ = place.insert(Arc::new(price)),
+            }
+        }
+        if !problems.is_empty() {
+            return Err(PriceError::new(source, PriceErrorKind::Entries(problems)));
+        }
+        Ok(Self::one(source, "".into(), entries, Vec::new()))
+    }
+
+    /// Reads LiteLLM's `model_prices_and_context_window.json`.
+    ///
+    /// Bad entries, and models that are not paid by the token, are left out and are in [`skipped`](Self::skipped).
+    /// A name that stands twice is used as it stands last, and so is a number that is written as text.
+    ///
+    /// # Errors
+    ///
+    /// The bytes are not JSON, or there is no price in them.
+    pub fn from_litellm(source: impl Into<Arc<str>>, json: &[u8]) -> Result<Self, PriceError> {
+        let source = source.into();
+        match litellm::read(json) {
+            Ok((entries, skipped)) => Ok(Self::one(source, digest(json), entries, skipped)),
+            Err(kind) => Err(PriceError::new(source, kind)),
+        }
+    }
+
+    /// Reads a list in TOML, described in the [module's documentation](super).
+    ///
+    /// # Errors
+    ///
+    /// Anything in it is wrong: all of it is named.
+    #[cfg(feature = "toml")]
+    pub fn from_toml(source: impl Into<Arc<str>>, toml: &str) -> Result<Self, PriceError> {
+        let source = source.into();
+        match super::own::read(toml) {
+            Ok(list) => {
+                let version = list.version.unwrap_or_else(|| digest(toml.as_bytes()));
+                Ok(Self::one(list.source.unwrap_or(source), version, list.entries, Vec::new()))
+            }
+            Err(kind) => Err(PriceError::new(source, kind)),
+        }
+    }
+
+    /// Reads a file: LiteLLM's format if its name ends in `.json`, our own if in `.toml` (feature `toml`).
+    ///
+    /// # Errors
+    ///
+    /// It cannot be read, or what is in it cannot be used.
+    pub fn read(path: impl AsRef<Path>) -> Result<Self, PriceError> {
+        let path = path.as_ref();
+        let list = path.display().to_string();
+        let refuse = |kind| Err(PriceError::new(&*list, kind));
+        let json = match path.extension().and_then(|end| end.to_str()) {
+            Some("json") => true,
+            Some("toml") if cfg!(feature = "toml") => false,
+            _ => return refuse(PriceErrorKind::UnknownFormat),
+        };
+        let bytes = match std::fs::read(path) {
+            Ok(bytes) => bytes,
+            Err(error) => return refuse(PriceErrorKind::Unreadable(error)),
+        };
+        if json {
+            return Self::from_litellm(list, &bytes);
+        }
+        #[cfg(feature = "toml")]
+        match String::from_utf8(bytes) {
+            Ok(text) => return Self::from_toml(list, &text),
+            Err(error) => {
+                let good = &error.as_bytes()[..error.utf8_error().valid_up_to()];
+                let line = 1 + memchr::memchr_iter(b'\n', good).count();
+                return refuse(PriceErrorKind::Syntax { line, message: "not UTF-8".into() });
+            }
+        }
+        #[cfg(not(feature = "toml"))]
+        refuse(PriceErrorKind::UnknownFormat)
+    }
+
+    fn one(source: Arc<str>, version: Arc<str>, prices: Entries, skipped: Vec<PriceProblem>) -> Self {
+        Self { lists: vec![List { source, version, prices: Arc::new(prices), skipped: skipped.into() }] }
+    }
+
+    /// Names the version of what is in this book, instead of a digest.
+    #[must_use]
+    pub fn with_version(mut self, version: impl Into<Arc<str>>) -> Self {
+        let version = version.into();
+        self.lists.iter_mut().for_each(|list| list.version = Arc::clone(&version));
+        self
+    }
+
+    /// Puts the lists of `book` over those that are here: where they have a price, it is the one.
+    #[must_use]
+    pub fn with_overrides(mut self, book: Self) -> Self {
+        self.lists.extend(book.lists);
+        self
+    }
+
+    /// The price of a model, if there is one.
+    pub fn quote(&self, model: &str) -> Option<Quote> {
+        let bare = model.split_once('/').map(|(_, model)| model);
+        self.lists.iter().rev().find_map(|list| {
+            let found = list.prices.get_key_value(model);
+            let (entry, price) = found.or_else(|| list.prices.get_key_value(bare?))?;
+            Some(Quote {
+                price: Arc::clone(price),
+                origin: PriceOrigin {
+                    entry: Arc::clone(entry),
+                    source: Arc::clone(&list.source),
+                    version: Arc::clone(&list.version),
+                },
+            })
+        })
+    }
+
+    /// How many entries there are, those below others included.
+    pub fn len(&self) -> usize {
+        self.lists.iter().map(|list| list.prices.len()).sum()
+    }
+
+    /// Whether there is no entry.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The names of all entries, in no order.
+    pub fn entries(&self) -> impl Iterator<Item = &str> {
+        self.lists.iter().flat_map(|list| list.prices.keys().map(|name| &**name))
+    }
+
+    /// The entries that were left out when lists were read, and why.
+    pub fn skipped(&self) -> impl Iterator<Item = &PriceProblem> {
+        self.lists.iter().flat_map(|list| list.skipped.iter())
+    }
+}
+
+/// FNV-1a: tells two contents of a file apart, and is the same everywhere.
+fn digest(bytes: &[u8]) -> Arc<str> {
+    let step = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+    format!("{:016x}", bytes.iter().fold(0xcbf2_9ce4_8422_2325, step)).into()
+}
+
+// ===== impl Quote =====
+
+impl Quote {
+    /// What a call cost in a service tier.
+    ///
+    /// # Errors
+    ///
+    /// As [`Price::cost`].
+    pub fn cost(&self, tier: ServiceTier, usage: &TokenUsage) -> Result<NanoUsd, CostError> {
+        self.price.cost_at(tier, usage)
+    }
+}
+
+// ===== impl Cost =====
+
+impl Cost {
+    /// Nothing had to be paid, whatever the price is: an answer from the cache.
+    pub const fn nothing() -> Self {
+        Self { amount: Some(NanoUsd::ZERO), origin: None }
+    }
+
+    /// Nobody knows.
+    pub const fn unpriced() -> Self {
+        Self { amount: None, origin: None }
+    }
+}
+
+// ===== impl Prices =====
+
+impl Prices {
+    /// Starts with `book`.
+    pub fn new(book: PriceBook) -> Self {
+        Self(Arc::new(ArcSwap::from_pointee(book)))
+    }
+
+    /// Calls that are priced from now on are priced by `book`.
+    pub fn store(&self, book: PriceBook) {
+        self.0.store(Arc::new(book));
+    }
+
+    /// The book of this moment.
+    pub fn load(&self) -> Arc<PriceBook> {
+        self.0.load_full()
+    }
+
+    /// The price of a model, if there is one.
+    pub fn quote(&self, model: &str) -> Option<Quote> {
+        self.0.load().quote(model)
+    }
+
+    /// What a call of `model` cost in the standard tier.
+    pub fn cost(&self, model: &str, usage: &TokenUsage) -> Cost {
+        self.cost_at(ServiceTier::Standard, model, usage)
+    }
+
+    /// What a call of `model` cost in a service tier.
+    pub fn cost_at(&self, tier: ServiceTier, model: &str, usage: &TokenUsage) -> Cost {
+        match self.quote(model) {
+            Some(quote) => Cost { amount: quote.cost(tier, usage).ok(), origin: Some(quote.origin) },
+            None => Cost::unpriced(),
+        }
+    }
+}
+
+impl From<PriceBook> for Prices {
+    fn from(book: PriceBook) -> Self {
+        Self::new(book)
+    }
+}

@@ -1,0 +1,278 @@
+use super::{
+    money::NanoUsd,
+    rate::{PER_NANO, Rate, Rates, TokenClass},
+};
+use crate::TokenUsage;
+use std::fmt;
+
+/// What a model costs: rates, and other rates for long prompts and for other service tiers.
+///
+/// ```
+/// use llm_layers::{TokenUsage, price::{Price, Rate, Rates, ServiceTier}};
+///
+/// let price = Price::new(Rates::per_million("1.25", "10")?.with_cache_read(Rate::per_million("0.125")?))
+///     .with_above(200_000, Rates::per_million("2.50", "15")?)
+///     .with_service_tier(ServiceTier::Batch, Rates::per_million("0.625", "5")?);
+///
+/// assert_eq!(price.cost(&TokenUsage::new(200_000, 1000))?.to_string(), "0.26");
+/// // One token more, and all of them cost what long prompts cost.
+/// assert_eq!(price.cost(&TokenUsage::new(200_001, 1000))?.to_string(), "0.5150025");
+/// assert_eq!(price.cost_at(ServiceTier::Batch, &TokenUsage::new(200_000, 1000))?.to_string(), "0.13");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, PartialEq, Eq)]
+pub struct Price {
+    /// In the order in which they are laid over one another; the first is the base.
+    steps: Vec<Step>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Step {
+    /// For prompts of more tokens than this; `None` for all.
+    above: Option<u64>,
+    tier: ServiceTier,
+    rates: Rates,
+}
+
+/// How a provider was asked to serve a call.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum ServiceTier {
+    /// As any other.
+    #[default]
+    Standard,
+    /// Some time later, as part of a batch.
+    Batch,
+    /// When there is room.
+    Flex,
+    /// Before others.
+    Priority,
+}
+
+/// Why there is no cost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum CostError {
+    /// The price says nothing of something that was used.
+    Unpriced {
+        /// Of what.
+        class: TokenClass,
+    },
+    /// It is not known how much was used of something that is not free.
+    Uncounted {
+        /// Of what.
+        class: TokenClass,
+    },
+    /// The cost is more than [`NanoUsd::MAX`].
+    Overflow,
+}
+
+// ===== impl Price =====
+
+impl Price {
+    /// These rates, for all calls.
+    pub fn new(rates: Rates) -> Self {
+        Self { steps: vec![Step { above: None, tier: ServiceTier::Standard, rates }] }
+    }
+
+    /// Other rates for prompts of *more* than `tokens` tokens, and then for all of their tokens and those of the
+    /// answer. What `rates` leaves open stays as it is for shorter prompts.
+    #[must_use]
+    pub fn with_above(self, tokens: u64, rates: Rates) -> Self {
+        self.with_step(Some(tokens), ServiceTier::Standard, rates)
+    }
+
+    /// Other rates for a service tier. What `rates` leaves open stays as it is without one.
+    #[must_use]
+    pub fn with_service_tier(self, tier: ServiceTier, rates: Rates) -> Self {
+        self.with_step(None, tier, rates)
+    }
+
+    /// Other rates for prompts of more than `tokens` tokens in a service tier.
+    #[must_use]
+    pub fn with_service_tier_above(self, tier: ServiceTier, tokens: u64, rates: Rates) -> Self {
+        self.with_step(Some(tokens), tier, rates)
+    }
+
+    pub(super) fn with_step(mut self, above: Option<u64>, tier: ServiceTier, rates: Rates) -> Self {
+        *self.step(above, tier) = rates;
+        self
+    }
+
+    /// The rates of one step, which is made if need be.
+    pub(super) fn step(&mut self, above: Option<u64>, tier: ServiceTier) -> &mut Rates {
+        let at = match self.steps.binary_search_by_key(&(above, tier), |step| (step.above, step.tier)) {
+            Ok(at) => at,
+            Err(at) => {
+                self.steps.insert(at, Step { above, tier, rates: Rates::new() });
+                at
+            }
+        };
+        &mut self.steps[at].rates
+    }
+
+    /// The rates for a prompt of so many tokens, with those of the whole where that of a part is not known.
+    pub fn rates(&self, tier: ServiceTier, input_tokens: u64) -> Rates {
+        let applies = |step: &&Step| {
+            (step.tier == ServiceTier::Standard || step.tier == tier)
+                && step.above.is_none_or(|above| input_tokens > above)
+        };
+        let rates = self.steps.iter().filter(applies);
+        rates.fold(Rates::new(), |rates, step| rates.overlaid(&step.rates)).completed()
+    }
+
+    /// What a call cost, in the standard tier: the sum over all kinds of tokens, rounded up once to a nano-dollar.
+    ///
+    /// Audio and images are charged like any other token.
+    ///
+    /// # Errors
+    ///
+    /// Something was used, or may have been, whose rate is not known; or the sum does not fit. A count that is
+    /// absent is taken for zero only of what is free, and of output where the price knows of none (embeddings).
+    pub fn cost(&self, usage: &TokenUsage) -> Result<NanoUsd, CostError> {
+        self.cost_at(ServiceTier::Standard, usage)
+    }
+
+    /// What a call cost in a service tier.
+    ///
+    /// # Errors
+    ///
+    /// As [`cost`](Self::cost).
+    pub fn cost_at(&self, tier: ServiceTier, usage: &TokenUsage) -> Result<NanoUsd, CostError> {
+        let rates = self.rates(tier, usage.input_tokens.unwrap_or(u64::MAX));
+        let read = usage.cache_read_tokens.unwrap_or(0);
+        let hour = usage.cache_write_1h_tokens.unwrap_or(0);
+        let written = usage.cache_write_tokens.unwrap_or(0).max(hour);
+        let thought = usage.reasoning_tokens.unwrap_or(0);
+        // Parts that exceed their whole are charged in full.
+        let plain = usage.input_tokens.map(|all| all.saturating_sub(read).saturating_sub(written));
+        let said = usage.output_tokens.map(|all| all.saturating_sub(thought));
+        let said = if rates.output.is_none() { said.or(Some(0)) } else { said };
+        total([
+            (TokenClass::Input, plain, rates.input),
+            (TokenClass::CacheRead, Some(read), rates.cache_read),
+            (TokenClass::CacheWrite, Some(written - hour), rates.cache_write),
+            (TokenClass::CacheWrite1h, Some(hour), rates.cache_write_1h),
+            (TokenClass::Output, said, rates.output),
+            (TokenClass::Reasoning, Some(thought), rates.reasoning),
+            (TokenClass::Request, Some(1), rates.request.or(Some(Rate::FREE))),
+        ])
+    }
+
+    /// The most that a call may cost whose prompt and answer have at most so many tokens: all of them of the
+    /// dearest kind, at the dearest length of prompt.
+    ///
+    /// # Errors
+    ///
+    /// Some rate is not known, or the sum does not fit.
+    pub fn at_most(
+        &self,
+        tier: ServiceTier,
+        input_tokens: u64,
+        output_tokens: u64,
+    ) -> Result<NanoUsd, CostError> {
+        let above = self.steps.iter().filter_map(|step| step.above).filter(|above| *above < input_tokens);
+        let mut most = NanoUsd::ZERO;
+        for length in above.map(|above| above + 1).chain([0]) {
+            let rates = self.rates(tier, length);
+            let parts = [rates.cache_read, rates.cache_write, rates.cache_write_1h];
+            let input = rates.input.map(|rate| parts.into_iter().flatten().fold(rate, Rate::max));
+            let output = rates.output.max(rates.reasoning).filter(|_| rates.output.is_some());
+            let cost = total([
+                (TokenClass::Input, Some(input_tokens), input),
+                (TokenClass::Output, Some(output_tokens), output),
+                (TokenClass::Request, Some(1), rates.request.or(Some(Rate::FREE))),
+            ])?;
+            most = most.max(cost);
+        }
+        Ok(most)
+    }
+}
+
+type Charge = (TokenClass, Option<u64>, Option<Rate>);
+
+/// The sum of what each kind costs, in the unit of rates, and rounded once. What does not fit into 128 bits is more
+/// than the largest amount thirty times over.
+fn total<const N: usize>(charges: [Charge; N]) -> Result<NanoUsd, CostError> {
+    let mut sum = 0_u128;
+    for (class, tokens, rate) in charges {
+        let cost = match (tokens, rate) {
+            (Some(0), _) | (None, Some(Rate::FREE)) => Some(0),
+            (Some(tokens), Some(rate)) => rate.times(tokens),
+            (Some(_), None) => return Err(CostError::Unpriced { class }),
+            (None, _) => return Err(CostError::Uncounted { class }),
+        };
+        sum = cost.and_then(|cost| sum.checked_add(cost)).ok_or(CostError::Overflow)?;
+    }
+    let nanos = i64::try_from(sum.div_ceil(PER_NANO)).map_err(|_| CostError::Overflow)?;
+    Ok(NanoUsd::new(nanos))
+}
+
+/// Without the rates that are not known, which are most.
+impl fmt::Debug for Price {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut out = f.debug_struct("Price");
+        for step in &self.steps {
+            let mut rates = step.rates;
+            for class in TokenClass::ALL {
+                if let Some(rate) = rates.get_mut(class) {
+                    let tier = match step.tier {
+                        ServiceTier::Standard => String::new(),
+                        tier => format!(" {tier}"),
+                    };
+                    let above = step.above.map(|above| format!(" above {above}")).unwrap_or_default();
+                    out.field(&format!("{class}{tier}{above}"), rate);
+                }
+            }
+        }
+        out.finish()
+    }
+}
+
+// ===== impl ServiceTier =====
+
+impl ServiceTier {
+    /// All that there are.
+    pub const ALL: [Self; 4] = [Self::Standard, Self::Batch, Self::Flex, Self::Priority];
+
+    /// The tier of this name, as providers and price lists write it.
+    pub fn from_name(name: &str) -> Option<Self> {
+        match name {
+            "standard" | "default" | "auto" => Some(Self::Standard),
+            "batch" | "batches" => Some(Self::Batch),
+            "flex" => Some(Self::Flex),
+            "priority" => Some(Self::Priority),
+            _ => None,
+        }
+    }
+
+    /// Its name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Standard => "standard",
+            Self::Batch => "batch",
+            Self::Flex => "flex",
+            Self::Priority => "priority",
+        }
+    }
+}
+
+impl fmt::Display for ServiceTier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+// ===== impl CostError =====
+
+impl std::error::Error for CostError {}
+
+impl fmt::Display for CostError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unpriced { class } => write!(f, "the price of {class} is not known"),
+            Self::Uncounted { class } => write!(f, "the amount of {class} is not known"),
+            Self::Overflow => f.write_str("the cost is larger than any amount"),
+        }
+    }
+}

@@ -1,0 +1,57 @@
+//! What models cost, and what a call cost.
+//!
+//! Money is an integer, [`NanoUsd`]; prices are integers too, read from decimal text as it is written. A cost is the sum
+//! over all kinds of tokens of number times rate, exactly, and rounded up once. Three things are easy to get wrong:
+//!
+//! - A model without a price is *unpriced*, `None`, and never costs 0. A price of 0 is a price.
+//! - [`TokenUsage::input_tokens`](crate::TokenUsage::input_tokens) includes what came from the provider's cache, and
+//!   `output_tokens` includes reasoning: each token is charged once, as what it is.
+//! - Above a threshold *all* tokens of a call cost more, those of the answer too.
+//!
+//! Never call a cost exact: catalogues disagree, and providers change their minds. Each [`Cost`] says where its price
+//! is from.
+//!
+//! ```
+//! use llm_layers::{TokenUsage, price::{Price, PriceBook, Prices, Rate, Rates}};
+//!
+//! let sonnet = Rates::per_million("3", "15")?
+//!     .with_cache_read(Rate::per_million("0.30")?)
+//!     .with_cache_write(Rate::per_million("3.75")?);
+//! let prices = Prices::new(PriceBook::of("price sheet", [("anthropic/claude-sonnet-4-5", Price::new(sonnet))])?);
+//!
+//! let usage = TokenUsage::new(10_000, 500).with_cache_read_tokens(8_000);
+//! let cost = prices.cost("anthropic/claude-sonnet-4-5", &usage);
+//! assert_eq!(cost.amount.ok_or("unpriced")?.to_string(), "0.0159");
+//! assert_eq!(&*cost.origin.ok_or("unpriced")?.source, "price sheet");
+//! assert_eq!(prices.cost("anthropic/claude-opus-9", &usage).amount, None);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # Catalogues
+//!
+//! [`PriceBook::from_litellm`] reads LiteLLM's catalogue, whose bytes you bring; nothing is compiled in. A model's name there
+//! is `provider/model` for most providers, and just `model` for some: `gemini/gemini-2.5-pro` is AI Studio's, and
+//! `gemini-2.5-pro` is Vertex's, which `vertex_ai/gemini-2.5-pro` finds because there is no such entry. What is left out:
+//! prices by the image, second, character or search, audio tokens (they cost what text costs), prices at night
+//! (they cost what they do by day), surcharges of a region, and the service tiers that are not in [`ServiceTier`].
+#![cfg_attr(feature = "toml", doc = "")]
+#![cfg_attr(feature = "toml", doc = include_str!("own.md"))]
+
+mod book;
+mod cost;
+mod decimal;
+mod error;
+mod litellm;
+mod money;
+#[cfg(feature = "toml")]
+mod own;
+mod rate;
+
+pub use self::{
+    book::{Cost, PriceBook, PriceOrigin, Prices, Quote},
+    cost::{CostError, Price, ServiceTier},
+    decimal::{AmountError, AmountReason},
+    error::{PriceError, PriceErrorKind, PriceProblem, PriceReason},
+    money::NanoUsd,
+    rate::{Rate, Rates, TokenClass},
+};
