@@ -16,6 +16,35 @@
 //! An event counts in full for each of the caller's departments: totals over events and sums over departments
 //! are both right, and not the same.
 //!
+//! ```
+//! use llm_layers::{
+//!     ChatBody, Completion, Error, LlmRequest, LlmResponse, RequestContext, ServiceBuilderExt as _, TokenUsage,
+//!     price::{NanoUsd, Price, PriceBook, Rates},
+//!     usage::MemorySink,
+//! };
+//! use tower::{ServiceBuilder, ServiceExt, service_fn};
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let sink = MemorySink::new(1000);
+//! let prices = PriceBook::of("ours", [("acme/one", Price::new(Rates::per_million("0.15", "0.60")?))])?;
+//! let service = ServiceBuilder::new().usage(sink.clone(), prices).service(service_fn(
+//!     |request: LlmRequest| async move {
+//!         Ok::<_, Error>(LlmResponse::new(request.model, Completion::text("hi", TokenUsage::new(1000, 100))))
+//!     },
+//! ));
+//!
+//! let context = RequestContext::new().with_departments(["research"]);
+//! let request = LlmRequest::new("acme/one", ChatBody::builder().user("Hello").build()?).with_context(context);
+//! service.oneshot(request).await?;
+//!
+//! let events = sink.take();
+//! assert_eq!(events[0].usage, TokenUsage::new(1000, 100));
+//! assert_eq!(events[0].cost.amount, Some(NanoUsd::new(210_000)));
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! # Cancel safety
 //!
 //! A call that is dropped is recorded as [`Aborted`](Outcome::Aborted), if it was sent.
