@@ -140,6 +140,21 @@ async fn seed_06_a_discarded_empty_answer_is_billed_at_its_own_price() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn wherever_it_stands_the_model_that_answered_is_billed() {
+    let sink = MemorySink::new(8);
+    let down = Error::provider(ErrorClass::Unavailable, "p", "a");
+    let provider = Scripted::new().reply(Reply::error(down));
+    let chains = Chains::builder().chain("p/a", ["p/b"]).build().unwrap();
+    let providers = Providers::builder().provider("p", provider).build().unwrap();
+    let stack = record(&sink).layer(FallbackLayer::new(chains).layer(providers));
+    stack.oneshot(request()).await.unwrap();
+    let event = only(&sink);
+    assert_eq!((event.requested.as_str(), event.model.as_str()), ("p/a", "p/b"));
+    assert_eq!(event.provider.as_deref(), Some("p"));
+    assert_eq!(event.cost.amount, Some(NanoUsd::new(3 * 10_000 + 20_000)));
+}
+
+#[tokio::test(start_paused = true)]
 async fn failures_are_recorded_if_they_were_sent() {
     let refused = {
         let mut failure = ProviderFailure::new(ErrorClass::Upstream, "p", "a");

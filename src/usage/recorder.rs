@@ -115,7 +115,11 @@ impl Recorder {
 
 impl Observe for Recorder {
     fn on_head(&mut self, head: &LlmResponse) {
-        self.call.provider.clone_from(&head.provider);
+        if head.provider.is_some() {
+            // Canonical, and of the model that answered, wherever this layer stands.
+            self.call.model.clone_from(&head.model);
+            self.call.provider.clone_from(&head.provider);
+        }
         self.call.cache = head.cache;
     }
 
