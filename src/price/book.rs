@@ -15,7 +15,8 @@ use std::{
 /// What models cost: lists of prices over one another.
 ///
 /// A model is looked up as `provider/model`, then as `model`, in the list that was added last; then so in the one
-/// before it. A model that no list names has no price, which is not a price of 0.
+/// before it. A model that no list names has no price, which is not a price of 0. Nor has one that a list names without
+/// a price that can be used, whatever the bare name costs elsewhere.
 ///
 /// ```
 /// use llm_layers::{TokenUsage, price::{Price, PriceBook, Rates}};
@@ -47,7 +48,9 @@ struct List {
     skipped: Arc<[PriceProblem]>,
 }
 
-pub(super) type Entries = HashMap<Arc<str>, Arc<Price>>;
+/// A name without a price is known to have none: what was left out must not be found by its bare name, which is
+/// someone else's price.
+pub(super) type Entries = HashMap<Arc<str>, Option<Arc<Price>>>;
 
 /// A price, and whose it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -115,7 +118,7 @@ impl PriceBook {
             }
             match entries.entry(Arc::clone(&name)) {
                 Entry::Occupied(_) => wrong(PriceReason::Duplicate),
-                Entry::Vacant(place) => _ = place.insert(Arc::new(price)),
+                Entry::Vacant(place) => _ = place.insert(Some(Arc::new(price))),
             }
         }
         if !problems.is_empty() {
@@ -217,7 +220,7 @@ impl PriceBook {
             let found = list.prices.get_key_value(model);
             let (entry, price) = found.or_else(|| list.prices.get_key_value(bare?))?;
             Some(Quote {
-                price: Arc::clone(price),
+                price: Arc::clone(price.as_ref()?),
                 origin: PriceOrigin {
                     entry: Arc::clone(entry),
                     source: Arc::clone(&list.source),
@@ -227,19 +230,20 @@ impl PriceBook {
         })
     }
 
-    /// How many entries there are, those below others included.
+    /// How many prices there are, those below others included.
     pub fn len(&self) -> usize {
-        self.lists.iter().map(|list| list.prices.len()).sum()
+        self.entries().count()
     }
 
-    /// Whether there is no entry.
+    /// Whether there is no price.
     pub fn is_empty(&self) -> bool {
-        self.len() == 0
+        self.entries().next().is_none()
     }
 
-    /// The names of all entries, in no order.
+    /// The names that have prices, in no order.
     pub fn entries(&self) -> impl Iterator<Item = &str> {
-        self.lists.iter().flat_map(|list| list.prices.keys().map(|name| &**name))
+        let prices = self.lists.iter().flat_map(|list| list.prices.iter());
+        prices.filter(|(_, price)| price.is_some()).map(|(name, _)| &**name)
     }
 
     /// The entries that were left out when lists were read, and why.

@@ -25,7 +25,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<(Entries, Vec<PriceProblem>), PriceEr
     };
     // Once and for all: what is walked over below is JSON.
     let whole: &RawValue = serde_json::from_slice(bytes).map_err(syntax)?;
-    let (mut entries, mut skipped) = (Entries::new(), Vec::new());
+    let (mut entries, mut skipped, mut priced) = (Entries::new(), Vec::new(), 0);
     let mut lines = Lines { bytes, seen: 0, line: 1 };
     for (name, value) in json::members(whole.get().as_bytes()) {
         let Some(name) = json::string(name) else { continue };
@@ -37,22 +37,15 @@ pub(super) fn read(bytes: &[u8]) -> Result<(Entries, Vec<PriceProblem>), PriceEr
             skip((None, PriceReason::Example));
             continue;
         }
-        match entry(value) {
-            // As any JSON parser, the last one stands, even over one that was better.
-            Ok(price) => {
-                if entries.insert(Arc::from(&*name), Arc::new(price)).is_some() {
-                    skip((None, PriceReason::Duplicate));
-                }
-            }
-            Err(problem) => {
-                skip(problem);
-                if entries.remove(&*name).is_some() {
-                    skip((None, PriceReason::Duplicate));
-                }
-            }
+        // As for any JSON parser, the last one of a name stands, even over one that was better.
+        let price = entry(value).map(Arc::new).map_err(&mut skip).ok();
+        priced += usize::from(price.is_some());
+        if let Some(former) = entries.insert(Arc::from(&*name), price) {
+            priced -= usize::from(former.is_some());
+            skip((None, PriceReason::Duplicate));
         }
     }
-    if entries.is_empty() { Err(PriceErrorKind::NoPrices) } else { Ok((entries, skipped)) }
+    if priced == 0 { Err(PriceErrorKind::NoPrices) } else { Ok((entries, skipped)) }
 }
 
 /// The member at fault, and what is wrong.

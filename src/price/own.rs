@@ -86,7 +86,7 @@ impl<'a> Reader<'a> {
                         }
                         let price = self.table(name, value).map(|table| self.price(table, per));
                         list.entries
-                            .extend(price.map(|price| (Arc::from(&**name.get_ref()), Arc::new(price))));
+                            .extend(price.map(|price| (Arc::from(&**name.get_ref()), Some(Arc::new(price)))));
                     }
                     self.entry = "";
                 }
