@@ -183,11 +183,11 @@ impl PriceBook {
         }
         #[cfg(feature = "toml")]
         match String::from_utf8(bytes) {
-            Ok(text) => return Self::from_toml(list, &text),
+            Ok(text) => Self::from_toml(list, &text),
             Err(error) => {
                 let good = &error.as_bytes()[..error.utf8_error().valid_up_to()];
                 let line = 1 + memchr::memchr_iter(b'\n', good).count();
-                return refuse(PriceErrorKind::Syntax { line, message: "not UTF-8".into() });
+                refuse(PriceErrorKind::Syntax { line, message: "not UTF-8".into() })
             }
         }
         #[cfg(not(feature = "toml"))]

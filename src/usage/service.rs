@@ -32,7 +32,6 @@ pub struct ResponseFuture<F> {
 }
 
 #[pin_project(project = StateProj)]
-#[expect(clippy::large_enum_variant, reason = "every call but those that are refused is the large one")]
 enum State<F> {
     Calling(#[pin] Watched<F, Recorder>),
     /// A whole answer that is not handed out before its record is safe.
