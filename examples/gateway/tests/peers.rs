@@ -31,7 +31,7 @@ impl Server {
     fn aimock(peers: &Path) -> Self {
         let fixtures = root().join("tests/peers/aimock");
         let mut command = Command::new(peers.join("node/node_modules/.bin/llmock"));
-        Self::start(command.args(["-p", "0", "--validate-on-load", "-f"]).arg(fixtures))
+        Self::start(command.args(["-p", "0", "-f"]).arg(fixtures))
     }
 
     fn gateway(config: &str) -> Self {
