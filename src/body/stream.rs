@@ -269,6 +269,8 @@ impl Drop for Inner {
         if self.state == State::Polling {
             self.fail(panicked());
         }
+        // First, so that a permit is not free before the connection is.
+        self.close();
         for observer in self.observers.drain(..) {
             observer.on_end(End::Abandoned(&self.summary));
         }
