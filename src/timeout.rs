@@ -5,7 +5,9 @@
 //! stream that is cut gives a last [`Timeout`](ErrorKind::Timeout) item. The idle clock runs only while
 //! somebody reads and the provider is silent, so that a slow reader never trips it.
 //!
-//! The caller's own [deadline](crate::RequestContext::deadline) is kept too. No timer is registered before
+//! Limits end a wait: what is there already is handed out, so that a slow reader may take longer than the total.
+//!
+//! The caller's own [deadline](crate::RequestContext::deadline) is kept too; once it has passed, nobody is asked. No timer is registered before
 //! there is something to wait for.
 //!
 //! ```
@@ -67,8 +69,9 @@ struct Limits {
 #[pin_project]
 #[derive(Debug)]
 pub struct ResponseFuture<F> {
+    /// `None` if the caller's deadline had passed already.
     #[pin]
-    future: F,
+    future: Option<F>,
     progress: Progress,
     head: Option<(Instant, TimeoutPhase)>,
     first_content: Option<Instant>,
@@ -165,8 +168,10 @@ where
         ];
         let head = bounds.into_iter().filter_map(|(at, phase)| Some((at?, phase))).min_by_key(|(at, _)| *at);
         let progress = request.progress.clone();
+        // Who no longer waits shall not pay.
+        let is_late = deadline.is_some_and(|deadline| deadline <= now);
         ResponseFuture {
-            future: self.inner.call(request),
+            future: (!is_late).then(|| self.inner.call(request)),
             progress,
             head,
             first_content,
@@ -189,7 +194,10 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        match this.future.poll(cx).map_err(Into::into) {
+        let Some(future) = this.future.as_pin_mut() else {
+            return Poll::Ready(Err(Error::new(ErrorKind::Timeout { phase: TimeoutPhase::Deadline })));
+        };
+        match future.poll(cx).map_err(Into::into) {
             Poll::Ready(Ok(mut answer)) => {
                 if let ResponseBody::Stream(chunks) = &mut answer.body
                     && (this.first_content.or(*this.total).or(*this.deadline).is_some()

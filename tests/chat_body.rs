@@ -197,7 +197,8 @@ proptest! {
         let json = format!("{{{}:{value}{between},{}:{value}{rest}}}", spell(&name, &first), spell(&name, &second));
         let error = ChatBody::parse(json).unwrap_err();
         let (member, reason) = refusal(&error);
-        prop_assert_eq!(member, Some(&*name));
+        let shown: String = name.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
+        prop_assert_eq!(member, Some(&*shown));
         prop_assert_eq!(reason, &InvalidReason::Duplicate);
     }
 
@@ -716,4 +717,26 @@ fn an_extension_added_to_a_clone_is_not_seen_by_the_original() {
     assert_eq!((clone.extension::<u8>(), request.extension::<u8>()), (Some(&7), None));
     assert_eq!(clone.extension::<&str>(), Some(&"something"));
     assert_eq!((clone.context.user_id(), request.context.user_id()), (Some("bob"), Some("ada")));
+}
+
+#[test]
+fn a_message_says_once_who_speaks_and_what() {
+    for (message, member) in [
+        (r#"{"role":"user","content":"a","role":"system"}"#, "messages[0].role"),
+        (r#"{"role":"user","content":"a","content":"b"}"#, "messages[0].content"),
+        (r#"{"role":"user","content":"a","cont\u0065nt":"b"}"#, "messages[0].content"),
+    ] {
+        let error = ChatBody::parse(format!(r#"{{"messages":[{message}]}}"#)).unwrap_err();
+        assert_eq!(refusal(&error), (Some(member), &InvalidReason::Duplicate), "{message}");
+    }
+}
+
+#[test]
+fn what_the_caller_names_cannot_forge_a_line_of_a_log() {
+    let twice = r#"{"a\nINFO all is well":1,"a\nINFO all is well":2,"messages":[{"role":"user"}]}"#;
+    let error = ChatBody::parse(twice).unwrap_err();
+    assert!(!error.to_string().contains('\n'), "{error}");
+    let model = r#"{"model":"a\nb","messages":[{"role":"user"}]}"#;
+    let error = LlmRequest::parse(model).unwrap_err();
+    assert_eq!(refusal(&error).0, Some("model"));
 }

@@ -2,8 +2,8 @@
 
 use futures_core::Stream;
 use llm_layers::{
-    ChatBody, ChunkStream, End, Error, ErrorKind, LlmRequest, LlmResponse, Observe, ResponseBody,
-    StreamChunk, TimeoutPhase,
+    ChatBody, ChunkStream, End, Error, ErrorKind, LlmRequest, LlmResponse, Observe, RequestContext,
+    ResponseBody, StreamChunk, TimeoutPhase,
     peek::PeekLayer,
     testing::{Reply, Scripted, Step},
     timeout::CallTimeoutLayer,
@@ -606,4 +606,14 @@ fn a_pending_one_does_need_a_timer() {
     let mut call = Box::pin(service.call(request()));
     let polled = std::panic::catch_unwind(AssertUnwindSafe(|| call.as_mut().poll(&mut cx).is_ready()));
     assert!(polled.is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_no_longer_waits_is_not_sent_for() {
+    let provider = Scripted::new();
+    let service = CallTimeoutLayer::new().layer(provider.clone());
+    let late = request().with_context(RequestContext::new().with_timeout(Duration::ZERO));
+    let error = service.oneshot(late).await.unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::Timeout { phase: TimeoutPhase::Deadline }));
+    assert!(!error.dispatched() && provider.requests().is_empty());
 }

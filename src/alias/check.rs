@@ -138,7 +138,7 @@ impl Walk<'_> {
         if let Some(steps) = self.steps.get(name) {
             return *steps;
         }
-        match self.table.lookup(name, self.tenant) {
+        match self.table.lookup_exact(name, self.tenant) {
             Some(target) if self.path.len() < DEEPEST => {
                 let steps = self.follow(name, target);
                 self.steps.insert(name.clone(), steps);
@@ -153,7 +153,7 @@ impl Walk<'_> {
         let mut most = 0;
         for (choice, _) in &target.choices {
             // A name that means itself ends there.
-            let ends = choice == name || self.table.lookup(choice, self.tenant).is_none();
+            let ends = choice == name || self.table.lookup_exact(choice, self.tenant).is_none();
             if ends {
                 self.end(name, choice);
             }

@@ -7,8 +7,10 @@ use std::{collections::HashMap, fmt, sync::Arc};
 
 /// What names mean: immutable, checked when it is built, exchanged as a whole.
 ///
-/// A name is looked up again and again until it means nothing else. An exact name goes before a glob, the
-/// glob with the longest literal text before others, and a tenant's own entries before everybody's.
+/// An exact name goes before a glob, the glob with the longest literal text before others, and a tenant's own entries
+/// before everybody's. What a name means is looked up again until it means nothing else, by exact names only: globs
+/// are for what callers say, so that a catch-all does not swallow the targets of other entries. Where the table knows the
+/// providers, the glob `*` is for names that none of them serves.
 #[derive(Debug, Clone, Default)]
 pub struct AliasTable {
     pub(super) everybody: Entries,
@@ -42,6 +44,9 @@ pub struct AliasTableBuilder {
 /// A name is looked up at most this often; [`check`] has seen that no chain is longer.
 pub(super) const MAX_STEPS: usize = 32;
 
+/// An explanation goes no deeper.
+const MAX_EXPLAINED: usize = 8;
+
 // ===== impl AliasTable =====
 
 impl AliasTable {
@@ -53,13 +58,14 @@ impl AliasTable {
     /// The canonical name of `model` for this tenant and user.
     pub fn resolve(&self, model: &ModelName, tenant: Option<&str>, user: Option<&str>) -> ModelName {
         let mut name = model.clone();
+        let mut target = self.lookup(&name, tenant);
         for _ in 0..MAX_STEPS {
-            let Some(target) = self.lookup(&name, tenant) else { break };
-            let next = target.pick(&name, user);
-            if *next == name {
+            let Some(next) = target.map(|target| target.pick(&name, user)).filter(|next| **next != name)
+            else {
                 break;
-            }
+            };
             name = next.clone();
+            target = self.lookup_exact(&name, tenant);
         }
         match &self.providers {
             Some(providers) => providers.canonical(&name),
@@ -76,7 +82,12 @@ impl AliasTable {
                 if seen.contains(&name) {
                     continue;
                 }
-                match self.lookup(&name, tenant) {
+                let target = if seen.is_empty() {
+                    self.lookup(&name, tenant)
+                } else {
+                    self.lookup_exact(&name, tenant)
+                };
+                match target {
                     Some(target) => {
                         let (same, others): (Vec<_>, Vec<_>) =
                             target.choices.iter().map(|(choice, _)| choice.clone()).partition(|c| *c == name);
@@ -116,12 +127,21 @@ impl AliasTable {
     /// How `name` is resolved for a tenant.
     pub fn explain_to(&self, name: &str, tenant: Option<&str>) -> String {
         let mut out = name.to_owned();
-        self.explain_into(&mut out, &name.into(), tenant, 1);
+        let name = ModelName::from(name);
+        if let Some(target) = self.lookup(&name, tenant) {
+            self.explain_into(&mut out, &name, target, tenant, 1);
+        }
         out
     }
 
-    fn explain_into(&self, out: &mut String, name: &ModelName, tenant: Option<&str>, depth: usize) {
-        let Some(target) = self.lookup(name, tenant).filter(|_| depth <= MAX_STEPS) else { return };
+    fn explain_into(
+        &self,
+        out: &mut String,
+        name: &ModelName,
+        target: &Target,
+        tenant: Option<&str>,
+        depth: usize,
+    ) {
         let total = target.total();
         for (choice, weight) in target.choices.iter().filter(|(choice, _)| choice != name) {
             let indent = "  ".repeat(depth);
@@ -129,22 +149,32 @@ impl AliasTable {
                 1 => format!("\n{indent}-> {choice}"),
                 _ => format!("\n{indent}-> {choice} ({weight} of {total})"),
             });
-            self.explain_into(out, choice, tenant, depth + 1);
+            // Ladders of splits would fill pages.
+            if let Some(next) = self.lookup_exact(choice, tenant).filter(|_| depth < MAX_EXPLAINED) {
+                self.explain_into(out, choice, next, tenant, depth + 1);
+            }
         }
     }
 
-    pub(super) fn lookup(&self, name: &str, tenant: Option<&str>) -> Option<&Target> {
-        let own = tenant.and_then(|tenant| self.tenants.get(tenant));
-        own.and_then(|entries| entries.lookup(name)).or_else(|| self.everybody.lookup(name))
-    }
-}
-
-impl Entries {
-    fn lookup(&self, name: &str) -> Option<&Target> {
-        self.exact.get(name).or_else(|| {
-            let (_, target) = self.globs.iter().find(|(glob, _)| glob.matches(name))?;
-            Some(target)
+    /// What a name means that a caller says.
+    fn lookup(&self, name: &str, tenant: Option<&str>) -> Option<&Target> {
+        let is_served = || self.providers.as_ref().is_some_and(|names| names.provider_for(name).is_some());
+        self.entries(tenant).find_map(|entries| {
+            entries.exact.get(name).or_else(|| {
+                let (glob, target) = entries.globs.iter().find(|(glob, _)| glob.matches(name))?;
+                (glob.literals() > 0 || !is_served()).then_some(target)
+            })
         })
+    }
+
+    /// What a name means that another one led to.
+    pub(super) fn lookup_exact(&self, name: &str, tenant: Option<&str>) -> Option<&Target> {
+        self.entries(tenant).find_map(|entries| entries.exact.get(name))
+    }
+
+    fn entries(&self, tenant: Option<&str>) -> impl Iterator<Item = &Entries> {
+        let own = tenant.and_then(|tenant| self.tenants.get(tenant));
+        own.into_iter().chain([&self.everybody])
     }
 }
 

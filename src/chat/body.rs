@@ -432,7 +432,7 @@ fn check_member(name: &str, value: &[u8]) -> Result<(), Error> {
     let first = value.first().copied().unwrap_or(b'n');
     let (right, expected) = match name {
         "model" => (
-            first == b'"' && value.len() <= MAX_MODEL && !json::is_blank(value),
+            first == b'"' && value.len() <= MAX_MODEL && is_name(value),
             "the name of a model, at most 256 bytes",
         ),
         "messages" => (first == b'[', "an array of messages"),
@@ -457,6 +457,10 @@ fn check_member(name: &str, value: &[u8]) -> Result<(), Error> {
     if right { Ok(()) } else { Err(Error::invalid(name, InvalidReason::Mistyped { expected })) }
 }
 
+fn is_name(value: &[u8]) -> bool {
+    json::string(value).is_some_and(|name| !name.trim().is_empty() && !name.contains(char::is_control))
+}
+
 fn check_messages(messages: &[u8]) -> Result<(), Error> {
     let mut any = false;
     for (at, message) in json::items(messages).enumerate() {
@@ -467,16 +471,23 @@ fn check_messages(messages: &[u8]) -> Result<(), Error> {
                 InvalidReason::Mistyped { expected: "an object" },
             ));
         }
-        match json::member(message, "role") {
-            Some([b'"', ..]) => {}
-            None => return Err(Error::invalid(format!("messages[{at}].role"), InvalidReason::Missing)),
-            Some(_) => {
-                let expected = "a string";
-                return Err(Error::invalid(
-                    format!("messages[{at}].role"),
-                    InvalidReason::Mistyped { expected },
-                ));
+        let invalid = |member: &str, reason| Err(Error::invalid(format!("messages[{at}].{member}"), reason));
+        let (mut role, mut content) = (None, None);
+        for (name, value) in json::members(message) {
+            // Twice, one would be checked here and the other obeyed there.
+            let (name, seen) = match json::string(name).as_deref() {
+                Some("role") => ("role", &mut role),
+                Some("content") => ("content", &mut content),
+                _ => continue,
+            };
+            if seen.replace(value).is_some() {
+                return invalid(name, InvalidReason::Duplicate);
             }
+        }
+        match role {
+            Some([b'"', ..]) => {}
+            None => return invalid("role", InvalidReason::Missing),
+            Some(_) => return invalid("role", InvalidReason::Mistyped { expected: "a string" }),
         }
     }
     if any { Ok(()) } else { Err(Error::invalid("messages", InvalidReason::Empty)) }

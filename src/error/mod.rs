@@ -75,11 +75,9 @@ impl Error {
 
     /// A member of the request that is not as it must be.
     pub(crate) fn invalid(member: impl Into<String>, reason: InvalidReason) -> Self {
-        let mut member = member.into();
-        // The name comes from the caller: it is shown, but not at any length.
-        if let Some((end, _)) = member.char_indices().nth(64) {
-            member.truncate(end);
-        }
+        // The name comes from the caller: it is shown, but not at any length, and cannot forge a line of a log.
+        let shown = |c: char| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c };
+        let member: String = member.into().chars().take(64).map(shown).collect();
         Self::new(ErrorKind::InvalidRequest { member: Some(member.into()), reason })
     }
 
