@@ -9,6 +9,7 @@ pub mod http;
 mod json;
 mod model;
 mod progress;
+pub mod provider;
 mod request;
 
 pub use self::{

@@ -67,6 +67,8 @@ pub(crate) struct Facts {
     pub(crate) finishes: Vec<ChoiceFinish>,
     pub(crate) usage: Option<TokenUsage>,
     pub(crate) choices: u32,
+    /// Which choices are there, a bit each; all from the 128th on share the last.
+    pub(crate) begun: u128,
     /// What the edge would have to fill in.
     pub(crate) lacks: Lacks,
     pub(crate) id: Option<Range<u32>>,
@@ -114,10 +116,20 @@ impl Facts {
         Ok(facts)
     }
 
+    /// Which choices ended, as in `begun`.
+    #[cfg(feature = "openai")]
+    pub(crate) fn finished(&self) -> u128 {
+        self.finishes.iter().fold(0, |bits, finish| bits | bit(finish.index))
+    }
+
     /// Nothing but usage: what the edge leaves out if the client did not ask for it.
     pub(crate) fn is_usage_only(&self) -> bool {
         self.usage.is_some() && self.choices == 0
     }
+}
+
+const fn bit(choice: u32) -> u128 {
+    1 << if choice < 127 { choice } else { 127 }
 }
 
 /// The text of a JSON string that lies at `range` of `data`.
@@ -287,8 +299,9 @@ impl<'de> Visitor<'de> for Choice<'_> {
         }
         self.0.lacks.index |= index.is_none();
         self.0.lacks.finish |= reason.is_none();
+        let index = index.unwrap_or(self.0.choices);
+        self.0.begun |= bit(index);
         if let Some(reason) = reason {
-            let index = index.unwrap_or(self.0.choices);
             self.0.finishes.push(ChoiceFinish { index, reason: (&*reason).into() });
         }
         Ok(())

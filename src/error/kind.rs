@@ -387,10 +387,13 @@ impl fmt::Display for ProviderFailure {
             ErrorClass::ContentFilter => "refused the content",
             ErrorClass::Unavailable => "is unavailable",
         };
-        write!(f, "provider {provider} {said} (model {model}")?;
-        if let Some(status) = self.status {
-            write!(f, ", status {}", status.as_u16())?;
+        write!(f, "provider {provider} {said}")?;
+        // A service that is gone is so for every model.
+        match (model.is_empty(), self.status) {
+            (true, None) => Ok(()),
+            (true, Some(status)) => write!(f, " (status {})", status.as_u16()),
+            (false, None) => write!(f, " (model {model})"),
+            (false, Some(status)) => write!(f, " (model {model}, status {})", status.as_u16()),
         }
-        f.write_str(")")
     }
 }

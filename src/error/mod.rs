@@ -95,6 +95,13 @@ impl Error {
         self
     }
 
+    /// Says what it is, now that more is known; the cause stays.
+    #[cfg(feature = "openai")]
+    pub(crate) fn with_kind(mut self, kind: ErrorKind) -> Self {
+        self.repr().kind = kind;
+        self
+    }
+
     /// Says whether a provider was asked before this happened.
     #[must_use]
     pub fn with_dispatched(mut self, dispatched: bool) -> Self {

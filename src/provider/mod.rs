@@ -1,0 +1,15 @@
+//! The innermost services: what a call goes to.
+//!
+//! A leaf is any `Service<LlmRequest, Response = LlmResponse>`. [`Echo`] needs no network;
+#![cfg_attr(feature = "openai", doc = "[`OpenAiCompatible`](openai::OpenAiCompatible)")]
+#![cfg_attr(not(feature = "openai"), doc = "`OpenAiCompatible` (feature `openai`)")]
+//! speaks to everything that has a `/chat/completions`. A leaf of your own marks
+//! [`progress`](crate::Progress::mark_dispatched) before it sends, names itself in its
+//! [errors](crate::Error::provider), and ends each good stream with a
+//! [terminal chunk](crate::StreamChunk::end).
+
+mod echo;
+#[cfg(feature = "openai")]
+pub mod openai;
+
+pub use self::echo::Echo;

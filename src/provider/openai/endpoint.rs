@@ -1,0 +1,118 @@
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Uri,
+    header::{AUTHORIZATION, CONTENT_TYPE},
+    uri::{PathAndQuery, Scheme},
+};
+use std::{fmt, sync::Arc};
+
+/// Where requests go and with which headers: all that is configured, shared by every call.
+#[derive(Clone)]
+pub(super) struct Endpoint {
+    pub(super) uri: Uri,
+    pub(super) headers: HeaderMap,
+    pub(super) provider: Arc<str>,
+    pub(super) host: Box<str>,
+    pub(super) port: u16,
+    pub(super) max_answer_bytes: usize,
+    pub(super) max_event_bytes: usize,
+}
+
+/// A provider that cannot be set up as it was told to be.
+///
+/// Says what is wrong and never shows it: base URLs and headers carry keys.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// The base URL is not one.
+    BaseUrl {
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// The key is empty, or has characters that no header may have, such as the end of a line.
+    ApiKey,
+    /// The name or the value cannot be a header's.
+    Header {
+        /// Its name, if that is one.
+        name: Option<HeaderName>,
+    },
+}
+
+impl Endpoint {
+    pub(super) fn new(base_url: &str) -> Result<Self, ConfigError> {
+        let invalid = |reason| ConfigError::BaseUrl { reason };
+        let base: Uri = base_url.trim().parse().map_err(|_| invalid("it is not a URL"))?;
+        let mut parts = base.into_parts();
+        let port = match &parts.scheme {
+            Some(scheme) if *scheme == Scheme::HTTPS => 443,
+            Some(scheme) if *scheme == Scheme::HTTP => 80,
+            _ => return Err(invalid("it must begin with http:// or https://")),
+        };
+        let authority = parts.authority.as_ref().ok_or(invalid("it names no host"))?;
+        if authority.as_str().contains('@') {
+            return Err(invalid("it must not carry a user or a password"));
+        }
+        let host: Box<str> = authority.host().trim_matches(['[', ']']).into();
+        if host.is_empty() {
+            return Err(invalid("it names no host"));
+        }
+        let port = match authority.port() {
+            Some(port) => port.as_str().parse().map_err(|_| invalid("its port is not one"))?,
+            None => port,
+        };
+        let (path, query) = match &parts.path_and_query {
+            Some(both) => (both.path(), both.query()),
+            None => ("", None),
+        };
+        let mut path = format!("{}/chat/completions", path.trim_end_matches('/'));
+        if let Some(query) = query {
+            path.extend(["?", query]);
+        }
+        let path = PathAndQuery::try_from(path).map_err(|_| invalid("its path is not one"))?;
+        parts.path_and_query = Some(path);
+        Ok(Self {
+            uri: Uri::from_parts(parts).map_err(|_| invalid("it is not a URL"))?,
+            headers: HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static("application/json"))]),
+            provider: host.as_ref().into(),
+            host,
+            port,
+            max_answer_bytes: 32 << 20,
+            max_event_bytes: 8 << 20,
+        })
+    }
+
+    pub(super) fn set_api_key(&mut self, key: &str) -> Result<(), ConfigError> {
+        if key.is_empty() {
+            return Err(ConfigError::ApiKey);
+        }
+        let bearer = HeaderValue::try_from(format!("Bearer {key}")).map_err(|_| ConfigError::ApiKey)?;
+        self.set_sensitive(AUTHORIZATION, bearer);
+        Ok(())
+    }
+
+    pub(super) fn set_header(&mut self, name: &str, value: &str) -> Result<(), ConfigError> {
+        let name = HeaderName::try_from(name).map_err(|_| ConfigError::Header { name: None })?;
+        let Ok(value) = HeaderValue::try_from(value) else {
+            return Err(ConfigError::Header { name: Some(name) });
+        };
+        self.set_sensitive(name, value);
+        Ok(())
+    }
+
+    fn set_sensitive(&mut self, name: HeaderName, mut value: HeaderValue) {
+        value.set_sensitive(true);
+        self.headers.insert(name, value);
+    }
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::BaseUrl { reason } => write!(f, "the base URL cannot be used: {reason}"),
+            Self::ApiKey => f.write_str("the API key is empty or cannot be sent in a header"),
+            Self::Header { name: Some(name) } => write!(f, "the value of the header {name} cannot be sent"),
+            Self::Header { name: None } => f.write_str("a header's name is not one"),
+        }
+    }
+}
+
+impl std::error::Error for ConfigError {}

@@ -1,0 +1,156 @@
+//! What a provider says of a failure, in whatever shape it says it.
+
+use super::retry_after;
+use crate::{ErrorClass, json};
+use http::StatusCode;
+use serde_json::value::RawValue;
+use std::{borrow::Cow, time::Duration};
+
+/// A failure as a provider describes it. Its message may quote the prompt and stays in here.
+#[derive(Debug, Default)]
+pub(super) struct Fault {
+    /// `code`, `type`, `status` and Azure's inner code, as far as they are there.
+    codes: Vec<String>,
+    /// `code` as a number: an HTTP status with most who send one.
+    number: Option<u16>,
+    message: String,
+    pub(super) retry_after: Option<Duration>,
+}
+
+const CONTEXT_CODES: [&str; 5] = [
+    "context_length_exceeded",
+    "context_window_exceeded",
+    "model_context_window_exceeded",
+    "exceed_context_size_error",
+    "contextwindowexceedederror",
+];
+
+/// Lower case.
+const CONTEXT_MESSAGES: [&str; 11] = [
+    "maximum context length",
+    "context length exceeded",
+    "context_length_exceeded",
+    "context window",
+    "contextwindowexceeded",
+    "available context size",
+    "maximum allowed context",
+    "maximum number of tokens allowed",
+    "maximum prompt length",
+    "prompt is too long",
+    "input is too long",
+];
+
+const FILTER_CODES: [&str; 6] = [
+    "content_filter",
+    "content_filtered",
+    "content_policy_violation",
+    "responsibleaipolicyviolation",
+    "moderation_blocked",
+    "data_inspection_failed",
+];
+
+const RATE_CODES: [&str; 6] = [
+    "rate_limit_exceeded",
+    "rate_limit_error",
+    "rate_limited",
+    "too_many_requests",
+    "resource_exhausted",
+    "insufficient_quota",
+];
+
+const UNAVAILABLE_CODES: [&str; 5] =
+    ["overloaded", "overloaded_error", "server_overloaded", "service_unavailable", "unavailable"];
+
+impl Fault {
+    /// Reads `{"error": {..}}`, `{"error": ".."}`, `{"detail": ..}`, the same without a wrapper or within an
+    /// array, or any text at all.
+    pub(super) fn read(body: &[u8]) -> Self {
+        let body = body.trim_ascii();
+        if serde_json::from_slice::<&RawValue>(body).is_err() {
+            return Self { message: String::from_utf8_lossy(body).to_lowercase(), ..Self::default() };
+        }
+        let root = json::items(body).next().unwrap_or(body);
+        let error = json::member(root, "error").filter(|raw| !json::is_nothing(raw));
+        let mut fault = Self::default();
+        for place in error.into_iter().chain([root]) {
+            fault.add(place);
+        }
+        fault
+    }
+
+    fn add(&mut self, place: &[u8]) {
+        let member = |name| json::member(place, name);
+        let inner = member("innererror").and_then(|inner| json::member(inner, "code"));
+        if let Some(code) = member("code").filter(|raw| raw.first().is_some_and(u8::is_ascii_digit)) {
+            self.number = self.number.or(str::from_utf8(code).ok().and_then(|c| c.parse().ok()));
+        }
+        let codes = [member("code"), inner, member("type"), member("error_type"), member("status")];
+        self.codes.extend(codes.into_iter().flatten().filter_map(json::string).map(Cow::into_owned));
+
+        for raw in [Some(place), member("message"), member("detail"), member("error")].into_iter().flatten() {
+            let text = match raw {
+                [b'"', ..] => json::string(raw),
+                // Objects within are as good as text: they are only searched.
+                _ if raw.len() < place.len() => Some(String::from_utf8_lossy(raw)),
+                _ => None,
+            };
+            self.message.push_str(&text.unwrap_or_default().to_lowercase());
+            self.message.push('\n');
+        }
+
+        let delay = json::items(member("details").unwrap_or_default())
+            .find_map(|detail| json::member(detail, "retryDelay").and_then(json::string));
+        self.retry_after = self.retry_after.or_else(|| match delay {
+            Some(delay) => retry_after::duration(&delay),
+            None => str::from_utf8(member("retry_after")?).ok()?.parse().ok().and_then(retry_after::seconds),
+        });
+    }
+
+    /// The code, if it is one and not a text that may quote something.
+    pub(super) fn code(&self) -> Option<Box<str>> {
+        let is_code = |code: &&String| {
+            let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.' | b':' | b'/');
+            !code.is_empty() && code.len() <= 64 && code.bytes().all(plain)
+        };
+        let code = self.codes.iter().find(is_code).cloned();
+        code.or_else(|| self.number.map(|n| n.to_string())).map(Into::into)
+    }
+
+    fn is_any(&self, known: &[&str]) -> bool {
+        self.codes.iter().any(|code| known.iter().any(|known| code.eq_ignore_ascii_case(known)))
+    }
+
+    fn says_context(&self) -> bool {
+        CONTEXT_MESSAGES.iter().any(|known| self.message.contains(known))
+    }
+}
+
+/// What an answer with a status other than 2xx means.
+pub(super) fn class_of_status(status: StatusCode, fault: &Fault) -> ErrorClass {
+    match status.as_u16() {
+        401 | 402 => ErrorClass::Auth,
+        429 => ErrorClass::RateLimited,
+        300..=399 => ErrorClass::BadFrame,
+        _ if fault.is_any(&CONTEXT_CODES) => ErrorClass::ContextWindow,
+        _ if fault.is_any(&FILTER_CODES) => ErrorClass::ContentFilter,
+        400 | 413 | 422 if fault.says_context() => ErrorClass::ContextWindow,
+        403 => ErrorClass::Auth,
+        // A conflict, too: OpenAI's own clients send the request again.
+        408 | 409 | 425 | 502..=504 | 520..=529 => ErrorClass::Unavailable,
+        400..=499 => ErrorClass::BadRequest,
+        _ => ErrorClass::Upstream,
+    }
+}
+
+/// What an error in the place of an answer means.
+pub(super) fn class_of_report(fault: &Fault) -> ErrorClass {
+    match fault.number {
+        _ if fault.is_any(&CONTEXT_CODES) || fault.says_context() => ErrorClass::ContextWindow,
+        _ if fault.is_any(&FILTER_CODES) => ErrorClass::ContentFilter,
+        _ if fault.is_any(&RATE_CODES) => ErrorClass::RateLimited,
+        _ if fault.is_any(&UNAVAILABLE_CODES) => ErrorClass::Unavailable,
+        Some(429) => ErrorClass::RateLimited,
+        Some(502..=504 | 529) => ErrorClass::Unavailable,
+        _ => ErrorClass::Upstream,
+    }
+}

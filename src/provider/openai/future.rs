@@ -1,0 +1,155 @@
+use super::{
+    collect::{Collect, CollectEnd},
+    origin::{MAX_KEPT, Origin},
+    stream::Events,
+};
+use crate::{BoxError, ChunkStream, Completion, Error, ErrorClass, LlmResponse, ResponseBody};
+use bytes::Bytes;
+use http::{HeaderMap, header};
+use http_body::Body;
+use pin_project::pin_project;
+use std::{
+    fmt, mem,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+/// Response future of [`OpenAiCompatible`](super::OpenAiCompatible).
+#[pin_project]
+pub struct ResponseFuture<F, B> {
+    #[pin]
+    state: State<F, B>,
+    origin: Origin,
+    streaming: bool,
+}
+
+#[pin_project(project = StateProj)]
+enum State<F, B> {
+    Asking(#[pin] F),
+    ReadingAnswer(#[pin] Collect<B>),
+    ReadingRefusal(#[pin] Collect<B>, HeaderMap),
+}
+
+impl<F, B> ResponseFuture<F, B> {
+    pub(super) const fn new(future: F, origin: Origin, streaming: bool) -> Self {
+        Self { state: State::Asking(future), origin, streaming }
+    }
+}
+
+impl<F, B, E> Future for ResponseFuture<F, B>
+where
+    F: Future<Output = Result<http::Response<B>, E>>,
+    E: Into<BoxError>,
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<BoxError>,
+{
+    type Output = Result<LlmResponse, Error>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut this = self.project();
+        let origin = this.origin;
+        loop {
+            let next = match this.state.as_mut().project() {
+                StateProj::Asking(future) => {
+                    let response =
+                        ready!(future.poll(cx)).map_err(|error| origin.unanswered(error.into()))?;
+                    let (head, body) = response.into_parts();
+                    origin.answered(&head);
+                    match Answer::of(&head, *this.streaming) {
+                        Answer::Refusal => State::ReadingRefusal(Collect::new(body, MAX_KEPT), head.headers),
+                        Answer::Whole
+                            if is_longer(&head.headers, &body, origin.endpoint.max_answer_bytes) =>
+                        {
+                            return Poll::Ready(Err(origin.error(ErrorClass::TooLarge)));
+                        }
+                        Answer::Whole => {
+                            State::ReadingAnswer(Collect::new(body, origin.endpoint.max_answer_bytes))
+                        }
+                        Answer::Stream => {
+                            let events = Events::new(body, origin.clone());
+                            return Poll::Ready(Ok(respond(origin, ChunkStream::new(events))));
+                        }
+                        Answer::Unexpected(why) => {
+                            return Poll::Ready(Err(origin.malformed(why, Bytes::new())));
+                        }
+                    }
+                }
+                StateProj::ReadingAnswer(body) => {
+                    let read = ready!(body.poll(cx));
+                    return Poll::Ready(match read.end {
+                        CollectEnd::Whole => whole(origin, read.data),
+                        CollectEnd::OverLimit => Err(origin.error(ErrorClass::TooLarge)),
+                        CollectEnd::Broken(error) => Err(origin.cut(error)),
+                    });
+                }
+                StateProj::ReadingRefusal(body, headers) => {
+                    // However much of the explanation there is: the status says enough.
+                    let read = ready!(body.poll(cx));
+                    return Poll::Ready(Err(origin.refused(headers, read.data)));
+                }
+            };
+            this.state.set(next);
+        }
+    }
+}
+
+/// What a head announces.
+enum Answer {
+    Refusal,
+    Whole,
+    Stream,
+    Unexpected(&'static str),
+}
+
+impl Answer {
+    fn of(head: &http::response::Parts, streaming: bool) -> Self {
+        if !head.status.is_success() {
+            return Self::Refusal;
+        }
+        let media_type = head.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+        let media_type = media_type.and_then(|t| t.split(';').next()).unwrap_or_default().trim();
+        let is = |other: &str| media_type.eq_ignore_ascii_case(other);
+        match streaming {
+            false if is("text/event-stream") => Self::Unexpected("a stream that was not asked for"),
+            false => Self::Whole,
+            true if is("application/json") || is("application/problem+json") => Self::Whole,
+            true if is("text/html") => Self::Unexpected("a web page"),
+            // Some name their streams text/plain, or do not name them.
+            true => Self::Stream,
+        }
+    }
+}
+
+fn is_longer(headers: &HeaderMap, body: &impl Body, limit: usize) -> bool {
+    let announced = headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok());
+    announced.unwrap_or(0).max(body.size_hint().lower()) > limit as u64
+}
+
+fn whole(origin: &mut Origin, data: Bytes) -> Result<LlmResponse, Error> {
+    let completion = Completion::parse(data.clone()).map_err(|error| {
+        // Not the error itself: it would quote the answer.
+        let why = format!("no chat completion (line {}, column {})", error.line(), error.column());
+        origin.malformed(why, data.clone())
+    })?;
+    if completion.facts().error.is_some() {
+        return Err(origin.reported(data));
+    }
+    Ok(respond(origin, completion))
+}
+
+fn respond(origin: &mut Origin, body: impl Into<ResponseBody>) -> LlmResponse {
+    let mut response = LlmResponse::new(origin.model.clone(), body);
+    response.provider_request_id = mem::take(&mut origin.request_id);
+    response
+}
+
+impl<F, B> fmt::Debug for ResponseFuture<F, B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = match &self.state {
+            State::Asking(_) => "asking",
+            State::ReadingAnswer(_) => "reading the answer",
+            State::ReadingRefusal(..) => "reading the refusal",
+        };
+        f.debug_struct("ResponseFuture").field("state", &state).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,144 @@
+use super::{
+    endpoint::{ConfigError, Endpoint},
+    future::ResponseFuture,
+    origin::Origin,
+    wire,
+};
+use crate::{BoxError, Error, LlmRequest, LlmResponse, ModelName};
+use bytes::Bytes;
+use http_body::Body;
+use http_body_util::Full;
+use std::{
+    fmt,
+    sync::Arc,
+    task::{Context, Poll},
+};
+use tower_service::Service;
+
+/// A provider with OpenAI's chat completions API, over the HTTP service `H`.
+///
+/// Sends [`LlmRequest::model`] as it arrives here: [`Providers`](crate::providers::Providers) has taken the
+/// provider's name off. Cloning costs what cloning `H` costs, and one reference count.
+#[derive(Clone)]
+pub struct OpenAiCompatible<H> {
+    http: H,
+    endpoint: Arc<Endpoint>,
+}
+
+impl<H> OpenAiCompatible<H> {
+    /// Asks at `base_url`, such as `https://api.openai.com/v1`; its query is kept (Azure's `api-version`).
+    ///
+    /// # Errors
+    ///
+    /// A URL that is none, is not `http` or `https`, or carries a user or a password.
+    pub fn new(http: H, base_url: impl AsRef<str>) -> Result<Self, ConfigError> {
+        Ok(Self { http, endpoint: Arc::new(Endpoint::new(base_url.as_ref())?) })
+    }
+
+    /// Names the provider in errors; its host unless told.
+    #[must_use]
+    pub fn with_provider_name(mut self, name: impl Into<Arc<str>>) -> Self {
+        self.endpoint().provider = name.into();
+        self
+    }
+
+    /// Sends `key` as a bearer token.
+    ///
+    /// # Errors
+    ///
+    /// A key that is empty, or that no header can carry: one read from a file may end in a newline.
+    pub fn with_api_key(mut self, key: impl AsRef<str>) -> Result<Self, ConfigError> {
+        self.endpoint().set_api_key(key.as_ref())?;
+        Ok(self)
+    }
+
+    /// Sends a header with each request, such as Azure's `api-key`; never shown by `Debug`.
+    ///
+    /// # Errors
+    ///
+    /// A name or a value that no header can have.
+    pub fn with_header(mut self, name: impl AsRef<str>, value: impl AsRef<str>) -> Result<Self, ConfigError> {
+        self.endpoint().set_header(name.as_ref(), value.as_ref())?;
+        Ok(self)
+    }
+
+    /// Bounds a whole answer; 32 MiB unless told. A larger one is [`TooLarge`](crate::ErrorClass::TooLarge).
+    #[must_use]
+    pub fn with_max_answer_bytes(mut self, bytes: usize) -> Self {
+        self.endpoint().max_answer_bytes = bytes;
+        self
+    }
+
+    /// Bounds one event of a stream, with the comments before it; 8 MiB unless told. A larger one is
+    /// [`TooLarge`](crate::ErrorClass::TooLarge).
+    #[must_use]
+    pub fn with_max_event_bytes(mut self, bytes: usize) -> Self {
+        self.endpoint().max_event_bytes = bytes;
+        self
+    }
+
+    /// The provider's name, as errors give it.
+    pub fn provider_name(&self) -> &str {
+        &self.endpoint.provider
+    }
+
+    /// The host that is asked, an IPv6 address without its brackets.
+    pub fn host(&self) -> &str {
+        &self.endpoint.host
+    }
+
+    /// The port that is asked, the scheme's own if the URL names none.
+    pub fn port(&self) -> u16 {
+        self.endpoint.port
+    }
+
+    /// The HTTP service.
+    pub const fn get_ref(&self) -> &H {
+        &self.http
+    }
+
+    /// The HTTP service.
+    pub fn into_inner(self) -> H {
+        self.http
+    }
+
+    fn endpoint(&mut self) -> &mut Endpoint {
+        Arc::make_mut(&mut self.endpoint)
+    }
+}
+
+impl<H, B> Service<LlmRequest> for OpenAiCompatible<H>
+where
+    H: Service<http::Request<Full<Bytes>>, Response = http::Response<B>>,
+    H::Error: Into<BoxError>,
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<BoxError>,
+{
+    type Response = LlmResponse;
+    type Error = Error;
+    type Future = ResponseFuture<H::Future, B>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        self.http.poll_ready(cx).map_err(|error| {
+            // Nobody has asked for a model yet.
+            Origin::new(Arc::clone(&self.endpoint), ModelName::from("")).gone(error.into())
+        })
+    }
+
+    fn call(&mut self, request: LlmRequest) -> Self::Future {
+        let http_request = wire::request(&self.endpoint, &request);
+        let origin = Origin::new(Arc::clone(&self.endpoint), request.model);
+        request.progress.mark_dispatched();
+        ResponseFuture::new(self.http.call(http_request), origin, request.body.is_streaming())
+    }
+}
+
+impl<H> fmt::Debug for OpenAiCompatible<H> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OpenAiCompatible")
+            .field("provider", &self.endpoint.provider)
+            .field("host", &self.endpoint.host)
+            .field("port", &self.endpoint.port)
+            .finish_non_exhaustive()
+    }
+}

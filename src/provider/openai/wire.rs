@@ -1,0 +1,53 @@
+//! The HTTP request that asks.
+
+use super::endpoint::Endpoint;
+use crate::{ChatBody, LlmRequest, json};
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue, Method, header::ACCEPT};
+use http_body_util::Full;
+use serde_json::value::RawValue;
+use std::borrow::Cow;
+
+const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const MAX_REQUEST_ID: usize = 256;
+
+pub(super) fn request(endpoint: &Endpoint, request: &LlmRequest) -> http::Request<Full<Bytes>> {
+    let (body, accept) = match request.body.is_streaming() {
+        true => (asking_for_usage(&request.body), "text/event-stream"),
+        false => (Cow::Borrowed(&request.body), "application/json"),
+    };
+    let mut http_request = http::Request::new(Full::new(body.to_json(&request.model)));
+    *http_request.method_mut() = Method::POST;
+    *http_request.uri_mut() = endpoint.uri.clone();
+    let headers = http_request.headers_mut();
+    headers.insert(ACCEPT, HeaderValue::from_static(accept));
+    let id = request.context.request_id().filter(|id| id.len() <= MAX_REQUEST_ID);
+    if let Some(id) = id.and_then(|id| HeaderValue::from_str(id).ok()) {
+        headers.insert(X_REQUEST_ID, id);
+    }
+    for (name, value) in &endpoint.headers {
+        headers.insert(name, value.clone());
+    }
+    http_request
+}
+
+/// The body with `stream_options.include_usage`; what else stands there keeps its bytes.
+fn asking_for_usage(body: &ChatBody) -> Cow<'_, ChatBody> {
+    const ASKED: &str = "\"include_usage\":true";
+    let present = body.raw("stream_options").unwrap_or_default();
+    let (mut options, mut asked) = (String::from("{"), None);
+    for (name, value) in json::members(present) {
+        if json::string(name).is_some_and(|name| name == "include_usage") {
+            asked = Some(asked.is_none() && value == b"true");
+        } else if let (Ok(name), Ok(value)) = (str::from_utf8(name), str::from_utf8(value)) {
+            options.extend([name, ":", value, ","]);
+        }
+    }
+    if asked == Some(true) {
+        return Cow::Borrowed(body);
+    }
+    options.extend([ASKED, "}"]);
+    let with_usage = RawValue::from_string(options).ok().and_then(|o| body.with("stream_options", o).ok());
+    // Built of members of a valid object; without the option the provider would merely say less.
+    with_usage.map_or(Cow::Borrowed(body), Cow::Owned)
+}
