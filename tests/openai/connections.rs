@@ -7,6 +7,7 @@ use crate::{
 use llm_layers::{
     Error, ErrorClass, LlmRequest, LlmResponse, ResponseBody, provider::openai::OpenAiCompatible,
 };
+use tokio::io::AsyncReadExt;
 use tower::{ServiceExt, util::BoxCloneSyncService};
 
 type Provider = BoxCloneSyncService<LlmRequest, LlmResponse, Error>;
@@ -76,18 +77,15 @@ async fn nobody_listening_is_connect_and_nothing_was_dispatched() {
 async fn a_failed_handshake_is_connect_and_nothing_was_dispatched() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("https://{}", listener.local_addr().unwrap());
-    let closing = tokio::spawn(async move {
-        loop {
-            drop(listener.accept().await);
-        }
-    });
-    // Our reqwest has no TLS at all, which is found out as early.
-    for (name, provider) in clients(&url) {
+    let first_byte = tokio::spawn(async move { listener.accept().await.unwrap().0.read_u8().await });
+    // Our reqwest has no TLS at all, which is found out before it connects.
+    for (name, provider) in clients(&url).into_iter().rev() {
         let error = failure(provider, whole()).await;
         assert_eq!(error.class(), Some(ErrorClass::Connect), "{name}: {error:?}");
         assert!(!error.dispatched());
     }
-    closing.abort();
+    assert!(first_byte.is_finished(), "nobody began a handshake");
+    assert_eq!(first_byte.await.unwrap().unwrap(), 22, "not a TLS handshake");
 }
 
 #[tokio::test]

@@ -39,6 +39,7 @@ fn a_base_url_that_cannot_be_used_is_refused_and_never_shown() {
         "/v1",
         "ftp://example.com/v1?key=hunter2",
         "https://user:hunter2@example.com/v1",
+        "https://hunter2@example.com:443/v1",
         "https://",
         "https://exa mple.com/hunter2",
         "https://example.com:123456/hunter2",
@@ -153,6 +154,7 @@ async fn usage_is_always_asked_of_streams_and_other_options_keep_their_bytes() {
         ),
         (r#","stream_options":{"includ\u0065_usage":false,"a":1}"#, r#"{"a":1,"include_usage":true}"#),
         (r#","stream_options":{"include_usage":true,"include_usage":false}"#, r#"{"include_usage":true}"#),
+        (r#","stream_options":{"include_usage":false,"include_usage":true}"#, r#"{"include_usage":true}"#),
     ] {
         assert_eq!(sent_json(body(given)).await, format!("{prefix}{expected}}}"), "{given}");
     }
