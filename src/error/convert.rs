@@ -1,7 +1,7 @@
 //! From other people's errors, so that our layers stand above tower's without an adapter.
 
 use super::{BoxError, Error, ErrorKind, TimeoutPhase};
-use std::convert::Infallible;
+use std::{convert::Infallible, io};
 
 /// Finds our own error wherever a foreign layer has wrapped it, and knows tower's own.
 ///
@@ -24,7 +24,11 @@ impl From<BoxError> for Error {
             } else if cause.is::<tower::load_shed::error::Overloaded>() {
                 known = Some(ErrorKind::Overloaded);
             }
-            next = cause.source();
+            // `io::Error` passes over what it wraps when it is asked for its source.
+            next = match cause.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+                Some(wrapped) => Some(wrapped),
+                None => cause.source(),
+            };
         }
         Self::new(known.unwrap_or(ErrorKind::Other)).with_source(error)
     }
@@ -58,6 +62,9 @@ mod tests {
     fn ours_is_found_behind_any_number_of_wrappers() {
         let inner = Error::new(ErrorKind::NotCached);
         let error = Error::from(BoxError::from(Wrapped(Wrapped(inner.into()).into())));
+        assert!(matches!(error.kind(), ErrorKind::NotCached));
+        let inner = Error::new(ErrorKind::NotCached);
+        let error = Error::from(BoxError::from(Wrapped(io::Error::other(inner).into())));
         assert!(matches!(error.kind(), ErrorKind::NotCached));
     }
 

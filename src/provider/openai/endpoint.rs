@@ -55,9 +55,10 @@ impl Endpoint {
         if host.is_empty() {
             return Err(invalid("it names no host"));
         }
-        let port = match authority.port() {
-            Some(port) => port.as_str().parse().map_err(|_| invalid("its port is not one"))?,
-            None => port,
+        let port = match authority.port_u16() {
+            Some(port) => port,
+            None if authority.as_str() == authority.host() => port,
+            None => return Err(invalid("its port is not one")),
         };
         let (path, query) = match &parts.path_and_query {
             Some(both) => (both.path(), both.query()),

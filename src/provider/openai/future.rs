@@ -57,9 +57,7 @@ where
                     origin.answered(&head);
                     match Answer::of(&head, *this.streaming) {
                         Answer::Refusal => State::ReadingRefusal(Collect::new(body, MAX_KEPT), head.headers),
-                        Answer::Whole
-                            if is_longer(&head.headers, &body, origin.endpoint.max_answer_bytes) =>
-                        {
+                        Answer::Whole if is_longer(&head.headers, origin.endpoint.max_answer_bytes) => {
                             return Poll::Ready(Err(origin.error(ErrorClass::TooLarge)));
                         }
                         Answer::Whole => {
@@ -120,9 +118,9 @@ impl Answer {
     }
 }
 
-fn is_longer(headers: &HeaderMap, body: &impl Body, limit: usize) -> bool {
+fn is_longer(headers: &HeaderMap, limit: usize) -> bool {
     let announced = headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok());
-    announced.unwrap_or(0).max(body.size_hint().lower()) > limit as u64
+    announced.is_some_and(|length: u64| length > limit as u64)
 }
 
 fn whole(origin: &mut Origin, data: Bytes) -> Result<LlmResponse, Error> {

@@ -143,13 +143,15 @@ fn is_connect(error: &Error) -> bool {
         if cause.downcast_ref::<reqwest::Error>().is_some_and(|e| e.is_connect() || e.is_builder()) {
             return true;
         }
+        let io = cause.downcast_ref::<io::Error>();
         // Other kinds, such as an unreachable host, also befall connections that were open.
-        if cause.downcast_ref::<io::Error>().is_some_and(|e| {
+        if io.is_some_and(|e| {
             matches!(e.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::AddrNotAvailable)
         }) {
             return true;
         }
-        next = cause.source();
+        // As a source, an `io::Error` shows not the error that it wraps but that one's.
+        next = io.and_then(io::Error::get_ref).map(|e| e as _).or_else(|| cause.source());
     }
     false
 }

@@ -158,7 +158,6 @@ where
     type Item = Result<Bytes, NoFrame>;
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        const PIECE: usize = 64 << 10;
         let mut this = self.project();
         while this.rest.is_empty() {
             match ready!(this.body.as_mut().poll_frame(cx)) {
@@ -171,7 +170,7 @@ where
         if room == 0 {
             return Poll::Ready(Some(Err(NoFrame::TooLarge)));
         }
-        let piece = this.rest.split_to(this.rest.len().min(room).min(PIECE));
+        let piece = this.rest.split_to(this.rest.len().min(room));
         this.since_event.0.fetch_add(piece.len(), Ordering::Relaxed);
         Poll::Ready(Some(Ok(piece)))
     }
