@@ -212,7 +212,10 @@ mod tests {
         fn whatever_is_a_number_here_is_one_to_rust(text in "[-+]?[0-9.]{0,6}(e[-+]?[0-9]{0,2})?") {
             let float: Result<f64, _> = text.parse();
             match scaled(&text, 30) {
-                Ok(value) => proptest::prop_assert!((value as f64 / 1e30 - float.unwrap()).abs() <= float.unwrap() * 1e-12),
+                Ok(value) => {
+                    let float = float.unwrap();
+                    proptest::prop_assert!((value as f64 / 1e30 - float).abs() <= float * 1e-12);
+                }
                 Err(error) if error.reason == AmountReason::Malformed || error.reason == AmountReason::Empty => {
                     proptest::prop_assert!(float.is_err());
                 }
