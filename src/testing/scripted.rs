@@ -61,6 +61,7 @@ pub struct Reply {
 }
 
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "there is one for a call")]
 enum Then {
     Complete(Completion),
     Stream(Vec<Step>),
