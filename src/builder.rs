@@ -3,7 +3,9 @@ use crate::{
     concurrency::ConcurrencyLimitLayer,
     fallback::FallbackLayer,
     peek::PeekLayer,
+    price::Prices,
     timeout::CallTimeoutLayer,
+    usage::{UsageLayer, UsageSink},
 };
 use tower::{ServiceBuilder, layer::util::Stack};
 
@@ -45,6 +47,13 @@ pub trait ServiceBuilderExt<L>: sealed::Sealed + Sized {
 
     /// Holds answers back until they have content. See [`peek`](crate::peek).
     fn peek(self) -> ServiceBuilder<Stack<PeekLayer, L>>;
+
+    /// Records what calls used up and cost. See [`usage`](crate::usage).
+    fn usage<K: UsageSink + Clone>(
+        self,
+        sink: K,
+        prices: impl Into<Prices>,
+    ) -> ServiceBuilder<Stack<UsageLayer<K>, L>>;
 }
 
 impl<L> ServiceBuilderExt<L> for ServiceBuilder<L> {
@@ -66,5 +75,13 @@ impl<L> ServiceBuilderExt<L> for ServiceBuilder<L> {
 
     fn peek(self) -> ServiceBuilder<Stack<PeekLayer, L>> {
         self.layer(PeekLayer::new())
+    }
+
+    fn usage<K: UsageSink + Clone>(
+        self,
+        sink: K,
+        prices: impl Into<Prices>,
+    ) -> ServiceBuilder<Stack<UsageLayer<K>, L>> {
+        self.layer(UsageLayer::new(sink, prices))
     }
 }

@@ -79,7 +79,8 @@ fn skip(bytes: &[u8], mut at: usize, also: u8) -> usize {
 
 /// The items of a valid JSON array; none if it is something else.
 pub(crate) fn items(array: &[u8]) -> impl Iterator<Item = &[u8]> {
-    let mut at = if array.first() == Some(&b'[') { 1 } else { array.len() };
+    let start = skip(array, 0, b' ');
+    let mut at = if array.get(start) == Some(&b'[') { start + 1 } else { array.len() };
     std::iter::from_fn(move || {
         at = skip(array, at, b',');
         if matches!(array.get(at), None | Some(b']')) {
@@ -93,7 +94,8 @@ pub(crate) fn items(array: &[u8]) -> impl Iterator<Item = &[u8]> {
 
 /// The members of a valid JSON object, as quoted name and value; none if it is something else.
 pub(crate) fn members(object: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
-    let mut at = if object.first() == Some(&b'{') { 1 } else { object.len() };
+    let start = skip(object, 0, b' ');
+    let mut at = if object.get(start) == Some(&b'{') { start + 1 } else { object.len() };
     std::iter::from_fn(move || {
         at = skip(object, at, b',');
         if matches!(object.get(at), None | Some(b'}')) {
@@ -164,7 +166,7 @@ mod tests {
 
     #[test]
     fn items_and_members_are_slices_of_the_source() {
-        let object = br#" {"a" : [1, {"b":"]}"}, "x\"y" ] , "c\u0041":null,"e":-1.5e3}"#.trim_ascii();
+        let object = br#" {"a" : [1, {"b":"]}"}, "x\"y" ] , "c\u0041":null,"e":-1.5e3}"#;
         let all: Vec<_> = members(object).collect();
         assert_eq!(all.len(), 3);
         assert_eq!(all[0].1, br#"[1, {"b":"]}"}, "x\"y" ]"#);

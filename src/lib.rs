@@ -65,6 +65,7 @@
 //! | [`alias`] | resolves short names of models |
 //! | [`fallback`] | tries again, and tries other models |
 //! | [`peek`] | holds an answer back until it proves to have content |
+//! | [`usage`] | records what every call used up and cost |
 //! | [`providers`] | finds the provider of a model, and among its deployments the one to ask |
 //! | [`timeout`] | bounds the time until head, first content, next chunk and end |
 //!
@@ -104,6 +105,7 @@ mod answer;
 pub mod body;
 mod builder;
 mod chat;
+pub mod clock;
 pub mod concurrency;
 mod context;
 mod error;
@@ -120,10 +122,12 @@ mod request;
 #[cfg(feature = "testing")]
 pub mod testing;
 pub mod timeout;
+pub mod usage;
 
 pub use self::{
     answer::{
-        Certainty, ChoiceFinish, Completion, FinishReason, LlmResponse, ResponseBody, StreamChunk, TokenUsage,
+        CacheStatus, Certainty, ChoiceFinish, Completion, FinishReason, LlmResponse, ResponseBody,
+        StreamChunk, TokenUsage,
     },
     body::{ChunkStream, End, Observe, Watch},
     builder::ServiceBuilderExt,

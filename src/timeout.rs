@@ -74,6 +74,7 @@ pub struct ResponseFuture<F> {
     first_content: Option<Instant>,
     idle: Option<Duration>,
     total: Option<Instant>,
+    deadline: Option<Instant>,
     sleep: Option<Pin<Box<Sleep>>>,
 }
 
@@ -170,7 +171,8 @@ where
             head,
             first_content,
             idle,
-            total: total.into_iter().chain(deadline).min(),
+            total,
+            deadline,
             sleep: None,
         }
     }
@@ -190,9 +192,15 @@ where
         match this.future.poll(cx).map_err(Into::into) {
             Poll::Ready(Ok(mut answer)) => {
                 if let ResponseBody::Stream(chunks) = &mut answer.body
-                    && (this.first_content.is_some() || this.idle.is_some() || this.total.is_some())
+                    && (this.first_content.or(*this.total).or(*this.deadline).is_some()
+                        || this.idle.is_some())
                 {
-                    chunks.limit(BodyClock::new(*this.first_content, *this.idle, *this.total));
+                    chunks.limit(BodyClock::new(
+                        *this.first_content,
+                        *this.idle,
+                        *this.total,
+                        *this.deadline,
+                    ));
                 }
                 Poll::Ready(Ok(answer))
             }

@@ -85,17 +85,7 @@ fn rate() -> impl Strategy<Value = Written> {
     })
 }
 
-const CLASSES: [TokenClass; 7] = [
-    TokenClass::Input,
-    TokenClass::CacheRead,
-    TokenClass::CacheWrite,
-    TokenClass::CacheWrite1h,
-    TokenClass::Output,
-    TokenClass::Reasoning,
-    TokenClass::Request,
-];
-
-/// A step of a price: for which prompts and tier, and the rates that it has, in the order of `CLASSES`.
+/// A step of a price: for which prompts and tier, and the rates that it has, in the order of the members of [`Rates`].
 type Step = ((Option<u64>, ServiceTier), [Option<Written>; 7]);
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {

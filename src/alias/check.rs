@@ -1,6 +1,6 @@
-use super::table::{AliasTable, MAX_STEPS};
+use super::table::{AliasTable, MAX_STEPS, Target};
 use crate::ModelName;
-use std::{collections::HashSet, fmt, sync::Arc};
+use std::{collections::HashMap, fmt, sync::Arc};
 
 /// All that is wrong with a table.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -85,24 +85,27 @@ impl fmt::Display for AliasProblem {
     }
 }
 
+/// A chain is not followed further than this; it is far too long by then.
+const DEEPEST: usize = 512;
+
 /// Follows every name to every end, as each tenant would.
 pub(super) fn check(table: &AliasTable) -> Vec<AliasProblem> {
     let mut problems = Vec::new();
-    for tenant in table.tenants.keys().map(|tenant| Some(&**tenant)).chain([None]) {
+    let mut tenants: Vec<&str> = table.tenants.keys().map(|tenant| &**tenant).collect();
+    tenants.sort_unstable();
+    for tenant in [None].into_iter().chain(tenants.into_iter().map(Some)) {
         let own = tenant.and_then(|tenant| table.tenants.get(tenant));
         let mut walk =
-            Walk { table, tenant, done: HashSet::new(), path: Vec::new(), problems: &mut problems };
-        for entries in own.into_iter().chain([&table.everybody]) {
-            for name in entries.exact.keys() {
+            Walk { table, tenant, steps: HashMap::new(), path: Vec::new(), problems: &mut problems };
+        for entries in [&table.everybody].into_iter().chain(own) {
+            let mut names: Vec<_> = entries.exact.keys().collect();
+            names.sort_unstable();
+            for name in names {
                 walk.visit(&ModelName::from(Arc::clone(name)));
             }
             for (glob, target) in &entries.globs {
                 // Any name may come in by a glob; the glob itself stands for all of them.
-                walk.path.push(glob.as_str().into());
-                for (choice, _) in &target.choices {
-                    walk.visit(choice);
-                }
-                walk.path.pop();
+                walk.follow(&glob.as_str().into(), target);
             }
         }
     }
@@ -118,46 +121,56 @@ pub(super) fn check(table: &AliasTable) -> Vec<AliasProblem> {
 struct Walk<'a> {
     table: &'a AliasTable,
     tenant: Option<&'a str>,
-    done: HashSet<ModelName>,
+    /// How many steps lead from a name to its farthest end, once it was followed.
+    steps: HashMap<ModelName, usize>,
     path: Vec<ModelName>,
     problems: &'a mut Vec<AliasProblem>,
 }
 
 impl Walk<'_> {
-    fn visit(&mut self, name: &ModelName) {
+    fn visit(&mut self, name: &ModelName) -> usize {
         if let Some(start) = self.path.iter().position(|seen| seen == name) {
             let mut path = self.path[start..].to_vec();
             path.push(name.clone());
             self.problems.push(AliasProblem::Cycle { path });
-            return;
+            return 0;
         }
-        if self.path.len() > MAX_STEPS {
-            let name = self.path[0].clone();
-            self.problems.push(AliasProblem::TooLong { name });
-            return;
-        }
-        if self.done.contains(name) {
-            return;
+        if let Some(steps) = self.steps.get(name) {
+            return *steps;
         }
         match self.table.lookup(name, self.tenant) {
-            Some(target) => {
-                self.path.push(name.clone());
-                for (choice, _) in &target.choices {
-                    // A name that means itself ends there.
-                    if choice == name { self.end(name) } else { self.visit(choice) }
-                }
-                self.path.pop();
+            Some(target) if self.path.len() < DEEPEST => {
+                let steps = self.follow(name, target);
+                self.steps.insert(name.clone(), steps);
+                steps
             }
-            None => self.end(name),
+            _ => 0,
         }
-        self.done.insert(name.clone());
     }
 
-    fn end(&mut self, target: &ModelName) {
+    fn follow(&mut self, name: &ModelName, target: &Target) -> usize {
+        self.path.push(name.clone());
+        let mut most = 0;
+        for (choice, _) in &target.choices {
+            // A name that means itself ends there.
+            let ends = choice == name || self.table.lookup(choice, self.tenant).is_none();
+            if ends {
+                self.end(name, choice);
+            }
+            let steps = if ends { usize::from(choice != name) } else { 1 + self.visit(choice) };
+            most = most.max(steps);
+        }
+        self.path.pop();
+        if most > MAX_STEPS {
+            self.problems.push(AliasProblem::TooLong { name: name.clone() });
+        }
+        most
+    }
+
+    fn end(&mut self, name: &ModelName, target: &ModelName) {
         let served = self.table.providers().is_none_or(|providers| providers.provider_for(target).is_some());
         if !served {
-            let name = self.path.last().unwrap_or(target).clone();
-            self.problems.push(AliasProblem::Dangling { name, target: target.clone() });
+            self.problems.push(AliasProblem::Dangling { name: name.clone(), target: target.clone() });
         }
     }
 }

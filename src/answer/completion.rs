@@ -80,6 +80,11 @@ impl Completion {
         facts::text(&self.data, self.facts.model.as_ref())
     }
 
+    /// How many bytes of text, thoughts and tool calls, as JSON spells them.
+    pub(crate) fn text_bytes(&self) -> u64 {
+        self.facts.text_bytes.into()
+    }
+
     pub(crate) const fn facts(&self) -> &Facts {
         &self.facts
     }

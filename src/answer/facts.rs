@@ -64,6 +64,8 @@ impl From<&str> for FinishReason {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Facts {
     pub(crate) has_content: bool,
+    /// Of what has content, as JSON spells it.
+    pub(crate) text_bytes: u32,
     pub(crate) finishes: Vec<ChoiceFinish>,
     pub(crate) usage: Option<TokenUsage>,
     pub(crate) choices: u32,
@@ -114,6 +116,13 @@ impl Facts {
         Top { data, facts: &mut facts }.deserialize(&mut reader)?;
         reader.end()?;
         Ok(facts)
+    }
+
+    fn says(&mut self, name: &str, raw: &[u8]) {
+        if has_content(name, raw) {
+            self.has_content = true;
+            self.text_bytes = self.text_bytes.saturating_add(u32::try_from(raw.len()).unwrap_or(u32::MAX));
+        }
     }
 
     /// Which choices ended, as in `begun`.
@@ -260,6 +269,7 @@ impl<'de> Visitor<'de> for Choices<'_> {
     }
 
     fn visit_unit<E>(self) -> Result<(), E> {
+        self.0.lacks.choices = true;
         Ok(())
     }
 
@@ -287,7 +297,7 @@ impl<'de> Visitor<'de> for Choice<'_> {
                 "delta" | "message" => map.next_value_seed(Delta(self.0))?,
                 "text" => {
                     let raw = map.next_value::<&RawValue>()?;
-                    self.0.has_content |= has_content("content", raw.get().as_bytes());
+                    self.0.says("content", raw.get().as_bytes());
                 }
                 "index" => index = map.next_value::<&RawValue>()?.get().parse::<u32>().ok(),
                 "finish_reason" => {
@@ -329,10 +339,11 @@ impl<'de> Visitor<'de> for Delta<'_> {
             match &*name.0 {
                 "role" => role = raw.first() == Some(&b'"'),
                 "tool_calls" => {
-                    self.0.has_content |= !json::is_nothing(raw);
-                    self.0.lacks.index |= json::items(raw).any(|call| json::member(call, "index").is_none());
+                    self.0.says("tool_calls", raw);
+                    self.0.lacks.index |= json::items(raw)
+                        .any(|call| json::member(call, "index").is_none_or(|index| index == b"null"));
                 }
-                name => self.0.has_content = self.0.has_content || has_content(name, raw),
+                name => self.0.says(name, raw),
             }
         }
         self.0.lacks.role |= !role;

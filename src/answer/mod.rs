@@ -12,6 +12,6 @@ pub use self::{
     chunk::StreamChunk,
     completion::Completion,
     facts::{ChoiceFinish, FinishReason},
-    response::{LlmResponse, ResponseBody},
+    response::{CacheStatus, LlmResponse, ResponseBody},
     tokens::{Certainty, TokenUsage},
 };

@@ -1,6 +1,6 @@
 use super::Completion;
 use crate::{Attempt, ChunkStream, End, ModelName, Observe, body::Summary};
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 /// What a provider, or any layer in front of it, answers with.
 #[derive(Debug)]
@@ -13,6 +13,8 @@ pub struct LlmResponse {
     pub provider: Option<Arc<str>>,
     /// The id that the provider gave the request, from its headers.
     pub provider_request_id: Option<Arc<str>>,
+    /// What a cache had to do with it.
+    pub cache: CacheStatus,
     /// The attempts that failed before this answer.
     pub attempts: Vec<Attempt>,
     /// The answer.
@@ -21,8 +23,34 @@ pub struct LlmResponse {
     pub extensions: http::Extensions,
 }
 
+/// What a cache had to do with an answer.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum CacheStatus {
+    /// Nothing.
+    #[default]
+    Unused,
+    /// It is from a cache, and cost nothing.
+    Hit {
+        /// How old it is.
+        age: Duration,
+    },
+    /// It was not in the cache, and a provider was asked.
+    Miss,
+    /// Another call had asked for it, and paid.
+    Coalesced,
+}
+
+impl CacheStatus {
+    /// Whether nobody was asked for this answer.
+    pub const fn is_hit(self) -> bool {
+        matches!(self, Self::Hit { .. } | Self::Coalesced)
+    }
+}
+
 /// A whole answer, or one that is still being produced.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "a box would cost every whole answer an allocation")]
 pub enum ResponseBody {
     /// Everything is here.
     Complete(Completion),
@@ -37,6 +65,7 @@ impl LlmResponse {
             model: model.into(),
             provider: None,
             provider_request_id: None,
+            cache: CacheStatus::default(),
             attempts: Vec::new(),
             body: body.into(),
             extensions: http::Extensions::new(),

@@ -12,6 +12,8 @@ pub(crate) struct BodyClock {
     pub(crate) first_content: Option<Instant>,
     pub(crate) idle: Option<Duration>,
     pub(crate) total: Option<Instant>,
+    /// The caller's own: that it passes is nobody else's fault.
+    pub(crate) deadline: Option<Instant>,
     /// Since when the provider has been silent while somebody listened.
     silent_since: Option<Instant>,
     sleep: Option<Pin<Box<Sleep>>>,
@@ -22,8 +24,9 @@ impl BodyClock {
         first_content: Option<Instant>,
         idle: Option<Duration>,
         total: Option<Instant>,
+        deadline: Option<Instant>,
     ) -> Self {
-        Self { first_content, idle, total, silent_since: None, sleep: None }
+        Self { first_content, idle, total, deadline, silent_since: None, sleep: None }
     }
 
     /// The stricter of both.
@@ -34,6 +37,7 @@ impl BodyClock {
         self.first_content = least(self.first_content, other.first_content);
         self.idle = least(self.idle, other.idle);
         self.total = least(self.total, other.total);
+        self.deadline = least(self.deadline, other.deadline);
     }
 
     pub(super) fn heard(&mut self) {
@@ -50,6 +54,7 @@ impl BodyClock {
                 (self.first_content.filter(|_| !has_content), TimeoutPhase::FirstContent),
                 (idle, TimeoutPhase::Idle),
                 (self.total, TimeoutPhase::Total),
+                (self.deadline, TimeoutPhase::Deadline),
             ];
             let next =
                 deadlines.into_iter().filter_map(|(at, phase)| Some((at?, phase))).min_by_key(|(at, _)| *at);

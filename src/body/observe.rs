@@ -1,4 +1,4 @@
-use crate::{ChoiceFinish, Completion, Error, StreamChunk, TokenUsage};
+use crate::{ChoiceFinish, Completion, Error, LlmResponse, StreamChunk, TokenUsage};
 use std::cell::OnceCell;
 use tokio::time::Instant;
 
@@ -8,6 +8,11 @@ use tokio::time::Instant;
 /// [`on_end`](Self::on_end) runs exactly once, whatever happens: an answer, an error, a stream that ends,
 /// breaks or is dropped, a future dropped before its head, a panic below.
 pub trait Observe: Send + 'static {
+    /// There is an answer, and its body comes next. Not called if the call fails.
+    fn on_head(&mut self, head: &LlmResponse) {
+        let _ = head;
+    }
+
     /// A chunk of a stream passes by. Not called for whole answers.
     fn on_chunk(&mut self, chunk: &StreamChunk, arrival: &Arrival) {
         let _ = (chunk, arrival);
@@ -42,6 +47,8 @@ pub struct Summary {
     pub chunks: u64,
     /// How many bytes of JSON.
     pub bytes: u64,
+    /// How many bytes of text, thoughts and tool calls, as JSON spells them.
+    pub text_bytes: u64,
     /// Whether any had content.
     pub has_content: bool,
     /// The latest report of usage.
@@ -73,6 +80,7 @@ impl Summary {
     pub(super) fn add(&mut self, chunk: &StreamChunk, arrival: &Arrival) {
         self.chunks += 1;
         self.bytes += chunk.data().len() as u64;
+        self.text_bytes += u64::from(chunk.facts().text_bytes);
         if self.first_chunk_at.is_none() {
             self.first_chunk_at = Some(arrival.at());
         }

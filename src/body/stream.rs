@@ -25,7 +25,9 @@ use std::{
 ///
 /// Dropping it hangs up on the provider and tells every observer that the answer was abandoned.
 #[must_use = "a stream does nothing unless it is read"]
-pub struct ChunkStream {
+pub struct ChunkStream(Box<Inner>);
+
+struct Inner {
     source: Pin<Box<dyn Stream<Item = Result<StreamChunk, Error>> + Send>>,
     state: State,
     ends_cleanly: bool,
@@ -35,6 +37,15 @@ pub struct ChunkStream {
     observers: Vec<Box<dyn DynObserve>>,
     summary: Summary,
     clock: Option<Box<BodyClock>>,
+    barrier: Option<Barrier>,
+}
+
+/// What must have happened before the terminal chunk is handed out.
+struct Barrier {
+    /// How many observers learn of the end before it is waited for.
+    inside: usize,
+    done: Pin<Box<dyn Future<Output = Result<(), Error>> + Send>>,
+    last: Option<StreamChunk>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,7 +59,7 @@ enum State {
 impl ChunkStream {
     /// A stream whose last item is a terminal chunk.
     pub fn new(source: impl Stream<Item = Result<StreamChunk, Error>> + Send + 'static) -> Self {
-        Self {
+        Self(Box::new(Inner {
             source: Box::pin(source),
             state: State::Open,
             ends_cleanly: false,
@@ -56,7 +67,8 @@ impl ChunkStream {
             observers: Vec::new(),
             summary: Summary::default(),
             clock: None,
-        }
+            barrier: None,
+        }))
     }
 
     /// A stream that has no terminal chunk of its own: it ends where `source` ends.
@@ -65,7 +77,7 @@ impl ChunkStream {
     /// terminal chunk yourself and use [`new`](Self::new).
     pub fn ending_cleanly(source: impl Stream<Item = Result<StreamChunk, Error>> + Send + 'static) -> Self {
         let mut chunks = Self::new(source);
-        chunks.ends_cleanly = true;
+        chunks.0.ends_cleanly = true;
         chunks
     }
 
@@ -84,30 +96,65 @@ impl ChunkStream {
 
     /// What has been read from the provider so far.
     pub const fn summary(&self) -> &Summary {
-        &self.summary
+        &self.0.summary
     }
 
     /// Lets `observer` see all that is still to be handed out.
     pub fn observe(&mut self, observer: impl Observe) {
-        self.observers.push(Box::new(observer));
+        self.0.observers.push(Box::new(observer));
     }
 
     /// Bounds the time that it may take, besides the bounds that it has.
     pub(crate) fn limit(&mut self, clock: BodyClock) {
-        match &mut self.clock {
+        match &mut self.0.clock {
             Some(present) => present.tighten(&clock),
-            None => self.clock = Some(Box::new(clock)),
+            unset => *unset = Some(Box::new(clock)),
         }
+    }
+
+    /// Hands the terminal chunk out only when `done` has come to its end; if that fails, so does the stream. Who
+    /// observes the stream by now learns of its end before, who comes later does so afterwards.
+    pub(crate) fn hold_end(&mut self, done: impl Future<Output = Result<(), Error>> + Send + 'static) {
+        let (inside, before) = (self.0.observers.len(), self.0.barrier.take());
+        let done = async move {
+            if let Some(before) = before {
+                before.done.await?;
+            }
+            done.await
+        };
+        self.0.barrier = Some(Barrier { inside, done: Box::pin(done), last: None });
     }
 
     /// Puts back what was read ahead. Who has watched it pass does not see it again.
     pub(crate) fn unread(&mut self, chunks: impl DoubleEndedIterator<Item = StreamChunk>) {
-        let seen = self.observers.len();
+        let seen = self.0.observers.len();
         for chunk in chunks.rev() {
-            self.held.push_front((chunk, seen));
+            self.0.held.push_front((chunk, seen));
         }
     }
+}
 
+impl Stream for ChunkStream {
+    type Item = Result<StreamChunk, Error>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.0.poll_chunk(cx)
+    }
+}
+
+impl fmt::Debug for ChunkStream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ChunkStream")
+            .field("state", &self.0.state)
+            .field("held", &self.0.held.len())
+            .field("observers", &self.0.observers.len())
+            .finish_non_exhaustive()
+    }
+}
+
+// ===== impl Inner =====
+
+impl Inner {
     fn hand_out(&mut self, chunk: &StreamChunk, seen: usize, arrival: &Arrival) {
         for observer in self.observers.iter_mut().skip(seen) {
             observer.on_chunk(chunk, arrival);
@@ -118,6 +165,15 @@ impl ChunkStream {
                 observer.on_end(End::StreamEnded(&self.summary));
             }
         }
+    }
+
+    /// The last chunk is here; is it time to hand it out?
+    fn poll_last(&mut self, cx: &mut Context<'_>) -> Poll<Result<StreamChunk, Error>> {
+        let barrier = self.barrier.as_mut().expect("only called with one");
+        ready!(barrier.done.as_mut().poll(cx))?;
+        let last = barrier.last.take().expect("only called with one");
+        self.barrier = None;
+        Poll::Ready(Ok(last))
     }
 
     fn fail(&mut self, error: Error) -> Error {
@@ -157,41 +213,58 @@ impl ChunkStream {
             }
         }
     }
-}
 
-impl Stream for ChunkStream {
-    type Item = Result<StreamChunk, Error>;
-
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let this = &mut *self;
-        if let Some((chunk, seen)) = this.held.pop_front() {
-            this.hand_out(&chunk, seen, &Arrival::default());
+    fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<StreamChunk, Error>>> {
+        if let Some((chunk, seen)) = self.held.pop_front() {
+            self.hand_out(&chunk, seen, &Arrival::default());
             return Poll::Ready(Some(Ok(chunk)));
         }
-        match this.state {
+        if self.barrier.as_ref().is_some_and(|barrier| barrier.last.is_some()) {
+            return Poll::Ready(Some(match ready!(self.poll_last(cx)) {
+                Ok(last) => {
+                    self.hand_out(&last, 0, &Arrival::default());
+                    Ok(last)
+                }
+                Err(error) => {
+                    self.barrier = None;
+                    Err(self.fail(error))
+                }
+            }));
+        }
+        match self.state {
             State::Open => {}
             State::Ended => return Poll::Ready(None),
-            State::Polling => return Poll::Ready(Some(Err(this.fail(panicked())))),
+            State::Polling => return Poll::Ready(Some(Err(self.fail(panicked())))),
         }
-        let chunk = match ready!(this.poll_source(cx)) {
+        let chunk = match ready!(self.poll_source(cx)) {
             Some(Ok(chunk)) => chunk,
-            Some(Err(error)) => return Poll::Ready(Some(Err(this.fail(error)))),
-            None if this.ends_cleanly => StreamChunk::end(),
+            Some(Err(error)) => return Poll::Ready(Some(Err(self.fail(error)))),
+            None if self.ends_cleanly => StreamChunk::end(),
             None => {
-                let model = this.summary.model.as_deref().map(Into::into);
-                let after_content = this.summary.has_content;
+                let model = self.summary.model.as_deref().map(Into::into);
+                let after_content = self.summary.has_content;
                 let error = Error::new(ErrorKind::StreamInterrupted { model, after_content });
-                return Poll::Ready(Some(Err(this.fail(error))));
+                return Poll::Ready(Some(Err(self.fail(error))));
             }
         };
         let arrival = Arrival::default();
-        this.summary.add(&chunk, &arrival);
-        this.hand_out(&chunk, 0, &arrival);
+        self.summary.add(&chunk, &arrival);
+        if let Some(barrier) = self.barrier.as_mut().filter(|_| chunk.is_final()) {
+            let inside = barrier.inside.min(self.observers.len());
+            barrier.last = Some(chunk.clone());
+            self.close();
+            for mut observer in self.observers.drain(..inside) {
+                observer.on_chunk(&chunk, &arrival);
+                observer.on_end(End::StreamEnded(&self.summary));
+            }
+            return self.poll_chunk(cx);
+        }
+        self.hand_out(&chunk, 0, &arrival);
         Poll::Ready(Some(Ok(chunk)))
     }
 }
 
-impl Drop for ChunkStream {
+impl Drop for Inner {
     fn drop(&mut self) {
         if self.state == State::Polling {
             self.fail(panicked());
@@ -199,16 +272,6 @@ impl Drop for ChunkStream {
         for observer in self.observers.drain(..) {
             observer.on_end(End::Abandoned(&self.summary));
         }
-    }
-}
-
-impl fmt::Debug for ChunkStream {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ChunkStream")
-            .field("state", &self.state)
-            .field("held", &self.held.len())
-            .field("observers", &self.observers.len())
-            .finish_non_exhaustive()
     }
 }
 

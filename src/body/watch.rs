@@ -94,7 +94,10 @@ where
         this.watch.inside = false;
         Poll::Ready(match ready!(polled).map_err(Into::into) {
             Ok(response) => match this.watch.observer.take() {
-                Some(observer) => Ok(response.observe(observer)),
+                Some(mut observer) => {
+                    observer.on_head(&response);
+                    Ok(response.observe(observer))
+                }
                 None => Ok(response),
             },
             Err(error) => {

@@ -1,7 +1,28 @@
-//! What our errors mean in HTTP, given once.
+//! What our errors and answers mean in HTTP, given once.
+//!
+//! * Errors: [`status`], [`error_type`], [`error_code`], [`should_retry`], [`retry_after_seconds`] and the
+//!   OpenAI-style [`error_body`]. Only [`Display`](std::fmt::Display) is shown to clients; what a provider
+//!   said in its own body may quote prompts and keys, and is not.
+//! * Answers: [`FillIn`] adds what clients rely on and providers forget, and leaves every other byte as it
+//!   came. [`into_chunks`] gives a whole answer to a caller who asked for a stream.
+//! * `axum` (the feature of that name): extractor, responder, server-sent events.
+
+#[cfg(feature = "axum")]
+pub mod axum;
+mod edge;
+mod sse;
+mod whole;
+
+pub use self::{
+    edge::{Asked, FillIn},
+    sse::{DONE, KEEP_ALIVE, error_event, write_event},
+    whole::into_chunks,
+};
 
 use crate::{Error, ErrorClass, ErrorKind, InvalidReason};
-use http::StatusCode;
+use bytes::Bytes;
+use http::{HeaderMap, StatusCode};
+use serde::Serialize;
 
 /// The status that a gateway answers with.
 pub fn status(error: &Error) -> StatusCode {
@@ -31,4 +52,123 @@ pub fn status(error: &Error) -> StatusCode {
         ErrorKind::Cancelled => StatusCode::from_u16(499).unwrap_or(StatusCode::BAD_REQUEST),
         ErrorKind::Other => StatusCode::INTERNAL_SERVER_ERROR,
     }
+}
+
+/// The `type` of an OpenAI error body.
+pub fn error_type(error: &Error) -> &'static str {
+    match error.kind() {
+        ErrorKind::InvalidRequest { .. }
+        | ErrorKind::RequestTooLarge { .. }
+        | ErrorKind::ModelNotFound { .. } => "invalid_request_error",
+        ErrorKind::ModelNotAllowed { .. } | ErrorKind::ModelUnpriced { .. } => "permission_error",
+        ErrorKind::QuotaExceeded(quota) if quota.in_flight_only => "rate_limit_error",
+        ErrorKind::QuotaExceeded(_) => "insufficient_quota",
+        ErrorKind::Provider(failure) => match failure.class {
+            ErrorClass::RateLimited => "rate_limit_error",
+            class if class.is_callers_fault() => "invalid_request_error",
+            _ => "server_error",
+        },
+        _ => "server_error",
+    }
+}
+
+/// The `code` of an OpenAI error body, where there is one.
+pub fn error_code(error: &Error) -> Option<&str> {
+    Some(match error.kind() {
+        ErrorKind::InvalidRequest { reason, .. } => match reason {
+            InvalidReason::Missing => "missing_required_parameter",
+            InvalidReason::Empty => "empty_array",
+            InvalidReason::Mistyped { .. } => "invalid_type",
+            _ => return None,
+        },
+        ErrorKind::RequestTooLarge { .. } => "request_exceeds_limit",
+        ErrorKind::ModelNotAllowed { .. } => "model_not_allowed",
+        ErrorKind::ModelUnpriced { .. } => "model_unpriced",
+        ErrorKind::ModelNotFound { .. } => "model_not_found",
+        ErrorKind::NoProvider => "no_provider",
+        ErrorKind::QuotaExceeded(quota) if quota.in_flight_only => "rate_limit_exceeded",
+        ErrorKind::QuotaExceeded(_) => "insufficient_quota",
+        ErrorKind::StoreUnavailable { .. } => "usage_store_unavailable",
+        ErrorKind::Overloaded => "overloaded",
+        ErrorKind::Provider(failure) => match failure.class {
+            ErrorClass::RateLimited => "rate_limit_exceeded",
+            ErrorClass::ContextWindow => "context_length_exceeded",
+            ErrorClass::ContentFilter => "content_filter",
+            ErrorClass::BadRequest => return failure.code.as_deref().filter(|code| is_identifier(code)),
+            _ => "upstream_error",
+        },
+        ErrorKind::EmptyResponse { .. } | ErrorKind::StreamInterrupted { .. } => "upstream_error",
+        ErrorKind::Timeout { .. } => "timeout",
+        ErrorKind::NotCached => "not_cached",
+        ErrorKind::Cancelled => "cancelled",
+        ErrorKind::Other => "internal_error",
+    })
+}
+
+/// Whether what a provider calls a code can be nothing but a name: no key, no text.
+fn is_identifier(code: &str) -> bool {
+    (1..=64).contains(&code.len()) && code.bytes().all(|b| b.is_ascii_lowercase() || b == b'_')
+}
+
+/// What to say in `x-should-retry`; `None` where clients do the right thing by the status alone.
+///
+/// The OpenAI SDKs send 408, 409, 429 and all 5xx again by themselves.
+pub fn should_retry(error: &Error) -> Option<bool> {
+    let status = status(error);
+    let by_status = matches!(status.as_u16(), 408 | 409 | 429) || status.is_server_error();
+    (by_status != error.is_retryable()).then(|| error.is_retryable())
+}
+
+/// What to say in `Retry-After`, rounded up.
+pub fn retry_after_seconds(error: &Error) -> Option<u64> {
+    let after = error.retry_after()?;
+    Some(after.as_secs().saturating_add(u64::from(after.subsec_nanos() > 0)))
+}
+
+/// The OpenAI-style JSON that a gateway answers with.
+///
+/// ```
+/// use llm_layers::{Error, ErrorKind};
+///
+/// let error = Error::new(ErrorKind::ModelNotFound { model: "fast".into() });
+/// assert_eq!(
+///     llm_layers::http::error_body(&error),
+///     r#"{"error":{"message":"no provider serves model fast","type":"invalid_request_error","param":"model","code":"model_not_found"}}"#
+/// );
+/// ```
+pub fn error_body(error: &Error) -> Bytes {
+    let param = match error.kind() {
+        ErrorKind::InvalidRequest { member, .. } => member.as_deref(),
+        ErrorKind::ModelNotFound { .. }
+        | ErrorKind::ModelNotAllowed { .. }
+        | ErrorKind::ModelUnpriced { .. } => Some("model"),
+        _ => None,
+    };
+    error_json(&error.to_string(), error_type(error), param, error_code(error))
+}
+
+/// An OpenAI-style error of the edge's own, such as a missing key or an unknown path.
+pub fn error_json(message: &str, kind: &str, param: Option<&str>, code: Option<&str>) -> Bytes {
+    #[derive(Serialize)]
+    struct Body<'a> {
+        error: Inner<'a>,
+    }
+    #[derive(Serialize)]
+    struct Inner<'a> {
+        message: &'a str,
+        #[serde(rename = "type")]
+        kind: &'a str,
+        param: Option<&'a str>,
+        code: Option<&'a str>,
+    }
+    let body = Body { error: Inner { message, kind, param, code } };
+    serde_json::to_vec(&body).expect("four strings are JSON").into()
+}
+
+/// The id that the caller gave its request in `x-request-id`, if it is one that may be repeated: visible
+/// ASCII, at most 128 bytes.
+pub fn request_id(headers: &HeaderMap) -> Option<&str> {
+    let id = headers.get("x-request-id")?.as_bytes();
+    let sane = (1..=128).contains(&id.len()) && id.iter().all(u8::is_ascii_graphic);
+    sane.then(|| std::str::from_utf8(id).ok()).flatten()
 }

@@ -74,7 +74,7 @@ impl Said {
     fn whole(&self) -> Completion {
         let message = json!({ "role": "assistant", "content": self.text });
         let choice = json!({ "index": 0, "message": message, "finish_reason": "stop" });
-        let mut body = self.object("chat.completion", json!([choice]));
+        let mut body = self.object("chat.completion", &json!([choice]));
         body["usage"] = self.usage.clone();
         Completion::parse(body.to_string()).expect("made here")
     }
@@ -94,7 +94,7 @@ impl Said {
                 }
                 Step::Finish => (self.delta(&json!({}), Some("stop")), Step::Usage),
                 Step::Usage => {
-                    let mut body = self.object("chat.completion.chunk", json!([]));
+                    let mut body = self.object("chat.completion.chunk", &json!([]));
                     body["usage"] = self.usage.clone();
                     (chunk(&body), Step::End)
                 }
@@ -108,14 +108,12 @@ impl Said {
 
     fn delta(&self, delta: &Value, finish: Option<&str>) -> StreamChunk {
         let choice = json!({ "index": 0, "delta": delta, "finish_reason": finish });
-        chunk(&self.object("chat.completion.chunk", json!([choice])))
+        chunk(&self.object("chat.completion.chunk", &json!([choice])))
     }
 
-    fn object(&self, object: &str, choices: Value) -> Value {
-        let mut body =
-            json!({ "id": "chatcmpl-echo", "object": object, "created": 0, "model": &*self.model });
-        body["choices"] = choices;
-        body
+    fn object(&self, object: &str, choices: &Value) -> Value {
+        // No id and no time: the same answer is the same bytes, and the edge fills them in.
+        json!({ "object": object, "model": &*self.model, "choices": choices })
     }
 }
 

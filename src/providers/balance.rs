@@ -63,7 +63,7 @@ impl Health {
     }
 
     fn millis(&self, at: Instant) -> u64 {
-        u64::try_from(at.saturating_duration_since(self.epoch).as_millis()).unwrap_or(u64::MAX)
+        millis(at.saturating_duration_since(self.epoch))
     }
 
     fn is_cooling(&self, now: Instant) -> bool {
@@ -76,18 +76,19 @@ impl Health {
 
     fn failed(&self, error: &Error) {
         let failures = self.failures.fetch_add(1, Ordering::Relaxed).saturating_add(1);
-        let mut rest = Duration::ZERO;
+        let asked = error.retry_after().filter(|_| matches!(error.kind(), ErrorKind::Provider(_)));
+        let mut rest = asked.unwrap_or_default().min(self.cool_down.max);
         if failures >= self.cool_down.failures {
+            rest = rest.max(self.cool_down.time);
             self.failures.store(0, Ordering::Relaxed);
-            rest = self.cool_down.time;
         }
-        if let (ErrorKind::Provider(_), Some(asked)) = (error.kind(), error.retry_after()) {
-            rest = rest.max(asked.min(self.cool_down.max));
-        }
-        if !rest.is_zero() {
-            self.cool_until.fetch_max(self.millis(Instant::now() + rest), Ordering::Relaxed);
-        }
+        let until = self.millis(Instant::now()).saturating_add(millis(rest));
+        self.cool_until.fetch_max(until, Ordering::Relaxed);
     }
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Which of several to ask: of two by chance the one with fewer calls in flight; those that are to be left

@@ -51,7 +51,7 @@ impl ProviderNames {
                 let at = self.0.binary_search_by(|name| (**name).cmp(provider)).ok()?;
                 Some((at, model))
             }
-            None if self.0.len() == 1 => Some((0, model)),
+            None if self.0.len() == 1 && !model.is_empty() => Some((0, model)),
             _ => None,
         }
     }

@@ -61,7 +61,7 @@ pub struct Reply {
 }
 
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "there is one for a call")]
+#[expect(clippy::large_enum_variant, reason = "most replies are whole answers")]
 enum Then {
     Complete(Completion),
     Stream(Vec<Step>),

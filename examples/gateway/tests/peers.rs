@@ -165,6 +165,8 @@ async fn whatever_aimock_does_wrong_the_answer_is_the_fallbacks() {
         "garbled",
         "hang-up",
         "cut-early",
+        "empty",
+        "blank",
         "mute",
         "silent",
     ];

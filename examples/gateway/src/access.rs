@@ -1,0 +1,187 @@
+//! What is around every request: its id, its line in the log, and its place among those under way.
+
+use axum::{
+    body::{Body, Bytes},
+    extract::{Request, State},
+    http::{HeaderValue, Method, StatusCode},
+    middleware::Next,
+    response::Response,
+};
+use http_body::{Frame, SizeHint};
+use llm_layers::{
+    End, Error, LlmRequest, LlmResponse, Observe,
+    http::{error_code, error_type, request_id},
+};
+use std::{
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
+    task::{Context, Poll},
+};
+use tokio::{sync::watch, time::Instant};
+
+/// How many requests are under way, their answers included.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct UnderWay(Arc<watch::Sender<usize>>);
+
+impl UnderWay {
+    pub(crate) fn count(&self) -> usize {
+        *self.0.borrow()
+    }
+
+    /// Waits until there is none.
+    pub(crate) async fn none(&self) {
+        // The sender is here, so that it cannot be gone.
+        let _ = self.0.subscribe().wait_for(|count| *count == 0).await;
+    }
+}
+
+/// What is told about one request when it is over. The handler fills it in.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Account(Arc<Mutex<Facts>>);
+
+#[derive(Debug, Default)]
+struct Facts {
+    requested: Option<String>,
+    model: Option<String>,
+    attempts: usize,
+    ending: Option<&'static str>,
+    error: Option<Error>,
+}
+
+impl Account {
+    fn with<T>(&self, change: impl FnOnce(&mut Facts) -> T) -> T {
+        change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(crate) fn asked(&self, request: &LlmRequest) {
+        self.with(|facts| facts.requested = Some(request.requested.as_str().to_owned()));
+    }
+
+    pub(crate) fn answered(&self, answer: &LlmResponse) {
+        for failed in &answer.attempts {
+            tracing::debug!(model = ?failed.model, error = ?failed.error.to_string(), "an attempt failed");
+        }
+        self.with(|facts| {
+            facts.model = Some(answer.model.as_str().to_owned());
+            facts.attempts = answer.attempts.len() + 1;
+        });
+    }
+
+    fn failed(&self, error: &Error) {
+        self.with(|facts| {
+            facts.attempts = facts.attempts.max(error.attempts().len());
+            facts.error = Some(error.clone());
+        });
+    }
+}
+
+impl Observe for Account {
+    fn on_end(self, end: End<'_>) {
+        let ending = match end {
+            End::Failed(error, _) => {
+                self.failed(error);
+                "broken"
+            }
+            End::Abandoned(_) => "abandoned",
+            _ => "whole",
+        };
+        self.with(|facts| facts.ending = Some(ending));
+    }
+}
+
+/// Gives the request its id, and tells about it when its answer has ended.
+pub(crate) async fn account(State(under_way): State<UnderWay>, mut request: Request, next: Next) -> Response {
+    let id = match request_id(request.headers()) {
+        Some(id) => id.to_owned(),
+        None => format!("req-{:032x}", fastrand::u128(..)),
+    };
+    let header = HeaderValue::from_str(&id).expect("visible ASCII");
+    request.headers_mut().insert("x-request-id", header.clone());
+    let mut entry = Entry::new(id, &request, under_way);
+    request.extensions_mut().insert(entry.account.clone());
+
+    let mut response = next.run(request).await;
+    response.headers_mut().insert("x-request-id", header);
+    entry.status = Some(response.status());
+    if let Some(error) = response.extensions().get::<Error>() {
+        entry.account.failed(error);
+    }
+    response.map(|inner| Body::new(Accounted { inner, _entry: entry }))
+}
+
+/// One request in the log, written when it is dropped: with the body of its answer, or when the client hangs up.
+struct Entry {
+    id: String,
+    method: Method,
+    path: String,
+    began: Instant,
+    status: Option<StatusCode>,
+    account: Account,
+    under_way: UnderWay,
+}
+
+impl Entry {
+    fn new(id: String, request: &Request, under_way: UnderWay) -> Self {
+        under_way.0.send_modify(|count| *count += 1);
+        let path = request.uri().path();
+        Self {
+            id,
+            method: request.method().clone(),
+            path: path.chars().take(64).collect(),
+            began: Instant::now(),
+            status: None,
+            account: Account::default(),
+            under_way,
+        }
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        self.under_way.0.send_modify(|count| *count -= 1);
+        let facts = self.account.with(std::mem::take);
+        // Whatever a client has written is shown escaped.
+        tracing::info!(
+            request_id = %self.id,
+            method = %self.method,
+            path = ?self.path,
+            status = self.status.map_or(499, |status| status.as_u16()),
+            requested = facts.requested.map(tracing::field::debug),
+            model = facts.model.map(tracing::field::debug),
+            attempts = facts.attempts,
+            ending = facts.ending,
+            error_type = facts.error.as_ref().map(error_type),
+            error_code = facts.error.as_ref().and_then(error_code),
+            error = facts.error.as_ref().map(|error| tracing::field::debug(error.to_string())),
+            duration_ms = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX),
+            "request"
+        );
+    }
+}
+
+/// The body of an answer, with its entry in the log.
+struct Accounted {
+    // Dropped first: what the account is told then is in the entry.
+    inner: Body,
+    _entry: Entry,
+}
+
+impl http_body::Body for Accounted {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.inner).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}

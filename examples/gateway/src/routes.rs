@@ -1,0 +1,155 @@
+//! What is served where.
+
+use crate::{
+    access::{self, Account, UnderWay},
+    auth::{self, Keys},
+    config::Config,
+    stack::{self, Stack},
+};
+use axum::{
+    Extension, Router,
+    body::Bytes,
+    extract::{FromRequest, Request, State},
+    http::{HeaderValue, StatusCode, header},
+    middleware::{self, Next},
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use llm_layers::{
+    BodyLimits,
+    http::{
+        Asked,
+        axum::{ChatAnswer, ChatRequest, ErrorResponse},
+    },
+};
+use serde_json::json;
+use std::{
+    error::Error,
+    future::ready,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+use tower::ServiceExt;
+
+/// How long a client may take to send its request's body.
+const READ_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Whether the process is about to end.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Stopping(Arc<AtomicBool>);
+
+impl Stopping {
+    pub(crate) fn begin(&self) {
+        self.0.store(true, Ordering::Release);
+    }
+
+    fn has_begun(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
+}
+
+#[derive(Clone)]
+struct Chat {
+    stack: Stack,
+    keep_alive: Duration,
+}
+
+pub(crate) fn router(
+    config: &Config,
+    stopping: &Stopping,
+    under_way: &UnderWay,
+) -> Result<Router, Box<dyn Error>> {
+    let chat = Chat { stack: stack::build(config)?, keep_alive: config.server.keep_alive };
+    let limits = BodyLimits::default().with_max_bytes(config.server.max_body_bytes);
+    let models = models(config);
+    let api = Router::new()
+        .route("/v1/chat/completions", post(complete).with_state(chat).layer(Extension(limits)))
+        .route("/v1/models", get(move || ready(json_response(models.clone()))))
+        .route_layer(middleware::from_fn_with_state(Keys::new(config), auth::authenticate))
+        .route_layer(middleware::from_fn_with_state(stopping.clone(), refuse_when_stopping));
+    Ok(Router::new()
+        .route("/healthz", get(|| ready(json_response(r#"{"status":"ok"}"#))))
+        .route("/readyz", get(readiness).with_state(stopping.clone()))
+        .merge(api)
+        .fallback(not_found)
+        .method_not_allowed_fallback(method_not_allowed)
+        .layer(middleware::from_fn_with_state(stopping.clone(), close_when_stopping))
+        .layer(middleware::from_fn_with_state(under_way.clone(), access::account)))
+}
+
+async fn complete(
+    State(chat): State<Chat>,
+    Extension(account): Extension<Account>,
+    request: Request,
+) -> Result<ChatAnswer, ErrorResponse> {
+    let read = tokio::time::timeout(READ_TIMEOUT, ChatRequest::from_request(request, &()));
+    let ChatRequest(request) = read.await.map_err(|_| {
+        let message = "the request's body did not come in time";
+        ErrorResponse::custom(StatusCode::REQUEST_TIMEOUT, "invalid_request_error", None, message)
+    })??;
+    account.asked(&request);
+    let asked = Asked::by(&request);
+    let result = chat.stack.oneshot(request).await.map(|answer| {
+        account.answered(&answer);
+        answer.observe(account)
+    });
+    Ok(ChatAnswer::new(asked, result).with_keep_alive(Some(chat.keep_alive)))
+}
+
+/// What may be asked for, as JSON: aliases, and each provider's models.
+fn models(config: &Config) -> Bytes {
+    let aliases = config.aliases.load();
+    let entry =
+        |id: &str, owner: &str| json!({ "id": id, "object": "model", "created": 0, "owned_by": owner });
+    let models = config.providers.iter().flat_map(|(provider, settings)| {
+        settings.models.iter().map(move |model| entry(&format!("{provider}/{model}"), provider))
+    });
+    let all: Vec<_> = aliases.names().into_iter().map(|name| entry(name, "gateway")).chain(models).collect();
+    Bytes::from(json!({ "object": "list", "data": all }).to_string())
+}
+
+async fn readiness(State(stopping): State<Stopping>) -> Response {
+    match stopping.has_begun() {
+        false => json_response(r#"{"status":"ready"}"#),
+        true => going().into_response(),
+    }
+}
+
+async fn not_found() -> ErrorResponse {
+    let message = "there is nothing at this path";
+    ErrorResponse::custom(StatusCode::NOT_FOUND, "invalid_request_error", Some("unknown_url"), message)
+}
+
+async fn method_not_allowed() -> ErrorResponse {
+    let (message, code) = ("this path takes another method", Some("method_not_allowed"));
+    ErrorResponse::custom(StatusCode::METHOD_NOT_ALLOWED, "invalid_request_error", code, message)
+}
+
+fn going() -> ErrorResponse {
+    let message = "the server is shutting down";
+    ErrorResponse::custom(StatusCode::SERVICE_UNAVAILABLE, "server_error", Some("shutting_down"), message)
+        .with_header(header::RETRY_AFTER, HeaderValue::from_static("1"))
+}
+
+async fn refuse_when_stopping(State(stopping): State<Stopping>, request: Request, next: Next) -> Response {
+    match stopping.has_begun() {
+        false => next.run(request).await,
+        true => going().into_response(),
+    }
+}
+
+/// Whoever has more to ask finds another server by connecting anew.
+async fn close_when_stopping(State(stopping): State<Stopping>, request: Request, next: Next) -> Response {
+    let mut response = next.run(request).await;
+    if stopping.has_begun() {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
+}
+
+fn json_response(json: impl Into<Bytes>) -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], json.into()).into_response()
+}

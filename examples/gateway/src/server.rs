@@ -1,0 +1,119 @@
+//! Takes connections, until it is told to stop and all answers have ended.
+
+use crate::{
+    access::UnderWay,
+    config::Config,
+    routes::{self, Stopping},
+};
+use axum::Router;
+use hyper::server::conn::http1;
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    server::graceful::GracefulShutdown,
+    service::TowerToHyperService,
+};
+use std::{error::Error, io, time::Duration};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    signal::unix::{Signal, SignalKind, signal},
+    time::timeout,
+};
+
+/// How long a connection may be open without a whole head of a request.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How long idle connections may take to close once all answers have ended.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+
+pub(crate) struct Server {
+    listener: TcpListener,
+    router: Router,
+    signals: Signals,
+    stopping: Stopping,
+    under_way: UnderWay,
+    grace: Duration,
+}
+
+impl Server {
+    /// All that can fail: afterwards it serves until a signal comes.
+    pub(crate) fn new(listener: TcpListener, config: &Config) -> Result<Self, Box<dyn Error>> {
+        let (stopping, under_way) = (Stopping::default(), UnderWay::default());
+        let router = routes::router(config, &stopping, &under_way)?;
+        let (signals, grace) = (Signals::new()?, config.server.shutdown_grace);
+        Ok(Self { listener, router, signals, stopping, under_way, grace })
+    }
+
+    pub(crate) async fn run(self) {
+        let Self { listener, router, mut signals, stopping, under_way, grace } = self;
+        let connections = GracefulShutdown::new();
+        let stop = async {
+            signals.next().await;
+            tracing::info!(under_way = under_way.count(), "stopping");
+            stopping.begin();
+            tokio::select! {
+                finished = timeout(grace, under_way.none()) => if finished.is_err() {
+                    tracing::warn!(under_way = under_way.count(), "stopped before all answers had ended");
+                },
+                () = signals.next() => {}
+            }
+        };
+        // Connections are taken to the end: whoever asks is told that the server is going.
+        tokio::select! {
+            () = take(&listener, &router, &connections) => {}
+            () = stop => {}
+        }
+        drop(listener);
+        let _ = timeout(CLOSE_TIMEOUT, connections.shutdown()).await;
+    }
+}
+
+struct Signals(Signal, Signal);
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self(signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?))
+    }
+
+    async fn next(&mut self) {
+        tokio::select! { _ = self.0.recv() => {}, _ = self.1.recv() => {} }
+    }
+}
+
+async fn take(listener: &TcpListener, router: &Router, connections: &GracefulShutdown) {
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
+    loop {
+        let Some(stream) = accept(listener).await else { continue };
+        let service = TowerToHyperService::new(router.clone());
+        let connection = connections.watch(http.serve_connection(TokioIo::new(stream), service));
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "a connection broke");
+            }
+        });
+    }
+}
+
+async fn accept(listener: &TcpListener) -> Option<TcpStream> {
+    match listener.accept().await {
+        Ok((stream, _)) => {
+            // Chunks are small, and nobody shall wait for the next one to see this one.
+            if let Err(error) = stream.set_nodelay(true) {
+                tracing::debug!(%error, "a connection without TCP_NODELAY");
+            }
+            Some(stream)
+        }
+        Err(error) if is_of_one_connection(&error) => None,
+        Err(error) => {
+            // Out of descriptors, most likely: some will be free in a moment.
+            tracing::error!(%error, "cannot accept connections");
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            None
+        }
+    }
+}
+
+fn is_of_one_connection(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
+    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
+}

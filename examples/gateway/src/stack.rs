@@ -1,0 +1,56 @@
+//! The layers, in their documented order.
+
+use crate::config::{Config, Kind};
+use llm_layers::{
+    Error, LlmRequest, LlmResponse,
+    alias::AliasLayer,
+    concurrency::ConcurrencyLimitLayer,
+    fallback::FallbackLayer,
+    provider::{
+        Echo,
+        openai::{OpenAiCompatible, hyper_client},
+    },
+    providers::{Deployment, Providers},
+};
+use std::error;
+use tower::{ServiceBuilder, util::BoxCloneSyncService};
+
+/// All layers as one service, boxed once.
+pub(crate) type Stack = BoxCloneSyncService<LlmRequest, LlmResponse, Error>;
+
+pub(crate) fn build(config: &Config) -> Result<Stack, Box<dyn error::Error>> {
+    let (timeouts, client) = (config.timeouts, hyper_client());
+    let mut providers = Providers::builder().each(move |_| timeouts);
+    for (name, provider) in &config.providers {
+        match &provider.kind {
+            Kind::Echo => providers = providers.provider(name.as_str(), Echo::new()),
+            Kind::OpenAi(deployments) => {
+                for deployment in deployments {
+                    let mut leaf = OpenAiCompatible::new(client.clone(), &deployment.base_url)?
+                        .with_provider_name(name.as_str());
+                    if let Some(key) = &deployment.api_key {
+                        leaf = leaf.with_api_key(key.reveal())?;
+                    }
+                    let (host, port) = (leaf.host().to_owned(), leaf.port());
+                    let deployment = Deployment::new(leaf).with_address(host, port).marking_dispatch();
+                    providers = providers.deployment(name.as_str(), deployment);
+                }
+            }
+        }
+    }
+    let providers = providers.build()?;
+
+    let server = &config.server;
+    let limit =
+        ConcurrencyLimitLayer::new(server.max_in_flight).with_queue(server.max_waiting, server.max_wait);
+    let fallback = FallbackLayer::new(config.chains.clone())
+        .with_providers(providers.names())
+        .with_max_attempts(config.max_attempts)
+        .with_deadline(config.deadline);
+    let stack = ServiceBuilder::new()
+        .layer(limit)
+        .layer(AliasLayer::new(config.aliases.clone()))
+        .layer(fallback)
+        .service(providers);
+    Ok(BoxCloneSyncService::new(stack))
+}

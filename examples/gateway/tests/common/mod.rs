@@ -1,0 +1,368 @@
+//! The real gateway as a child process, a client that sees every byte, and upstreams that follow a script.
+#![allow(dead_code, reason = "each test file uses a part of it")]
+
+use serde_json::Value;
+use std::{
+    path::PathBuf,
+    process::{Output, Stdio},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
+    net::{TcpListener, TcpStream},
+    process::{Child, Command},
+    sync::mpsc,
+    time::timeout,
+};
+
+/// Longer than anything here takes, on however slow a machine.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+pub(crate) async fn soon<T>(future: impl Future<Output = T>) -> T {
+    timeout(PATIENCE, future).await.expect("in good time")
+}
+
+// ===== the gateway =====
+
+pub(crate) struct Gateway {
+    child: Child,
+    pub(crate) address: String,
+    stderr: Arc<Mutex<String>>,
+    config: Option<PathBuf>,
+}
+
+fn command(config: Option<&str>, env: &[(&str, &str)]) -> (Command, Option<PathBuf>) {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_gateway"));
+    command.args(["--listen", "127.0.0.1:0"]).envs(env.iter().copied()).env_remove("RUST_LOG");
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+    let path = config.map(|text| {
+        let name = format!("gateway-{}-{}.toml", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let path = std::env::temp_dir().join(name);
+        std::fs::write(&path, text).unwrap();
+        command.arg("--config").arg(&path);
+        path
+    });
+    (command, path)
+}
+
+/// Runs a gateway that is expected to end by itself.
+pub(crate) async fn run(config: &str) -> Output {
+    let (mut command, path) = command(Some(config), &[]);
+    let output = soon(command.output()).await.unwrap();
+    std::fs::remove_file(path.unwrap()).unwrap();
+    output
+}
+
+impl Gateway {
+    pub(crate) async fn start(config: &str) -> Self {
+        Self::start_with(Some(config), &[]).await
+    }
+
+    pub(crate) async fn start_with(config: Option<&str>, env: &[(&str, &str)]) -> Self {
+        let (mut command, config) = command(config, env);
+        let mut child = command.spawn().unwrap();
+        let stderr = Arc::new(Mutex::new(String::new()));
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let log = Arc::clone(&stderr);
+        tokio::spawn(async move {
+            while let Ok(Some(line)) = lines.next_line().await {
+                *log.lock().unwrap() += &(line + "\n");
+            }
+        });
+        let mut stdout = BufReader::new(child.stdout.take().unwrap()).lines();
+        let line = soon(stdout.next_line()).await.unwrap();
+        let line = line.unwrap_or_else(|| panic!("it does not start: {}", stderr.lock().unwrap()));
+        let address = line.strip_prefix("listening on http://").expect(&line).to_owned();
+        Self { child, address, stderr, config }
+    }
+
+    pub(crate) async fn connect(&self) -> Client {
+        Client::connect(&self.address).await
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> Reply {
+        self.send("GET", path, &[], b"").await
+    }
+
+    pub(crate) async fn chat(&self, body: &str) -> Reply {
+        self.post(&[("content-type", "application/json")], body.as_bytes()).await
+    }
+
+    pub(crate) async fn post(&self, headers: &[(&str, &str)], body: &[u8]) -> Reply {
+        self.send("POST", CHAT, headers, body).await
+    }
+
+    pub(crate) async fn send(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &[u8],
+    ) -> Reply {
+        let mut client = self.connect().await;
+        client.ask(method, path, headers, body).await;
+        client.reply().await
+    }
+
+    /// Asks for a stream, and reads its head.
+    pub(crate) async fn stream(&self, model: &str) -> Client {
+        let mut client = self.connect().await;
+        let body =
+            format!(r#"{{"model":"{model}","messages":[{{"role":"user","content":"Hi"}}],"stream":true}}"#);
+        client.ask("POST", CHAT, &[("content-type", "application/json")], body.as_bytes()).await;
+        let reply = client.head().await;
+        assert_eq!(reply.status, 200);
+        client
+    }
+
+    /// What it has logged, once there is a line with each of these words.
+    pub(crate) async fn log(&self, words: &[&str]) -> String {
+        soon(async {
+            loop {
+                let log = self.stderr.lock().unwrap().clone();
+                if log.lines().any(|line| words.iter().all(|word| line.contains(word))) {
+                    return log;
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await
+    }
+
+    pub(crate) fn terminate(&self) {
+        let id = self.child.id().unwrap().to_string();
+        assert!(std::process::Command::new("kill").args(["-TERM", &id]).status().unwrap().success());
+    }
+
+    pub(crate) async fn ended(&mut self) -> i32 {
+        soon(self.child.wait()).await.unwrap().code().unwrap()
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        if let Some(path) = &self.config {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+pub(crate) const CHAT: &str = "/v1/chat/completions";
+
+pub(crate) fn asking(model: &str) -> String {
+    format!(r#"{{"model":"{model}","messages":[{{"role":"user","content":"Hi"}}]}}"#)
+}
+
+// ===== the client =====
+
+pub(crate) struct Client(BufReader<TcpStream>);
+
+#[derive(Debug)]
+pub(crate) struct Reply {
+    pub(crate) status: u16,
+    pub(crate) headers: Vec<(String, String)>,
+    pub(crate) body: String,
+}
+
+impl Reply {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(n, _)| n == name).map(|(_, value)| value.as_str())
+    }
+
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_str(&self.body).unwrap_or_else(|_| panic!("not JSON: {}", self.body))
+    }
+
+    /// The type and code of an error in OpenAI's shape.
+    pub(crate) fn error(&self) -> (String, Value) {
+        assert_eq!(self.header("content-type"), Some("application/json"));
+        let error = &self.json()["error"];
+        assert!(error["message"].is_string() && error.as_object().unwrap().contains_key("param"), "{error}");
+        (error["type"].as_str().unwrap().to_owned(), error["code"].clone())
+    }
+}
+
+impl Client {
+    async fn connect(address: &str) -> Self {
+        let stream = soon(TcpStream::connect(address)).await.unwrap();
+        stream.set_nodelay(true).unwrap();
+        Self(BufReader::new(stream))
+    }
+
+    pub(crate) async fn ask(&mut self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) {
+        let mut head = format!("{method} {path} HTTP/1.1\r\nhost: gateway\r\n");
+        for (name, value) in headers {
+            head += &format!("{name}: {value}\r\n");
+        }
+        head += &format!("content-length: {}\r\n\r\n", body.len());
+        soon(self.0.write_all(&[head.as_bytes(), body].concat())).await.unwrap();
+    }
+
+    pub(crate) async fn head(&mut self) -> Reply {
+        let status = self.line().await;
+        let status = status.split(' ').nth(1).unwrap_or_else(|| panic!("no status: {status:?}"));
+        let mut reply = Reply { status: status.parse().unwrap(), headers: Vec::new(), body: String::new() };
+        loop {
+            let line = self.line().await;
+            let Some((name, value)) = line.split_once(": ") else { return reply };
+            reply.headers.push((name.to_owned(), value.to_owned()));
+        }
+    }
+
+    pub(crate) async fn reply(&mut self) -> Reply {
+        let mut reply = self.head().await;
+        if reply.header("transfer-encoding") == Some("chunked") {
+            reply.body = self.rest().await;
+        } else if let Some(length) = reply.header("content-length") {
+            let mut body = vec![0; length.parse().unwrap()];
+            soon(self.0.read_exact(&mut body)).await.unwrap();
+            reply.body = String::from_utf8(body).unwrap();
+        }
+        reply
+    }
+
+    /// The next piece of a chunked body; `None` at its end.
+    pub(crate) async fn piece(&mut self) -> Option<String> {
+        let size = usize::from_str_radix(&self.line().await, 16).unwrap();
+        let mut piece = vec![0; size + 2];
+        soon(self.0.read_exact(&mut piece)).await.unwrap();
+        piece.truncate(size);
+        (size > 0).then(|| String::from_utf8(piece).unwrap())
+    }
+
+    pub(crate) async fn rest(&mut self) -> String {
+        let mut all = String::new();
+        while let Some(piece) = self.piece().await {
+            all += &piece;
+        }
+        all
+    }
+
+    /// Whether the other end has closed the connection, without a word more.
+    pub(crate) async fn closed(&mut self) -> bool {
+        matches!(soon(self.0.read(&mut [0])).await, Ok(0) | Err(_))
+    }
+
+    async fn line(&mut self) -> String {
+        let mut line = String::new();
+        soon(self.0.read_line(&mut line)).await.unwrap();
+        line.trim_end().to_owned()
+    }
+}
+
+// ===== upstreams =====
+
+/// A server on loopback that takes one request on each connection and does with it what a test wants.
+pub(crate) struct Upstream {
+    pub(crate) url: String,
+    calls: mpsc::UnboundedReceiver<Call>,
+}
+
+/// One request to an upstream, and the connection that it came on.
+pub(crate) struct Call {
+    pub(crate) head: String,
+    pub(crate) body: String,
+    stream: BufReader<TcpStream>,
+}
+
+impl Upstream {
+    pub(crate) async fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/v1", listener.local_addr().unwrap());
+        let (send, calls) = mpsc::unbounded_channel();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                stream.set_nodelay(true).unwrap();
+                let send = send.clone();
+                tokio::spawn(async move {
+                    if let Some(call) = Call::read(BufReader::new(stream)).await {
+                        let _ = send.send(call);
+                    }
+                });
+            }
+        });
+        Self { url, calls }
+    }
+
+    pub(crate) async fn call(&mut self) -> Call {
+        soon(self.calls.recv()).await.unwrap()
+    }
+
+    pub(crate) fn was_called(&mut self) -> bool {
+        self.calls.try_recv().is_ok()
+    }
+}
+
+/// A URL where nobody listens.
+pub(crate) async fn nowhere() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    format!("http://{}/v1", listener.local_addr().unwrap())
+}
+
+impl Call {
+    async fn read(mut stream: BufReader<TcpStream>) -> Option<Self> {
+        let (mut head, mut length) = (String::new(), 0);
+        loop {
+            let mut line = String::new();
+            if stream.read_line(&mut line).await.ok()? == 0 {
+                return None;
+            }
+            if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
+                length = value.trim().parse().ok()?;
+            }
+            if line == "\r\n" {
+                break;
+            }
+            head += &line;
+        }
+        let mut body = vec![0; length];
+        stream.read_exact(&mut body).await.ok()?;
+        Some(Self { head, body: String::from_utf8(body).ok()?, stream })
+    }
+
+    pub(crate) async fn write(&mut self, text: &str) {
+        soon(self.stream.write_all(text.as_bytes())).await.unwrap();
+    }
+
+    pub(crate) async fn answer(mut self, status: u16, body: &str) {
+        self.write(&format!(
+            "HTTP/1.1 {status} OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
+            body.len()
+        ))
+        .await;
+    }
+
+    /// Begins a stream of events; what follows is written as it is, and ends with the connection.
+    pub(crate) async fn begin(&mut self) {
+        self.write("HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n").await;
+    }
+
+    pub(crate) async fn say(&mut self, text: &str) {
+        self.write(&event(text)).await;
+    }
+
+    pub(crate) async fn end(mut self) {
+        self.write(
+            "data: {\"choices\":[{\"index\":0,\"delta\":{},\"finish_reason\":\"stop\"}]}\n\ndata: [DONE]\n\n",
+        )
+        .await;
+    }
+
+    /// Waits until the gateway hangs up.
+    pub(crate) async fn hung_up(&mut self) -> bool {
+        matches!(soon(self.stream.read(&mut [0])).await, Ok(0) | Err(_))
+    }
+}
+
+pub(crate) fn event(text: &str) -> String {
+    format!("data: {{\"choices\":[{{\"index\":0,\"delta\":{{\"content\":\"{text}\"}}}}]}}\n\n")
+}
+
+pub(crate) fn whole(text: &str) -> String {
+    format!(r#"{{"choices":[{{"index":0,"message":{{"content":"{text}"}},"finish_reason":"stop"}}]}}"#)
+}

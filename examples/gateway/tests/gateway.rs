@@ -1,0 +1,481 @@
+//! The real binary against scripted upstreams on loopback.
+
+mod common;
+
+use common::{CHAT, Client, Gateway, Upstream, asking, nowhere, run, whole};
+use serde_json::{Value, json};
+use std::time::Duration;
+use tokio::time::Instant;
+
+const JSON: (&str, &str) = ("content-type", "application/json");
+
+fn one(url: &str, more: &str) -> String {
+    format!("{more}\n[providers.a]\nbase_url = \"{url}\"\nmodels = [\"m\", \"n/o\"]\n")
+}
+
+/// A stream that has said "Hel", and has not ended.
+async fn begun(gateway: &Gateway, upstream: &mut Upstream) -> (Client, common::Call) {
+    let (mut client, call) = tokio::join!(gateway.stream("a/m"), async {
+        let mut call = upstream.call().await;
+        call.begin().await;
+        call.say("Hel").await;
+        call
+    });
+    assert_eq!(content(&client.piece().await.unwrap()), "Hel");
+    (client, call)
+}
+
+fn content(piece: &str) -> Value {
+    let json = piece.strip_prefix("data: ").unwrap();
+    serde_json::from_str::<Value>(json.trim()).unwrap()["choices"][0]["delta"]["content"].clone()
+}
+
+// ===== without a file =====
+
+#[tokio::test]
+async fn without_a_file_it_echoes_to_anybody() {
+    let gateway = Gateway::start_with(None, &[]).await;
+    let reply = gateway.chat(&asking("fast")).await;
+    let json = reply.json();
+    assert_eq!(reply.status, 200);
+    assert_eq!(json["choices"][0]["message"], json!({ "role": "assistant", "content": "Hi" }));
+    assert_eq!(json["object"], "chat.completion");
+    assert!(json["usage"]["total_tokens"].is_u64());
+
+    let mut client = gateway.stream("echo/any").await;
+    let stream = client.rest().await;
+    assert!(stream.contains(r#""role":"assistant""#) && stream.ends_with("data: [DONE]\n\n"), "{stream}");
+    assert!(!stream.contains("prompt_tokens"));
+
+    assert_eq!(gateway.get("/healthz").await.status, 200);
+    assert_eq!(gateway.get("/readyz").await.status, 200);
+    let models = gateway.get("/v1/models").await.json();
+    assert_eq!(models["object"], "list");
+    let ids: Vec<_> = models["data"].as_array().unwrap().iter().map(|model| &model["id"]).collect();
+    assert_eq!(ids, ["fast", "echo/echo"]);
+}
+
+#[tokio::test]
+async fn usage_comes_with_a_stream_if_it_is_asked_for() {
+    let gateway = Gateway::start_with(None, &[]).await;
+    let body = r#"{"model":"fast","messages":[{"role":"user","content":"Hi"}],"stream":true,"stream_options":{"include_usage":true}}"#;
+    let reply = gateway.chat(body).await;
+    assert_eq!(reply.header("content-type"), Some("text/event-stream"));
+    let events: Vec<_> = reply.body.split_terminator("\n\n").collect();
+    let usage: Value =
+        serde_json::from_str(events[events.len() - 2].strip_prefix("data: ").unwrap()).unwrap();
+    assert_eq!((&usage["choices"], usage["usage"]["prompt_tokens"].is_u64()), (&json!([]), true));
+}
+
+// ===== bad input =====
+
+#[tokio::test]
+async fn bad_input_is_refused_in_openais_shape_shows_up_nowhere_and_the_server_goes_on() {
+    let mut upstream = Upstream::start().await;
+    let gateway = Gateway::start(&one(&upstream.url, "[server]\nmax_body_bytes = 2000\n")).await;
+    let deep = format!(r#"{{"model":"a/m","messages":[{}{}]}}"#, "[".repeat(200), "]".repeat(200));
+    let large =
+        format!(r#"{{"model":"a/m","messages":[{{"role":"user","content":"{}"}}]}}"#, "secret".repeat(500));
+    let request = "invalid_request_error";
+    let table = [
+        ("secret prompt", 400, Value::Null, Value::Null),
+        (r#"{"model":"a/m","messages":[{"role":"user","content":"secret"#, 400, Value::Null, Value::Null),
+        (r#"["secret"]"#, 400, Value::Null, json!("invalid_type")),
+        (
+            r#"{"model":"a/m","model":"a/m","messages":[{"role":"user","content":"secret"}]}"#,
+            400,
+            json!("model"),
+            Value::Null,
+        ),
+        (r#"{"model":"a/m"}"#, 400, json!("messages"), json!("missing_required_parameter")),
+        (r#"{"model":"a/m","messages":[]}"#, 400, json!("messages"), json!("empty_array")),
+        (r#"{"model":"a/m","messages":"secret"}"#, 400, json!("messages"), json!("invalid_type")),
+        (
+            r#"{"model":7,"messages":[{"role":"user","content":"secret"}]}"#,
+            400,
+            json!("model"),
+            json!("invalid_type"),
+        ),
+        (
+            r#"{"messages":[{"role":"user","content":"secret"}]}"#,
+            400,
+            json!("model"),
+            json!("missing_required_parameter"),
+        ),
+        (
+            r#"{"model":"a/m","temperature":"secret","messages":[{"role":"user"}]}"#,
+            400,
+            json!("temperature"),
+            json!("invalid_type"),
+        ),
+        (
+            r#"{"model":"gone/m","messages":[{"role":"user","content":"secret"}]}"#,
+            404,
+            json!("model"),
+            json!("model_not_found"),
+        ),
+        (&deep, 400, Value::Null, Value::Null),
+        (&large, 413, Value::Null, Value::Null),
+    ];
+    for (body, status, param, code) in table {
+        let reply = gateway.chat(body).await;
+        assert_eq!((reply.status, reply.error()), (status, (request.to_owned(), code)), "{body}");
+        assert_eq!(reply.json()["error"]["param"], param, "{body}");
+        assert!(!reply.body.contains("secret"), "{body}");
+        assert!(reply.header("x-request-id").is_some());
+    }
+    let (body, plain) = (asking("a/m"), ("content-type", "text/plain"));
+    for (method, path, headers, status) in [
+        ("POST", CHAT, &[plain][..], 415),
+        ("POST", CHAT, &[], 415),
+        ("GET", CHAT, &[JSON], 405),
+        ("POST", "/v1/models", &[JSON], 405),
+        ("POST", "/v1/secret", &[JSON], 404),
+        ("GET", "/", &[], 404),
+    ] {
+        let reply = gateway.send(method, path, headers, body.as_bytes()).await;
+        assert_eq!((reply.status, reply.error().0), (status, request.to_owned()), "{method} {path}");
+        assert!(reply.header("x-request-id").is_some());
+    }
+    assert!(!upstream.was_called());
+
+    let (reply, ()) =
+        tokio::join!(gateway.chat(&body), async { upstream.call().await.answer(200, &whole("ok")).await });
+    assert_eq!(reply.json()["choices"][0]["message"]["content"], "ok");
+    let log = gateway.log(&["model=\"a/m\"", "status=200"]).await;
+    assert_eq!(log.lines().filter(|line| line.contains("request_id=")).count(), 13 + 6 + 1, "{log}");
+    assert!(!log.replace("/v1/secret", "").contains("secret"), "{log}");
+}
+
+#[tokio::test]
+async fn a_client_that_sends_far_too_much_still_reads_why_it_is_refused() {
+    let gateway = Gateway::start(&format!("[server]\nmax_body_bytes = 4000000\n{ECHO}")).await;
+    let reply = gateway.post(&[JSON], &vec![b' '; 7_000_000]).await;
+    assert_eq!(reply.status, 413);
+}
+
+const ECHO: &str = "[providers.echo]\nkind = \"echo\"\n";
+
+#[tokio::test]
+async fn a_bad_configuration_ends_it_with_code_2_and_names_every_entry() {
+    let output = run(r#"
+[server]
+max_body_byte = 1
+[[keys]]
+key = { env = "GATEWAY_TEST_UNSET" }
+user = "ada"
+[[keys]]
+key = "sk-secret"
+user = "bob"
+[[keys]]
+key = "sk-secret"
+user = "eve"
+[providers.a]
+base_url = ""
+[aliases]
+fast = "gone/x"
+[fallbacks]
+"a/x" = ["a/y", "a/x"]
+"#)
+    .await;
+    assert_eq!(output.status.code(), Some(2));
+    assert!(output.stdout.is_empty());
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    for entry in ["server.max_body_byte", "keys[0].key", "keys[2].key", "providers.a.base_url", "alias fast"]
+    {
+        assert!(stderr.contains(entry), "{entry}: {stderr}");
+    }
+    assert!(!stderr.contains("sk-secret"));
+
+    let output = run(&format!("{ECHO}[fallbacks]\n\"echo/x\" = [\"gone/y\"]")).await;
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8(output.stderr).unwrap().contains("gone/y"));
+}
+
+// ===== who asks =====
+
+#[tokio::test]
+async fn only_who_has_a_key_is_let_in_and_no_key_is_seen_anywhere_else() {
+    let mut upstream = Upstream::start().await;
+    let config = one(&upstream.url, "[[keys]]\nkey = { env = \"TEST_KEY\" }\nuser = \"ada\"\n")
+        + "api_key = { env = \"UPSTREAM_KEY\" }\n";
+    let env = [("TEST_KEY", "sk-client"), ("UPSTREAM_KEY", "sk-upstream"), ("RUST_LOG", "debug")];
+    let gateway = Gateway::start_with(Some(&config), &env).await;
+    let body = asking("a/m");
+    for key in
+        ["", "sk-client", "Basic sk-client", "Bearer", "Bearer ", "Bearer sk-clien", "Bearer sk-client2"]
+    {
+        let headers = [JSON, ("authorization", key)];
+        for headers in [&headers[..], &headers[..1]] {
+            let reply = gateway.post(headers, body.as_bytes()).await;
+            assert_eq!(reply.status, 401, "{key}");
+            assert_eq!(reply.error(), ("invalid_request_error".to_owned(), json!("invalid_api_key")));
+            assert!(reply.header("www-authenticate").is_some() && reply.header("x-request-id").is_some());
+        }
+    }
+    assert_eq!(gateway.get("/v1/models").await.status, 401);
+    assert_eq!(gateway.get("/healthz").await.status, 200);
+    assert!(!upstream.was_called());
+
+    let answer = async {
+        let call = upstream.call().await;
+        let head = call.head.to_ascii_lowercase();
+        assert!(head.contains("authorization: bearer sk-upstream"), "{head}");
+        assert!(!head.contains("sk-client") && !call.body.contains("sk-client"));
+        call.answer(401, r#"{"error":{"message":"wrong key sk-upstream for Hi"}}"#).await;
+    };
+    let headers = [JSON, ("authorization", "bearer sk-client")];
+    let (reply, ()) = tokio::join!(gateway.post(&headers, body.as_bytes()), answer);
+    assert_eq!((reply.status, reply.error().1), (502, json!("upstream_error")));
+    assert_eq!(reply.header("x-should-retry"), Some("false"));
+    assert!(!reply.body.contains("sk-"));
+    let log = gateway.log(&["status=502"]).await;
+    assert!(!log.contains("sk-") && !log.contains("\"Hi\""), "{log}");
+
+    let models = gateway.send("GET", "/v1/models", &headers, b"").await.json();
+    let ids: Vec<_> = models["data"].as_array().unwrap().iter().map(|model| model["id"].clone()).collect();
+    assert_eq!(ids, ["a/m", "a/n/o"]);
+}
+
+#[tokio::test]
+async fn a_sane_request_id_is_kept_and_any_other_replaced() {
+    let mut upstream = Upstream::start().await;
+    let gateway = Gateway::start(&one(&upstream.url, "")).await;
+    let headers = [JSON, ("x-request-id", "mine-1")];
+    let answer = async {
+        let call = upstream.call().await;
+        assert!(call.head.to_ascii_lowercase().contains("x-request-id: mine-1"), "{}", call.head);
+        call.answer(200, &whole("ok")).await;
+    };
+    let body = asking("a/m");
+    let (reply, ()) = tokio::join!(gateway.post(&headers, body.as_bytes()), answer);
+    assert_eq!(reply.header("x-request-id"), Some("mine-1"));
+    gateway.log(&["request_id=mine-1", "status=200"]).await;
+
+    // A new one is the same everywhere.
+    let answer = async {
+        let call = upstream.call().await;
+        let head = call.head.clone();
+        call.answer(200, &whole("ok")).await;
+        head
+    };
+    let (reply, head) = tokio::join!(gateway.chat(&body), answer);
+    let id = reply.header("x-request-id").unwrap();
+    assert!(head.to_ascii_lowercase().contains(&format!("x-request-id: {id}")), "{head}");
+
+    let mut seen = Vec::new();
+    for id in ["two words", "ümlaut", &"x".repeat(129), ""] {
+        let reply = gateway.send("GET", "/healthz", &[("x-request-id", id)], b"").await;
+        seen.push(reply.header("x-request-id").unwrap().to_owned());
+    }
+    assert!(seen.iter().all(|id| id.starts_with("req-") && id.len() == 36), "{seen:?}");
+    seen.dedup();
+    assert_eq!(seen.len(), 4);
+}
+
+// ===== answers and failures =====
+
+#[tokio::test]
+async fn the_request_goes_on_byte_for_byte_under_its_real_name() {
+    let mut upstream = Upstream::start().await;
+    let config = one(&upstream.url, "") + "[aliases]\nfast = \"a/n/o\"\n";
+    let gateway = Gateway::start(&config).await;
+    let rest = r#""messages":[{"role":"user","content":"H\u0069"}],"temperature":1.0,"unknown":{"a" : 1e2}}"#;
+    let body = format!(r#"{{"model":"fast",{rest}"#);
+    let answer = async {
+        let call = upstream.call().await;
+        assert_eq!(call.body, format!(r#"{{"model":"n/o",{rest}"#));
+        call.answer(200, r#"{"id":"theirs","choices":[{"message":{"content":"ok"}}],"odd":1.50}"#).await;
+    };
+    let (reply, ()) = tokio::join!(gateway.chat(&body), answer);
+    let json = reply.json();
+    assert_eq!((&json["id"], &json["model"]), (&json!("theirs"), &json!("a/n/o")));
+    assert_eq!(json["choices"][0]["message"], json!({ "role": "assistant", "content": "ok" }));
+    assert!(reply.body.contains(r#""odd":1.50"#) && json["created"].is_u64());
+}
+
+#[tokio::test]
+async fn another_provider_answers_when_the_first_is_down() {
+    let mut upstream = Upstream::start().await;
+    let config = format!(
+        "[providers.down]\nbase_url = \"{}\"\n[providers.up]\nbase_url = \"{}\"\n\
+         [aliases]\nspare = \"up/b\"\n[fallbacks]\n\"down/a\" = [\"spare\"]\n",
+        nowhere().await,
+        upstream.url
+    );
+    let gateway = Gateway::start(&config).await;
+    let body = asking("down/a");
+    let answer = async { upstream.call().await.answer(200, &whole("ok")).await };
+    let (reply, ()) = tokio::join!(gateway.chat(&body), answer);
+    assert_eq!((reply.status, reply.json()["model"].clone()), (200, json!("up/b")));
+    gateway.log(&["requested=\"down/a\"", "model=\"up/b\"", "attempts=2"]).await;
+
+    // And when a stream breaks before it has said anything.
+    let (mut client, ()) = tokio::join!(gateway.stream("down/a"), async {
+        let mut call = upstream.call().await;
+        call.begin().await;
+        call.say("Hi").await;
+        call.end().await;
+    });
+    assert!(client.rest().await.ends_with("data: [DONE]\n\n"));
+}
+
+#[tokio::test]
+async fn without_anybody_who_answers_the_failure_is_told() {
+    let gateway = Gateway::start(&one(&nowhere().await, "")).await;
+    let reply = gateway.chat(&asking("a/m")).await;
+    assert_eq!((reply.status, reply.error()), (502, ("server_error".to_owned(), json!("upstream_error"))));
+    gateway.log(&["status=502", "error_code=\"upstream_error\"", "attempts=1"]).await;
+}
+
+#[tokio::test]
+async fn a_provider_that_says_nothing_is_not_waited_for_for_ever() {
+    let mut upstream = Upstream::start().await;
+    let gateway = Gateway::start(&one(&upstream.url, "[timeouts]\nhead = \"100ms\"\n")).await;
+    let body = asking("a/m");
+    let (reply, mut call) = tokio::join!(gateway.chat(&body), upstream.call());
+    assert_eq!((reply.status, reply.error()), (504, ("server_error".to_owned(), json!("timeout"))));
+    assert!(call.hung_up().await);
+}
+
+#[tokio::test]
+async fn a_stream_that_breaks_ends_with_an_error_and_no_done() {
+    let mut upstream = Upstream::start().await;
+    let gateway = Gateway::start(&one(&upstream.url, "")).await;
+    let (mut client, ()) = tokio::join!(gateway.stream("a/m"), async {
+        let mut call = upstream.call().await;
+        call.begin().await;
+        call.say("Hel").await;
+    });
+    let stream = client.rest().await;
+    let events: Vec<_> = stream.split_terminator("\n\n").collect();
+    assert_eq!(events.len(), 2, "{stream}");
+    let first: Value = serde_json::from_str(events[0].strip_prefix("data: ").unwrap()).unwrap();
+    assert_eq!(first["choices"][0]["delta"], json!({ "role": "assistant", "content": "Hel" }));
+    let last: Value = serde_json::from_str(events[1].strip_prefix("data: ").unwrap()).unwrap();
+    assert_eq!((&last["error"]["code"], &last["error"]["param"]), (&json!("upstream_error"), &Value::Null));
+    gateway.log(&["ending=\"broken\"", "status=200"]).await;
+}
+
+#[tokio::test]
+async fn a_silent_stream_is_kept_alive() {
+    let mut upstream = Upstream::start().await;
+    let gateway = Gateway::start(&one(&upstream.url, "[server]\nkeep_alive = \"50ms\"\n")).await;
+    let (mut client, call) = begun(&gateway, &mut upstream).await;
+    for _ in 0..2 {
+        assert_eq!(client.piece().await.unwrap(), ": keep-alive\n\n");
+    }
+    call.end().await;
+    assert!(client.rest().await.ends_with("data: [DONE]\n\n"));
+}
+
+#[tokio::test]
+async fn a_client_that_hangs_up_hangs_up_on_the_provider() {
+    let mut upstream = Upstream::start().await;
+    let gateway = Gateway::start(&one(&upstream.url, "")).await;
+    let (client, mut call) = begun(&gateway, &mut upstream).await;
+    drop(client);
+    assert!(call.hung_up().await);
+    gateway.log(&["ending=\"abandoned\""]).await;
+
+    // Before the head, too.
+    let mut client = gateway.connect().await;
+    client.ask("POST", CHAT, &[JSON], asking("a/m").as_bytes()).await;
+    let mut call = upstream.call().await;
+    drop(client);
+    assert!(call.hung_up().await);
+    gateway.log(&["status=499"]).await;
+}
+
+#[tokio::test]
+async fn more_calls_than_are_allowed_are_refused_until_a_stream_has_ended() {
+    let mut upstream = Upstream::start().await;
+    let limits = "[server]\nmax_in_flight = 1\nmax_waiting = 0\n";
+    let gateway = Gateway::start(&one(&upstream.url, limits)).await;
+    let (mut client, mut call) = begun(&gateway, &mut upstream).await;
+    let refused = gateway.chat(&asking("a/m")).await;
+    assert_eq!((refused.status, refused.error()), (503, ("server_error".to_owned(), json!("overloaded"))));
+    assert!(refused.header("retry-after").is_some());
+    call.say("lo").await;
+    call.end().await;
+    client.rest().await;
+    let body = asking("a/m");
+    let answer = async { upstream.call().await.answer(200, &whole("ok")).await };
+    let (reply, ()) = tokio::join!(gateway.chat(&body), answer);
+    assert_eq!(reply.status, 200);
+}
+
+/// With Nagle's algorithm a small chunk waits for the acknowledgement of the one before, and the other end
+/// delays that by 40 ms where it takes the connection for a conversation: hence the requests before.
+#[tokio::test]
+async fn a_chunk_does_not_wait_for_the_acknowledgement_of_the_one_before() {
+    let mut upstream = Upstream::start().await;
+    let gateway = Gateway::start(&one(&upstream.url, "")).await;
+    let mut delays = Vec::new();
+    for _ in 0..5 {
+        let mut client = gateway.connect().await;
+        for _ in 0..8 {
+            client.ask("GET", "/healthz", &[], b"").await;
+            client.reply().await;
+        }
+        let streamed = asking("a/m").replacen('{', r#"{"stream":true,"#, 1);
+        client.ask("POST", CHAT, &[JSON], streamed.as_bytes()).await;
+        let mut call = upstream.call().await;
+        call.begin().await;
+        call.say("1").await;
+        client.head().await;
+        client.piece().await;
+        let sent = Instant::now();
+        call.say("2").await;
+        client.piece().await;
+        delays.push(sent.elapsed());
+    }
+    // One that is quick is enough: without TCP_NODELAY none is.
+    assert!(delays.iter().any(|delay| *delay < Duration::from_millis(30)), "{delays:?}");
+}
+
+// ===== the end =====
+
+#[tokio::test]
+async fn a_stream_finishes_after_the_signal_while_others_are_told_that_it_stops() {
+    let mut upstream = Upstream::start().await;
+    let mut gateway = Gateway::start(&one(&upstream.url, "")).await;
+    let (mut client, mut call) = begun(&gateway, &mut upstream).await;
+    let mut idle = gateway.connect().await;
+    gateway.terminate();
+    gateway.log(&["stopping"]).await;
+
+    let ready = gateway.get("/readyz").await;
+    assert_eq!((ready.status, ready.error().1), (503, json!("shutting_down")));
+    assert_eq!(ready.header("connection"), Some("close"));
+    assert_eq!(gateway.get("/healthz").await.status, 200);
+    assert_eq!(gateway.chat(&asking("a/m")).await.status, 503);
+
+    call.say("lo").await;
+    assert_eq!(content(&client.piece().await.unwrap()), "lo");
+    call.end().await;
+    assert!(client.rest().await.ends_with("data: [DONE]\n\n"));
+    assert_eq!(gateway.ended().await, 0);
+    assert!(idle.closed().await);
+}
+
+#[tokio::test]
+async fn a_stream_that_does_not_finish_is_cut_when_the_grace_is_over() {
+    let mut upstream = Upstream::start().await;
+    let mut gateway = Gateway::start(&one(&upstream.url, "[server]\nshutdown_grace = \"100ms\"\n")).await;
+    let (mut client, mut call) = begun(&gateway, &mut upstream).await;
+    gateway.terminate();
+    assert_eq!(gateway.ended().await, 0);
+    assert!(client.closed().await);
+    assert!(call.hung_up().await);
+}
+
+#[tokio::test]
+async fn without_anything_under_way_it_ends_at_once() {
+    let mut gateway = Gateway::start_with(None, &[]).await;
+    gateway.get("/healthz").await;
+    let began = Instant::now();
+    gateway.terminate();
+    assert_eq!(gateway.ended().await, 0);
+    assert!(began.elapsed() < Duration::from_secs(5));
+}

@@ -1,0 +1,85 @@
+use crate::{Error, http as edge};
+use axum_core::{
+    body::Body,
+    response::{IntoResponse, Response},
+};
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, StatusCode, header};
+
+/// An error in the shape that OpenAI's clients read.
+///
+/// The [`Error`] it is made from goes along in the response's extensions, for those who log.
+#[derive(Debug, Clone)]
+pub struct ErrorResponse {
+    status: StatusCode,
+    headers: HeaderMap,
+    body: Bytes,
+    error: Option<Error>,
+}
+
+impl ErrorResponse {
+    /// An error of the host's own, such as a missing key or an unknown path.
+    ///
+    /// ```
+    /// use http::StatusCode;
+    /// use llm_layers::http::axum::ErrorResponse;
+    ///
+    /// let refused = ErrorResponse::custom(
+    ///     StatusCode::UNAUTHORIZED,
+    ///     "invalid_request_error",
+    ///     Some("invalid_api_key"),
+    ///     "the API key is missing or wrong",
+    /// );
+    /// ```
+    pub fn custom(status: StatusCode, kind: &str, code: Option<&str>, message: &str) -> Self {
+        let body = edge::error_json(message, kind, None, code);
+        Self { status, headers: HeaderMap::new(), body, error: None }
+    }
+
+    /// Adds a header.
+    #[must_use]
+    pub fn with_header(mut self, name: header::HeaderName, value: HeaderValue) -> Self {
+        self.headers.insert(name, value);
+        self
+    }
+
+    /// Repeats the id that the host gave the request.
+    #[must_use]
+    pub fn with_request_id(mut self, id: &str) -> Self {
+        write_request_id(&mut self.headers, id);
+        self
+    }
+}
+
+impl From<Error> for ErrorResponse {
+    fn from(error: Error) -> Self {
+        let mut headers = HeaderMap::new();
+        if let Some(seconds) = edge::retry_after_seconds(&error) {
+            headers.insert(header::RETRY_AFTER, seconds.into());
+        }
+        if let Some(retry) = edge::should_retry(&error) {
+            let retry = HeaderValue::from_static(if retry { "true" } else { "false" });
+            headers.insert("x-should-retry", retry);
+        }
+        Self { status: edge::status(&error), headers, body: edge::error_body(&error), error: Some(error) }
+    }
+}
+
+impl IntoResponse for ErrorResponse {
+    fn into_response(self) -> Response {
+        let mut response = Response::new(Body::from(self.body));
+        *response.status_mut() = self.status;
+        *response.headers_mut() = self.headers;
+        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        if let Some(error) = self.error {
+            response.extensions_mut().insert(error);
+        }
+        response
+    }
+}
+
+pub(super) fn write_request_id(headers: &mut HeaderMap, id: &str) {
+    if let Ok(id) = HeaderValue::from_str(id) {
+        headers.insert("x-request-id", id);
+    }
+}

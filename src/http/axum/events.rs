@@ -1,0 +1,143 @@
+use crate::{
+    ChunkStream, StreamChunk,
+    http::{DONE, FillIn, KEEP_ALIVE, error_event, write_event},
+};
+use bytes::{Bytes, BytesMut};
+use futures_core::Stream;
+use http_body::{Body, Frame};
+use std::{
+    convert::Infallible,
+    fmt,
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
+use tokio::time::{Instant, Sleep};
+
+/// A stream of chunks as a body of server-sent events, for axum and anything else that takes an
+/// [`http_body::Body`].
+///
+/// Chunks that are ready at once leave together, up to 16 KiB; none is held back to wait for another. After
+/// the terminal chunk comes `[DONE]`; after an error, an event that says so and nothing else. Usage is left
+/// out unless it was asked for.
+///
+/// # Cancel safety
+///
+/// Dropping it drops the stream, which hangs up on the provider.
+pub struct Events {
+    /// `None` after the end.
+    chunks: Option<ChunkStream>,
+    fill: FillIn,
+    usage: bool,
+    buffer: BytesMut,
+    keep_alive: Option<Duration>,
+    silent_since: Option<Instant>,
+    /// Registered at the first silence, moved only when it fires.
+    sleep: Option<Pin<Box<Sleep>>>,
+}
+
+/// How much may be joined to save writes.
+const MAX_JOINED: usize = 16 << 10;
+
+impl Events {
+    /// The events of `chunks`, each made complete by `fill`.
+    pub fn new(chunks: ChunkStream, fill: FillIn) -> Self {
+        Self {
+            chunks: Some(chunks),
+            fill,
+            usage: false,
+            buffer: BytesMut::with_capacity(4 << 10),
+            keep_alive: None,
+            silent_since: None,
+            sleep: None,
+        }
+    }
+
+    /// Passes on the chunk that carries nothing but usage; not unless told.
+    #[must_use]
+    pub const fn with_usage(mut self, usage: bool) -> Self {
+        self.usage = usage;
+        self
+    }
+
+    /// Sends a comment whenever the stream was silent for so long; never unless told.
+    #[must_use]
+    pub const fn with_keep_alive(mut self, silence: Option<Duration>) -> Self {
+        self.keep_alive = silence;
+        self
+    }
+
+    fn write(&mut self, chunk: &StreamChunk) {
+        let is_wanted = !chunk.data().is_empty() && (self.usage || !chunk.is_usage_only());
+        if is_wanted {
+            let json = self.fill.chunk(chunk);
+            write_event(&json, &mut self.buffer);
+        }
+        if chunk.is_final() {
+            self.buffer.extend_from_slice(DONE);
+            self.chunks = None;
+        }
+    }
+
+    fn poll_keep_alive(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(keep_alive) = self.keep_alive else { return Poll::Pending };
+        let mut now = Instant::now();
+        let Some(at) = self.silent_since.get_or_insert(now).checked_add(keep_alive) else {
+            return Poll::Pending;
+        };
+        while now < at {
+            let sleep = self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(at)));
+            if sleep.is_elapsed() {
+                sleep.as_mut().reset(at);
+            }
+            if sleep.as_mut().poll(cx).is_pending() {
+                return Poll::Pending;
+            }
+            now = Instant::now();
+        }
+        self.silent_since = Some(now);
+        Poll::Ready(())
+    }
+}
+
+impl Body for Events {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let this = &mut *self;
+        while this.buffer.len() < MAX_JOINED {
+            let Some(chunks) = &mut this.chunks else { break };
+            match Pin::new(chunks).poll_next(cx) {
+                Poll::Ready(Some(Ok(chunk))) => this.write(&chunk),
+                // The last that it says.
+                Poll::Ready(Some(Err(error))) => this.buffer.extend_from_slice(&error_event(&error)),
+                Poll::Ready(None) => this.chunks = None,
+                Poll::Pending if !this.buffer.is_empty() => break,
+                Poll::Pending => {
+                    return this.poll_keep_alive(cx).map(|()| Some(Ok(Frame::data(KEEP_ALIVE.into()))));
+                }
+            }
+        }
+        this.silent_since = None;
+        let events = this.buffer.split().freeze();
+        Poll::Ready((!events.is_empty()).then(|| Ok(Frame::data(events))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.chunks.is_none() && self.buffer.is_empty()
+    }
+}
+
+impl fmt::Debug for Events {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Events")
+            .field("chunks", &self.chunks)
+            .field("usage", &self.usage)
+            .field("keep_alive", &self.keep_alive)
+            .finish_non_exhaustive()
+    }
+}

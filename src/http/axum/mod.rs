@@ -1,0 +1,29 @@
+//! The edge for [axum](https://docs.rs/axum): a request comes in, an answer or an error goes out.
+//!
+//! * [`ChatRequest`] extracts an [`LlmRequest`](crate::LlmRequest). Who asks is what your own middleware has
+//!   put into the request's extensions as a [`RequestContext`](crate::RequestContext); **without one the
+//!   caller is nobody in particular**, not an error. How large a body may be is the
+//!   [`BodyLimits`](crate::BodyLimits) in the extensions; axum's own `DefaultBodyLimit` is not asked.
+//! * [`ChatAnswer`] responds with JSON, or with server-sent events to those who asked for a stream.
+//! * [`ErrorResponse`] is an error in the shape that OpenAI's clients read.
+//!
+//! ```
+//! use axum_core::response::IntoResponse;
+//! use llm_layers::{Error, LlmRequest, LlmResponse, http::{Asked, axum::{ChatAnswer, ChatRequest}}};
+//! use tower::{Service, ServiceExt};
+//!
+//! async fn chat<S>(stack: S, ChatRequest(request): ChatRequest) -> impl IntoResponse
+//! where
+//!     S: Service<LlmRequest, Response = LlmResponse, Error = Error>,
+//! {
+//!     let asked = Asked::by(&request);
+//!     ChatAnswer::new(asked, stack.oneshot(request).await)
+//! }
+//! ```
+
+mod answer;
+mod error;
+mod events;
+mod request;
+
+pub use self::{answer::ChatAnswer, error::ErrorResponse, events::Events, request::ChatRequest};

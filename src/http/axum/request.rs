@@ -1,0 +1,83 @@
+use super::ErrorResponse;
+use crate::{BodyLimits, Error, ErrorKind, InvalidReason, LlmRequest, RequestContext, http as edge};
+use axum_core::{
+    body::Body,
+    extract::{FromRequest, Request},
+};
+use bytes::Bytes;
+use http::{HeaderMap, header};
+use http_body::Body as _;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+
+/// Extracts an OpenAI-style chat request.
+///
+/// Takes the [`RequestContext`] and the [`BodyLimits`] from the request's extensions, where your middleware
+/// has put them, and the request's id from `x-request-id` if the context has none: set or check that header
+/// before, it is the client's word otherwise.
+///
+/// # Errors
+///
+/// 415 unless the content type is `application/json` or ends in `+json`, 413 for a body over the limit, 400
+/// for a body that is not a chat request; each in OpenAI's shape.
+#[derive(Debug, Clone)]
+pub struct ChatRequest(pub LlmRequest);
+
+impl<S: Sync> FromRequest<S> for ChatRequest {
+    type Rejection = ErrorResponse;
+
+    async fn from_request(request: Request, _: &S) -> Result<Self, ErrorResponse> {
+        let (mut parts, body) = request.into_parts();
+        let mut context = parts.extensions.remove::<RequestContext>().unwrap_or_default();
+        if let (None, Some(id)) = (context.request_id(), edge::request_id(&parts.headers)) {
+            context = context.with_request_id(id);
+        }
+        let limits = parts.extensions.remove::<BodyLimits>().unwrap_or_default();
+        match read(&parts.headers, body, &limits).await {
+            Ok(request) => Ok(Self(request.with_context(context))),
+            Err(error) => {
+                let response = ErrorResponse::from(error);
+                Err(match context.request_id() {
+                    Some(id) => response.with_request_id(id),
+                    None => response,
+                })
+            }
+        }
+    }
+}
+
+async fn read(headers: &HeaderMap, body: Body, limits: &BodyLimits) -> Result<LlmRequest, Error> {
+    if !is_json(headers) {
+        return Err(Error::invalid_body(InvalidReason::MediaType));
+    }
+    LlmRequest::parse_within(collect(body, limits.max_bytes).await?, limits)
+}
+
+async fn collect(mut body: Body, limit: usize) -> Result<Bytes, Error> {
+    let is_declared_larger = body.size_hint().lower() > limit as u64;
+    if !is_declared_larger {
+        match Limited::new(&mut body, limit).collect().await {
+            Ok(body) => return Ok(body.to_bytes()),
+            Err(error) if is_length_limit(&*error) => {}
+            // The rest of the request did not come.
+            Err(error) => return Err(Error::new(ErrorKind::Cancelled).with_source(error)),
+        }
+    }
+    // Many clients read no answer before they have sent all, and would see nothing but a connection that is
+    // cut: up to twice as much again is read and thrown away.
+    let mut rest = Limited::new(body, limit.saturating_mul(2));
+    while let Some(Ok(_)) = rest.frame().await {}
+    Err(Error::invalid_body(InvalidReason::TooLarge { limit }))
+}
+
+/// Whether this limit, or one of the host's further out, was reached.
+fn is_length_limit(error: &(dyn std::error::Error + 'static)) -> bool {
+    std::iter::successors(Some(error), |error| error.source())
+        .any(<dyn std::error::Error>::is::<LengthLimitError>)
+}
+
+fn is_json(headers: &HeaderMap) -> bool {
+    let Some(Ok(value)) = headers.get(header::CONTENT_TYPE).map(|value| value.to_str()) else { return false };
+    let essence = value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    let subtype = essence.strip_prefix("application/");
+    subtype.is_some_and(|subtype| subtype == "json" || subtype.ends_with("+json"))
+}

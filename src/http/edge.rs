@@ -1,0 +1,354 @@
+use crate::{Completion, LlmRequest, ModelName, StreamChunk, json};
+use bytes::Bytes;
+use std::{fmt, ops::Range};
+
+/// What the edge must know of a request after the stack has taken it.
+#[derive(Clone)]
+pub struct Asked {
+    streaming: bool,
+    usage: bool,
+    choices: u64,
+    request_id: Option<Box<str>>,
+}
+
+/// Adds what clients rely on and providers forget; one for each answer.
+///
+/// Absent members, and those that are null, are spliced in. Nothing is overwritten, every other byte stays
+/// as it came, and an answer or chunk that lacks nothing is passed on as the same bytes.
+///
+/// * Whole answers: `id`, `object`, `created`, `model`, and in each choice `index`, `message.role`,
+///   `finish_reason`.
+/// * Chunks: `id`, `object`, `created`, `model`, `choices`, the `index` of choices and of tool calls, and
+///   `role` in each choice's first delta. What the first chunks said of id and model is kept for the rest.
+///
+/// ```
+/// use llm_layers::{StreamChunk, http::FillIn};
+///
+/// # fn main() -> Result<(), serde_json::Error> {
+/// let mut fill = FillIn::new("openai/gpt-4o-mini").with_id("chatcmpl-1").with_created(1);
+/// let chunk = StreamChunk::parse(r#"{"choices":[{"delta":{"content":"Hi"}}]}"#)?;
+/// assert_eq!(
+///     fill.chunk(&chunk),
+///     concat!(
+///         r#"{"id":"chatcmpl-1","object":"chat.completion.chunk","created":1,"model":"openai/gpt-4o-mini","#,
+///         r#""choices":[{"index":0,"delta":{"role":"assistant","content":"Hi"}}]}"#
+///     )
+/// );
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct FillIn {
+    id: Option<Box<str>>,
+    model: ModelName,
+    created: u64,
+    /// What an earlier chunk said of itself.
+    said: Said,
+    /// How many choices will want a role.
+    choices: u64,
+    /// Those that have theirs, a bit each.
+    roles: u128,
+    calls: Vec<Calls>,
+}
+
+#[derive(Debug, Default)]
+struct Said {
+    id: Option<Box<str>>,
+    model: Option<Box<str>>,
+}
+
+/// The tool calls of one choice whose provider does not number them.
+#[derive(Debug, Default)]
+struct Calls {
+    choice: u64,
+    next: u64,
+    last_id: Box<[u8]>,
+}
+
+/// Beyond it, choices are not told apart.
+const MAX_CHOICES: u64 = 128;
+
+// ===== impl Asked =====
+
+impl Asked {
+    /// What `request` asks for.
+    pub fn by(request: &LlmRequest) -> Self {
+        Self {
+            streaming: request.body.is_streaming(),
+            usage: request.body.wants_stream_usage(),
+            choices: request.body.n().unwrap_or(1),
+            request_id: request.context.request_id().map(Into::into),
+        }
+    }
+
+    /// The id that the host gave the request.
+    pub fn request_id(&self) -> Option<&str> {
+        self.request_id.as_deref()
+    }
+
+    /// Whether the answer is to be a stream.
+    pub const fn is_streaming(&self) -> bool {
+        self.streaming
+    }
+
+    /// Whether the usage is to come at the end of a stream.
+    pub const fn wants_stream_usage(&self) -> bool {
+        self.usage
+    }
+
+    /// How many choices there are to be.
+    pub const fn choices(&self) -> u64 {
+        self.choices
+    }
+}
+
+impl fmt::Debug for Asked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Asked")
+            .field("streaming", &self.streaming)
+            .field("usage", &self.usage)
+            .field("request_id", &self.request_id)
+            .finish_non_exhaustive()
+    }
+}
+
+// ===== impl FillIn =====
+
+impl FillIn {
+    /// For an answer of `model`, with an id of its own if it needs one, made now.
+    pub fn new(model: impl Into<ModelName>) -> Self {
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "a label for clients; tests set it with `with_created`"
+        )]
+        let now = std::time::SystemTime::now();
+        let created = now.duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        Self {
+            id: None,
+            model: model.into(),
+            created,
+            said: Said::default(),
+            choices: 1,
+            roles: 0,
+            calls: Vec::new(),
+        }
+    }
+
+    /// Sets the id for answers that have none.
+    #[must_use]
+    pub fn with_id(mut self, id: impl Into<Box<str>>) -> Self {
+        self.id = Some(id.into());
+        self
+    }
+
+    /// Sets the Unix time for answers that have none.
+    #[must_use]
+    pub const fn with_created(mut self, seconds: u64) -> Self {
+        self.created = seconds;
+        self
+    }
+
+    /// Says how many choices were asked for; 1 unless told.
+    #[must_use]
+    pub const fn with_choices(mut self, choices: u64) -> Self {
+        self.choices = choices;
+        self
+    }
+
+    /// The JSON of a whole answer.
+    pub fn completion(&mut self, completion: &Completion) -> Bytes {
+        let lacks = completion.facts().lacks;
+        let envelope = lacks.id || lacks.object || lacks.created || lacks.model || lacks.choices;
+        if !(envelope || lacks.index || lacks.role || lacks.finish) {
+            return completion.data().clone();
+        }
+        let mut edits = Edits::new(completion.data());
+        if envelope {
+            self.envelope(&mut edits, "chat.completion");
+        }
+        for (at, choice) in edits.choices().enumerate() {
+            let index = at.to_string();
+            edits.require(choice, &[("index", index.as_bytes()), ("finish_reason", finish_reason(choice))]);
+            if let Some(message @ [b'{', ..]) = json::member(choice, "message") {
+                edits.require(message, &[("role", br#""assistant""#)]);
+            }
+        }
+        edits.apply(completion.data())
+    }
+
+    /// The JSON of the next chunk.
+    pub fn chunk(&mut self, chunk: &StreamChunk) -> Bytes {
+        let facts = chunk.facts();
+        let lacks = facts.lacks;
+        let envelope = lacks.id || lacks.object || lacks.created || lacks.model || lacks.choices;
+        let roles = u64::from(self.roles.count_ones()) < self.choices.min(MAX_CHOICES) && facts.choices > 0;
+        if self.said.id.is_none() {
+            self.said.id = chunk.id().map(Into::into);
+        }
+        if self.said.model.is_none() {
+            self.said.model = chunk.model().map(Into::into);
+        }
+        if !(envelope || lacks.index || roles) {
+            return chunk.data().clone();
+        }
+        let mut edits = Edits::new(chunk.data());
+        if envelope {
+            self.envelope(&mut edits, "chat.completion.chunk");
+        }
+        if lacks.index || roles {
+            for (at, choice) in edits.choices().enumerate() {
+                self.delta(&mut edits, at as u64, choice);
+            }
+        }
+        edits.apply(chunk.data())
+    }
+
+    fn envelope(&mut self, edits: &mut Edits<'_>, object: &str) {
+        let id = match (&self.said.id, &mut self.id) {
+            (Some(said), _) => said,
+            (None, own) => own.get_or_insert_with(|| format!("chatcmpl-{:032x}", fastrand::u128(..)).into()),
+        };
+        let quoted = |text: &str| serde_json::to_vec(text).expect("a string is JSON");
+        let model = self.said.model.as_deref().unwrap_or(&self.model);
+        let top = edits.source;
+        edits.require(
+            top,
+            &[
+                ("id", &quoted(id)),
+                ("object", &quoted(object)),
+                ("created", self.created.to_string().as_bytes()),
+                ("model", &quoted(model)),
+                ("choices", b"[]"),
+            ],
+        );
+    }
+
+    fn delta(&mut self, edits: &mut Edits<'_>, at: u64, choice: &[u8]) {
+        let own = at.to_string();
+        let mut wanted: Vec<(&str, &[u8])> = vec![("index", own.as_bytes())];
+        let index = number(json::member(choice, "index")).unwrap_or(at);
+        let delta = json::member(choice, "delta").filter(|delta| delta.first() == Some(&b'{'));
+        if index < MAX_CHOICES && self.roles & (1 << index) == 0 {
+            self.roles |= 1 << index;
+            match delta {
+                Some(delta) => edits.require(delta, &[("role", br#""assistant""#)]),
+                None => wanted.push(("delta", br#"{"role":"assistant"}"#)),
+            }
+        }
+        edits.require(choice, &wanted);
+        for (at, call) in json::items(delta.map_or(&[], tool_calls)).enumerate() {
+            let said = number(json::member(call, "index"));
+            let number = self.calls(index).number(at, said, json::member(call, "id"));
+            edits.require(call, &[("index", number.to_string().as_bytes())]);
+        }
+    }
+
+    fn calls(&mut self, choice: u64) -> &mut Calls {
+        let choice = choice.min(MAX_CHOICES);
+        let at = self.calls.iter().position(|calls| calls.choice == choice).unwrap_or_else(|| {
+            self.calls.push(Calls { choice, ..Calls::default() });
+            self.calls.len() - 1
+        });
+        &mut self.calls[at]
+    }
+}
+
+impl Calls {
+    /// Which call the delta at `at` belongs to: another id begins another call, and so does a neighbour.
+    fn number(&mut self, at: usize, said: Option<u64>, id: Option<&[u8]>) -> u64 {
+        let id = id.filter(|id| !json::is_nothing(id));
+        let begins = self.next == 0 || at > 0 || id.is_some_and(|id| *id != *self.last_id);
+        let number = said.unwrap_or_else(|| if begins { self.next } else { self.next - 1 });
+        self.next = self.next.max(number.saturating_add(1));
+        if let Some(id) = id {
+            self.last_id = id.into();
+        }
+        number
+    }
+}
+
+/// The tool calls of a message or delta, as a JSON array.
+pub(super) fn tool_calls(message: &[u8]) -> &[u8] {
+    json::member(message, "tool_calls").unwrap_or_default()
+}
+
+/// Why a choice of a whole answer ended, as JSON, also where its provider does not say.
+pub(super) fn finish_reason(choice: &[u8]) -> &[u8] {
+    match json::member(choice, "finish_reason") {
+        Some(reason) if !json::is_nothing(reason) => reason,
+        _ if json::member(choice, "message").is_some_and(|m| !json::is_nothing(tool_calls(m))) => {
+            br#""tool_calls""#
+        }
+        _ => br#""stop""#,
+    }
+}
+
+fn number(raw: Option<&[u8]>) -> Option<u64> {
+    std::str::from_utf8(raw?).ok()?.parse().ok()
+}
+
+// ===== splicing =====
+
+/// Changes to one JSON document, each a range of it and what stands there afterwards.
+pub(super) struct Edits<'a> {
+    source: &'a [u8],
+    edits: Vec<(Range<usize>, Vec<u8>)>,
+}
+
+impl<'a> Edits<'a> {
+    pub(super) fn new(source: &'a [u8]) -> Self {
+        Self { source: source.trim_ascii(), edits: Vec::new() }
+    }
+
+    pub(super) fn choices(&self) -> impl Iterator<Item = &'a [u8]> + use<'a> {
+        json::items(json::member(self.source, "choices").unwrap_or_default())
+    }
+
+    /// Sees to it that `object`, a slice of the source, has these members; once for each object.
+    pub(super) fn require(&mut self, object: &[u8], members: &[(&str, &[u8])]) {
+        let start = self.offset(object);
+        let mut missing = Vec::new();
+        for (name, value) in members {
+            match json::member(object, name) {
+                None => {
+                    missing.extend_from_slice(format!("\"{name}\":").as_bytes());
+                    missing.extend_from_slice(value);
+                    missing.push(b',');
+                }
+                Some(present) if present == b"null" || (*name == "finish_reason" && present == b"\"\"") => {
+                    let start = self.offset(present);
+                    self.edits.push((start..start + present.len(), value.to_vec()));
+                }
+                Some(_) => {}
+            }
+        }
+        if json::members(object).next().is_none() {
+            missing.pop();
+        }
+        if !missing.is_empty() {
+            self.edits.push((start + 1..start + 1, missing));
+        }
+    }
+
+    fn offset(&self, part: &[u8]) -> usize {
+        part.as_ptr() as usize - self.source.as_ptr() as usize
+    }
+
+    /// The document with all changes; `whole` itself if there are none.
+    pub(super) fn apply(mut self, whole: &Bytes) -> Bytes {
+        if self.edits.is_empty() {
+            return whole.clone();
+        }
+        self.edits.sort_by_key(|(range, _)| range.start);
+        let added: usize = self.edits.iter().map(|(_, new)| new.len()).sum();
+        let mut out = Vec::with_capacity(self.source.len() + added);
+        let mut at = 0;
+        for (range, new) in &self.edits {
+            out.extend_from_slice(&self.source[at..range.start]);
+            out.extend_from_slice(new);
+            at = range.end;
+        }
+        out.extend_from_slice(&self.source[at..]);
+        out.into()
+    }
+}

@@ -1,0 +1,121 @@
+use crate::{CacheStatus, ModelName, RequestContext, TokenUsage, price::Cost};
+use std::{
+    fmt,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+/// What one call to a provider used up, or one answer from a cache saved.
+///
+/// Counts in full for each department of its [context](Self::context); without any it counts once, for nobody.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct UsageEvent {
+    /// Which call: minted for it, never taken from the request.
+    pub id: EventId,
+    /// When it ended.
+    pub ended_at: SystemTime,
+    /// Who asked.
+    pub context: RequestContext,
+    /// The model that the caller named.
+    pub requested: ModelName,
+    /// The model that was asked, by its canonical name.
+    pub model: ModelName,
+    /// The model as the provider names it, often with a date.
+    pub answered: Option<Box<str>>,
+    /// The provider.
+    pub provider: Option<Arc<str>>,
+    /// Which attempt of a fallback.
+    pub attempt: u16,
+    /// Whether a stream was asked for.
+    pub streamed: bool,
+    /// The tokens that are billed.
+    pub usage: TokenUsage,
+    /// What they cost.
+    pub cost: Cost,
+    /// What an answer from a cache would have cost.
+    pub saved: Option<Saved>,
+    /// From the call to its end.
+    pub latency: Duration,
+    /// From the call to its first content.
+    pub first_content: Option<Duration>,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// What the cache had to do with it.
+    pub cache: CacheStatus,
+}
+
+/// What was not spent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Saved {
+    /// The tokens.
+    pub usage: TokenUsage,
+    /// Their cost.
+    pub cost: Cost,
+}
+
+/// How a call ended, as far as its record is concerned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Outcome {
+    /// With an answer.
+    Ok,
+    /// With an answer that says nothing.
+    Empty,
+    /// With an error, or a stream that broke.
+    Error,
+    /// The caller went away.
+    Aborted,
+    /// With an answer from a cache.
+    CacheHit,
+    /// With an answer that another call had asked for.
+    Coalesced,
+}
+
+impl Outcome {
+    /// A name of few letters, for columns and labels.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Empty => "empty",
+            Self::Error => "error",
+            Self::Aborted => "aborted",
+            Self::CacheHit => "cache_hit",
+            Self::Coalesced => "coalesced",
+        }
+    }
+}
+
+/// Which call an event is of: 48 bits of milliseconds, then chance, so that ids sort by time.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct EventId(u128);
+
+impl EventId {
+    /// A new one.
+    pub fn mint(now: SystemTime) -> Self {
+        let millis = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis());
+        Self((millis << 80) | (fastrand::u128(..) >> 48))
+    }
+
+    /// As bytes, the time first.
+    pub const fn to_bytes(self) -> [u8; 16] {
+        self.0.to_be_bytes()
+    }
+
+    /// From bytes, the time first.
+    pub const fn from_bytes(bytes: [u8; 16]) -> Self {
+        Self(u128::from_be_bytes(bytes))
+    }
+}
+
+impl fmt::Display for EventId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+
+impl fmt::Debug for EventId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}

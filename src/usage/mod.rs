@@ -1,0 +1,67 @@
+//! Records what every call to a provider has used up, and what it cost.
+//!
+//! [`UsageLayer`] makes one [`UsageEvent`] for each call, when its answer ends, however it ends: whole, at the end
+//! of a stream, at its break, when the caller hangs up, when a call that was sent fails or is dropped before its
+//! head, after a panic below. A call that never reached a provider used nothing and is not recorded. Usage that a
+//! provider does not report is estimated from the bytes that went by, and says so.
+//!
+//! A place in the [sink](UsageSink) is taken before the provider is asked; where there is none, the call is refused as
+//! [`StoreUnavailable`](crate::ErrorKind::StoreUnavailable) and nobody is asked. From then on recording cannot fail:
+//! a paid answer is never lost to its record.
+//!
+//! Belongs inside of a cache and outside of [`Providers`](crate::providers), so that each attempt of a
+//! [fallback](crate::fallback) is an event of its own, at its own price. [`UsageLayer::hits`], outside of the cache, records the
+//! answers that cost nothing.
+//!
+//! An event counts in full for each of the caller's departments: totals over events and sums over departments
+//! are both right, and not the same.
+//!
+//! ```
+//! use llm_layers::{
+//!     ChatBody, Completion, Error, LlmRequest, LlmResponse, RequestContext, ServiceBuilderExt as _, TokenUsage,
+//!     price::{NanoUsd, Price, PriceBook, Rates},
+//!     usage::MemorySink,
+//! };
+//! use tower::{ServiceBuilder, ServiceExt, service_fn};
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let sink = MemorySink::new(1000);
+//! let prices = PriceBook::of("ours", [("acme/one", Price::new(Rates::per_million("0.15", "0.60")?))])?;
+//! let service = ServiceBuilder::new().usage(sink.clone(), prices).service(service_fn(
+//!     |request: LlmRequest| async move {
+//!         Ok::<_, Error>(LlmResponse::new(request.model, Completion::text("hi", TokenUsage::new(1000, 100))))
+//!     },
+//! ));
+//!
+//! let context = RequestContext::new().with_departments(["research"]);
+//! let request = LlmRequest::new("acme/one", ChatBody::builder().user("Hello").build()?).with_context(context);
+//! service.oneshot(request).await?;
+//!
+//! let events = sink.take();
+//! assert_eq!(events[0].usage, TokenUsage::new(1000, 100));
+//! assert_eq!(events[0].cost.amount, Some(NanoUsd::new(210_000)));
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Cancel safety
+//!
+//! A call that is dropped is recorded as [`Aborted`](Outcome::Aborted), if it was sent.
+
+mod event;
+mod layer;
+mod memory;
+mod queue;
+mod recorder;
+mod service;
+mod sink;
+
+pub use self::{
+    event::{EventId, Outcome, Saved, UsageEvent},
+    layer::UsageLayer,
+    memory::MemorySink,
+    queue::{QueueOptions, QueueSink, Report, UsageStore, Worker},
+    service::{RecordUsage, ResponseFuture},
+    sink::{Place, Slot, Ticket, UsageSink},
+};

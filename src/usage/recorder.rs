@@ -1,0 +1,255 @@
+use super::{
+    event::{EventId, Outcome, Saved, UsageEvent},
+    layer::Settings,
+    sink::{Slot, Ticket},
+};
+use crate::{
+    CacheStatus, Certainty, Completion, Error, ErrorClass, ErrorKind, LlmRequest, LlmResponse, ModelName,
+    Progress, RequestContext, TokenUsage,
+    body::{End, Observe, Summary},
+    clock::Clock,
+    price::{Cost, Prices},
+};
+use std::{
+    fmt,
+    future::poll_fn,
+    sync::{Arc, Mutex, PoisonError},
+    task::Poll,
+    time::Duration,
+};
+use tokio::time::Instant;
+
+/// Which calls are recorded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Which {
+    Calls,
+    /// Only answers that nobody was asked for.
+    Hits,
+}
+
+/// Collects what is known of one call, and records it when its answer ends.
+pub(super) struct Recorder {
+    which: Which,
+    slot: Slot,
+    prices: Prices,
+    clock: Arc<dyn Clock>,
+    committed: Option<Committed>,
+    call: Call,
+}
+
+/// By what whoever hands the answer out learns that its record is safe.
+#[derive(Clone)]
+pub(super) struct Committed {
+    ticket: Arc<Mutex<Option<Ticket>>>,
+    limit: Duration,
+}
+
+struct Call {
+    id: EventId,
+    context: RequestContext,
+    requested: ModelName,
+    model: ModelName,
+    provider: Option<Arc<str>>,
+    attempt: u16,
+    streamed: bool,
+    input_bytes: usize,
+    progress: Progress,
+    cache: CacheStatus,
+    started: Instant,
+}
+
+/// How a call ended, in the terms of its record.
+struct Ended {
+    outcome: Outcome,
+    usage: TokenUsage,
+    answered: Option<Box<str>>,
+    first_content: Option<Duration>,
+}
+
+impl Committed {
+    pub(super) fn within(limit: Duration) -> Self {
+        Self { ticket: Arc::default(), limit }
+    }
+
+    fn set(&self, ticket: Ticket) {
+        *self.ticket.lock().unwrap_or_else(PoisonError::into_inner) = Some(ticket);
+    }
+
+    /// Waits until the event is safe; at once if there is none.
+    pub(super) async fn wait(self) -> Result<(), Error> {
+        // The recorder is told of the end first, so that the ticket is here if there is one.
+        let ticket =
+            poll_fn(|_| Poll::Ready(self.ticket.lock().unwrap_or_else(PoisonError::into_inner).take()));
+        let Some(ticket) = ticket.await else { return Ok(()) };
+        match tokio::time::timeout(self.limit, ticket).await {
+            Ok(true) => Ok(()),
+            _ => Err(Error::new(ErrorKind::StoreUnavailable { store: "usage".into() })),
+        }
+    }
+}
+
+impl Recorder {
+    pub(super) fn start(
+        settings: &Settings,
+        slot: Slot,
+        committed: Option<Committed>,
+        request: &LlmRequest,
+    ) -> Self {
+        let Settings { which, prices, clock, .. } = settings.clone();
+        let call = Call {
+            id: EventId::mint(clock.now()),
+            context: request.context.clone(),
+            requested: request.requested.clone(),
+            model: request.model.clone(),
+            provider: None,
+            attempt: request.attempt,
+            streamed: request.body.is_streaming(),
+            input_bytes: request.body.input_bytes(),
+            progress: request.progress.clone(),
+            cache: CacheStatus::default(),
+            started: Instant::now(),
+        };
+        Self { which, slot, prices, clock, committed, call }
+    }
+}
+
+impl Observe for Recorder {
+    fn on_head(&mut self, head: &LlmResponse) {
+        if head.provider.is_some() {
+            // Canonical, and of the model that answered, wherever this layer stands.
+            self.call.model.clone_from(&head.model);
+            self.call.provider.clone_from(&head.provider);
+        }
+        self.call.cache = head.cache;
+    }
+
+    fn on_end(self, end: End<'_>) {
+        let Self { which, slot, prices, clock, committed, call } = self;
+        let is_hit = call.cache.is_hit();
+        // What did not reach a provider used nothing up.
+        let counts = is_hit || (which == Which::Calls && call.is_dispatched(&end));
+        if !counts {
+            return;
+        }
+        let ended = call.ended(&end);
+        let cost = prices.cost(&call.model, &ended.usage);
+        let (usage, cost, saved) = match is_hit {
+            false => (ended.usage, cost, None),
+            true => {
+                let nothing = TokenUsage::new(0, 0);
+                (nothing, Cost::nothing(), Some(Saved { usage: ended.usage, cost }))
+            }
+        };
+        let event = UsageEvent {
+            id: call.id,
+            ended_at: clock.now(),
+            context: call.context,
+            requested: call.requested,
+            model: call.model,
+            answered: ended.answered,
+            provider: call.provider,
+            attempt: call.attempt,
+            streamed: call.streamed,
+            usage,
+            cost,
+            saved,
+            latency: call.started.elapsed(),
+            first_content: ended.first_content,
+            outcome: match (call.cache, ended.outcome) {
+                (CacheStatus::Hit { .. }, Outcome::Ok) => Outcome::CacheHit,
+                (CacheStatus::Coalesced, Outcome::Ok) => Outcome::Coalesced,
+                (_, outcome) => outcome,
+            },
+            cache: call.cache,
+        };
+        match committed {
+            Some(committed) => committed.set(slot.record_with_ticket(event)),
+            None => slot.record(event),
+        }
+    }
+}
+
+impl Call {
+    fn is_dispatched(&self, end: &End<'_>) -> bool {
+        match end {
+            End::Failed(error, _) => {
+                error.dispatched() || (self.progress.is_dispatched() && !is_unsent(error))
+            }
+            End::Abandoned(_) => self.progress.is_dispatched(),
+            _ => true,
+        }
+    }
+
+    fn ended(&self, end: &End<'_>) -> Ended {
+        match end {
+            End::Whole(completion) => self.whole(completion),
+            End::StreamEnded(summary) => {
+                let outcome = if summary.has_content { Outcome::Ok } else { Outcome::Empty };
+                self.streamed(outcome, summary, summary.usage)
+            }
+            End::Failed(error, summary) => {
+                let usage = error.usage().copied().or(summary.usage);
+                let usage = usage.or_else(|| is_refusal(error).then_some(NOTHING));
+                self.streamed(Outcome::Error, summary, usage)
+            }
+            End::Abandoned(summary) => self.streamed(Outcome::Aborted, summary, summary.usage),
+        }
+    }
+
+    fn whole(&self, completion: &Completion) -> Ended {
+        Ended {
+            outcome: if completion.has_content() { Outcome::Ok } else { Outcome::Empty },
+            usage: self.known(completion.usage().copied(), completion.text_bytes()),
+            answered: completion.model().map(Into::into),
+            first_content: completion.has_content().then(|| self.started.elapsed()),
+        }
+    }
+
+    fn streamed(&self, outcome: Outcome, summary: &Summary, usage: Option<TokenUsage>) -> Ended {
+        let first_content =
+            summary.first_content_at.map(|at| Instant::from_std(at).saturating_duration_since(self.started));
+        Ended {
+            outcome,
+            usage: self.known(usage, summary.text_bytes),
+            answered: summary.model.clone(),
+            first_content,
+        }
+    }
+
+    /// What was reported, with estimates in its gaps.
+    fn known(&self, reported: Option<TokenUsage>, text_bytes: u64) -> TokenUsage {
+        let mut usage = reported.unwrap_or_default();
+        let gaps = usage.input_tokens.is_none() || usage.output_tokens.is_none();
+        if gaps {
+            usage.input_tokens.get_or_insert_with(|| estimate(self.input_bytes as u64));
+            usage.output_tokens.get_or_insert_with(|| estimate(text_bytes));
+            usage.certainty = Certainty::Estimated;
+        }
+        usage
+    }
+}
+
+/// A provider that refuses a request by its status bills nothing for it; none says so.
+const NOTHING: TokenUsage = TokenUsage::new(0, 0).with_certainty(Certainty::Estimated);
+
+fn is_refusal(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::Provider(failure) if failure.status.is_some_and(|s| !s.is_success()))
+}
+
+fn is_unsent(error: &Error) -> bool {
+    error.class() == Some(ErrorClass::Connect)
+}
+
+/// About four bytes a token, as texts in Latin script have: for records, never for limits.
+const fn estimate(bytes: u64) -> u64 {
+    bytes.div_ceil(4)
+}
+
+impl fmt::Debug for Recorder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Recorder")
+            .field("id", &self.call.id)
+            .field("which", &self.which)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,132 @@
+use super::{
+    layer::Settings,
+    recorder::{Committed, Recorder},
+    sink::UsageSink,
+};
+use crate::{
+    Error, LlmRequest, LlmResponse, ResponseBody,
+    body::{Watch, Watched},
+};
+use pin_project::pin_project;
+use std::{
+    fmt,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+use tower_service::Service;
+
+/// Records what each call of the inner service used up.
+#[derive(Clone)]
+pub struct RecordUsage<S, K> {
+    inner: S,
+    sink: K,
+    settings: Settings,
+}
+
+/// Response future of [`RecordUsage`].
+#[pin_project]
+pub struct ResponseFuture<F> {
+    #[pin]
+    state: State<F>,
+    committed: Option<Committed>,
+}
+
+#[pin_project(project = StateProj)]
+enum State<F> {
+    Calling(#[pin] Watched<F, Recorder>),
+    /// A whole answer that is not handed out before its record is safe.
+    Holding(Option<LlmResponse>, Pin<Box<dyn Future<Output = Result<(), Error>> + Send>>),
+    Refused(Option<Error>),
+}
+
+impl<S, K> RecordUsage<S, K> {
+    pub(super) const fn new(inner: S, sink: K, settings: Settings) -> Self {
+        Self { inner, sink, settings }
+    }
+
+    /// The inner service.
+    pub const fn get_ref(&self) -> &S {
+        &self.inner
+    }
+
+    /// Unwraps the inner service.
+    pub fn into_inner(self) -> S {
+        self.inner
+    }
+}
+
+impl<S, K> Service<LlmRequest> for RecordUsage<S, K>
+where
+    S: Service<LlmRequest, Response = LlmResponse>,
+    S::Error: Into<Error>,
+    K: UsageSink,
+{
+    type Response = LlmResponse;
+    type Error = Error;
+    type Future = ResponseFuture<S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        self.inner.poll_ready(cx).map_err(Into::into)
+    }
+
+    fn call(&mut self, mut request: LlmRequest) -> Self::Future {
+        let slot = match self.sink.admit() {
+            Ok(slot) => slot,
+            Err(error) => return ResponseFuture { state: State::Refused(Some(error)), committed: None },
+        };
+        // The same request may be sent twice, by a retry or a hedge above: each call has its own.
+        request.progress = request.progress.child();
+        let committed = self.settings.durable_within.map(Committed::within);
+        let watch = Watch::new(Recorder::start(&self.settings, slot, committed.clone(), &request));
+        ResponseFuture { state: State::Calling(watch.over(self.inner.call(request))), committed }
+    }
+}
+
+impl<F, E> Future for ResponseFuture<F>
+where
+    F: Future<Output = Result<LlmResponse, E>>,
+    E: Into<Error>,
+{
+    type Output = Result<LlmResponse, Error>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut this = self.project();
+        loop {
+            let answer = match this.state.as_mut().project() {
+                StateProj::Calling(future) => ready!(future.poll(cx))?,
+                StateProj::Holding(answer, done) => {
+                    ready!(done.as_mut().poll(cx))?;
+                    return Poll::Ready(Ok(answer.take().expect("a future is not polled after its end")));
+                }
+                StateProj::Refused(error) => {
+                    return Poll::Ready(Err(error.take().expect("a future is not polled after its end")));
+                }
+            };
+            let Some(committed) = this.committed.take() else { return Poll::Ready(Ok(answer)) };
+            match answer {
+                LlmResponse { body: ResponseBody::Stream(mut chunks), .. } => {
+                    chunks.hold_end(committed.wait());
+                    return Poll::Ready(Ok(LlmResponse { body: chunks.into(), ..answer }));
+                }
+                answer => this.state.set(State::Holding(Some(answer), Box::pin(committed.wait()))),
+            }
+        }
+    }
+}
+
+impl<F> fmt::Debug for ResponseFuture<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = match self.state {
+            State::Calling(_) => "Calling",
+            State::Holding(..) => "Holding",
+            State::Refused(_) => "Refused",
+        };
+        f.debug_struct("ResponseFuture").field("state", &state).finish_non_exhaustive()
+    }
+}
+
+impl<S: fmt::Debug, K> fmt::Debug for RecordUsage<S, K> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RecordUsage").field("inner", &self.inner).finish_non_exhaustive()
+    }
+}

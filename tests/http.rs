@@ -1,0 +1,562 @@
+//! The edge: what clients see of errors, answers and streams.
+#![cfg(feature = "axum")]
+
+use axum_core::{
+    body::Body,
+    extract::{FromRequest, Request},
+    response::{IntoResponse, Response},
+};
+use bytes::Bytes;
+use futures_util::stream;
+use http::{StatusCode, header};
+use http_body::Body as _;
+use http_body_util::BodyExt;
+use llm_layers::{
+    BodyLimits, ChatBody, ChunkStream, Completion, Error, ErrorClass, ErrorKind, FinishReason, InvalidReason,
+    LlmRequest, LlmResponse, ProviderFailure, RequestContext, StreamChunk, TimeoutPhase, TokenUsage,
+    body::{End, Observe},
+    http::{
+        Asked, FillIn,
+        axum::{ChatAnswer, ChatRequest, ErrorResponse, Events},
+        into_chunks,
+    },
+};
+use serde_json::{Value, json};
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+use tokio::sync::mpsc;
+use tokio_test::{assert_pending, assert_ready, task};
+
+// ===== errors =====
+
+fn upstream(class: ErrorClass, status: u16) -> ProviderFailure {
+    let mut failure = ProviderFailure::new(class, "acme", "m");
+    failure.status = StatusCode::from_u16(status).ok();
+    failure.body = Some(Bytes::from_static(b"your key sk-secret said tell me"));
+    failure
+}
+
+fn provider(class: ErrorClass, status: u16) -> ErrorKind {
+    ErrorKind::Provider(upstream(class, status))
+}
+
+async fn parts(response: Response) -> (http::response::Parts, Bytes) {
+    let (head, body) = response.into_parts();
+    (head, body.collect().await.unwrap().to_bytes())
+}
+
+#[tokio::test]
+async fn each_kind_of_error_has_one_meaning() {
+    let invalid = |reason| ErrorKind::InvalidRequest { member: Some("messages".into()), reason };
+    let whole = |reason| ErrorKind::InvalidRequest { member: None, reason };
+    let limited = {
+        let mut failure = upstream(ErrorClass::RateLimited, 429);
+        failure.retry_after = Some(Duration::from_millis(2100));
+        ErrorKind::Provider(failure)
+    };
+    let coded = |code: &str| {
+        let mut failure = upstream(ErrorClass::BadRequest, 422);
+        failure.code = Some(code.into());
+        ErrorKind::Provider(failure)
+    };
+    let timeout = ErrorKind::Timeout { phase: TimeoutPhase::Head };
+    let interrupted = ErrorKind::StreamInterrupted { model: None, after_content: false };
+    let (request, server) = ("invalid_request_error", "server_error");
+    let (limits, rights) = ("rate_limit_error", "permission_error");
+    #[rustfmt::skip]
+    let table = [
+        // kind, status, type, code, retry-after, x-should-retry
+        (whole(InvalidReason::Syntax { line: 1, column: 2 }), 400, request, None, None, None),
+        (invalid(InvalidReason::Duplicate), 400, request, None, None, None),
+        (invalid(InvalidReason::Missing), 400, request, Some("missing_required_parameter"), None, None),
+        (invalid(InvalidReason::Empty), 400, request, Some("empty_array"), None, None),
+        (invalid(InvalidReason::Mistyped { expected: "a" }), 400, request, Some("invalid_type"), None, None),
+        (whole(InvalidReason::TooDeep { limit: 1 }), 400, request, None, None, None),
+        (whole(InvalidReason::TooMany { limit: 1 }), 400, request, None, None, None),
+        (whole(InvalidReason::TooLarge { limit: 1 }), 413, request, None, None, None),
+        (whole(InvalidReason::MediaType), 415, request, None, None, None),
+        (ErrorKind::RequestTooLarge { largest: 1 }, 400, request, Some("request_exceeds_limit"), None, None),
+        (ErrorKind::ModelNotAllowed { department_id: "d".into(), model: "m".into() }, 403, rights, Some("model_not_allowed"), None, None),
+        (ErrorKind::ModelUnpriced { model: "m".into() }, 403, rights, Some("model_unpriced"), None, None),
+        (ErrorKind::ModelNotFound { model: "m".into() }, 404, request, Some("model_not_found"), None, None),
+        (ErrorKind::NoProvider, 503, server, Some("no_provider"), Some("1"), None),
+        (ErrorKind::StoreUnavailable { store: "quota".into() }, 503, server, Some("usage_store_unavailable"), Some("1"), None),
+        (ErrorKind::Overloaded, 503, server, Some("overloaded"), Some("1"), None),
+        (limited, 429, limits, Some("rate_limit_exceeded"), Some("3"), None),
+        (provider(ErrorClass::BadRequest, 422), 422, request, None, None, None),
+        (coded("unsupported_value"), 422, request, Some("unsupported_value"), None, None),
+        (coded("sk-Secret 1"), 422, request, None, None, None),
+        (provider(ErrorClass::ContextWindow, 413), 413, request, Some("context_length_exceeded"), None, None),
+        (provider(ErrorClass::ContentFilter, 500), 400, request, Some("content_filter"), None, None),
+        (provider(ErrorClass::Auth, 401), 502, server, Some("upstream_error"), None, Some("false")),
+        (provider(ErrorClass::TooLarge, 200), 502, server, Some("upstream_error"), None, Some("false")),
+        (provider(ErrorClass::Upstream, 500), 502, server, Some("upstream_error"), None, None),
+        (provider(ErrorClass::Connect, 0), 502, server, Some("upstream_error"), None, None),
+        (provider(ErrorClass::Unavailable, 503), 502, server, Some("upstream_error"), None, None),
+        (ErrorKind::EmptyResponse { model: "m".into() }, 502, server, Some("upstream_error"), None, None),
+        (interrupted, 502, server, Some("upstream_error"), None, None),
+        (timeout, 504, server, Some("timeout"), None, None),
+        (ErrorKind::NotCached, 504, server, Some("not_cached"), None, Some("false")),
+        (ErrorKind::Cancelled, 499, server, Some("cancelled"), None, None),
+        (ErrorKind::Other, 500, server, Some("internal_error"), None, Some("false")),
+    ];
+    for (kind, status, error_type, code, retry_after, should_retry) in table {
+        let param = match &kind {
+            ErrorKind::InvalidRequest { member, .. } => member.clone(),
+            ErrorKind::ModelNotFound { .. }
+            | ErrorKind::ModelNotAllowed { .. }
+            | ErrorKind::ModelUnpriced { .. } => Some("model".into()),
+            _ => None,
+        };
+        let error = Error::new(kind).with_source("sk-secret");
+        let (message, name) = (error.to_string(), format!("{error:?}"));
+        let (head, body) = parts(ErrorResponse::from(error).into_response()).await;
+        let header = |name: &str| head.headers.get(name).map(|value| value.to_str().unwrap());
+        assert_eq!(head.status, status, "{name}");
+        assert_eq!(header("content-type"), Some("application/json"), "{name}");
+        assert_eq!(header("retry-after"), retry_after, "{name}");
+        assert_eq!(header("x-should-retry"), should_retry, "{name}");
+        assert!(!body.windows(3).any(|w| w == b"sk-"), "{name}");
+        let body: Value = serde_json::from_slice(&body).unwrap();
+        let expected = json!({ "message": message, "type": error_type, "param": param, "code": code });
+        assert_eq!(body, json!({ "error": expected }), "{name}");
+        assert!(head.extensions.get::<Error>().is_some(), "{name}");
+    }
+}
+
+// ===== requests =====
+
+const CHAT: &str = r#"{"model":"fast","messages":[{"role":"user","content":"Hi"}]}"#;
+
+async fn extract(request: Request) -> Result<LlmRequest, (u16, Value)> {
+    match ChatRequest::from_request(request, &()).await {
+        Ok(ChatRequest(request)) => Ok(request),
+        Err(refused) => {
+            let (head, body) = parts(refused.into_response()).await;
+            Err((head.status.as_u16(), serde_json::from_slice(&body).unwrap()))
+        }
+    }
+}
+
+fn post(content_type: &str, body: impl Into<Body>) -> Request {
+    Request::post("/").header(header::CONTENT_TYPE, content_type).body(body.into()).unwrap()
+}
+
+#[tokio::test]
+async fn who_asks_comes_from_the_extensions_and_the_id_from_the_header() {
+    let mut request = post("application/json; charset=utf-8", CHAT);
+    request.extensions_mut().insert(RequestContext::new().with_user_id("ada"));
+    request.headers_mut().insert("x-request-id", "r-1".parse().unwrap());
+    let request = extract(request).await.unwrap();
+    assert_eq!(request.model, "fast");
+    assert_eq!(request.context.user_id(), Some("ada"));
+    assert_eq!(request.context.request_id(), Some("r-1"));
+
+    let mut request = post("application/vnd.acme+json", CHAT);
+    request.extensions_mut().insert(RequestContext::new().with_request_id("host"));
+    request.headers_mut().insert("x-request-id", "client".parse().unwrap());
+    assert_eq!(extract(request).await.unwrap().context.request_id(), Some("host"));
+}
+
+#[tokio::test]
+async fn an_id_that_may_not_be_repeated_is_none() {
+    for id in ["", "a b", "ü", &"x".repeat(129)] {
+        let mut request = post("application/json", CHAT);
+        request.headers_mut().insert("x-request-id", http::HeaderValue::from_bytes(id.as_bytes()).unwrap());
+        assert_eq!(extract(request).await.unwrap().context.request_id(), None, "{id}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_not_json_by_its_content_type_is_refused_unread() {
+    for content_type in ["text/plain", "application/x-www-form-urlencoded", "application/jsonp", "json", ""] {
+        let (status, body) = extract(post(content_type, CHAT)).await.unwrap_err();
+        assert_eq!(
+            (status, &body["error"]["type"]),
+            (415, &json!("invalid_request_error")),
+            "{content_type}"
+        );
+    }
+    let bare = Request::post("/").body(Body::from(CHAT)).unwrap();
+    assert_eq!(extract(bare).await.unwrap_err().0, 415);
+}
+
+#[tokio::test]
+async fn a_body_over_the_limit_is_413_with_or_without_a_length() {
+    let limits = BodyLimits::default().with_max_bytes(CHAT.len() - 1);
+    let halves = CHAT.as_bytes().chunks(10).map(|part| Ok::<_, Error>(Bytes::copy_from_slice(part)));
+    let unsized_body = Body::new(http_body_util::StreamBody::new(stream::iter(
+        halves.map(|part| part.map(http_body::Frame::data)).collect::<Vec<_>>(),
+    )));
+    for body in [Body::from(CHAT), unsized_body] {
+        let mut request = post("application/json", body);
+        request.extensions_mut().insert(limits.clone());
+        assert_eq!(extract(request).await.unwrap_err().0, 413);
+    }
+    let mut request = post("application/json", CHAT);
+    request.extensions_mut().insert(BodyLimits::default().with_max_bytes(CHAT.len()));
+    assert!(extract(request).await.is_ok());
+}
+
+#[tokio::test]
+async fn a_bad_body_names_the_member() {
+    for (body, param) in [
+        ("{", Value::Null),
+        (r#"{"messages":[]}"#, json!("messages")),
+        (r#"{"messages":[{"role":"user"}]}"#, json!("model")),
+        (r#"{"model":"a","mod\u0065l":"b","messages":[{"role":"user"}]}"#, json!("model")),
+        (r#"{"model":"a","messages":[{"role":7}]}"#, json!("messages[0].role")),
+    ] {
+        let (status, said) = extract(post("application/json", body)).await.unwrap_err();
+        assert_eq!((status, &said["error"]["param"]), (400, &param), "{body}");
+    }
+}
+
+// ===== filling in =====
+
+fn fill() -> FillIn {
+    FillIn::new("acme/m").with_id("own").with_created(7)
+}
+
+fn whole(json: &str) -> Completion {
+    Completion::parse(json.to_owned()).unwrap()
+}
+
+fn chunk(json: &str) -> StreamChunk {
+    StreamChunk::parse(json.to_owned()).unwrap()
+}
+
+#[test]
+fn a_whole_answer_gets_what_it_lacks_and_keeps_the_rest() {
+    for (said, expected) in [
+        (
+            r#"{"choices":[{"message":{"content":"x"}}]}"#,
+            r#"{"id":"own","object":"chat.completion","created":7,"model":"acme/m","choices":[{"index":0,"finish_reason":"stop","message":{"role":"assistant","content":"x"}}]}"#,
+        ),
+        (
+            r#" { "choices" : [ {"message":{"tool_calls":[{"id":"c"}]}, "finish_reason": null} ], "id": null, "big": 1e400, "model":"theirs" } "#,
+            r#"{"object":"chat.completion","created":7, "choices" : [ {"index":0,"message":{"role":"assistant","tool_calls":[{"id":"c"}]}, "finish_reason": "tool_calls"} ], "id": "own", "big": 1e400, "model":"theirs" }"#,
+        ),
+        ("{}", r#"{"id":"own","object":"chat.completion","created":7,"model":"acme/m","choices":[]}"#),
+        (
+            r#"{"id":7,"object":"other","created":0.5,"model":"","choices":[{},{"index":5,"finish_reason":""}]}"#,
+            r#"{"id":7,"object":"other","created":0.5,"model":"","choices":[{"index":0,"finish_reason":"stop"},{"index":5,"finish_reason":"stop"}]}"#,
+        ),
+    ] {
+        let filled = fill().completion(&whole(said));
+        assert_eq!(filled, expected);
+        assert!(serde_json::from_slice::<Value>(&filled).is_ok() || said.contains("1e400"));
+    }
+}
+
+#[test]
+fn what_lacks_nothing_is_the_same_bytes() {
+    let full = whole(
+        r#"{"id":"a","object":"chat.completion","created":1,"model":"m","choices":[{"index":0,"message":{"role":"assistant","content":"x","tool_calls":[{"id":"c"}]},"finish_reason":"stop"}]}"#,
+    );
+    assert_eq!(fill().completion(&full).as_ptr(), full.data().as_ptr());
+
+    let (mut fill, head) = (fill(), r#""id":"a","object":"chat.completion.chunk","created":1,"model":"m""#);
+    let first = fill.chunk(&chunk(&format!(r#"{{{head},"choices":[{{"index":7,"delta":{{}}}}]}}"#)));
+    assert_eq!(first, format!(r#"{{{head},"choices":[{{"index":7,"delta":{{"role":"assistant"}}}}]}}"#));
+    let mut fill = self::fill();
+    for delta in [r#"{"role":"assistant"}"#, r#"{"content":"x"}"#, "{}"] {
+        let full = chunk(&format!(r#"{{{head},"choices":[{{"index":0,"delta":{delta}}}]}}"#));
+        assert_eq!(fill.chunk(&full).as_ptr(), full.data().as_ptr(), "{delta}");
+    }
+}
+
+#[test]
+fn only_the_first_delta_of_each_choice_gets_a_role() {
+    let mut fill = fill().with_choices(2);
+    let head = r#""id":"own","object":"chat.completion.chunk","created":7,"model":"acme/m","#;
+    for (said, expected) in [
+        (r#"{"choices":[]}"#, r#""choices":[]}"#),
+        (
+            r#"{"choices":[{"index":1,"delta":{}}]}"#,
+            r#""choices":[{"index":1,"delta":{"role":"assistant"}}]}"#,
+        ),
+        (
+            r#"{"choices":[{"index":1,"delta":{"content":"b"}},{"index":0,"delta":null}]}"#,
+            r#""choices":[{"index":1,"delta":{"content":"b"}},{"index":0,"delta":{"role":"assistant"}}]}"#,
+        ),
+        (
+            r#"{"choices":[{"index":0,"delta":{"content":"a"}}]}"#,
+            r#""choices":[{"index":0,"delta":{"content":"a"}}]}"#,
+        ),
+    ] {
+        assert_eq!(fill.chunk(&chunk(said)), format!("{{{head}{expected}"));
+    }
+}
+
+#[test]
+fn chunks_agree_on_the_id_and_model_that_the_first_one_gave() {
+    let mut fill = fill();
+    fill.chunk(&chunk(r#"{"id":"theirs","model":"m-1","choices":[]}"#));
+    let last: Value = serde_json::from_slice(&fill.chunk(&chunk("{}"))).unwrap();
+    assert_eq!((&last["id"], &last["model"]), (&json!("theirs"), &json!("m-1")));
+
+    let own = |fill: &mut FillIn| -> Value { serde_json::from_slice(&fill.chunk(&chunk("{}"))).unwrap() };
+    let mut generated = FillIn::new("m");
+    let id = own(&mut generated)["id"].clone();
+    assert_eq!(own(&mut generated)["id"], id);
+    assert_ne!(own(&mut FillIn::new("m"))["id"], id);
+}
+
+#[test]
+fn tool_calls_without_a_number_are_told_apart_by_their_ids() {
+    let mut fill = fill();
+    let mut numbers = |calls: &str| -> Vec<u64> {
+        let said = format!(r#"{{"choices":[{{"index":0,"delta":{{"tool_calls":{calls}}}}}]}}"#);
+        let filled: Value = serde_json::from_slice(&fill.chunk(&chunk(&said))).unwrap();
+        let calls = filled["choices"][0]["delta"]["tool_calls"].as_array().unwrap();
+        calls.iter().map(|call| call["index"].as_u64().unwrap()).collect()
+    };
+    assert_eq!(numbers(r#"[{"id":"a"}]"#), [0]);
+    assert_eq!(numbers(r#"[{"function":{"arguments":"{"}}]"#), [0]);
+    assert_eq!(numbers(r#"[{"id":"a"}]"#), [0]);
+    assert_eq!(numbers(r#"[{"id":"b"},{"id":"c"}]"#), [1, 2]);
+    assert_eq!(numbers(r#"[{"id":""}]"#), [2]);
+    assert_eq!(numbers(r#"[{"function":{}},{"function":{}}]"#), [2, 3]);
+    assert_eq!(numbers(r#"[{"id":"d","index":null},{"index":9}]"#), [4, 9]);
+}
+
+// ===== whole answers as streams =====
+
+#[test]
+fn a_whole_answer_becomes_chunks_that_say_all_of_it() {
+    let answer = whole(
+        r#"{"id":"a","object":"chat.completion","created":1,"model":"m","system_fingerprint":"f","choices":[
+            {"index":0,"message":{"content":"x","reasoning_content":"hm","refusal":null,"hologram":{"x":1.0}},"logprobs":null,"finish_reason":"length"},
+            {"message":{"role":"assistant","content":null,"tool_calls":[{"id":"c"},{"id":"d","index":4}]}}],
+           "usage":{"prompt_tokens":3,"completion_tokens":1}}"#,
+    );
+    let chunks = into_chunks(&answer);
+    let head = r#"{"object":"chat.completion.chunk","id":"a","created":1,"model":"m","#;
+    let expected = [
+        r#""system_fingerprint":"f","choices":[{"index":0,"logprobs":null,"delta":{"role":"assistant","content":"x","reasoning_content":"hm","refusal":null,"hologram":{"x":1.0}},"finish_reason":null}]}"#,
+        r#""choices":[{"index":0,"delta":{},"finish_reason":"length"}]}"#,
+        r#""choices":[{"index":1,"delta":{"role":"assistant","content":null,"tool_calls":[{"index":0,"id":"c"},{"id":"d","index":4}]},"finish_reason":null}]}"#,
+        r#""choices":[{"index":1,"delta":{},"finish_reason":"tool_calls"}]}"#,
+        r#""choices":[],"usage":{"prompt_tokens":3,"completion_tokens":1}}"#,
+    ];
+    assert_eq!(chunks.len(), expected.len() + 1);
+    for (chunk, expected) in chunks.iter().zip(expected) {
+        assert_eq!(chunk.data(), &format!("{head}{expected}"));
+    }
+    assert!(chunks[4].is_usage_only());
+    assert!(chunks[5].is_final() && chunks[5].data().is_empty());
+}
+
+// ===== answers =====
+
+fn request(extra: &str) -> LlmRequest {
+    let json = format!(r#"{{"model":"m","messages":[{{"role":"user","content":"Hi"}}]{extra}}}"#);
+    LlmRequest::parse(json).unwrap().with_context(RequestContext::new().with_request_id("r-1"))
+}
+
+fn answer(request: &LlmRequest, body: impl Into<llm_layers::ResponseBody>) -> Response {
+    ChatAnswer::new(Asked::by(request), Ok(LlmResponse::new("acme/m", body))).into_response()
+}
+
+const FULL: &str = r#"{"id":"a","object":"chat.completion.chunk","created":1,"model":"m","choices":[{"index":0,"delta":{"role":"assistant","content":"x"}}]}"#;
+
+fn streamed(items: Vec<Result<StreamChunk, Error>>) -> ChunkStream {
+    ChunkStream::new(stream::iter(items))
+}
+
+#[tokio::test]
+async fn a_whole_answer_is_json() {
+    let completion = Completion::text("Hello", TokenUsage::new(1, 1));
+    let (head, body) = parts(answer(&request(""), completion)).await;
+    assert_eq!(head.status, 200);
+    assert_eq!(head.headers["content-type"], "application/json");
+    assert_eq!(head.headers["x-request-id"], "r-1");
+    let body: Value = serde_json::from_slice(&body).unwrap();
+    assert_eq!(body["choices"][0]["message"]["content"], "Hello");
+    assert_eq!(body["model"], "acme/m");
+}
+
+#[tokio::test]
+async fn an_error_is_an_error_and_has_the_id() {
+    let failed = Err(Error::new(ErrorKind::Overloaded));
+    let (head, _) = parts(ChatAnswer::new(Asked::by(&request("")), failed).into_response()).await;
+    assert_eq!((head.status.as_u16(), &head.headers["x-request-id"]), (503, &"r-1".parse().unwrap()));
+}
+
+#[tokio::test]
+async fn a_stream_is_events_to_the_byte() {
+    let items = vec![
+        Ok(chunk(FULL)),
+        Ok(chunk(&FULL.replace("},", "},\r\n").replace('[', "[\n"))),
+        Ok(StreamChunk::end()),
+    ];
+    let (head, body) = parts(answer(&request(r#","stream":true"#), streamed(items))).await;
+    for (name, value) in [
+        ("content-type", "text/event-stream"),
+        ("cache-control", "no-cache"),
+        ("x-accel-buffering", "no"),
+        ("x-request-id", "r-1"),
+    ] {
+        assert_eq!(head.headers[name], value);
+    }
+    let spaced = FULL.replace("},", "},  ").replace('[', "[ ");
+    assert_eq!(body, format!("data: {FULL}\n\ndata: {spaced}\n\ndata: [DONE]\n\n"));
+}
+
+#[tokio::test]
+async fn usage_is_left_out_unless_it_was_asked_for() {
+    let items = || {
+        vec![
+            Ok(StreamChunk::text("x")),
+            Ok(StreamChunk::finish(&FinishReason::Stop)),
+            Ok(StreamChunk::usage_only(TokenUsage::new(1, 1)).into_final()),
+        ]
+    };
+    for (extra, events) in
+        [(r#","stream":true"#, 3), (r#","stream":true,"stream_options":{"include_usage":true}"#, 4)]
+    {
+        let (_, body) = parts(answer(&request(extra), streamed(items()))).await;
+        let body = String::from_utf8(body.to_vec()).unwrap();
+        assert_eq!(body.matches("data: ").count(), events);
+        assert_eq!(body.contains("prompt_tokens"), events == 4);
+        assert!(body.ends_with("\n\ndata: [DONE]\n\n"));
+    }
+}
+
+#[tokio::test]
+async fn a_whole_answer_is_streamed_to_who_asked_for_a_stream() {
+    let completion = Completion::text("Hello", TokenUsage::new(1, 1));
+    let (head, body) = parts(answer(&request(r#","stream":true"#), completion)).await;
+    assert_eq!(head.headers["content-type"], "text/event-stream");
+    let body = String::from_utf8(body.to_vec()).unwrap();
+    let events: Vec<_> = body.split_terminator("\n\n").collect();
+    assert_eq!(events.len(), 3);
+    let first: Value = serde_json::from_str(events[0].strip_prefix("data: ").unwrap()).unwrap();
+    assert_eq!(first["choices"][0]["delta"], json!({ "role": "assistant", "content": "Hello" }));
+    assert_eq!(first["object"], "chat.completion.chunk");
+    assert_eq!(events[2], "data: [DONE]");
+}
+
+#[tokio::test]
+async fn a_stream_that_breaks_ends_with_an_error_and_no_done() {
+    let error = Error::provider(ErrorClass::Transport, "acme", "m").with_source("sk-secret");
+    let message = error.to_string();
+    let (head, body) =
+        parts(answer(&request(r#","stream":true"#), streamed(vec![Ok(chunk(FULL)), Err(error)]))).await;
+    assert_eq!(head.status, 200);
+    let error = format!(
+        r#"{{"error":{{"message":"{message}","type":"server_error","param":null,"code":"upstream_error"}}}}"#
+    );
+    assert_eq!(body, format!("data: {FULL}\n\ndata: {error}\n\n"));
+}
+
+// ===== events =====
+
+type Items = mpsc::UnboundedSender<Result<StreamChunk, Error>>;
+
+fn scripted() -> (Items, ChunkStream) {
+    let (items, mut receive) = mpsc::unbounded_channel();
+    (items, ChunkStream::new(stream::poll_fn(move |cx| receive.poll_recv(cx))))
+}
+
+fn frame(polled: Option<Result<http_body::Frame<Bytes>, std::convert::Infallible>>) -> String {
+    let data = polled.unwrap().unwrap().into_data().unwrap();
+    String::from_utf8(data.to_vec()).unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_comment_is_sent_after_each_silence_and_a_chunk_is_not_delayed() {
+    let (items, chunks) = scripted();
+    let second = Duration::from_secs(1);
+    let events = Events::new(chunks, fill()).with_keep_alive(Some(15 * second));
+    let mut events = task::spawn(events);
+    macro_rules! poll {
+        () => {
+            events.enter(|cx, body| body.poll_frame(cx))
+        };
+    }
+    assert_pending!(poll!());
+    tokio::time::advance(14 * second).await;
+    assert_pending!(poll!());
+
+    items.send(Ok(chunk(FULL))).unwrap();
+    assert!(events.is_woken());
+    assert_eq!(frame(assert_ready!(poll!())), format!("data: {FULL}\n\n"));
+
+    // The silence begins anew; the old timer wakes it for nothing.
+    assert_pending!(poll!());
+    tokio::time::advance(14 * second).await;
+    assert_pending!(poll!());
+    for _ in 0..2 {
+        tokio::time::advance(15 * second).await;
+        assert!(events.is_woken());
+        assert_eq!(frame(assert_ready!(poll!())), ": keep-alive\n\n");
+        assert_pending!(poll!());
+    }
+    items.send(Ok(StreamChunk::end())).unwrap();
+    assert_eq!(frame(assert_ready!(poll!())), "data: [DONE]\n\n");
+    assert!(events.enter(|_, body| body.is_end_stream()));
+    assert!(assert_ready!(poll!()).is_none());
+}
+
+#[tokio::test]
+async fn chunks_that_are_ready_leave_together_within_bounds() {
+    let big = StreamChunk::text("x".repeat(10 << 10));
+    let items =
+        [StreamChunk::text("a"), StreamChunk::text("b"), big.clone(), big.clone(), big, StreamChunk::end()];
+    let mut events = Events::new(streamed(items.into_iter().map(Ok).collect()), fill());
+    let mut frames = Vec::new();
+    while let Some(frame) = events.frame().await {
+        frames.push(frame.unwrap().into_data().unwrap());
+    }
+    let events: Vec<usize> = frames.iter().map(|f| f.windows(6).filter(|w| w == b"data: ").count()).collect();
+    assert_eq!(events, [4, 2]);
+}
+
+#[tokio::test]
+async fn dropping_the_body_hangs_up_and_abandons_the_answer() {
+    struct Ending(Arc<Mutex<Vec<String>>>);
+    impl Observe for Ending {
+        fn on_end(self, end: End<'_>) {
+            let ending = match end {
+                End::Abandoned(summary) => format!("abandoned after {}", summary.chunks),
+                other => format!("{other:?}"),
+            };
+            self.0.lock().unwrap().push(ending);
+        }
+    }
+    let (items, chunks) = scripted();
+    let endings = Arc::default();
+    let response = LlmResponse::new("acme/m", chunks).observe(Ending(Arc::clone(&endings)));
+    let asked = Asked::by(&request(r#","stream":true"#));
+    let mut body = ChatAnswer::new(asked, Ok(response)).into_response().into_body();
+    items.send(Ok(chunk(FULL))).unwrap();
+    body.frame().await.unwrap().unwrap();
+    assert!(!items.is_closed());
+    drop(body);
+    assert!(items.is_closed());
+    assert_eq!(*endings.lock().unwrap(), ["abandoned after 1"]);
+}
+
+#[tokio::test]
+async fn the_stream_is_let_go_of_at_its_end_even_if_the_body_is_kept() {
+    for last in [Ok(StreamChunk::end()), Err(Error::new(ErrorKind::Overloaded))] {
+        let (items, chunks) = scripted();
+        let mut events = Events::new(chunks, fill());
+        items.send(last).unwrap();
+        events.frame().await.unwrap().unwrap();
+        assert!(items.is_closed() && events.is_end_stream());
+    }
+}
+
+#[test]
+fn debug_shows_no_text() {
+    let mut events = task::spawn(Events::new(streamed(vec![Ok(StreamChunk::text("secret"))]), fill()));
+    let asked = Asked::by(&LlmRequest::new("m", ChatBody::builder().user("secret").build().unwrap()));
+    drop(events.enter(|cx, body| body.poll_frame(cx)));
+    let events = Events::new(streamed(vec![Ok(StreamChunk::text("secret"))]), fill());
+    assert!(!format!("{events:?}{asked:?}").contains("secret"));
+}

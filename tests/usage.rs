@@ -1,0 +1,488 @@
+//! `UsageLayer`: one event for each call that was sent, however it ends.
+
+use llm_layers::{
+    BoxError, CacheStatus, Certainty, ChatBody, Completion, Error, ErrorClass, ErrorKind, LlmRequest,
+    LlmResponse, ProviderFailure, RequestContext, ResponseBody, StreamChunk, TokenUsage,
+    clock::SystemClock,
+    fallback::{Backoff, Chains, FallbackLayer},
+    price::{NanoUsd, Price, PriceBook, Prices, Rates},
+    providers::Providers,
+    testing::{Contract, Reply, Scripted, Step},
+    usage::{
+        EventId, MemorySink, Outcome, QueueOptions, QueueSink, UsageEvent, UsageLayer, UsageSink, UsageStore,
+    },
+};
+use std::{
+    collections::HashSet,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{Arc, Mutex},
+    time::{Duration, SystemTime},
+};
+use tokio_test::{assert_pending, assert_ready, task};
+use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
+
+fn prices() -> Prices {
+    let price = |input: &str, output: &str| Price::new(Rates::per_million(input, output).unwrap());
+    Prices::new(PriceBook::of("test", [("p/a", price("1", "2")), ("p/b", price("10", "20"))]).unwrap())
+}
+
+fn request() -> LlmRequest {
+    let context = RequestContext::new()
+        .with_user_id("ada")
+        .with_agent_name("bot")
+        .with_task_type("summary")
+        .with_departments(["r&d", "ops", "r&d"]);
+    LlmRequest::new("p/a", ChatBody::builder().user("Say hi, please.").build().unwrap()).with_context(context)
+}
+
+fn record(sink: &MemorySink) -> UsageLayer<MemorySink> {
+    UsageLayer::new(sink.clone(), prices())
+}
+
+/// The only event that there is.
+fn only(sink: &MemorySink) -> UsageEvent {
+    let events = sink.take();
+    assert_eq!((events.len(), sink.admitted()), (1, 0), "{events:?}");
+    events.into_iter().next().unwrap()
+}
+
+async fn one(reply: Reply) -> (Result<LlmResponse, Error>, MemorySink) {
+    let sink = MemorySink::new(8);
+    let result = record(&sink).layer(Scripted::new().reply(reply)).oneshot(request()).await;
+    (result, sink)
+}
+
+#[tokio::test(start_paused = true)]
+async fn it_keeps_the_contract() {
+    let sink = MemorySink::new(usize::MAX);
+    Contract::layer(record(&sink)).check().await;
+    Contract::layer(record(&sink).durable(Duration::from_secs(5))).check().await;
+    Contract::layer(UsageLayer::hits(sink.clone(), prices())).check().await;
+    assert!(!sink.take().is_empty());
+    assert_eq!(sink.admitted(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn seed_21_a_whole_answer_is_recorded_with_all_that_is_known() {
+    let reply = Reply::complete(Completion::text("hi", TokenUsage::new(1000, 500)));
+    let (result, sink) = one(reply.after([Step::Wait(Duration::from_millis(250))])).await;
+    result.unwrap();
+    let event = only(&sink);
+    assert_eq!(event.context.department_ids().iter().map(|d| &**d).collect::<Vec<_>>(), ["r&d", "ops"]);
+    assert_eq!(event.context.agent_name(), Some("bot"));
+    assert_eq!(event.context.task_type(), Some("summary"));
+    assert_eq!((event.requested.as_str(), event.model.as_str()), ("p/a", "p/a"));
+    assert_eq!(event.usage, TokenUsage::new(1000, 500));
+    assert_eq!(event.cost.amount, Some(NanoUsd::new(2_000_000)));
+    assert_eq!((event.outcome, event.streamed, event.attempt), (Outcome::Ok, false, 0));
+    assert_eq!(event.latency, Duration::from_millis(250));
+    assert_eq!(event.first_content, Some(Duration::from_millis(250)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn seed_21_a_stream_is_recorded_at_its_end_and_not_before() {
+    let (result, sink) = one(Reply::words(["h", "i"])).await;
+    let ResponseBody::Stream(mut chunks) = result.unwrap().body else { panic!("expected a stream") };
+    while let Some(chunk) = chunks.next().await {
+        let is_final = chunk.unwrap().is_final();
+        assert_eq!(sink.admitted(), usize::from(!is_final));
+    }
+    drop(chunks);
+    let event = only(&sink);
+    assert_eq!((event.outcome, event.usage), (Outcome::Ok, TokenUsage::new(3, 2)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn seed_21_usage_that_is_not_reported_is_estimated_and_says_so() {
+    let chunks = ["four", "four"].map(|text| Step::Chunk(StreamChunk::text(text)));
+    let (result, sink) = one(Reply::stream(chunks)).await;
+    result.unwrap().text().await.unwrap();
+    let event = only(&sink);
+    assert_eq!(event.usage.certainty, Certainty::Estimated);
+    assert!(event.usage.input_tokens > Some(0) && event.usage.output_tokens > Some(0), "{:?}", event.usage);
+    assert!(event.cost.amount > Some(NanoUsd::ZERO));
+}
+
+#[tokio::test(start_paused = true)]
+async fn seed_21_broken_and_abandoned_streams_are_recorded_with_what_was_seen() {
+    let words = || (0..40).map(|_| Step::Chunk(StreamChunk::text("word ")));
+    let broken = Step::Fail(Error::provider(ErrorClass::Transport, "p", "a"));
+    let (result, sink) = one(Reply::stream(words().chain([broken]))).await;
+    result.unwrap().text().await.unwrap_err();
+    let event = only(&sink);
+    assert_eq!((event.outcome, event.usage.certainty), (Outcome::Error, Certainty::Estimated));
+    assert!(event.usage.output_tokens > Some(40));
+
+    let (result, sink) = one(Reply::stream(words().chain([Step::Stall]))).await;
+    let ResponseBody::Stream(mut chunks) = result.unwrap().body else { panic!("expected a stream") };
+    chunks.next().await.unwrap().unwrap();
+    drop(chunks);
+    let event = only(&sink);
+    assert_eq!(event.outcome, Outcome::Aborted);
+    assert!(event.usage.output_tokens > Some(0) && event.usage.output_tokens < Some(10));
+    assert_eq!(event.first_content, Some(Duration::ZERO));
+}
+
+#[tokio::test(start_paused = true)]
+async fn seed_06_a_discarded_empty_answer_is_billed_at_its_own_price() {
+    let sink = MemorySink::new(8);
+    let blank = Completion::text(" ", TokenUsage::new(1000, 0));
+    let provider = Scripted::new().reply(Reply::complete(blank)).reply(Reply::text("hi"));
+    let chains = Chains::builder().chain("p/a", ["p/b"]).build().unwrap();
+    let stack = FallbackLayer::new(chains).layer(record(&sink).layer(provider));
+    stack.oneshot(request()).await.unwrap();
+    let events = sink.take();
+    assert_eq!(events.len(), 2);
+    assert_eq!((events[0].model.as_str(), events[0].outcome, events[0].attempt), ("p/a", Outcome::Empty, 0));
+    assert_eq!(events[0].cost.amount, Some(NanoUsd::new(1_000_000)));
+    assert_eq!((events[1].model.as_str(), events[1].outcome, events[1].attempt), ("p/b", Outcome::Ok, 1));
+    assert_ne!(events[0].id, events[1].id);
+}
+
+#[tokio::test(start_paused = true)]
+async fn wherever_it_stands_the_model_that_answered_is_billed() {
+    let sink = MemorySink::new(8);
+    let down = Error::provider(ErrorClass::Unavailable, "p", "a");
+    let provider = Scripted::new().reply(Reply::error(down));
+    let chains = Chains::builder().chain("p/a", ["p/b"]).build().unwrap();
+    let providers = Providers::builder().provider("p", provider).build().unwrap();
+    let stack = record(&sink).layer(FallbackLayer::new(chains).layer(providers));
+    stack.oneshot(request()).await.unwrap();
+    let event = only(&sink);
+    assert_eq!((event.requested.as_str(), event.model.as_str()), ("p/a", "p/b"));
+    assert_eq!(event.provider.as_deref(), Some("p"));
+    assert_eq!(event.cost.amount, Some(NanoUsd::new(3 * 10_000 + 20_000)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn failures_are_recorded_if_they_were_sent() {
+    let refused = {
+        let mut failure = ProviderFailure::new(ErrorClass::Upstream, "p", "a");
+        failure.status = Some(http::StatusCode::INTERNAL_SERVER_ERROR);
+        Error::new(ErrorKind::Provider(failure)).with_dispatched(true)
+    };
+    let (result, sink) = one(Reply::error(refused)).await;
+    result.unwrap_err();
+    let event = only(&sink);
+    assert_eq!(event.outcome, Outcome::Error);
+    assert_eq!(
+        event.usage,
+        TokenUsage::new(0, 0).with_certainty(Certainty::Estimated),
+        "a refusal is not billed"
+    );
+
+    let broke = Error::provider(ErrorClass::Transport, "p", "a").with_dispatched(true);
+    let (_, sink) = one(Reply::error(broke)).await;
+    assert!(only(&sink).usage.input_tokens > Some(0), "the prompt was sent");
+
+    let reported = Error::provider(ErrorClass::Upstream, "p", "a").with_usage(TokenUsage::new(7, 1));
+    let (_, sink) = one(Reply::error(reported)).await;
+    assert_eq!(only(&sink).usage, TokenUsage::new(7, 1));
+
+    let unsent = Error::provider(ErrorClass::Connect, "p", "a");
+    let (_, sink) = one(Reply::error(unsent)).await;
+    assert_eq!((sink.take().len(), sink.admitted()), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_never_reached_a_provider_is_not_recorded() {
+    let sink = MemorySink::new(8);
+    let providers = Providers::builder().provider("p", Scripted::new().with_places(0)).build().unwrap();
+    let mut service = record(&sink).layer(providers);
+    let missing = LlmRequest::new("x/y", request().body);
+    service.ready().await.unwrap().call(missing).await.unwrap_err();
+    // Waits for a deployment that is never ready.
+    let mut waiting = task::spawn(service.ready().await.unwrap().call(request()));
+    assert_pending!(waiting.poll());
+    drop(waiting);
+    assert_eq!((sink.take().len(), sink.admitted()), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn dropped_at_any_poll_it_is_one_event_if_it_was_sent() {
+    let reply = || {
+        let pieces = ["a", "b"].map(|text| [Step::Yield, Step::Chunk(StreamChunk::text(text))]);
+        Reply::stream(pieces.into_iter().flatten()).after([Step::Yield])
+    };
+    for polls in 0..12 {
+        let sink = MemorySink::new(8);
+        let provider = Scripted::new().reply(reply());
+        let mut service = record(&sink).layer(provider.clone());
+        service.ready().await.unwrap();
+        let mut left = polls;
+        let mut ended = false;
+        {
+            let mut call = task::spawn(service.call(request()));
+            let mut answer = None;
+            while left > 0 && answer.is_none() {
+                left -= 1;
+                if let std::task::Poll::Ready(ready) = call.poll() {
+                    answer = Some(ready.unwrap());
+                }
+            }
+            if let Some(LlmResponse { body: ResponseBody::Stream(mut chunks), .. }) = answer {
+                while left > 0 {
+                    left -= 1;
+                    let next = task::spawn(chunks.next()).poll();
+                    ended |= matches!(next, std::task::Poll::Ready(Some(Ok(chunk))) if chunk.is_final());
+                }
+            }
+        }
+        let event = only(&sink);
+        let expected = if ended { Outcome::Ok } else { Outcome::Aborted };
+        assert_eq!(event.outcome, expected, "after {polls} polls");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_below_is_recorded_as_an_error() {
+    for reply in [
+        Reply::text("").after([Step::Panic]),
+        Reply::stream([Step::Chunk(StreamChunk::text("a")), Step::Panic]),
+    ] {
+        let sink = MemorySink::new(8);
+        let mut service = record(&sink).layer(Scripted::new().reply(reply));
+        service.ready().await.unwrap();
+        let panicked = catch_unwind(AssertUnwindSafe(|| {
+            let answer = assert_ready!(task::spawn(service.call(request())).poll()).unwrap();
+            let ResponseBody::Stream(mut chunks) = answer.body else { panic!("expected a stream") };
+            loop {
+                let _ = assert_ready!(task::spawn(chunks.next()).poll());
+            }
+        }));
+        assert!(panicked.is_err());
+        assert_eq!(only(&sink).outcome, Outcome::Error);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_same_request_sent_twice_is_two_events() {
+    let sink = MemorySink::new(8);
+    let service = record(&sink).layer(Scripted::new());
+    let request = request();
+    service.clone().oneshot(request.clone()).await.unwrap();
+    service.oneshot(request).await.unwrap();
+    let events = sink.take();
+    assert_eq!(events.iter().map(|event| event.id).collect::<HashSet<_>>().len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_place_nobody_is_asked() {
+    let sink = MemorySink::new(1);
+    let provider = Scripted::new().reply(Reply::stall());
+    let service = record(&sink).layer(provider.clone());
+    let mut first = task::spawn(service.clone().oneshot(request()));
+    assert_pending!(first.poll());
+    let error = service.clone().oneshot(request()).await.unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::StoreUnavailable { store } if store == "usage"));
+    assert_eq!(provider.requests().len(), 1);
+    drop(first);
+    only(&sink);
+    service.oneshot(request()).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_unknown_price_is_unpriced_and_not_nothing() {
+    let sink = MemorySink::new(8);
+    let service = UsageLayer::new(sink.clone(), Prices::default()).layer(Scripted::new());
+    service.oneshot(request()).await.unwrap();
+    assert_eq!(only(&sink).cost.amount, None);
+}
+
+/// Stands for a cache: answers with this status.
+fn cached(
+    status: CacheStatus,
+) -> impl Service<LlmRequest, Response = LlmResponse, Error = Error, Future: Send> + Clone {
+    service_fn(move |request: LlmRequest| async move {
+        let mut answer = LlmResponse::new(request.model, Completion::text("hi", TokenUsage::new(1000, 500)));
+        answer.cache = status;
+        Ok::<_, Error>(answer)
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn seed_19_a_hit_costs_nothing_and_what_it_saved_is_recorded() {
+    let sink = MemorySink::new(8);
+    for (status, outcome) in [
+        (CacheStatus::Hit { age: Duration::from_secs(5) }, Outcome::CacheHit),
+        (CacheStatus::Coalesced, Outcome::Coalesced),
+    ] {
+        // In whatever order the layers stand.
+        for layer in [UsageLayer::hits(sink.clone(), prices()), record(&sink)] {
+            layer.layer(cached(status)).oneshot(request()).await.unwrap();
+            let event = only(&sink);
+            assert_eq!((event.outcome, event.usage), (outcome, TokenUsage::new(0, 0)));
+            assert_eq!(event.cost.amount, Some(NanoUsd::ZERO));
+            let saved = event.saved.unwrap();
+            assert_eq!(
+                (saved.usage, saved.cost.amount),
+                (TokenUsage::new(1000, 500), Some(NanoUsd::new(2_000_000)))
+            );
+        }
+    }
+    for status in [CacheStatus::Miss, CacheStatus::Unused] {
+        let layer = UsageLayer::hits(sink.clone(), prices());
+        layer.layer(cached(status)).oneshot(request()).await.unwrap();
+        assert!(sink.take().is_empty(), "what was asked for is recorded inside");
+    }
+}
+
+// ===== durable =====
+
+/// Acknowledges when it is told to.
+#[derive(Clone, Default)]
+struct Slow(Arc<Mutex<Vec<tokio::sync::oneshot::Sender<()>>>>);
+
+struct SlowPlace(Slow);
+
+impl UsageSink for Slow {
+    fn admit(&self) -> Result<llm_layers::usage::Slot, Error> {
+        Ok(llm_layers::usage::Slot::new(SlowPlace(self.clone())))
+    }
+}
+
+impl llm_layers::usage::Place for SlowPlace {
+    fn record(self: Box<Self>, _: UsageEvent, done: Option<tokio::sync::oneshot::Sender<()>>) {
+        self.0.0.lock().unwrap().extend(done);
+    }
+}
+
+impl Slow {
+    fn acknowledge(&self) {
+        for done in self.0.lock().unwrap().drain(..) {
+            done.send(()).unwrap();
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn durable_the_last_byte_waits_for_the_record() {
+    let sink = Slow::default();
+    let layer = UsageLayer::new(sink.clone(), prices()).durable(Duration::from_secs(5));
+    let provider = Scripted::new().reply(Reply::text("hi")).reply(Reply::words(["h"]));
+    let mut service = layer.layer(provider);
+
+    let mut whole = task::spawn(service.ready().await.unwrap().call(request()));
+    assert_pending!(whole.poll());
+    sink.acknowledge();
+    assert!(whole.is_woken());
+    assert_ready!(whole.poll()).unwrap();
+
+    let answer = service.ready().await.unwrap().call(request()).await.unwrap();
+    let ResponseBody::Stream(mut chunks) = answer.body else { panic!("expected a stream") };
+    for _ in 0..4 {
+        assert!(!chunks.next().await.unwrap().unwrap().is_final());
+    }
+    let mut last = task::spawn(chunks.next());
+    assert_pending!(last.poll());
+    sink.acknowledge();
+    assert!(last.is_woken());
+    assert!(assert_ready!(last.poll()).unwrap().unwrap().is_final());
+    drop(last);
+    assert!(chunks.next().await.is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn durable_an_answer_whose_record_does_not_come_is_not_whole() {
+    let layer = UsageLayer::new(Slow::default(), prices()).durable(Duration::from_secs(5));
+    let provider = Scripted::new().reply(Reply::text("hi")).reply(Reply::words(["h"]));
+    let service = layer.layer(provider);
+    let error = service.clone().oneshot(request()).await.unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::StoreUnavailable { .. }));
+    let error = service.oneshot(request()).await.unwrap().text().await.unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::StoreUnavailable { .. }));
+}
+
+// ===== the queue =====
+
+/// Fails as often as it is told, then keeps each event once.
+#[derive(Clone, Default)]
+struct Store(Arc<Mutex<(usize, Vec<EventId>)>>);
+
+impl UsageStore for Store {
+    fn write(&mut self, group: &[UsageEvent]) -> Result<(), BoxError> {
+        let (failures, kept) = &mut *self.0.lock().unwrap();
+        if *failures > 0 {
+            *failures -= 1;
+            return Err("the store is down".into());
+        }
+        for event in group {
+            assert!(!kept.contains(&event.id), "a group is offered again only if it was not written");
+            kept.push(event.id);
+        }
+        Ok(())
+    }
+}
+
+fn quickly() -> QueueOptions {
+    QueueOptions::default().with_backoff(Backoff::new(Duration::from_millis(1), Duration::from_millis(2)))
+}
+
+#[tokio::test]
+async fn seed_22_a_store_that_fails_loses_neither_answer_nor_record() {
+    let store = Store::default();
+    store.0.lock().unwrap().0 = 5;
+    let (sink, worker) = QueueSink::start(store.clone(), quickly()).unwrap();
+    let service = UsageLayer::new(sink.clone(), prices()).layer(Scripted::new());
+    for _ in 0..10 {
+        assert_eq!(service.clone().oneshot(request()).await.unwrap().text().await.unwrap(), "hi");
+    }
+    let report = worker.shutdown(Duration::from_secs(30)).await;
+    assert_eq!((report.written, report.left, report.last_error), (10, 0, None));
+    assert_eq!(store.0.lock().unwrap().1.len(), 10);
+    assert_eq!(sink.pending(), 0);
+    let error = service.oneshot(request()).await.unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::StoreUnavailable { .. }), "after the end nobody is asked");
+}
+
+#[tokio::test]
+async fn a_queue_that_is_full_refuses_calls_and_is_not_healthy() {
+    let store = Store::default();
+    store.0.lock().unwrap().0 = usize::MAX;
+    let (sink, worker) = QueueSink::start(store, quickly().with_capacity(3)).unwrap();
+    let provider = Scripted::new();
+    let service = UsageLayer::new(sink.clone(), prices()).layer(provider.clone());
+    let mut served = 0;
+    // The worker holds what it cannot write, and the queue holds as much again.
+    while service.clone().oneshot(request()).await.is_ok() {
+        served += 1;
+        assert!(served < 100, "it is bounded");
+    }
+    assert_eq!(provider.requests().len(), served);
+    assert!(!sink.is_healthy());
+    let report = worker.shutdown(Duration::from_millis(20)).await;
+    assert_eq!((report.written, report.left), (0, served as u64));
+    assert_eq!(report.last_error.as_deref(), Some("the store is down"));
+}
+
+#[tokio::test]
+async fn a_ticket_resolves_when_the_event_is_written() {
+    let store = Store::default();
+    let (sink, worker) = QueueSink::start(store.clone(), quickly()).unwrap();
+    let service = UsageLayer::new(sink, prices()).durable(Duration::from_secs(30)).layer(Scripted::new());
+    for calls in 1..=5 {
+        service.clone().oneshot(request()).await.unwrap();
+        assert_eq!(store.0.lock().unwrap().1.len(), calls);
+    }
+    drop(service);
+    assert_eq!(worker.shutdown(Duration::from_secs(30)).await.written, 5);
+}
+
+#[test]
+fn ids_sort_by_time_and_differ() {
+    let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+    assert!(EventId::mint(at(1)) < EventId::mint(at(2)));
+    let ids: HashSet<_> = (0..1000).map(|_| EventId::mint(at(1))).collect();
+    assert_eq!(ids.len(), 1000);
+    let id = EventId::mint(at(7));
+    assert_eq!(EventId::from_bytes(id.to_bytes()), id);
+}
+
+#[tokio::test(start_paused = true)]
+async fn it_stands_in_a_stack_by_name() {
+    let sink = MemorySink::new(8);
+    let stack = ServiceBuilder::new().layer(record(&sink).with_clock(SystemClock)).service(Scripted::new());
+    stack.oneshot(request()).await.unwrap();
+    let event = only(&sink);
+    assert!(!format!("{event:?}").contains("ada"), "the user's id is not for logs");
+}
