@@ -181,17 +181,24 @@ impl PriceBook {
         if json {
             return Self::from_litellm(list, &bytes);
         }
-        #[cfg(feature = "toml")]
+        Self::toml(list, bytes)
+    }
+
+    #[cfg(feature = "toml")]
+    fn toml(list: String, bytes: Vec<u8>) -> Result<Self, PriceError> {
         match String::from_utf8(bytes) {
             Ok(text) => Self::from_toml(list, &text),
             Err(error) => {
                 let good = &error.as_bytes()[..error.utf8_error().valid_up_to()];
                 let line = 1 + memchr::memchr_iter(b'\n', good).count();
-                refuse(PriceErrorKind::Syntax { line, message: "not UTF-8".into() })
+                Err(PriceError::new(list, PriceErrorKind::Syntax { line, message: "not UTF-8".into() }))
             }
         }
-        #[cfg(not(feature = "toml"))]
-        refuse(PriceErrorKind::UnknownFormat)
+    }
+
+    #[cfg(not(feature = "toml"))]
+    fn toml(list: String, _: Vec<u8>) -> Result<Self, PriceError> {
+        Err(PriceError::new(list, PriceErrorKind::UnknownFormat))
     }
 
     fn one(source: Arc<str>, version: Arc<str>, prices: Entries, skipped: Vec<PriceProblem>) -> Self {

@@ -35,13 +35,17 @@ pub enum AmountReason {
     Malformed,
 }
 
-/// As much of a wrong text as an error repeats.
+/// As many letters of a wrong text as an error repeats.
 const SHOWN: usize = 40;
+
+fn shown(text: &str) -> Box<str> {
+    let end = text.char_indices().nth(SHOWN).map_or(text.len(), |(at, _)| at);
+    text[..end].into()
+}
 
 impl AmountError {
     pub(super) fn new(text: &str, reason: AmountReason) -> Self {
-        let end = text.char_indices().nth(SHOWN).map_or(text.len(), |(at, _)| at);
-        Self { text: text[..end].into(), reason }
+        Self { text: shown(text), reason }
     }
 
     /// The text, or the beginning of a long one.
@@ -148,8 +152,10 @@ fn misfit(text: &str) -> AmountReason {
     let before = text.find(of_number).unwrap_or(text.len());
     let after = text.rfind(of_number).map_or(0, |at| at + 1);
     for (unit, rest) in [(&text[..before], &text[before..]), (&text[after..], &text[..after])] {
-        if !unit.trim().is_empty() && Decimal::split(rest.trim()).is_some() {
-            return AmountReason::Currency { unit: AmountError::new(unit.trim(), AmountReason::Empty).text };
+        let unit = unit.trim();
+        // An `e` is half of an exponent.
+        if !matches!(unit, "" | "e" | "E") && Decimal::split(rest.trim()).is_some() {
+            return AmountReason::Currency { unit: shown(unit) };
         }
     }
     AmountReason::Malformed
