@@ -90,6 +90,16 @@ impl Outcome {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct EventId(u128);
 
+/// A count as stores keep it: in 63 bits, which no provider reaches.
+pub(super) fn stored_tokens(count: u64) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}
+
+/// Nanoseconds as stores keep them: 292 years at most.
+pub(super) fn stored_duration(time: Duration) -> i64 {
+    i64::try_from(time.as_nanos()).unwrap_or(i64::MAX)
+}
+
 impl EventId {
     /// A new one.
     pub fn mint(now: SystemTime) -> Self {
