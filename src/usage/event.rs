@@ -73,6 +73,14 @@ pub enum Outcome {
 }
 
 impl Outcome {
+    const ALL: [Self; 6] =
+        [Self::Ok, Self::Empty, Self::Error, Self::Aborted, Self::CacheHit, Self::Coalesced];
+
+    /// The outcome of this [name](Self::as_str), if there is one.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|outcome| outcome.as_str() == name)
+    }
+
     /// A name of few letters, for columns and labels.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -89,6 +97,16 @@ impl Outcome {
 /// Which call an event is of: 48 bits of milliseconds, then chance, so that ids sort by time.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct EventId(u128);
+
+/// A count as stores keep it: in 63 bits, which no provider reaches.
+pub(super) fn stored_tokens(count: u64) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}
+
+/// Nanoseconds as stores keep them: 292 years at most.
+pub(super) fn stored_duration(time: Duration) -> i64 {
+    i64::try_from(time.as_nanos()).unwrap_or(i64::MAX)
+}
 
 impl EventId {
     /// A new one.

@@ -1,4 +1,6 @@
-use super::{Place, Slot, UsageEvent, UsageSink};
+use super::{
+    DepartmentSums, GroupBy, Place, Slot, UsageEvent, UsageGroup, UsageQuery, UsageSink, UsageTotals, query,
+};
 use crate::{Error, ErrorKind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::oneshot;
@@ -35,6 +37,23 @@ impl MemorySink {
     /// How many events are to come: calls that have not ended.
     pub fn admitted(&self) -> usize {
         self.lock().admitted
+    }
+
+    /// Adds up the events that are kept, each once. `None` if the cost is more than
+    /// [`NanoUsd::MAX`](crate::price::NanoUsd::MAX).
+    pub fn totals(&self, query: &UsageQuery) -> Option<UsageTotals> {
+        query::totals(&self.lock().kept, query)
+    }
+
+    /// As [`totals`](Self::totals), for each group; in the order of their keys.
+    pub fn totals_by(&self, query: &UsageQuery, groups: &[GroupBy]) -> Option<Vec<UsageGroup>> {
+        query::totals_by(&self.lock().kept, query, groups)
+    }
+
+    /// Adds up the events that are kept, each in full for every department that it is charged to; in the order of
+    /// departments, then keys.
+    pub fn department_sums(&self, query: &UsageQuery, groups: &[GroupBy]) -> Option<Vec<DepartmentSums>> {
+        query::department_sums(&self.lock().kept, query, groups)
     }
 
     fn lock(&self) -> MutexGuard<'_, Events> {

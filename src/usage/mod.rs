@@ -52,15 +52,24 @@
 mod event;
 mod layer;
 mod memory;
+mod query;
 mod queue;
 mod recorder;
 mod service;
 mod sink;
+#[cfg(feature = "rusqlite")]
+mod sqlite;
 
+#[cfg(feature = "rusqlite")]
+pub use self::sqlite::{Durability, LedgerError, LedgerErrorKind, LedgerReader, SqliteLedger};
 pub use self::{
     event::{EventId, Outcome, Saved, UsageEvent},
     layer::UsageLayer,
     memory::MemorySink,
+    query::{
+        DepartmentSums, GroupBy, UsageGroup, UsageQuery, UsageTotals, Window, department_sums, totals,
+        totals_by,
+    },
     queue::{QueueOptions, QueueSink, Report, UsageStore, Worker},
     service::{RecordUsage, ResponseFuture},
     sink::{Place, Slot, Ticket, UsageSink},

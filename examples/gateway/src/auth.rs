@@ -1,6 +1,6 @@
-//! Who asks: a key becomes a [`RequestContext`].
+//! Who asks: a key becomes a [`Caller`].
 
-use crate::config::Config;
+use crate::config::{Caller, Config};
 use axum::{
     extract::{Request, State},
     http::{HeaderMap, HeaderValue, StatusCode, header},
@@ -8,12 +8,12 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use blake3::Hash;
-use llm_layers::{RequestContext, http::axum::ErrorResponse};
+use llm_layers::http::axum::ErrorResponse;
 use std::{collections::HashMap, fmt, sync::Arc};
 
 /// The keys, as hashes. What is compared is hashes, so that the time it takes tells nothing about a key.
 #[derive(Clone)]
-pub(crate) struct Keys(Option<Arc<HashMap<Hash, RequestContext>>>);
+pub(crate) struct Keys(Option<Arc<HashMap<Hash, Caller>>>);
 
 impl Keys {
     pub(crate) fn new(config: &Config) -> Self {
@@ -21,8 +21,11 @@ impl Keys {
     }
 
     /// Who has sent these headers; `None` if that cannot be told, and must be.
-    fn identify(&self, headers: &HeaderMap) -> Option<RequestContext> {
-        let Some(keys) = &self.0 else { return Some(RequestContext::new()) };
+    fn identify(&self, headers: &HeaderMap) -> Option<Caller> {
+        // Without keys there is nothing to keep from anybody.
+        let Some(keys) = &self.0 else {
+            return Some(Caller { is_admin: true, ..Caller::default() });
+        };
         keys.get(&blake3::hash(bearer(headers)?)).cloned()
     }
 }
@@ -41,8 +44,9 @@ fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
 /// Lets in who has a key, as who it is.
 pub(crate) async fn authenticate(State(keys): State<Keys>, mut request: Request, next: Next) -> Response {
     match keys.identify(request.headers()) {
-        Some(context) => {
-            request.extensions_mut().insert(context);
+        Some(caller) => {
+            request.extensions_mut().insert(caller.context.clone());
+            request.extensions_mut().insert(caller);
             next.run(request).await
         }
         None => {

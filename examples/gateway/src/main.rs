@@ -5,6 +5,7 @@
 mod access;
 mod auth;
 mod config;
+mod ledger;
 mod routes;
 mod server;
 mod stack;
@@ -82,7 +83,7 @@ fn configuration(arguments: Arguments) -> Result<Config, Vec<String>> {
 async fn run(config: Config) -> Result<(), Box<dyn std::error::Error>> {
     let listener = TcpListener::bind(config.listen).await?;
     let address = listener.local_addr()?;
-    let server = Server::new(listener, &config)?;
+    let server = Server::new(listener, &config).await?;
     drop(config);
     let mut stdout = std::io::stdout();
     writeln!(stdout, "listening on http://{address}")?;

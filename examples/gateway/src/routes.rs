@@ -4,6 +4,7 @@ use crate::{
     access::{self, Account, UnderWay},
     auth::{self, Keys},
     config::Config,
+    ledger::{self, Ledger},
     stack::{self, Stack},
 };
 use axum::{
@@ -61,18 +62,20 @@ pub(crate) fn router(
     config: &Config,
     stopping: &Stopping,
     under_way: &UnderWay,
+    ledger: Option<&Ledger>,
 ) -> Result<Router, Box<dyn Error>> {
-    let chat = Chat { stack: stack::build(config)?, keep_alive: config.server.keep_alive };
+    let chat = Chat { stack: stack::build(config, ledger)?, keep_alive: config.server.keep_alive };
     let limits = BodyLimits::default().with_max_bytes(config.server.max_body_bytes);
     let models = models(config);
     let api = Router::new()
         .route("/v1/chat/completions", post(complete).with_state(chat).layer(Extension(limits)))
         .route("/v1/models", get(move || ready(json_response(models.clone()))))
+        .route("/v1/usage", get(ledger::usage).with_state(ledger.cloned()))
         .route_layer(middleware::from_fn_with_state(Keys::new(config), auth::authenticate))
         .route_layer(middleware::from_fn_with_state(stopping.clone(), refuse_when_stopping));
     Ok(Router::new()
         .route("/healthz", get(|| ready(json_response(r#"{"status":"ok"}"#))))
-        .route("/readyz", get(readiness).with_state(stopping.clone()))
+        .route("/readyz", get(readiness).with_state((stopping.clone(), ledger.cloned())))
         .merge(api)
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
@@ -111,11 +114,16 @@ fn models(config: &Config) -> Bytes {
     Bytes::from(json!({ "object": "list", "data": all }).to_string())
 }
 
-async fn readiness(State(stopping): State<Stopping>) -> Response {
-    match stopping.has_begun() {
-        false => json_response(r#"{"status":"ready"}"#),
-        true => going().into_response(),
+async fn readiness(State((stopping, ledger)): State<(Stopping, Option<Ledger>)>) -> Response {
+    if stopping.has_begun() {
+        return going().into_response();
     }
+    if ledger.is_some_and(|ledger| !ledger.is_healthy()) {
+        let (message, code) = ("usage cannot be recorded", Some("usage_store_unavailable"));
+        return ErrorResponse::custom(StatusCode::SERVICE_UNAVAILABLE, "server_error", code, message)
+            .into_response();
+    }
+    json_response(r#"{"status":"ready"}"#)
 }
 
 async fn not_found() -> ErrorResponse {

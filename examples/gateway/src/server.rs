@@ -3,6 +3,7 @@
 use crate::{
     access::UnderWay,
     config::Config,
+    ledger::Ledger,
     routes::{self, Stopping},
 };
 use axum::Router;
@@ -32,19 +33,24 @@ pub(crate) struct Server {
     stopping: Stopping,
     under_way: UnderWay,
     grace: Duration,
+    ledger: Option<Ledger>,
 }
 
 impl Server {
     /// All that can fail: afterwards it serves until a signal comes.
-    pub(crate) fn new(listener: TcpListener, config: &Config) -> Result<Self, Box<dyn Error>> {
+    pub(crate) async fn new(listener: TcpListener, config: &Config) -> Result<Self, Box<dyn Error>> {
         let (stopping, under_way) = (Stopping::default(), UnderWay::default());
-        let router = routes::router(config, &stopping, &under_way)?;
+        let ledger = match &config.usage {
+            Some(usage) => Some(Ledger::open(usage).await?),
+            None => None,
+        };
+        let router = routes::router(config, &stopping, &under_way, ledger.as_ref())?;
         let (signals, grace) = (Signals::new()?, config.server.shutdown_grace);
-        Ok(Self { listener, router, signals, stopping, under_way, grace })
+        Ok(Self { listener, router, signals, stopping, under_way, grace, ledger })
     }
 
     pub(crate) async fn run(self) {
-        let Self { listener, router, mut signals, stopping, under_way, grace } = self;
+        let Self { listener, router, mut signals, stopping, under_way, grace, ledger } = self;
         let connections = GracefulShutdown::new();
         let stop = async {
             signals.next().await;
@@ -64,6 +70,9 @@ impl Server {
         }
         drop(listener);
         let _ = timeout(CLOSE_TIMEOUT, connections.shutdown()).await;
+        if let Some(ledger) = ledger {
+            ledger.close().await;
+        }
     }
 }
 

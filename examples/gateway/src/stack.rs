@@ -1,6 +1,9 @@
 //! The layers, in their documented order.
 
-use crate::config::{Config, Kind};
+use crate::{
+    config::{Config, Kind},
+    ledger::Ledger,
+};
 use llm_layers::{
     Error, LlmRequest, LlmResponse,
     alias::AliasLayer,
@@ -18,7 +21,7 @@ use tower::{ServiceBuilder, util::BoxCloneSyncService};
 /// All layers as one service, boxed once.
 pub(crate) type Stack = BoxCloneSyncService<LlmRequest, LlmResponse, Error>;
 
-pub(crate) fn build(config: &Config) -> Result<Stack, Box<dyn error::Error>> {
+pub(crate) fn build(config: &Config, ledger: Option<&Ledger>) -> Result<Stack, Box<dyn error::Error>> {
     let (timeouts, client) = (config.timeouts, hyper_client());
     let mut providers = Providers::builder().each(move |_| timeouts);
     for (name, provider) in &config.providers {
@@ -51,6 +54,7 @@ pub(crate) fn build(config: &Config) -> Result<Stack, Box<dyn error::Error>> {
         .layer(limit)
         .layer(AliasLayer::new(config.aliases.clone()))
         .layer(fallback)
+        .layer(tower::util::option_layer(ledger.map(|ledger| ledger.layer(config))))
         .service(providers);
     Ok(BoxCloneSyncService::new(stack))
 }

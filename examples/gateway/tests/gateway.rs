@@ -479,3 +479,66 @@ async fn without_anything_under_way_it_ends_at_once() {
     assert_eq!(gateway.ended().await, 0);
     assert!(began.elapsed() < Duration::from_secs(5));
 }
+
+// ===== usage =====
+
+/// Two keys, and prices of our own.
+fn with_prices(gateway: &str) -> String {
+    let prices = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("prices.toml");
+    std::fs::write(&prices, "[models.\"a/m\"]\ninput = \"1\"\noutput = \"2\"\n").unwrap();
+    let keys = r#"
+        [[keys]]
+        key = "one"
+        user = "ada"
+        departments = ["r-and-d", "ops"]
+        [[keys]]
+        key = "root"
+        user = "root"
+        admin = true
+    "#;
+    format!("{keys}\n[prices]\nown = {:?}\n{gateway}", prices.display().to_string())
+}
+
+async fn usage(gateway: &Gateway, question: &str) -> Value {
+    let root = ("authorization", "Bearer root");
+    // Records are written soon after the answer.
+    for _ in 0..200 {
+        let reply = gateway.send("GET", &format!("/v1/usage{question}"), &[root], b"").await;
+        assert_eq!(reply.status, 200, "{}", reply.body);
+        let json = reply.json();
+        if json["totals"]["calls"] != 0 {
+            return json;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("nothing was recorded");
+}
+
+#[tokio::test]
+async fn what_was_used_is_recorded_and_told_to_who_may_know() {
+    let mut upstream = Upstream::start().await;
+    let gateway = Gateway::start(&with_prices(&one(&upstream.url, ""))).await;
+    let one = ("authorization", "Bearer one");
+    let (headers, body) = ([JSON, one], asking("a/m"));
+    let (reply, ()) = tokio::join!(gateway.post(&headers, body.as_bytes()), async {
+        upstream.call().await.answer(200, &whole("Hi")).await;
+    });
+    assert_eq!(reply.status, 200, "{}", reply.body);
+
+    let used = usage(&gateway, "?window=day&by=model,outcome").await;
+    assert_eq!(used["totals"]["calls"], 1);
+    assert!(used["totals"]["cost_nano_usd"].as_i64().unwrap() > 0, "{used}");
+    assert_eq!(used["groups"][0]["key"], json!({ "model": "a/m", "outcome": "ok" }));
+    let departments: Vec<_> =
+        used["department_sums"].as_array().unwrap().iter().map(|sum| &sum["department"]).collect();
+    assert_eq!(departments, ["ops", "r-and-d"]);
+    assert_eq!(usage(&gateway, "?department=ops&user=ada").await["totals"], used["totals"]);
+
+    let refused = gateway.send("GET", "/v1/usage", &[one], b"").await;
+    assert_eq!((refused.status, &refused.json()["error"]["code"]), (403, &json!("not_admin")));
+    let root = ("authorization", "Bearer root");
+    for wrong in ["?window=year", "?by=colour", "?from=yesterday", "?outcome=fine", "?secret=1"] {
+        let reply = gateway.send("GET", &format!("/v1/usage{wrong}"), &[root], b"").await;
+        assert_eq!(reply.status, 400, "{wrong}: {}", reply.body);
+    }
+}

@@ -35,7 +35,7 @@ impl Server {
     }
 
     fn gateway(config: &str) -> Self {
-        let file = tempfile(config);
+        let file = tempfile(&format!("{config}\n[usage]\nenabled = false\n"));
         let mut command = Command::new(env!("CARGO_BIN_EXE_gateway"));
         Self::start(command.args(["--listen", "127.0.0.1:0", "--config"]).arg(&file))
     }

@@ -8,11 +8,13 @@ use llm_layers::{
     RequestContext,
     alias::{AliasTable, Aliases},
     fallback::{Backoff, Chains},
+    price::{PriceBook, Prices},
     provider::openai::OpenAiCompatible,
     providers::ProviderNames,
     timeout::CallTimeoutLayer,
+    usage::Durability,
 };
-use std::{collections::BTreeMap, fmt, net::SocketAddr, time::Duration};
+use std::{collections::BTreeMap, fmt, net::SocketAddr, path::PathBuf, time::Duration};
 
 /// A configuration that can work.
 #[derive(Debug)]
@@ -20,13 +22,33 @@ pub(crate) struct Config {
     pub(crate) listen: SocketAddr,
     pub(crate) server: Server,
     /// Who has which key, by its hash. `None`: everybody is anonymous.
-    pub(crate) keys: Option<Vec<(Hash, RequestContext)>>,
+    pub(crate) keys: Option<Vec<(Hash, Caller)>>,
     pub(crate) providers: BTreeMap<String, Provider>,
     pub(crate) aliases: Aliases,
     pub(crate) chains: Chains,
     pub(crate) max_attempts: u16,
     pub(crate) deadline: Duration,
     pub(crate) timeouts: CallTimeoutLayer,
+    /// `None`: nothing is recorded.
+    pub(crate) usage: Option<Usage>,
+    pub(crate) prices: Prices,
+}
+
+/// Who has a key.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Caller {
+    pub(crate) context: RequestContext,
+    /// Whether it may ask what everybody has used.
+    pub(crate) is_admin: bool,
+}
+
+/// Where usage is recorded.
+#[derive(Debug)]
+pub(crate) struct Usage {
+    pub(crate) path: PathBuf,
+    pub(crate) durability: Durability,
+    /// How long the last byte of an answer may wait for its record, if it is to wait.
+    pub(crate) hold_last_byte: Option<Duration>,
 }
 
 #[derive(Debug)]
@@ -137,8 +159,22 @@ impl Config {
         let (chains, max_attempts, deadline) =
             chains(file.section("fallbacks"), retry, aliases.as_ref(), &names, problems);
         let timeouts = timeouts(file.section("timeouts"));
+        let usage = Usage::read(file.section("usage"));
+        let prices = prices(file.section("prices"));
         let (aliases, chains) = (aliases?, chains?);
-        Some(Self { listen, server, keys, providers, aliases, chains, max_attempts, deadline, timeouts })
+        Some(Self {
+            listen,
+            server,
+            keys,
+            providers,
+            aliases,
+            chains,
+            max_attempts,
+            deadline,
+            timeouts,
+            usage,
+            prices,
+        })
     }
 }
 
@@ -154,6 +190,38 @@ impl Server {
             keep_alive: table.duration("keep_alive", seconds(15)),
         }
     }
+}
+
+impl Usage {
+    fn read(mut table: Section<'_>) -> Option<Self> {
+        let is_on = table.flag("enabled", true);
+        let path = if table.has("path") { table.text("path") } else { Some("usage.db".to_owned()) };
+        let durability = match table.text("durability").as_deref() {
+            None | Some("kill") => Durability::Kill,
+            Some("power-loss") => Durability::PowerLoss,
+            Some("memory") => Durability::Memory,
+            Some(_) => {
+                table.problem("durability", "must be \"memory\", \"kill\" or \"power-loss\"");
+                Durability::Kill
+            }
+        };
+        let hold = table.has("hold_last_byte");
+        let hold_last_byte = hold.then(|| table.duration("hold_last_byte", Duration::from_secs(5)));
+        path.filter(|_| is_on).map(|path| Self { path: path.into(), durability, hold_last_byte })
+    }
+}
+
+/// Reads price lists, yours before LiteLLM's.
+fn prices(mut table: Section<'_>) -> Prices {
+    let mut book = PriceBook::new();
+    for field in ["litellm", "own"] {
+        let Some(path) = table.text(field) else { continue };
+        match PriceBook::read(&path) {
+            Ok(list) => book = book.with_overrides(list),
+            Err(error) => table.problem(field, error),
+        }
+    }
+    book.into()
 }
 
 impl Provider {
@@ -198,8 +266,8 @@ impl Deployment {
     }
 }
 
-fn keys(tables: Vec<Section<'_>>, env: Env<'_>) -> Vec<(Hash, RequestContext)> {
-    let mut keys: Vec<(Hash, RequestContext)> = Vec::new();
+fn keys(tables: Vec<Section<'_>>, env: Env<'_>) -> Vec<(Hash, Caller)> {
+    let mut keys: Vec<(Hash, Caller)> = Vec::new();
     for mut table in tables {
         if !table.has("key") {
             table.problem("key", "is missing");
@@ -221,7 +289,8 @@ fn keys(tables: Vec<Section<'_>>, env: Env<'_>) -> Vec<(Hash, RequestContext)> {
             context = context.with_agent_name(agent);
         }
         context = context.with_departments(table.texts("departments"));
-        keys.extend(key.map(|key| (key, context)));
+        let is_admin = table.flag("admin", false);
+        keys.extend(key.map(|key| (key, Caller { context, is_admin })));
     }
     keys
 }

@@ -75,6 +75,10 @@ impl<'a> Section<'a> {
         self.read(field, "an address such as \"127.0.0.1:8080\"", |value| value.as_str()?.parse().ok())
     }
 
+    pub(super) fn flag(&mut self, field: &str, default: bool) -> bool {
+        self.read(field, "true or false", |value| value.as_bool()).unwrap_or(default)
+    }
+
     /// A text that is not blank.
     pub(super) fn text(&mut self, field: &str) -> Option<String> {
         self.read(field, "a text that is not empty", text)

@@ -20,6 +20,7 @@ fn the_example_with_every_field_is_right() {
     let config = Config::read(include_str!("../../gateway.toml"), &env).unwrap();
     let [(ada, context), (bob, _)] = &config.keys.as_ref().unwrap()[..] else { panic!("two keys") };
     assert_eq!([*ada, *bob], [blake3::hash(b"TEAM_A_KEY"), blake3::hash(b"literal")]);
+    let context = &context.context;
     assert_eq!((context.user_id(), context.tenant_id()), (Some("ada"), Some("acme")));
     assert_eq!((context.department_ids().len(), context.agent_name()), (1, Some("support-bot")));
     assert!(matches!(&config.providers["many"].kind, Kind::OpenAi(all) if all.len() == 2));

@@ -32,29 +32,31 @@ pub(crate) struct Gateway {
     child: Child,
     pub(crate) address: String,
     stderr: Arc<Mutex<String>>,
-    config: Option<PathBuf>,
+    folder: PathBuf,
 }
 
-fn command(config: Option<&str>, env: &[(&str, &str)]) -> (Command, Option<PathBuf>) {
+/// In a folder of its own, where its ledger is.
+fn command(config: Option<&str>, env: &[(&str, &str)]) -> (Command, PathBuf) {
     static NEXT: AtomicU64 = AtomicU64::new(0);
+    let name = format!("gateway-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+    let folder = std::env::temp_dir().join(name);
+    std::fs::create_dir_all(&folder).unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_gateway"));
     command.args(["--listen", "127.0.0.1:0"]).envs(env.iter().copied()).env_remove("RUST_LOG");
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
-    let path = config.map(|text| {
-        let name = format!("gateway-{}-{}.toml", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let path = std::env::temp_dir().join(name);
-        std::fs::write(&path, text).unwrap();
-        command.arg("--config").arg(&path);
-        path
-    });
-    (command, path)
+    command.current_dir(&folder);
+    if let Some(text) = config {
+        std::fs::write(folder.join("gateway.toml"), text).unwrap();
+        command.args(["--config", "gateway.toml"]);
+    }
+    (command, folder)
 }
 
 /// Runs a gateway that is expected to end by itself.
 pub(crate) async fn run(config: &str) -> Output {
-    let (mut command, path) = command(Some(config), &[]);
+    let (mut command, folder) = command(Some(config), &[]);
     let output = soon(command.output()).await.unwrap();
-    std::fs::remove_file(path.unwrap()).unwrap();
+    std::fs::remove_dir_all(folder).unwrap();
     output
 }
 
@@ -64,7 +66,7 @@ impl Gateway {
     }
 
     pub(crate) async fn start_with(config: Option<&str>, env: &[(&str, &str)]) -> Self {
-        let (mut command, config) = command(config, env);
+        let (mut command, folder) = command(config, env);
         let mut child = command.spawn().unwrap();
         let stderr = Arc::new(Mutex::new(String::new()));
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
@@ -78,7 +80,7 @@ impl Gateway {
         let line = soon(stdout.next_line()).await.unwrap();
         let line = line.unwrap_or_else(|| panic!("it does not start: {}", stderr.lock().unwrap()));
         let address = line.strip_prefix("listening on http://").expect(&line).to_owned();
-        Self { child, address, stderr, config }
+        Self { child, address, stderr, folder }
     }
 
     pub(crate) async fn connect(&self) -> Client {
@@ -146,9 +148,7 @@ impl Gateway {
 
 impl Drop for Gateway {
     fn drop(&mut self) {
-        if let Some(path) = &self.config {
-            let _ = std::fs::remove_file(path);
-        }
+        let _ = std::fs::remove_dir_all(&self.folder);
     }
 }
 

@@ -1,0 +1,342 @@
+use super::{
+    error::LedgerError,
+    schema::{absolute, create, open},
+};
+use crate::{
+    BoxError, CacheStatus, Certainty, TokenUsage,
+    price::Cost,
+    usage::{
+        QueueOptions, QueueSink, UsageEvent, UsageStore, Worker,
+        event::{stored_duration, stored_tokens},
+        query::nanos,
+    },
+};
+use rusqlite::{Connection, OpenFlags, Statement, TransactionBehavior};
+use std::{fmt, path::Path, sync::Arc, time::Duration};
+
+/// What a record that was written survives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Durability {
+    /// The process, and no more: the system is never asked to bring anything to the disk. After a power failure or a crash
+    /// of the system the file may lack records, or be damaged.
+    Memory,
+    /// That the process is killed, at any moment. After a power failure or a crash of the system the file is sound, but
+    /// may lack the records since the last checkpoint.
+    Kill,
+    /// A power failure too, as far as the disk keeps its word: each group is brought to the disk before it counts as
+    /// written. Costs milliseconds for each group.
+    PowerLoss,
+}
+
+/// Events in a file of SQLite, each once, whatever is written again.
+///
+/// Written to by one process, in [WAL mode](https://www.sqlite.org/wal.html), so not on a network file system;
+/// read by any number, with a [`LedgerReader`](super::LedgerReader) or `sqlite3`. Beside the file are two more, with `-wal` and
+/// `-shm` after its name, that belong to it.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let directory = std::env::temp_dir().join(format!("llm-layers-doc-{}", std::process::id()));
+/// # std::fs::create_dir_all(&directory)?;
+/// # let path = directory.join("usage.db");
+/// use llm_layers::{
+///     ChatBody, LlmRequest, price::Prices, provider::Echo,
+///     usage::{Durability, LedgerReader, QueueOptions, SqliteLedger, UsageLayer, UsageQuery},
+/// };
+/// use std::time::Duration;
+/// use tower::{Layer, ServiceExt};
+///
+/// let (sink, worker) = SqliteLedger::start(&path, Durability::Kill, QueueOptions::default())?;
+/// let service = UsageLayer::new(sink, Prices::default()).layer(Echo::new());
+/// service.oneshot(LlmRequest::new("acme/one", ChatBody::builder().user("Hello!").build()?)).await?;
+///
+/// let report = worker.shutdown(Duration::from_secs(5)).await;
+/// assert_eq!((report.written, report.left), (1, 0));
+/// let totals = LedgerReader::open(&path).await?.totals(&UsageQuery::new()).await?;
+/// assert_eq!((totals.calls, totals.unpriced_calls), (1, 1));
+/// # std::fs::remove_dir_all(&directory)?;
+/// # Ok(())
+/// # }
+/// ```
+pub struct SqliteLedger {
+    connection: Connection,
+    path: Arc<Path>,
+}
+
+/// How long somebody else's lock is waited for, each time.
+const BUSY: Duration = Duration::from_secs(1);
+
+impl SqliteLedger {
+    /// Opens the ledger in this file, which is made if there is none. Blocks, for a second or so if it is locked.
+    ///
+    /// # Errors
+    ///
+    /// All but [`Overflow`](super::LedgerErrorKind::Overflow). Nothing was changed then.
+    pub fn open(path: impl AsRef<Path>, durability: Durability) -> Result<Self, LedgerError> {
+        let path = absolute(path.as_ref())?;
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE;
+        let mut connection = open(&path, flags, BUSY)?;
+        create(&path, &mut connection)?;
+        let level = match durability {
+            Durability::Memory => "off",
+            Durability::Kill => "normal",
+            Durability::PowerLoss => "full",
+        };
+        let set = |name, value: &str| connection.pragma_update(None, name, value);
+        set("synchronous", level)
+            // Where the system's own sync stops at the disk's cache: does nothing elsewhere.
+            .and_then(|()| set("fullfsync", if durability == Durability::PowerLoss { "on" } else { "off" }))
+            .map_err(|error| LedgerError::of(&path, error))?;
+        Ok(Self { connection, path })
+    }
+
+    /// Opens the ledger, and starts a thread that writes into it what the sink is given.
+    ///
+    /// # Errors
+    ///
+    /// As [`open`](Self::open).
+    pub fn start(
+        path: impl AsRef<Path>,
+        durability: Durability,
+        options: QueueOptions,
+    ) -> Result<(QueueSink, Worker), LedgerError> {
+        let ledger = Self::open(path, durability)?;
+        let path = Arc::clone(&ledger.path);
+        QueueSink::start(ledger, options).map_err(|error| LedgerError::failed(&path, error))
+    }
+
+    /// The file, as an absolute path.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn insert(&mut self, group: &[UsageEvent]) -> rusqlite::Result<()> {
+        let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        {
+            let mut event_row = transaction.prepare_cached(INSERT_EVENT)?;
+            let mut department_row = transaction.prepare_cached(INSERT_DEPARTMENT)?;
+            for event in group {
+                bind(&mut event_row, event)?;
+                // An event that is there already is there with its departments.
+                if event_row.raw_execute()? == 1 {
+                    let seq = transaction.last_insert_rowid();
+                    for department in event.context.department_ids() {
+                        department_row.execute((seq, &**department))?;
+                    }
+                }
+            }
+        }
+        transaction.commit()
+    }
+}
+
+impl UsageStore for SqliteLedger {
+    fn write(&mut self, group: &[UsageEvent]) -> Result<(), BoxError> {
+        self.insert(group).map_err(|error| LedgerError::of(&self.path, error).into())
+    }
+}
+
+impl fmt::Debug for SqliteLedger {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SqliteLedger").field("path", &self.path).finish_non_exhaustive()
+    }
+}
+
+const INSERT_DEPARTMENT: &str =
+    "INSERT INTO departments (event, department) VALUES (?1, ?2) ON CONFLICT DO NOTHING";
+
+const INSERT_EVENT: &str = "
+INSERT INTO events (
+    id, ended_at, tenant, user, agent, task_type, request_id, requested, model, answered, provider, attempt, streamed,
+    input_tokens, output_tokens, cache_read_tokens, cache_write_tokens, cache_write_1h_tokens, reasoning_tokens, certainty,
+    cost, price_entry, price_source, price_version, latency, first_content, outcome, cache, cache_age,
+    saved_input_tokens, saved_output_tokens, saved_cache_read_tokens, saved_cache_write_tokens,
+    saved_cache_write_1h_tokens, saved_reasoning_tokens, saved_certainty,
+    saved_cost, saved_price_entry, saved_price_source, saved_price_version
+) VALUES (
+    ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?,
+    ?, ?, ?, ?, ?, ?, ?,
+    ?, ?, ?, ?, ?, ?, ?, ?, ?,
+    ?, ?, ?, ?, ?, ?, ?,
+    ?, ?, ?, ?
+) ON CONFLICT DO NOTHING";
+
+fn bind(row: &mut Statement<'_>, event: &UsageEvent) -> rusqlite::Result<()> {
+    let UsageEvent { id, ended_at, context, requested, model, answered, provider, attempt, streamed, .. } =
+        event;
+    let UsageEvent { usage, cost, saved, latency, first_content, outcome, cache, .. } = event;
+    let (cache, age) = match cache {
+        CacheStatus::Unused => ("unused", None),
+        CacheStatus::Hit { age } => ("hit", Some(stored_duration(*age))),
+        CacheStatus::Miss => ("miss", None),
+        CacheStatus::Coalesced => ("coalesced", None),
+    };
+    let mut columns = Columns { row, next: 1 };
+    columns.bind(id.to_bytes())?;
+    columns.bind(nanos(*ended_at))?;
+    columns.bind(context.tenant_id())?;
+    columns.bind(context.user_id())?;
+    columns.bind(context.agent_name())?;
+    columns.bind(context.task_type())?;
+    columns.bind(context.request_id())?;
+    columns.bind(requested.as_str())?;
+    columns.bind(model.as_str())?;
+    columns.bind(answered.as_deref())?;
+    columns.bind(provider.as_deref())?;
+    columns.bind(attempt)?;
+    columns.bind(streamed)?;
+    columns.usage(Some(usage))?;
+    columns.cost(Some(cost))?;
+    columns.bind(stored_duration(*latency))?;
+    columns.bind(first_content.map(stored_duration))?;
+    columns.bind(outcome.as_str())?;
+    columns.bind(cache)?;
+    columns.bind(age)?;
+    columns.usage(saved.as_ref().map(|saved| &saved.usage))?;
+    columns.cost(saved.as_ref().map(|saved| &saved.cost))
+}
+
+/// Fills a row from left to right.
+struct Columns<'a, 'conn> {
+    row: &'a mut Statement<'conn>,
+    next: usize,
+}
+
+impl Columns<'_, '_> {
+    fn bind(&mut self, value: impl rusqlite::ToSql) -> rusqlite::Result<()> {
+        self.row.raw_bind_parameter(self.next, value)?;
+        self.next += 1;
+        Ok(())
+    }
+
+    fn usage(&mut self, usage: Option<&TokenUsage>) -> rusqlite::Result<()> {
+        let mut tokens =
+            |of: fn(&TokenUsage) -> Option<u64>| self.bind(usage.and_then(of).map(stored_tokens));
+        tokens(|usage| usage.input_tokens)?;
+        tokens(|usage| usage.output_tokens)?;
+        tokens(|usage| usage.cache_read_tokens)?;
+        tokens(|usage| usage.cache_write_tokens)?;
+        tokens(|usage| usage.cache_write_1h_tokens)?;
+        tokens(|usage| usage.reasoning_tokens)?;
+        self.bind(usage.map(|usage| match usage.certainty {
+            Certainty::Exact => "exact",
+            Certainty::Estimated => "estimated",
+            Certainty::Unknown => "unknown",
+        }))
+    }
+
+    fn cost(&mut self, cost: Option<&Cost>) -> rusqlite::Result<()> {
+        let origin = cost.and_then(|cost| cost.origin.as_ref());
+        self.bind(cost.and_then(|cost| cost.amount).map(|amount| amount.nanos()))?;
+        self.bind(origin.map(|origin| &*origin.entry))?;
+        self.bind(origin.map(|origin| &*origin.source))?;
+        self.bind(origin.map(|origin| &*origin.version))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        RequestContext,
+        fallback::Backoff,
+        usage::{EventId, LedgerErrorKind, Outcome, UsageSink},
+    };
+    use std::{
+        sync::atomic::{AtomicBool, Ordering},
+        time::UNIX_EPOCH,
+    };
+
+    fn event(number: u128, department: &str) -> UsageEvent {
+        UsageEvent {
+            id: EventId::from_bytes(number.to_be_bytes()),
+            ended_at: UNIX_EPOCH,
+            context: RequestContext::new().with_departments([department]),
+            requested: "m".into(),
+            model: "m".into(),
+            answered: None,
+            provider: None,
+            attempt: 0,
+            streamed: false,
+            usage: TokenUsage::new(1, 1),
+            cost: Cost::unpriced(),
+            saved: None,
+            latency: Duration::ZERO,
+            first_content: None,
+            outcome: Outcome::Ok,
+            cache: CacheStatus::Unused,
+        }
+    }
+
+    fn in_directory(test: &str, run: impl FnOnce(&Path)) {
+        let directory = std::env::temp_dir().join(format!("llm-layers-{test}-{}", std::process::id()));
+        std::fs::create_dir_all(&directory).unwrap();
+        run(&directory.join("usage.db"));
+        std::fs::remove_dir_all(&directory).unwrap();
+    }
+
+    /// A disk that has this many pages.
+    fn set_pages(ledger: &SqliteLedger, pages: i64) {
+        ledger.connection.pragma_update_and_check(None, "max_page_count", pages, |_| Ok(())).unwrap();
+    }
+
+    fn events(ledger: &SqliteLedger) -> i64 {
+        ledger.connection.query_row("SELECT count(*) FROM events", (), |row| row.get(0)).unwrap()
+    }
+
+    fn failure(ledger: &mut SqliteLedger, group: &[UsageEvent]) -> LedgerErrorKind {
+        let error = ledger.write(group).unwrap_err();
+        assert!(error.to_string().contains("usage.db"), "{error}");
+        error.downcast_ref::<LedgerError>().unwrap().kind()
+    }
+
+    #[test]
+    fn a_group_is_written_whole_or_not_at_all() {
+        in_directory("whole", |path| {
+            let mut ledger = SqliteLedger::open(path, Durability::Memory).unwrap();
+            ledger.write(&[event(1, "a")]).unwrap();
+            let group = [event(2, "b"), event(3, &"x".repeat(300_000))];
+            set_pages(&ledger, 20);
+            assert_eq!(failure(&mut ledger, &group), LedgerErrorKind::Full);
+            assert_eq!(events(&ledger), 1);
+            set_pages(&ledger, 1_000_000);
+            ledger.connection.pragma_update(None, "query_only", true).unwrap();
+            assert_eq!(failure(&mut ledger, &group), LedgerErrorKind::ReadOnly);
+            ledger.connection.pragma_update(None, "query_only", false).unwrap();
+            ledger.write(&group).unwrap();
+            assert_eq!(events(&ledger), 3);
+        });
+    }
+
+    /// Has room when it is told so.
+    struct Disk(SqliteLedger, Arc<AtomicBool>);
+
+    impl UsageStore for Disk {
+        fn write(&mut self, group: &[UsageEvent]) -> Result<(), BoxError> {
+            set_pages(&self.0, if self.1.load(Ordering::Acquire) { 1_000_000 } else { 20 });
+            self.0.write(group)
+        }
+    }
+
+    #[test]
+    fn events_wait_for_room_on_a_full_disk() {
+        in_directory("room", |path| {
+            let has_room = Arc::new(AtomicBool::new(false));
+            let store = Disk(SqliteLedger::open(path, Durability::Kill).unwrap(), Arc::clone(&has_room));
+            let soon = Backoff::new(Duration::ZERO, Duration::ZERO);
+            let (sink, worker) = QueueSink::start(store, QueueOptions::default().with_backoff(soon)).unwrap();
+            let record = |event| sink.admit().unwrap().record(event);
+            (0..9).for_each(|n| record(event(n, &"x".repeat(50_000))));
+            while sink.is_healthy() {
+                std::thread::yield_now();
+            }
+            assert!(worker.report().last_error.unwrap().contains("no room"));
+            has_room.store(true, Ordering::Release);
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+            let report = runtime.block_on(worker.shutdown(Duration::from_secs(20)));
+            assert_eq!((report.written, report.left, report.last_error), (9, 0, None));
+            assert_eq!(events(&SqliteLedger::open(path, Durability::Kill).unwrap()), 9);
+        });
+    }
+}

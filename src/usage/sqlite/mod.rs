@@ -1,0 +1,13 @@
+//! A ledger of usage in a file of SQLite.
+
+mod error;
+mod ledger;
+mod reader;
+mod schema;
+mod select;
+
+pub use self::{
+    error::{LedgerError, LedgerErrorKind},
+    ledger::{Durability, SqliteLedger},
+    reader::LedgerReader,
+};

@@ -1,0 +1,150 @@
+use super::{
+    error::{LedgerError, LedgerErrorKind},
+    schema::{absolute, open, verify},
+    select::{self, Key, Over},
+};
+use crate::usage::{DepartmentSums, GroupBy, UsageGroup, UsageQuery, UsageTotals, query::Sums};
+use rusqlite::{Connection, OpenFlags};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    path::Path,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+/// Asks a ledger, which may be written to meanwhile. Clones share its connections.
+///
+/// Needs a tokio runtime: each query runs on one of its threads for blocking work, over a connection that can only read.
+/// With a time range it reads the rows of that time, without one all.
+///
+/// # Cancel safety
+///
+/// A query that is dropped runs to its end all the same.
+#[derive(Clone)]
+pub struct LedgerReader {
+    path: Arc<Path>,
+    idle: Arc<Mutex<Vec<Connection>>>,
+}
+
+/// How long a lock is waited for: in WAL mode readers meet one only while somebody opens or closes the file.
+const BUSY: Duration = Duration::from_secs(5);
+/// How many connections are kept.
+const IDLE: usize = 4;
+
+impl LedgerReader {
+    /// Opens the ledger in this file, which must be there.
+    ///
+    /// # Errors
+    ///
+    /// [`Unreachable`](LedgerErrorKind::Unreachable), [`Locked`](LedgerErrorKind::Locked),
+    /// [`Newer`](LedgerErrorKind::Newer), [`Foreign`](LedgerErrorKind::Foreign), [`Corrupt`](LedgerErrorKind::Corrupt),
+    /// [`Failed`](LedgerErrorKind::Failed).
+    pub async fn open(path: impl AsRef<Path>) -> Result<Self, LedgerError> {
+        let reader = Self { path: absolute(path.as_ref())?, idle: Arc::default() };
+        reader.run(|_| Ok(())).await?;
+        Ok(reader)
+    }
+
+    /// Adds up the events that `query` means, each once.
+    ///
+    /// # Errors
+    ///
+    /// As [`open`](Self::open), and [`Overflow`](LedgerErrorKind::Overflow).
+    pub async fn totals(&self, query: &UsageQuery) -> Result<UsageTotals, LedgerError> {
+        let groups = self.totals_by(query, &[]).await?;
+        Ok(groups.into_iter().next().map(|group| group.totals).unwrap_or_default())
+    }
+
+    /// As [`totals`](Self::totals), for each group; in the order of their keys.
+    ///
+    /// # Errors
+    ///
+    /// As [`totals`](Self::totals).
+    pub async fn totals_by(
+        &self,
+        query: &UsageQuery,
+        groups: &[GroupBy],
+    ) -> Result<Vec<UsageGroup>, LedgerError> {
+        self.select(query, Over::Events, groups, |(_, key), totals| UsageGroup { key, totals }).await
+    }
+
+    /// Adds up the events that `query` means, each in full for every department that it is charged to; in the order
+    /// of departments, then keys.
+    ///
+    /// # Errors
+    ///
+    /// As [`totals`](Self::totals).
+    pub async fn department_sums(
+        &self,
+        query: &UsageQuery,
+        groups: &[GroupBy],
+    ) -> Result<Vec<DepartmentSums>, LedgerError> {
+        self.select(query, Over::Departments, groups, |(department, key), sums| DepartmentSums {
+            department,
+            key,
+            sums,
+        })
+        .await
+    }
+
+    async fn select<T>(
+        &self,
+        query: &UsageQuery,
+        over: Over,
+        groups: &[GroupBy],
+        row: fn(Key, UsageTotals) -> T,
+    ) -> Result<Vec<T>, LedgerError> {
+        let (query, groups) = (query.clone(), groups.to_vec());
+        let sums = self.run(move |connection| select::run(connection, &query, &over, &groups)).await?;
+        self.add_up(sums, row)
+    }
+
+    fn add_up<T>(
+        &self,
+        sums: BTreeMap<Key, Sums>,
+        row: fn(Key, UsageTotals) -> T,
+    ) -> Result<Vec<T>, LedgerError> {
+        let rows = sums.into_iter().map(|(key, sums)| Some(row(key, sums.totals()?)));
+        rows.collect::<Option<_>>().ok_or_else(|| LedgerError::new(&self.path, LedgerErrorKind::Overflow))
+    }
+
+    async fn run<T, F>(&self, query: F) -> Result<T, LedgerError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    {
+        let reader = self.clone();
+        let asked = tokio::task::spawn_blocking(move || {
+            let idle = reader.idle().pop();
+            let connection = match idle {
+                Some(connection) => connection,
+                None => reader.connect()?,
+            };
+            let answer = query(&connection).map_err(|error| LedgerError::of(&reader.path, error))?;
+            let mut idle = reader.idle();
+            if idle.len() < IDLE {
+                idle.push(connection);
+            }
+            drop(idle);
+            Ok(answer)
+        });
+        asked.await.unwrap_or_else(|error| Err(LedgerError::failed(&self.path, error)))
+    }
+
+    fn connect(&self) -> Result<Connection, LedgerError> {
+        let connection = open(&self.path, OpenFlags::SQLITE_OPEN_READ_ONLY, BUSY)?;
+        verify(&self.path, &connection)?;
+        Ok(connection)
+    }
+
+    fn idle(&self) -> MutexGuard<'_, Vec<Connection>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for LedgerReader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LedgerReader").field("path", &self.path).finish_non_exhaustive()
+    }
+}
