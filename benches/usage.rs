@@ -1,2 +1,234 @@
-//! To come.
-fn main() {}
+//! What recording costs on the request's path, above the bare leaf, and how many records the ledger takes in a second.
+//!
+//! `cargo bench --bench usage --features rusqlite [-- path | -- sustained]`. Every row is measured in turn with the bare leaf, round by round;
+//! the table shows the median difference. A round is a burst of calls that the queue has room for; what the ledger's
+//! thread still has to do is waited for between rounds.
+
+use futures_util::FutureExt;
+use llm_layers::{
+    ChatBody, Completion, Error, LlmRequest, LlmResponse, ModelName, RequestContext, TokenUsage,
+    price::{Price, PriceBook, Prices, Rates},
+    usage::{
+        Durability, MemorySink, QueueOptions, QueueSink, SqliteLedger, UsageEvent, UsageLayer, UsageSink,
+        UsageStore,
+    },
+};
+use std::{
+    future::Ready,
+    hint::black_box,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+use tokio::time::Instant;
+use tower::{Layer, Service};
+
+const ROUNDS: usize = 1_001;
+const CALLS: usize = 100;
+const RECORDS: usize = 200_000;
+
+/// Answers at once with what was made before.
+#[derive(Clone)]
+struct Leaf(Completion);
+
+impl Service<LlmRequest> for Leaf {
+    type Response = LlmResponse;
+    type Error = Error;
+    type Future = Ready<Result<LlmResponse, Error>>;
+
+    fn poll_ready(&mut self, _: &mut std::task::Context<'_>) -> std::task::Poll<Result<(), Error>> {
+        std::task::Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: LlmRequest) -> Self::Future {
+        request.progress.mark_dispatched();
+        std::future::ready(Ok(LlmResponse::new(request.model, self.0.clone())))
+    }
+}
+
+struct Row {
+    name: &'static str,
+    nanos: Vec<f64>,
+    allocations: u64,
+    bytes: u64,
+    call: Box<dyn FnMut(LlmRequest)>,
+    /// Waits until nothing is left to do.
+    settle: Box<dyn FnMut()>,
+}
+
+fn row<S>(name: &'static str, mut service: S, settle: impl FnMut() + 'static) -> Row
+where
+    S: Service<LlmRequest, Response = LlmResponse, Error = Error> + 'static,
+{
+    let call = move |request| {
+        let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+        assert!(service.poll_ready(&mut cx).is_ready(), "always ready");
+        let answer = service.call(request).now_or_never().expect("answers at once").expect("an answer");
+        drop(black_box(answer));
+    };
+    let (call, settle) = (Box::new(call), Box::new(settle));
+    Row { name, nanos: Vec::new(), allocations: 0, bytes: 0, call, settle }
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+fn request() -> LlmRequest {
+    let mut request = LlmRequest::new(
+        ModelName::from("p/model"),
+        ChatBody::builder().user("Hello").build().expect("valid"),
+    );
+    request.context = RequestContext::new()
+        .with_user_id("ada")
+        .with_agent_name("reviewer")
+        .with_task_type("review")
+        .with_request_id("req-1")
+        .with_departments(["research", "operations"]);
+    request
+}
+
+fn prices() -> Prices {
+    let price = Price::new(Rates::per_million("3", "15").expect("valid"));
+    Prices::new(PriceBook::of("sheet", [("p/model", price)]).expect("valid"))
+}
+
+/// Takes everything and keeps nothing.
+struct Nowhere;
+
+impl UsageStore for Nowhere {
+    fn write(&mut self, _: &[UsageEvent]) -> Result<(), llm_layers::BoxError> {
+        Ok(())
+    }
+}
+
+fn drained(sink: QueueSink) -> impl FnMut() {
+    move || {
+        while sink.pending() > 0 {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+fn on_the_path(directory: &Path) {
+    let leaf = Leaf(Completion::text("An answer of a few words.", TokenUsage::new(20, 7)));
+    let memory = MemorySink::new(10 * CALLS);
+    let kept = memory.clone();
+    let (nowhere, _thread) = QueueSink::start(Nowhere, QueueOptions::default()).expect("a thread");
+    let (sqlite, _ledger) =
+        SqliteLedger::start(directory.join("path.db"), Durability::Kill, QueueOptions::default())
+            .expect("a ledger");
+    let layer = |name, sink: QueueSink| {
+        row(name, UsageLayer::new(sink.clone(), prices()).layer(leaf.clone()), drained(sink))
+    };
+    let mut rows = [
+        row("bare leaf", leaf.clone(), || ()),
+        row("usage, memory", UsageLayer::new(memory, prices()).layer(leaf.clone()), move || {
+            drop(kept.take())
+        }),
+        layer("usage, a queue to nowhere", nowhere),
+        layer("usage, SQLite", sqlite),
+    ];
+    let request = request();
+    for row in &mut rows {
+        (row.call)(request.clone());
+        let again = request.clone();
+        let info = allocation_counter::measure(|| (row.call)(again));
+        (row.allocations, row.bytes) = (info.count_total, info.bytes_total);
+    }
+    for _ in 0..ROUNDS {
+        for row in &mut rows {
+            (row.settle)();
+            let requests = vec![request.clone(); CALLS];
+            let start = Instant::now();
+            requests.into_iter().for_each(|request| (row.call)(request));
+            row.nanos.push(start.elapsed().as_nanos() as f64 / CALLS as f64);
+        }
+    }
+    println!("recording a call with two departments, on the request's path");
+    println!("{:<28}{:>12}{:>14}{:>14}", "", "ns", "allocations", "bytes");
+    let (leaf, above) = rows.split_first().expect("the leaf is the first");
+    println!(
+        "{:<28}{:>12.0}{:>14}{:>14}",
+        leaf.name,
+        median(leaf.nanos.clone()),
+        leaf.allocations,
+        leaf.bytes
+    );
+    for row in above {
+        let nanos = median(row.nanos.iter().zip(&leaf.nanos).map(|(row, leaf)| row - leaf).collect());
+        let allocations = row.allocations as i64 - leaf.allocations as i64;
+        println!(
+            "+ {:<26}{nanos:>12.0}{allocations:>14}{:>14}",
+            row.name,
+            row.bytes as i64 - leaf.bytes as i64
+        );
+    }
+}
+
+fn events(count: usize) -> Vec<UsageEvent> {
+    let sink = MemorySink::new(count);
+    let leaf = Leaf(Completion::text("An answer of a few words.", TokenUsage::new(20, 7)));
+    let mut row = row("", UsageLayer::new(sink.clone(), prices()).layer(leaf), || ());
+    let request = request();
+    (0..count).for_each(|_| (row.call)(request.clone()));
+    sink.take()
+}
+
+/// A store by itself, in groups of one size; and all of it, from the queue to the last commit.
+fn sustained(directory: &Path) {
+    println!(
+        "\nrecords of two departments each, for a second\n{:<28}{:>12}{:>12}{:>12}",
+        "", "memory", "kill", "power loss"
+    );
+    let levels = [Durability::Memory, Durability::Kill, Durability::PowerLoss];
+    let file = |name: String| -> PathBuf { directory.join(name) };
+    for group in [1, 64, 1024] {
+        print!("{:<28}", format!("groups of {group}"));
+        for level in levels {
+            let slow = level == Durability::PowerLoss && group < 1024;
+            let events = events(if slow || group == 1 { RECORDS / 100 * group.min(10) } else { RECORDS });
+            let mut store =
+                SqliteLedger::open(file(format!("{group}-{level:?}.db")), level).expect("a ledger");
+            let start = Instant::now();
+            events.chunks(group).for_each(|group| store.write(group).expect("written"));
+            print!("{:>12.0}", events.len() as f64 / start.elapsed().as_secs_f64());
+        }
+        println!();
+    }
+    print!("{:<28}", "through the queue");
+    for level in levels {
+        let (sink, worker) =
+            SqliteLedger::start(file(format!("queue-{level:?}.db")), level, QueueOptions::default())
+                .expect("a ledger");
+        let events = events(RECORDS);
+        let start = Instant::now();
+        for event in events {
+            let slot = loop {
+                match sink.admit() {
+                    Ok(slot) => break slot,
+                    Err(_) => std::thread::sleep(Duration::from_micros(200)),
+                }
+            };
+            slot.record(event);
+        }
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
+        let report = runtime.block_on(worker.shutdown(Duration::from_secs(60)));
+        assert_eq!((report.written, report.left), (RECORDS as u64, 0));
+        print!("{:>12.0}", RECORDS as f64 / start.elapsed().as_secs_f64());
+    }
+    println!();
+}
+
+fn main() {
+    let directory = std::env::temp_dir().join(format!("llm-layers-bench-{}", std::process::id()));
+    std::fs::create_dir_all(&directory).expect("a directory");
+    let only = std::env::args().nth(1).filter(|arg| !arg.starts_with("--"));
+    if only.as_deref() != Some("sustained") {
+        on_the_path(&directory);
+    }
+    if only.as_deref() != Some("path") {
+        sustained(&directory);
+    }
+    std::fs::remove_dir_all(&directory).expect("removed");
+}

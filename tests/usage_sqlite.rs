@@ -598,6 +598,21 @@ async fn a_full_queue_refuses_calls_and_takes_them_again_when_there_is_room() {
 }
 
 #[tokio::test]
+async fn events_are_gathered_unless_somebody_waits_or_it_is_over() {
+    let directory = Directory::new();
+    let options = QueueOptions::default().with_linger(Duration::from_secs(3600));
+    let (sink, worker) = SqliteLedger::start(directory.db(), Durability::Memory, options).unwrap();
+    sink.admit().unwrap().record(event(1));
+    for number in 2..9 {
+        let ticket = sink.admit().unwrap().record_with_ticket(event(number));
+        assert!(tokio::time::timeout(SECONDS, ticket).await.expect("is not waited for"));
+    }
+    sink.admit().unwrap().record(event(9));
+    let report = worker.shutdown(SECONDS).await;
+    assert_eq!((report.written, report.left), (9, 0));
+}
+
+#[tokio::test]
 async fn a_shutdown_reports_what_it_could_not_write_and_why() {
     let directory = Directory::new();
     let (sink, worker) = start(&directory.db());

@@ -14,7 +14,8 @@
 //! answers that cost nothing.
 //!
 //! An event counts in full for each of the caller's departments: totals over events and sums over departments
-//! are both right, and not the same.
+//! are both right, and not the same. A [`UsageQuery`] asks for either, of [`MemorySink`], of events in hand by [`totals`],
+//! or, with feature `rusqlite`, of a `SqliteLedger` by its `LedgerReader`.
 //!
 //! ```
 //! use llm_layers::{

@@ -31,6 +31,9 @@ pub struct QueueOptions {
     pub group: usize,
     /// How long to wait before a group is offered again.
     pub backoff: Backoff,
+    /// How long events are gathered before a group is written, unless somebody waits for one of them; 2 ms unless
+    /// told. So long no call has to wake the thread that writes, which costs more than recording itself.
+    pub linger: Duration,
 }
 
 /// Hands events to a [`UsageStore`] through a bounded queue. Clones share it.
@@ -71,12 +74,18 @@ struct State {
     is_failing: AtomicBool,
     gives_up: AtomicBool,
     last_error: Mutex<Option<Arc<str>>>,
-    wake: Wake,
+    /// Cuts the wait for a store that fails short: there is no time left.
+    stop: Wake,
+    /// Cuts the gathering short: somebody waits.
+    hurry: Wake,
 }
 
-/// Cuts a wait short.
+/// Cuts a wait short, also one that has not begun.
 #[derive(Debug, Default)]
-struct Wake(Mutex<()>, std::sync::Condvar);
+struct Wake {
+    is_wanted: Mutex<bool>,
+    changed: std::sync::Condvar,
+}
 
 struct QueuePlace {
     permit: mpsc::OwnedPermit<Message>,
@@ -85,7 +94,7 @@ struct QueuePlace {
 
 impl Default for QueueOptions {
     fn default() -> Self {
-        Self { capacity: 1 << 16, group: 1024, backoff: Backoff::default() }
+        Self { capacity: 1 << 16, group: 1024, backoff: Backoff::default(), linger: Duration::from_millis(2) }
     }
 }
 
@@ -108,6 +117,13 @@ impl QueueOptions {
     #[must_use]
     pub const fn with_backoff(mut self, backoff: Backoff) -> Self {
         self.backoff = backoff;
+        self
+    }
+
+    /// Sets [`linger`](Self::linger).
+    #[must_use]
+    pub const fn with_linger(mut self, time: Duration) -> Self {
+        self.linger = time;
         self
     }
 }
@@ -166,7 +182,11 @@ impl UsageSink for QueueSink {
 impl Place for QueuePlace {
     fn record(self: Box<Self>, event: UsageEvent, done: Option<oneshot::Sender<()>>) {
         self.state.recorded.fetch_add(1, Ordering::AcqRel);
+        let is_awaited = done.is_some();
         self.permit.send(Some((event, done)));
+        if is_awaited {
+            self.state.hurry.now();
+        }
     }
 }
 
@@ -202,9 +222,18 @@ impl State {
 
 impl Wake {
     fn wait(&self, time: Duration) {
-        let guard = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        // Woken early or not, the store is tried again.
-        drop(self.1.wait_timeout(guard, time));
+        let wanted = self.is_wanted.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = self.changed.wait_timeout_while(wanted, time, |wanted| !*wanted);
+        let (mut wanted, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        *wanted = false;
+    }
+
+    fn now(&self) {
+        let mut wanted = self.is_wanted.lock().unwrap_or_else(PoisonError::into_inner);
+        // Who is awake already need not be woken again.
+        if !std::mem::replace(&mut *wanted, true) {
+            self.changed.notify_one();
+        }
     }
 }
 
@@ -218,11 +247,12 @@ impl Worker {
         let ended = tokio::time::timeout(deadline, async {
             // Behind all that is in the queue.
             let _ = stop.send(None).await;
+            state.hurry.now();
             let _ = (&mut finished).await;
         });
         if ended.await.is_err() {
             state.gives_up.store(true, Ordering::Release);
-            state.wake.1.notify_all();
+            state.stop.now();
         } else {
             // It has said that it is done.
             let _ = thread.join();
@@ -249,8 +279,9 @@ fn run(
     state: &State,
 ) {
     let (mut messages, mut group, mut tickets) = (Vec::new(), Vec::new(), Vec::new());
-    while events.blocking_recv_many(&mut messages, options.group.max(1)) > 0 {
+    while receive(&mut events, &mut messages, options, state) > 0 {
         let mut is_over = false;
+        let is_full = messages.len() >= options.group;
         for message in messages.drain(..) {
             match message {
                 Some((event, ticket)) => {
@@ -276,7 +307,7 @@ fn run(
                     if state.gives_up.load(Ordering::Acquire) {
                         return;
                     }
-                    state.wake.wait(options.backoff.after(tries));
+                    state.stop.wait(options.backoff.after(tries));
                     tries += 1;
                 }
             }
@@ -284,5 +315,35 @@ fn run(
         if is_over {
             return;
         }
+        if !is_full {
+            state.hurry.wait(options.linger);
+        }
     }
 }
+
+/// Takes as many messages as a group has, or as there are; none if it is over.
+///
+/// A thread that sleeps in the queue is woken by the next call, at that call's cost: so it does only after
+/// [`QUIET`] rounds in which nothing came.
+fn receive(
+    events: &mut mpsc::Receiver<Message>,
+    messages: &mut Vec<Message>,
+    options: QueueOptions,
+    state: &State,
+) -> usize {
+    let most = options.group.max(1);
+    for _ in 0..QUIET {
+        while messages.len() < most {
+            let Ok(message) = events.try_recv() else { break };
+            messages.push(message);
+        }
+        if !messages.is_empty() || events.is_closed() || options.linger.is_zero() {
+            break;
+        }
+        state.hurry.wait(options.linger);
+    }
+    if messages.is_empty() { events.blocking_recv_many(messages, most) } else { messages.len() }
+}
+
+/// How often nothing has to come before the thread goes to sleep.
+const QUIET: u32 = 50;
