@@ -367,7 +367,7 @@ fn every_field_is_in_its_column() {
 
     let connection = Connection::open(&path).unwrap();
     let mut statement = connection.prepare("SELECT * FROM events").unwrap();
-    let names: Vec<String> = statement.column_names().into_iter().map(str::to_owned).collect();
+    let names: Vec<String> = statement.column_names().map(str::to_owned).collect();
     let found: Vec<String> = statement
         .query_row((), |row| {
             Ok(names
