@@ -34,6 +34,7 @@ struct Inner {
     source: Bytes,
     members: Vec<Member>,
     streaming: bool,
+    input_bytes: usize,
 }
 
 #[derive(Clone)]
@@ -132,9 +133,15 @@ impl ChatBody {
     }
 
     fn new(source: Bytes, members: Vec<Member>) -> Self {
-        let streaming =
-            members.iter().any(|m| m.name(&source) == "stream" && m.value.get(&source) == b"true");
-        Self(Arc::new(Inner { source, members, streaming }))
+        let (mut streaming, mut input_bytes) = (false, 0);
+        for member in &members {
+            match member.name(&source) {
+                "stream" => streaming = member.value.get(&source) == b"true",
+                "messages" | "tools" | "functions" | "response_format" => input_bytes += member.value.len(),
+                _ => {}
+            }
+        }
+        Self(Arc::new(Inner { source, members, streaming, input_bytes }))
     }
 
     fn check(&self) -> Result<(), Error> {
@@ -239,8 +246,7 @@ impl ChatBody {
     /// The bytes of the members that carry prompt: an upper bound of its tokens for byte-level tokenizers,
     /// images and the like apart.
     pub fn input_bytes(&self) -> usize {
-        let carry_prompt = ["messages", "tools", "functions", "response_format"];
-        carry_prompt.iter().filter_map(|name| self.raw(name)).map(<[u8]>::len).sum()
+        self.0.input_bytes
     }
 
     // ----- changes

@@ -12,7 +12,7 @@ use tower_layer::Layer;
 #[derive(Clone)]
 pub struct UsageLayer<K> {
     sink: K,
-    settings: Settings,
+    settings: Arc<Settings>,
 }
 
 #[derive(Clone)]
@@ -29,7 +29,12 @@ impl<K: UsageSink + Clone> UsageLayer<K> {
         let clock = Arc::new(SystemClock);
         Self {
             sink,
-            settings: Settings { which: Which::Calls, prices: prices.into(), clock, durable_within: None },
+            settings: Arc::new(Settings {
+                which: Which::Calls,
+                prices: prices.into(),
+                clock,
+                durable_within: None,
+            }),
         }
     }
 
@@ -37,7 +42,7 @@ impl<K: UsageSink + Clone> UsageLayer<K> {
     /// cache: outside of it. They cost nothing; what they would have cost is recorded as saved.
     pub fn hits(sink: K, prices: impl Into<Prices>) -> Self {
         let mut layer = Self::new(sink, prices);
-        layer.settings.which = Which::Hits;
+        Arc::make_mut(&mut layer.settings).which = Which::Hits;
         layer
     }
 
@@ -46,15 +51,15 @@ impl<K: UsageSink + Clone> UsageLayer<K> {
     /// If that takes longer than `limit`, the call fails as [`StoreUnavailable`](crate::ErrorKind::StoreUnavailable), or
     /// its stream ends so: nobody gets a whole answer that has no record.
     #[must_use]
-    pub const fn durable(mut self, limit: Duration) -> Self {
-        self.settings.durable_within = Some(limit);
+    pub fn durable(mut self, limit: Duration) -> Self {
+        Arc::make_mut(&mut self.settings).durable_within = Some(limit);
         self
     }
 
     /// Tells the time by this clock.
     #[must_use]
     pub fn with_clock(mut self, clock: impl Clock) -> Self {
-        self.settings.clock = Arc::new(clock);
+        Arc::make_mut(&mut self.settings).clock = Arc::new(clock);
         self
     }
 }
@@ -63,7 +68,7 @@ impl<S, K: Clone> Layer<S> for UsageLayer<K> {
     type Service = RecordUsage<S, K>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        RecordUsage::new(inner, self.sink.clone(), self.settings.clone())
+        RecordUsage::new(inner, self.sink.clone(), Arc::clone(&self.settings))
     }
 }
 

@@ -7,8 +7,7 @@ use crate::{
     CacheStatus, Certainty, Completion, Error, ErrorClass, ErrorKind, LlmRequest, LlmResponse, ModelName,
     Progress, RequestContext, TokenUsage,
     body::{End, Observe, Summary},
-    clock::Clock,
-    price::{Cost, Prices},
+    price::Cost,
 };
 use std::{
     fmt,
@@ -29,10 +28,8 @@ pub(super) enum Which {
 
 /// Collects what is known of one call, and records it when its answer ends.
 pub(super) struct Recorder {
-    which: Which,
     slot: Slot,
-    prices: Prices,
-    clock: Arc<dyn Clock>,
+    settings: Arc<Settings>,
     committed: Option<Committed>,
     call: Call,
 }
@@ -90,14 +87,13 @@ impl Committed {
 
 impl Recorder {
     pub(super) fn start(
-        settings: &Settings,
+        settings: &Arc<Settings>,
         slot: Slot,
         committed: Option<Committed>,
         request: &LlmRequest,
     ) -> Self {
-        let Settings { which, prices, clock, .. } = settings.clone();
         let call = Call {
-            id: EventId::mint(clock.now()),
+            id: EventId::mint(settings.clock.now()),
             context: request.context.clone(),
             requested: request.requested.clone(),
             model: request.model.clone(),
@@ -109,7 +105,7 @@ impl Recorder {
             cache: CacheStatus::default(),
             started: Instant::now(),
         };
-        Self { which, slot, prices, clock, committed, call }
+        Self { slot, settings: Arc::clone(settings), committed, call }
     }
 }
 
@@ -124,15 +120,16 @@ impl Observe for Recorder {
     }
 
     fn on_end(self, end: End<'_>) {
-        let Self { which, slot, prices, clock, committed, call } = self;
+        let Self { slot, settings, committed, call } = self;
         let is_hit = call.cache.is_hit();
         // What did not reach a provider used nothing up.
-        let counts = is_hit || (which == Which::Calls && call.is_dispatched(&end));
+        let counts = is_hit || (settings.which == Which::Calls && call.is_dispatched(&end));
         if !counts {
             return;
         }
-        let ended = call.ended(&end);
-        let cost = prices.cost(&call.model, &ended.usage);
+        let latency = call.started.elapsed();
+        let ended = call.ended(&end, latency);
+        let cost = settings.prices.cost(&call.model, &ended.usage);
         let (usage, cost, saved) = match is_hit {
             false => (ended.usage, cost, None),
             true => {
@@ -142,7 +139,7 @@ impl Observe for Recorder {
         };
         let event = UsageEvent {
             id: call.id,
-            ended_at: clock.now(),
+            ended_at: settings.clock.now(),
             context: call.context,
             requested: call.requested,
             model: call.model,
@@ -153,7 +150,7 @@ impl Observe for Recorder {
             usage,
             cost,
             saved,
-            latency: call.started.elapsed(),
+            latency,
             first_content: ended.first_content,
             outcome: match (call.cache, ended.outcome) {
                 (CacheStatus::Hit { .. }, Outcome::Ok) => Outcome::CacheHit,
@@ -180,9 +177,9 @@ impl Call {
         }
     }
 
-    fn ended(&self, end: &End<'_>) -> Ended {
+    fn ended(&self, end: &End<'_>, latency: Duration) -> Ended {
         match end {
-            End::Whole(completion) => self.whole(completion),
+            End::Whole(completion) => self.whole(completion, latency),
             End::StreamEnded(summary) => {
                 let outcome = if summary.has_content { Outcome::Ok } else { Outcome::Empty };
                 self.streamed(outcome, summary, summary.usage)
@@ -196,12 +193,12 @@ impl Call {
         }
     }
 
-    fn whole(&self, completion: &Completion) -> Ended {
+    fn whole(&self, completion: &Completion, latency: Duration) -> Ended {
         Ended {
             outcome: if completion.has_content() { Outcome::Ok } else { Outcome::Empty },
             usage: self.known(completion.usage().copied(), completion.text_bytes()),
             answered: completion.model().map(Into::into),
-            first_content: completion.has_content().then(|| self.started.elapsed()),
+            first_content: completion.has_content().then_some(latency),
         }
     }
 
@@ -249,7 +246,7 @@ impl fmt::Debug for Recorder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Recorder")
             .field("id", &self.call.id)
-            .field("which", &self.which)
+            .field("which", &self.settings.which)
             .finish_non_exhaustive()
     }
 }

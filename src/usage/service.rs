@@ -11,6 +11,7 @@ use pin_project::pin_project;
 use std::{
     fmt,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 use tower_service::Service;
@@ -20,7 +21,7 @@ use tower_service::Service;
 pub struct RecordUsage<S, K> {
     inner: S,
     sink: K,
-    settings: Settings,
+    settings: Arc<Settings>,
 }
 
 /// Response future of [`RecordUsage`].
@@ -40,7 +41,7 @@ enum State<F> {
 }
 
 impl<S, K> RecordUsage<S, K> {
-    pub(super) const fn new(inner: S, sink: K, settings: Settings) -> Self {
+    pub(super) const fn new(inner: S, sink: K, settings: Arc<Settings>) -> Self {
         Self { inner, sink, settings }
     }
 
