@@ -11,8 +11,10 @@ use llm_layers::{
     ServiceBuilderExt as _, StreamChunk, TokenUsage,
     alias::AliasTable,
     fallback::{Chains, FallbackLayer},
+    price::{Price, PriceBook, Rates},
     providers::{Deployment, Providers},
     timeout::CallTimeoutLayer,
+    usage::{Place, Slot, UsageEvent, UsageSink},
 };
 use std::{future::Ready, hint::black_box, sync::Arc, time::Duration};
 use tokio::time::Instant;
@@ -61,6 +63,22 @@ impl Service<LlmRequest> for Leaf {
     }
 }
 
+/// Has room for every event, and forgets it.
+#[derive(Clone)]
+struct Nowhere;
+
+impl UsageSink for Nowhere {
+    fn admit(&self) -> Result<Slot, Error> {
+        Ok(Slot::new(Self))
+    }
+}
+
+impl Place for Nowhere {
+    fn record(self: Box<Self>, event: UsageEvent, _: Option<tokio::sync::oneshot::Sender<()>>) {
+        drop(black_box(event));
+    }
+}
+
 type Stack = BoxCloneSyncService<LlmRequest, LlmResponse, Error>;
 
 /// Runs one call to its end, and says how many chunks it had.
@@ -105,6 +123,10 @@ fn rows() -> Vec<Row> {
     let table =
         || AliasTable::builder().alias("fast", "p/model").alias("slow", "p/other").build().expect("valid");
     let timeouts = CallTimeoutLayer::new().with_head(MINUTE).with_idle(MINUTE).with_total(MINUTE);
+    let prices = || {
+        let price = Price::new(Rates::per_million("0.15", "0.60").expect("valid"));
+        PriceBook::of("bench", [("p/model", price)]).expect("valid")
+    };
     let chains = || Chains::builder().chain("p/model", ["p/other"]).build().expect("valid");
     let providers = Providers::builder()
         .each(move |_| timeouts)
@@ -115,6 +137,7 @@ fn rows() -> Vec<Row> {
         .answer_concurrency_limit(1024)
         .alias(table())
         .layer(FallbackLayer::new(chains()).with_providers(providers.names()).with_deadline(MINUTE))
+        .usage(Nowhere, prices())
         .service(providers.clone());
     vec![
         row("bare leaf", "p/model", leaf.clone()),
@@ -123,6 +146,7 @@ fn rows() -> Vec<Row> {
         row("peek", "p/model", ServiceBuilder::new().peek().service(leaf.clone())),
         row("fallback + peek", "p/model", FallbackLayer::new(chains()).layer(leaf.clone())),
         row("call timeout", "p/model", timeouts.layer(leaf.clone())),
+        row("usage", "p/model", ServiceBuilder::new().usage(Nowhere, prices()).service(leaf.clone())),
         row(
             "concurrency limit",
             "p/model",
