@@ -7,7 +7,7 @@ pub use self::kind::{
     ErrorClass, ErrorKind, InvalidReason, Period, ProviderFailure, QuotaExceeded, QuotaKind, TimeoutPhase,
 };
 
-use crate::{ModelName, TokenUsage};
+use crate::{ModelName, Progress, TokenUsage};
 use http::StatusCode;
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -145,6 +145,12 @@ impl Error {
     /// Whether a provider was asked before this happened, so that something may have been used up.
     pub fn dispatched(&self) -> bool {
         self.0.dispatched
+    }
+
+    /// Whether a provider was asked, as far as this error and the call's progress can tell. A leaf that could not
+    /// connect has marked the progress before it tried, and knows better now.
+    pub(crate) fn was_sent(&self, progress: &Progress) -> bool {
+        self.dispatched() || (progress.is_dispatched() && self.class() != Some(ErrorClass::Connect))
     }
 
     /// What is known to have been used up all the same.

@@ -1,4 +1,8 @@
-use crate::{Completion, LlmRequest, ModelName, StreamChunk, json};
+use crate::{
+    Completion, LlmRequest, ModelName, StreamChunk,
+    clock::{Clock, SystemClock},
+    json,
+};
 use bytes::Bytes;
 use std::{fmt, ops::Range};
 
@@ -117,12 +121,8 @@ impl fmt::Debug for Asked {
 impl FillIn {
     /// For an answer of `model`, with an id of its own if it needs one, made now.
     pub fn new(model: impl Into<ModelName>) -> Self {
-        #[expect(
-            clippy::disallowed_methods,
-            reason = "a label for clients; tests set it with `with_created`"
-        )]
-        let now = std::time::SystemTime::now();
-        let created = now.duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let created =
+            SystemClock.now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs());
         Self {
             id: None,
             model: model.into(),

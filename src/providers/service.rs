@@ -4,7 +4,7 @@ use super::{
     names::ProviderNames,
 };
 use crate::{
-    End, Error, ErrorClass, ErrorKind, LlmRequest, LlmResponse, ModelName, Observe, Progress, TimeoutPhase,
+    End, Error, ErrorKind, LlmRequest, LlmResponse, ModelName, Observe, Progress, TimeoutPhase,
     body::{Summary, Watch, Watched},
 };
 use pin_project::pin_project;
@@ -190,10 +190,10 @@ impl Future for ResponseFuture {
                             answer.model = this.model.clone();
                             Ok(answer)
                         }
-                        Err(error) if !error.dispatched() && !is_unsent(&error) => {
-                            Err(error.with_dispatched(this.progress.is_dispatched()))
+                        Err(error) => {
+                            let sent = error.was_sent(this.progress);
+                            Err(error.with_dispatched(sent))
                         }
-                        Err(error) => Err(error),
                     });
                 }
             };
@@ -210,11 +210,6 @@ fn poll_deadline(
     let Some(deadline) = deadline else { return Poll::Pending };
     let timer = timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
     timer.as_mut().poll(cx).map(|()| Err(Error::new(ErrorKind::Timeout { phase: TimeoutPhase::Deadline })))
-}
-
-/// A leaf that could not connect has marked the progress before it tried, and knows better now.
-fn is_unsent(error: &Error) -> bool {
-    error.class() == Some(ErrorClass::Connect)
 }
 
 impl fmt::Debug for ResponseFuture {

@@ -4,8 +4,8 @@ use super::{
     sink::{Slot, Ticket},
 };
 use crate::{
-    CacheStatus, Certainty, Completion, Error, ErrorClass, ErrorKind, LlmRequest, LlmResponse, ModelName,
-    Progress, RequestContext, TokenUsage,
+    CacheStatus, Certainty, Completion, Error, ErrorKind, LlmRequest, LlmResponse, ModelName, Progress,
+    RequestContext, TokenUsage,
     body::{End, Observe, Summary},
     price::Cost,
 };
@@ -169,9 +169,7 @@ impl Observe for Recorder {
 impl Call {
     fn is_dispatched(&self, end: &End<'_>) -> bool {
         match end {
-            End::Failed(error, _) => {
-                error.dispatched() || (self.progress.is_dispatched() && !is_unsent(error))
-            }
+            End::Failed(error, _) => error.was_sent(&self.progress),
             End::Abandoned(_) => self.progress.is_dispatched(),
             _ => true,
         }
@@ -231,10 +229,6 @@ const NOTHING: TokenUsage = TokenUsage::new(0, 0).with_certainty(Certainty::Esti
 
 fn is_refusal(error: &Error) -> bool {
     matches!(error.kind(), ErrorKind::Provider(failure) if failure.status.is_some_and(|s| !s.is_success()))
-}
-
-fn is_unsent(error: &Error) -> bool {
-    error.class() == Some(ErrorClass::Connect)
 }
 
 /// About four bytes a token, as texts in Latin script have: for records, never for limits.

@@ -13,7 +13,7 @@ use llm_layers::{
         Echo,
         openai::{OpenAiCompatible, hyper_client},
     },
-    providers::{Deployment, Providers},
+    providers::Providers,
 };
 use std::error;
 use tower::{ServiceBuilder, util::BoxCloneSyncService};
@@ -34,9 +34,7 @@ pub(crate) fn build(config: &Config, ledger: Option<&Ledger>) -> Result<Stack, B
                     if let Some(key) = &deployment.api_key {
                         leaf = leaf.with_api_key(key.reveal())?;
                     }
-                    let (host, port) = (leaf.host().to_owned(), leaf.port());
-                    let deployment = Deployment::new(leaf).with_address(host, port).marking_dispatch();
-                    providers = providers.deployment(name.as_str(), deployment);
+                    providers = providers.deployment(name.as_str(), leaf.into_deployment());
                 }
             }
         }

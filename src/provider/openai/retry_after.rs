@@ -1,7 +1,8 @@
 //! How long a provider asks to be left alone, in all the ways that providers say it.
 
+use crate::clock::{Clock, SystemClock};
 use http::{HeaderMap, StatusCode, header};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 /// Nobody is asked to wait longer: more is a mistake, or as good as never.
 const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
@@ -40,8 +41,7 @@ fn date(value: &str, answered_at: Option<&str>) -> Option<Duration> {
     // The provider's own clock is the one that it means.
     let from = match answered_at.and_then(|date| httpdate::parse_http_date(date).ok()) {
         Some(date) => date,
-        #[expect(clippy::disallowed_methods, reason = "only where the provider does not say what time it is")]
-        None => SystemTime::now(),
+        None => SystemClock.now(),
     };
     Some(at.duration_since(from).unwrap_or_default().min(LONGEST))
 }
