@@ -189,7 +189,8 @@ fn events() -> impl Strategy<Value = Vec<UsageEvent>> {
                 (event.context, event.model) = (context, <&str>::into(model));
                 event.provider = Option::<&str>::map(provider, Into::into);
                 (event.ended_at, event.outcome, event.usage, event.cost) = (ended_at, outcome, usage, cost);
-                event.saved = Option::<(TokenUsage, Cost)>::map(saved, |(usage, cost)| Saved { usage, cost });
+                event.saved =
+                    Option::<(TokenUsage, Cost)>::map(saved, |(usage, cost)| Box::new(Saved { usage, cost }));
                 event.latency = Duration::from_secs(seconds);
                 event
             };
@@ -355,10 +356,10 @@ fn every_field_is_in_its_column() {
     let book = PriceBook::of("sheet", [("p/m", Price::new(Rates::per_million("3", "15").unwrap()))]).unwrap();
     let prices = Prices::new(book.with_version("v7"));
     event.cost = prices.cost("p/m", &TokenUsage::new(1000, 0));
-    event.saved = Some(Saved {
+    event.saved = Some(Box::new(Saved {
         usage: TokenUsage::new(5, 6).with_cache_read_tokens(7),
         cost: prices.cost("p/m", &TokenUsage::new(0, 1000)),
-    });
+    }));
     event.latency = Duration::from_nanos(77);
     event.first_content = Some(Duration::from_nanos(33));
     event.outcome = Outcome::CacheHit;
@@ -572,7 +573,6 @@ async fn a_full_queue_refuses_calls_and_takes_them_again_when_there_is_room() {
     assert!(sink.is_healthy());
     let mut tries = 0;
     let refused = loop {
-        // The thread may have taken one out already.
         match service.ready().await.unwrap().call(request("p/m")).await {
             Ok(_) => tries += 1,
             Err(error) => break error,
@@ -580,7 +580,7 @@ async fn a_full_queue_refuses_calls_and_takes_them_again_when_there_is_room() {
         assert!(tries < 10, "the queue has no bound");
     };
     assert!(is_unavailable(&refused), "{refused}");
-    assert!((4..=5).contains(&tries), "{tries}");
+    assert_eq!(tries, 4);
     assert_eq!(provider.requests().len(), tries);
     assert!(!sink.is_healthy());
 
@@ -715,10 +715,11 @@ async fn seed_23_queries_by_agent_department_and_time_in_windows_of_utc() {
     // 2024-02-29 12:00 UTC.
     let noon = UNIX_EPOCH + Duration::from_secs(1_709_208_000);
     let half = Duration::from_secs(12 * 3600);
-    let nano = Duration::from_nanos(1);
-    let ends = [noon - half - nano, noon - half, noon, noon + half - nano, noon + half];
-    for (ended, agent) in ends.into_iter().zip(["a", "a", "b", "a", "a"]) {
-        let service = UsageLayer::new(sink.clone(), Prices::default()).with_clock(ended).layer(Echo::new());
+    // The calls take a moment.
+    let minute = Duration::from_secs(60);
+    let begins = [noon - half - minute, noon - half, noon, noon + half - minute, noon + half];
+    for (begun, agent) in begins.into_iter().zip(["a", "a", "b", "a", "a"]) {
+        let service = UsageLayer::new(sink.clone(), Prices::default()).with_clock(begun).layer(Echo::new());
         let mut request = request("p/m");
         request.context = RequestContext::new().with_agent_name(agent).with_departments(["d", agent]);
         service.oneshot(request).await.unwrap();

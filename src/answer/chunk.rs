@@ -102,8 +102,8 @@ impl StreamChunk {
     }
 
     /// What the answer used up so far, if the provider says so here.
-    pub const fn usage(&self) -> Option<&TokenUsage> {
-        self.facts.usage.as_ref()
+    pub fn usage(&self) -> Option<&TokenUsage> {
+        self.facts.usage.as_deref()
     }
 
     /// Whether it carries usage and no choice.

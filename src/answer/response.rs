@@ -50,7 +50,6 @@ impl CacheStatus {
 
 /// A whole answer, or one that is still being produced.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "a box would cost every whole answer an allocation")]
 pub enum ResponseBody {
     /// Everything is here.
     Complete(Completion),

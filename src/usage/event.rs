@@ -13,7 +13,7 @@ use std::{
 pub struct UsageEvent {
     /// Which call: minted for it, never taken from the request.
     pub id: EventId,
-    /// When it ended.
+    /// When it ended: its beginning by the clock, and how long it took.
     pub ended_at: SystemTime,
     /// Who asked.
     pub context: RequestContext,
@@ -34,7 +34,7 @@ pub struct UsageEvent {
     /// What they cost.
     pub cost: Cost,
     /// What an answer from a cache would have cost.
-    pub saved: Option<Saved>,
+    pub saved: Option<Box<Saved>>,
     /// From the call to its end.
     pub latency: Duration,
     /// From the call to its first content.
@@ -111,8 +111,9 @@ pub(super) fn stored_duration(time: Duration) -> i64 {
 impl EventId {
     /// A new one.
     pub fn mint(now: SystemTime) -> Self {
-        let millis = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis());
-        Self((millis << 80) | (fastrand::u128(..) >> 48))
+        let since = now.duration_since(UNIX_EPOCH).unwrap_or_default();
+        let millis = since.as_secs() * 1000 + u64::from(since.subsec_millis());
+        Self((u128::from(millis) << 80) | (fastrand::u128(..) >> 48))
     }
 
     /// As bytes, the time first.
