@@ -470,7 +470,7 @@ async fn a_store_that_panics_keeps_nobody_waiting() {
     let limit = Duration::from_secs(30);
     let service = UsageLayer::new(sink.clone(), prices()).durable(limit).layer(Scripted::new());
     let late = sink.admit().unwrap();
-    let begun = std::time::Instant::now();
+    let begun = tokio::time::Instant::now();
     let error = service.clone().oneshot(request()).await.unwrap_err();
     assert!(matches!(error.kind(), ErrorKind::StoreUnavailable { .. }), "it has no record");
     let error = service.oneshot(request()).await.unwrap_err();
