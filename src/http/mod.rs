@@ -5,8 +5,10 @@
 //!   said in its own body may quote prompts and keys, and is not.
 //! * Answers: [`FillIn`] adds what clients rely on and providers forget, and leaves every other byte as it
 //!   came. [`into_chunks`] gives a whole answer to a caller who asked for a stream.
+//! * [`anthropic`]: the same in Anthropic's Messages dialect.
 //! * `axum` (the feature of that name): extractor, responder, server-sent events.
 
+pub mod anthropic;
 #[cfg(feature = "axum")]
 pub mod axum;
 mod edge;

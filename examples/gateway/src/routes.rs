@@ -17,10 +17,10 @@ use axum::{
     routing::{get, post},
 };
 use llm_layers::{
-    BodyLimits,
+    BodyLimits, LlmRequest, LlmResponse,
     http::{
         Asked,
-        axum::{ChatAnswer, ChatRequest, ErrorResponse},
+        axum::{ChatAnswer, ChatRequest, ErrorResponse, MessagesAnswer, MessagesRequest},
     },
 };
 use serde_json::json;
@@ -68,7 +68,11 @@ pub(crate) fn router(
     let limits = BodyLimits::default().with_max_bytes(config.server.max_body_bytes);
     let models = models(config);
     let api = Router::new()
-        .route("/v1/chat/completions", post(complete).with_state(chat).layer(Extension(limits)))
+        .route(
+            "/v1/chat/completions",
+            post(complete).with_state(chat.clone()).layer(Extension(limits.clone())),
+        )
+        .route("/v1/messages", post(message).with_state(chat).layer(Extension(limits)))
         .route("/v1/models", get(move || ready(json_response(models.clone()))))
         .route("/v1/usage", get(ledger::usage).with_state(ledger.cloned()))
         .route_layer(middleware::from_fn_with_state(Keys::new(config), auth::authenticate))
@@ -83,23 +87,51 @@ pub(crate) fn router(
         .layer(middleware::from_fn_with_state(under_way.clone(), access::account)))
 }
 
+/// `POST /v1/chat/completions`
 async fn complete(
     State(chat): State<Chat>,
     Extension(account): Extension<Account>,
     request: Request,
 ) -> Result<ChatAnswer, ErrorResponse> {
     let read = tokio::time::timeout(READ_TIMEOUT, ChatRequest::from_request(request, &()));
-    let ChatRequest(request) = read.await.map_err(|_| {
-        let message = "the request's body did not come in time";
-        ErrorResponse::custom(StatusCode::REQUEST_TIMEOUT, "invalid_request_error", None, message)
-    })??;
-    account.asked(&request);
-    let asked = Asked::by(&request);
-    let result = chat.stack.oneshot(request).await.map(|answer| {
-        account.answered(&answer);
-        answer.observe(account)
-    });
+    let late = |_| {
+        let (kind, message) = ("invalid_request_error", LATE_BODY);
+        ErrorResponse::custom(StatusCode::REQUEST_TIMEOUT, kind, None, message)
+    };
+    let ChatRequest(request) = read.await.map_err(late)??;
+    let (asked, result) = chat.ask(account, request).await;
     Ok(ChatAnswer::new(asked, result).with_keep_alive(Some(chat.keep_alive)))
+}
+
+/// `POST /v1/messages`
+async fn message(
+    State(chat): State<Chat>,
+    Extension(account): Extension<Account>,
+    request: Request,
+) -> Result<MessagesAnswer, ErrorResponse> {
+    let read = tokio::time::timeout(READ_TIMEOUT, MessagesRequest::from_request(request, &()));
+    let late = |_| ErrorResponse::custom_of_messages(StatusCode::REQUEST_TIMEOUT, LATE_BODY);
+    let MessagesRequest(request) = read.await.map_err(late)??;
+    let (asked, result) = chat.ask(account, request).await;
+    Ok(MessagesAnswer::new(asked, result).with_keep_alive(Some(chat.keep_alive)))
+}
+
+const LATE_BODY: &str = "the request's body did not come in time";
+
+impl Chat {
+    async fn ask(
+        &self,
+        account: Account,
+        request: LlmRequest,
+    ) -> (Asked, Result<LlmResponse, llm_layers::Error>) {
+        account.asked(&request);
+        let asked = Asked::by(&request);
+        let result = self.stack.clone().oneshot(request).await.map(|answer| {
+            account.answered(&answer);
+            answer.observe(account)
+        });
+        (asked, result)
+    }
 }
 
 /// What may be asked for, as JSON: aliases, and each provider's models.

@@ -1,7 +1,11 @@
 use super::{ErrorResponse, Events, error::write_request_id};
 use crate::{
     ChunkStream, Error, LlmResponse, ResponseBody,
-    http::{Asked, FillIn, into_chunks},
+    http::{
+        Asked, FillIn,
+        anthropic::{self, MessageEvents},
+        into_chunks,
+    },
 };
 use axum_core::{
     body::Body,
@@ -54,6 +58,48 @@ impl IntoResponse for ChatAnswer {
                     }
                 };
                 respond(content_type, body)
+            }
+        };
+        if let Some(id) = asked.request_id() {
+            write_request_id(response.headers_mut(), id);
+        }
+        response
+    }
+}
+
+/// Responds with an answer as a message of Anthropic's Messages API, or with why there is none.
+///
+/// In everything else as [`ChatAnswer`].
+#[derive(Debug)]
+pub struct MessagesAnswer(ChatAnswer);
+
+impl MessagesAnswer {
+    /// What the stack said to a request; ask what it [`Asked`] for before the stack takes it.
+    pub const fn new(asked: Asked, result: Result<LlmResponse, Error>) -> Self {
+        Self(ChatAnswer::new(asked, result))
+    }
+
+    /// As [`ChatAnswer::with_keep_alive`].
+    #[must_use]
+    pub fn with_keep_alive(self, silence: Option<Duration>) -> Self {
+        Self(self.0.with_keep_alive(silence))
+    }
+}
+
+impl IntoResponse for MessagesAnswer {
+    fn into_response(self) -> Response {
+        let ChatAnswer { asked, result, keep_alive } = self.0;
+        let mut response = match result {
+            Err(error) => ErrorResponse::of_messages(error).into_response(),
+            Ok(LlmResponse { model, body: ResponseBody::Complete(completion), .. })
+                if !asked.is_streaming() =>
+            {
+                respond("application/json", Body::from(anthropic::message(&completion, &model)))
+            }
+            Ok(answer) => {
+                let events = Events::of_message(into_stream(answer.body), MessageEvents::new(answer.model))
+                    .with_keep_alive(keep_alive);
+                respond("text/event-stream", Body::new(events))
             }
         };
         if let Some(id) = asked.request_id() {
