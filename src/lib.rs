@@ -107,6 +107,7 @@ pub mod alias;
 mod answer;
 pub mod body;
 mod builder;
+mod calendar;
 mod chat;
 pub mod clock;
 pub mod concurrency;
@@ -114,6 +115,7 @@ mod context;
 mod error;
 pub mod fallback;
 pub mod http;
+mod id;
 mod json;
 mod model;
 pub mod peek;
@@ -121,6 +123,7 @@ pub mod price;
 mod progress;
 pub mod provider;
 pub mod providers;
+pub mod quota;
 mod request;
 #[cfg(feature = "testing")]
 pub mod testing;
@@ -140,6 +143,7 @@ pub use self::{
         Attempt, BoxError, Error, ErrorClass, ErrorKind, InvalidReason, Period, ProviderFailure,
         QuotaExceeded, QuotaKind, TimeoutPhase,
     },
+    id::CallId,
     model::ModelName,
     progress::Progress,
     request::{LlmRequest, Operation},
