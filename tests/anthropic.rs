@@ -392,7 +392,7 @@ fn errors_are_named_by_their_status() {
     assert_eq!(kind(ErrorKind::NotCached), "timeout_error");
     assert_eq!(kind(ErrorKind::Other), "api_error");
     assert_eq!(kind(ErrorKind::EmptyResponse { model: "x".into() }), "api_error");
-    assert_eq!(kind(ErrorKind::RequestTooLarge { largest: 1 }), "invalid_request_error");
+    assert_eq!(kind(ErrorKind::Cancelled), "invalid_request_error");
 }
 
 proptest! {

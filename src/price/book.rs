@@ -233,7 +233,12 @@ impl PriceBook {
     }
 
     fn find(&self, model: &str) -> Option<&Quote> {
-        self.lists.iter().rev().find_map(|list| list.find(model))?.as_ref()
+        self.lists.iter().rev().find_map(|list| list.find(model)?.as_ref())
+    }
+
+    /// The price alone.
+    pub(crate) fn price(&self, model: &str) -> Option<&Arc<Price>> {
+        self.find(model).map(|quote| &quote.price)
     }
 
     /// How many prices there are, those below others included.
@@ -334,6 +339,11 @@ impl Prices {
     /// The price of a model, if there is one.
     pub fn quote(&self, model: &str) -> Option<Quote> {
         self.0.load().quote(model)
+    }
+
+    /// The price alone.
+    pub(crate) fn price(&self, model: &str) -> Option<Arc<Price>> {
+        self.0.load().price(model).cloned()
     }
 
     /// What a call of `model` cost in the standard tier.

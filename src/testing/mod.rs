@@ -10,13 +10,17 @@
 //! # }
 //! ```
 
+mod clock;
 mod contract;
 mod leaf;
+pub mod quota;
 mod scripted;
 mod task;
 
 pub use self::{
+    clock::ManualClock,
     contract::{Contract, Probe},
     leaf::check_leaf,
+    quota::StoreCheck,
     scripted::{Reply, Scripted, Step},
 };

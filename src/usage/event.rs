@@ -1,8 +1,7 @@
-use crate::{CacheStatus, ModelName, RequestContext, TokenUsage, price::Cost};
+use crate::{CacheStatus, CallId, ModelName, RequestContext, TokenUsage, price::Cost};
 use std::{
-    fmt,
     sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime},
 };
 
 /// What one call to a provider used up, or one answer from a cache saved.
@@ -54,6 +53,9 @@ pub struct Saved {
     pub cost: Cost,
 }
 
+/// Which call an event is of.
+pub type EventId = CallId;
+
 /// How a call ended, as far as its record is concerned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -94,10 +96,6 @@ impl Outcome {
     }
 }
 
-/// Which call an event is of: 48 bits of milliseconds, then chance, so that ids sort by time.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct EventId(u128);
-
 /// A count as stores keep it: in 63 bits, which no provider reaches.
 pub(super) fn stored_tokens(count: u64) -> i64 {
     i64::try_from(count).unwrap_or(i64::MAX)
@@ -106,35 +104,4 @@ pub(super) fn stored_tokens(count: u64) -> i64 {
 /// Nanoseconds as stores keep them: 292 years at most.
 pub(super) fn stored_duration(time: Duration) -> i64 {
     i64::try_from(time.as_nanos()).unwrap_or(i64::MAX)
-}
-
-impl EventId {
-    /// A new one.
-    pub fn mint(now: SystemTime) -> Self {
-        let since = now.duration_since(UNIX_EPOCH).unwrap_or_default();
-        let millis = since.as_secs() * 1000 + u64::from(since.subsec_millis());
-        Self((u128::from(millis) << 80) | (fastrand::u128(..) >> 48))
-    }
-
-    /// As bytes, the time first.
-    pub const fn to_bytes(self) -> [u8; 16] {
-        self.0.to_be_bytes()
-    }
-
-    /// From bytes, the time first.
-    pub const fn from_bytes(bytes: [u8; 16]) -> Self {
-        Self(u128::from_be_bytes(bytes))
-    }
-}
-
-impl fmt::Display for EventId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:032x}", self.0)
-    }
-}
-
-impl fmt::Debug for EventId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
 }

@@ -1,13 +1,10 @@
 //! Adds up events in memory: what [`MemorySink`](crate::usage::MemorySink) answers with, and what every other store is
 //! compared with.
 
-use super::{
-    DepartmentSums, GroupBy, UsageGroup, UsageQuery, UsageTotals,
-    calendar::{day_name, day_of, nanos},
-    totals::Sums,
-};
+use super::{DepartmentSums, GroupBy, UsageGroup, UsageQuery, UsageTotals, totals::Sums};
 use crate::{
     Certainty,
+    calendar::{day_name, day_of, nanos},
     price::NanoUsd,
     usage::{
         UsageEvent,

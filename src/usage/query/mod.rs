@@ -1,19 +1,18 @@
 //! What was used up, by whom, and when.
 
 mod aggregate;
-mod calendar;
 mod totals;
 
+pub use crate::calendar::Window;
+
+#[cfg(feature = "rusqlite")]
+pub(super) use self::totals::Sums;
 pub use self::{
     aggregate::{department_sums, totals, totals_by},
-    calendar::Window,
     totals::{DepartmentSums, UsageGroup, UsageTotals},
 };
 #[cfg(feature = "rusqlite")]
-pub(super) use self::{
-    calendar::{day_name, nanos},
-    totals::Sums,
-};
+pub(super) use crate::calendar::{day_name, nanos};
 
 use super::Outcome;
 use std::{sync::Arc, time::SystemTime};

@@ -1,6 +1,8 @@
+//! The days and months of UTC.
+
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-pub(in crate::usage) const DAY_NANOS: i64 = 86_400_000_000_000;
+pub(crate) const DAY_NANOS: i64 = 86_400_000_000_000;
 
 /// A time from which on, and one until which, by the calendar of UTC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,7 +38,7 @@ impl Window {
 }
 
 /// Nanoseconds since the beginning of 1970, at most those of the year 2262.
-pub(in crate::usage) fn nanos(time: SystemTime) -> i64 {
+pub(crate) fn nanos(time: SystemTime) -> i64 {
     let whole = |time: Duration| i64::try_from(time.as_nanos()).unwrap_or(i64::MAX);
     match time.duration_since(UNIX_EPOCH) {
         Ok(since) => whole(since),
@@ -44,24 +46,24 @@ pub(in crate::usage) fn nanos(time: SystemTime) -> i64 {
     }
 }
 
-pub(in crate::usage) const fn day_of(nanos: i64) -> i64 {
+pub(crate) const fn day_of(nanos: i64) -> i64 {
     nanos.div_euclid(DAY_NANOS)
 }
 
 /// `2026-11-22`.
-pub(in crate::usage) fn day_name(day: i64) -> String {
+pub(crate) fn day_name(day: i64) -> String {
     let (year, month, day) = civil(day);
     format!("{year:04}-{month:02}-{day:02}")
 }
 
-fn midnight(day: i64) -> SystemTime {
+pub(crate) fn midnight(day: i64) -> SystemTime {
     let length = Duration::from_secs(day.unsigned_abs() * 86_400);
     if day < 0 { UNIX_EPOCH - length } else { UNIX_EPOCH + length }
 }
 
 /// Year, month and day of a day since the beginning of 1970: Howard Hinnant's `civil_from_days`, in which a year
 /// begins in March, so that the odd day is its last.
-const fn civil(day: i64) -> (i64, i64, i64) {
+pub(crate) const fn civil(day: i64) -> (i64, i64, i64) {
     let day = day + 719_468;
     let (era, day_of_era) = (day.div_euclid(146_097), day.rem_euclid(146_097));
     let year = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
@@ -73,7 +75,7 @@ const fn civil(day: i64) -> (i64, i64, i64) {
 }
 
 /// The reverse of [`civil`].
-const fn day_number(year: i64, month: i64, day: i64) -> i64 {
+pub(crate) const fn day_number(year: i64, month: i64, day: i64) -> i64 {
     let (year, month) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
     let (era, year_of_era) = (year.div_euclid(400), year.rem_euclid(400));
     let day_of_year = (153 * month + 2) / 5 + day - 1;

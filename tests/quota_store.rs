@@ -1,0 +1,266 @@
+//! The store in memory, by hand: what all other stores are compared with has to be right by itself.
+
+use llm_layers::{
+    CallId, Period, QuotaKind,
+    price::NanoUsd,
+    quota::{
+        Adjustment, Amount, Applied, Baseline, Calendar, Day, Days, Decision, Delta, Department, Departments,
+        ENDED_KEPT, EXPIRED_KEPT, Limits, MemoryStore, QuotaStore, Reservation, SWEEP, Settlement, Standing,
+        StoreError, WindowName,
+    },
+    testing::{ManualClock, StoreCheck},
+};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+const LEASE: Duration = Duration::from_secs(60);
+const MILLI: Duration = Duration::from_millis(1);
+
+/// 2026-11-23 12:00 UTC.
+fn noon() -> SystemTime {
+    UNIX_EPOCH + Duration::from_secs(1_795_435_200)
+}
+
+struct Bench {
+    clock: ManualClock,
+    store: MemoryStore,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let clock = ManualClock::new(noon());
+        let store = MemoryStore::with_clock(clock.clone());
+        Self { clock, store }
+    }
+
+    fn days(&self) -> Days {
+        use llm_layers::clock::Clock;
+        Calendar::utc().days_around(self.clock.now())
+    }
+
+    async fn reserve(&self, id: CallId, departments: &Departments, amount: Amount) -> Decision {
+        let reservation = Reservation::new(id, departments.clone(), amount, LEASE, self.days())
+            .with_on_expiry(Amount::new(1, amount.tokens / 2, NanoUsd::ZERO));
+        self.store.reserve(&reservation).await.unwrap()
+    }
+
+    async fn granted(&self, departments: &Departments, amount: Amount) -> CallId {
+        let id = id();
+        assert!(matches!(self.reserve(id, departments, amount).await, Decision::Granted(_)));
+        id
+    }
+
+    async fn settle(&self, id: CallId, departments: &Departments, amount: Amount) -> Applied {
+        self.store.settle(&Settlement::new(id, departments.clone(), amount)).await.unwrap()
+    }
+
+    async fn standing(&self, department: &str) -> Standing {
+        self.store.usage(&department.into(), &self.days()).await.unwrap()
+    }
+
+    /// Tokens settled and reserved, which are the same in day and month.
+    async fn tokens(&self, department: &str) -> (u64, u64) {
+        let Standing { in_day, in_month, .. } = self.standing(department).await;
+        assert_eq!(in_day, in_month);
+        (in_day.settled.tokens, in_day.reserved.tokens)
+    }
+}
+
+fn id() -> CallId {
+    CallId::mint(noon())
+}
+
+fn tokens(tokens: u64) -> Amount {
+    Amount::new(1, tokens, NanoUsd::ZERO)
+}
+
+fn limited(limit: u64) -> Departments {
+    Departments::one(Department::new("a", Limits::new().with_day_tokens(limit)))
+}
+
+#[tokio::test]
+async fn the_store_in_memory_agrees_with_itself() {
+    let Bench { clock, store } = Bench::new();
+    StoreCheck::new(store).with_clock(clock).check().await;
+}
+
+#[tokio::test]
+async fn a_reservation_is_replaced_by_the_truth_once() {
+    let (bench, a) = (Bench::new(), limited(100));
+    let call = bench.granted(&a, tokens(100)).await;
+    assert_eq!(bench.tokens("a").await, (0, 100));
+    assert_eq!(bench.settle(call, &a, tokens(30)).await, Applied::First);
+    assert_eq!(bench.tokens("a").await, (30, 0));
+    assert_eq!(bench.settle(call, &a, tokens(30)).await, Applied::Duplicate);
+    bench.store.release(call, &a).await.unwrap();
+    assert_eq!(bench.tokens("a").await, (30, 0));
+}
+
+#[tokio::test]
+async fn what_does_not_fit_is_denied_with_all_there_is_to_say() {
+    let (bench, a) = (Bench::new(), limited(100));
+    let call = bench.granted(&a, tokens(60)).await;
+    let Decision::Denied(denial) = bench.reserve(id(), &a, tokens(41)).await else { panic!() };
+    assert_eq!((&*denial.department, denial.quota, denial.period), ("a", QuotaKind::Tokens, Period::Day));
+    assert_eq!((denial.limit, denial.settled, denial.reserved, denial.requested), (100, 0, 60, 41));
+    assert!(denial.in_flight_only);
+    assert_eq!(denial.resets_in, Duration::from_secs(12 * 3600));
+    assert_eq!(denial.resets_at, noon() + denial.resets_in);
+    bench.settle(call, &a, tokens(60)).await;
+    let Decision::Denied(denial) = bench.reserve(id(), &a, tokens(41)).await else { panic!() };
+    assert_eq!((denial.settled, denial.reserved, denial.in_flight_only), (60, 0, false));
+    let Decision::Granted(grant) = bench.reserve(id(), &a, tokens(40)).await else { panic!() };
+    assert_eq!(grant.tightest.unwrap().remaining, 0);
+}
+
+#[tokio::test]
+async fn overshoot_is_charged_in_full() {
+    let (bench, a) = (Bench::new(), limited(100));
+    let call = bench.granted(&a, tokens(10)).await;
+    bench.settle(call, &a, tokens(1000)).await;
+    assert_eq!(bench.tokens("a").await, (1000, 0));
+    assert!(matches!(bench.reserve(id(), &a, tokens(0)).await, Decision::Denied(_)));
+}
+
+#[tokio::test]
+async fn an_expired_lease_charges_its_part_and_is_trued_up_once() {
+    let (bench, a) = (Bench::new(), limited(1000));
+    let [settled, released] = [bench.granted(&a, tokens(100)).await, bench.granted(&a, tokens(200)).await];
+    bench.clock.advance(LEASE - MILLI);
+    assert_eq!(bench.tokens("a").await, (0, 300));
+    bench.clock.advance(MILLI);
+    assert_eq!(bench.tokens("a").await, (150, 0));
+    assert_eq!(bench.reserve(settled, &a, tokens(100)).await, Decision::Ended);
+    assert_eq!(bench.settle(settled, &a, tokens(20)).await, Applied::TrueUp);
+    assert_eq!(bench.tokens("a").await, (120, 0));
+    assert_eq!(bench.settle(settled, &a, tokens(20)).await, Applied::Duplicate);
+    bench.store.release(released, &a).await.unwrap();
+    assert_eq!(bench.tokens("a").await, (20, 0));
+    assert_eq!(bench.standing("a").await.in_day.settled.requests, 1);
+}
+
+#[tokio::test]
+async fn an_expired_lease_is_forgotten_after_a_day() {
+    let (bench, a) = (Bench::new(), limited(1000));
+    let call = bench.granted(&a, tokens(100)).await;
+    bench.clock.advance(LEASE);
+    bench.tokens("a").await;
+    assert_eq!(bench.store.leases(), 1);
+    bench.clock.advance(EXPIRED_KEPT);
+    assert_eq!(bench.settle(call, &a, tokens(20)).await, Applied::Duplicate);
+    assert_eq!(bench.store.leases(), 0);
+}
+
+#[tokio::test]
+async fn a_reservation_that_comes_after_its_release_is_refused() {
+    let (bench, a) = (Bench::new(), limited(1000));
+    let call = id();
+    bench.store.release(call, &a).await.unwrap();
+    assert_eq!(bench.reserve(call, &a, tokens(1)).await, Decision::Ended);
+    bench.clock.advance(ENDED_KEPT);
+    assert!(matches!(bench.reserve(call, &a, tokens(1)).await, Decision::Granted(_)));
+}
+
+#[tokio::test]
+async fn a_lease_that_is_extended_lives_on() {
+    let (bench, a) = (Bench::new(), limited(1000));
+    let call = bench.granted(&a, tokens(100)).await;
+    bench.clock.advance(LEASE / 2);
+    assert!(bench.store.extend(call, &a, LEASE).await.unwrap());
+    assert!(bench.store.extend(call, &a, MILLI).await.unwrap(), "it is not made shorter");
+    bench.clock.advance(LEASE - MILLI);
+    assert_eq!(bench.tokens("a").await, (0, 100));
+    bench.clock.advance(MILLI);
+    assert!(!bench.store.extend(call, &a, LEASE).await.unwrap());
+    assert_eq!(bench.tokens("a").await, (50, 0));
+}
+
+#[tokio::test]
+async fn all_departments_are_charged_or_none() {
+    let bench = Bench::new();
+    let a = Department::new("a", Limits::new());
+    let b = Department::new("b", Limits::new().with_month_requests(1));
+    let both = Departments::new([b.clone(), a.clone(), b.clone()]);
+    assert_eq!(both.len(), 2);
+    bench.granted(&both, tokens(7)).await;
+    assert!(matches!(bench.reserve(id(), &both, tokens(7)).await, Decision::Denied(_)));
+    assert_eq!((bench.tokens("a").await, bench.tokens("b").await), ((0, 7), (0, 7)));
+}
+
+#[tokio::test]
+async fn the_denial_names_the_limit_that_lasts_longest() {
+    let bench = Bench::new();
+    let used_up = Department::new("used up", Limits::new().with_day_tokens(10));
+    let in_flight = Department::new("in flight", Limits::new().with_month_tokens(15));
+    let both = Departments::new([used_up.clone(), in_flight.clone()]);
+    let call = bench.granted(&Departments::one(used_up), tokens(10)).await;
+    bench.settle(call, &both, tokens(10)).await;
+    bench.granted(&Departments::one(in_flight), tokens(15)).await;
+    let Decision::Denied(denial) = bench.reserve(id(), &both, tokens(1)).await else { panic!() };
+    assert_eq!((&*denial.department, denial.in_flight_only), ("used up", false));
+}
+
+#[tokio::test]
+async fn no_operation_sweeps_more_than_its_share() {
+    let (bench, a) = (Bench::new(), limited(100_000));
+    for _ in 0..3 * SWEEP {
+        bench.granted(&a, tokens(10)).await;
+    }
+    bench.clock.advance(LEASE);
+    for swept in 1..=3 {
+        let left = 3 * SWEEP - swept * SWEEP;
+        let settled = swept * SWEEP * 5;
+        assert_eq!(bench.tokens("a").await, (settled as u64, left as u64 * 10));
+    }
+}
+
+#[tokio::test]
+async fn a_department_is_seeded_once_and_before_it_is_charged() {
+    let (bench, a) = (Bench::new(), limited(100));
+    let reservation =
+        Reservation::new(id(), a.clone(), tokens(50), LEASE, bench.days()).with_needs_seed(true);
+    let error = bench.store.reserve(&reservation).await.unwrap_err();
+    let StoreError::Unseeded { departments, day } = error else { panic!("{error}") };
+    assert_eq!(departments, [std::sync::Arc::clone(&a[0].id)]);
+    let baseline = Baseline::new(day, tokens(60), tokens(80));
+    assert!(bench.store.seed(&a[0].id, &baseline).await.unwrap());
+    assert!(!bench.store.seed(&a[0].id, &baseline).await.unwrap());
+    assert!(matches!(bench.store.reserve(&reservation).await, Ok(Decision::Denied(_))));
+    let standing = bench.standing("a").await;
+    assert_eq!((standing.in_day.settled.tokens, standing.in_month.settled.tokens), (60, 80));
+}
+
+#[tokio::test]
+async fn a_correction_is_made_once_and_never_below_nothing() {
+    let (bench, a) = (Bench::new(), limited(100));
+    let call = bench.granted(&a, tokens(50)).await;
+    bench.settle(call, &a, tokens(50)).await;
+    let Standing { day, .. } = bench.standing("a").await;
+    let by = Delta { requests: -5, tokens: -20, cost: NanoUsd::new(7) };
+    let correction = Adjustment::new(id(), "a", WindowName::Day(day.date), by);
+    assert!(bench.store.adjust(&correction).await.unwrap());
+    assert!(!bench.store.adjust(&correction).await.unwrap());
+    let standing = bench.standing("a").await;
+    assert_eq!(standing.in_day.settled, Amount::new(0, 30, NanoUsd::new(7)));
+    assert_eq!(standing.in_month.settled, tokens(50));
+}
+
+#[tokio::test]
+async fn a_clock_off_the_days_is_told_and_nothing_is_charged() {
+    let (bench, a) = (Bench::new(), limited(100));
+    let days = bench.days();
+    bench.clock.advance(Duration::from_secs(3 * 86_400));
+    let reservation = Reservation::new(id(), a.clone(), tokens(1), LEASE, days);
+    let error = bench.store.reserve(&reservation).await.unwrap_err();
+    assert!(
+        matches!(error, StoreError::OffCalendar { now } if now == noon() + Duration::from_secs(3 * 86_400))
+    );
+    assert_eq!(bench.tokens("a").await, (0, 0));
+    assert!(!bench.standing("a").await.is_known);
+}
+
+#[test]
+fn days_are_next_to_each_other() {
+    let days = Calendar::utc().days_around(noon());
+    let dates: Vec<_> = days.iter().map(|day: &Day| (day.date, day.month)).collect();
+    assert_eq!(dates, [(20_261_122, 202_611), (20_261_123, 202_611), (20_261_124, 202_611)]);
+}
