@@ -92,7 +92,8 @@
 //! | `rusqlite` | a ledger of usage in SQLite, and queries on it |
 //! | `toml` | price lists of your own, in TOML |
 //! | `rusqlite` | a ledger of usage in a file of SQLite; needs a C compiler |
-//! | `redis` | a server of Redis, or a cluster, to keep state in |
+//! | `outbox` | a log on the disk before a store of usage that may be down |
+//! | `redis` | a server of Redis, or a cluster, to keep state in; usage as a stream |
 //! | `toml` | price lists of your own, in TOML |
 //! | `testing` | the contract suite and a scripted provider |
 //!

@@ -4,12 +4,10 @@ mod cluster;
 mod error;
 mod node;
 mod options;
-#[allow(dead_code, reason = "what layers run there is elsewhere")]
 mod script;
 #[cfg(test)]
 mod tests;
 
-#[allow(unused_imports, reason = "what layers run there is elsewhere")]
 pub(crate) use self::script::{Run, Script};
 pub use self::{
     error::{RedisError, RedisErrorKind},
@@ -189,6 +187,7 @@ impl Redis {
     /// # Errors
     ///
     /// The round trip failed as a whole.
+    #[allow(dead_code, reason = "for stores with many small runs")]
     pub(crate) async fn pipeline(
         &self,
         route: Option<&[u8]>,
