@@ -111,6 +111,7 @@ mod chat;
 pub mod clock;
 pub mod concurrency;
 mod context;
+pub mod decision;
 mod error;
 pub mod fallback;
 pub mod http;
@@ -122,6 +123,7 @@ mod progress;
 pub mod provider;
 pub mod providers;
 mod request;
+pub mod telemetry;
 #[cfg(feature = "testing")]
 pub mod testing;
 pub mod timeout;

@@ -1,5 +1,5 @@
 use super::Completion;
-use crate::{Attempt, ChunkStream, End, ModelName, Observe, body::Summary};
+use crate::{Attempt, ChunkStream, End, ModelName, Observe, body::Summary, decision::Decisions};
 use std::{sync::Arc, time::Duration};
 
 /// What a provider, or any layer in front of it, answers with.
@@ -17,6 +17,8 @@ pub struct LlmResponse {
     pub cache: CacheStatus,
     /// The attempts that failed before this answer.
     pub attempts: Vec<Attempt>,
+    /// What the layers have noted on the way, if the request keeps its decisions.
+    pub decisions: Decisions,
     /// The answer.
     pub body: ResponseBody,
     /// Anything that a layer of yours wants to hand up.
@@ -67,6 +69,7 @@ impl LlmResponse {
             provider_request_id: None,
             cache: CacheStatus::default(),
             attempts: Vec::new(),
+            decisions: Decisions::default(),
             body: body.into(),
             extensions: http::Extensions::new(),
         }
