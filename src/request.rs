@@ -2,7 +2,11 @@ use crate::{
     BodyLimits, ChatBody, Error, InvalidReason, ModelName, Progress, RequestContext, decision::Decisions,
 };
 use bytes::Bytes;
-use std::{any::Any, fmt, sync::Arc};
+use std::{
+    any::Any,
+    fmt,
+    sync::{Arc, Weak},
+};
 
 /// A request on its way down the stack.
 ///
@@ -40,7 +44,8 @@ pub struct LlmRequest {
     pub attempt: u16,
     decisions: Decisions,
     /// What a span further out has left for those within, where no thread-local carries it.
-    scope: Option<Arc<dyn Any + Send + Sync>>,
+    /// Weak, for requests are kept by anybody, and a span must not live as long as they do.
+    scope: Option<Weak<dyn Any + Send + Sync>>,
     extensions: Option<Arc<http::Extensions>>,
 }
 
@@ -110,12 +115,14 @@ impl LlmRequest {
         &self.decisions
     }
 
-    pub(crate) fn scope<T: 'static>(&self) -> Option<&T> {
-        self.scope.as_ref()?.downcast_ref()
+    pub(crate) fn scope<T: Send + Sync + 'static>(&self) -> Option<Arc<T>> {
+        self.scope.as_ref()?.upgrade()?.downcast().ok()
     }
 
-    pub(crate) fn set_scope<T: Send + Sync + 'static>(&mut self, scope: T) {
-        self.scope = Some(Arc::new(scope));
+    /// As long as `scope` lives, those within find it.
+    pub(crate) fn set_scope<T: Send + Sync + 'static>(&mut self, scope: &Arc<T>) {
+        let scope: Weak<T> = Arc::downgrade(scope);
+        self.scope = Some(scope);
     }
 
     /// Something that a layer of yours has attached. No layer of this crate decides anything on it.

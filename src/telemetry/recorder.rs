@@ -9,11 +9,14 @@ use crate::{
     decision::{self, DecisionRecord, Decisions},
     price::Prices,
 };
+use std::sync::Arc;
 use tokio::time::Instant;
 
 /// Collects what is known of one call, and ends its span when its answer ends.
-pub(super) struct Recorder<S> {
+pub(super) struct Recorder<S: CallSpan> {
     span: S,
+    /// What the request shows to those within, for as long as the call goes on.
+    handed_down: Option<Arc<S::Scope>>,
     role: Role,
     started: Instant,
     choices: u32,
@@ -31,7 +34,13 @@ struct Kept {
 }
 
 impl<S: CallSpan> Recorder<S> {
-    pub(super) fn new(span: S, settings: &Settings, request: &LlmRequest, started: Instant) -> Self {
+    pub(super) fn new(
+        span: S,
+        handed_down: Option<Arc<S::Scope>>,
+        settings: &Settings,
+        request: &LlmRequest,
+        started: Instant,
+    ) -> Self {
         let role = settings.target.role;
         let is_client = role == Role::Client && span.is_recording();
         let content = if is_client { settings.capture.collector(&request.body) } else { None };
@@ -46,6 +55,7 @@ impl<S: CallSpan> Recorder<S> {
         });
         Self {
             span,
+            handed_down,
             role,
             started,
             choices: CallEnd::choices(request),
@@ -77,7 +87,7 @@ impl<S: CallSpan> Observe for Recorder<S> {
     }
 
     fn on_end(self, end: End<'_>) {
-        let Self { span, role, started, choices, head, decisions, content, prices } = self;
+        let Self { span, handed_down, role, started, choices, head, decisions, content, prices } = self;
         let duration = started.elapsed();
         let content = content.map(|mut collector| {
             let is_cut = match end {
@@ -115,5 +125,6 @@ impl<S: CallSpan> Observe for Recorder<S> {
             told.cost = prices.cost(&model, &usage).amount.map(|amount| amount.nanos() as f64 / 1e9);
         }
         span.end(&told);
+        drop(handed_down);
     }
 }

@@ -85,19 +85,22 @@ where
         let start =
             CallStart { role, request: &request, started: Instant::now(), target: &self.settings.target };
         let parent = request.scope::<<O::Span as CallSpan>::Scope>();
-        let Some(span) = self.observer.start(&start, parent) else {
+        let Some(span) = self.observer.start(&start, parent.as_deref()) else {
             let decisions = request.decisions().clone();
             return ResponseFuture { state: State::Unobserved(self.inner.call(request)), decisions };
         };
         let (scope, started) = (span.scope(), start.started);
+        let mut handed_down = None;
         if role == Role::Gateway {
-            request.set_scope(scope.clone());
+            let shared = Arc::new(scope.clone());
+            request.set_scope(&shared);
+            handed_down = Some(shared);
             if span.is_recording() {
                 request.keep_decisions();
             }
         }
         let decisions = request.decisions().clone();
-        let watch = Watch::new(Recorder::new(span, &self.settings, &request, started));
+        let watch = Watch::new(Recorder::new(span, handed_down, &self.settings, &request, started));
         let inner = scope.run(|| self.inner.call(request));
         ResponseFuture { state: State::Observed(watch.over(Within { inner, scope })), decisions }
     }

@@ -4,15 +4,17 @@ use crate::{
     conventions::check,
     seen::{Attr, Backend, Otel, Seen, Tracing},
 };
+use futures_util::StreamExt;
 use llm_layers::{
     ChatBody, ChunkStream, Completion, Error, ErrorClass, ErrorKind, FinishReason, LlmRequest, LlmResponse,
     ProviderFailure, RequestContext, ResponseBody, StreamChunk, TokenUsage,
     providers::{Deployment, Providers},
-    telemetry::{CaptureContent, SemConv, TelemetryLayer},
+    telemetry::{CaptureContent, SemConv, TelemetryLayer, TracingObserver},
     testing::{Contract, Reply, Scripted, Step},
     timeout::CallTimeoutLayer,
 };
 use std::{
+    future::ready,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Mutex},
     time::Duration,
@@ -265,8 +267,13 @@ async fn stream_error<B: Backend>(backend: &B, semconv: SemConv) {
     let steps = stream().into_iter().take(4).chain([Step::Fail(broke)]);
     let provider = Scripted::new().reply(Reply::stream(steps));
     providers(backend, &provider).oneshot(ask(true)).await.unwrap().text().await.unwrap_err();
-    let expected =
-        Expected { error: Some("connect"), finish: &["error"], usage: None, first_chunk: Some(1.0), seconds: 2 };
+    let expected = Expected {
+        error: Some("connect"),
+        finish: &["error"],
+        usage: None,
+        first_chunk: Some(1.0),
+        seconds: 2,
+    };
     expect(backend, semconv, &expected);
     assert_eq!(one(backend, semconv).text("gen_ai.response.id"), Some("chatcmpl-1"));
 }
@@ -275,8 +282,13 @@ async fn stream_cut<B: Backend>(backend: &B, semconv: SemConv) {
     let steps = stream().into_iter().take(4).chain([Step::Cut]);
     let provider = Scripted::new().reply(Reply::stream(steps));
     providers(backend, &provider).oneshot(ask(true)).await.unwrap().text().await.unwrap_err();
-    let expected =
-        Expected { error: Some("decode"), finish: &["error"], usage: None, first_chunk: Some(1.0), seconds: 2 };
+    let expected = Expected {
+        error: Some("decode"),
+        finish: &["error"],
+        usage: None,
+        first_chunk: Some(1.0),
+        seconds: 2,
+    };
     expect(backend, semconv, &expected);
 }
 
@@ -348,7 +360,7 @@ async fn panics<B: Backend>(_: &B, semconv: SemConv) {
         let first_chunk = (!finish.is_empty()).then_some(0.0);
         let expected = Expected { error: Some("_OTHER"), finish, usage: None, first_chunk, seconds: 0 };
         expect(&backend, semconv, &expected);
-        assert_eq!(backend.current(), None, "nothing is left current");
+        assert_eq!(B::current(), None, "nothing is left current");
     }
 }
 
@@ -388,28 +400,39 @@ async fn any_poll<B: Backend>(_: &B, semconv: SemConv) {
 }
 
 /// The service below and its stream work within the span; whoever reads the stream does not.
-async fn current<B: Backend + Sync>(backend: &B, semconv: SemConv) {
+async fn current<B: Backend>(backend: &B, semconv: SemConv) {
+    // Thread-locals are all that is looked at, so that no backend has to go with the stream.
     let inside: Arc<Mutex<Vec<Option<u64>>>> = Arc::default();
-    let look = || inside.lock().unwrap().push(backend.current());
-    let (service_look, stream_look) = (&look, Arc::clone(&inside));
-    let _ = stream_look;
+    let looks = Arc::clone(&inside);
+    let look = move || looks.lock().unwrap().push(B::current());
     let layer = TelemetryLayer::client(backend.observer(), "openai").with_address("api.example", 443);
-    let service = tower::Layer::layer(
-        &layer,
-        service_fn(|request: LlmRequest| {
-            service_look();
-            async move {
-                service_look();
-                tokio::time::sleep(SECOND).await;
-                service_look();
-                Ok::<_, Error>(LlmResponse::new(request.model, Completion::text("hi", TokenUsage::new(20, 7))))
-            }
-        }),
-    );
-    service.oneshot(ask(false)).await.unwrap();
+    let service = service_fn(move |request: LlmRequest| {
+        look();
+        let look = look.clone();
+        async move {
+            look();
+            tokio::time::sleep(SECOND).await;
+            look();
+            let stream = futures_util::stream::iter(stream()).filter_map(move |step| {
+                look();
+                ready(match step {
+                    Step::Chunk(chunk) => Some(Ok(chunk)),
+                    _ => None,
+                })
+            });
+            Ok::<_, Error>(LlmResponse::new(request.model, ChunkStream::ending_cleanly(stream)))
+        }
+    });
+    let mut chunks = chunks(tower::Layer::layer(&layer, service).oneshot(ask(true)).await.unwrap());
+    assert_eq!(B::current(), None);
+    while let Some(chunk) = chunks.next().await {
+        chunk.unwrap();
+        assert_eq!(B::current(), None, "between chunks nothing of ours is current");
+    }
     let span = one(backend, semconv);
-    assert_eq!(*inside.lock().unwrap(), [Some(span.id); 3]);
-    assert_eq!(backend.current(), None);
+    let inside = inside.lock().unwrap();
+    assert_eq!(inside.len(), 3 + 8);
+    assert!(inside.iter().all(|seen| *seen == Some(span.id)), "{inside:?}");
 }
 
 async fn content<B: Backend>(backend: &B, semconv: SemConv) {
@@ -471,8 +494,6 @@ async fn nobody_and_both_keep_the_contract_too() {
     Contract::layer(TelemetryLayer::client(TracingObserver::events_only(), "p")).check().await;
     assert!(tracing.events().contains("WARN gen_ai.client.operation.exception"), "{}", tracing.events());
 }
-
-use llm_layers::telemetry::TracingObserver;
 
 #[tokio::test(start_paused = true)]
 async fn a_failure_is_a_warning_with_its_type() {

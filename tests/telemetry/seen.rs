@@ -90,7 +90,7 @@ pub(crate) trait Backend {
     /// Everything, as text.
     fn everything(&self) -> String;
     /// The id of the span that is current here.
-    fn current(&self) -> Option<u64>;
+    fn current() -> Option<u64>;
 }
 
 // ===== OpenTelemetry =====
@@ -111,7 +111,8 @@ impl Backend for Otel {
         let exporter = InMemorySpanExporter::default();
         let tracers = SdkTracerProvider::builder().with_simple_exporter(exporter.clone()).build();
         let metrics = InMemoryMetricExporter::default();
-        let reader = PeriodicReader::builder(metrics.clone()).with_interval(Duration::from_secs(3600)).build();
+        let reader =
+            PeriodicReader::builder(metrics.clone()).with_interval(Duration::from_secs(3600)).build();
         let meters = SdkMeterProvider::builder().with_reader(reader).build();
         Self { semconv, exporter, tracers, metrics, meters }
     }
@@ -130,7 +131,7 @@ impl Backend for Otel {
         format!("{spans:?} {:?}", self.metrics.get_finished_metrics().unwrap())
     }
 
-    fn current(&self) -> Option<u64> {
+    fn current() -> Option<u64> {
         use opentelemetry::trace::TraceContextExt;
         let context = opentelemetry::Context::current();
         context.has_active_span().then(|| id(context.span().span_context().span_id()))
@@ -296,7 +297,7 @@ impl Backend for Tracing {
         format!("{:?} {}", log.closed, log.events)
     }
 
-    fn current(&self) -> Option<u64> {
+    fn current() -> Option<u64> {
         tracing::Span::current().id().map(|id| id.into_u64())
     }
 }
@@ -330,6 +331,9 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Kept {
     }
 
     fn on_event(&self, event: &tracing::Event<'_>, context: Context<'_, S>) {
+        if !event.metadata().target().starts_with("llm_layers") {
+            return;
+        }
         let mut fields = BTreeMap::new();
         event.record(&mut Visitor(&mut fields));
         let mut log = self.0.lock().unwrap();
