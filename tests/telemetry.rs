@@ -6,6 +6,9 @@ mod conventions;
 mod lifecycle;
 #[path = "telemetry/metrics.rs"]
 mod metrics;
+#[cfg(feature = "openai")]
+#[path = "telemetry/propagation.rs"]
+mod propagation;
 #[path = "telemetry/record.rs"]
 mod record;
 #[path = "telemetry/seen.rs"]

@@ -1,7 +1,7 @@
 use super::{ErrorResponse, Events, error::write_request_id};
 use crate::{
     ChunkStream, Error, LlmResponse, ResponseBody,
-    http::{Asked, FillIn, into_chunks},
+    http::{Asked, FillIn, into_chunks, write_decisions},
 };
 use axum_core::{
     body::Body,
@@ -19,12 +19,13 @@ pub struct ChatAnswer {
     asked: Asked,
     result: Result<LlmResponse, Error>,
     keep_alive: Option<Duration>,
+    shows_decisions: bool,
 }
 
 impl ChatAnswer {
     /// What the stack said to a request; ask what it [`Asked`] for before the stack takes it.
     pub const fn new(asked: Asked, result: Result<LlmResponse, Error>) -> Self {
-        Self { asked, result, keep_alive: Some(Duration::from_secs(15)) }
+        Self { asked, result, keep_alive: Some(Duration::from_secs(15)), shows_decisions: false }
     }
 
     /// How long a stream may be silent before a comment is sent; 15 seconds unless told, `None` for never.
@@ -33,11 +34,23 @@ impl ChatAnswer {
         self.keep_alive = silence;
         self
     }
+
+    /// Shows in headers how the answer came to be: see [`write_decisions`]. What the request has
+    /// [kept](crate::LlmRequest::keep_decisions) is among it.
+    #[must_use]
+    pub const fn with_decisions(mut self, shown: bool) -> Self {
+        self.shows_decisions = shown;
+        self
+    }
 }
 
 impl IntoResponse for ChatAnswer {
     fn into_response(self) -> Response {
-        let Self { asked, result, keep_alive } = self;
+        let Self { asked, result, keep_alive, shows_decisions } = self;
+        let record = shows_decisions.then(|| match &result {
+            Ok(answer) => answer.decision_record(),
+            Err(error) => error.decision_record(),
+        });
         let mut response = match result {
             Err(error) => ErrorResponse::from(error).into_response(),
             Ok(answer) => {
@@ -56,6 +69,9 @@ impl IntoResponse for ChatAnswer {
                 respond(content_type, body)
             }
         };
+        if let Some(record) = record {
+            write_decisions(&record, response.headers_mut());
+        }
         if let Some(id) = asked.request_id() {
             write_request_id(response.headers_mut(), id);
         }
