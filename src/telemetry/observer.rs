@@ -36,8 +36,8 @@ pub trait CallSpan: Send + 'static {
     /// What makes the span current.
     type Scope: Scope;
 
-    /// What the service below runs in, and its stream.
-    fn scope(&self) -> Self::Scope;
+    /// What the service below runs in, and its stream; `None` if there is nothing to make current.
+    fn scope(&self) -> Option<Self::Scope>;
 
     /// Whether attributes are wanted, so that those that cost something should be computed.
     fn is_recording(&self) -> bool;
@@ -75,8 +75,6 @@ pub struct CallStart<'a> {
     pub role: Role,
     /// What is asked.
     pub request: &'a LlmRequest,
-    /// When it began.
-    pub started: Instant,
     pub(super) target: &'a Target,
 }
 
@@ -164,6 +162,12 @@ impl<'a> CallStart<'a> {
         }
     }
 
+    /// The model as it is sent, if that is how the request has it.
+    pub(super) fn shared_model(&self) -> Option<&'a Arc<str>> {
+        let model = &self.request.model;
+        (self.model().len() == model.len()).then(|| model.shared())
+    }
+
     /// The span's name.
     pub fn name(&self) -> Cow<'a, str> {
         match self.role {
@@ -181,12 +185,15 @@ impl<'a> CallStart<'a> {
     /// What samplers are to see: what is known when the span begins.
     pub fn identity(&self, set: &mut dyn FnMut(&'static str, Value<'_>)) {
         if self.role == Role::Gateway {
-            return set("llm_layers.requested_model", Value::Str(&self.request.requested));
+            return set("llm_layers.requested_model", Value::Shared(self.request.requested.shared()));
         }
         set("gen_ai.operation.name", Value::Static(self.operation()));
         set("gen_ai.provider.name", Value::Shared(self.provider()));
         if !self.model().is_empty() {
-            set("gen_ai.request.model", Value::Str(self.model()));
+            match self.shared_model() {
+                Some(model) => set("gen_ai.request.model", Value::Shared(model)),
+                None => set("gen_ai.request.model", Value::Str(self.model())),
+            }
         }
         if let Some((host, port)) = self.address() {
             set("server.address", Value::Shared(host));
@@ -205,7 +212,7 @@ impl<'a> CallStart<'a> {
             }
             return;
         }
-        set("llm_layers.requested_model", Value::Str(&request.requested));
+        set("llm_layers.requested_model", Value::Shared(request.requested.shared()));
         set("llm_layers.fallback.attempt", Value::Int(request.attempt.into()));
         super::params::attributes(&request.body, semconv, set);
         if let Some(id) = request.context.conversation_id() {
@@ -301,6 +308,9 @@ impl<'a> CallEnd<'a> {
             // Before there is an answer there are no choices that could fail.
             End::Failed(_, summary) => (&*summary.finish_reasons, self.head.is_some()),
         };
+        if !is_cut && finishes.is_sorted_by_key(|finish| finish.index) {
+            return finishes.iter().map(|finish| finish.reason.as_str()).collect();
+        }
         let mut reasons: Vec<(u32, &str)> =
             finishes.iter().map(|finish| (finish.index, finish.reason.as_str())).collect();
         if is_cut {
@@ -364,7 +374,7 @@ impl<'a> CallEnd<'a> {
     fn gateway(&self, set: &mut dyn FnMut(&'static str, Value<'_>)) {
         let mut failed = self.error().map_or(0, |error| error.attempts().len());
         if let Some(head) = self.head {
-            set("llm_layers.model", Value::Str(head.model));
+            set("llm_layers.model", Value::Shared(head.model.shared()));
             if head.cache != CacheStatus::Unused {
                 set("llm_layers.cache.hit", Value::Bool(head.cache.is_hit()));
             }
@@ -391,7 +401,9 @@ impl Observer for () {
 impl CallSpan for () {
     type Scope = ();
 
-    fn scope(&self) {}
+    fn scope(&self) -> Option<()> {
+        None
+    }
 
     fn is_recording(&self) -> bool {
         false
@@ -425,8 +437,9 @@ impl<A: Observer, B: Observer> Observer for (A, B) {
 impl<A: CallSpan, B: CallSpan> CallSpan for (Option<A>, Option<B>) {
     type Scope = (Option<A::Scope>, Option<B::Scope>);
 
-    fn scope(&self) -> Self::Scope {
-        (self.0.as_ref().map(A::scope), self.1.as_ref().map(B::scope))
+    fn scope(&self) -> Option<Self::Scope> {
+        let scopes = (self.0.as_ref().and_then(A::scope), self.1.as_ref().and_then(B::scope));
+        (scopes.0.is_some() || scopes.1.is_some()).then_some(scopes)
     }
 
     fn is_recording(&self) -> bool {

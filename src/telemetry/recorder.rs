@@ -13,7 +13,10 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 /// Collects what is known of one call, and ends its span when its answer ends.
-pub(super) struct Recorder<S: CallSpan> {
+pub(super) struct Recorder<S: CallSpan>(Box<Inner<S>>);
+
+/// Boxed, for it goes from hand to hand: from the layer to its future, and from there to the stream.
+struct Inner<S: CallSpan> {
     span: S,
     /// What the request shows to those within, for as long as the call goes on.
     handed_down: Option<Arc<S::Scope>>,
@@ -53,7 +56,7 @@ impl<S: CallSpan> Recorder<S> {
             };
             (prices.clone(), model)
         });
-        Self {
+        Self(Box::new(Inner {
             span,
             handed_down,
             role,
@@ -63,31 +66,32 @@ impl<S: CallSpan> Recorder<S> {
             decisions: request.decisions().clone(),
             content,
             prices,
-        }
+        }))
     }
 }
 
 impl<S: CallSpan> Observe for Recorder<S> {
     fn on_head(&mut self, head: &LlmResponse) {
-        let is_gateway = self.role == Role::Gateway;
-        self.head = Some(Kept {
+        let this = &mut *self.0;
+        let is_gateway = this.role == Role::Gateway;
+        this.head = Some(Kept {
             model: head.model.clone(),
             cache: head.cache,
             attempts: if is_gateway { head.attempts.clone() } else { Vec::new() },
-            record: (is_gateway && self.span.is_recording())
-                .then(|| Box::new(decision::of_answer(&self.decisions, head))),
+            record: (is_gateway && this.span.is_recording())
+                .then(|| Box::new(decision::of_answer(&this.decisions, head))),
         });
     }
 
     fn on_chunk(&mut self, chunk: &StreamChunk, arrival: &Arrival) {
-        self.span.on_chunk(chunk, arrival);
-        if let Some(content) = &mut self.content {
+        self.0.span.on_chunk(chunk, arrival);
+        if let Some(content) = &mut self.0.content {
             content.chunk(chunk);
         }
     }
 
     fn on_end(self, end: End<'_>) {
-        let Self { span, handed_down, role, started, choices, head, decisions, content, prices } = self;
+        let Inner { span, handed_down, role, started, choices, head, decisions, content, prices } = *self.0;
         let duration = started.elapsed();
         let content = content.map(|mut collector| {
             let is_cut = match end {

@@ -14,7 +14,7 @@ use std::{
     fmt,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
 };
 use tokio::time::Instant;
 use tower_service::Service;
@@ -47,7 +47,14 @@ enum State<F, S: CallSpan> {
 struct Within<F, C> {
     #[pin]
     inner: F,
-    scope: C,
+    scope: Option<C>,
+}
+
+fn within<C: Scope, T>(scope: Option<&C>, f: impl FnOnce() -> T) -> T {
+    match scope {
+        Some(scope) => scope.run(f),
+        None => f(),
+    }
 }
 
 impl<S, O> Telemetry<S, O> {
@@ -82,26 +89,26 @@ where
 
     fn call(&mut self, mut request: LlmRequest) -> Self::Future {
         let role = self.settings.target.role;
-        let start =
-            CallStart { role, request: &request, started: Instant::now(), target: &self.settings.target };
+        let start = CallStart { role, request: &request, target: &self.settings.target };
         let parent = request.scope::<<O::Span as CallSpan>::Scope>();
         let Some(span) = self.observer.start(&start, parent.as_deref()) else {
             let decisions = request.decisions().clone();
             return ResponseFuture { state: State::Unobserved(self.inner.call(request)), decisions };
         };
-        let (scope, started) = (span.scope(), start.started);
+        let (scope, started) = (span.scope(), Instant::now());
         let mut handed_down = None;
         if role == Role::Gateway {
-            let shared = Arc::new(scope.clone());
-            request.set_scope(&shared);
-            handed_down = Some(shared);
+            handed_down = scope.clone().map(Arc::new);
+            if let Some(scope) = &handed_down {
+                request.set_scope(scope);
+            }
             if span.is_recording() {
                 request.keep_decisions();
             }
         }
         let decisions = request.decisions().clone();
         let watch = Watch::new(Recorder::new(span, handed_down, &self.settings, &request, started));
-        let inner = scope.run(|| self.inner.call(request));
+        let inner = within(scope.as_ref(), || self.inner.call(request));
         ResponseFuture { state: State::Observed(watch.over(Within { inner, scope })), decisions }
     }
 }
@@ -116,20 +123,19 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        let mut result = ready!(match this.state.project() {
+        // In its place: an answer is large, and not moved for nothing.
+        let mut polled = match this.state.project() {
             StateProj::Unobserved(future) => future.poll(cx).map_err(Into::into),
             StateProj::Observed(future) => future.poll(cx),
-        });
+        };
         if this.decisions.are_kept() {
-            result = match result {
-                Ok(mut answer) => {
-                    answer.decisions = this.decisions.clone();
-                    Ok(answer)
-                }
-                Err(error) => Err(error.with_decisions(this.decisions)),
-            };
+            match &mut polled {
+                Poll::Ready(Ok(answer)) => answer.decisions = this.decisions.clone(),
+                Poll::Ready(Err(error)) => *error = error.clone().with_decisions(this.decisions),
+                Poll::Pending => {}
+            }
         }
-        Poll::Ready(result)
+        polled
     }
 }
 
@@ -142,12 +148,14 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        let mut answer = ready!(this.scope.run(|| this.inner.poll(cx)))?;
-        if let ResponseBody::Stream(chunks) = &mut answer.body {
-            let scope = this.scope.clone();
+        let mut polled = within(this.scope.as_ref(), || this.inner.poll(cx));
+        if let (Poll::Ready(Ok(LlmResponse { body: ResponseBody::Stream(chunks), .. })), Some(scope)) =
+            (&mut polled, &this.scope)
+        {
+            let scope = Some(scope.clone());
             chunks.wrap(|inner| Box::pin(Within { inner, scope }));
         }
-        Poll::Ready(Ok(answer))
+        polled
     }
 }
 
@@ -160,7 +168,7 @@ where
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.project();
-        this.scope.run(|| this.inner.poll_next(cx))
+        within(this.scope.as_ref(), || this.inner.poll_next(cx))
     }
 }
 

@@ -199,8 +199,8 @@ fn record(span: &Span, name: &'static str, value: Value<'_>) {
 impl CallSpan for TracingSpan {
     type Scope = TracingScope;
 
-    fn scope(&self) -> TracingScope {
-        TracingScope(self.span.clone())
+    fn scope(&self) -> Option<TracingScope> {
+        (!self.span.is_disabled()).then(|| TracingScope(self.span.clone()))
     }
 
     fn is_recording(&self) -> bool {

@@ -17,10 +17,9 @@ use super::{
     semconv::SemConv,
 };
 use opentelemetry::{
-    InstrumentationScope,
-    global::{self, BoxedTracer},
+    Context, InstrumentationScope, global,
     metrics::Meter,
-    trace::Tracer,
+    trace::{Span, SpanBuilder, TraceContextExt, Tracer},
 };
 use std::{fmt, sync::Arc};
 
@@ -29,7 +28,7 @@ use std::{fmt, sync::Arc};
 /// Works with any SDK behind `opentelemetry` 0.33. The instruments are made once, here; make one observer and clone it.
 #[derive(Clone)]
 pub struct OtelObserver {
-    tracer: Arc<BoxedTracer>,
+    tracer: Arc<dyn Begin>,
     meter: Meter,
     instruments: Arc<Instruments>,
     labels: Labels,
@@ -43,19 +42,15 @@ impl OtelObserver {
         T: Tracer + Send + Sync + 'static,
         T::Span: Send + Sync + 'static,
     {
-        Self::boxed(BoxedTracer::new(Box::new(tracer)), meter)
+        let semconv = SemConv::default();
+        let instruments = Arc::new(Instruments::new(&meter, semconv));
+        Self { tracer: Arc::new(tracer), meter, instruments, labels: Labels::new(MAX_MODELS), semconv }
     }
 
     /// By the providers that the program has made global **before** this is called.
     pub fn global() -> Self {
         let scope = scope();
-        Self::boxed(global::tracer_with_scope(scope.clone()), global::meter_with_scope(scope))
-    }
-
-    fn boxed(tracer: BoxedTracer, meter: Meter) -> Self {
-        let semconv = SemConv::default();
-        let instruments = Arc::new(Instruments::new(&meter, semconv));
-        Self { tracer: Arc::new(tracer), meter, instruments, labels: Labels::new(MAX_MODELS), semconv }
+        Self::new(global::tracer_with_scope(scope.clone()), global::meter_with_scope(scope))
     }
 
     /// Speaks this version of the conventions.
@@ -73,6 +68,27 @@ impl OtelObserver {
     pub fn with_max_models(mut self, models: usize) -> Self {
         self.labels = Labels::new(models);
         self
+    }
+}
+
+/// A tracer of whatever type.
+trait Begin: Send + Sync {
+    /// A context with a new span; `None` if there is nothing in it that was not in its parent: no SDK.
+    fn begin(&self, span: SpanBuilder, parent: &Context) -> Option<Context>;
+}
+
+impl<T> Begin for T
+where
+    T: Tracer + Send + Sync,
+    T::Span: Send + Sync + 'static,
+{
+    fn begin(&self, span: SpanBuilder, parent: &Context) -> Option<Context> {
+        let span = self.build_with_context(span, parent);
+        let is_new = span.is_recording() || {
+            let context = span.span_context();
+            context.is_valid() && context != parent.span().span_context()
+        };
+        is_new.then(|| parent.with_span(span))
     }
 }
 

@@ -15,10 +15,9 @@ use crate::{
 };
 use opentelemetry::{
     Array, Context, KeyValue, StringValue,
-    trace::{SpanBuilder, SpanKind, Status, TraceContextExt, Tracer},
+    trace::{SpanBuilder, SpanKind, SpanRef, Status, TraceContextExt},
 };
 use std::{
-    borrow::Cow,
     fmt,
     sync::Arc,
     time::{Instant, SystemTime},
@@ -26,7 +25,8 @@ use std::{
 
 /// One call, for OpenTelemetry.
 pub struct OtelSpan {
-    context: Context,
+    /// `None` where nobody traces.
+    context: Option<Context>,
     is_recording: bool,
     started_at: SystemTime,
     instruments: Arc<Instruments>,
@@ -40,7 +40,7 @@ pub struct OtelSpan {
 struct Measured {
     operation: &'static str,
     provider: Arc<str>,
-    model: Box<str>,
+    model: Arc<str>,
     address: Option<(Arc<str>, u16)>,
     /// From the first chunk on.
     stream: Option<Box<Stream>>,
@@ -58,32 +58,29 @@ pub struct OtelScope(Context);
 impl OtelSpan {
     pub(super) fn start(observer: &OtelObserver, start: &CallStart<'_>, parent: Option<&OtelScope>) -> Self {
         let current = Context::current();
-        let current = match parent {
-            Some(OtelScope(parent)) if !current.has_active_span() => parent.clone(),
-            _ => current,
+        let parent = match parent {
+            Some(OtelScope(parent)) if !current.has_active_span() => parent,
+            _ => &current,
         };
         let started_at = SystemClock.now();
-        let mut attributes = Vec::with_capacity(5);
+        let mut attributes = Vec::with_capacity(16);
         start.identity(&mut |name, value| attributes.push(attribute(name, value)));
         let kind = match start.role {
             Role::Client if !start.is_in_process() => SpanKind::Client,
             _ => SpanKind::Internal,
         };
-        let builder = SpanBuilder::from_name(match start.name() {
-            Cow::Borrowed(name) => name.to_owned(),
-            Cow::Owned(name) => name,
-        })
-        .with_kind(kind)
-        .with_start_time(started_at)
-        .with_attributes(attributes);
-        let context = current.with_span(observer.tracer.build_with_context(builder, &current));
-        let is_recording = context.span().is_recording();
-        if is_recording {
-            let span = context.span();
+        let builder = SpanBuilder::from_name(start.name().into_owned())
+            .with_kind(kind)
+            .with_start_time(started_at)
+            .with_attributes(attributes);
+        let context = observer.tracer.begin(builder, parent);
+        let span = context.as_ref().map(TraceContextExt::span).filter(SpanRef::is_recording);
+        if let Some(span) = &span {
             let mut more = Vec::with_capacity(12);
             start.attributes(observer.semconv, &mut |name, value| more.push(attribute(name, value)));
             span.set_attributes(more);
         }
+        let is_recording = span.is_some();
         Self {
             context,
             is_recording,
@@ -95,7 +92,7 @@ impl OtelSpan {
             measured: Measured {
                 operation: start.operation(),
                 provider: Arc::clone(start.provider()),
-                model: start.model().into(),
+                model: start.shared_model().map_or_else(|| start.model().into(), Arc::clone),
                 address: start.address().cloned(),
                 stream: None,
             },
@@ -124,8 +121,8 @@ impl OtelSpan {
 impl CallSpan for OtelSpan {
     type Scope = OtelScope;
 
-    fn scope(&self) -> OtelScope {
-        OtelScope(self.context.clone())
+    fn scope(&self) -> Option<OtelScope> {
+        self.context.clone().map(OtelScope)
     }
 
     fn is_recording(&self) -> bool {
@@ -161,10 +158,8 @@ impl CallSpan for OtelSpan {
             }
             Role::Gateway => self.instruments.gateway(end),
         }
-        if !self.is_recording {
-            return;
-        }
-        let span = self.context.span();
+        let Some(context) = self.context.filter(|_| self.is_recording) else { return };
+        let span = context.span();
         let mut attributes = Vec::with_capacity(12);
         end.attributes(self.semconv, &mut |name, value| attributes.push(attribute(name, value)));
         span.set_attributes(attributes);
@@ -188,11 +183,21 @@ fn attribute(name: &'static str, value: Value<'_>) -> KeyValue {
         Value::Double(number) => number.into(),
         Value::Bool(flag) => flag.into(),
         Value::Strs(texts) => {
-            let texts = texts.iter().map(|text| StringValue::from((*text).to_owned())).collect();
-            opentelemetry::Value::Array(Array::String(texts))
+            opentelemetry::Value::Array(Array::String(texts.iter().map(|text| known(text)).collect()))
         }
     };
     KeyValue::new(name, value)
+}
+
+/// Most lists are of one finish reason, and that is one of a few.
+fn known(text: &str) -> StringValue {
+    match text {
+        "stop" => "stop".into(),
+        "length" => "length".into(),
+        "tool_calls" => "tool_calls".into(),
+        "error" => "error".into(),
+        other => other.to_owned().into(),
+    }
 }
 
 /// What was decided on the way, each an event.
