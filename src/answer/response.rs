@@ -79,11 +79,16 @@ impl LlmResponse {
     /// dropped otherwise.
     #[must_use]
     pub fn observe(mut self, observer: impl Observe) -> Self {
+        self.add_observer(observer);
+        self
+    }
+
+    /// As [`observe`](Self::observe), in its place: an answer is large, and not moved for nothing.
+    pub(crate) fn add_observer(&mut self, observer: impl Observe) {
         match &mut self.body {
             ResponseBody::Complete(completion) => observer.on_end(End::Whole(completion)),
             ResponseBody::Stream(chunks) => chunks.observe(observer),
         }
-        self
     }
 
     /// Reads the answer to its end, whichever shape it has.

@@ -21,7 +21,13 @@ use opentelemetry::{
     metrics::Meter,
     trace::{Span, SpanBuilder, TraceContextExt, Tracer},
 };
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 /// Tells OpenTelemetry of calls: a span each, and the conventions' metrics.
 ///
@@ -29,6 +35,8 @@ use std::{fmt, sync::Arc};
 #[derive(Clone)]
 pub struct OtelObserver {
     tracer: Arc<dyn Begin>,
+    /// There is no SDK: a span of the first call without a parent was none. A tracer does not change.
+    never_traces: Arc<AtomicBool>,
     meter: Meter,
     instruments: Arc<Instruments>,
     labels: Labels,
@@ -44,7 +52,26 @@ impl OtelObserver {
     {
         let semconv = SemConv::default();
         let instruments = Arc::new(Instruments::new(&meter, semconv));
-        Self { tracer: Arc::new(tracer), meter, instruments, labels: Labels::new(MAX_MODELS), semconv }
+        Self {
+            tracer: Arc::new(tracer),
+            never_traces: Arc::default(),
+            meter,
+            instruments,
+            labels: Labels::new(MAX_MODELS),
+            semconv,
+        }
+    }
+
+    /// A context with a new span; `None` if nobody traces, so that there is nothing to make current.
+    fn begin(&self, parent: &Context, span: impl FnOnce() -> SpanBuilder) -> Option<Context> {
+        if self.never_traces.load(Ordering::Relaxed) {
+            return None;
+        }
+        let context = self.tracer.begin(span(), parent);
+        if context.is_none() && !parent.has_active_span() && !parent.is_telemetry_suppressed() {
+            self.never_traces.store(true, Ordering::Relaxed);
+        }
+        context
     }
 
     /// By the providers that the program has made global **before** this is called.

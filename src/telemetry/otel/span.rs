@@ -28,7 +28,7 @@ pub struct OtelSpan {
     /// `None` where nobody traces.
     context: Option<Context>,
     is_recording: bool,
-    started_at: SystemTime,
+    started_at: Option<SystemTime>,
     instruments: Arc<Instruments>,
     labels: Labels,
     semconv: SemConv,
@@ -62,18 +62,20 @@ impl OtelSpan {
             Some(OtelScope(parent)) if !current.has_active_span() => parent,
             _ => &current,
         };
-        let started_at = SystemClock.now();
-        let mut attributes = Vec::with_capacity(16);
-        start.identity(&mut |name, value| attributes.push(attribute(name, value)));
-        let kind = match start.role {
-            Role::Client if !start.is_in_process() => SpanKind::Client,
-            _ => SpanKind::Internal,
-        };
-        let builder = SpanBuilder::from_name(start.name().into_owned())
-            .with_kind(kind)
-            .with_start_time(started_at)
-            .with_attributes(attributes);
-        let context = observer.tracer.begin(builder, parent);
+        let mut started_at = None;
+        let context = observer.begin(parent, || {
+            let mut attributes = Vec::with_capacity(16);
+            start.identity(&mut |name, value| attributes.push(attribute(name, value)));
+            started_at = Some(SystemClock.now());
+            let mut builder = SpanBuilder::from_name(start.name().into_owned());
+            builder.span_kind = Some(match start.role {
+                Role::Client if !start.is_in_process() => SpanKind::Client,
+                _ => SpanKind::Internal,
+            });
+            builder.start_time = started_at;
+            builder.attributes = Some(attributes);
+            builder
+        });
         let span = context.as_ref().map(TraceContextExt::span).filter(SpanRef::is_recording);
         if let Some(span) = &span {
             let mut more = Vec::with_capacity(12);
@@ -170,7 +172,10 @@ impl CallSpan for OtelSpan {
             decided(record, &mut |name, attributes| span.add_event(name, attributes));
         }
         // By the same clock as the metrics.
-        span.end_with_timestamp(self.started_at + end.duration);
+        match self.started_at {
+            Some(started_at) => span.end_with_timestamp(started_at + end.duration),
+            None => span.end(),
+        }
     }
 }
 
