@@ -4,6 +4,7 @@ use crate::{
     fallback::FallbackLayer,
     peek::PeekLayer,
     price::Prices,
+    telemetry::TelemetryLayer,
     timeout::CallTimeoutLayer,
     usage::{UsageLayer, UsageSink},
 };
@@ -48,6 +49,9 @@ pub trait ServiceBuilderExt<L>: sealed::Sealed + Sized {
     /// Holds answers back until they have content. See [`peek`](crate::peek).
     fn peek(self) -> ServiceBuilder<Stack<PeekLayer, L>>;
 
+    /// Tells an observer of each call. See [`telemetry`](crate::telemetry).
+    fn telemetry<O>(self, layer: TelemetryLayer<O>) -> ServiceBuilder<Stack<TelemetryLayer<O>, L>>;
+
     /// Records what calls used up and cost. See [`usage`](crate::usage).
     fn usage<K: UsageSink + Clone>(
         self,
@@ -75,6 +79,10 @@ impl<L> ServiceBuilderExt<L> for ServiceBuilder<L> {
 
     fn peek(self) -> ServiceBuilder<Stack<PeekLayer, L>> {
         self.layer(PeekLayer::new())
+    }
+
+    fn telemetry<O>(self, layer: TelemetryLayer<O>) -> ServiceBuilder<Stack<TelemetryLayer<O>, L>> {
+        self.layer(layer)
     }
 
     fn usage<K: UsageSink + Clone>(

@@ -119,6 +119,7 @@ mod chat;
 pub mod clock;
 pub mod concurrency;
 mod context;
+pub mod decision;
 mod error;
 pub mod fallback;
 pub mod http;
@@ -134,6 +135,7 @@ pub mod providers;
 pub mod quota;
 mod request;
 pub mod store;
+pub mod telemetry;
 #[cfg(feature = "testing")]
 pub mod testing;
 pub mod timeout;

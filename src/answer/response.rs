@@ -1,5 +1,7 @@
 use super::Completion;
-use crate::{Attempt, ChunkStream, End, ModelName, Observe, body::Summary, quota::Headroom};
+use crate::{
+    Attempt, ChunkStream, End, ModelName, Observe, body::Summary, decision::Decisions, quota::Headroom,
+};
 use std::{sync::Arc, time::Duration};
 
 /// What a provider, or any layer in front of it, answers with.
@@ -19,6 +21,8 @@ pub struct LlmResponse {
     pub quota: Option<Headroom>,
     /// The attempts that failed before this answer.
     pub attempts: Vec<Attempt>,
+    /// What the layers have noted on the way, if the request keeps its decisions.
+    pub decisions: Decisions,
     /// The answer.
     pub body: ResponseBody,
     /// Anything that a layer of yours wants to hand up.
@@ -69,6 +73,7 @@ impl LlmResponse {
             cache: CacheStatus::default(),
             quota: None,
             attempts: Vec::new(),
+            decisions: Decisions::default(),
             body: body.into(),
             extensions: http::Extensions::new(),
         }
@@ -78,11 +83,16 @@ impl LlmResponse {
     /// dropped otherwise.
     #[must_use]
     pub fn observe(mut self, observer: impl Observe) -> Self {
+        self.add_observer(observer);
+        self
+    }
+
+    /// As [`observe`](Self::observe), in its place: an answer is large, and not moved for nothing.
+    pub(crate) fn add_observer(&mut self, observer: impl Observe) {
         match &mut self.body {
             ResponseBody::Complete(completion) => observer.on_end(End::Whole(completion)),
             ResponseBody::Stream(chunks) => chunks.observe(observer),
         }
-        self
     }
 
     /// Reads the answer to its end, whichever shape it has.

@@ -200,6 +200,12 @@ impl QueueSink {
         self.inbox().pending()
     }
 
+    /// How many events were recorded and nobody will write any more: none, unless the store still failed when the
+    /// time for [`shutdown`](Worker::shutdown) was up.
+    pub fn lost(&self) -> u64 {
+        if self.inbox().is_over.load(Ordering::Acquire) { self.pending() } else { 0 }
+    }
+
     /// How many events were written since the start.
     pub fn written(&self) -> u64 {
         self.inbox().written.load(Ordering::Acquire)

@@ -117,7 +117,8 @@ pub fn any_event() -> UsageEvent {
         cost.amount = often().then(|| NanoUsd::new(amounts[fastrand::usize(..amounts.len())]));
         match &mut cost.origin {
             Some(origin) if often() => {
-                (origin.entry, origin.source, origin.version) = (text().into(), text().into(), text().into())
+                let origin = std::sync::Arc::make_mut(origin);
+                (origin.entry, origin.source, origin.version) = (text().into(), text().into(), text().into());
             }
             origin => *origin = None,
         }

@@ -4,7 +4,7 @@ use crate::{
     http::{
         Asked, FillIn,
         anthropic::{self, MessageEvents},
-        into_chunks,
+        into_chunks, write_decisions,
     },
 };
 use axum_core::{
@@ -23,12 +23,13 @@ pub struct ChatAnswer {
     asked: Asked,
     result: Result<LlmResponse, Error>,
     keep_alive: Option<Duration>,
+    shows_decisions: bool,
 }
 
 impl ChatAnswer {
     /// What the stack said to a request; ask what it [`Asked`] for before the stack takes it.
     pub const fn new(asked: Asked, result: Result<LlmResponse, Error>) -> Self {
-        Self { asked, result, keep_alive: Some(Duration::from_secs(15)) }
+        Self { asked, result, keep_alive: Some(Duration::from_secs(15)), shows_decisions: false }
     }
 
     /// How long a stream may be silent before a comment is sent; 15 seconds unless told, `None` for never.
@@ -37,33 +38,38 @@ impl ChatAnswer {
         self.keep_alive = silence;
         self
     }
-}
 
-impl IntoResponse for ChatAnswer {
-    fn into_response(self) -> Response {
-        let Self { asked, result, keep_alive } = self;
+    /// Shows in headers how the answer came to be: see [`write_decisions`]. What the request has
+    /// [kept](crate::LlmRequest::keep_decisions) is among it.
+    #[must_use]
+    pub const fn with_decisions(mut self, shown: bool) -> Self {
+        self.shows_decisions = shown;
+        self
+    }
+
+    fn respond(self, dialect: Dialect) -> Response {
+        let Self { asked, result, keep_alive, shows_decisions } = self;
+        let record = shows_decisions.then(|| match &result {
+            Ok(answer) => answer.decision_record(),
+            Err(error) => error.decision_record(),
+        });
         let mut response = match result {
-            Err(error) => ErrorResponse::from(error).into_response(),
-            Ok(answer) => {
-                let mut fill = FillIn::new(answer.model).with_choices(asked.choices());
-                let (content_type, body) = match answer.body {
-                    ResponseBody::Complete(completion) if !asked.is_streaming() => {
-                        ("application/json", Body::from(fill.completion(&completion)))
-                    }
-                    body => {
-                        let events = Events::new(into_stream(body), fill)
-                            .with_usage(asked.wants_stream_usage())
-                            .with_keep_alive(keep_alive);
-                        ("text/event-stream", Body::new(events))
-                    }
-                };
-                respond(content_type, body)
-            }
+            Ok(answer) => dialect.answer(&asked, answer, keep_alive),
+            Err(error) => dialect.error(error),
         };
+        if let Some(record) = record {
+            write_decisions(&record, response.headers_mut());
+        }
         if let Some(id) = asked.request_id() {
             write_request_id(response.headers_mut(), id);
         }
         response
+    }
+}
+
+impl IntoResponse for ChatAnswer {
+    fn into_response(self) -> Response {
+        self.respond(Dialect::OpenAi)
     }
 }
 
@@ -81,31 +87,62 @@ impl MessagesAnswer {
 
     /// As [`ChatAnswer::with_keep_alive`].
     #[must_use]
-    pub fn with_keep_alive(self, silence: Option<Duration>) -> Self {
-        Self(self.0.with_keep_alive(silence))
+    pub const fn with_keep_alive(mut self, silence: Option<Duration>) -> Self {
+        self.0.keep_alive = silence;
+        self
+    }
+
+    /// As [`ChatAnswer::with_decisions`].
+    #[must_use]
+    pub const fn with_decisions(mut self, shown: bool) -> Self {
+        self.0.shows_decisions = shown;
+        self
     }
 }
 
 impl IntoResponse for MessagesAnswer {
     fn into_response(self) -> Response {
-        let ChatAnswer { asked, result, keep_alive } = self.0;
-        let mut response = match result {
-            Err(error) => ErrorResponse::of_messages(error).into_response(),
-            Ok(LlmResponse { model, body: ResponseBody::Complete(completion), .. })
-                if !asked.is_streaming() =>
-            {
-                respond("application/json", Body::from(anthropic::message(&completion, &model)))
+        self.0.respond(Dialect::Anthropic)
+    }
+}
+
+/// What an answer is written in.
+#[derive(Clone, Copy)]
+enum Dialect {
+    OpenAi,
+    Anthropic,
+}
+
+impl Dialect {
+    fn error(self, error: Error) -> Response {
+        match self {
+            Self::OpenAi => ErrorResponse::from(error).into_response(),
+            Self::Anthropic => ErrorResponse::of_messages(error).into_response(),
+        }
+    }
+
+    fn answer(self, asked: &Asked, answer: LlmResponse, keep_alive: Option<Duration>) -> Response {
+        let LlmResponse { model, body, .. } = answer;
+        let events = |events: Events| Body::new(events.with_keep_alive(keep_alive));
+        let (content_type, body) = match (self, body) {
+            (Self::OpenAi, ResponseBody::Complete(completion)) if !asked.is_streaming() => {
+                let json = FillIn::new(model).with_choices(asked.choices()).completion(&completion);
+                ("application/json", Body::from(json))
             }
-            Ok(answer) => {
-                let events = Events::of_message(into_stream(answer.body), MessageEvents::new(answer.model))
-                    .with_keep_alive(keep_alive);
-                respond("text/event-stream", Body::new(events))
+            (Self::Anthropic, ResponseBody::Complete(completion)) if !asked.is_streaming() => {
+                ("application/json", Body::from(anthropic::message(&completion, &model)))
+            }
+            (Self::OpenAi, body) => {
+                let fill = FillIn::new(model).with_choices(asked.choices());
+                let chunks = Events::new(into_stream(body), fill).with_usage(asked.wants_stream_usage());
+                ("text/event-stream", events(chunks))
+            }
+            (Self::Anthropic, body) => {
+                let chunks = Events::of_message(into_stream(body), MessageEvents::new(model));
+                ("text/event-stream", events(chunks))
             }
         };
-        if let Some(id) = asked.request_id() {
-            write_request_id(response.headers_mut(), id);
-        }
-        response
+        respond(content_type, body)
     }
 }
 
