@@ -65,6 +65,7 @@
 //! | [`alias`] | resolves short names of models |
 //! | [`fallback`] | tries again, and tries other models |
 //! | [`peek`] | holds an answer back until it proves to have content |
+//! | [`cache`] | gives the same answer to the same question and the same rights |
 //! | [`usage`] | records what every call used up and cost |
 //! | [`providers`] | finds the provider of a model, and among its deployments the one to ask |
 //! | [`timeout`] | bounds the time until head, first content, next chunk and end |
@@ -107,6 +108,7 @@ pub mod alias;
 mod answer;
 pub mod body;
 mod builder;
+pub mod cache;
 mod chat;
 pub mod clock;
 pub mod concurrency;

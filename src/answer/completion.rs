@@ -85,6 +85,11 @@ impl Completion {
         self.facts.text_bytes.into()
     }
 
+    /// With bytes of its own: what a provider sends may be a part of a larger buffer.
+    pub(crate) fn detached(&self) -> Self {
+        Self { data: Bytes::copy_from_slice(&self.data), facts: self.facts.clone() }
+    }
+
     pub(crate) const fn facts(&self) -> &Facts {
         &self.facts
     }

@@ -1,5 +1,5 @@
 use super::Completion;
-use crate::{Attempt, ChunkStream, End, ModelName, Observe, body::Summary};
+use crate::{Attempt, ChunkStream, End, ModelName, Observe, body::Summary, cache::BypassReason};
 use std::{sync::Arc, time::Duration};
 
 /// What a provider, or any layer in front of it, answers with.
@@ -37,6 +37,8 @@ pub enum CacheStatus {
     },
     /// It was not in the cache, and a provider was asked.
     Miss,
+    /// The cache was not asked, and does not keep it.
+    Bypass(BypassReason),
     /// Another call had asked for it, and paid.
     Coalesced,
 }

@@ -6,7 +6,12 @@ use serde::{
     de::{DeserializeSeed, Deserializer, MapAccess, Visitor},
 };
 use serde_json::value::RawValue;
-use std::{borrow::Cow, fmt, ops::Range, sync::Arc};
+use std::{
+    borrow::Cow,
+    fmt,
+    ops::Range,
+    sync::{Arc, OnceLock},
+};
 
 /// An OpenAI-style chat request: its original JSON bytes, and an index of its top-level members.
 ///
@@ -35,7 +40,11 @@ struct Inner {
     members: Vec<Member>,
     streaming: bool,
     input_bytes: usize,
+    digest: OnceLock<KeyedDigest>,
 }
+
+/// A digest, and the number of the key that it was made with.
+pub(crate) type KeyedDigest = (u64, [u8; 32]);
 
 #[derive(Clone)]
 struct Member {
@@ -141,7 +150,7 @@ impl ChatBody {
                 _ => {}
             }
         }
-        Self(Arc::new(Inner { source, members, streaming, input_bytes }))
+        Self(Arc::new(Inner { source, members, streaming, input_bytes, digest: OnceLock::new() }))
     }
 
     fn check(&self) -> Result<(), Error> {
@@ -247,6 +256,17 @@ impl ChatBody {
     /// images and the like apart.
     pub fn input_bytes(&self) -> usize {
         self.0.input_bytes
+    }
+
+    /// The top-level members by their unescaped names, each value as it came.
+    pub(crate) fn members(&self) -> impl ExactSizeIterator<Item = (&str, &[u8])> {
+        let source = &self.0.source;
+        self.0.members.iter().map(move |m| (m.name(source), m.value.get(source)))
+    }
+
+    /// Where a digest over the members is kept, so that further attempts need not hash again.
+    pub(crate) fn digest(&self) -> &OnceLock<KeyedDigest> {
+        &self.0.digest
     }
 
     // ----- changes
