@@ -61,7 +61,8 @@ impl Service<LlmRequest> for Leaf {
 }
 
 fn json(bytes: usize, salt: usize, streaming: bool) -> String {
-    let frame = r#"{"model":"p/model","messages":[{"role":"user","content":""}],"temperature":0.2,"stream":false}"#;
+    let frame =
+        r#"{"model":"p/model","messages":[{"role":"user","content":""}],"temperature":0.2,"stream":false}"#;
     let text = format!("{salt:08}{}", "x".repeat(bytes - frame.len() - 8));
     format!(
         r#"{{"model":"p/model","messages":[{{"role":"user","content":"{text}"}}],"temperature":0.2,"stream":{streaming}}}"#
@@ -131,10 +132,15 @@ fn policy(secret: &CacheSecret) -> CachePolicy {
 fn hits(bytes: usize, calls: usize) {
     let secret = CacheSecret::new([7; 32]);
     println!("\na hit, prompt of {bytes} B\n{:<44}{:>12}{:>14}", "", "ns", "allocations");
-    let hash = measure("the hash alone", calls, |_| request(bytes, 0, false), |request| {
-        let scope = CacheScope::of(&request.context).expect("a user");
-        black_box(CacheKey::new(&secret, &scope, &request));
-    });
+    let hash = measure(
+        "the hash alone",
+        calls,
+        |_| request(bytes, 0, false),
+        |request| {
+            let scope = CacheScope::of(&request.context).expect("a user");
+            black_box(CacheKey::new(&secret, &scope, &request));
+        },
+    );
     let keys = moka::sync::Cache::<[u8; 32], Arc<[u8]>>::new(1000);
     keys.insert([9; 32], Arc::new([1; 100]));
     measure("moka's bare get", calls, |_| [9; 32], |key| drop(black_box(keys.get(&key))));
@@ -142,9 +148,14 @@ fn hits(bytes: usize, calls: usize) {
     let layer = CacheLayer::new(MokaStore::new(64 << 20), policy(&secret));
     let mut service = layer.layer(Leaf::new());
     call(&mut service, request(bytes, 0, false), true);
-    let whole = measure("whole", calls, |_| request(bytes, 0, false), |request| {
-        call(&mut service, request, false);
-    });
+    let whole = measure(
+        "whole",
+        calls,
+        |_| request(bytes, 0, false),
+        |request| {
+            call(&mut service, request, false);
+        },
+    );
     println!("{:<44}{:>12.0}", "  of it, beside the hash", whole - hash);
     let made = request(bytes, 0, false);
     measure("whole, hashed before", calls, |_| made.clone(), |request| call(&mut service, request, false));
@@ -171,30 +182,50 @@ fn misses(bytes: usize, calls: usize) {
     };
     for (name, streaming) in [("whole", false), ("stream", true)] {
         let mut leaf = Leaf::new();
-        let bare = measure(&format!("bare leaf, {name}"), calls, |_| fresh(streaming), |request| {
-            call(&mut leaf, request, true);
-        });
+        let bare = measure(
+            &format!("bare leaf, {name}"),
+            calls,
+            |_| fresh(streaming),
+            |request| {
+                call(&mut leaf, request, true);
+            },
+        );
         let layer = CacheLayer::new(MokaStore::new(8 << 20), policy(&CacheSecret::new([7; 32])));
         let mut service = layer.layer(Leaf::new());
-        let cached = measure(&format!("cache, {name}, kept"), calls, |_| fresh(streaming), |request| {
-            call(&mut service, request, true);
-        });
+        let cached = measure(
+            &format!("cache, {name}, kept"),
+            calls,
+            |_| fresh(streaming),
+            |request| {
+                call(&mut service, request, true);
+            },
+        );
         println!("{:<44}{:>12.0}", "  above the leaf", cached - bare);
         let off = CacheLayer::new(MokaStore::new(8 << 20), policy(&CacheSecret::new([7; 32])));
         off.set_on(false);
         let mut service = off.layer(Leaf::new());
-        measure(&format!("cache, {name}, bypassed"), calls, |_| fresh(streaming), |request| {
-            call(&mut service, request, true);
-        });
+        measure(
+            &format!("cache, {name}, bypassed"),
+            calls,
+            |_| fresh(streaming),
+            |request| {
+                call(&mut service, request, true);
+            },
+        );
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
     let policy = policy(&CacheSecret::new([7; 32])).with_coalescing(Coalescing::new());
     let layer = CacheLayer::new(MokaStore::new(8 << 20), policy);
     let service = layer.layer(Leaf::new());
-    measure("cache, whole, coalescing", calls, |_| fresh(false), |request| {
-        let answer = runtime.block_on(service.clone().call(request)).expect("an answer");
-        drop(black_box(answer));
-    });
+    measure(
+        "cache, whole, coalescing",
+        calls,
+        |_| fresh(false),
+        |request| {
+            let answer = runtime.block_on(service.clone().call(request)).expect("an answer");
+            drop(black_box(answer));
+        },
+    );
 }
 
 fn main() {

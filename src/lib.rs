@@ -81,10 +81,12 @@
 //!
 //! # Features
 //!
-//! None is on by default, and no layer needs one.
+//! `moka` and `tracing` are on by default; no layer needs one.
 //!
 //! | feature | what it adds |
 //! |---|---|
+//! | `moka` | the cache in memory |
+//! | `encrypt` | encrypts what a cache keeps where others can read it |
 //! | `openai` | the leaf for OpenAI-compatible servers, over any HTTP service |
 //! | `hyper-client` | a hyper client with rustls for it |
 //! | `reqwest` | a reqwest client for it |

@@ -44,7 +44,8 @@ fn ask(text: &str) -> LlmRequest {
 }
 
 fn stream(text: &str) -> LlmRequest {
-    LlmRequest::new("acme/one", ChatBody::builder().user(text).streaming().build().unwrap()).with_context(ada())
+    LlmRequest::new("acme/one", ChatBody::builder().user(text).streaming().build().unwrap())
+        .with_context(ada())
 }
 
 fn with(request: LlmRequest, change: impl FnOnce(RequestContext) -> RequestContext) -> LlmRequest {
@@ -421,7 +422,8 @@ async fn a_caller_can_only_narrow() {
     assert_eq!(read(&service, ask(any())).await.1, CacheStatus::Miss);
     assert_eq!(layer.stats().not_stored, [(NotStored::NoTime, 1)]);
 
-    let both = any().with_no_cache().with_ttl(Duration::from_secs(5)).and(any().with_ttl(Duration::from_secs(9)));
+    let both =
+        any().with_no_cache().with_ttl(Duration::from_secs(5)).and(any().with_ttl(Duration::from_secs(9)));
     assert_eq!(both, any().with_no_cache().with_ttl(Duration::from_secs(5)));
 }
 
@@ -468,8 +470,14 @@ async fn only_what_came_to_a_good_end_is_kept() {
         (NotStored::Empty, and(&[Step::Chunk(error), finish(FinishReason::Stop)])),
         (NotStored::Empty, Reply::stream([Step::Chunk(StreamChunk::role()), finish(FinishReason::Stop)])),
         (NotStored::Empty, Reply::text(" \n")),
-        (NotStored::Unfinished, Reply::complete(Completion::tool_call("c", "f", "{}", TokenUsage::new(1, 1)))),
-        (NotStored::Unfinished, whole(r#"{"choices":[{"message":{"content":"x"},"finish_reason":"length"}]}"#)),
+        (
+            NotStored::Unfinished,
+            Reply::complete(Completion::tool_call("c", "f", "{}", TokenUsage::new(1, 1))),
+        ),
+        (
+            NotStored::Unfinished,
+            whole(r#"{"choices":[{"message":{"content":"x"},"finish_reason":"length"}]}"#),
+        ),
         (NotStored::Unfinished, whole(r#"{"choices":[{"message":{"content":"x"}}]}"#)),
         (NotStored::Empty, whole(r#"{"choices":[]}"#)),
         (

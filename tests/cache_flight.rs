@@ -3,9 +3,10 @@
 use futures_util::FutureExt as _;
 use llm_layers::{
     CacheStatus, ChatBody, ChunkStream, Completion, Error, ErrorClass, ErrorKind, FinishReason, LlmRequest,
-    LlmResponse, RequestContext, ResponseBody, StreamChunk, TimeoutPhase,
-    TokenUsage,
-    cache::{CacheControl, CacheLayer, CachePolicy, CacheSecret, Coalescing, EpochKind, MokaStore, NotStored},
+    LlmResponse, RequestContext, ResponseBody, StreamChunk, TimeoutPhase, TokenUsage,
+    cache::{
+        CacheControl, CacheLayer, CachePolicy, CacheSecret, Coalescing, EpochKind, MokaStore, NotStored,
+    },
     testing::{Reply, Scripted, Step},
 };
 use std::{
@@ -443,7 +444,9 @@ async fn who_wants_a_fresh_answer_and_who_comes_after_an_invalidation_does_not_j
 #[tokio::test(start_paused = true)]
 async fn each_caller_keeps_his_own_deadline_and_only_that() {
     let layer = layer();
-    let slow = Reply::stream(words(&["a"]).flat_map(|chunk| [Step::Wait(Duration::from_secs(2)), Step::Chunk(chunk)]));
+    let slow = Reply::stream(
+        words(&["a"]).flat_map(|chunk| [Step::Wait(Duration::from_secs(2)), Step::Chunk(chunk)]),
+    );
     let provider = Scripted::new().reply(slow.after([Step::Wait(Duration::from_secs(2))]));
     let service = layer.layer(provider.clone());
     let within = |seconds| {

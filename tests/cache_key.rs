@@ -39,10 +39,14 @@ fn golden_vectors() {
     let cases = [
         (key(HELLO), "175d75033101125cd0d9b27edc47b3936c9c8149470868a113f4d1307e15d16a"),
         (key(&long), "8863dd798144ba9da81932db0adb415c95957fff276a8d7c4f7de5e4d0e2c390"),
-        (key_of("acme/one", full, &rights), "f7647ed5cbdf7aaac2c5f9c40236e047974d81216b6cdfd3cf28e69810396f3b"),
+        (
+            key_of("acme/one", full, &rights),
+            "f7647ed5cbdf7aaac2c5f9c40236e047974d81216b6cdfd3cf28e69810396f3b",
+        ),
         (key_of("other", HELLO, &rights), "706764418754b99e1f88a912adcf2f713c6e67897536ab546aa23c7401cba1b1"),
     ];
-    let (keys, golden): (Vec<_>, Vec<_>) = cases.iter().map(|(k, g)| (k.to_string(), (*g).to_owned())).unzip();
+    let (keys, golden): (Vec<_>, Vec<_>) =
+        cases.iter().map(|(k, g)| (k.to_string(), (*g).to_owned())).unzip();
     assert_eq!(keys, golden);
 }
 
@@ -95,7 +99,8 @@ fn seed_15_what_cannot_change_the_answer_is_not_in_it() {
     assert_eq!(key(HELLO), key(more));
     let escaped = r#"{"str\u0065am":true,"messages":[{"role":"user","content":"Hello"}]}"#;
     assert_eq!(key(HELLO), key(escaped));
-    let labels = ada().with_agent_name("bot").with_task_type("t").with_departments(["r&d"]).with_request_id("r");
+    let labels =
+        ada().with_agent_name("bot").with_task_type("t").with_departments(["r&d"]).with_request_id("r");
     assert_eq!(key(HELLO), key_of("acme/one", HELLO, &labels));
     // What nobody here knows may well change the answer.
     for name in ["user", "x", "metadatas", "Stream", "stream_option", "timeout"] {
@@ -159,10 +164,7 @@ fn another_secret_makes_other_keys_and_none_shows_in_debug() {
     assert_ne!(keys[0], keys[1]);
     assert_eq!(format!("{one:?}"), "CacheSecret(..)");
     let random = [CacheSecret::random(), CacheSecret::random()];
-    assert_ne!(
-        CacheKey::new(&random[0], &scope, &request),
-        CacheKey::new(&random[1], &scope, &request)
-    );
+    assert_ne!(CacheKey::new(&random[0], &scope, &request), CacheKey::new(&random[1], &scope, &request));
 }
 
 /// Bytes that move from one member to its neighbour are another request.
@@ -212,7 +214,8 @@ fn places(value: &Value, at: &str, found: &mut Vec<String>) {
 }
 
 fn body_of(members: &BTreeMap<String, Value>, text: &str) -> Map<String, Value> {
-    let mut body: Map<String, Value> = members.clone().into_iter().map(|(n, v)| (format!("x_{n}"), v)).collect();
+    let mut body: Map<String, Value> =
+        members.clone().into_iter().map(|(n, v)| (format!("x_{n}"), v)).collect();
     body.insert("messages".into(), json!([{ "role": "user", "content": text }]));
     body
 }

@@ -33,7 +33,8 @@ fn cpu_time() -> Duration {
 #[test]
 fn a_thousand_equal_streams_with_the_initiator_aborted_at_random() {
     for seed in 0..8 {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         runtime.block_on(thousand(seed));
     }
 }
@@ -74,8 +75,14 @@ async fn thousand(seed: u64) {
         }
         if at == 20 {
             // All wait for what comes next: that costs nothing.
-            tokio::time::sleep(Duration::from_millis(200)).await;
-            let before = cpu_time();
+            let mut before = Duration::ZERO;
+            for _ in 0..100 {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                let so_far = cpu_time();
+                if so_far == std::mem::replace(&mut before, so_far) {
+                    break;
+                }
+            }
             tokio::time::sleep(Duration::from_millis(500)).await;
             let spent = cpu_time() - before;
             assert!(spent < Duration::from_millis(50), "{spent:?} of waiting");

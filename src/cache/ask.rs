@@ -28,11 +28,10 @@ pub(super) struct Shared {
     pub(super) flights: Option<Arc<Flights>>,
     pub(super) queue: Option<Queue>,
     pub(super) is_on: AtomicBool,
-    breaker: Breaker,
+    pub(super) breaker: Breaker,
 }
 
 /// What became of a question.
-#[expect(clippy::large_enum_variant, reason = "most calls of a cache are hits")]
 pub(super) enum Found {
     Hit(LlmResponse),
     Miss(Plan),
@@ -103,15 +102,37 @@ impl Shared {
             return Asking::Now(Found::Miss(plan));
         }
         match self.store.get(&plan.key) {
-            Fetch::Ready(entry) => Asking::Now(self.judge(entry.as_ref(), plan)),
-            Fetch::Pending(entry) => {
-                let shared = Arc::clone(self);
-                Asking::Later(Box::pin(async move {
-                    let entry = shared.within_deadline(entry).await.flatten();
-                    shared.judge(entry.as_ref(), plan)
-                }))
+            Fetch::Ready(entry) if !self.is_worth_asking_again(entry.as_ref(), &plan) => {
+                Asking::Now(self.judge(entry.as_ref(), plan))
             }
+            Fetch::Ready(_) => self.ask_later(self.store.get(&plan.key), plan),
+            pending @ Fetch::Pending(_) => self.ask_later(pending, plan),
         }
+    }
+
+    fn ask_later(self: &Arc<Self>, entry: Fetch<Option<Arc<Entry>>>, plan: Plan) -> Asking {
+        let shared = Arc::clone(self);
+        Asking::Later(Box::pin(async move {
+            let entry = shared.within_deadline(shared.fetch(entry, &plan)).await.flatten();
+            shared.judge(entry.as_ref(), plan)
+        }))
+    }
+
+    /// The entry; if what is near is dead, what is further away.
+    async fn fetch(
+        &self,
+        entry: Fetch<Option<Arc<Entry>>>,
+        plan: &Plan,
+    ) -> Result<Option<Arc<Entry>>, BoxError> {
+        let entry = entry.wait().await?;
+        match self.is_worth_asking_again(entry.as_ref(), plan) {
+            true => self.store.get(&plan.key).wait().await,
+            false => Ok(entry),
+        }
+    }
+
+    fn is_worth_asking_again(&self, entry: Option<&Arc<Entry>>, plan: &Plan) -> bool {
+        entry.is_some_and(|entry| !self.is_alive(entry, plan, self.age(entry)) && self.store.evict(&plan.key))
     }
 
     fn asked<'a>(&self, request: &'a LlmRequest) -> Result<(CacheScope<'a>, Asked), BypassReason> {
@@ -148,11 +169,13 @@ impl Shared {
             true => Fetch::Ready(None),
             false => self.store.get(&plan.key),
         };
-        let both = futures_util::future::try_join(self.epochs.read(&own, &kbs), entry.wait());
-        let Some((stamp, entry)) = self.within_deadline(both).await else {
-            return Found::Miss(plan);
+        let both = async {
+            let epochs = self.epochs.read(&own, &kbs);
+            let (stamp, entry) = futures_util::future::try_join(epochs, entry.wait()).await?;
+            plan.stamp = Some(stamp);
+            self.fetch(Fetch::Ready(entry), &plan).await
         };
-        plan.stamp = Some(stamp);
+        let entry = self.within_deadline(both).await.flatten();
         self.judge(entry.as_ref(), plan)
     }
 
@@ -208,10 +231,8 @@ impl Shared {
             count(&self.counters.mismatches);
             return None;
         }
-        let age = self.policy.clock.now().duration_since(bond.created_at).unwrap_or_default();
-        let is_good = plan.stamp.as_ref() == Some(&bond.stamp)
-            && age < bond.ttl.min(self.policy.ttl)
-            && plan.control.max_age.is_none_or(|most| age <= most);
+        let age = self.age(entry);
+        let is_good = self.is_alive(entry, plan, age) && plan.control.max_age.is_none_or(|most| age <= most);
         let body = if is_good { entry.body(plan.streaming) } else { None };
         let Some(body) = body else {
             count(&self.counters.stale);
@@ -223,5 +244,14 @@ impl Shared {
         answer.provider.clone_from(&entry.provider);
         answer.cache = CacheStatus::Hit { age };
         Some(answer)
+    }
+
+    fn age(&self, entry: &Entry) -> Duration {
+        self.policy.clock.now().duration_since(entry.bond.created_at).unwrap_or_default()
+    }
+
+    /// Whether it is as good for anybody as it ever was.
+    fn is_alive(&self, entry: &Entry, plan: &Plan, age: Duration) -> bool {
+        plan.stamp.as_ref() == Some(&entry.bond.stamp) && age < entry.bond.ttl.min(self.policy.ttl)
     }
 }

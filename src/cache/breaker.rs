@@ -30,6 +30,11 @@ impl Breaker {
         true
     }
 
+    /// Whether the store is being left alone.
+    pub(super) fn is_open(&self) -> bool {
+        self.lock().closed_again_at.is_some_and(|at| Instant::now() < at)
+    }
+
     pub(super) fn succeeded(&self) {
         *self.lock() = State::default();
     }

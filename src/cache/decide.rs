@@ -93,7 +93,7 @@ pub(super) struct Ended<'a> {
 }
 
 impl BypassReason {
-    pub(super) const ALL: [Self; 7] = [
+    pub(crate) const ALL: [Self; 7] = [
         Self::Off,
         Self::NoStore,
         Self::NoUser,

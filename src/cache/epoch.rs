@@ -137,10 +137,7 @@ impl Epochs {
         let epoch = |bucket: Bucket| self.known[bucket.at()].epoch.load(Ordering::Acquire);
         let [tenant, user, model] = own.map(epoch);
         let generation = self.generation.load(Ordering::Acquire);
-        Some(Stamp {
-            own: [generation, tenant, user, model],
-            kbs: kbs.iter().copied().map(epoch).collect(),
-        })
+        Some(Stamp { own: [generation, tenant, user, model], kbs: kbs.iter().copied().map(epoch).collect() })
     }
 
     /// The epochs as they are now.
@@ -151,7 +148,8 @@ impl Epochs {
         let buckets = [own, kbs].concat();
         let asked_at = self.elapsed();
         let epochs = shared.store.read(&buckets).wait().await?;
-        let Some((&generation, epochs)) = epochs.split_first().filter(|(_, e)| e.len() == buckets.len()) else {
+        let Some((&generation, epochs)) = epochs.split_first().filter(|(_, e)| e.len() == buckets.len())
+        else {
             return Err("the store of epochs has answered something else".into());
         };
         self.learn(shared, asked_at, generation, &buckets, epochs);

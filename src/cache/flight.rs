@@ -16,12 +16,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, Waker},
 };
-use tokio::{
-    runtime::Handle,
-    sync::watch,
-    task::AbortHandle,
-    time::Instant,
-};
+use tokio::{runtime::Handle, sync::watch, task::AbortHandle, time::Instant};
 
 /// All that are in flight. Locked before any of its flights, never after.
 pub(super) struct Flights {
@@ -308,15 +303,7 @@ impl Flight {
     }
 
     async fn carry(&self, answer: LlmResponse) {
-        let LlmResponse {
-            model,
-            provider,
-            provider_request_id,
-            cache,
-            attempts,
-            body,
-            extensions,
-        } = answer;
+        let LlmResponse { model, provider, provider_request_id, cache, attempts, body, extensions } = answer;
         let own = Some(Own { attempts, provider_request_id, extensions });
         let head = Head { model, provider, cache, own };
         let mut chunks = match body {
@@ -402,7 +389,9 @@ impl Drop for Landing {
                 Error::new(ErrorKind::Other).with_source("the service below panicked")
             }
             // Hung up at shutdown.
-            Some(model) => Error::new(ErrorKind::StreamInterrupted { model: Some(model), after_content: true }),
+            Some(model) => {
+                Error::new(ErrorKind::StreamInterrupted { model: Some(model), after_content: true })
+            }
             None => Error::new(ErrorKind::Overloaded),
         };
         self.0.land(Err(error.with_dispatched(true)));
@@ -577,7 +566,11 @@ mod tests {
         let (idle, sent) = (Progress::new(), Progress::new());
         sent.mark_dispatched();
         // By kind alone: even a call that was sent before does not make it the provider's fault.
-        let own = [quota, ErrorKind::ModelUnpriced { model: "m".into() }, ErrorKind::RequestTooLarge { largest: 1 }];
+        let own = [
+            quota,
+            ErrorKind::ModelUnpriced { model: "m".into() },
+            ErrorKind::RequestTooLarge { largest: 1 },
+        ];
         for kind in own {
             assert!(!concerns_all(&Error::new(kind.clone()), &sent), "{kind:?}");
         }

@@ -68,6 +68,11 @@ impl CacheStore for MokaStore {
         self.0.insert(*entry.key(), entry);
         Fetch::Ready(())
     }
+
+    fn evict(&self, key: &CacheKey) -> bool {
+        self.0.invalidate(key);
+        false
+    }
 }
 
 impl Expiry<CacheKey, Arc<Entry>> for Own {

@@ -58,7 +58,7 @@ impl<B: ByteStore> SealedStore<B> {
         let plain = write(entry);
         #[cfg(feature = "encrypt")]
         if self.encrypts {
-            return encrypted::seal(&self.secret, entry.key(), plain);
+            return encrypted::seal(&self.secret, entry.key(), &plain);
         }
         let mut out = Vec::with_capacity(1 + plain.len() + SEAL);
         out.push(SEALED);
@@ -68,10 +68,10 @@ impl<B: ByteStore> SealedStore<B> {
         out.into()
     }
 
-    fn open(&self, key: &CacheKey, sealed: Bytes) -> Option<Entry> {
+    fn open(&self, key: &CacheKey, sealed: &Bytes) -> Option<Entry> {
         let plain = match (sealed.first()?, sealed.len().checked_sub(SEAL)?) {
             #[cfg(feature = "encrypt")]
-            (&ENCRYPTED, _) if self.encrypts => encrypted::open(&self.secret, key, &sealed)?,
+            (&ENCRYPTED, _) if self.encrypts => encrypted::open(&self.secret, key, sealed)?,
             #[cfg(feature = "encrypt")]
             _ if self.encrypts => return None,
             (&SEALED, end @ 1..) => {
@@ -96,7 +96,7 @@ impl<B: ByteStore> CacheStore for SealedStore<B> {
             let (store, key) = (self.clone_ref(), *key);
             move |sealed: Option<Bytes>| -> Result<Option<Arc<Entry>>, BoxError> {
                 let Some(sealed) = sealed else { return Ok(None) };
-                let entry = store.open(&key, sealed).ok_or("the store has answered with something else")?;
+                let entry = store.open(&key, &sealed).ok_or("the store has answered with something else")?;
                 Ok(Some(Arc::new(entry)))
             }
         };
@@ -265,12 +265,12 @@ mod encrypted {
         header
     }
 
-    pub(super) fn seal(secret: &CacheSecret, key: &CacheKey, plain: Vec<u8>) -> Bytes {
+    pub(super) fn seal(secret: &CacheSecret, key: &CacheKey, plain: &[u8]) -> Bytes {
         // Of what is said, and of the secret: two entries have the same nonce only if they are the same.
         let mut hasher = blake3::Hasher::new_keyed(secret.seal());
-        let nonce = hasher.update(b"nonce").update(key.as_bytes()).update(&plain).finalize();
+        let nonce = hasher.update(b"nonce").update(key.as_bytes()).update(plain).finalize();
         let nonce: [u8; NONCE] = nonce.as_bytes()[..NONCE].try_into().expect("a hash is longer");
-        let payload = Payload { msg: &plain, aad: &header(key) };
+        let payload = Payload { msg: plain, aad: &header(key) };
         let hidden = cipher(secret, key).encrypt(&nonce.into(), payload).expect("an entry is no 256 GiB");
         [&[ENCRYPTED], &nonce[..], &hidden].concat().into()
     }

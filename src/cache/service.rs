@@ -38,7 +38,6 @@ pub struct ResponseFuture<S: Service<LlmRequest>> {
 }
 
 #[pin_project(project = StateProj)]
-#[expect(clippy::large_enum_variant, reason = "every miss comes to the large one")]
 enum State<S: Service<LlmRequest>> {
     Done(Option<Result<LlmResponse, Error>>),
     Asking {
@@ -67,6 +66,7 @@ enum State<S: Service<LlmRequest>> {
 }
 
 /// What a call is made for.
+#[expect(clippy::large_enum_variant, reason = "most calls that are made are misses")]
 enum Purpose {
     Bypass(BypassReason),
     Miss(Capture),
@@ -221,7 +221,9 @@ where
         let mut state = self.project().state;
         loop {
             let next = match state.as_mut().project() {
-                StateProj::Done(answer) => return Poll::Ready(answer.take().expect("polled after completion")),
+                StateProj::Done(answer) => {
+                    return Poll::Ready(answer.take().expect("polled after completion"));
+                }
                 StateProj::Asking { found, shared, rest } => {
                     let found = ready!(found.as_mut().poll(cx));
                     let (service, request) = rest.take().expect("taken only here, and the state changes");

@@ -141,7 +141,8 @@ impl Members {
     }
 
     fn take(&mut self, name: &str) -> Option<Value> {
-        let at = self.0.iter().position(|(known, _)| json::string(known).is_some_and(|known| known == name))?;
+        let at =
+            self.0.iter().position(|(known, _)| json::string(known).is_some_and(|known| known == name))?;
         Some(self.0.remove(at).1)
     }
 

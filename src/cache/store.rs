@@ -25,6 +25,13 @@ pub trait CacheStore: Send + Sync + 'static {
     /// runs off the path of any call.
     fn put(&self, entry: Arc<Entry>) -> Fetch<()>;
 
+    /// Forgets what is in memory here under this key, because it is no good any more; `true` if a better one may be
+    /// further away, so that it is worth to ask again.
+    fn evict(&self, key: &CacheKey) -> bool {
+        let _ = key;
+        false
+    }
+
     /// The epochs that all who share this store go by; `None` if nobody else does.
     fn epochs(&self) -> Option<Arc<dyn EpochStore>> {
         None
@@ -82,6 +89,10 @@ macro_rules! by_reference {
 
             fn put(&self, entry: Arc<Entry>) -> Fetch<()> {
                 (**self).put(entry)
+            }
+
+            fn evict(&self, key: &CacheKey) -> bool {
+                (**self).evict(key)
             }
 
             fn epochs(&self) -> Option<Arc<dyn EpochStore>> {

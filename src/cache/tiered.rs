@@ -58,6 +58,11 @@ impl<N: CacheStore, F: CacheStore> CacheStore for TieredStore<N, F> {
         }
     }
 
+    fn evict(&self, key: &CacheKey) -> bool {
+        self.near.evict(key);
+        true
+    }
+
     fn epochs(&self) -> Option<Arc<dyn EpochStore>> {
         self.far.epochs().or_else(|| self.near.epochs())
     }

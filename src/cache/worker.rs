@@ -1,9 +1,4 @@
-use super::{
-    Entry, NotStored,
-    ask::Shared,
-    decide::Kbs,
-    stats::count,
-};
+use super::{Entry, NotStored, ask::Shared, decide::Kbs, stats::count};
 use crate::{BoxError, RequestContext};
 use futures_util::{StreamExt, stream};
 use std::{
@@ -88,9 +83,13 @@ impl Job {
                 Box::pin(shared.store.put(entry).wait())
             }
         };
-        match tokio::time::timeout(shared.policy.write_deadline, put).await {
-            Ok(Ok(())) => count(&shared.counters.stored),
-            Ok(Err(_)) | Err(_) => {
+        let written = match shared.breaker.is_open() {
+            true => None,
+            false => Some(tokio::time::timeout(shared.policy.write_deadline, put).await),
+        };
+        match written {
+            Some(Ok(Ok(()))) => count(&shared.counters.stored),
+            _ => {
                 count(&shared.counters.store_failures);
                 shared.counters.not_stored(NotStored::StoreFailed);
             }
