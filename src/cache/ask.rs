@@ -87,7 +87,7 @@ impl Shared {
         let plan = Plan {
             key: CacheKey::new(&self.policy.secret, &scope, request),
             scope: scope.digest(&self.policy.secret),
-            stamp: if kbs.is_empty() { self.epochs.known(&own, &kbs) } else { None },
+            stamp: self.epochs.known(&own, &kbs),
             ttl: control.ttl.map_or(self.policy.ttl, |ttl| ttl.min(self.policy.ttl)),
             model: request.model.clone(),
             kbs: (asked.kbs == Kbs::Unasked).then(|| request.context.clone()),
