@@ -1,5 +1,6 @@
 use crate::{
     alias::{AliasLayer, Aliases},
+    cache::{CacheLayer, CachePolicy, CacheStore},
     concurrency::ConcurrencyLimitLayer,
     fallback::FallbackLayer,
     peek::PeekLayer,
@@ -40,6 +41,9 @@ pub trait ServiceBuilderExt<L>: sealed::Sealed + Sized {
     /// Lets at most `max` calls in until their answers have ended. See [`concurrency`](crate::concurrency).
     fn answer_concurrency_limit(self, max: usize) -> ServiceBuilder<Stack<ConcurrencyLimitLayer, L>>;
 
+    /// Gives the same answer to the same question and the same rights. See [`cache`](crate::cache).
+    fn cache(self, store: impl CacheStore, policy: CachePolicy) -> ServiceBuilder<Stack<CacheLayer, L>>;
+
     /// Bounds the time of a call. See [`timeout`](crate::timeout).
     fn call_timeout(self, limits: CallTimeoutLayer) -> ServiceBuilder<Stack<CallTimeoutLayer, L>>;
 
@@ -67,6 +71,10 @@ impl<L> ServiceBuilderExt<L> for ServiceBuilder<L> {
 
     fn answer_concurrency_limit(self, max: usize) -> ServiceBuilder<Stack<ConcurrencyLimitLayer, L>> {
         self.layer(ConcurrencyLimitLayer::new(max))
+    }
+
+    fn cache(self, store: impl CacheStore, policy: CachePolicy) -> ServiceBuilder<Stack<CacheLayer, L>> {
+        self.layer(CacheLayer::new(store, policy))
     }
 
     fn call_timeout(self, limits: CallTimeoutLayer) -> ServiceBuilder<Stack<CallTimeoutLayer, L>> {

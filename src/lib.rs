@@ -67,6 +67,7 @@
 //! | [`peek`] | holds an answer back until it proves to have content |
 //! | [`access`] | refuses models that a department may not use |
 //! | [`quota`] | keeps departments within limits of requests, tokens and money |
+//! | [`cache`] | gives the same answer to the same question and the same rights |
 //! | [`usage`] | records what every call used up and cost |
 //! | [`providers`] | finds the provider of a model, and among its deployments the one to ask |
 //! | [`timeout`] | bounds the time until head, first content, next chunk and end |
@@ -84,10 +85,12 @@
 //!
 //! # Features
 //!
-//! None is on by default, and no layer needs one.
+//! `moka` and `tracing` are on by default; no layer needs one.
 //!
 //! | feature | what it adds |
 //! |---|---|
+//! | `moka` | the cache in memory |
+//! | `encrypt` | encrypts what a cache keeps where others can read it |
 //! | `openai` | the leaf for OpenAI-compatible servers, over any HTTP service |
 //! | `hyper-client` | a hyper client with rustls for it |
 //! | `reqwest` | a reqwest client for it |
@@ -114,6 +117,7 @@ pub mod alias;
 mod answer;
 pub mod body;
 mod builder;
+pub mod cache;
 mod calendar;
 mod chat;
 pub mod clock;

@@ -125,6 +125,24 @@ impl LlmRequest {
         self.scope = Some(scope);
     }
 
+    /// What can change the answer, the caller's rights apart. A new field has to be thought of here.
+    pub(crate) fn identity(&self) -> (Operation, &ModelName, &ChatBody) {
+        let Self {
+            model,
+            requested: _,
+            progress: _,
+            body,
+            context: _,
+            operation,
+            attempt: _,
+            decisions: _,
+            scope: _,
+            // No layer of this crate decides anything on them.
+            extensions: _,
+        } = self;
+        (*operation, model, body)
+    }
+
     /// Something that a layer of yours has attached. No layer of this crate decides anything on it.
     pub fn extension<T: Clone + Send + Sync + 'static>(&self) -> Option<&T> {
         self.extensions.as_ref()?.get()

@@ -1,7 +1,7 @@
 //! Every layer of the crate keeps the contract, and the contract finds those that do not.
 
 use llm_layers::{
-    ChatBody, Error, LlmRequest, LlmResponse,
+    ChatBody, Error, LlmRequest, LlmResponse, RequestContext,
     alias::{AliasLayer, AliasTable},
     concurrency::ConcurrencyLimitLayer,
     fallback::{Chains, FallbackLayer},
@@ -48,6 +48,20 @@ async fn call_timeout() {
 #[tokio::test(start_paused = true)]
 async fn concurrency_limit() {
     Contract::layer(ConcurrencyLimitLayer::new(1)).check().await;
+}
+
+#[cfg(feature = "moka")]
+#[tokio::test(start_paused = true)]
+async fn cache() {
+    use llm_layers::cache::{CacheControl, CacheLayer, CachePolicy, CacheSecret, MokaStore};
+
+    let layer = || CacheLayer::new(MokaStore::new(1 << 20), CachePolicy::new(CacheSecret::random()));
+    let request = || LlmRequest::new("probe/model", ChatBody::builder().user("hi").build().unwrap());
+    // Nobody's call passes; so does one that has to be answered anew, and is kept.
+    Contract::layer(layer()).always_ready().with_request(request()).check().await;
+    let fresh = CacheControl::new().with_no_cache();
+    let context = RequestContext::new().with_user_id("ada").with_cache_control(fresh);
+    Contract::layer(layer()).always_ready().with_request(request().with_context(context)).check().await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -121,6 +121,16 @@ impl StreamChunk {
         facts::text(&self.data, self.facts.model.as_ref())
     }
 
+    /// Of JSON that was read before, so that it need not be read again; `data` must be the same bytes.
+    pub(crate) const fn of_parts(data: Bytes, facts: Facts, is_final: bool) -> Self {
+        Self { data, facts, is_final }
+    }
+
+    /// With bytes of its own: what a provider sends may be a small part of a large buffer.
+    pub(crate) fn detached(&self) -> Self {
+        Self { data: Bytes::copy_from_slice(&self.data), facts: self.facts.clone(), is_final: self.is_final }
+    }
+
     pub(crate) const fn facts(&self) -> &Facts {
         &self.facts
     }

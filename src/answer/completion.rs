@@ -90,6 +90,12 @@ impl Completion {
         self.0.facts.text_bytes.into()
     }
 
+    /// With bytes of its own: what a provider sends may be a part of a larger buffer.
+    pub(crate) fn detached(&self) -> Self {
+        let Whole { data, facts } = &*self.0;
+        Self(Arc::new(Whole { data: Bytes::copy_from_slice(data), facts: facts.clone() }))
+    }
+
     pub(crate) fn facts(&self) -> &Facts {
         &self.0.facts
     }

@@ -1,6 +1,7 @@
 use super::Completion;
 use crate::{
-    Attempt, ChunkStream, End, ModelName, Observe, body::Summary, decision::Decisions, quota::Headroom,
+    Attempt, ChunkStream, End, ModelName, Observe, body::Summary, cache::BypassReason, decision::Decisions,
+    quota::Headroom,
 };
 use std::{sync::Arc, time::Duration};
 
@@ -43,6 +44,8 @@ pub enum CacheStatus {
     },
     /// It was not in the cache, and a provider was asked.
     Miss,
+    /// The cache was not asked, and does not keep it.
+    Bypass(BypassReason),
     /// Another call had asked for it, and paid.
     Coalesced,
 }

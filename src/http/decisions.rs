@@ -64,6 +64,7 @@ pub fn write_decisions(record: &DecisionRecord, headers: &mut HeaderMap) {
         CacheStatus::Hit { age } => format!("hit; age_s={}", age.as_secs()),
         CacheStatus::Miss => "miss".to_owned(),
         CacheStatus::Coalesced => "coalesced".to_owned(),
+        CacheStatus::Bypass(reason) => format!("bypass; reason={}", reason.as_str()),
     };
     if !record.cache.why.is_empty() {
         let _ = write!(cache, "; why={}", encoded(record.cache.why));

@@ -170,6 +170,7 @@ pub(super) const fn cache(status: CacheStatus) -> Option<&'static str> {
         CacheStatus::Hit { .. } => Some("hit"),
         CacheStatus::Miss => Some("miss"),
         CacheStatus::Coalesced => Some("coalesced"),
+        CacheStatus::Bypass(_) => Some("bypass"),
     }
 }
 

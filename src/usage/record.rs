@@ -8,6 +8,7 @@ use super::{
 };
 use crate::{
     CacheStatus, Certainty, RequestContext, TokenUsage,
+    cache::BypassReason,
     price::{Cost, NanoUsd, PriceOrigin},
 };
 use serde::{Deserialize, Serialize, Serializer, ser::SerializeMap};
@@ -100,6 +101,10 @@ pub(super) fn write(event: &UsageEvent, put: &mut dyn FnMut(&'static str, &str))
         CacheStatus::Hit { age } => ("hit", Some(*age)),
         CacheStatus::Miss => ("miss", None),
         CacheStatus::Coalesced => ("coalesced", None),
+        CacheStatus::Bypass(reason) => {
+            fields.text("cache_bypass", Some(reason.as_str()));
+            ("bypass", None)
+        }
     };
     fields.text("cache", Some(name));
     if let Some(age) = age {
@@ -162,6 +167,10 @@ pub(super) fn read<'a>(
             "hit" => CacheStatus::Hit { age: duration("cache_age")? },
             "miss" => CacheStatus::Miss,
             "coalesced" => CacheStatus::Coalesced,
+            "bypass" => {
+                let reason = get("cache_bypass").and_then(BypassReason::from_name);
+                CacheStatus::Bypass(reason.ok_or(BadField("cache_bypass"))?)
+            }
             _ => return Err(BadField("cache")),
         },
     })

@@ -156,6 +156,7 @@ fn bind(row: &mut Statement<'_>, event: &UsageEvent) -> rusqlite::Result<()> {
         CacheStatus::Unused => ("unused", None),
         CacheStatus::Hit { age } => ("hit", Some(stored_duration(*age))),
         CacheStatus::Miss => ("miss", None),
+        CacheStatus::Bypass(_) => ("bypass", None),
         CacheStatus::Coalesced => ("coalesced", None),
     };
     let mut columns = Columns { row, next: 1 };
