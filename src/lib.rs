@@ -75,6 +75,7 @@
 //! |---|---|
 //! | [`body`] | streamed answers, and who watches how they end |
 //! | [`price`] | what models cost, and what a call cost |
+//! | [`store`] | where layers keep their state |
 //! | [`http`] | what errors and answers mean in HTTP |
 //! | `testing` | the contract that every layer keeps, and a scripted provider; feature `testing` |
 //!
@@ -91,6 +92,7 @@
 //! | `rusqlite` | a ledger of usage in SQLite, and queries on it |
 //! | `toml` | price lists of your own, in TOML |
 //! | `rusqlite` | a ledger of usage in a file of SQLite; needs a C compiler |
+//! | `redis` | a server of Redis, or a cluster, to keep state in |
 //! | `toml` | price lists of your own, in TOML |
 //! | `testing` | the contract suite and a scripted provider |
 //!
@@ -125,6 +127,7 @@ pub mod provider;
 pub mod providers;
 pub mod quota;
 mod request;
+pub mod store;
 #[cfg(feature = "testing")]
 pub mod testing;
 pub mod timeout;
