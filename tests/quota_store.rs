@@ -103,7 +103,8 @@ async fn what_does_not_fit_is_denied_with_all_there_is_to_say() {
     assert_eq!((&*denial.department, denial.quota, denial.period), ("a", QuotaKind::Tokens, Period::Day));
     assert_eq!((denial.limit, denial.settled, denial.reserved, denial.requested), (100, 0, 60, 41));
     assert!(denial.in_flight_only);
-    assert_eq!(denial.resets_at, noon() + Duration::from_secs(12 * 3600));
+    assert_eq!(denial.resets_in, Duration::from_secs(12 * 3600));
+    assert_eq!(denial.resets_at, noon() + denial.resets_in);
     bench.settle(call, &a, tokens(60)).await;
     let Decision::Denied(denial) = bench.reserve(id(), &a, tokens(41)).await else { panic!() };
     assert_eq!((denial.settled, denial.reserved, denial.in_flight_only), (60, 0, false));

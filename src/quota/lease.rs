@@ -1,6 +1,6 @@
 use super::{
     amount::{Amount, Delta, Department, Departments, KINDS, PERIODS, WindowUsage},
-    calendar::{Day, Days},
+    calendar::{Day, Days, system_time},
 };
 use crate::{CallId, Period, QuotaKind};
 use std::{
@@ -71,6 +71,8 @@ pub struct Headroom {
     pub remaining: u64,
     /// When the window ends.
     pub resets_at: SystemTime,
+    /// How long it goes on, by the store's clock.
+    pub resets_in: Duration,
 }
 
 /// Which limit stands in the way.
@@ -95,6 +97,8 @@ pub struct Denial {
     pub requested: u64,
     /// When the window ends.
     pub resets_at: SystemTime,
+    /// How long it goes on, by the store's clock.
+    pub resets_in: Duration,
     /// Whether it would fit if no call were in flight.
     pub in_flight_only: bool,
 }
@@ -184,6 +188,7 @@ pub struct Standing {
 pub struct Verdict<'a> {
     reservation: &'a Reservation,
     day: &'a Day,
+    now: u64,
     denial: Option<Finding<'a>>,
     tightest: Option<Finding<'a>>,
 }
@@ -282,9 +287,9 @@ impl Grant {
 // ===== impl Verdict =====
 
 impl<'a> Verdict<'a> {
-    /// Decides on `reservation`, for a call that is made on `day`.
-    pub const fn new(reservation: &'a Reservation, day: &'a Day) -> Self {
-        Self { reservation, day, denial: None, tightest: None }
+    /// Decides on `reservation`, for a call that is made on `day`, `now` in milliseconds by the store's clock.
+    pub const fn new(reservation: &'a Reservation, day: &'a Day, now: u64) -> Self {
+        Self { reservation, day, now, denial: None, tightest: None }
     }
 
     /// What `department` has used up and reserved so far.
@@ -321,10 +326,12 @@ impl<'a> Verdict<'a> {
 
     /// What to answer.
     pub fn decision(&self) -> Decision {
-        let resets_at = |period| match period {
-            Period::Day => self.day.ends_at(),
-            Period::Month => self.day.month_ends_at(),
+        let until = |period| match period {
+            Period::Day => self.day.until,
+            Period::Month => self.day.month_until,
         };
+        let resets_at = |period| system_time(until(period));
+        let resets_in = |period| Duration::from_millis(until(period).saturating_sub(self.now));
         if let Some(found) = &self.denial {
             return Decision::Denied(Denial {
                 department: Arc::clone(found.department),
@@ -335,6 +342,7 @@ impl<'a> Verdict<'a> {
                 reserved: found.reserved,
                 requested: found.requested,
                 resets_at: resets_at(found.period),
+                resets_in: resets_in(found.period),
                 in_flight_only: found.is_in_flight_only(),
             });
         }
@@ -345,6 +353,7 @@ impl<'a> Verdict<'a> {
             limit: found.limit,
             remaining: found.remaining().unwrap_or(0),
             resets_at: resets_at(found.period),
+            resets_in: resets_in(found.period),
         });
         Decision::Granted(Grant { id: self.reservation.id, day: *self.day, tightest })
     }

@@ -199,7 +199,7 @@ fn reserve(
         let departments = unknown.map(|(department, _)| Arc::clone(&department.id)).collect();
         return Err(StoreError::Unseeded { departments, day: *day });
     }
-    let mut verdict = Verdict::new(reservation, day);
+    let mut verdict = Verdict::new(reservation, day, now);
     for (department, account) in departments.iter().zip(&mut *accounts) {
         if !account.leases.contains_key(id) {
             let (in_day, in_month) = account.used(day);
