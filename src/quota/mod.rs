@@ -7,10 +7,14 @@ mod amount;
 mod calendar;
 mod lease;
 mod memory;
+#[cfg(feature = "redis")]
+mod redis;
 mod store;
 
 #[cfg(feature = "time-zones")]
 pub use self::calendar::UnknownZone;
+#[cfg(feature = "redis")]
+pub use self::redis::{RedisQuotaStore, RedisUnfit};
 pub use self::{
     amount::{Amount, Delta, Department, Departments, Limits, WindowUsage},
     calendar::{Calendar, Day, Days},
