@@ -201,9 +201,13 @@ async fn counters_of_old_windows_are_forgotten_and_those_of_two_months_are_kept(
     let month = day_number(199).month;
     let last = if month % 100 == 1 { month - 89 } else { month - 1 };
     let fields = server.ask(&["HKEYS", &counters]);
-    let months: Vec<_> = fields.lines().filter_map(|field| field.strip_prefix('m')?.split(':').next()).collect();
-    assert!(!months.is_empty());
-    assert!(months.iter().all(|name| [month, last].map(|month| month.to_string()).contains(&(*name).to_owned())));
+    let mut months: Vec<u32> = fields
+        .lines()
+        .filter_map(|field| field.strip_prefix('m')?.split_once(':')?.0.parse().ok())
+        .collect();
+    months.sort_unstable();
+    months.dedup();
+    assert_eq!(months, [last, month]);
     // What nobody uses is forgotten some time.
     assert!(server.ask(&["TTL", &counters]).parse::<i64>().unwrap() > 100 * 86_400);
     assert_eq!(server.ask(&["EXISTS", &leases, &expiries]), "0", "nothing is in flight");
@@ -439,7 +443,7 @@ async fn calls_through_a_network_that_loses_replies_are_each_counted_once() {
     let proxy = Proxy::start(server.port());
     let (through, direct) = (store(&proxy.url()), store(&server.url()));
     let a = limited("a", 1_000_000);
-    proxy.set(Mode::CutEvery(23));
+    proxy.set(Mode::CutEvery(7));
     let tasks = (0..20).map(|caller| {
         let (store, a) = (through.clone(), a.clone());
         tokio::spawn(async move {
@@ -455,7 +459,7 @@ async fn calls_through_a_network_that_loses_replies_are_each_counted_once() {
     });
     let (used, calls) = join_all(tasks).await.into_iter().map(Result::unwrap).fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
     println!("{calls} calls of 800, {} connections cut", proxy.cuts());
-    assert!(proxy.cuts() > 20 && calls > 200, "{} cuts, {calls} calls", proxy.cuts());
+    assert!(proxy.cuts() > 10 && calls > 200, "{} cuts, {calls} calls", proxy.cuts());
     let used_up = standing(&direct, "a").await.in_month;
     assert_eq!(used_up.settled, Amount::new(calls, used, NanoUsd::new(used as i64 * 10)));
     assert_eq!(used_up.reserved, Amount::ZERO);
@@ -590,15 +594,13 @@ async fn calls_go_on_where_a_replica_takes_over() {
     }
     println!("granted again {:?} after a master was killed, {refusals} refusals in between", since.elapsed());
     assert!(refusals > 0);
-    used += settle_held(&store, held, &all).await;
+    assert_eq!(settle(&store, held, &all, 77).await, Applied::First);
+    used += 77;
+    // What was pending where the whole cluster was down a moment later could not be taken back.
+    store.advance(Duration::from_secs(2));
     for name in &names {
         assert_eq!(counted(&store, name).await, (used, 0), "{name}");
     }
-}
-
-async fn settle_held(store: &RedisQuotaStore, held: CallId, all: &Departments) -> u64 {
-    assert_eq!(settle(store, held, all, 77).await, Applied::First);
-    77
 }
 
 // ===== several processes =====
