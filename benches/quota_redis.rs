@@ -13,8 +13,8 @@ use llm_layers::{
     clock::{Clock, SystemClock},
     price::NanoUsd,
     quota::{
-        Amount, Calendar, Decision, Department, Departments, Limits, QuotaStore, RedisQuotaStore, Reservation,
-        Settlement,
+        Amount, Calendar, Decision, Department, Departments, Limits, QuotaStore, RedisQuotaStore,
+        Reservation, Settlement,
     },
     store::{Redis, RedisOptions},
 };

@@ -174,7 +174,10 @@ async fn keys_say_nothing_of_the_department_and_are_of_one_slot() {
     for [counters, leases, expiries] in &keys {
         let tag = counters.strip_prefix("mine:{").and_then(|rest| rest.strip_suffix("}:counters")).unwrap();
         assert!(tag.len() == 40 && tag.bytes().all(|byte| byte.is_ascii_hexdigit()), "{tag}");
-        assert_eq!((leases, expiries), (&format!("mine:{{{tag}}}:leases"), &format!("mine:{{{tag}}}:expiries")));
+        assert_eq!(
+            (leases, expiries),
+            (&format!("mine:{{{tag}}}:leases"), &format!("mine:{{{tag}}}:expiries"))
+        );
     }
     let distinct: std::collections::HashSet<_> = keys.iter().flatten().collect();
     assert_eq!(distinct.len(), names.len() * 3);
@@ -201,10 +204,8 @@ async fn counters_of_old_windows_are_forgotten_and_those_of_two_months_are_kept(
     let month = day_number(199).month;
     let last = if month % 100 == 1 { month - 89 } else { month - 1 };
     let fields = server.ask(&["HKEYS", &counters]);
-    let mut months: Vec<u32> = fields
-        .lines()
-        .filter_map(|field| field.strip_prefix('m')?.split_once(':')?.0.parse().ok())
-        .collect();
+    let mut months: Vec<u32> =
+        fields.lines().filter_map(|field| field.strip_prefix('m')?.split_once(':')?.0.parse().ok()).collect();
     months.sort_unstable();
     months.dedup();
     assert_eq!(months, [last, month]);
@@ -285,7 +286,9 @@ async fn in_a_cluster_each_node_is_checked_and_a_prefix_that_scatters_is_found()
     assert!(matches!(scattered.check().await, Err(RedisUnfit::Scattered)));
     cluster.nodes[2].ask(&["CONFIG", "SET", "maxmemory-policy", "allkeys-lfu"]);
     let unfit = store.check().await.unwrap_err();
-    assert!(matches!(&unfit, RedisUnfit::Evicts { server, .. } if server.ends_with(&cluster.nodes[2].port().to_string())));
+    assert!(
+        matches!(&unfit, RedisUnfit::Evicts { server, .. } if server.ends_with(&cluster.nodes[2].port().to_string()))
+    );
 }
 
 // ===== faults =====
@@ -457,7 +460,11 @@ async fn calls_through_a_network_that_loses_replies_are_each_counted_once() {
             (used, calls)
         })
     });
-    let (used, calls) = join_all(tasks).await.into_iter().map(Result::unwrap).fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
+    let (used, calls) = join_all(tasks)
+        .await
+        .into_iter()
+        .map(Result::unwrap)
+        .fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
     println!("{calls} calls of 800, {} connections cut", proxy.cuts());
     assert!(proxy.cuts() > 10 && calls > 200, "{} cuts, {calls} calls", proxy.cuts());
     let used_up = standing(&direct, "a").await.in_month;
@@ -482,14 +489,19 @@ async fn what_one_slot_denies_is_taken_back_in_the_others() {
     let store = cluster_store(&cluster);
     let names = one_of_each(&cluster, &store);
     let limits = [Limits::new(), Limits::new().with_day_tokens(50), Limits::new()];
-    let all = Departments::new(names.iter().zip(limits).map(|(name, limits)| Department::new(name.as_str(), limits)));
+    let all = Departments::new(
+        names.iter().zip(limits).map(|(name, limits)| Department::new(name.as_str(), limits)),
+    );
     let (_, decision) = reserve(&store, &all, 60).await;
     let Decision::Denied(denial) = decision else { panic!("{decision:?}") };
     assert_eq!((&*denial.department, denial.in_flight_only), (&*names[1], false));
     for name in &names {
         let standing = standing(&store, name).await;
         assert_eq!((standing.in_month.reserved, standing.is_known), (Amount::ZERO, false));
-        assert_eq!(cluster.nodes.iter().filter(|node| node.ask(&["EXISTS", &store.keys(name)[1]]) == "1").count(), 0);
+        assert_eq!(
+            cluster.nodes.iter().filter(|node| node.ask(&["EXISTS", &store.keys(name)[1]]) == "1").count(),
+            0
+        );
     }
     let call = granted(&store, &all, 40).await;
     assert!(matches!(store.reserve(&reservation(call, &all, 40)).await.unwrap(), Decision::Granted(_)));
@@ -566,11 +578,14 @@ async fn calls_go_on_where_a_replica_takes_over() {
     // What a replica does not have yet is lost with its master.
     for node in &cluster.nodes[..3] {
         let offset = |info: &str, name: &str| {
-            info.lines().find_map(|line| line.strip_prefix(name)).and_then(|offset| offset.parse::<u64>().ok())
+            info.lines()
+                .find_map(|line| line.strip_prefix(name))
+                .and_then(|offset| offset.parse::<u64>().ok())
         };
         until_done(Duration::from_secs(5), || async {
             let info = node.ask(&["INFO", "replication"]);
-            let acknowledged = info.split(",offset=").nth(1).and_then(|rest| rest.split(',').next()?.parse().ok());
+            let acknowledged =
+                info.split(",offset=").nth(1).and_then(|rest| rest.split(',').next()?.parse().ok());
             match offset(&info, "master_repl_offset:") == acknowledged {
                 true => Ok(()),
                 false => Err(StoreError::definite("not replicated yet")),
@@ -656,7 +671,9 @@ async fn two_processes_with_two_hundred_callers_share_one_limit() {
     let mut used = Vec::new();
     for mut child in children {
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        used.extend(lines.map_while(Result::ok).filter_map(|line| line.split("used=").nth(1)?.parse::<u64>().ok()));
+        used.extend(
+            lines.map_while(Result::ok).filter_map(|line| line.split("used=").nth(1)?.parse::<u64>().ok()),
+        );
         assert!(child.wait().unwrap().success());
     }
     println!("used {used:?} of {LIMIT}");

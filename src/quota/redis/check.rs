@@ -44,7 +44,7 @@ impl RedisQuotaStore {
     /// Whether counters are safe there: for a gateway to be ready, or to start. In a cluster, each node that serves slots is
     /// asked.
     ///
-    /// What a server keeps on its disk is not asked: see `docs/operations.md`.
+    /// What a server keeps on its disk is not asked: see `docs/operations-redis-quota.md`.
     ///
     /// # Errors
     ///
@@ -90,7 +90,10 @@ impl Info<'_> {
     /// Nothing if it is not said.
     fn get(&self, name: &str) -> &str {
         let lines = self.0.lines();
-        lines.filter_map(|line| line.split_once(':')).find(|(found, _)| *found == name).map_or("", |(_, value)| value)
+        lines
+            .filter_map(|line| line.split_once(':'))
+            .find(|(found, _)| *found == name)
+            .map_or("", |(_, value)| value)
     }
 }
 
@@ -127,5 +130,31 @@ impl std::error::Error for RedisUnfit {
 impl From<RedisUnfit> for Error {
     fn from(unfit: RedisUnfit) -> Self {
         Self::new(ErrorKind::StoreUnavailable { store: "redis".into() }).with_source(unfit)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::{Redis, RedisOptions};
+
+    fn check(version: &str) -> Result<(), RedisUnfit> {
+        let redis = Redis::new("redis://127.0.0.1:1", RedisOptions::default()).unwrap();
+        let info = format!(
+            "# Server\r\nredis_version:{version}\r\n# Memory\r\nmaxmemory_policy:noeviction\r\n\
+             # Replication\r\nrole:master\r\n# Cluster\r\ncluster_enabled:0\r\n"
+        );
+        RedisQuotaStore::new(redis).check_one("here".into(), &Info(&info))
+    }
+
+    #[test]
+    fn servers_before_seven_are_too_old() {
+        for version in ["7.0.0", "7.2.4", "8.0.1", "10.0"] {
+            check(version).unwrap();
+        }
+        for old in ["6.2.14", "5.0.3", "", "unstable"] {
+            let unfit = check(old).unwrap_err();
+            assert!(matches!(&unfit, RedisUnfit::TooOld { version, .. } if **version == *old), "{unfit}");
+        }
     }
 }

@@ -17,10 +17,10 @@ use crate::store::{
 };
 use futures_util::future::join_all;
 use redis::Value;
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
-use tokio::time::Instant;
 #[cfg(feature = "testing")]
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use tokio::time::Instant;
 
 /// Counts in Redis 7.0 or newer, or Valkey: one server, or a cluster.
 ///
@@ -40,7 +40,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 ///
 /// Counters that are lost, with a server that kept nothing on its disk, are found to be lost: a reservation that
 /// [needs it](Reservation::needs_seed) then says [`Unseeded`](StoreError::Unseeded). A server that throws away keys when
-/// its memory is full would lose some of them unnoticed: [`check`](Self::check) refuses it. See `docs/operations.md` for
+/// its memory is full would lose some of them unnoticed: [`check`](Self::check) refuses it. See `docs/operations-redis-quota.md` for
 /// what to set, and what a failover may lose.
 ///
 /// # Time
@@ -213,7 +213,9 @@ impl RedisQuotaStore {
         match steps::answer(&value).ok_or_else(unexpected)? {
             Answer::Off { now } => Err(StoreError::OffCalendar { now: system_time(now) }),
             Answer::Told(told) => {
-                let (Some(day), [found]) = (days.get(told.row), &*told.found) else { return Err(unexpected()) };
+                let (Some(day), [found]) = (days.get(told.row), &*told.found) else {
+                    return Err(unexpected());
+                };
                 let (in_day, in_month, is_known) = (found.in_day, found.in_month, found.is_known);
                 Ok(Standing { day: *day, in_day, in_month, is_known })
             }

@@ -27,10 +27,7 @@ enum Said {
 }
 
 impl RedisQuotaStore {
-    pub(super) async fn reserve_everywhere(
-        &self,
-        reservation: &Reservation,
-    ) -> Result<Decision, StoreError> {
+    pub(super) async fn reserve_everywhere(&self, reservation: &Reservation) -> Result<Decision, StoreError> {
         if reservation.departments.is_empty() {
             return nobodys(reservation);
         }
@@ -207,5 +204,81 @@ fn nobodys(reservation: &Reservation) -> Result<Decision, StoreError> {
     match reservation.days.at(unix_millis(now)) {
         Some(day) => Ok(Decision::Granted(Grant::new(reservation.id, *day))),
         None => Err(StoreError::OffCalendar { now }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        CallId,
+        quota::{Calendar, Department, Departments, Limits, WindowUsage, redis::steps::Found},
+    };
+    use std::time::{SystemTime, UNIX_EPOCH};
+
+    const GROUPS: usize = 2;
+
+    fn midnight() -> SystemTime {
+        UNIX_EPOCH + Duration::from_secs(86_400 * 20_000)
+    }
+
+    fn reservation() -> Reservation {
+        let departments: Departments =
+            ["a", "b"].map(|id| Department::new(id, Limits::new())).into_iter().collect();
+        let days = Calendar::utc().days_around(midnight());
+        Reservation::new(CallId::mint(midnight()), departments, Amount::ZERO, PENDING, days)
+    }
+
+    fn groups() -> Vec<Vec<usize>> {
+        (0..GROUPS).map(|at| vec![at]).collect()
+    }
+
+    fn told(outcome: Outcome, row: usize, lease: Option<State>) -> Option<Answer> {
+        let nothing = WindowUsage::default();
+        let found =
+            Found { in_day: nothing, in_month: nothing, is_known: outcome != Outcome::Unseeded, lease };
+        Some(Answer::Told(Told { outcome, now: unix_millis(midnight()), row, found: vec![found] }))
+    }
+
+    #[test]
+    fn slots_on_two_sides_of_midnight_are_asked_again_about_one_day() {
+        let reservation = reservation();
+        let split = [told(Outcome::Granted, 0, None), told(Outcome::Granted, 1, None)];
+        let said = decide(&reservation, &groups(), &split, None).unwrap();
+        let Said::OtherDays(day) = said else { panic!("granted in two days") };
+        assert_eq!(day, reservation.days[0]);
+        // Asked about that day alone, whatever their clocks say; the grant is of the day as it is.
+        let agreed = [told(Outcome::Granted, 0, None), told(Outcome::Granted, 0, None)];
+        let said = decide(&reservation, &groups(), &agreed, Some(day)).unwrap();
+        let Said::Granted(grant, pending) = said else { panic!("not granted") };
+        assert_eq!((grant.day, pending), (day, vec![0, 1]));
+    }
+
+    #[test]
+    fn only_what_is_pending_has_to_be_confirmed() {
+        let answers = [
+            told(Outcome::Granted, 1, Some(State::Reserved)),
+            told(Outcome::Granted, 1, Some(State::Pending)),
+        ];
+        let said = decide(&reservation(), &groups(), &answers, None).unwrap();
+        assert!(matches!(said, Said::Granted(_, pending) if pending == [1]));
+    }
+
+    #[test]
+    fn what_has_ended_in_one_slot_has_ended_also_where_another_is_unknown() {
+        let answers = [told(Outcome::Unseeded, 1, None), told(Outcome::Ended, 1, Some(State::Over))];
+        assert!(matches!(decide(&reservation(), &groups(), &answers, None), Ok(Said::Not(Decision::Ended))));
+        let answers = [told(Outcome::Unseeded, 1, None), told(Outcome::Denied, 1, None)];
+        let Err(StoreError::Unseeded { departments, .. }) = decide(&reservation(), &groups(), &answers, None)
+        else {
+            panic!("not unseeded")
+        };
+        assert_eq!(departments, [Arc::from("a")]);
+    }
+
+    #[test]
+    fn a_script_that_denies_what_fits_is_not_believed() {
+        let answers = [told(Outcome::Granted, 1, None), told(Outcome::Denied, 1, None)];
+        assert!(matches!(decide(&reservation(), &groups(), &answers, None), Err(StoreError::Ambiguous(_))));
     }
 }

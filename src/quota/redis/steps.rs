@@ -114,10 +114,8 @@ pub(super) fn reserve<'a>(
         Begin::Reserved => ("r", reservation.lease),
         Begin::Pending(hold) => ("p", hold),
     };
-    let mut run = begin(&RESERVE, accounts, offset)
-        .arg(reservation.id.to_string())
-        .arg(letter)
-        .arg(millis(hold));
+    let mut run =
+        begin(&RESERVE, accounts, offset).arg(reservation.id.to_string()).arg(letter).arg(millis(hold));
     push_amount(&mut run, &reservation.amount);
     push_amount(&mut run, &reservation.on_expiry);
     run.push(u8::from(reservation.needs_seed));
