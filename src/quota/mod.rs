@@ -13,6 +13,8 @@ mod lease;
 mod memory;
 mod options;
 mod plan;
+#[cfg(feature = "redis")]
+mod redis;
 mod service;
 mod shared;
 mod store;
@@ -22,6 +24,8 @@ mod worker;
 pub use self::calendar::UnknownZone;
 #[cfg(feature = "tokenizer")]
 pub use self::estimate::BpeEstimator;
+#[cfg(feature = "redis")]
+pub use self::redis::{RedisQuotaStore, RedisUnfit};
 pub use self::{
     amount::{Amount, Delta, Department, Departments, Limits, WindowUsage},
     calendar::{Calendar, Day, Days},

@@ -317,7 +317,7 @@ fn address(info: &ConnectionInfo) -> Option<(&str, u16)> {
 }
 
 /// The slot of a key, by its `{tag}` if it has one.
-pub(super) fn slot(key: &[u8]) -> u16 {
+pub(crate) fn slot(key: &[u8]) -> u16 {
     let tag = || {
         let start = key.iter().position(|byte| *byte == b'{')? + 1;
         let length = key[start..].iter().position(|byte| *byte == b'}')?;

@@ -8,14 +8,17 @@ mod script;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use self::script::{Run, Script};
+pub(crate) use self::{
+    cluster::slot,
+    script::{Run, Script},
+};
 pub use self::{
     error::{RedisError, RedisErrorKind},
     options::RedisOptions,
 };
 
 use self::{
-    cluster::{Cluster, slot},
+    cluster::Cluster,
     node::{Node, Replies, Request},
 };
 use futures_util::future::join_all;
@@ -144,25 +147,31 @@ impl Redis {
     ///
     /// The first that is not.
     pub async fn ping(&self) -> Result<(), RedisError> {
-        let command = redis::cmd("PING");
-        let request = Request::One(&command);
-        let ping = async |node: Arc<Node>| {
+        self.ask_each(&redis::cmd("PING")).await.map(drop)
+    }
+
+    /// Asks the server, or each node of a cluster that serves slots, as [`ping`](Self::ping) does. By their names.
+    pub(crate) async fn ask_each(&self, command: &Cmd) -> Result<Vec<(Arc<str>, Value)>, RedisError> {
+        let request = Request::One(command);
+        let ask = async |node: Arc<Node>| {
             let mut replies = node.link().await?.ask(request).await?;
-            replies.pop().ok_or_else(RedisError::unexpected)?.map(drop)
+            let value = replies.pop().ok_or_else(RedisError::unexpected)??;
+            Ok((Arc::clone(node.name()), value))
         };
         let all = async {
             match &self.servers {
-                Servers::One(node) => ping(Arc::clone(node)).await,
+                Servers::One(node) => Ok(vec![ask(Arc::clone(node)).await?]),
                 Servers::Cluster(cluster) => {
                     let masters = cluster.masters().await;
-                    let pings = join_all(masters.into_iter().map(ping)).await;
-                    if let Some(error) = pings.into_iter().find_map(Result::err) {
-                        cluster.look_soon();
-                        return Err(error);
-                    }
-                    match cluster.is_whole() {
-                        true => Ok(()),
-                        false => Err(RedisError::definite(RedisErrorKind::NoNode)),
+                    let answers: Result<Vec<_>, _> =
+                        join_all(masters.into_iter().map(ask)).await.into_iter().collect();
+                    match answers {
+                        Ok(_) if !cluster.is_whole() => Err(RedisError::definite(RedisErrorKind::NoNode)),
+                        Ok(answers) => Ok(answers),
+                        Err(error) => {
+                            cluster.look_soon();
+                            Err(error)
+                        }
                     }
                 }
             }

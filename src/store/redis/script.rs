@@ -1,5 +1,6 @@
 use super::{Redis, RedisError};
 use redis::{Arg, Cmd, Pipeline, ToRedisArgs, Value};
+use tokio::time::Instant;
 
 /// A script of Lua. Sent by its digest, and in full to a server that does not know it.
 ///
@@ -73,15 +74,18 @@ fn is_unknown(error: &RedisError) -> bool {
 }
 
 impl Redis {
-    /// Runs a script: in one round trip, in two where the server does not know it yet.
+    /// Runs a script: in one round trip, in two where the server does not know it yet. Both within the deadline.
     ///
     /// # Errors
     ///
     /// Any; ambiguous unless the script surely has not written.
     pub(crate) async fn run(&self, run: &Run<'_>) -> Result<Value, RedisError> {
-        let route = run.route();
+        let (route, since) = (run.route(), Instant::now());
         match self.command(route, &run.command).await {
-            Err(error) if is_unknown(&error) => self.command(route, &run.in_full()).await,
+            Err(error) if is_unknown(&error) => {
+                let left = self.deadline.saturating_sub(since.elapsed());
+                self.clone().with_deadline(left).command(route, &run.in_full()).await
+            }
             result => result,
         }
     }
