@@ -125,6 +125,8 @@ pub mod provider;
 pub mod providers;
 pub mod quota;
 mod request;
+#[cfg(feature = "rusqlite")]
+mod sqlite;
 #[cfg(feature = "testing")]
 pub mod testing;
 pub mod timeout;
