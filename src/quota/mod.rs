@@ -7,10 +7,14 @@ mod amount;
 mod calendar;
 mod lease;
 mod memory;
+#[cfg(feature = "rusqlite")]
+pub mod sqlite;
 mod store;
 
 #[cfg(feature = "time-zones")]
 pub use self::calendar::UnknownZone;
+#[cfg(feature = "rusqlite")]
+pub use self::sqlite::{QuotaFileError, QuotaFileErrorKind, SqliteOptions, SqliteStore};
 pub use self::{
     amount::{Amount, Delta, Department, Departments, Limits, WindowUsage},
     calendar::{Calendar, Day, Days},
