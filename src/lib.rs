@@ -65,6 +65,8 @@
 //! | [`alias`] | resolves short names of models |
 //! | [`fallback`] | tries again, and tries other models |
 //! | [`peek`] | holds an answer back until it proves to have content |
+//! | [`access`] | refuses models that a department may not use |
+//! | [`quota`] | keeps departments within limits of requests, tokens and money |
 //! | [`usage`] | records what every call used up and cost |
 //! | [`providers`] | finds the provider of a model, and among its deployments the one to ask |
 //! | [`timeout`] | bounds the time until head, first content, next chunk and end |
@@ -74,6 +76,7 @@
 //! | module | |
 //! |---|---|
 //! | [`body`] | streamed answers, and who watches how they end |
+//! | [`policies`] | what departments may do |
 //! | [`price`] | what models cost, and what a call cost |
 //! | [`http`] | what errors and answers mean in HTTP |
 //! | `testing` | the contract that every layer keeps, and a scripted provider; feature `testing` |
@@ -103,6 +106,7 @@
 //! - A layer of your own: [`Watch`] and [`Observe`] for how calls end, `docs/writing-a-layer.md` for the rest.
 //! - `examples/gateway` is a whole gateway made of these layers.
 
+pub mod access;
 pub mod alias;
 mod answer;
 pub mod body;
@@ -119,6 +123,7 @@ mod id;
 mod json;
 mod model;
 pub mod peek;
+pub mod policies;
 pub mod price;
 mod progress;
 pub mod provider;
@@ -127,6 +132,7 @@ pub mod quota;
 mod request;
 #[cfg(feature = "rusqlite")]
 mod sqlite;
+mod store;
 #[cfg(feature = "testing")]
 pub mod testing;
 pub mod timeout;
@@ -139,7 +145,7 @@ pub use self::{
     },
     body::{ChunkStream, End, Observe, Watch},
     builder::ServiceBuilderExt,
-    chat::{BodyLimits, ChatBody, ChatBodyBuilder, Message, MessageRef, Part, Tool, ToolCall},
+    chat::{Attached, BodyLimits, ChatBody, ChatBodyBuilder, Message, MessageRef, Part, Tool, ToolCall},
     context::{KbScope, RequestContext},
     error::{
         Attempt, BoxError, Error, ErrorClass, ErrorKind, InvalidReason, Period, ProviderFailure,

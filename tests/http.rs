@@ -77,7 +77,7 @@ async fn each_kind_of_error_has_one_meaning() {
         (whole(InvalidReason::TooMany { limit: 1 }), 400, request, None, None, None),
         (whole(InvalidReason::TooLarge { limit: 1 }), 413, request, None, None, None),
         (whole(InvalidReason::MediaType), 415, request, None, None, None),
-        (ErrorKind::RequestTooLarge { largest: 1 }, 400, request, Some("request_exceeds_limit"), None, None),
+        (ErrorKind::RequestTooLarge { quota: llm_layers::QuotaKind::Tokens, largest: 1 }, 400, request, Some("request_exceeds_limit"), None, None),
         (ErrorKind::ModelNotAllowed { department_id: "d".into(), model: "m".into() }, 403, rights, Some("model_not_allowed"), None, None),
         (ErrorKind::ModelUnpriced { model: "m".into() }, 403, rights, Some("model_unpriced"), None, None),
         (ErrorKind::ModelNotFound { model: "m".into() }, 404, request, Some("model_not_found"), None, None),

@@ -38,6 +38,7 @@ mod glob;
 mod layer;
 mod table;
 
+pub(crate) use self::glob::Glob;
 pub use self::{
     check::{AliasError, AliasProblem},
     layer::{Alias, AliasLayer, Aliases},

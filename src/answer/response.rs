@@ -1,5 +1,5 @@
 use super::Completion;
-use crate::{Attempt, ChunkStream, End, ModelName, Observe, body::Summary};
+use crate::{Attempt, ChunkStream, End, ModelName, Observe, body::Summary, quota::Headroom};
 use std::{sync::Arc, time::Duration};
 
 /// What a provider, or any layer in front of it, answers with.
@@ -15,6 +15,8 @@ pub struct LlmResponse {
     pub provider_request_id: Option<Arc<str>>,
     /// What a cache had to do with it.
     pub cache: CacheStatus,
+    /// How much is left of the tightest limit of the caller's departments, this call's reservation deducted.
+    pub quota: Option<Headroom>,
     /// The attempts that failed before this answer.
     pub attempts: Vec<Attempt>,
     /// The answer.
@@ -66,6 +68,7 @@ impl LlmResponse {
             provider: None,
             provider_request_id: None,
             cache: CacheStatus::default(),
+            quota: None,
             attempts: Vec::new(),
             body: body.into(),
             extensions: http::Extensions::new(),

@@ -35,6 +35,17 @@ struct Inner {
     members: Vec<Member>,
     streaming: bool,
     input_bytes: usize,
+    attached: Attached,
+}
+
+/// Parts of messages that are not text.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Attached {
+    /// How many.
+    pub parts: usize,
+    /// The bytes of the images among them, or of what says where they are: no text that anybody reads.
+    pub image_bytes: usize,
 }
 
 #[derive(Clone)]
@@ -127,12 +138,11 @@ impl ChatBody {
             return Err(Error::invalid_body(InvalidReason::TooDeep { limit: limits.max_depth }));
         }
         let members = index(&source, limits.max_members)?;
-        let body = Self::new(source, members);
-        body.check()?;
-        Ok(body)
+        let attached = check(&source, &members)?;
+        Ok(Self::new(source, members, attached))
     }
 
-    fn new(source: Bytes, members: Vec<Member>) -> Self {
+    fn new(source: Bytes, members: Vec<Member>, attached: Attached) -> Self {
         let (mut streaming, mut input_bytes) = (false, 0);
         for member in &members {
             match member.name(&source) {
@@ -141,21 +151,7 @@ impl ChatBody {
                 _ => {}
             }
         }
-        Self(Arc::new(Inner { source, members, streaming, input_bytes }))
-    }
-
-    fn check(&self) -> Result<(), Error> {
-        for (at, member) in self.0.members.iter().enumerate() {
-            let name = member.name(&self.0.source);
-            if self.0.members[..at].iter().any(|m| m.name(&self.0.source) == name) {
-                return Err(Error::invalid(name, InvalidReason::Duplicate));
-            }
-            check_member(name, member.value.get(&self.0.source))?;
-        }
-        match self.raw("messages") {
-            None => Err(Error::invalid("messages", InvalidReason::Missing)),
-            Some(messages) => check_messages(messages),
-        }
+        Self(Arc::new(Inner { source, members, streaming, input_bytes, attached }))
     }
 
     // ----- views
@@ -249,6 +245,11 @@ impl ChatBody {
         self.0.input_bytes
     }
 
+    /// The parts of messages that are not text.
+    pub fn attached(&self) -> Attached {
+        self.0.attached
+    }
+
     // ----- changes
 
     /// Sets a top-level member in its place, or at the end; everything else keeps its bytes.
@@ -260,9 +261,7 @@ impl ChatBody {
         let invalid = || Error::invalid(name, InvalidReason::Mistyped { expected: "a JSON value" });
         let value = serde_json::to_vec(&value).map_err(|_| invalid())?;
         check_member(name, &value)?;
-        if name == "messages" {
-            check_messages(&value)?;
-        }
+        let attached = if name == "messages" { check_messages(&value)? } else { self.0.attached };
         let mut members = self.0.members.clone();
         let value = Text::Own(value.into());
         match members.iter_mut().find(|m| m.name(&self.0.source) == name) {
@@ -272,7 +271,7 @@ impl ChatBody {
                 members.push(Member { raw_name, unescaped: Some(name.into()), value });
             }
         }
-        Ok(Self::new(self.0.source.clone(), members))
+        Ok(Self::new(self.0.source.clone(), members, attached))
     }
 
     /// Leaves a top-level member out.
@@ -280,7 +279,8 @@ impl ChatBody {
     pub fn without(&self, name: &str) -> Self {
         let mut members = self.0.members.clone();
         members.retain(|m| m.name(&self.0.source) != name);
-        Self::new(self.0.source.clone(), members)
+        let attached = if name == "messages" { Attached::default() } else { self.0.attached };
+        Self::new(self.0.source.clone(), members, attached)
     }
 
     // ----- on the wire
@@ -430,6 +430,21 @@ fn span(source: &[u8], part: &str) -> Text {
 
 // ===== checks =====
 
+fn check(source: &Bytes, members: &[Member]) -> Result<Attached, Error> {
+    let mut messages = None;
+    for (at, member) in members.iter().enumerate() {
+        let (name, value) = (member.name(source), member.value.get(source));
+        if members[..at].iter().any(|m| m.name(source) == name) {
+            return Err(Error::invalid(name, InvalidReason::Duplicate));
+        }
+        check_member(name, value)?;
+        if name == "messages" {
+            messages = Some(value);
+        }
+    }
+    check_messages(messages.ok_or_else(|| Error::invalid("messages", InvalidReason::Missing))?)
+}
+
 /// With its quotes.
 const MAX_MODEL: usize = 258;
 
@@ -467,8 +482,8 @@ fn is_name(value: &[u8]) -> bool {
     json::string(value).is_some_and(|name| !name.trim().is_empty() && !name.contains(char::is_control))
 }
 
-fn check_messages(messages: &[u8]) -> Result<(), Error> {
-    let mut any = false;
+fn check_messages(messages: &[u8]) -> Result<Attached, Error> {
+    let (mut any, mut attached) = (false, Attached::default());
     for (at, message) in json::items(messages).enumerate() {
         any = true;
         if message.first() != Some(&b'{') {
@@ -495,6 +510,19 @@ fn check_messages(messages: &[u8]) -> Result<(), Error> {
             None => return invalid("role", InvalidReason::Missing),
             Some(_) => return invalid("role", InvalidReason::Mistyped { expected: "a string" }),
         }
+        if let Some(parts @ [b'[', ..]) = content {
+            json::items(parts).for_each(|part| attached.add(part));
+        }
     }
-    if any { Ok(()) } else { Err(Error::invalid("messages", InvalidReason::Empty)) }
+    if any { Ok(attached) } else { Err(Error::invalid("messages", InvalidReason::Empty)) }
+}
+
+impl Attached {
+    fn add(&mut self, part: &[u8]) {
+        let kind = json::member(part, "type").and_then(json::string);
+        if part.first() == Some(&b'{') && !matches!(kind.as_deref(), Some("text" | "refusal")) {
+            self.parts += 1;
+            self.image_bytes += json::member(part, "image_url").map_or(0, <[u8]>::len);
+        }
+    }
 }

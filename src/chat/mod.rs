@@ -5,7 +5,7 @@ mod builder;
 mod message;
 
 pub use self::{
-    body::{BodyLimits, ChatBody},
+    body::{Attached, BodyLimits, ChatBody},
     builder::ChatBodyBuilder,
     message::{Message, MessageRef, Part, Tool, ToolCall},
 };

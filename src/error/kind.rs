@@ -16,7 +16,9 @@ pub enum ErrorKind {
     },
     /// The request could never fit into a limit.
     RequestTooLarge {
-        /// The largest amount that would.
+        /// What is limited.
+        quota: QuotaKind,
+        /// The largest amount that would fit, in requests, tokens or nano-dollars.
         largest: u64,
     },
     /// A department may not use this model.
@@ -302,8 +304,8 @@ impl fmt::Display for ErrorKind {
         match self {
             Self::InvalidRequest { member: Some(member), reason } => write!(f, "`{member}` {reason}"),
             Self::InvalidRequest { member: None, reason } => write!(f, "the request {reason}"),
-            Self::RequestTooLarge { largest } => {
-                write!(f, "the request exceeds its limit, the largest that fits is {largest}")
+            Self::RequestTooLarge { quota, largest } => {
+                write!(f, "the request exceeds its limit, at most {largest} {} fit", unit(*quota))
             }
             Self::ModelNotAllowed { department_id, model } => {
                 write!(f, "department {department_id} may not use model {}", brief(model))
@@ -344,17 +346,26 @@ impl fmt::Display for InvalidReason {
     }
 }
 
+const fn unit(quota: QuotaKind) -> &'static str {
+    match quota {
+        QuotaKind::Requests => "requests",
+        QuotaKind::Tokens => "tokens",
+        QuotaKind::Cost => "nano-dollars",
+    }
+}
+
 impl fmt::Display for QuotaExceeded {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let period = match self.period {
             Period::Day => "daily",
             Period::Month => "monthly",
         };
-        let (quota, unit) = match self.quota {
-            QuotaKind::Requests => ("request", "requests"),
-            QuotaKind::Tokens => ("token", "tokens"),
-            QuotaKind::Cost => ("cost", "nano-dollars"),
+        let quota = match self.quota {
+            QuotaKind::Requests => "request",
+            QuotaKind::Tokens => "token",
+            QuotaKind::Cost => "cost",
         };
+        let unit = unit(self.quota);
         let Self { department_id, limit, current, reserved, .. } = self;
         write!(
             f,

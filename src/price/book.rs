@@ -237,6 +237,15 @@ impl PriceBook {
         })
     }
 
+    /// The price alone.
+    pub(crate) fn price(&self, model: &str) -> Option<&Arc<Price>> {
+        let bare = model.split_once('/').map(|(_, model)| model);
+        self.lists.iter().rev().find_map(|list| {
+            let found = list.prices.get(model).or_else(|| list.prices.get(bare?));
+            found?.as_ref()
+        })
+    }
+
     /// How many prices there are, those below others included.
     pub fn len(&self) -> usize {
         self.entries().count()
@@ -313,6 +322,11 @@ impl Prices {
     /// The price of a model, if there is one.
     pub fn quote(&self, model: &str) -> Option<Quote> {
         self.0.load().quote(model)
+    }
+
+    /// The price alone.
+    pub(crate) fn price(&self, model: &str) -> Option<Arc<Price>> {
+        self.0.load().price(model).cloned()
     }
 
     /// What a call of `model` cost in the standard tier.

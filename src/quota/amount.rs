@@ -228,6 +228,11 @@ impl Limits {
         *self == Self::new()
     }
 
+    /// Whether tokens are limited.
+    pub const fn has_tokens(&self) -> bool {
+        self.day_tokens.is_some() || self.month_tokens.is_some()
+    }
+
     /// Whether money is limited.
     pub const fn has_cost(&self) -> bool {
         self.day_cost.is_some() || self.month_cost.is_some()

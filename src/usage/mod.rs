@@ -58,9 +58,11 @@ mod queue;
 mod recorder;
 mod service;
 mod sink;
+mod spent;
 #[cfg(feature = "rusqlite")]
 mod sqlite;
 
+pub(crate) use self::spent::{Spent, estimate, was_sent};
 #[cfg(feature = "rusqlite")]
 pub use self::sqlite::{Durability, LedgerError, LedgerErrorKind, LedgerReader, SqliteLedger};
 pub use self::{

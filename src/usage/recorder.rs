@@ -2,11 +2,11 @@ use super::{
     event::{EventId, Outcome, Saved, UsageEvent},
     layer::Settings,
     sink::{Slot, Ticket},
+    spent::{Spent, estimate, was_sent},
 };
 use crate::{
-    CacheStatus, Certainty, Completion, Error, ErrorKind, LlmRequest, LlmResponse, ModelName, Progress,
-    RequestContext, TokenUsage,
-    body::{End, Observe, Summary},
+    CacheStatus, Error, ErrorKind, LlmRequest, LlmResponse, ModelName, Progress, RequestContext, TokenUsage,
+    body::{End, Observe},
     price::Cost,
 };
 use std::{
@@ -123,7 +123,7 @@ impl Observe for Recorder {
         let Self { slot, settings, committed, call } = self;
         let is_hit = call.cache.is_hit();
         // What did not reach a provider used nothing up.
-        let counts = is_hit || (settings.which == Which::Calls && call.is_dispatched(&end));
+        let counts = is_hit || (settings.which == Which::Calls && was_sent(&end, &call.progress));
         if !counts {
             return;
         }
@@ -167,73 +167,27 @@ impl Observe for Recorder {
 }
 
 impl Call {
-    fn is_dispatched(&self, end: &End<'_>) -> bool {
-        match end {
-            End::Failed(error, _) => error.was_sent(&self.progress),
-            End::Abandoned(_) => self.progress.is_dispatched(),
-            _ => true,
-        }
-    }
-
     fn ended(&self, end: &End<'_>, latency: Duration) -> Ended {
-        match end {
-            End::Whole(completion) => self.whole(completion, latency),
-            End::StreamEnded(summary) => {
-                let outcome = if summary.has_content { Outcome::Ok } else { Outcome::Empty };
-                self.streamed(outcome, summary, summary.usage)
+        let spent = Spent::at(end);
+        let usage = spent.filled(estimate(self.input_bytes as u64), estimate(spent.text_bytes));
+        let said = |has_content| if has_content { Outcome::Ok } else { Outcome::Empty };
+        let (outcome, summary) = match end {
+            End::Whole(completion) => {
+                return Ended {
+                    outcome: said(completion.has_content()),
+                    usage,
+                    answered: completion.model().map(Into::into),
+                    first_content: completion.has_content().then_some(latency),
+                };
             }
-            End::Failed(error, summary) => {
-                let usage = error.usage().copied().or(summary.usage);
-                let usage = usage.or_else(|| is_refusal(error).then_some(NOTHING));
-                self.streamed(Outcome::Error, summary, usage)
-            }
-            End::Abandoned(summary) => self.streamed(Outcome::Aborted, summary, summary.usage),
-        }
-    }
-
-    fn whole(&self, completion: &Completion, latency: Duration) -> Ended {
-        Ended {
-            outcome: if completion.has_content() { Outcome::Ok } else { Outcome::Empty },
-            usage: self.known(completion.usage().copied(), completion.text_bytes()),
-            answered: completion.model().map(Into::into),
-            first_content: completion.has_content().then_some(latency),
-        }
-    }
-
-    fn streamed(&self, outcome: Outcome, summary: &Summary, usage: Option<TokenUsage>) -> Ended {
+            End::StreamEnded(summary) => (said(summary.has_content), summary),
+            End::Failed(_, summary) => (Outcome::Error, summary),
+            End::Abandoned(summary) => (Outcome::Aborted, summary),
+        };
         let first_content =
             summary.first_content_at.map(|at| Instant::from_std(at).saturating_duration_since(self.started));
-        Ended {
-            outcome,
-            usage: self.known(usage, summary.text_bytes),
-            answered: summary.model.clone(),
-            first_content,
-        }
+        Ended { outcome, usage, answered: summary.model.clone(), first_content }
     }
-
-    /// What was reported, with estimates in its gaps.
-    fn known(&self, reported: Option<TokenUsage>, text_bytes: u64) -> TokenUsage {
-        let mut usage = reported.unwrap_or_default();
-        let gaps = usage.input_tokens.is_none() || usage.output_tokens.is_none();
-        if gaps {
-            usage.input_tokens.get_or_insert_with(|| estimate(self.input_bytes as u64));
-            usage.output_tokens.get_or_insert_with(|| estimate(text_bytes));
-            usage.certainty = Certainty::Estimated;
-        }
-        usage
-    }
-}
-
-/// A provider that refuses a request by its status bills nothing for it; none says so.
-const NOTHING: TokenUsage = TokenUsage::new(0, 0).with_certainty(Certainty::Estimated);
-
-fn is_refusal(error: &Error) -> bool {
-    matches!(error.kind(), ErrorKind::Provider(failure) if failure.status.is_some_and(|s| !s.is_success()))
-}
-
-/// About four bytes a token, as texts in Latin script have: for records, never for limits.
-const fn estimate(bytes: u64) -> u64 {
-    bytes.div_ceil(4)
 }
 
 impl fmt::Debug for Recorder {

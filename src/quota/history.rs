@@ -1,0 +1,127 @@
+use super::{
+    amount::{Amount, Delta},
+    calendar::{Calendar, Day, Days},
+    lease::{Adjustment, Standing, WindowName},
+    store::{QuotaStore, StoreError},
+};
+use crate::{BoxError, CallId, Period};
+use std::{pin::Pin, sync::Arc, time::SystemTime};
+
+/// Knows what departments have used up, whatever has become of a store's counters: a ledger.
+pub trait UsageHistory: Send + Sync + 'static {
+    /// What was used up in this day, and in its month, each until now.
+    fn used(&self, department: Arc<str>, day: Day) -> HistoryFuture;
+}
+
+/// The answer of a [`UsageHistory`].
+pub type HistoryFuture = Pin<Box<dyn Future<Output = Result<Used, BoxError>> + Send>>;
+
+/// What a department has used up.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Used {
+    /// In the day.
+    pub in_day: Amount,
+    /// In its month, the day included.
+    pub in_month: Amount,
+}
+
+/// A counter that is not what the ledger says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Drift {
+    /// The department.
+    pub department: Arc<str>,
+    /// The window.
+    pub window: WindowName,
+    /// What the store says.
+    pub counted: Amount,
+    /// What the ledger says.
+    pub recorded: Amount,
+    /// What would have to be added to the counter, or taken away.
+    pub by: Delta,
+    /// Whether calls were in flight: then the difference may be theirs.
+    pub is_in_flight: bool,
+}
+
+/// Compares counters with the ledger, for the day and the month of `now`.
+///
+/// A call counts in the windows in which it was admitted, and is recorded in those in which it ended; one whose usage
+/// nobody reported is recorded by an estimate and may be charged by an upper bound. So not every drift is a fault.
+///
+/// # Errors
+///
+/// The store, or the ledger, cannot be asked.
+pub async fn audit(
+    store: &dyn QuotaStore,
+    history: &dyn UsageHistory,
+    calendar: &Calendar,
+    now: SystemTime,
+    departments: impl IntoIterator<Item = impl Into<Arc<str>>>,
+) -> Result<Vec<Drift>, StoreError> {
+    let mut drifts = Vec::new();
+    let day = calendar.day(now);
+    for department in departments {
+        let department = department.into();
+        let standing: Standing = store.usage(&department, &Days::only(day)).await?;
+        let used = history.used(Arc::clone(&department), day).await.map_err(StoreError::Definite)?;
+        for (period, window, recorded) in [
+            (Period::Day, WindowName::Day(day.date), used.in_day),
+            (Period::Month, WindowName::Month(day.month), used.in_month),
+        ] {
+            let counted = standing.over(period);
+            let by = recorded.since(&counted.settled);
+            if !by.is_zero() {
+                drifts.push(Drift {
+                    department: Arc::clone(&department),
+                    window,
+                    counted: counted.settled,
+                    recorded,
+                    by,
+                    is_in_flight: counted.reserved != Amount::ZERO,
+                });
+            }
+        }
+    }
+    Ok(drifts)
+}
+
+/// Corrects counters by the differences that an [`audit`] has found, except where calls were in flight. Returns how many.
+///
+/// What is written are differences, so that what is settled meanwhile stays. After an error, audit again.
+///
+/// # Errors
+///
+/// The store cannot be asked; corrections before it were made.
+pub async fn repair(store: &dyn QuotaStore, drifts: &[Drift], now: SystemTime) -> Result<usize, StoreError> {
+    let mut repaired = 0;
+    for drift in drifts.iter().filter(|drift| !drift.is_in_flight) {
+        let department = Arc::clone(&drift.department);
+        let adjustment = Adjustment::new(CallId::mint(now), department, drift.window, drift.by);
+        repaired += usize::from(store.adjust(&adjustment).await?);
+    }
+    Ok(repaired)
+}
+
+#[cfg(feature = "rusqlite")]
+impl UsageHistory for crate::usage::LedgerReader {
+    fn used(&self, department: Arc<str>, day: Day) -> HistoryFuture {
+        use super::calendar::system_time;
+        use crate::usage::{UsageQuery, UsageTotals};
+
+        let reader = self.clone();
+        Box::pin(async move {
+            let used = async |from: u64, until: u64| -> Result<Amount, BoxError> {
+                let query = UsageQuery::new()
+                    .with_department(Arc::clone(&department))
+                    .from(system_time(from))
+                    .until(system_time(until));
+                let UsageTotals { calls, saved_calls, input_tokens, output_tokens, cost, .. } =
+                    reader.totals(&query).await?;
+                let tokens = u64::try_from(input_tokens.saturating_add(output_tokens)).unwrap_or(u64::MAX);
+                Ok(Amount::new(calls.saturating_sub(saved_calls), tokens, cost))
+            };
+            let in_day = used(day.from, day.until).await?;
+            Ok(Used { in_day, in_month: used(day.month_from, day.month_until).await? })
+        })
+    }
+}

@@ -1,0 +1,169 @@
+use super::{
+    amount::{Amount, Departments},
+    lease::{LeaseId, Settlement},
+    options::Unreported,
+    plan::Plan,
+    shared::Shared,
+    worker::{Finish, Place},
+};
+use crate::{
+    CacheStatus, LlmRequest, LlmResponse, ModelName, Progress,
+    body::{End, Observe},
+    price::NanoUsd,
+    usage::{Spent, estimate, was_sent},
+};
+use std::sync::Arc;
+
+/// Whatever the store holds, or may hold, in the name of one call. Dropped, it is given back.
+pub(super) struct Hold {
+    shared: Arc<Shared>,
+    id: LeaseId,
+    /// `None`: there is nothing to give back.
+    departments: Option<Departments>,
+    /// Where its end is handed over; `None` where leases are settled at once.
+    place: Option<Place>,
+}
+
+/// A lease of a call that is made: settled when its answer has ended.
+pub(super) struct Lease {
+    hold: Hold,
+    reserved: Amount,
+    prompt: u64,
+    answer: u64,
+    input_bytes: u64,
+    model: ModelName,
+    progress: Progress,
+    cache: CacheStatus,
+}
+
+// ===== impl Hold =====
+
+impl Hold {
+    pub(super) fn new(shared: Arc<Shared>, id: LeaseId, place: Option<Place>) -> Self {
+        Self { shared, id, departments: None, place }
+    }
+
+    pub(super) const fn id(&self) -> LeaseId {
+        self.id
+    }
+
+    /// From now on the store may hold something.
+    pub(super) fn asks(&mut self, departments: Departments) {
+        self.departments = Some(departments);
+    }
+
+    /// The store said that it does not.
+    pub(super) fn holds_nothing(&mut self) {
+        self.departments = None;
+    }
+
+    /// The store said that it does.
+    pub(super) fn granted(mut self, departments: Departments) -> Self {
+        if let Some(outbox) = &self.shared.outbox {
+            outbox.keep_alive(self.id, departments.clone());
+        }
+        self.departments = Some(departments);
+        self
+    }
+
+    fn settle(mut self, amount: Amount) {
+        if let Some(departments) = self.departments.take() {
+            self.finish(Finish::Settle(Settlement::new(self.id, departments, amount)));
+        }
+    }
+
+    /// At once, or by the worker.
+    fn finish(&mut self, finish: Finish) {
+        match self.place.take() {
+            Some(place) => place.hand_over(finish),
+            None => {
+                // Ready: only such stores are settled at once.
+                let _ = match finish {
+                    Finish::Settle(settlement) => self.shared.store.settle(&settlement).now().is_ok(),
+                    Finish::Release(id, departments) => {
+                        self.shared.store.release(id, &departments).now().is_ok()
+                    }
+                };
+            }
+        }
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        if let Some(departments) = self.departments.take() {
+            self.finish(Finish::Release(self.id, departments));
+        }
+    }
+}
+
+// ===== impl Lease =====
+
+impl Lease {
+    pub(super) fn new(hold: Hold, plan: &Plan, request: &mut LlmRequest) -> Self {
+        // The same request may be sent twice, by a retry or a hedge above: each call has its own.
+        request.progress = request.progress.child();
+        Self {
+            hold,
+            reserved: plan.amount,
+            prompt: plan.prompt,
+            answer: plan.output.saturating_mul(plan.choices),
+            input_bytes: request.body.input_bytes() as u64,
+            model: request.model.clone(),
+            progress: request.progress.clone(),
+            cache: CacheStatus::default(),
+        }
+    }
+
+    /// What the call used up, as far as anybody knows.
+    fn truth(&self, end: &End<'_>) -> Amount {
+        let mut spent = Spent::at(end);
+        let seen = estimate(spent.text_bytes);
+        // What was reported in the middle of a stream may be behind what came.
+        if let (End::Failed(..) | End::Abandoned(_), Some(usage)) = (end, &mut spent.usage)
+            && let Some(output) = &mut usage.output_tokens
+        {
+            *output = seen.max(*output);
+        }
+        let (prompt, answer) = match self.hold.shared.unreported {
+            Unreported::UpperBound if self.answer > 0 => (self.prompt, spent.text_bytes.min(self.answer)),
+            Unreported::UpperBound => (self.prompt, spent.text_bytes),
+            Unreported::Estimate => (estimate(self.input_bytes), seen),
+            Unreported::Full => (self.prompt, self.answer),
+        };
+        let usage = spent.filled(prompt, answer);
+        let tokens = usage.input_tokens.unwrap_or(0).saturating_add(usage.output_tokens.unwrap_or(0));
+        let cost = self.hold.shared.cost(&self.model, &usage).unwrap_or(match tokens {
+            0 => NanoUsd::ZERO,
+            // What had a price when it was admitted is not free now.
+            _ => self.reserved.cost,
+        });
+        Amount::new(1, tokens, cost)
+    }
+}
+
+impl Observe for Lease {
+    fn on_head(&mut self, head: &LlmResponse) {
+        if head.provider.is_some() {
+            // Canonical, and of the model that answered, wherever this layer stands.
+            self.model.clone_from(&head.model);
+        }
+        self.cache = head.cache;
+    }
+
+    fn on_end(self, end: End<'_>) {
+        if self.cache.is_hit() {
+            let usage = Spent::at(&end).filled(0, 0);
+            let tokens = usage.input_tokens.unwrap_or(0).saturating_add(usage.output_tokens.unwrap_or(0));
+            if let Some(amount) = self.hold.shared.hit(tokens) {
+                self.hold.settle(amount);
+            }
+            return;
+        }
+        // What did not reach a provider is given back as it is dropped.
+        if was_sent(&end, &self.progress) {
+            let truth = self.truth(&end);
+            self.hold.settle(truth);
+        }
+    }
+}

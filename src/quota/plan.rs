@@ -1,0 +1,257 @@
+use super::{
+    amount::{Amount, Department, Departments, PERIODS},
+    lease::Denial,
+    options::{Mode, OnExpiry, OnTight, Unbounded, Unpriced},
+    shared::Shared,
+};
+use crate::{
+    Error, ErrorKind, InvalidReason, LlmRequest, QuotaKind,
+    policies::PolicyTable,
+    price::{CostError, NanoUsd, Price, ServiceTier},
+};
+use std::{borrow::Cow, sync::Arc};
+
+/// What a call is going to reserve, and why.
+#[derive(Debug, Clone)]
+pub(super) struct Plan {
+    pub(super) departments: Departments,
+    pub(super) amount: Amount,
+    pub(super) on_expiry: Amount,
+    /// Tokens of the prompt, at most.
+    pub(super) prompt: u64,
+    /// Tokens of each choice, at most; 0 if that is not known and does not matter.
+    pub(super) output: u64,
+    pub(super) choices: u64,
+    price: Option<Arc<Price>>,
+    tier: ServiceTier,
+    /// Whether the prompt was counted.
+    is_counted: bool,
+}
+
+/// What stands in the way of a call.
+#[derive(Debug)]
+pub(super) enum Obstacle {
+    /// It could never fit.
+    TooLarge { quota: QuotaKind, largest: u64 },
+    /// It does not fit now.
+    Denied(Denial),
+}
+
+impl Shared {
+    pub(super) fn departments(&self, table: &PolicyTable, request: &LlmRequest) -> Departments {
+        let department = |id: &Arc<str>| Department::new(Arc::clone(id), table.of(id).limits);
+        match request.context.department_ids() {
+            [id] => Departments::one(department(id)),
+            ids => ids.iter().map(department).collect(),
+        }
+    }
+
+    /// What `request` reserves; its answer is bounded now, if it has to be.
+    pub(super) fn plan(&self, request: &mut LlmRequest, departments: Departments) -> Result<Plan, Error> {
+        let is_shadow = self.mode == Mode::Shadow;
+        let limits = |limited: fn(&Department) -> bool| departments.iter().any(limited);
+        let has_cost = limits(|department| department.limits.has_cost());
+        let has_tokens = limits(|department| department.limits.has_tokens());
+
+        let choices = ok_or_shadow(request.body.n(), is_shadow)?.unwrap_or(1).max(1);
+        let asked = ok_or_shadow(longest(request), is_shadow)?.flatten();
+        let output = match (asked, self.model_output(&request.model)) {
+            (Some(asked), Some(most)) => asked.min(most),
+            (None, Some(most)) => most,
+            (Some(asked), None) if asked <= self.largest_output || is_shadow => {
+                asked.min(self.largest_output)
+            }
+            (Some(_), None) => {
+                self.bound(request, self.largest_output)?;
+                self.largest_output
+            }
+            (None, None) if !(has_cost || has_tokens) => 0,
+            (None, None) => match self.unbounded {
+                Unbounded::Inject(tokens) if is_shadow => tokens,
+                Unbounded::Inject(tokens) => {
+                    self.bound(request, tokens)?;
+                    tokens
+                }
+                Unbounded::Reject if is_shadow => 0,
+                Unbounded::Reject => {
+                    return Err(Error::invalid(&*self.output_member(&request.model), InvalidReason::Missing));
+                }
+            },
+        };
+
+        let tier = request.body.raw("service_tier").and_then(crate::json::string);
+        let mut plan = Plan {
+            departments,
+            amount: Amount::ZERO,
+            on_expiry: Amount::ZERO,
+            prompt: self.estimator.prompt_upper_bound(request),
+            output,
+            choices,
+            price: self.prices.price(&request.model),
+            tier: tier.and_then(|name| ServiceTier::from_name(&name)).unwrap_or(ServiceTier::Standard),
+            is_counted: !self.estimator.can_tighten(),
+        };
+        let mut is_priced = plan.update(self);
+        if let (false, Unpriced::Assume(price)) = (is_priced, &self.unpriced) {
+            plan.price = Some(Arc::new(price.clone()));
+            is_priced = plan.update(self);
+        }
+        if !is_priced && has_cost && matches!(self.unpriced, Unpriced::Reject) && !is_shadow {
+            return Err(Error::new(ErrorKind::ModelUnpriced { model: request.model.clone() }));
+        }
+        Ok(plan)
+    }
+
+    /// Makes the plan smaller, and the request with it; `false` if that is all there is to be done.
+    pub(super) async fn adapt(&self, request: &mut LlmRequest, plan: &mut Plan, obstacle: &Obstacle) -> bool {
+        if matches!(obstacle.quota(), QuotaKind::Requests) || self.mode == Mode::Shadow {
+            return false;
+        }
+        if !plan.is_counted {
+            plan.is_counted = true;
+            let (estimator, asked) = (Arc::clone(&self.estimator), request.clone());
+            let counted = tokio::task::spawn_blocking(move || estimator.tighten(&asked)).await;
+            if let Ok(Some(prompt)) = counted
+                && prompt < plan.prompt
+            {
+                plan.prompt = prompt;
+                plan.update(self);
+                return true;
+            }
+        }
+        let OnTight::ShrinkMaxTokens { min } = self.on_tight else { return false };
+        let Some(output) = plan.longest_that_fits(obstacle).filter(|output| *output >= min.max(1)) else {
+            return false;
+        };
+        if output >= plan.output || self.bound(request, output).is_err() {
+            return false;
+        }
+        plan.output = output;
+        plan.update(self);
+        true
+    }
+
+    /// Bounds each choice by so many tokens: under the member that the request has, or else the one that the model
+    /// wants.
+    fn bound(&self, request: &mut LlmRequest, tokens: u64) -> Result<(), Error> {
+        let has = |request: &LlmRequest, name| request.body.raw(name).is_some_and(|value| value != b"null");
+        let mut is_bounded = false;
+        for name in ["max_completion_tokens", "max_tokens"] {
+            if has(request, name) {
+                request.body = request.body.with(name, tokens)?;
+                is_bounded = true;
+            }
+        }
+        if !is_bounded {
+            request.body = request.body.with(&self.output_member(&request.model), tokens)?;
+        }
+        Ok(())
+    }
+
+    fn output_member(&self, model: &str) -> Cow<'static, str> {
+        let told = self.output_members.iter().find(|(models, _)| models.allows(model));
+        told.map_or_else(
+            || if model.starts_with("openai/") { "max_completion_tokens" } else { "max_tokens" }.into(),
+            |(_, member)| member.clone(),
+        )
+    }
+
+    fn model_output(&self, model: &str) -> Option<u64> {
+        self.model_outputs.iter().find(|(models, _)| models.allows(model)).map(|(_, tokens)| *tokens)
+    }
+}
+
+impl Plan {
+    /// Reckons what is to be reserved. Whether there is a price.
+    fn update(&mut self, shared: &Shared) -> bool {
+        let answer = self.output.saturating_mul(self.choices);
+        let tokens = self.prompt.saturating_add(answer);
+        let (cost, of_prompt) = (self.cost(self.prompt, answer), self.cost(self.prompt, 0));
+        let money = |cost: &Option<NanoUsd>| cost.unwrap_or(NanoUsd::ZERO);
+        self.amount = Amount::new(1, tokens, money(&cost)).clamped();
+        self.on_expiry = match shared.on_expiry {
+            OnExpiry::ChargePrompt => Amount::new(1, self.prompt, money(&of_prompt)).clamped(),
+            OnExpiry::ChargeAll => self.amount,
+            OnExpiry::Release => Amount::ZERO,
+        };
+        cost.is_some()
+    }
+
+    /// The most that it may cost; `None` if there is no price for all of it.
+    fn cost(&self, prompt: u64, answer: u64) -> Option<NanoUsd> {
+        let price = self.price.as_ref()?;
+        let at = |tier| match price.at_most(tier, prompt, answer) {
+            Ok(cost) => Some(cost),
+            Err(CostError::Overflow) => Some(NanoUsd::MAX),
+            Err(_) => None,
+        };
+        let standard = at(ServiceTier::Standard)?;
+        if self.tier == ServiceTier::Standard { Some(standard) } else { Some(standard.max(at(self.tier)?)) }
+    }
+
+    /// Whether it could never fit. That a department may make no calls at all is not its size.
+    pub(super) fn too_large(&self) -> Option<Obstacle> {
+        [QuotaKind::Tokens, QuotaKind::Cost].into_iter().find_map(|quota| {
+            let limits =
+                self.departments.iter().flat_map(|d| PERIODS.map(|period| d.limits.get(period, quota)));
+            let largest = limits.flatten().min().filter(|limit| self.amount.get(quota) > *limit)?;
+            Some(Obstacle::TooLarge { quota, largest })
+        })
+    }
+
+    /// How long each choice may be so that there is room for all of them.
+    fn longest_that_fits(&self, obstacle: &Obstacle) -> Option<u64> {
+        let (quota, room) = match obstacle {
+            Obstacle::TooLarge { quota, largest } => (*quota, *largest),
+            Obstacle::Denied(denial) => {
+                let taken = denial.settled.saturating_add(denial.reserved);
+                (denial.quota, denial.limit.checked_sub(taken)?)
+            }
+        };
+        let fits = |output: u64| {
+            let answer = output.saturating_mul(self.choices);
+            match quota {
+                QuotaKind::Requests => false,
+                QuotaKind::Tokens => self.prompt.saturating_add(answer) <= room,
+                QuotaKind::Cost => self
+                    .cost(self.prompt, answer)
+                    .is_none_or(|cost| u64::try_from(cost.nanos()).unwrap_or(0) <= room),
+            }
+        };
+        if !fits(0) {
+            return None;
+        }
+        // The longest that fits, between what does and what does not.
+        let (mut good, mut bad) = (0, self.output);
+        while bad - good > 1 {
+            let middle = good + (bad - good) / 2;
+            if fits(middle) { good = middle } else { bad = middle }
+        }
+        Some(good)
+    }
+}
+
+impl Obstacle {
+    const fn quota(&self) -> QuotaKind {
+        match self {
+            Self::TooLarge { quota, .. } => *quota,
+            Self::Denied(denial) => denial.quota,
+        }
+    }
+}
+
+/// The bound that the caller has set: the higher one, if there are two.
+fn longest(request: &LlmRequest) -> Result<Option<u64>, Error> {
+    let body = &request.body;
+    let (new, old) = (body.get::<u64>("max_completion_tokens")?, body.get::<u64>("max_tokens")?);
+    Ok(new.max(old))
+}
+
+/// What the provider will refuse is let through to it in the shadow.
+fn ok_or_shadow<T>(value: Result<T, Error>, is_shadow: bool) -> Result<Option<T>, Error> {
+    match value {
+        Ok(value) => Ok(Some(value)),
+        Err(_) if is_shadow => Ok(None),
+        Err(error) => Err(error),
+    }
+}

@@ -1,0 +1,402 @@
+use super::{
+    amount::{Amount, Departments, Limits},
+    calendar::{Calendar, Day, Days, unix_millis},
+    estimate::TokenEstimator,
+    history::UsageHistory,
+    hold::{Hold, Lease},
+    lease::{Baseline, Decision, Denial, Grant, Headroom, LeaseId, Reservation},
+    options::{Hits, Mode, OnExpiry, OnTight, Stats, Unbounded, Unpriced, Unreported},
+    plan::{Obstacle, Plan},
+    store::{QuotaStore, StoreError},
+    worker::Outbox,
+};
+use crate::{
+    Error, ErrorKind, LlmRequest, QuotaExceeded, TokenUsage,
+    clock::Clock,
+    policies::AllowList,
+    policies::Policies,
+    price::{NanoUsd, Price, Prices},
+    store::Breaker,
+};
+use arc_swap::ArcSwapOption;
+use std::{
+    borrow::Cow,
+    collections::HashSet,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicI64, AtomicU64, Ordering},
+    },
+    time::{Duration, SystemTime},
+};
+use tokio::{sync::Notify, time::Instant};
+
+/// All that calls of one layer share.
+#[derive(Clone)]
+pub(super) struct Shared {
+    pub(super) store: Arc<dyn QuotaStore>,
+    /// `None`: leases are settled where they end.
+    pub(super) outbox: Option<Outbox>,
+    pub(super) policies: Policies,
+    pub(super) prices: Prices,
+    pub(super) estimator: Arc<dyn TokenEstimator>,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) calendar: Calendar,
+    pub(super) mode: Mode,
+    pub(super) unbounded: Unbounded,
+    pub(super) on_tight: OnTight,
+    pub(super) on_expiry: OnExpiry,
+    pub(super) unpriced: Unpriced,
+    pub(super) unreported: Unreported,
+    pub(super) hits: Hits,
+    pub(super) largest_output: u64,
+    pub(super) model_outputs: Vec<(AllowList, u64)>,
+    pub(super) output_members: Vec<(AllowList, Cow<'static, str>)>,
+    pub(super) lease: Duration,
+    pub(super) deadline: Duration,
+    pub(super) retry_in_flight: Duration,
+    pub(super) history: Option<Arc<dyn UsageHistory>>,
+    pub(super) state: Arc<State>,
+}
+
+/// What changes.
+pub(super) struct State {
+    pub(super) breaker: Breaker,
+    /// The day of the last call, and those around it.
+    days: ArcSwapOption<(Day, Days)>,
+    /// How far the store's clock is ahead of ours, in milliseconds, once it was found to be in another day.
+    offset: AtomicI64,
+    denied: AtomicU64,
+    would_deny: AtomicU64,
+    unavailable: AtomicU64,
+    /// Departments whose past is being looked up.
+    seeding: Mutex<HashSet<Arc<str>>>,
+    seeded: Notify,
+}
+
+/// What becomes of a call.
+#[expect(clippy::large_enum_variant, reason = "most calls are granted")]
+pub(super) enum Admission {
+    /// It is made, and counts for nobody.
+    Free,
+    /// It is made, and settled when it has ended.
+    Granted(Lease, Option<Headroom>),
+    Refused(Error),
+    /// The store has yet to answer, or more has to be thought about.
+    Asking(Asking),
+}
+
+/// What is found out before a call is made, with the request as it is then.
+pub(super) type Asking = std::pin::Pin<
+    Box<dyn Future<Output = (LlmRequest, Result<Option<(Lease, Option<Headroom>)>, Error>)> + Send>,
+>;
+
+impl State {
+    pub(super) fn new() -> Self {
+        Self {
+            breaker: Breaker::new(5, Duration::from_secs(1)),
+            days: ArcSwapOption::empty(),
+            offset: AtomicI64::new(0),
+            denied: AtomicU64::new(0),
+            would_deny: AtomicU64::new(0),
+            unavailable: AtomicU64::new(0),
+            seeding: Mutex::default(),
+            seeded: Notify::new(),
+        }
+    }
+
+    pub(super) fn stats(&self) -> Stats {
+        Stats {
+            denied: self.denied.load(Ordering::Relaxed),
+            would_deny: self.would_deny.load(Ordering::Relaxed),
+            unavailable: self.unavailable.load(Ordering::Relaxed),
+        }
+    }
+}
+
+impl Shared {
+    /// Decides at once where that is possible.
+    pub(super) fn admit(self: &Arc<Self>, request: &mut LlmRequest) -> Admission {
+        if request.context.department_ids().is_empty() {
+            return Admission::Free;
+        }
+        let now = self.clock.now();
+        let hold = match self.hold(now) {
+            Ok(hold) => hold,
+            Err(_) if self.mode == Mode::Shadow => return Admission::Free,
+            Err(error) => return Admission::Refused(error),
+        };
+        let departments = self.departments(&self.policies.peek(), request);
+        let plan = match self.plan(request, departments) {
+            Ok(plan) => plan,
+            Err(error) => return Admission::Refused(error),
+        };
+        if !self.store.is_immediate() || plan.too_large().is_some() {
+            return self.ask(request, plan, hold);
+        }
+        let reservation = self.reservation(&plan, hold.id(), now);
+        match self.store.reserve(&reservation).now() {
+            Ok(Ok(Decision::Granted(Grant { tightest, .. }))) => {
+                let hold = hold.granted(plan.departments.clone());
+                Admission::Granted(Lease::new(hold, &plan, request), tightest)
+            }
+            // Nothing was written, and there is more to be tried.
+            _ => self.ask(request, plan, hold),
+        }
+    }
+
+    /// A lease to be, with a place for its end.
+    fn hold(self: &Arc<Self>, now: SystemTime) -> Result<Hold, Error> {
+        let place = match &self.outbox {
+            None => None,
+            Some(outbox) => Some(outbox.place().ok_or_else(|| self.unavailable(None))?),
+        };
+        Ok(Hold::new(Arc::clone(self), LeaseId::mint(now), place))
+    }
+
+    fn ask(self: &Arc<Self>, request: &LlmRequest, plan: Plan, hold: Hold) -> Admission {
+        let (shared, mut request) = (Arc::clone(self), request.clone());
+        Admission::Asking(Box::pin(async move {
+            let answer = shared.answer(&mut request, plan, hold).await;
+            (request, answer)
+        }))
+    }
+
+    async fn answer(
+        self: &Arc<Self>,
+        request: &mut LlmRequest,
+        mut plan: Plan,
+        mut hold: Hold,
+    ) -> Result<Option<(Lease, Option<Headroom>)>, Error> {
+        let mut deadline = Instant::now() + self.deadline;
+        let is_shadow = self.mode == Mode::Shadow;
+        // A count, and a shorter answer for each limit that is in the way one after the other.
+        for _ in 0..ADAPTED {
+            let obstacle = match plan.too_large().filter(|_| !is_shadow) {
+                Some(obstacle) => obstacle,
+                None => match self.reserve(&plan, &mut hold, deadline).await {
+                    Ok(Ok(grant)) => {
+                        let hold = hold.granted(plan.departments.clone());
+                        return Ok(Some((Lease::new(hold, &plan, request), grant.tightest)));
+                    }
+                    Ok(Err(denial)) if is_shadow => {
+                        self.state.would_deny.fetch_add(1, Ordering::Relaxed);
+                        drop(denial);
+                        let unlimited = plan.departments.iter().cloned().map(|mut department| {
+                            department.limits = Limits::new();
+                            department
+                        });
+                        plan.departments = unlimited.collect::<Departments>();
+                        continue;
+                    }
+                    Ok(Err(denial)) => Obstacle::Denied(denial),
+                    Err(_) if is_shadow => return Ok(None),
+                    Err(error) => return Err(error),
+                },
+            };
+            let thought = Instant::now();
+            if !self.adapt(request, &mut plan, &obstacle).await {
+                return Err(self.refusal(obstacle));
+            }
+            // It is the store that has so long and no longer.
+            deadline += thought.elapsed();
+        }
+        match is_shadow {
+            true => Ok(None),
+            false => Err(self.unavailable(None)),
+        }
+    }
+
+    fn refusal(&self, obstacle: Obstacle) -> Error {
+        self.state.denied.fetch_add(1, Ordering::Relaxed);
+        Error::new(match obstacle {
+            Obstacle::TooLarge { quota, largest } => ErrorKind::RequestTooLarge { quota, largest },
+            Obstacle::Denied(denial) => {
+                ErrorKind::QuotaExceeded(QuotaExceeded::from_denial(denial, self.retry_in_flight))
+            }
+        })
+    }
+
+    fn unavailable(&self, cause: Option<StoreError>) -> Error {
+        self.state.unavailable.fetch_add(1, Ordering::Relaxed);
+        let error = Error::new(ErrorKind::StoreUnavailable { store: Cow::Borrowed("quota") });
+        match cause {
+            Some(cause) => error.with_source(cause),
+            None => error,
+        }
+    }
+
+    fn reservation(&self, plan: &Plan, id: LeaseId, now: SystemTime) -> Reservation {
+        Reservation::new(id, plan.departments.clone(), plan.amount, self.lease, self.days(now))
+            .with_on_expiry(plan.on_expiry)
+            .with_needs_seed(self.history.is_some())
+    }
+
+    /// Asks the store, again where it says what it lacks.
+    async fn reserve(
+        self: &Arc<Self>,
+        plan: &Plan,
+        hold: &mut Hold,
+        deadline: Instant,
+    ) -> Result<Result<Grant, Denial>, Error> {
+        // It may be midnight there just now, but not again and again.
+        let mut clocks = 2;
+        loop {
+            if !self.state.breaker.lets_through() {
+                return Err(self.unavailable(None));
+            }
+            let now = self.clock.now();
+            let reservation = self.reservation(plan, hold.id(), now);
+            hold.asks(plan.departments.clone());
+            let answer = match self.store.reserve(&reservation).now() {
+                Ok(answer) => answer,
+                Err(answer) => match tokio::time::timeout_at(deadline, answer).await {
+                    Ok(answer) => answer,
+                    Err(elapsed) => Err(StoreError::ambiguous(elapsed)),
+                },
+            };
+            let error = match answer {
+                Ok(decision) => {
+                    self.state.breaker.succeeded();
+                    return match decision {
+                        Decision::Granted(grant) => Ok(Ok(grant)),
+                        Decision::Denied(denial) => {
+                            hold.holds_nothing();
+                            Ok(Err(denial))
+                        }
+                        // Nobody else has this id: it was released in the name of this call.
+                        Decision::Ended => {
+                            hold.holds_nothing();
+                            Err(self.unavailable(None))
+                        }
+                    };
+                }
+                Err(error) => error,
+            };
+            match error {
+                StoreError::OffCalendar { now: theirs } if clocks > 0 => {
+                    clocks -= 1;
+                    self.state.breaker.succeeded();
+                    hold.holds_nothing();
+                    self.adjust_clock(now, theirs);
+                }
+                StoreError::Unseeded { departments, day } if Instant::now() < deadline => {
+                    self.state.breaker.succeeded();
+                    hold.holds_nothing();
+                    let seeded = self.state.seeded.notified();
+                    self.seed(departments, day);
+                    // Whoever looks for the past of a department goes on with it, also if nobody waits.
+                    let _ = tokio::time::timeout_at(deadline, seeded).await;
+                }
+                error => {
+                    self.state.breaker.failed();
+                    if !error.is_ambiguous() {
+                        hold.holds_nothing();
+                    }
+                    return Err(self.unavailable(Some(error)));
+                }
+            }
+        }
+    }
+
+    /// Looks up what these departments have used up, and tells the store, which takes it once.
+    fn seed(self: &Arc<Self>, departments: Vec<Arc<str>>, day: Day) {
+        let Some(history) = &self.history else { return };
+        for department in departments {
+            let mut seeding = self.state.seeding.lock().unwrap_or_else(PoisonError::into_inner);
+            if !seeding.insert(Arc::clone(&department)) {
+                continue;
+            }
+            drop(seeding);
+            let (shared, history) = (Arc::clone(self), Arc::clone(history));
+            tokio::spawn(async move {
+                let done = Seeding { state: Arc::clone(&shared.state), department: Arc::clone(&department) };
+                let is_seeded = match history.used(Arc::clone(&department), day).await {
+                    Ok(used) => {
+                        let baseline = Baseline::new(day, used.in_day, used.in_month);
+                        shared.store.seed(&department, &baseline).await.is_ok()
+                    }
+                    Err(_) => false,
+                };
+                if !is_seeded {
+                    // The next call finds the department as unknown as this one has.
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+                drop(done);
+            });
+        }
+    }
+
+    /// The days that a reservation may fall on.
+    pub(super) fn days(&self, now: SystemTime) -> Days {
+        let offset = self.state.offset.load(Ordering::Acquire);
+        let shift = Duration::from_millis(offset.unsigned_abs());
+        let now = if offset < 0 { now.checked_sub(shift) } else { now.checked_add(shift) }.unwrap_or(now);
+        let millis = unix_millis(now);
+        if let Some(known) = &*self.state.days.load()
+            && known.0.contains(millis)
+        {
+            return known.1.clone();
+        }
+        let days = self.calendar.days_around(now);
+        if let Some(today) = days.at(millis) {
+            self.state.days.store(Some(Arc::new((*today, days.clone()))));
+        }
+        days
+    }
+
+    /// The store lives in other days than we do: it is the one that counts.
+    fn adjust_clock(&self, ours: SystemTime, theirs: SystemTime) {
+        let millis = |ahead: Duration| i64::try_from(ahead.as_millis()).unwrap_or(i64::MAX);
+        let offset = match theirs.duration_since(ours) {
+            Ok(ahead) => millis(ahead),
+            Err(behind) => -millis(behind.duration()),
+        };
+        self.state.offset.store(offset, Ordering::Release);
+    }
+
+    /// What a call cost, if there is a price.
+    pub(super) fn cost(&self, model: &str, usage: &TokenUsage) -> Option<NanoUsd> {
+        let cost = |price: &Price| price.cost(usage).ok();
+        self.prices.price(model).and_then(|price| cost(&price)).or_else(|| match &self.unpriced {
+            Unpriced::Assume(price) => cost(price),
+            Unpriced::Reject | Unpriced::Free => None,
+        })
+    }
+
+    /// What is charged for a hit that counts.
+    pub(super) fn hit(&self, tokens: u64) -> Option<Amount> {
+        (self.hits == Hits::Count).then(|| Amount::new(1, tokens, NanoUsd::ZERO))
+    }
+}
+
+/// The department is free to be looked up again, whatever came of it.
+struct Seeding {
+    state: Arc<State>,
+    department: Arc<str>,
+}
+
+impl Drop for Seeding {
+    fn drop(&mut self) {
+        self.state.seeding.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.department);
+        self.state.seeded.notify_waiters();
+    }
+}
+
+const ADAPTED: usize = 6;
+
+impl QuotaExceeded {
+    fn from_denial(denial: Denial, retry_in_flight: Duration) -> Self {
+        let retry_after = if denial.in_flight_only { retry_in_flight } else { denial.resets_in };
+        Self {
+            department_id: denial.department,
+            quota: denial.quota,
+            period: denial.period,
+            limit: denial.limit,
+            current: denial.settled,
+            reserved: denial.reserved,
+            resets_at: denial.resets_at,
+            retry_after: retry_after.min(denial.resets_in),
+            in_flight_only: denial.in_flight_only,
+        }
+    }
+}

@@ -1,0 +1,383 @@
+use super::{
+    amount::Departments,
+    lease::{LeaseId, Settlement},
+    store::{EXPIRED_KEPT, QuotaStore, StoreError},
+};
+use crate::fallback::Backoff;
+use futures_util::{StreamExt, stream::FuturesUnordered};
+use std::{
+    collections::HashMap,
+    fmt,
+    future::poll_fn,
+    pin::Pin,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::JoinHandle,
+    time::{Instant, Interval, MissedTickBehavior},
+};
+
+/// How leases are settled that cannot be settled where they end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct WorkerOptions {
+    /// How many calls may be under way, those included that have ended and are not settled; 16,384 unless told.
+    pub capacity: usize,
+    /// How many settlements are under way at once, at most; 64 unless told.
+    pub parallel: usize,
+    /// How long to wait before one is tried again.
+    pub backoff: Backoff,
+    /// How long a lease lives that nobody extends; 5 minutes unless told. Leases of calls that go on are extended
+    /// when half of it has passed.
+    pub lease: Duration,
+}
+
+/// Settles and extends leases, on a task of its own. Dropped without [`shutdown`](Self::shutdown), it lets the task go on
+/// until all layers and calls are gone.
+#[must_use = "settlements that are under way are only waited for by `shutdown`"]
+pub struct Worker {
+    state: Arc<State>,
+    stop: oneshot::Sender<()>,
+    task: JoinHandle<()>,
+}
+
+/// What a [`Worker`] has done, and what it has not.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Report {
+    /// How many leases were settled or released.
+    pub settled: u64,
+    /// How many have ended and are not settled.
+    pub left: u64,
+    /// How many were given up, because no store knows their lease after a day.
+    pub given_up: u64,
+    /// Why the last try failed, if it did.
+    pub last_error: Option<Arc<str>>,
+}
+
+/// Where ends of calls are handed over.
+#[derive(Clone)]
+pub(super) struct Outbox {
+    queue: mpsc::Sender<Finish>,
+    live: Arc<Live>,
+    state: Arc<State>,
+}
+
+/// A place for the end of one call.
+pub(super) struct Place {
+    permit: mpsc::OwnedPermit<Finish>,
+    live: Arc<Live>,
+    state: Arc<State>,
+}
+
+/// What is to be done at the end of a call.
+#[derive(Debug)]
+pub(super) enum Finish {
+    Settle(Settlement),
+    Release(LeaseId, Departments),
+}
+
+/// The leases of calls that go on.
+#[derive(Default)]
+struct Live(Mutex<HashMap<LeaseId, Held>>);
+
+struct Held {
+    departments: Departments,
+    since: Instant,
+}
+
+#[derive(Default)]
+struct State {
+    sent: AtomicU64,
+    settled: AtomicU64,
+    given_up: AtomicU64,
+    is_failing: AtomicBool,
+    last_error: Mutex<Option<Arc<str>>>,
+}
+
+type Work = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// The task: goes on until there is nobody left who could hand something over.
+struct Run {
+    store: Arc<dyn QuotaStore>,
+    queue: mpsc::Receiver<Finish>,
+    stop: Option<oneshot::Receiver<()>>,
+    live: Arc<Live>,
+    state: Arc<State>,
+    options: WorkerOptions,
+    ticks: Interval,
+    settling: FuturesUnordered<Work>,
+    extending: Option<Work>,
+    is_over: bool,
+}
+
+/// How long a store is waited for that does not keep its own time.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+impl Default for WorkerOptions {
+    fn default() -> Self {
+        Self { capacity: 1 << 14, parallel: 64, backoff: Backoff::default(), lease: Duration::from_secs(300) }
+    }
+}
+
+impl WorkerOptions {
+    /// Sets [`capacity`](Self::capacity).
+    #[must_use]
+    pub const fn with_capacity(mut self, calls: usize) -> Self {
+        self.capacity = calls;
+        self
+    }
+
+    /// Sets [`parallel`](Self::parallel).
+    #[must_use]
+    pub const fn with_parallel(mut self, settlements: usize) -> Self {
+        self.parallel = settlements;
+        self
+    }
+
+    /// Sets [`backoff`](Self::backoff).
+    #[must_use]
+    pub const fn with_backoff(mut self, backoff: Backoff) -> Self {
+        self.backoff = backoff;
+        self
+    }
+
+    /// Sets [`lease`](Self::lease).
+    #[must_use]
+    pub const fn with_lease(mut self, lease: Duration) -> Self {
+        self.lease = lease;
+        self
+    }
+}
+
+// ===== impl Worker =====
+
+impl Worker {
+    pub(super) fn start(store: Arc<dyn QuotaStore>, options: WorkerOptions) -> (Outbox, Self) {
+        let (queue, receiver) = mpsc::channel(options.capacity.clamp(1, tokio::sync::Semaphore::MAX_PERMITS));
+        let (stop, stopped) = oneshot::channel();
+        let (live, state) = (Arc::<Live>::default(), Arc::<State>::default());
+        let mut ticks = tokio::time::interval((options.lease / 4).max(Duration::from_millis(10)));
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut run = Run {
+            store,
+            queue: receiver,
+            stop: Some(stopped),
+            live: Arc::clone(&live),
+            state: Arc::clone(&state),
+            options,
+            ticks,
+            settling: FuturesUnordered::new(),
+            extending: None,
+            is_over: false,
+        };
+        let task = tokio::spawn(async move { poll_fn(|cx| run.poll(cx)).await });
+        (Outbox { queue, live, state: Arc::clone(&state) }, Self { state, stop, task })
+    }
+
+    /// Lets no further call in, waits until those in flight have ended and all is settled, or until `deadline` has passed.
+    /// What is left then expires in the store.
+    pub async fn shutdown(self, deadline: Duration) -> Report {
+        let Self { state, stop, mut task } = self;
+        let _ = stop.send(());
+        if tokio::time::timeout(deadline, &mut task).await.is_err() {
+            task.abort();
+        }
+        state.report()
+    }
+
+    /// What was done so far.
+    pub fn report(&self) -> Report {
+        self.state.report()
+    }
+}
+
+impl fmt::Debug for Worker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Worker").field("report", &self.report()).finish_non_exhaustive()
+    }
+}
+
+// ===== impl Outbox =====
+
+impl Outbox {
+    /// A place for the end of a call; `None` if there is none, or nobody who would look after it.
+    pub(super) fn place(&self) -> Option<Place> {
+        let permit = self.queue.clone().try_reserve_owned().ok()?;
+        Some(Place { permit, live: Arc::clone(&self.live), state: Arc::clone(&self.state) })
+    }
+
+    /// The lease is extended until its end is handed over.
+    pub(super) fn keep_alive(&self, id: LeaseId, departments: Departments) {
+        self.live.lock().insert(id, Held { departments, since: Instant::now() });
+    }
+
+    /// Whether settlements get through, and there is room for more.
+    pub(super) fn is_well(&self) -> bool {
+        !self.queue.is_closed() && self.queue.capacity() > 0 && !self.state.is_failing.load(Ordering::Acquire)
+    }
+}
+
+impl Place {
+    pub(super) fn hand_over(self, finish: Finish) {
+        self.live.lock().remove(&finish.id());
+        self.state.sent.fetch_add(1, Ordering::AcqRel);
+        self.permit.send(finish);
+    }
+}
+
+impl Finish {
+    const fn id(&self) -> LeaseId {
+        match self {
+            Self::Settle(settlement) => settlement.id,
+            Self::Release(id, _) => *id,
+        }
+    }
+}
+
+impl Live {
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<LeaseId, Held>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Those of which half has passed.
+    fn due(&self, lease: Duration) -> Vec<(LeaseId, Departments)> {
+        let now = Instant::now();
+        let held = self.lock();
+        let due = held.iter().filter(|(_, held)| now.duration_since(held.since) >= lease / 2);
+        due.map(|(id, held)| (*id, held.departments.clone())).collect()
+    }
+
+    fn extended(&self, id: LeaseId, at: Instant) {
+        if let Some(held) = self.lock().get_mut(&id) {
+            held.since = at;
+        }
+    }
+}
+
+impl State {
+    fn report(&self) -> Report {
+        let (settled, given_up) =
+            (self.settled.load(Ordering::Acquire), self.given_up.load(Ordering::Acquire));
+        Report {
+            settled,
+            left: self.sent.load(Ordering::Acquire).saturating_sub(settled + given_up),
+            given_up,
+            last_error: self.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+        }
+    }
+
+    fn failed(&self, error: &StoreError) {
+        self.is_failing.store(true, Ordering::Release);
+        let cause = std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string);
+        *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(cause.into());
+    }
+
+    fn succeeded(&self) {
+        if self.is_failing.swap(false, Ordering::AcqRel) {
+            *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        }
+    }
+}
+
+// ===== impl Run =====
+
+impl Run {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            if self.stop.as_mut().is_some_and(|stop| match Pin::new(stop).poll(cx) {
+                Poll::Ready(Ok(())) => {
+                    self.queue.close();
+                    true
+                }
+                // Dropped: nobody will say so.
+                Poll::Ready(Err(_)) => true,
+                Poll::Pending => false,
+            }) {
+                self.stop = None;
+            }
+            while let Poll::Ready(Some(())) = self.settling.poll_next_unpin(cx) {}
+            if !self.is_over && self.settling.len() < self.options.parallel.max(1) {
+                match self.queue.poll_recv(cx) {
+                    Poll::Ready(Some(finish)) => {
+                        self.settling.push(self.settle(finish));
+                        continue;
+                    }
+                    Poll::Ready(None) => self.is_over = true,
+                    Poll::Pending => {}
+                }
+            }
+            if self.is_over {
+                return if self.settling.is_empty() { Poll::Ready(()) } else { Poll::Pending };
+            }
+            if let Some(extending) = &mut self.extending
+                && extending.as_mut().poll(cx).is_ready()
+            {
+                self.extending = None;
+            }
+            if self.ticks.poll_tick(cx).is_pending() {
+                return Poll::Pending;
+            }
+            if self.extending.is_none() {
+                self.extending = Some(self.extend());
+            }
+        }
+    }
+
+    /// Settles or releases, again until it is done.
+    fn settle(&self, finish: Finish) -> Work {
+        let (store, state, backoff) =
+            (Arc::clone(&self.store), Arc::clone(&self.state), self.options.backoff);
+        Box::pin(async move {
+            let started = Instant::now();
+            for tries in 0_u32.. {
+                let done = tokio::time::timeout(PATIENCE, async {
+                    match &finish {
+                        Finish::Settle(settlement) => store.settle(settlement).await.map(drop),
+                        Finish::Release(id, departments) => store.release(*id, departments).await,
+                    }
+                });
+                match done.await.unwrap_or_else(|elapsed| Err(StoreError::ambiguous(elapsed))) {
+                    Ok(()) => {
+                        state.succeeded();
+                        state.settled.fetch_add(1, Ordering::AcqRel);
+                        return;
+                    }
+                    Err(error) => state.failed(&error),
+                }
+                if started.elapsed() > EXPIRED_KEPT {
+                    state.given_up.fetch_add(1, Ordering::AcqRel);
+                    return;
+                }
+                // Never at once, whatever chance says.
+                tokio::time::sleep(backoff.after(tries).max(Duration::from_millis(1))).await;
+            }
+        })
+    }
+
+    /// Extends what is due. What fails is due again at the next tick.
+    fn extend(&self) -> Work {
+        let (store, live, lease) = (Arc::clone(&self.store), Arc::clone(&self.live), self.options.lease);
+        let parallel = self.options.parallel.max(1);
+        Box::pin(async move {
+            let due = futures_util::stream::iter(live.due(lease));
+            due.for_each_concurrent(parallel, |(id, departments)| {
+                let (store, live) = (&store, &live);
+                async move {
+                    let at = Instant::now();
+                    let extended = tokio::time::timeout(PATIENCE, store.extend(id, &departments, lease));
+                    if let Ok(Ok(_)) = extended.await {
+                        live.extended(id, at);
+                    }
+                }
+            })
+            .await;
+        })
+    }
+}
