@@ -1,10 +1,13 @@
 use crate::{
+    access::AccessLayer,
     alias::{AliasLayer, Aliases},
     cache::{CacheLayer, CachePolicy, CacheStore},
     concurrency::ConcurrencyLimitLayer,
     fallback::FallbackLayer,
     peek::PeekLayer,
+    policies::Policies,
     price::Prices,
+    quota::QuotaLayer,
     telemetry::TelemetryLayer,
     timeout::CallTimeoutLayer,
     usage::{UsageLayer, UsageSink},
@@ -35,6 +38,9 @@ mod sealed {
 ///
 /// Which order is right and why is in `docs/order.md`.
 pub trait ServiceBuilderExt<L>: sealed::Sealed + Sized {
+    /// Refuses models that a department may not use. See [`access`](crate::access).
+    fn access(self, policies: impl Into<Policies>) -> ServiceBuilder<Stack<AccessLayer, L>>;
+
     /// Resolves short names. See [`alias`](crate::alias).
     fn alias(self, aliases: impl Into<Aliases>) -> ServiceBuilder<Stack<AliasLayer, L>>;
 
@@ -56,6 +62,9 @@ pub trait ServiceBuilderExt<L>: sealed::Sealed + Sized {
     /// Tells an observer of each call. See [`telemetry`](crate::telemetry).
     fn telemetry<O>(self, layer: TelemetryLayer<O>) -> ServiceBuilder<Stack<TelemetryLayer<O>, L>>;
 
+    /// Keeps departments within their limits. See [`quota`](crate::quota).
+    fn quota(self, quota: QuotaLayer) -> ServiceBuilder<Stack<QuotaLayer, L>>;
+
     /// Records what calls used up and cost. See [`usage`](crate::usage).
     fn usage<K: UsageSink + Clone>(
         self,
@@ -65,6 +74,10 @@ pub trait ServiceBuilderExt<L>: sealed::Sealed + Sized {
 }
 
 impl<L> ServiceBuilderExt<L> for ServiceBuilder<L> {
+    fn access(self, policies: impl Into<Policies>) -> ServiceBuilder<Stack<AccessLayer, L>> {
+        self.layer(AccessLayer::new(policies))
+    }
+
     fn alias(self, aliases: impl Into<Aliases>) -> ServiceBuilder<Stack<AliasLayer, L>> {
         self.layer(AliasLayer::new(aliases))
     }
@@ -91,6 +104,10 @@ impl<L> ServiceBuilderExt<L> for ServiceBuilder<L> {
 
     fn telemetry<O>(self, layer: TelemetryLayer<O>) -> ServiceBuilder<Stack<TelemetryLayer<O>, L>> {
         self.layer(layer)
+    }
+
+    fn quota(self, quota: QuotaLayer) -> ServiceBuilder<Stack<QuotaLayer, L>> {
+        self.layer(quota)
     }
 
     fn usage<K: UsageSink + Clone>(

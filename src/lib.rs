@@ -138,6 +138,8 @@ pub mod provider;
 pub mod providers;
 pub mod quota;
 mod request;
+#[cfg(feature = "rusqlite")]
+mod sqlite;
 pub mod store;
 pub mod telemetry;
 #[cfg(feature = "testing")]

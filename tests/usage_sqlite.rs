@@ -418,7 +418,7 @@ fn bad_files_are_refused_by_name_and_stay_as_they_are() {
     };
     let newer = in_directory("newer.db");
     drop(ledger(&newer));
-    Connection::open(&newer).unwrap().pragma_update(None, "user_version", 2).unwrap();
+    Connection::open(&newer).unwrap().pragma_update(None, "user_version", 3).unwrap();
     let text = in_directory("text.db");
     fs::write(&text, "dear diary, ".repeat(500)).unwrap();
     let torn = in_directory("torn.db");
@@ -431,7 +431,7 @@ fn bad_files_are_refused_by_name_and_stay_as_they_are() {
     bytes.truncate(4096 + 100);
     fs::write(&torn, bytes).unwrap();
     let cases = [
-        (newer, LedgerErrorKind::Newer { found: 2, known: 1 }),
+        (newer, LedgerErrorKind::Newer { found: 3, known: 2 }),
         (made("foreign.db", "CREATE TABLE t (x); INSERT INTO t VALUES (1)"), LedgerErrorKind::Foreign),
         (made("versioned.db", "PRAGMA user_version = 1"), LedgerErrorKind::Foreign),
         (text, LedgerErrorKind::Corrupt),
@@ -444,6 +444,52 @@ fn bad_files_are_refused_by_name_and_stay_as_they_are() {
     }
     assert_eq!(refused(&directory.0), LedgerErrorKind::Unreachable);
     assert_eq!(refused(&in_directory("none/usage.db")), LedgerErrorKind::Unreachable);
+}
+
+#[tokio::test]
+async fn a_file_of_the_first_version_is_read_and_brought_up_to_date() {
+    let directory = Directory::new();
+    let path = directory.db();
+    Connection::open(&path).unwrap().execute_batch(include_str!("data/usage-version-1.sql")).unwrap();
+    let noon = UNIX_EPOCH + Duration::from_secs(1_795_435_200);
+    let query = |department| {
+        let query = all().with_department(department);
+        [query.clone(), query.from(noon + Duration::from_secs(4 * 86_400))]
+    };
+    let calls = async |reader: &LedgerReader| {
+        let mut found = Vec::new();
+        for query in ["research", "sales", "O'Brien", "nobody"].into_iter().flat_map(query) {
+            let calls = reader.totals(&query).await.unwrap().calls;
+            let sums = reader.department_sums(&query, &[]).await.unwrap();
+            assert_eq!(sums.iter().map(|row| row.sums.calls).sum::<u64>(), calls);
+            found.push(calls);
+        }
+        found
+    };
+    let expected = [6, 4, 3, 2, 3, 2, 0, 0];
+    let old_reader = LedgerReader::open(&path).await.unwrap();
+    assert_eq!(calls(&old_reader).await, expected, "read as it is");
+    let version = |connection: &Connection| -> i64 {
+        connection.pragma_query_value(None, "user_version", |row| row.get(0)).unwrap()
+    };
+    assert_eq!(version(&Connection::open(&path).unwrap()), 1, "reading changes nothing");
+
+    let mut ledger = ledger(&path);
+    let connection = Connection::open(&path).unwrap();
+    assert_eq!(version(&connection), 2);
+    let untimed = "SELECT count(*) FROM departments JOIN events ON seq = event \
+                   WHERE departments.ended_at <> events.ended_at";
+    assert_eq!(connection.query_row(untimed, (), |row| row.get::<_, i64>(0)).unwrap(), 0);
+    assert_eq!((rows(&path, "events"), rows(&path, "departments")), (12, 12));
+    // Those that were written by the old version are not written again.
+    let mut more = event(0);
+    more.context = RequestContext::new().with_departments(["research"]);
+    let mut new = more.clone();
+    (new.id, new.ended_at) = (EventId::from_bytes([9; 16]), noon + Duration::from_secs(5 * 86_400));
+    ledger.write(&[more, new]).unwrap();
+    let expected = [7, 5, 3, 2, 3, 2, 0, 0];
+    assert_eq!(calls(&old_reader).await, expected, "by one who opened it before");
+    assert_eq!(calls(&LedgerReader::open(&path).await.unwrap()).await, expected);
 }
 
 #[tokio::test]

@@ -2,9 +2,9 @@ use super::{ErrorResponse, Events, error::write_request_id};
 use crate::{
     ChunkStream, Error, LlmResponse, ResponseBody,
     http::{
-        Asked, FillIn,
+        Asked, FillIn, age_seconds,
         anthropic::{self, MessageEvents},
-        into_chunks, write_decisions,
+        cache_status, into_chunks, rate_limit_headers, write_decisions,
     },
 };
 use axum_core::{
@@ -13,6 +13,9 @@ use axum_core::{
 };
 use http::{HeaderValue, header};
 use std::time::Duration;
+
+/// RFC 9211.
+const CACHE_STATUS: header::HeaderName = header::HeaderName::from_static("cache-status");
 
 /// Responds with an answer, or with why there is none.
 ///
@@ -54,7 +57,15 @@ impl ChatAnswer {
             Err(error) => error.decision_record(),
         });
         let mut response = match result {
-            Ok(answer) => dialect.answer(&asked, answer, keep_alive),
+            Ok(answer) => {
+                let (limits, cache) = (answer.quota.as_ref().map(rate_limit_headers), answer.cache);
+                let mut response = dialect.answer(&asked, answer, keep_alive);
+                let headers = response.headers_mut();
+                headers.extend(limits.into_iter().flatten());
+                headers.extend(cache_status(cache).map(|said| (CACHE_STATUS, said)));
+                headers.extend(age_seconds(cache).map(|age| (header::AGE, age.into())));
+                response
+            }
             Err(error) => dialect.error(error),
         };
         if let Some(record) = record {

@@ -1,10 +1,11 @@
 use super::{
     error::LedgerError,
-    schema::{absolute, create, open},
+    schema::{SCHEMA, absolute, open},
 };
 use crate::{
     BoxError, CacheStatus, Certainty, TokenUsage,
     price::Cost,
+    sqlite,
     usage::{
         Durability, QueueOptions, QueueSink, UsageEvent, UsageStore, Worker,
         event::{stored_duration, stored_tokens},
@@ -54,7 +55,8 @@ pub struct SqliteLedger {
 const BUSY: Duration = Duration::from_secs(1);
 
 impl SqliteLedger {
-    /// Opens the ledger in this file, which is made if there is none. Blocks, for a second or so if it is locked.
+    /// Opens the ledger in this file, which is made if there is none. Blocks, for a second or so if it is locked. A file
+    /// of an older version is brought up to date, which takes about a second for each million of events.
     ///
     /// # Errors
     ///
@@ -63,17 +65,8 @@ impl SqliteLedger {
         let path = absolute(path.as_ref())?;
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE;
         let mut connection = open(&path, flags, BUSY)?;
-        create(&path, &mut connection)?;
-        let level = match durability {
-            Durability::Memory => "off",
-            Durability::Kill => "normal",
-            Durability::PowerLoss => "full",
-        };
-        let set = |name, value: &str| connection.pragma_update(None, name, value);
-        set("synchronous", level)
-            // Where the system's own sync stops at the disk's cache: does nothing elsewhere.
-            .and_then(|()| set("fullfsync", if durability == Durability::PowerLoss { "on" } else { "off" }))
-            .map_err(|error| LedgerError::of(&path, error))?;
+        SCHEMA.create(&mut connection).map_err(|problem| LedgerError::of(&path, problem))?;
+        sqlite::set_durability(&connection, durability).map_err(|error| LedgerError::of(&path, error))?;
         Ok(Self { connection, path })
     }
 
@@ -106,9 +99,9 @@ impl SqliteLedger {
                 bind(&mut event_row, event)?;
                 // An event that is there already is there with its departments.
                 if event_row.raw_execute()? == 1 {
-                    let seq = transaction.last_insert_rowid();
+                    let (seq, ended_at) = (transaction.last_insert_rowid(), nanos(event.ended_at));
                     for department in event.context.department_ids() {
-                        department_row.execute((seq, &**department))?;
+                        department_row.execute((seq, &**department, ended_at))?;
                     }
                 }
             }
@@ -130,7 +123,7 @@ impl fmt::Debug for SqliteLedger {
 }
 
 const INSERT_DEPARTMENT: &str =
-    "INSERT INTO departments (event, department) VALUES (?1, ?2) ON CONFLICT DO NOTHING";
+    "INSERT INTO departments (event, department, ended_at) VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING";
 
 const INSERT_EVENT: &str = "
 INSERT INTO events (
