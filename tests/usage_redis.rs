@@ -35,7 +35,7 @@ fn handle(url: &str) -> Redis {
 }
 
 fn stream(redis: &Redis) -> RedisStream {
-    RedisStream::new(redis, RedisStreamOptions::default()).unwrap()
+    RedisStream::new(redis, RedisStreamOptions::default())
 }
 
 /// All that is in the stream.
@@ -378,7 +378,7 @@ fn what_was_read_can_be_removed_and_a_stream_can_be_kept_short_by_itself() {
     });
     for (name, trim) in [("short", Trim::Entries(100)), ("young", Trim::Age(Duration::ZERO))] {
         let options = RedisStreamOptions::default().with_name(name).with_trim(trim);
-        let mut store = RedisStream::new(&redis, options).unwrap();
+        let mut store = RedisStream::new(&redis, options);
         for round in 0..20 {
             std::thread::sleep(Duration::from_millis(2));
             store.write(&events(round * 100..round * 100 + 100)).unwrap();

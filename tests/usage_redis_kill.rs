@@ -48,7 +48,7 @@ fn outbox(directory: impl AsRef<Path>, url: &str) -> (OutboxSink, OutboxWorker) 
         .with_segment_bytes(64 << 10)
         .with_group(50)
         .with_backoff(soon);
-    let stream = RedisStream::new(&redis(url), RedisStreamOptions::default()).unwrap();
+    let stream = RedisStream::new(&redis(url), RedisStreamOptions::default());
     Outbox::start(directory, Durability::Kill, stream, options).unwrap()
 }
 

@@ -18,6 +18,8 @@ use std::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
+    thread,
+    time::Duration,
 };
 
 /// What whoever appends and whoever passes on have in common.
@@ -104,7 +106,7 @@ impl Shared {
     }
 
     /// Waits until there is no time left, or for so long.
-    pub(super) fn pause(&self, time: std::time::Duration) {
+    pub(super) fn pause(&self, time: Duration) {
         let wait = self.changed.wait_timeout_while(self.state(), time, |state| !state.gives_up);
         drop(wait.unwrap_or_else(PoisonError::into_inner));
     }
@@ -255,17 +257,27 @@ impl Drop for Log {
     }
 }
 
+/// The process before this one may be just about to end: a second is waited for it.
+const LOCK_WAITS: u32 = 50;
+const LOCK_WAIT: Duration = Duration::from_millis(20);
+
 fn lock(directory: &Path) -> Result<File, OutboxError> {
     let path = directory.join("lock");
     let mut options = OpenOptions::new();
     options.write(true).create(true).truncate(false);
     let file = options.open(&path).map_err(|error| OutboxError::of(&path, error))?;
-    // Not the one of std, which needs a newer Rust.
-    match FileExt::try_lock(&file) {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(OutboxError::new(directory, OutboxErrorKind::InUse)),
-        Err(TryLockError::Error(error)) => Err(OutboxError::of(&path, error)),
+    for wait in 0..=LOCK_WAITS {
+        if wait > 0 {
+            thread::sleep(LOCK_WAIT);
+        }
+        // Not the one of std, which needs a newer Rust.
+        match FileExt::try_lock(&file) {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) => {}
+            Err(TryLockError::Error(error)) => return Err(OutboxError::of(&path, error)),
+        }
     }
+    Err(OutboxError::new(directory, OutboxErrorKind::InUse))
 }
 
 /// Counts what a file holds; none if it is not even begun.

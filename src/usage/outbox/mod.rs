@@ -142,7 +142,8 @@ impl OutboxOptions {
 
 impl Outbox {
     /// Opens the log in this directory, which is made if there is none, and starts two threads: one that writes into it what
-    /// the sink is given, one that passes on to `target` what is in it. Blocks while it reads what is there.
+    /// the sink is given, one that passes on to `target` what is in it. Blocks while it reads what is there, and for a second
+    /// if another process uses the directory.
     ///
     /// At [`Durability::Kill`] and [`Durability::Memory`] a record is given to the system before it is acknowledged, at
     /// [`Durability::PowerLoss`] brought to the disk.

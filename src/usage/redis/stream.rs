@@ -7,7 +7,7 @@ use crate::{
     usage::{EventId, LogPosition, UsageEvent, UsageStore, record},
 };
 use redis::Value;
-use std::{collections::BTreeMap, fmt, io, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 use tokio::runtime::{Builder, Runtime};
 
 /// Appends events to a stream of Redis, one entry for each department, each event once.
@@ -46,7 +46,8 @@ use tokio::runtime::{Builder, Runtime};
 /// outbox. In a cluster all are of one slot.
 pub struct RedisStream {
     redis: Redis,
-    runtime: Runtime,
+    /// Made on the thread that writes.
+    runtime: Option<Runtime>,
     script: Script,
     name: Arc<str>,
     remember: Duration,
@@ -114,25 +115,25 @@ impl RedisStreamOptions {
 
 impl RedisStream {
     /// A stream on these servers, on connections of its own. Asks nobody yet.
-    ///
-    /// # Errors
-    ///
-    /// The system gives no runtime.
-    pub fn new(redis: &Redis, options: RedisStreamOptions) -> io::Result<Self> {
+    pub fn new(redis: &Redis, options: RedisStreamOptions) -> Self {
         let RedisStreamOptions { name, remember, trim } = options;
-        let runtime = Builder::new_current_thread().enable_all().build()?;
         let script = Script::new(include_str!("stream.lua"));
-        Ok(Self { redis: redis.apart(), runtime, script, name, remember, trim })
+        Self { redis: redis.apart(), runtime: None, script, name, remember, trim }
     }
 
-    fn append(&self, group: &[UsageEvent], position: Option<LogPosition<'_>>) -> Result<(), RedisError> {
+    fn append(&mut self, group: &[UsageEvent], position: Option<LogPosition<'_>>) -> Result<(), BoxError> {
         if group.is_empty() {
             return Ok(());
         }
-        let run = self.prepare(group, position);
-        match self.runtime.block_on(self.redis.run(&run))? {
+        let runtime = match self.runtime.take() {
+            Some(runtime) => runtime,
+            None => Builder::new_current_thread().enable_all().build()?,
+        };
+        let result = runtime.block_on(self.redis.run(&self.prepare(group, position)));
+        self.runtime = Some(runtime);
+        match result? {
             Value::Int(_) => Ok(()),
-            _ => Err(RedisError::unexpected()),
+            _ => Err(RedisError::unexpected().into()),
         }
     }
 
@@ -210,11 +211,20 @@ fn day(id: EventId) -> u128 {
 
 impl UsageStore for RedisStream {
     fn write(&mut self, group: &[UsageEvent]) -> Result<(), BoxError> {
-        self.append(group, None).map_err(Into::into)
+        self.append(group, None)
     }
 
     fn write_from(&mut self, position: LogPosition<'_>, group: &[UsageEvent]) -> Result<(), BoxError> {
-        self.append(group, Some(position)).map_err(Into::into)
+        self.append(group, Some(position))
+    }
+}
+
+impl Drop for RedisStream {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            // Dropped as it is, it would panic within another.
+            runtime.shutdown_background();
+        }
     }
 }
 
