@@ -49,6 +49,10 @@ impl Ledger {
         }
     }
 
+    pub(crate) const fn sink(&self) -> &QueueSink {
+        &self.sink
+    }
+
     /// Whether calls can be recorded.
     pub(crate) fn is_healthy(&self) -> bool {
         self.sink.is_healthy()
