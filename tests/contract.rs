@@ -7,6 +7,7 @@ use llm_layers::{
     fallback::{Chains, FallbackLayer},
     peek::PeekLayer,
     providers::Providers,
+    telemetry::TelemetryLayer,
     testing::{Contract, Probe, Scripted, check_leaf},
     timeout::CallTimeoutLayer,
 };
@@ -48,6 +49,21 @@ async fn call_timeout() {
 #[tokio::test(start_paused = true)]
 async fn concurrency_limit() {
     Contract::layer(ConcurrencyLimitLayer::new(1)).check().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn telemetry() {
+    // With backends that listen: tests/telemetry.rs.
+    Contract::layer(TelemetryLayer::client((), "probe")).check().await;
+    Contract::layer(TelemetryLayer::gateway(())).check().await;
+    #[cfg(feature = "tracing")]
+    Contract::layer(TelemetryLayer::client(llm_layers::telemetry::TracingObserver::new(), "probe"))
+        .check()
+        .await;
+    #[cfg(feature = "otel")]
+    Contract::layer(TelemetryLayer::client(llm_layers::telemetry::OtelObserver::global(), "probe"))
+        .check()
+        .await;
 }
 
 #[tokio::test(start_paused = true)]

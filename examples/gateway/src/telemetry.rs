@@ -243,7 +243,9 @@ impl HttpClient for Client {
             let body = Limited::new(body, MAX_REPLY).collect().await?.to_bytes();
             Ok(Response::from_parts(head, body))
         };
-        self.runtime.spawn(tokio::time::timeout(self.timeout, send)).await??
+        let timeout = self.timeout;
+        // Timers too are made where tokio runs.
+        self.runtime.spawn(async move { tokio::time::timeout(timeout, send).await }).await??
     }
 }
 
