@@ -61,6 +61,7 @@
 //!
 //! | module | |
 //! |---|---|
+//! | [`telemetry`] | tells tracing or OpenTelemetry of calls: outermost, and around each deployment |
 //! | [`concurrency`] | bounds the calls in flight until their answers have ended |
 //! | [`alias`] | resolves short names of models |
 //! | [`fallback`] | tries again, and tries other models |
@@ -78,6 +79,7 @@
 //! |---|---|
 //! | [`body`] | streamed answers, and who watches how they end |
 //! | [`policies`] | what departments may do |
+//! | [`decision`] | how an answer came to be |
 //! | [`price`] | what models cost, and what a call cost |
 //! | [`store`] | where layers keep their state |
 //! | [`http`] | what errors and answers mean in HTTP |
@@ -94,6 +96,8 @@
 //! | `openai` | the leaf for OpenAI-compatible servers, over any HTTP service |
 //! | `hyper-client` | a hyper client with rustls for it |
 //! | `reqwest` | a reqwest client for it |
+//! | `tracing` | spans and events for subscribers of `tracing`; on by default |
+//! | `otel` | spans and metrics by the API of OpenTelemetry |
 //! | `axum` | extractor, responder, server-sent events and error bodies for axum |
 //! | `rusqlite` | a ledger of usage in SQLite, and queries on it |
 //! | `toml` | price lists of your own, in TOML |
@@ -173,6 +177,9 @@ mod pages {
     mod readme {}
     #[doc = include_str!("../docs/order.md")]
     mod order {}
+    #[cfg(feature = "tracing")]
+    #[doc = include_str!("../docs/telemetry.md")]
+    mod telemetry {}
     #[cfg(feature = "testing")]
     #[doc = include_str!("../docs/writing-a-layer.md")]
     mod writing_a_layer {}

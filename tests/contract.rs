@@ -11,6 +11,7 @@ use llm_layers::{
     price::PriceBook,
     providers::Providers,
     quota::{Limits, MemoryStore, Mode, QuotaLayer, WorkerOptions},
+    telemetry::TelemetryLayer,
     testing::{Contract, Probe, Scripted, check_leaf},
     timeout::CallTimeoutLayer,
 };
@@ -99,6 +100,21 @@ async fn quota() {
     let report = worker.shutdown(Duration::from_secs(60)).await;
     assert_eq!((report.left, report.given_up), (0, 0));
     assert!(report.settled > 50, "{report:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn telemetry() {
+    // With backends that listen: tests/telemetry.rs.
+    Contract::layer(TelemetryLayer::client((), "probe")).check().await;
+    Contract::layer(TelemetryLayer::gateway(())).check().await;
+    #[cfg(feature = "tracing")]
+    Contract::layer(TelemetryLayer::client(llm_layers::telemetry::TracingObserver::new(), "probe"))
+        .check()
+        .await;
+    #[cfg(feature = "otel")]
+    Contract::layer(TelemetryLayer::client(llm_layers::telemetry::OtelObserver::global(), "probe"))
+        .check()
+        .await;
 }
 
 #[tokio::test(start_paused = true)]

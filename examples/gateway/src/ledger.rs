@@ -85,6 +85,14 @@ impl Ledger {
         }
     }
 
+    /// Through which all records go.
+    pub(crate) const fn queue(&self) -> &QueueSink {
+        match &self.sink {
+            Sink::File(sink) => sink,
+            Sink::Redis(sink) => sink.queue(),
+        }
+    }
+
     /// Whether calls can be recorded.
     pub(crate) fn is_healthy(&self) -> bool {
         match &self.sink {

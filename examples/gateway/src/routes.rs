@@ -1,11 +1,12 @@
 //! What is served where.
 
 use crate::{
-    access::{self, Account, UnderWay},
+    access::{self, Account, Accounts, UnderWay},
     auth::{self, Keys},
     config::Config,
     ledger::{self, Ledger},
     stack::{self, Stack},
+    telemetry::Telemetry,
 };
 use axum::{
     Extension, Router,
@@ -56,6 +57,7 @@ impl Stopping {
 struct Chat {
     stack: Stack,
     keep_alive: Duration,
+    shows_decisions: bool,
 }
 
 pub(crate) fn router(
@@ -63,8 +65,14 @@ pub(crate) fn router(
     stopping: &Stopping,
     under_way: &UnderWay,
     ledger: Option<&Ledger>,
+    telemetry: &Telemetry,
 ) -> Result<Router, Box<dyn Error>> {
-    let chat = Chat { stack: stack::build(config, ledger)?, keep_alive: config.server.keep_alive };
+    let chat = Chat {
+        stack: stack::build(config, ledger, telemetry)?,
+        keep_alive: config.server.keep_alive,
+        shows_decisions: config.telemetry.decision_headers,
+    };
+    let accounts = Accounts::new(under_way.clone(), telemetry.tracer());
     let limits = BodyLimits::default().with_max_bytes(config.server.max_body_bytes);
     let models = models(config);
     let api = Router::new()
@@ -77,14 +85,22 @@ pub(crate) fn router(
         .route("/v1/usage", get(ledger::usage).with_state(ledger.cloned()))
         .route_layer(middleware::from_fn_with_state(Keys::new(config), auth::authenticate))
         .route_layer(middleware::from_fn_with_state(stopping.clone(), refuse_when_stopping));
+    let metrics = match telemetry.has_metrics() {
+        true => {
+            let telemetry = telemetry.clone();
+            Router::new().route("/metrics", get(move || ready(telemetry.metrics())))
+        }
+        false => Router::new(),
+    };
     Ok(Router::new()
         .route("/healthz", get(|| ready(json_response(r#"{"status":"ok"}"#))))
         .route("/readyz", get(readiness).with_state((stopping.clone(), ledger.cloned())))
         .merge(api)
+        .merge(metrics)
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
         .layer(middleware::from_fn_with_state(stopping.clone(), close_when_stopping))
-        .layer(middleware::from_fn_with_state(under_way.clone(), access::account)))
+        .layer(middleware::from_fn_with_state(accounts, access::account)))
 }
 
 /// `POST /v1/chat/completions`
@@ -100,7 +116,8 @@ async fn complete(
     };
     let ChatRequest(request) = read.await.map_err(late)??;
     let (asked, result) = chat.ask(account, request).await;
-    Ok(ChatAnswer::new(asked, result).with_keep_alive(Some(chat.keep_alive)))
+    let answer = ChatAnswer::new(asked, result).with_keep_alive(Some(chat.keep_alive));
+    Ok(answer.with_decisions(chat.shows_decisions))
 }
 
 /// `POST /v1/messages`
@@ -113,7 +130,8 @@ async fn message(
     let late = |_| ErrorResponse::custom_of_messages(StatusCode::REQUEST_TIMEOUT, LATE_BODY);
     let MessagesRequest(request) = read.await.map_err(late)??;
     let (asked, result) = chat.ask(account, request).await;
-    Ok(MessagesAnswer::new(asked, result).with_keep_alive(Some(chat.keep_alive)))
+    let answer = MessagesAnswer::new(asked, result).with_keep_alive(Some(chat.keep_alive));
+    Ok(answer.with_decisions(chat.shows_decisions))
 }
 
 const LATE_BODY: &str = "the request's body did not come in time";
@@ -122,9 +140,12 @@ impl Chat {
     async fn ask(
         &self,
         account: Account,
-        request: LlmRequest,
+        mut request: LlmRequest,
     ) -> (Asked, Result<LlmResponse, llm_layers::Error>) {
         account.asked(&request);
+        if self.shows_decisions {
+            request.keep_decisions();
+        }
         let asked = Asked::by(&request);
         let result = self.stack.clone().oneshot(request).await.map(|answer| {
             account.answered(&answer);

@@ -5,6 +5,7 @@ use crate::{
     config::Config,
     ledger::Ledger,
     routes::{self, Stopping},
+    telemetry::Telemetry,
 };
 use axum::Router;
 use hyper::server::conn::http1;
@@ -34,6 +35,7 @@ pub(crate) struct Server {
     under_way: UnderWay,
     grace: Duration,
     ledger: Option<Ledger>,
+    telemetry: Telemetry,
 }
 
 impl Server {
@@ -44,13 +46,17 @@ impl Server {
             Some(usage) => Some(Ledger::open(usage).await?),
             None => None,
         };
-        let router = routes::router(config, &stopping, &under_way, ledger.as_ref())?;
+        let telemetry = Telemetry::start(&config.telemetry)?;
+        if let Some(ledger) = &ledger {
+            telemetry.watch(ledger.queue());
+        }
+        let router = routes::router(config, &stopping, &under_way, ledger.as_ref(), &telemetry)?;
         let (signals, grace) = (Signals::new()?, config.server.shutdown_grace);
-        Ok(Self { listener, router, signals, stopping, under_way, grace, ledger })
+        Ok(Self { listener, router, signals, stopping, under_way, grace, ledger, telemetry })
     }
 
     pub(crate) async fn run(self) {
-        let Self { listener, router, mut signals, stopping, under_way, grace, ledger } = self;
+        let Self { listener, router, mut signals, stopping, under_way, grace, ledger, telemetry } = self;
         let connections = GracefulShutdown::new();
         let stop = async {
             signals.next().await;
@@ -73,6 +79,8 @@ impl Server {
         if let Some(ledger) = ledger {
             ledger.close().await;
         }
+        // Last, so that it tells of all that went before.
+        telemetry.close().await;
     }
 }
 

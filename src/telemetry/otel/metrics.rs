@@ -307,3 +307,55 @@ pub fn observe_queue(meter: &Meter, queue: &QueueSink) {
         .with_callback(move |counter| counter.observe(shown.lost(), &[]))
         .build();
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        Error, Period, QuotaExceeded, QuotaKind,
+        body::{End, Summary},
+        telemetry::observer::Role,
+    };
+    use opentelemetry::metrics::MeterProvider;
+    use opentelemetry_sdk::metrics::{InMemoryMetricExporter, PeriodicReader, SdkMeterProvider};
+
+    #[test]
+    fn a_refusal_is_counted_by_kind_and_period_and_not_by_department() {
+        let exporter = InMemoryMetricExporter::default();
+        let reader =
+            PeriodicReader::builder(exporter.clone()).with_interval(Duration::from_secs(3600)).build();
+        let meters = SdkMeterProvider::builder().with_reader(reader).build();
+        let instruments = Instruments::new(&meters.meter("test"), SemConv::default());
+        for n in 0..1000 {
+            let error = Error::new(ErrorKind::QuotaExceeded(QuotaExceeded {
+                department_id: format!("department-{n}").into(),
+                quota: QuotaKind::Tokens,
+                period: Period::Day,
+                limit: 10,
+                current: 10,
+                reserved: 0,
+                resets_at: std::time::UNIX_EPOCH,
+                retry_after: Duration::from_secs(1),
+                in_flight_only: false,
+            }));
+            instruments.gateway(&CallEnd {
+                role: Role::Gateway,
+                end: End::Failed(&error, &Summary::default()),
+                duration: Duration::ZERO,
+                started: tokio::time::Instant::now(),
+                head: None,
+                cost: None,
+                content: None,
+                record: None,
+                choices: 1,
+            });
+        }
+        meters.force_flush().unwrap();
+        let told = format!("{:?}", exporter.get_finished_metrics().unwrap());
+        assert!(told.contains("llm_layers.quota.refusals") && told.contains("value: 1000"), "{told}");
+        for label in ["llm_layers.quota.kind", "tokens", "llm_layers.quota.period", "day", "quota_exceeded"] {
+            assert!(told.contains(label), "{label}");
+        }
+        assert!(!told.contains("department"), "{told}");
+    }
+}

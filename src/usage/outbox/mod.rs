@@ -191,6 +191,11 @@ impl OutboxSink {
     pub fn status(&self) -> OutboxStatus {
         status(&self.shared)
     }
+
+    /// The queue in front of the log, for those who watch it.
+    pub const fn queue(&self) -> &QueueSink {
+        &self.queue
+    }
 }
 
 impl UsageSink for OutboxSink {

@@ -33,6 +33,18 @@ pub(crate) struct Config {
     /// `None`: nothing is recorded.
     pub(crate) usage: Option<Usage>,
     pub(crate) prices: Prices,
+    pub(crate) telemetry: Telemetry,
+}
+
+/// What is told of the calls, and where; OTLP is set up by the environment.
+#[derive(Debug)]
+pub(crate) struct Telemetry {
+    /// Whether `GET /metrics` answers.
+    pub(crate) metrics: bool,
+    /// Whether the log is JSON.
+    pub(crate) json_log: bool,
+    /// Whether answers show in headers how they came to be.
+    pub(crate) decision_headers: bool,
 }
 
 /// Who has a key.
@@ -91,6 +103,8 @@ pub(crate) enum Kind {
 pub(crate) struct Deployment {
     pub(crate) base_url: String,
     pub(crate) api_key: Option<Secret>,
+    /// Whether it is told which trace a request belongs to.
+    pub(crate) trace_headers: bool,
 }
 
 /// A key. Not shown by `Debug`.
@@ -174,6 +188,7 @@ impl Config {
         let timeouts = timeouts(file.section("timeouts"));
         let usage = Usage::read(file.section("usage"), env);
         let prices = prices(file.section("prices"));
+        let telemetry = Telemetry::read(file.section("telemetry"));
         let (aliases, chains) = (aliases?, chains?);
         Some(Self {
             listen,
@@ -187,6 +202,7 @@ impl Config {
             timeouts,
             usage,
             prices,
+            telemetry,
         })
     }
 }
@@ -201,6 +217,24 @@ impl Server {
             max_wait: table.duration("max_wait", seconds(1)),
             shutdown_grace: table.duration("shutdown_grace", seconds(30)),
             keep_alive: table.duration("keep_alive", seconds(15)),
+        }
+    }
+}
+
+impl Telemetry {
+    fn read(mut table: Section<'_>) -> Self {
+        let json_log = match table.text("log").as_deref() {
+            None | Some("text") => false,
+            Some("json") => true,
+            Some(_) => {
+                table.problem("log", "must be \"text\" or \"json\"");
+                false
+            }
+        };
+        Self {
+            metrics: table.flag("metrics", true),
+            json_log,
+            decision_headers: table.flag("decision_headers", false),
         }
     }
 }
@@ -272,7 +306,7 @@ impl Provider {
             Some(_) => table.problem("kind", "must be \"openai\" or \"echo\""),
         }
         let deployments = if table.has("deployments") {
-            for field in ["base_url", "api_key"] {
+            for field in ["base_url", "api_key", "trace_headers"] {
                 if table.has(field) {
                     table.problem(field, "belongs into each of the deployments");
                     drop(table.take(field));
@@ -300,7 +334,8 @@ impl Deployment {
         if let Err(error) = OpenAiCompatible::new((), &base_url) {
             table.problem("base_url", error);
         }
-        Some(Self { base_url, api_key })
+        let trace_headers = table.flag("trace_headers", false);
+        Some(Self { base_url, api_key, trace_headers })
     }
 }
 
