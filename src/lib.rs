@@ -76,6 +76,7 @@
 //! |---|---|
 //! | [`body`] | streamed answers, and who watches how they end |
 //! | [`price`] | what models cost, and what a call cost |
+//! | [`store`] | where layers keep their state |
 //! | [`http`] | what errors and answers mean in HTTP |
 //! | `testing` | the contract that every layer keeps, and a scripted provider; feature `testing` |
 //!
@@ -94,6 +95,8 @@
 //! | `rusqlite` | a ledger of usage in SQLite, and queries on it |
 //! | `toml` | price lists of your own, in TOML |
 //! | `rusqlite` | a ledger of usage in a file of SQLite; needs a C compiler |
+//! | `outbox` | a log on the disk before a store of usage that may be down |
+//! | `redis` | a server of Redis, or a cluster, to keep state in; usage as a stream |
 //! | `toml` | price lists of your own, in TOML |
 //! | `testing` | the contract suite and a scripted provider |
 //!
@@ -126,6 +129,7 @@ mod progress;
 pub mod provider;
 pub mod providers;
 mod request;
+pub mod store;
 #[cfg(feature = "testing")]
 pub mod testing;
 pub mod timeout;

@@ -103,6 +103,11 @@ impl BypassReason {
         Self::Temperature,
     ];
 
+    /// The reason of this [name](Self::as_str), if there is one.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|reason| reason.as_str() == name)
+    }
+
     /// A name of few letters, for headers and labels.
     pub const fn as_str(self) -> &'static str {
         match self {

@@ -19,6 +19,26 @@ pub trait UsageStore: Send + 'static {
     ///
     /// The group is offered again later; it may have been written all the same.
     fn write(&mut self, group: &[UsageEvent]) -> Result<(), BoxError>;
+
+    /// As [`write`](Self::write), for events that come out of a log. By where they stand in it, a store can tell for good
+    /// which of them it has, however late they are offered again. Unless it wants to, it need not.
+    ///
+    /// # Errors
+    ///
+    /// As [`write`](Self::write).
+    fn write_from(&mut self, position: LogPosition<'_>, group: &[UsageEvent]) -> Result<(), BoxError> {
+        let _ = position;
+        self.write(group)
+    }
+}
+
+/// Where a group of events stands in a log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LogPosition<'a> {
+    /// Which log: chosen by chance, once for each file.
+    pub log: u128,
+    /// Where each of the events ends in it, in bytes from its beginning: they rise.
+    pub ends: &'a [u64],
 }
 
 /// How a [`QueueSink`] is set up.

@@ -4,6 +4,7 @@
 
 mod access;
 mod auth;
+mod collect;
 mod config;
 mod ledger;
 mod routes;

@@ -4,16 +4,15 @@ mod aggregate;
 mod calendar;
 mod totals;
 
+#[cfg(any(feature = "rusqlite", feature = "outbox"))]
+pub(super) use self::calendar::nanos;
 pub use self::{
     aggregate::{department_sums, totals, totals_by},
     calendar::Window,
     totals::{DepartmentSums, UsageGroup, UsageTotals},
 };
 #[cfg(feature = "rusqlite")]
-pub(super) use self::{
-    calendar::{day_name, nanos},
-    totals::Sums,
-};
+pub(super) use self::{calendar::day_name, totals::Sums};
 
 use super::Outcome;
 use std::{sync::Arc, time::SystemTime};

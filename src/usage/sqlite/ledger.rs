@@ -6,27 +6,13 @@ use crate::{
     BoxError, CacheStatus, Certainty, TokenUsage,
     price::Cost,
     usage::{
-        QueueOptions, QueueSink, UsageEvent, UsageStore, Worker,
+        Durability, QueueOptions, QueueSink, UsageEvent, UsageStore, Worker,
         event::{stored_duration, stored_tokens},
         query::nanos,
     },
 };
 use rusqlite::{Connection, OpenFlags, Statement, TransactionBehavior};
 use std::{fmt, path::Path, sync::Arc, time::Duration};
-
-/// What a record that was written survives.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Durability {
-    /// The process, and no more: the system is never asked to bring anything to the disk. After a power failure or a crash
-    /// of the system the file may lack records, or be damaged.
-    Memory,
-    /// That the process is killed, at any moment. After a power failure or a crash of the system the file is sound, but
-    /// may lack the records since the last checkpoint.
-    Kill,
-    /// A power failure too, as far as the disk keeps its word: each group is brought to the disk before it counts as
-    /// written. Costs milliseconds for each group.
-    PowerLoss,
-}
 
 /// Events in a file of SQLite, each once, whatever is written again.
 ///

@@ -11,6 +11,7 @@ use llm_layers::{
     price::{PriceBook, Prices},
     provider::openai::OpenAiCompatible,
     providers::ProviderNames,
+    store::{Redis, RedisOptions},
     timeout::CallTimeoutLayer,
     usage::Durability,
 };
@@ -49,6 +50,18 @@ pub(crate) struct Usage {
     pub(crate) durability: Durability,
     /// How long the last byte of an answer may wait for its record, if it is to wait.
     pub(crate) hold_last_byte: Option<Duration>,
+    /// With whom it is shared: the file is a copy then.
+    pub(crate) shared: Option<SharedUsage>,
+}
+
+/// Where several gateways record usage together.
+#[derive(Debug)]
+pub(crate) struct SharedUsage {
+    pub(crate) redis: Redis,
+    /// How long records stay there.
+    pub(crate) keep: Duration,
+    pub(crate) outbox: PathBuf,
+    pub(crate) outbox_max_bytes: u64,
 }
 
 #[derive(Debug)]
@@ -159,7 +172,7 @@ impl Config {
         let (chains, max_attempts, deadline) =
             chains(file.section("fallbacks"), retry, aliases.as_ref(), &names, problems);
         let timeouts = timeouts(file.section("timeouts"));
-        let usage = Usage::read(file.section("usage"));
+        let usage = Usage::read(file.section("usage"), env);
         let prices = prices(file.section("prices"));
         let (aliases, chains) = (aliases?, chains?);
         Some(Self {
@@ -193,7 +206,7 @@ impl Server {
 }
 
 impl Usage {
-    fn read(mut table: Section<'_>) -> Option<Self> {
+    fn read(mut table: Section<'_>, env: Env<'_>) -> Option<Self> {
         let is_on = table.flag("enabled", true);
         let path = if table.has("path") { table.text("path") } else { Some("usage.db".to_owned()) };
         let durability = match table.text("durability").as_deref() {
@@ -207,7 +220,32 @@ impl Usage {
         };
         let hold = table.has("hold_last_byte");
         let hold_last_byte = hold.then(|| table.duration("hold_last_byte", Duration::from_secs(5)));
-        path.filter(|_| is_on).map(|path| Self { path: path.into(), durability, hold_last_byte })
+        let shared = SharedUsage::read(&mut table, env);
+        path.filter(|_| is_on).map(|path| Self { path: path.into(), durability, hold_last_byte, shared })
+    }
+}
+
+impl SharedUsage {
+    fn read(table: &mut Section<'_>, env: Env<'_>) -> Option<Self> {
+        let day = Duration::from_secs(24 * 60 * 60);
+        let is_shared = table.has("redis");
+        for field in ["redis_cluster", "redis_keep", "outbox", "outbox_max_bytes"] {
+            if table.has(field) && !is_shared {
+                table.problem(field, "is for usage that is recorded in redis");
+            }
+        }
+        let outbox = table.text("outbox").unwrap_or_else(|| "usage-outbox".to_owned());
+        let keep = table.duration("redis_keep", 90 * day);
+        let outbox_max_bytes = table.number("outbox_max_bytes", 1 << 16, 1 << 30);
+        let is_cluster = table.flag("redis_cluster", false);
+        let urls = table.secret("redis", env)?;
+        let urls: Vec<_> = urls.reveal().split(',').collect();
+        let redis = match urls.as_slice() {
+            [url] if !is_cluster => Redis::new(url, RedisOptions::default()),
+            urls => Redis::cluster(urls, RedisOptions::default()),
+        };
+        let redis = redis.map_err(|error| table.problem("redis", error)).ok()?;
+        Some(Self { redis, keep, outbox: outbox.into(), outbox_max_bytes })
     }
 }
 
