@@ -54,6 +54,7 @@
 //!
 //! `MokaStore` (feature `moka`) keeps entries in memory, bounded in bytes. What others share is a [`ByteStore`] in a
 //! [`SealedStore`], which takes back only what it has written, and encrypts if it is told to (feature `encrypt`);
+//! `RedisBytes` (feature `redis`) is one.
 //! [`TieredStore`] puts one in front of the other. What takes time is written by a [`CacheWorker`], which
 //! [`CacheLayer::start`] gives: off the path of any call, from a bounded queue.
 //!
@@ -90,6 +91,8 @@ mod key;
 mod layer;
 #[cfg(feature = "moka")]
 mod moka;
+#[cfg(feature = "redis")]
+mod redis;
 mod scope;
 mod seal;
 mod service;
@@ -101,6 +104,8 @@ mod worker;
 
 #[cfg(feature = "moka")]
 pub use self::moka::MokaStore;
+#[cfg(feature = "redis")]
+pub use self::redis::RedisBytes;
 pub use self::{
     control::CacheControl,
     decide::{BypassReason, NotStored},

@@ -100,6 +100,10 @@ pub(super) fn write(event: &UsageEvent, put: &mut dyn FnMut(&'static str, &str))
         CacheStatus::Unused => ("unused", None),
         CacheStatus::Hit { age } => ("hit", Some(*age)),
         CacheStatus::Miss => ("miss", None),
+        CacheStatus::Bypass(reason) => {
+            fields.text("cache_bypass", Some(reason.as_str()));
+            ("bypass", None)
+        }
         CacheStatus::Coalesced => ("coalesced", None),
         CacheStatus::Bypass(reason) => {
             fields.text("cache_bypass", Some(reason.as_str()));
@@ -166,6 +170,10 @@ pub(super) fn read<'a>(
             "unused" => CacheStatus::Unused,
             "hit" => CacheStatus::Hit { age: duration("cache_age")? },
             "miss" => CacheStatus::Miss,
+            "bypass" => {
+                let reason = BypassReason::from_name(text("cache_bypass")?);
+                CacheStatus::Bypass(reason.ok_or(BadField("cache_bypass"))?)
+            }
             "coalesced" => CacheStatus::Coalesced,
             "bypass" => {
                 let reason = get("cache_bypass").and_then(BypassReason::from_name);

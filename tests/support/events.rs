@@ -4,6 +4,7 @@
 use futures_util::FutureExt as _;
 use llm_layers::{
     CacheStatus, Certainty, ChatBody, LlmRequest, RequestContext, TokenUsage,
+    cache::BypassReason,
     price::{NanoUsd, Price, PriceBook, Prices, Rates},
     provider::Echo,
     usage::{EventId, MemorySink, Outcome, Saved, UsageEvent, UsageLayer},
@@ -164,10 +165,11 @@ pub fn any_event() -> UsageEvent {
         Outcome::Coalesced,
     ];
     event.outcome = outcomes[fastrand::usize(..outcomes.len())];
-    event.cache = match fastrand::u8(..4) {
+    event.cache = match fastrand::u8(..5) {
         0 => CacheStatus::Unused,
         1 => CacheStatus::Miss,
         2 => CacheStatus::Coalesced,
+        3 => CacheStatus::Bypass(BypassReason::NoUser),
         _ => CacheStatus::Hit { age: duration() },
     };
     event
