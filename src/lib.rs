@@ -99,11 +99,11 @@
 //! | `tracing` | spans and events for subscribers of `tracing`; on by default |
 //! | `otel` | spans and metrics by the API of OpenTelemetry |
 //! | `axum` | extractor, responder, server-sent events and error bodies for axum |
-//! | `rusqlite` | a ledger of usage in SQLite, and queries on it |
-//! | `toml` | price lists of your own, in TOML |
-//! | `rusqlite` | a ledger of usage in a file of SQLite; needs a C compiler |
+//! | `rusqlite` | a ledger of usage and counters of quotas in files of SQLite; needs a C compiler, and Rust 1.89 |
 //! | `outbox` | a log on the disk before a store of usage that may be down |
-//! | `redis` | a server of Redis, or a cluster, to keep state in; usage as a stream |
+//! | `redis` | a server of Redis, or a cluster: quotas, cache, and usage as a stream |
+//! | `time-zones` | limits by the calendar of a time zone other than UTC |
+//! | `tokenizer` | counts the tokens of a prompt whose upper bound does not fit into a limit |
 //! | `toml` | price lists of your own, in TOML |
 //! | `testing` | the contract suite and a scripted provider |
 //!

@@ -315,6 +315,34 @@ async fn seed_11_a_refusal_says_all_there_is_to_know_and_nobody_is_asked() {
     assert_eq!(bench.provider.requests().len(), 1);
     assert_eq!(bench.layer.stats().denied, 1);
     assert_eq!(bench.research().await.1, Amount::ZERO, "a refusal leaves nothing");
+    let headers = llm_layers::http::rate_limit_headers_of(&error).expect("it is about a limit");
+    let headers = headers.map(|(name, value)| format!("{name}: {}", value.to_str().unwrap()));
+    let expected = [
+        "x-ratelimit-limit-tokens: 1000",
+        "x-ratelimit-remaining-tokens: 50",
+        "x-ratelimit-reset-tokens: 180h0m0s",
+    ];
+    assert_eq!(headers, expected);
+}
+
+#[cfg(feature = "axum")]
+#[tokio::test]
+async fn answers_and_refusals_say_how_much_is_left_in_their_headers() {
+    use axum_core::response::IntoResponse;
+    use llm_layers::http::{Asked, axum::ChatAnswer};
+    let bench = Bench::new(Limits::new().with_day_cost("12.5".parse().unwrap()).with_day_requests(1));
+    for status in [200, 429] {
+        let asked = Asked::by(&request());
+        let response = ChatAnswer::new(asked, bench.call(request()).await).into_response();
+        assert_eq!(response.status().as_u16(), status);
+        let header = |name| response.headers().get(name).map(|value| value.to_str().unwrap());
+        assert_eq!(header("x-ratelimit-limit-requests"), Some("1"));
+        assert_eq!(header("x-ratelimit-remaining-requests"), Some("0"));
+        assert_eq!(header("x-ratelimit-reset-requests"), Some("12h0m0s"));
+        let refused = status == 429;
+        assert_eq!(header("retry-after"), refused.then_some("43200"));
+        assert_eq!(header("x-should-retry"), refused.then_some("false"));
+    }
 }
 
 #[tokio::test]

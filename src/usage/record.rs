@@ -105,10 +105,6 @@ pub(super) fn write(event: &UsageEvent, put: &mut dyn FnMut(&'static str, &str))
             ("bypass", None)
         }
         CacheStatus::Coalesced => ("coalesced", None),
-        CacheStatus::Bypass(reason) => {
-            fields.text("cache_bypass", Some(reason.as_str()));
-            ("bypass", None)
-        }
     };
     fields.text("cache", Some(name));
     if let Some(age) = age {
@@ -175,10 +171,6 @@ pub(super) fn read<'a>(
                 CacheStatus::Bypass(reason.ok_or(BadField("cache_bypass"))?)
             }
             "coalesced" => CacheStatus::Coalesced,
-            "bypass" => {
-                let reason = get("cache_bypass").and_then(BypassReason::from_name);
-                CacheStatus::Bypass(reason.ok_or(BadField("cache_bypass"))?)
-            }
             _ => return Err(BadField("cache")),
         },
     })
