@@ -2,16 +2,17 @@
 //! find not as they should be.
 
 use llm_layers::{
-    CallId,
+    CallId, ChatBody, Completion, Error, LlmRequest, LlmResponse, RequestContext, TokenUsage,
     clock::{Clock, SystemClock},
-    price::NanoUsd,
+    policies::{DepartmentPolicy, Policies, PolicyTable},
+    price::{NanoUsd, Price, PriceBook, Rates},
     quota::{
-        Amount, Applied, Baseline, Calendar, Days, Decision, Department, Departments, Limits, QuotaFileError,
-        QuotaFileErrorKind, QuotaStore, Reservation, Settlement, SqliteOptions, SqliteStore, Standing,
-        StoreError,
+        Amount, Applied, Baseline, Calendar, Days, Decision, Delta, Department, Departments, Limits,
+        QuotaFileError, QuotaFileErrorKind, QuotaLayer, QuotaStore, Reservation, Settlement, SqliteOptions,
+        SqliteStore, Standing, StoreError, WindowName, WorkerOptions, audit, repair,
     },
     testing::{ManualClock, StoreCheck},
-    usage::Durability,
+    usage::{Durability, LedgerReader, QueueOptions, SqliteLedger, UsageLayer},
 };
 use rusqlite::Connection;
 use std::{
@@ -28,6 +29,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 use tokio::time::Instant;
+use tower::{ServiceBuilder, ServiceExt, service_fn};
 
 // ===== what all tests need =====
 
@@ -380,6 +382,82 @@ async fn of_two_who_seed_at_once_one_does() {
         let standing = standing(&stores[n % 2], &department, now).await;
         assert_eq!((standing.in_day.settled.tokens, standing.in_month.settled.tokens), (3, 5));
     }
+}
+
+// ===== with a ledger =====
+
+/// Makes calls of 70 tokens and 210 micro-dollars each, counted in one file and recorded in another.
+async fn make_calls(directory: &Directory, calls: usize) {
+    let path = directory.0.join("usage.db");
+    let (sink, ledger) = SqliteLedger::start(&path, Durability::Kill, QueueOptions::default()).unwrap();
+    let prices =
+        PriceBook::of("ours", [("acme/one", Price::new(Rates::per_million("3", "3").unwrap()))]).unwrap();
+    let store = SqliteStore::open(directory.db(), patient()).unwrap();
+    let policies = PolicyTable::new(DepartmentPolicy::new(Limits::new().with_month_requests(1000)));
+    let (quota, worker) =
+        QuotaLayer::pair(store.clone(), Policies::new(policies), prices.clone(), WorkerOptions::default());
+    let quota =
+        quota.with_history(LedgerReader::open(&path).await.unwrap()).with_deadline(Duration::from_secs(20));
+    let provider = service_fn(|request: LlmRequest| async move {
+        request.progress.mark_dispatched();
+        Ok::<_, Error>(LlmResponse::new(request.model, Completion::text("hi", TokenUsage::new(40, 30))))
+    });
+    let service = ServiceBuilder::new().layer(quota).layer(UsageLayer::new(sink, prices)).service(provider);
+    for _ in 0..calls {
+        let body = ChatBody::builder().user("Hello").set("max_tokens", 50).build().unwrap();
+        let context = RequestContext::new().with_departments(["research", "sales"]);
+        let request = LlmRequest::new("acme/one", body).with_context(context);
+        service.clone().oneshot(request).await.unwrap().text().await.unwrap();
+    }
+    drop(service);
+    assert_eq!(worker.shutdown(Duration::from_secs(20)).await.left, 0);
+    assert_eq!(ledger.shutdown(Duration::from_secs(20)).await.left, 0);
+    assert!(store.shutdown(Duration::from_secs(20)).await);
+}
+
+#[tokio::test]
+async fn counters_that_are_lost_are_rebuilt_from_the_ledger_once() {
+    let directory = Directory::new();
+    make_calls(&directory, 5).await;
+    for name in ["quota.db", "quota.db-wal", "quota.db-shm"] {
+        let _ = fs::remove_file(directory.0.join(name));
+    }
+    make_calls(&directory, 2).await;
+    make_calls(&directory, 1).await;
+    let store = SqliteStore::open(directory.db(), patient()).unwrap();
+    let now = SystemClock.now();
+    for department in ["research", "sales"] {
+        let standing = standing(&store, department, now).await;
+        assert!(standing.is_known);
+        assert_eq!(standing.in_month.settled, Amount::new(8, 560, NanoUsd::new(1_680_000)));
+        assert_eq!(standing.in_month.reserved, Amount::ZERO);
+    }
+}
+
+#[tokio::test]
+async fn an_audit_lists_what_differs_from_the_ledger_and_a_second_repair_does_nothing() {
+    let directory = Directory::new();
+    make_calls(&directory, 3).await;
+    let ledger = LedgerReader::open(directory.0.join("usage.db")).await.unwrap();
+    let store = SqliteStore::open(directory.db(), patient()).unwrap();
+    let (calendar, now) = (Calendar::utc(), SystemClock.now());
+    let look = || audit(&store, &ledger, &calendar, now, ["research", "sales", "nobody"]);
+    assert_eq!(look().await.unwrap(), []);
+
+    let file = Connection::open(directory.db()).unwrap();
+    file.execute_batch(
+        "UPDATE counters SET settled_tokens = settled_tokens + 11, settled_cost = settled_cost - 7 \
+         WHERE period = 'month' AND account = (SELECT seq FROM accounts WHERE department = 'sales')",
+    )
+    .unwrap();
+    let drifts = look().await.unwrap();
+    let [drift] = &drifts[..] else { panic!("{drifts:?}") };
+    assert_eq!((&*drift.department, drift.window), ("sales", WindowName::Month(calendar.day(now).month)));
+    assert_eq!(drift.by, Delta { requests: 0, tokens: -11, cost: NanoUsd::new(7) });
+    assert_eq!(drift.recorded, Amount::new(3, 210, NanoUsd::new(630_000)));
+    assert_eq!(repair(&store, &drifts).await.unwrap(), 1);
+    assert_eq!(repair(&store, &drifts).await.unwrap(), 0, "the same correction again");
+    assert_eq!(look().await.unwrap(), []);
 }
 
 // ===== other processes =====

@@ -59,12 +59,15 @@
 //!
 //! An operation whose future is dropped before it was begun is not done.
 
+mod checkpoint;
 mod error;
+mod policies;
 mod store;
 mod tables;
 mod worker;
 
 pub use self::{
     error::{QuotaFileError, QuotaFileErrorKind},
+    policies::{BadPolicies, BadPolicy, SqlitePolicies},
     store::{SqliteOptions, SqliteStore},
 };

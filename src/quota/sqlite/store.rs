@@ -1,4 +1,5 @@
 use super::{
+    checkpoint,
     error::{QuotaFileError, QuotaFileErrorKind},
     tables::{Answer, SCHEMA, Tables},
     worker::{Claim, Message, Operation, Shared, Worker},
@@ -16,7 +17,7 @@ use rusqlite::{Connection, OpenFlags};
 use std::{
     fmt,
     path::Path,
-    sync::{Arc, atomic::Ordering},
+    sync::{Arc, atomic::Ordering, mpsc::sync_channel},
     thread,
     time::Duration,
 };
@@ -32,7 +33,7 @@ pub struct SqliteStore {
     path: Arc<Path>,
     timeout: Duration,
     shared: Arc<Shared>,
-    /// Closed when the thread has ended.
+    /// Closed when the threads have ended.
     ended: watch::Receiver<()>,
 }
 
@@ -132,8 +133,16 @@ impl SqliteStore {
         path: Arc<Path>,
         options: SqliteOptions,
     ) -> Result<Self, QuotaFileError> {
+        let failed = |error| QuotaFileError::of(&path, error);
+        connection.pragma_update(None, "wal_autocheckpoint", checkpoint::LAST_PAGES).map_err(failed)?;
+        let second =
+            sqlite::open(&path, OpenFlags::SQLITE_OPEN_READ_WRITE, Duration::ZERO).map_err(failed)?;
+        sqlite::set_durability(&second, options.durability).map_err(failed)?;
+
         let (jobs, waiting) = mpsc::channel(options.capacity.max(1));
+        let (checkpoint, wanted) = sync_channel(1);
         let (running, ended) = watch::channel(());
+        let running = Arc::new(running);
         let shared = Arc::<Shared>::default();
         let worker = Worker {
             connection,
@@ -143,15 +152,19 @@ impl SqliteStore {
             shared: Arc::clone(&shared),
             unpruned: usize::MAX / 2,
             pruned_to: 0,
+            checkpoint,
+            unchecked: 0,
         };
-        let run = move || {
+        // It is over when both are.
+        let also = Arc::clone(&running);
+        start_thread(&path, "quota-log", move || {
+            checkpoint::run(&second, &wanted);
+            drop((second, also));
+        })?;
+        start_thread(&path, "quota", move || {
             worker.run(waiting);
             drop(running);
-        };
-        thread::Builder::new()
-            .name("quota".into())
-            .spawn(run)
-            .map_err(|error| QuotaFileError::failed(&path, error))?;
+        })?;
         Ok(Self { jobs, path, timeout: options.timeout, shared, ended })
     }
 
@@ -167,7 +180,7 @@ impl SqliteStore {
         let mut ended = self.ended.clone();
         let in_time = tokio::time::timeout(deadline, async {
             let _ = self.jobs.send(Message::Stop).await;
-            // Nothing is ever sent: it is over when the thread is gone.
+            // Nothing is ever sent: it is over when the threads are gone.
             while ended.changed().await.is_ok() {}
         });
         let in_time = in_time.await.is_ok();
@@ -262,6 +275,15 @@ pub(super) fn absolute(path: &Path) -> Result<Arc<Path>, QuotaFileError> {
         Ok(path) => Ok(path.into()),
         Err(error) => Err(QuotaFileError::failed(&path.into(), error)),
     }
+}
+
+fn start_thread(
+    path: &Arc<Path>,
+    name: &str,
+    run: impl FnOnce() + Send + 'static,
+) -> Result<(), QuotaFileError> {
+    let started = thread::Builder::new().name(name.into()).spawn(run);
+    started.map(drop).map_err(|error| QuotaFileError::failed(path, error))
 }
 
 fn connect(path: &Arc<Path>, durability: Durability) -> Result<Connection, QuotaFileError> {

@@ -1,6 +1,7 @@
 //! The thread that has the connection: operations in groups, a group in a transaction, an operation in a savepoint.
 
 use super::{
+    checkpoint,
     error::{QuotaFileError, QuotaFileErrorKind},
     tables::{Answer, Tables, clock, set_clock},
 };
@@ -14,6 +15,7 @@ use std::{
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU8, Ordering},
+        mpsc::SyncSender,
     },
     thread,
     time::Duration,
@@ -78,6 +80,9 @@ pub(super) struct Worker {
     /// How many operations there were since what is old was last looked for.
     pub(super) unpruned: usize,
     pub(super) pruned_to: i64,
+    pub(super) checkpoint: SyncSender<()>,
+    /// How many operations there were since the last time.
+    pub(super) unchecked: usize,
 }
 
 const WAITS: u8 = 0;
@@ -146,6 +151,12 @@ impl Worker {
         let begun = self.begin(group);
         group.retain(|job| begun.is_err() || job.begin());
         let outcome = begun.and_then(|()| self.attempt(group));
+        self.unchecked += group.len();
+        if self.unchecked >= checkpoint::EVERY {
+            self.unchecked = 0;
+            // If it is at it still, the next time.
+            let _ = self.checkpoint.try_send(());
+        }
         for job in group.drain(..) {
             job.finish(outcome.clone());
         }
