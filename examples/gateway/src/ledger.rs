@@ -74,14 +74,17 @@ impl Ledger {
     }
 
     pub(crate) fn layer(&self, config: &Config) -> UsageLayer<Arc<dyn UsageSink>> {
-        let sink: Arc<dyn UsageSink> = match &self.sink {
-            Sink::File(sink) => Arc::new(sink.clone()),
-            Sink::Redis(sink) => Arc::new(sink.clone()),
-        };
-        let layer = UsageLayer::new(sink, config.prices.clone());
+        let layer = UsageLayer::new(self.shared_sink(), config.prices.clone());
         match config.usage.as_ref().and_then(|usage| usage.hold_last_byte) {
             Some(limit) => layer.durable(limit),
             None => layer,
+        }
+    }
+
+    fn shared_sink(&self) -> Arc<dyn UsageSink> {
+        match &self.sink {
+            Sink::File(sink) => Arc::new(sink.clone()),
+            Sink::Redis(sink) => Arc::new(sink.clone()),
         }
     }
 
@@ -91,6 +94,15 @@ impl Ledger {
             Sink::File(sink) => sink,
             Sink::Redis(sink) => sink.queue(),
         }
+    }
+
+    pub(crate) const fn reader(&self) -> &LedgerReader {
+        &self.reader
+    }
+
+    /// Records the answers that cost nothing.
+    pub(crate) fn hits(&self, config: &Config) -> UsageLayer<Arc<dyn UsageSink>> {
+        UsageLayer::hits(self.shared_sink(), config.prices.clone())
     }
 
     /// Whether calls can be recorded.

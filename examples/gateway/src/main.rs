@@ -4,10 +4,12 @@
 
 mod access;
 mod auth;
+mod cache;
 mod collect;
 mod config;
 mod ledger;
 mod log;
+mod quota;
 mod routes;
 mod server;
 mod stack;

@@ -3,8 +3,10 @@
 use crate::{
     access::{self, Account, Accounts, UnderWay},
     auth::{self, Keys},
+    cache::{self, Cache},
     config::Config,
     ledger::{self, Ledger},
+    quota::{self, Quotas},
     stack::{self, Stack},
     telemetry::Telemetry,
 };
@@ -19,9 +21,11 @@ use axum::{
 };
 use llm_layers::{
     BodyLimits, LlmRequest, LlmResponse,
+    cache::CacheControl,
     http::{
         Asked,
         axum::{ChatAnswer, ChatRequest, ErrorResponse, MessagesAnswer, MessagesRequest},
+        cache_control,
     },
 };
 use serde_json::json;
@@ -60,15 +64,24 @@ struct Chat {
     shows_decisions: bool,
 }
 
+/// What the stack and the other routes share.
+#[derive(Clone)]
+pub(crate) struct Parts {
+    pub(crate) ledger: Option<Ledger>,
+    pub(crate) quotas: Option<Quotas>,
+    pub(crate) cache: Option<Cache>,
+    pub(crate) telemetry: Telemetry,
+}
+
 pub(crate) fn router(
     config: &Config,
     stopping: &Stopping,
     under_way: &UnderWay,
-    ledger: Option<&Ledger>,
-    telemetry: &Telemetry,
+    parts: Parts,
 ) -> Result<Router, Box<dyn Error>> {
+    let Parts { ledger, quotas, cache, telemetry } = parts;
     let chat = Chat {
-        stack: stack::build(config, ledger, telemetry)?,
+        stack: stack::build(config, ledger.as_ref(), quotas.as_ref(), cache.as_ref(), &telemetry)?,
         keep_alive: config.server.keep_alive,
         shows_decisions: config.telemetry.decision_headers,
     };
@@ -82,7 +95,9 @@ pub(crate) fn router(
         )
         .route("/v1/messages", post(message).with_state(chat).layer(Extension(limits)))
         .route("/v1/models", get(move || ready(json_response(models.clone()))))
-        .route("/v1/usage", get(ledger::usage).with_state(ledger.cloned()))
+        .route("/v1/usage", get(ledger::usage).with_state(ledger.clone()))
+        .route("/v1/quota/{department}", get(quota::standing).with_state(quotas.clone()))
+        .route("/v1/cache/invalidate", post(cache::invalidate).with_state(cache))
         .route_layer(middleware::from_fn_with_state(Keys::new(config), auth::authenticate))
         .route_layer(middleware::from_fn_with_state(stopping.clone(), refuse_when_stopping));
     let metrics = match telemetry.has_metrics() {
@@ -94,7 +109,7 @@ pub(crate) fn router(
     };
     Ok(Router::new()
         .route("/healthz", get(|| ready(json_response(r#"{"status":"ok"}"#))))
-        .route("/readyz", get(readiness).with_state((stopping.clone(), ledger.cloned())))
+        .route("/readyz", get(readiness).with_state((stopping.clone(), ledger, quotas)))
         .merge(api)
         .merge(metrics)
         .fallback(not_found)
@@ -109,13 +124,14 @@ async fn complete(
     Extension(account): Extension<Account>,
     request: Request,
 ) -> Result<ChatAnswer, ErrorResponse> {
+    let control = cache_control(request.headers());
     let read = tokio::time::timeout(READ_TIMEOUT, ChatRequest::from_request(request, &()));
     let late = |_| {
         let (kind, message) = ("invalid_request_error", LATE_BODY);
         ErrorResponse::custom(StatusCode::REQUEST_TIMEOUT, kind, None, message)
     };
     let ChatRequest(request) = read.await.map_err(late)??;
-    let (asked, result) = chat.ask(account, request).await;
+    let (asked, result) = chat.ask(account, request, control).await;
     let answer = ChatAnswer::new(asked, result).with_keep_alive(Some(chat.keep_alive));
     Ok(answer.with_decisions(chat.shows_decisions))
 }
@@ -126,10 +142,11 @@ async fn message(
     Extension(account): Extension<Account>,
     request: Request,
 ) -> Result<MessagesAnswer, ErrorResponse> {
+    let control = cache_control(request.headers());
     let read = tokio::time::timeout(READ_TIMEOUT, MessagesRequest::from_request(request, &()));
     let late = |_| ErrorResponse::custom_of_messages(StatusCode::REQUEST_TIMEOUT, LATE_BODY);
     let MessagesRequest(request) = read.await.map_err(late)??;
-    let (asked, result) = chat.ask(account, request).await;
+    let (asked, result) = chat.ask(account, request, control).await;
     let answer = MessagesAnswer::new(asked, result).with_keep_alive(Some(chat.keep_alive));
     Ok(answer.with_decisions(chat.shows_decisions))
 }
@@ -141,8 +158,11 @@ impl Chat {
         &self,
         account: Account,
         mut request: LlmRequest,
+        control: CacheControl,
     ) -> (Asked, Result<LlmResponse, llm_layers::Error>) {
         account.asked(&request);
+        // It can only narrow what is done anyhow.
+        request.context = request.context.with_cache_control(control);
         if self.shows_decisions {
             request.keep_decisions();
         }
@@ -167,12 +187,19 @@ fn models(config: &Config) -> Bytes {
     Bytes::from(json!({ "object": "list", "data": all }).to_string())
 }
 
-async fn readiness(State((stopping, ledger)): State<(Stopping, Option<Ledger>)>) -> Response {
+type Ready = (Stopping, Option<Ledger>, Option<Quotas>);
+
+async fn readiness(State((stopping, ledger, quotas)): State<Ready>) -> Response {
     if stopping.has_begun() {
         return going().into_response();
     }
     if ledger.is_some_and(|ledger| !ledger.is_healthy()) {
         let (message, code) = ("usage cannot be recorded", Some("usage_store_unavailable"));
+        return ErrorResponse::custom(StatusCode::SERVICE_UNAVAILABLE, "server_error", code, message)
+            .into_response();
+    }
+    if quotas.is_some_and(|quotas| !quotas.is_healthy()) {
+        let (message, code) = ("quotas cannot be counted", Some("quota_store_unavailable"));
         return ErrorResponse::custom(StatusCode::SERVICE_UNAVAILABLE, "server_error", code, message)
             .into_response();
     }

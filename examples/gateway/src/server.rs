@@ -2,8 +2,10 @@
 
 use crate::{
     access::UnderWay,
+    cache::Cache,
     config::Config,
     ledger::Ledger,
+    quota::Quotas,
     routes::{self, Stopping},
     telemetry::Telemetry,
 };
@@ -35,6 +37,8 @@ pub(crate) struct Server {
     under_way: UnderWay,
     grace: Duration,
     ledger: Option<Ledger>,
+    quotas: Option<Quotas>,
+    cache: Option<Cache>,
     telemetry: Telemetry,
 }
 
@@ -50,13 +54,25 @@ impl Server {
         if let Some(ledger) = &ledger {
             telemetry.watch(ledger.queue());
         }
-        let router = routes::router(config, &stopping, &under_way, ledger.as_ref(), &telemetry)?;
+        let quotas = match &config.limits {
+            Some(limits) => Some(Quotas::open(limits, config, ledger.as_ref()).await?),
+            None => None,
+        };
+        let cache = config.cache.as_ref().map(Cache::start);
+        let parts = routes::Parts {
+            ledger: ledger.clone(),
+            quotas: quotas.clone(),
+            cache: cache.clone(),
+            telemetry: telemetry.clone(),
+        };
+        let router = routes::router(config, &stopping, &under_way, parts)?;
         let (signals, grace) = (Signals::new()?, config.server.shutdown_grace);
-        Ok(Self { listener, router, signals, stopping, under_way, grace, ledger, telemetry })
+        Ok(Self { listener, router, signals, stopping, under_way, grace, ledger, quotas, cache, telemetry })
     }
 
     pub(crate) async fn run(self) {
-        let Self { listener, router, mut signals, stopping, under_way, grace, ledger, telemetry } = self;
+        let Self { listener, router, mut signals, stopping, under_way, grace, .. } = self;
+        let Self { ledger, quotas, cache, telemetry, .. } = self;
         let connections = GracefulShutdown::new();
         let stop = async {
             signals.next().await;
@@ -76,6 +92,13 @@ impl Server {
         }
         drop(listener);
         let _ = timeout(CLOSE_TIMEOUT, connections.shutdown()).await;
+        // From the outside in: what one leaves to be done is the next one's.
+        if let Some(cache) = cache {
+            cache.close().await;
+        }
+        if let Some(quotas) = quotas {
+            quotas.close().await;
+        }
         if let Some(ledger) = ledger {
             ledger.close().await;
         }

@@ -1,8 +1,10 @@
 //! The layers, in their documented order.
 
 use crate::{
+    cache::Cache,
     config::{Config, Kind},
     ledger::Ledger,
+    quota::Quotas,
     telemetry::Telemetry,
 };
 use llm_layers::{
@@ -18,7 +20,10 @@ use llm_layers::{
     telemetry::TelemetryLayer,
 };
 use std::error;
-use tower::{ServiceBuilder, util::BoxCloneSyncService};
+use tower::{
+    ServiceBuilder,
+    util::{BoxCloneSyncService, option_layer},
+};
 
 /// All layers as one service, boxed once.
 pub(crate) type Stack = BoxCloneSyncService<LlmRequest, LlmResponse, Error>;
@@ -26,6 +31,8 @@ pub(crate) type Stack = BoxCloneSyncService<LlmRequest, LlmResponse, Error>;
 pub(crate) fn build(
     config: &Config,
     ledger: Option<&Ledger>,
+    quotas: Option<&Quotas>,
+    cache: Option<&Cache>,
     telemetry: &Telemetry,
 ) -> Result<Stack, Box<dyn error::Error>> {
     let (timeouts, client) = (config.timeouts, hyper_client());
@@ -66,7 +73,11 @@ pub(crate) fn build(
         .layer(limit)
         .layer(AliasLayer::new(config.aliases.clone()))
         .layer(fallback)
-        .layer(tower::util::option_layer(ledger.map(|ledger| ledger.layer(config))))
+        .layer(option_layer(quotas.map(Quotas::access)))
+        .layer(option_layer(ledger.filter(|_| cache.is_some()).map(|ledger| ledger.hits(config))))
+        .layer(option_layer(cache.map(Cache::layer)))
+        .layer(option_layer(quotas.map(Quotas::layer)))
+        .layer(option_layer(ledger.map(|ledger| ledger.layer(config))))
         .service(providers);
     Ok(BoxCloneSyncService::new(stack))
 }

@@ -1,6 +1,13 @@
 //! The configuration file: read as a whole, checked as a whole, all problems told at once.
 
+mod cache;
+mod limits;
 mod section;
+
+pub(crate) use self::{
+    cache::Cache,
+    limits::{Counters, Limits},
+};
 
 use self::section::{Problems, Section};
 use blake3::Hash;
@@ -33,6 +40,10 @@ pub(crate) struct Config {
     /// `None`: nothing is recorded.
     pub(crate) usage: Option<Usage>,
     pub(crate) prices: Prices,
+    /// `None`: departments may do what they like.
+    pub(crate) limits: Option<Limits>,
+    /// `None`: every call is made.
+    pub(crate) cache: Option<Cache>,
     pub(crate) telemetry: Telemetry,
 }
 
@@ -188,6 +199,14 @@ impl Config {
         let timeouts = timeouts(file.section("timeouts"));
         let usage = Usage::read(file.section("usage"), env);
         let prices = prices(file.section("prices"));
+        let limits = Limits::read(file.section("departments"), file.section("quota"), env);
+        if limits.is_some() && keys.is_none() {
+            problems.add("departments", "nobody is in one, for there are no keys");
+        }
+        let cache = Cache::read(file.section("cache"), env);
+        if cache.is_some() && keys.is_none() {
+            problems.add("cache", "nothing would be kept, for there are no keys and so no users");
+        }
         let telemetry = Telemetry::read(file.section("telemetry"));
         let (aliases, chains) = (aliases?, chains?);
         Some(Self {
@@ -202,6 +221,8 @@ impl Config {
             timeouts,
             usage,
             prices,
+            limits,
+            cache,
             telemetry,
         })
     }
@@ -271,16 +292,21 @@ impl SharedUsage {
         let outbox = table.text("outbox").unwrap_or_else(|| "usage-outbox".to_owned());
         let keep = table.duration("redis_keep", 90 * day);
         let outbox_max_bytes = table.number("outbox_max_bytes", 1 << 16, 1 << 30);
-        let is_cluster = table.flag("redis_cluster", false);
-        let urls = table.secret("redis", env)?;
-        let urls: Vec<_> = urls.reveal().split(',').collect();
-        let redis = match urls.as_slice() {
-            [url] if !is_cluster => Redis::new(url, RedisOptions::default()),
-            urls => Redis::cluster(urls, RedisOptions::default()),
-        };
-        let redis = redis.map_err(|error| table.problem("redis", error)).ok()?;
+        let redis = redis(table, env)?;
         Some(Self { redis, keep, outbox: outbox.into(), outbox_max_bytes })
     }
+}
+
+/// The server or the cluster at `redis`.
+fn redis(table: &mut Section<'_>, env: Env<'_>) -> Option<Redis> {
+    let is_cluster = table.flag("redis_cluster", false);
+    let urls = table.secret("redis", env)?;
+    let urls: Vec<_> = urls.reveal().split(',').collect();
+    let redis = match urls.as_slice() {
+        [url] if !is_cluster => Redis::new(url, RedisOptions::default()),
+        urls => Redis::cluster(urls, RedisOptions::default()),
+    };
+    redis.map_err(|error| table.problem("redis", error)).ok()
 }
 
 /// Reads price lists, yours before LiteLLM's.
