@@ -69,8 +69,8 @@ fn child() {
         let mut tasks = Vec::new();
         for task in 0..4 {
             tasks.push(tokio::spawn(calls(sink.clone(), task)));
-            tasks.push(tokio::spawn(tickets(sink.clone())));
         }
+        tasks.push(tokio::spawn(tickets(sink.clone())));
         for task in tasks {
             task.await.unwrap();
         }
@@ -127,7 +127,7 @@ fn seed_22_nothing_that_was_acknowledged_is_lost_or_doubled_when_process_and_red
         busy += usize::from(events.len() + answers.len() > before);
     }
     // A kill before the first word proves nothing.
-    assert!(busy >= KILLS * 9 / 10, "only {busy} of {KILLS} children came to work");
+    assert!(busy >= KILLS * 5 / 6, "only {busy} of {KILLS} children came to work");
     assert!(events.len() > KILLS && answers.len() > KILLS, "{} and {}", events.len(), answers.len());
 
     server.restart();
@@ -158,7 +158,19 @@ fn run_and_kill(
         .spawn()
         .unwrap();
     let lines = BufReader::new(child.stdout.take().unwrap()).split(b'\n');
-    let reader = std::thread::spawn(move || lines.map(Result::unwrap).collect::<Vec<_>>());
+    let (at_work, came_to_work) = std::sync::mpsc::channel();
+    let reader = std::thread::spawn(move || {
+        let told = |line: &Vec<u8>| {
+            if line.starts_with(b"event ") || line.starts_with(b"answer ") {
+                let _ = at_work.send(());
+            }
+        };
+        lines.map(Result::unwrap).inspect(told).collect::<Vec<_>>()
+    });
+    // Now and then it is killed while it begins, wherever that is on a busy machine.
+    if kill % 6 != 5 {
+        came_to_work.recv_timeout(Duration::from_secs(30)).expect("it comes to work");
+    }
     let some = |most| std::thread::sleep(Duration::from_millis(fastrand::u64(20..most)));
     some(200);
     match kill % 4 {

@@ -34,7 +34,7 @@ pub struct Outbox;
 pub struct OutboxOptions {
     /// The queue in memory before the log.
     pub queue: QueueOptions,
-    /// How many bytes the log may hold, but for the last group; 1 GiB unless told. An event is about 700 bytes.
+    /// How many bytes the log may hold, but for the last group; 1 GiB unless told. An event is about 500 bytes.
     pub max_bytes: u64,
     /// From which size on a file is ended and a new one begun; 8 MiB unless told. A file is removed when all of it is
     /// passed on.
