@@ -5,7 +5,7 @@ use super::{
     shared::Shared,
 };
 use crate::{
-    Error, ErrorKind, InvalidReason, LlmRequest, QuotaKind,
+    ChatBody, Error, ErrorKind, InvalidReason, LlmRequest, QuotaKind, json,
     policies::PolicyTable,
     price::{CostError, NanoUsd, Price, ServiceTier},
 };
@@ -53,9 +53,12 @@ impl Shared {
         let has_cost = limits(|department| department.limits.has_cost());
         let has_tokens = limits(|department| department.limits.has_tokens());
 
-        let choices = ok_or_shadow(request.body.n(), is_shadow)?.unwrap_or(1).max(1);
-        let asked = ok_or_shadow(longest(request), is_shadow)?.flatten();
-        let output = match (asked, self.model_output(&request.model)) {
+        let Asked { choices, output, tier } = match asked(&request.body) {
+            // What the provider will refuse is let through to it.
+            Err(_) if is_shadow => Asked::default(),
+            asked => asked?,
+        };
+        let output = match (output, self.model_output(&request.model)) {
             (Some(asked), Some(most)) => asked.min(most),
             (None, Some(most)) => most,
             (Some(asked), None) if asked <= self.largest_output || is_shadow => {
@@ -79,7 +82,6 @@ impl Shared {
             },
         };
 
-        let tier = request.body.raw("service_tier").and_then(crate::json::string);
         let mut plan = Plan {
             departments,
             amount: Amount::ZERO,
@@ -88,7 +90,7 @@ impl Shared {
             output,
             choices,
             price: self.prices.price(&request.model),
-            tier: tier.and_then(|name| ServiceTier::from_name(&name)).unwrap_or(ServiceTier::Standard),
+            tier,
             is_counted: !self.estimator.can_tighten(),
         };
         let mut is_priced = plan.update(self);
@@ -240,18 +242,36 @@ impl Obstacle {
     }
 }
 
-/// The bound that the caller has set: the higher one, if there are two.
-fn longest(request: &LlmRequest) -> Result<Option<u64>, Error> {
-    let body = &request.body;
-    let (new, old) = (body.get::<u64>("max_completion_tokens")?, body.get::<u64>("max_tokens")?);
-    Ok(new.max(old))
+/// What a request asks for that makes a difference to what it may use up.
+struct Asked {
+    choices: u64,
+    /// The higher bound, if there are two.
+    output: Option<u64>,
+    tier: ServiceTier,
 }
 
-/// What the provider will refuse is let through to it in the shadow.
-fn ok_or_shadow<T>(value: Result<T, Error>, is_shadow: bool) -> Result<Option<T>, Error> {
-    match value {
-        Ok(value) => Ok(Some(value)),
-        Err(_) if is_shadow => Ok(None),
-        Err(error) => Err(error),
+impl Default for Asked {
+    fn default() -> Self {
+        Self { choices: 1, output: None, tier: ServiceTier::Standard }
     }
+}
+
+fn asked(body: &ChatBody) -> Result<Asked, Error> {
+    let mut asked = Asked::default();
+    for (name, value) in body.members().filter(|(_, value)| *value != b"null") {
+        let number = || {
+            let number = std::str::from_utf8(value).ok().and_then(|text| text.parse::<u64>().ok());
+            number.ok_or_else(|| Error::invalid(name, InvalidReason::Mistyped { expected: "a whole number" }))
+        };
+        match name {
+            "n" => asked.choices = number()?.max(1),
+            "max_tokens" | "max_completion_tokens" => asked.output = asked.output.max(Some(number()?)),
+            "service_tier" => {
+                let named = json::string(value).and_then(|name| ServiceTier::from_name(&name));
+                asked.tier = named.unwrap_or(ServiceTier::Standard);
+            }
+            _ => {}
+        }
+    }
+    Ok(asked)
 }
