@@ -24,6 +24,8 @@ pub(super) struct Plan {
     pub(super) choices: u64,
     price: Option<Arc<Price>>,
     tier: ServiceTier,
+    /// Whether the bound of the answer is ours, not the caller's.
+    is_ours: bool,
     /// Whether the prompt was counted.
     is_counted: bool,
 }
@@ -58,6 +60,7 @@ impl Shared {
             Err(_) if is_shadow => Asked::default(),
             asked => asked?,
         };
+        let mut is_ours = false;
         let output = match (output, self.model_output(&request.model)) {
             (Some(asked), Some(most)) => asked.min(most),
             (None, Some(most)) => most,
@@ -72,6 +75,7 @@ impl Shared {
             (None, None) => match self.unbounded {
                 Unbounded::Inject(tokens) if is_shadow => tokens,
                 Unbounded::Inject(tokens) => {
+                    is_ours = true;
                     self.bound(request, tokens)?;
                     tokens
                 }
@@ -91,6 +95,7 @@ impl Shared {
             choices,
             price: self.prices.price(&request.model),
             tier,
+            is_ours,
             is_counted: !self.estimator.can_tighten(),
         };
         let mut is_priced = plan.update(self);
@@ -121,7 +126,12 @@ impl Shared {
                 return true;
             }
         }
-        let OnTight::ShrinkMaxTokens { min } = self.on_tight else { return false };
+        let min = match self.on_tight {
+            OnTight::ShrinkMaxTokens { min } => min,
+            // Nobody has asked for so much. But if it will fit in a moment, it is not cut off for that.
+            OnTight::Refuse if plan.is_ours && !obstacle.is_in_flight_only() => LEAST,
+            OnTight::Refuse => return false,
+        };
         let Some(output) = plan.longest_that_fits(obstacle).filter(|output| *output >= min.max(1)) else {
             return false;
         };
@@ -233,7 +243,14 @@ impl Plan {
     }
 }
 
+/// The shortest answer that is worth a bound of ours.
+const LEAST: u64 = 16;
+
 impl Obstacle {
+    const fn is_in_flight_only(&self) -> bool {
+        matches!(self, Self::Denied(Denial { in_flight_only: true, .. }))
+    }
+
     const fn quota(&self) -> QuotaKind {
         match self {
             Self::TooLarge { quota, .. } => *quota,
