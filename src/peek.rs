@@ -69,7 +69,6 @@ pub struct ResponseFuture<F> {
 
 #[pin_project(project = StateProj)]
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "every call comes to the large one")]
 enum State<F> {
     Calling(#[pin] F),
     Peeking { answer: Option<LlmResponse>, held: Vec<StreamChunk>, bytes: usize },

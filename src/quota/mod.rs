@@ -106,8 +106,12 @@ mod lease;
 mod memory;
 mod options;
 mod plan;
+#[cfg(feature = "redis")]
+mod redis;
 mod service;
 mod shared;
+#[cfg(feature = "rusqlite")]
+pub mod sqlite;
 mod store;
 mod worker;
 
@@ -115,6 +119,10 @@ mod worker;
 pub use self::calendar::UnknownZone;
 #[cfg(feature = "tokenizer")]
 pub use self::estimate::BpeEstimator;
+#[cfg(feature = "redis")]
+pub use self::redis::{RedisQuotaStore, RedisUnfit};
+#[cfg(feature = "rusqlite")]
+pub use self::sqlite::{QuotaFileError, QuotaFileErrorKind, SqliteOptions, SqliteStore};
 pub use self::{
     amount::{Amount, Delta, Department, Departments, Limits, WindowUsage},
     calendar::{Calendar, Day, Days},

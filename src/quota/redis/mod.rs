@@ -1,0 +1,308 @@
+//! Counts in Redis, for all gateways that share it.
+
+mod check;
+mod reserve;
+mod steps;
+
+pub use self::check::RedisUnfit;
+
+use self::steps::{Answer, Ending};
+use super::{
+    Adjustment, Amount, Applied, Baseline, Days, Decision, Departments, LeaseId, QuotaStore, Reservation,
+    Settlement, Standing, StoreError, StoreFuture, calendar::system_time,
+};
+use crate::store::{
+    Redis, RedisError,
+    redis::{Run, slot},
+};
+use futures_util::future::join_all;
+use redis::Value;
+#[cfg(feature = "testing")]
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use tokio::time::Instant;
+
+/// Counts in Redis 7.0 or newer, or Valkey: one server, or a cluster.
+///
+/// All that share it share the limits, and nothing else has to be agreed on: days and leases go by the servers' clock.
+/// Each operation is one script, so that it is done or not done, and one round trip. The exception is a reservation in a
+/// cluster whose departments are not all in one slot: it is taken in each slot as *pending*, and confirmed when all have
+/// granted it, which makes two round trips; what is pending counts as reserved, and expires as released after two seconds
+/// if nobody confirms it. Other operations on several slots are done in all of them at once; if some fail,
+/// that is [`Ambiguous`](StoreError::Ambiguous), and sent again they complete.
+///
+/// # What is there
+///
+/// For each department three keys, of one slot: `llm-quota:{…}:counters`, `…:leases` and `…:expiries`, where `…` is a
+/// hash of the department's id. [`keys`](Self::keys) tells which. They take about 500 bytes with a few calls in flight,
+/// and 250 bytes for each further day that is kept; counters of windows before the last month are forgotten once a
+/// month, and a department that nobody has used for 200 days altogether.
+///
+/// Counters that are lost, with a server that kept nothing on its disk, are found to be lost: a reservation that
+/// [needs it](Reservation::needs_seed) then says [`Unseeded`](StoreError::Unseeded). A server that throws away keys when
+/// its memory is full would lose some of them unnoticed: [`check`](Self::check) refuses it. See `docs/operations-redis-quota.md` for
+/// what to set, and what a failover may lose.
+///
+/// # Time
+///
+/// An operation takes at most [the deadline](Self::with_deadline), 250 ms unless told, whatever happens to the servers or
+/// the network; a reservation that has to be taken back in other slots, a quarter more. Connections come back by
+/// themselves.
+///
+/// ```no_run
+/// use llm_layers::{quota::RedisQuotaStore, store::{Redis, RedisOptions}};
+///
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// let redis = Redis::new("redis://:secret@10.0.0.1:6379", RedisOptions::default())?;
+/// let store = RedisQuotaStore::new(redis);
+/// store.check().await?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Clone)]
+pub struct RedisQuotaStore {
+    redis: Redis,
+    prefix: Arc<str>,
+    deadline: Duration,
+    #[cfg(feature = "testing")]
+    offset: Arc<AtomicU64>,
+}
+
+/// Where a department is kept.
+#[derive(Debug)]
+struct Account {
+    counters: String,
+    leases: String,
+    expiries: String,
+}
+
+const DEADLINE: Duration = Duration::from_millis(250);
+const PREFIX: &str = "llm-quota";
+
+// ===== impl RedisQuotaStore =====
+
+impl RedisQuotaStore {
+    /// Counts there, under `llm-quota:`.
+    pub fn new(redis: Redis) -> Self {
+        Self {
+            redis,
+            prefix: PREFIX.into(),
+            deadline: DEADLINE,
+            #[cfg(feature = "testing")]
+            offset: Arc::default(),
+        }
+    }
+
+    /// Counts under keys that begin with `prefix` and a colon. All that share limits must have the same.
+    ///
+    /// With a `{tag}` in it, all departments are in one slot of a cluster: each reservation is one round trip then, and
+    /// one node does all the work.
+    #[must_use]
+    pub fn with_prefix(mut self, prefix: impl Into<Arc<str>>) -> Self {
+        self.prefix = prefix.into();
+        self
+    }
+
+    /// How long an operation may take, connecting included; 250 ms unless told.
+    #[must_use]
+    pub const fn with_deadline(mut self, limit: Duration) -> Self {
+        self.deadline = limit;
+        self
+    }
+
+    /// The keys of a department: its counters, its leases, and when they expire.
+    pub fn keys(&self, department: &str) -> [String; 3] {
+        let Account { counters, leases, expiries } = self.account(department);
+        [counters, leases, expiries]
+    }
+
+    /// Lets the servers' clock be further on, for this store and its clones.
+    #[cfg(feature = "testing")]
+    pub fn advance(&self, by: Duration) {
+        let by = u64::try_from(by.as_millis()).unwrap_or(u64::MAX);
+        self.offset.fetch_add(by, Ordering::Relaxed);
+    }
+
+    #[cfg(feature = "testing")]
+    fn offset(&self) -> u64 {
+        self.offset.load(Ordering::Relaxed)
+    }
+
+    #[cfg(not(feature = "testing"))]
+    const fn offset(&self) -> u64 {
+        0
+    }
+
+    fn account(&self, department: &str) -> Account {
+        // Whatever is in a name, it is in no key.
+        let hash = blake3::hash(department.as_bytes()).to_hex();
+        let key = |of: &str| format!("{}:{{{}}}:{of}", self.prefix, &hash[..40]);
+        Account { counters: key("counters"), leases: key("leases"), expiries: key("expiries") }
+    }
+
+    fn accounts(&self, departments: &Departments) -> Vec<Account> {
+        departments.iter().map(|department| self.account(&department.id)).collect()
+    }
+
+    /// Which of them can be had by one script: all, or in a cluster those of one slot. In the order of the slots.
+    fn groups(&self, accounts: &[Account]) -> Vec<Vec<usize>> {
+        let mut groups = BTreeMap::<u16, Vec<usize>>::new();
+        for (at, account) in accounts.iter().enumerate() {
+            let slot = if self.redis.is_cluster() { slot(account.counters.as_bytes()) } else { 0 };
+            groups.entry(slot).or_default().push(at);
+        }
+        groups.into_values().collect()
+    }
+
+    fn deadline(&self) -> Instant {
+        Instant::now() + self.deadline
+    }
+
+    async fn run(&self, run: &Run<'_>, until: Instant) -> Result<Value, StoreError> {
+        let left = until.saturating_duration_since(Instant::now());
+        Ok(self.redis.clone().with_deadline(left).run(run).await?)
+    }
+
+    /// Runs a script in all slots of these departments.
+    async fn run_everywhere(
+        &self,
+        departments: &Departments,
+        build: impl Fn(&[&Account]) -> Run<'static>,
+    ) -> Result<Vec<Value>, StoreError> {
+        let (accounts, until) = (self.accounts(departments), self.deadline());
+        let runs: Vec<_> = self
+            .groups(&accounts)
+            .into_iter()
+            .map(|group| build(&group.into_iter().map(|at| &accounts[at]).collect::<Vec<_>>()))
+            .collect();
+        let results = join_all(runs.iter().map(|run| self.run(run, until))).await;
+        let is_in_part = results.iter().any(Result::is_ok);
+        all(results).map_err(|error| match error {
+            StoreError::Definite(cause) if is_in_part => StoreError::Ambiguous(cause),
+            error => error,
+        })
+    }
+
+    async fn finish(
+        &self,
+        how: Ending,
+        id: LeaseId,
+        departments: &Departments,
+        truth: &Amount,
+    ) -> Result<Applied, StoreError> {
+        let build = |accounts: &[&Account]| steps::finish(accounts, self.offset(), how, id, truth);
+        let values = self.run_everywhere(departments, build).await?;
+        values.iter().try_fold(Applied::Duplicate, |applied, value| {
+            Ok(applied.and(match steps::text(value) {
+                Some("first") => Applied::First,
+                Some("true-up") => Applied::TrueUp,
+                Some("none") => Applied::Duplicate,
+                _ => return Err(unexpected()),
+            }))
+        })
+    }
+
+    async fn run_one(&self, run: &Run<'_>) -> Result<bool, StoreError> {
+        let value = self.run(run, self.deadline()).await?;
+        steps::flag(&value).ok_or_else(unexpected)
+    }
+
+    async fn standing(&self, department: &str, days: &Days) -> Result<Standing, StoreError> {
+        let run = steps::usage(&self.account(department), self.offset(), days);
+        let value = self.run(&run, self.deadline()).await?;
+        match steps::answer(&value).ok_or_else(unexpected)? {
+            Answer::Off { now } => Err(StoreError::OffCalendar { now: system_time(now) }),
+            Answer::Told(told) => {
+                let (Some(day), [found]) = (days.get(told.row), &*told.found) else {
+                    return Err(unexpected());
+                };
+                let (in_day, in_month, is_known) = (found.in_day, found.in_month, found.is_known);
+                Ok(Standing { day: *day, in_day, in_month, is_known })
+            }
+        }
+    }
+}
+
+impl QuotaStore for RedisQuotaStore {
+    fn reserve(&self, reservation: &Reservation) -> StoreFuture<Decision> {
+        let (store, reservation) = (self.clone(), reservation.clone());
+        StoreFuture::boxed(async move { store.reserve_everywhere(&reservation).await })
+    }
+
+    fn extend(&self, id: LeaseId, departments: &Departments, by: Duration) -> StoreFuture<bool> {
+        let (store, departments) = (self.clone(), departments.clone());
+        StoreFuture::boxed(async move {
+            let build = |accounts: &[&Account]| steps::extend(accounts, store.offset(), id, by);
+            let values = store.run_everywhere(&departments, build).await?;
+            values.iter().try_fold(true, |all, value| Ok(all & steps::flag(value).ok_or_else(unexpected)?))
+        })
+    }
+
+    fn settle(&self, settlement: &Settlement) -> StoreFuture<Applied> {
+        let (store, settlement) = (self.clone(), settlement.clone());
+        StoreFuture::boxed(async move {
+            let Settlement { id, departments, amount } = &settlement;
+            store.finish(Ending::Settle, *id, departments, amount).await
+        })
+    }
+
+    fn release(&self, id: LeaseId, departments: &Departments) -> StoreFuture<()> {
+        let (store, departments) = (self.clone(), departments.clone());
+        StoreFuture::boxed(async move {
+            store.finish(Ending::Release, id, &departments, &Amount::ZERO).await.map(drop)
+        })
+    }
+
+    fn usage(&self, department: &Arc<str>, days: &Days) -> StoreFuture<Standing> {
+        let (store, department, days) = (self.clone(), Arc::clone(department), days.clone());
+        StoreFuture::boxed(async move { store.standing(&department, &days).await })
+    }
+
+    fn seed(&self, department: &Arc<str>, baseline: &Baseline) -> StoreFuture<bool> {
+        let (store, run) = (self.clone(), steps::seed(&self.account(department), self.offset(), baseline));
+        StoreFuture::boxed(async move { store.run_one(&run).await })
+    }
+
+    fn adjust(&self, adjustment: &Adjustment) -> StoreFuture<bool> {
+        let account = self.account(&adjustment.department);
+        let (store, run) = (self.clone(), steps::adjust(&account, self.offset(), adjustment));
+        StoreFuture::boxed(async move { store.run_one(&run).await })
+    }
+}
+
+// ===== impl Account =====
+
+impl Account {
+    fn keys(&self) -> [&str; 3] {
+        [&self.counters, &self.leases, &self.expiries]
+    }
+}
+
+// ===== errors =====
+
+impl From<RedisError> for StoreError {
+    fn from(error: RedisError) -> Self {
+        match error.is_ambiguous() {
+            true => Self::ambiguous(error),
+            false => Self::definite(error),
+        }
+    }
+}
+
+/// All, or the error that says the least.
+fn all<T>(results: Vec<Result<T, StoreError>>) -> Result<Vec<T>, StoreError> {
+    let mut worst: Option<StoreError> = None;
+    let mut values = Vec::with_capacity(results.len());
+    for result in results {
+        match result {
+            Ok(value) => values.push(value),
+            Err(error) if worst.as_ref().is_none_or(|worst| !worst.is_ambiguous()) => worst = Some(error),
+            Err(_) => {}
+        }
+    }
+    worst.map_or(Ok(values), Err)
+}
+
+fn unexpected() -> StoreError {
+    RedisError::unexpected().into()
+}

@@ -1,0 +1,686 @@
+//! Quotas in Redis, against real servers: the reference's answers, faults, and several processes at once.
+
+#[path = "support/redis.rs"]
+mod redis_server;
+
+use self::redis_server::{Mode, Proxy, RedisCluster, RedisServer, free_port};
+use futures_util::future::join_all;
+use llm_layers::{
+    CallId,
+    clock::{Clock, SystemClock},
+    price::NanoUsd,
+    quota::{
+        Amount, Applied, Baseline, Calendar, Days, Decision, Department, Departments, Limits, QuotaStore,
+        RedisQuotaStore, RedisUnfit, Reservation, Settlement, Standing, StoreError,
+    },
+    store::{Redis, RedisOptions},
+    testing::StoreCheck,
+};
+use std::{
+    io::{BufRead, BufReader},
+    process::{Command, Stdio},
+    sync::Arc,
+    time::Duration,
+};
+use tokio::time::Instant;
+
+const LEASE: Duration = Duration::from_secs(600);
+const DEADLINE: Duration = Duration::from_millis(250);
+/// What a refusal may take.
+const PATIENCE: Duration = Duration::from_millis(375);
+
+fn store(url: &str) -> RedisQuotaStore {
+    RedisQuotaStore::new(Redis::new(url, RedisOptions::default()).unwrap())
+}
+
+fn cluster_store(cluster: &RedisCluster) -> RedisQuotaStore {
+    RedisQuotaStore::new(Redis::cluster(cluster.urls(), RedisOptions::default()).unwrap())
+}
+
+fn id() -> CallId {
+    CallId::mint(SystemClock.now())
+}
+
+fn days() -> Days {
+    Calendar::utc().days_around(SystemClock.now())
+}
+
+fn tokens(tokens: u64) -> Amount {
+    Amount::new(1, tokens, NanoUsd::new(tokens as i64 * 10))
+}
+
+fn limited(name: &str, limit: u64) -> Departments {
+    Departments::one(Department::new(name, Limits::new().with_month_tokens(limit)))
+}
+
+fn unlimited(names: &[String]) -> Departments {
+    names.iter().map(|name| Department::new(name.as_str(), Limits::new())).collect()
+}
+
+fn reservation(id: CallId, departments: &Departments, amount: u64) -> Reservation {
+    Reservation::new(id, departments.clone(), tokens(amount), LEASE, days())
+}
+
+async fn reserve(store: &impl QuotaStore, departments: &Departments, amount: u64) -> (CallId, Decision) {
+    let id = id();
+    (id, store.reserve(&reservation(id, departments, amount)).await.unwrap())
+}
+
+async fn granted(store: &impl QuotaStore, departments: &Departments, amount: u64) -> CallId {
+    let (id, decision) = reserve(store, departments, amount).await;
+    assert!(matches!(decision, Decision::Granted(_)), "{decision:?}");
+    id
+}
+
+async fn settle(store: &impl QuotaStore, id: CallId, departments: &Departments, amount: u64) -> Applied {
+    store.settle(&Settlement::new(id, departments.clone(), tokens(amount))).await.unwrap()
+}
+
+async fn standing(store: &impl QuotaStore, department: &str) -> Standing {
+    store.usage(&department.into(), &days()).await.unwrap()
+}
+
+/// Tokens settled and reserved, in the month.
+async fn counted(store: &impl QuotaStore, department: &str) -> (u64, u64) {
+    let used = standing(store, department).await.in_month;
+    (used.settled.tokens, used.reserved.tokens)
+}
+
+/// Asks until an answer comes.
+async fn until_done<T, F>(limit: Duration, what: impl Fn() -> F) -> T
+where
+    F: Future<Output = Result<T, StoreError>>,
+{
+    let since = Instant::now();
+    loop {
+        match what().await {
+            Ok(value) => return value,
+            Err(error) if since.elapsed() > limit => panic!("still {error:?} after {:?}", since.elapsed()),
+            Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+        }
+    }
+}
+
+async fn until_granted(store: &impl QuotaStore, departments: &Departments, limit: Duration) -> Duration {
+    let since = Instant::now();
+    // Sent again under the same id it is the same reservation.
+    let reservation = reservation(id(), departments, 1);
+    let decision = until_done(limit, || store.reserve(&reservation)).await;
+    assert!(matches!(decision, Decision::Granted(_)), "{decision:?}");
+    until_done(limit, || store.release(reservation.id, departments)).await;
+    since.elapsed()
+}
+
+/// Reserves, and expects an error in time.
+async fn refused(store: &impl QuotaStore, departments: &Departments) -> (CallId, StoreError) {
+    let (id, since) = (id(), Instant::now());
+    let error = store.reserve(&reservation(id, departments, 100)).await.unwrap_err();
+    assert!(since.elapsed() < PATIENCE, "{:?}", since.elapsed());
+    (id, error)
+}
+
+// ===== the same answers as the reference =====
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_server_answers_as_the_reference() {
+    let Some(server) = RedisServer::start("quota_redis: one server") else { return };
+    let store = store(&server.url()).with_deadline(Duration::from_secs(10));
+    let clock = store.clone();
+    StoreCheck::new(store)
+        .with_advance(move |by| {
+            clock.advance(by);
+            async {}
+        })
+        .check()
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_answers_as_the_reference() {
+    let Some(cluster) = RedisCluster::start("quota_redis: cluster") else { return };
+    let store = cluster_store(&cluster).with_deadline(Duration::from_secs(10));
+    let clock = store.clone();
+    StoreCheck::new(store)
+        .with_advance(move |by| {
+            clock.advance(by);
+            async {}
+        })
+        .with_length(4)
+        .check()
+        .await;
+    let sizes = cluster.nodes.iter().map(|node| node.ask(&["DBSIZE"]).parse::<u64>().unwrap());
+    assert!(sizes.clone().all(|size| size > 100), "{:?}", sizes.collect::<Vec<_>>());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_with_all_departments_in_one_slot_answers_as_the_reference() {
+    let Some(cluster) = RedisCluster::start("quota_redis: one slot") else { return };
+    let store = cluster_store(&cluster).with_prefix("{quota}").with_deadline(Duration::from_secs(10));
+    store.check().await.unwrap();
+    StoreCheck::new(store).with_length(3).with_scripts(50).with_callers(50).check().await;
+    let mut sizes: Vec<u64> =
+        cluster.nodes.iter().map(|node| node.ask(&["DBSIZE"]).parse().unwrap()).collect();
+    sizes.sort_unstable();
+    assert_eq!(sizes[..2], [0, 0]);
+}
+
+// ===== what is there =====
+
+#[tokio::test]
+async fn keys_say_nothing_of_the_department_and_are_of_one_slot() {
+    let store = store("redis://127.0.0.1:1").with_prefix("mine");
+    let names = ["sales", "", "{}", "{a}b", "a:b", "a b", "\u{65e5}\u{672c}", "a\0b"];
+    let keys: Vec<_> = names.iter().map(|name| store.keys(name)).collect();
+    for [counters, leases, expiries] in &keys {
+        let tag = counters.strip_prefix("mine:{").and_then(|rest| rest.strip_suffix("}:counters")).unwrap();
+        assert!(tag.len() == 40 && tag.bytes().all(|byte| byte.is_ascii_hexdigit()), "{tag}");
+        assert_eq!(
+            (leases, expiries),
+            (&format!("mine:{{{tag}}}:leases"), &format!("mine:{{{tag}}}:expiries"))
+        );
+    }
+    let distinct: std::collections::HashSet<_> = keys.iter().flatten().collect();
+    assert_eq!(distinct.len(), names.len() * 3);
+}
+
+#[tokio::test]
+async fn counters_of_old_windows_are_forgotten_and_those_of_two_months_are_kept() {
+    let Some(server) = RedisServer::start("quota_redis: windows") else { return };
+    let (store, a) = (store(&server.url()), limited("a", 1_000_000));
+    let [counters, leases, expiries] = store.keys("a");
+    let start = SystemClock.now();
+    let day_number = |number: u32| Calendar::utc().day(start + Duration::from_secs(86_400) * number);
+    for number in 0..200 {
+        let day = day_number(number);
+        let (id, on) = (id(), Days::only(day));
+        store.reserve(&Reservation::new(id, a.clone(), tokens(5), LEASE, on.clone())).await.unwrap();
+        assert_eq!(settle(&store, id, &a, 5).await, Applied::First);
+        let fields = server.ask(&["HKEYS", &counters]);
+        assert!(fields.lines().count() <= 62 * 6 + 2 * 6 + 2, "{}", fields.lines().count());
+        let last = day_number(number.saturating_sub(28));
+        let standing = store.usage(&"a".into(), &Days::only(last)).await.unwrap();
+        assert_eq!(standing.in_day.settled.tokens, 5, "of {} on {}", last.date, day.date);
+    }
+    let month = day_number(199).month;
+    let last = if month % 100 == 1 { month - 89 } else { month - 1 };
+    let fields = server.ask(&["HKEYS", &counters]);
+    let mut months: Vec<u32> =
+        fields.lines().filter_map(|field| field.strip_prefix('m')?.split_once(':')?.0.parse().ok()).collect();
+    months.sort_unstable();
+    months.dedup();
+    assert_eq!(months, [last, month]);
+    // What nobody uses is forgotten some time.
+    assert!(server.ask(&["TTL", &counters]).parse::<i64>().unwrap() > 100 * 86_400);
+    assert_eq!(server.ask(&["EXISTS", &leases, &expiries]), "0", "nothing is in flight");
+    granted(&store, &a, 1).await;
+    for key in [leases, expiries] {
+        assert!(server.ask(&["TTL", &key]).parse::<i64>().unwrap() > 100 * 86_400);
+    }
+}
+
+#[tokio::test]
+async fn a_counter_that_is_none_is_an_error_and_nothing_is_granted() {
+    let Some(server) = RedisServer::start("quota_redis: broken") else { return };
+    let (store, a) = (store(&server.url()), limited("a", 1000));
+    let [counters, leases, _] = store.keys("a");
+    granted(&store, &a, 10).await;
+    let month = days()[1].month;
+    for lie in ["1e3", "-5", "", "12.5", "0x10"] {
+        server.ask(&["HSET", &counters, &format!("m{month}:ts"), lie]);
+        assert!(store.reserve(&reservation(id(), &a, 1)).await.is_err(), "{lie:?}");
+    }
+    assert_eq!(server.ask(&["HLEN", &leases]), "1");
+    server.ask(&["DEL", &counters]);
+    server.ask(&["SET", &counters, "text"]);
+    assert!(store.reserve(&reservation(id(), &a, 1)).await.is_err());
+    assert_eq!(server.ask(&["HLEN", &leases]), "1");
+}
+
+#[tokio::test]
+async fn a_full_memory_refuses_what_is_new_and_settles_what_is_there() {
+    let Some(server) = RedisServer::start("quota_redis: memory") else { return };
+    let (store, a) = (store(&server.url()), limited("a", 1000));
+    let [settled, released] = [granted(&store, &a, 100).await, granted(&store, &a, 200).await];
+    server.ask(&["CONFIG", "SET", "maxmemory", "1"]);
+    let (_, error) = refused(&store, &a).await;
+    assert!(matches!(error, StoreError::Definite(_)), "{error:?}");
+    assert!(store.extend(settled, &a, LEASE * 2).await.unwrap());
+    assert_eq!(settle(&store, settled, &a, 70).await, Applied::First);
+    store.release(released, &a).await.unwrap();
+    assert_eq!(counted(&store, "a").await, (70, 0));
+    server.ask(&["CONFIG", "SET", "maxmemory", "0"]);
+    granted(&store, &a, 930).await;
+}
+
+// ===== check =====
+
+#[tokio::test]
+async fn a_server_that_may_lose_counters_or_cannot_write_them_is_found() {
+    let Some(server) = RedisServer::start("quota_redis: check") else { return };
+    let here = store(&server.url());
+    here.check().await.unwrap();
+    for policy in ["allkeys-lru", "volatile-ttl", "allkeys-random"] {
+        server.ask(&["CONFIG", "SET", "maxmemory-policy", policy]);
+        let unfit = here.check().await.unwrap_err();
+        assert!(matches!(&unfit, RedisUnfit::Evicts { policy: found, .. } if **found == *policy), "{unfit}");
+        assert!(unfit.to_string().contains(&server.port().to_string()), "{unfit}");
+    }
+    server.ask(&["CONFIG", "SET", "maxmemory-policy", "noeviction"]);
+    let replica = RedisServer::with_options(&["--replicaof", "127.0.0.1", &server.port().to_string()]);
+    let there = store(&replica.url());
+    assert!(matches!(there.check().await, Err(RedisUnfit::Replica { .. })));
+    let (_, error) = refused(&there, &limited("a", 100)).await;
+    assert!(matches!(error, StoreError::Definite(_)), "{error:?}");
+    let nowhere = store(&format!("redis://127.0.0.1:{}", free_port()));
+    assert!(matches!(nowhere.check().await, Err(RedisUnfit::Unavailable(_))));
+    let alone = RedisServer::with_options(&["--cluster-enabled", "yes"]);
+    assert!(matches!(store(&alone.url()).check().await, Err(RedisUnfit::InCluster { .. })));
+}
+
+#[tokio::test]
+async fn in_a_cluster_each_node_is_checked_and_a_prefix_that_scatters_is_found() {
+    let Some(cluster) = RedisCluster::start("quota_redis: check cluster") else { return };
+    let store = cluster_store(&cluster).with_deadline(Duration::from_secs(2));
+    store.check().await.unwrap();
+    let scattered = store.clone().with_prefix("a{}b");
+    assert!(matches!(scattered.check().await, Err(RedisUnfit::Scattered)));
+    cluster.nodes[2].ask(&["CONFIG", "SET", "maxmemory-policy", "allkeys-lfu"]);
+    let unfit = store.check().await.unwrap_err();
+    assert!(
+        matches!(&unfit, RedisUnfit::Evicts { server, .. } if server.ends_with(&cluster.nodes[2].port().to_string()))
+    );
+}
+
+// ===== faults =====
+
+#[tokio::test]
+async fn a_server_that_was_killed_refuses_at_once_and_goes_on_with_what_it_had() {
+    let Some(mut server) = RedisServer::start_durable("quota_redis: killed") else { return };
+    let (store, a) = (store(&server.url()), limited("a", 1000));
+    let call = granted(&store, &a, 300).await;
+    server.kill();
+    for _ in 0..3 {
+        refused(&store, &a).await;
+    }
+    let (_, error) = refused(&store, &a).await;
+    assert!(matches!(error, StoreError::Definite(_)), "nobody listens: {error:?}");
+    server.restart();
+    let took = until_granted(&store, &a, Duration::from_secs(5)).await;
+    println!("granted again {took:?} after the restart");
+    assert_eq!(counted(&store, "a").await, (0, 300));
+    assert_eq!(settle(&store, call, &a, 120).await, Applied::First);
+    assert_eq!(counted(&store, "a").await, (120, 0));
+}
+
+#[tokio::test]
+async fn a_server_that_came_back_empty_says_so_until_it_is_told_the_truth() {
+    let Some(mut server) = RedisServer::start("quota_redis: emptied") else { return };
+    let (store, a) = (store(&server.url()), limited("a", 1000));
+    let day = days()[1];
+    let wary = |id| reservation(id, &a, 300).with_needs_seed(true);
+    for round in 0..2 {
+        let in_vain = store.reserve(&wary(id())).await;
+        let Err(StoreError::Unseeded { departments, .. }) = in_vain else { panic!("{in_vain:?}") };
+        assert_eq!(departments, [Arc::clone(&a[0].id)]);
+        // Two gateways at once, of which one does it.
+        let truth = Baseline::new(day, tokens(600), tokens(650));
+        let [one, other] = join_all([(); 2].map(|()| store.seed(&a[0].id, &truth))).await.try_into().unwrap();
+        assert_ne!(one.unwrap(), other.unwrap());
+        let call = id();
+        assert!(matches!(store.reserve(&wary(call)).await.unwrap(), Decision::Granted(_)));
+        assert!(matches!(store.reserve(&wary(id())).await.unwrap(), Decision::Denied(_)), "650 + 300 + 300");
+        assert_eq!(counted(&store, "a").await, (650, 300));
+        assert_eq!(standing(&store, "a").await.in_day.settled.tokens, 600);
+        server.restart_empty();
+        if round == 0 {
+            // What was in flight is unknown there: it changes nothing.
+            let settlement = Settlement::new(call, a.clone(), tokens(10));
+            let settled = until_done(Duration::from_secs(5), || store.settle(&settlement));
+            assert_eq!(settled.await, Applied::Duplicate);
+            assert_eq!(counted(&store, "a").await, (0, 0));
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_frozen_server_refuses_in_time_and_whatever_comes_first_at_the_thaw_nothing_is_left() {
+    let Some(server) = RedisServer::start("quota_redis: frozen") else { return };
+    let (store, other, a) = (store(&server.url()), store(&server.url()), limited("a", 100_000));
+    granted(&store, &a, 1).await;
+    granted(&other, &a, 1).await;
+    for _ in 0..8 {
+        server.freeze();
+        let calls: Vec<_> = join_all((0..20).map(|_| refused(&store, &a))).await;
+        assert_eq!(calls.len(), 20);
+        assert!(calls.iter().any(|(_, error)| error.is_ambiguous()));
+        // Sent on another connection while all of it waits: some releases come before their reservations.
+        let given_up = join_all(calls.iter().map(|(id, _)| other.release(*id, &a))).await;
+        assert!(given_up.iter().all(Result::is_err));
+        server.thaw();
+        until_granted(&store, &a, Duration::from_secs(3)).await;
+        for (id, _) in &calls {
+            until_done(Duration::from_secs(3), || store.release(*id, &a)).await;
+            let again = store.reserve(&reservation(*id, &a, 100)).await.unwrap();
+            if again != Decision::Ended {
+                // It had come, and was given back.
+                store.release(*id, &a).await.unwrap();
+            }
+        }
+        assert_eq!(counted(&store, "a").await, (0, 2));
+    }
+}
+
+#[tokio::test]
+async fn a_reservation_that_comes_after_its_release_is_refused() {
+    let Some(server) = RedisServer::start("quota_redis: late") else { return };
+    let (store, a) = (store(&server.url()), limited("a", 1000));
+    let call = id();
+    store.release(call, &a).await.unwrap();
+    assert_eq!(store.reserve(&reservation(call, &a, 10)).await.unwrap(), Decision::Ended);
+    assert_eq!(counted(&store, "a").await, (0, 0));
+    store.advance(llm_layers::quota::ENDED_KEPT);
+    assert!(matches!(store.reserve(&reservation(call, &a, 10)).await.unwrap(), Decision::Granted(_)));
+}
+
+#[tokio::test]
+async fn a_reply_that_is_lost_is_ambiguous_and_repeating_counts_nothing_twice() {
+    let Some(server) = RedisServer::start("quota_redis: lost") else { return };
+    let proxy = Proxy::start(server.port());
+    let (store, direct, a) = (store(&proxy.url()), store(&server.url()), limited("a", 1000));
+    granted(&store, &a, 1).await;
+    let mut settled = 0;
+    for mode in [Mode::Cut, Mode::Swallow, Mode::Delay(DEADLINE * 2)] {
+        proxy.set(mode);
+        let (lost, error) = refused(&store, &a).await;
+        assert!(error.is_ambiguous(), "{mode:?}: {error:?}");
+        // It comes to pass; with a delay, some time.
+        until_done(Duration::from_secs(1), || async {
+            match counted(&direct, "a").await {
+                (_, 101) => Ok(()),
+                other => Err(StoreError::definite(format!("{other:?}"))),
+            }
+        })
+        .await;
+        proxy.set(Mode::Pass);
+        until_done(Duration::from_secs(3), || store.release(lost, &a)).await;
+        assert_eq!(counted(&direct, "a").await, (settled, 1));
+
+        let call = granted(&store, &a, 100).await;
+        proxy.set(mode);
+        let settlement = Settlement::new(call, a.clone(), tokens(40));
+        assert!(store.settle(&settlement).await.unwrap_err().is_ambiguous());
+        proxy.set(Mode::Pass);
+        let again = until_done(Duration::from_secs(3), || store.settle(&settlement)).await;
+        assert_eq!(again, Applied::Duplicate);
+        settled += 40;
+        assert_eq!(counted(&direct, "a").await, (settled, 1));
+    }
+}
+
+/// Calls as a gateway makes them: what is ambiguous is released, what is granted is settled, until it is done. What was
+/// used up.
+async fn call(store: &impl QuotaStore, departments: &Departments, most: u64, truth: u64) -> Option<u64> {
+    let (id, since) = (id(), Instant::now());
+    match store.reserve(&reservation(id, departments, most)).await {
+        Ok(Decision::Granted(_)) => {
+            let settlement = Settlement::new(id, departments.clone(), tokens(truth));
+            let settled = until_done(Duration::from_secs(30), || store.settle(&settlement)).await;
+            assert_ne!(settled, Applied::TrueUp);
+            return Some(truth);
+        }
+        Ok(Decision::Denied(_)) => {}
+        Ok(Decision::Ended) => panic!("a call that is new has ended"),
+        Err(error) => {
+            assert!(since.elapsed() < PATIENCE, "{:?}", since.elapsed());
+            if error.is_ambiguous() {
+                until_done(Duration::from_secs(30), || store.release(id, departments)).await;
+            }
+        }
+    }
+    None
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn calls_through_a_network_that_loses_replies_are_each_counted_once() {
+    let Some(server) = RedisServer::start("quota_redis: lossy") else { return };
+    let proxy = Proxy::start(server.port());
+    let (through, direct) = (store(&proxy.url()), store(&server.url()));
+    let a = limited("a", 1_000_000);
+    proxy.set(Mode::CutEvery(7));
+    let tasks = (0..20).map(|caller| {
+        let (store, a) = (through.clone(), a.clone());
+        tokio::spawn(async move {
+            let mut random = fastrand::Rng::with_seed(caller);
+            let (mut used, mut calls) = (0, 0);
+            for _ in 0..40 {
+                if let Some(truth) = call(&store, &a, 100, random.u64(0..=100)).await {
+                    (used, calls) = (used + truth, calls + 1);
+                }
+            }
+            (used, calls)
+        })
+    });
+    let (used, calls) = join_all(tasks)
+        .await
+        .into_iter()
+        .map(Result::unwrap)
+        .fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
+    println!("{calls} calls of 800, {} connections cut", proxy.cuts());
+    assert!(proxy.cuts() > 10 && calls > 200, "{} cuts, {calls} calls", proxy.cuts());
+    let used_up = standing(&direct, "a").await.in_month;
+    assert_eq!(used_up.settled, Amount::new(calls, used, NanoUsd::new(used as i64 * 10)));
+    assert_eq!(used_up.reserved, Amount::ZERO);
+}
+
+// ===== several slots =====
+
+/// A department of each node.
+fn one_of_each(cluster: &RedisCluster, store: &RedisQuotaStore) -> Vec<String> {
+    let owner = |name: &String| {
+        let slot = cluster.nodes[0].ask(&["CLUSTER", "KEYSLOT", &store.keys(name)[0]]);
+        cluster.owner(slot.parse().unwrap(), 0).unwrap()
+    };
+    (0..3).map(|node| (0..).map(|n| format!("d{n}")).find(|name| owner(name) == node).unwrap()).collect()
+}
+
+#[tokio::test]
+async fn what_one_slot_denies_is_taken_back_in_the_others() {
+    let Some(cluster) = RedisCluster::start("quota_redis: denied") else { return };
+    let store = cluster_store(&cluster);
+    let names = one_of_each(&cluster, &store);
+    let limits = [Limits::new(), Limits::new().with_day_tokens(50), Limits::new()];
+    let all = Departments::new(
+        names.iter().zip(limits).map(|(name, limits)| Department::new(name.as_str(), limits)),
+    );
+    let (_, decision) = reserve(&store, &all, 60).await;
+    let Decision::Denied(denial) = decision else { panic!("{decision:?}") };
+    assert_eq!((&*denial.department, denial.in_flight_only), (&*names[1], false));
+    for name in &names {
+        let standing = standing(&store, name).await;
+        assert_eq!((standing.in_month.reserved, standing.is_known), (Amount::ZERO, false));
+        assert_eq!(
+            cluster.nodes.iter().filter(|node| node.ask(&["EXISTS", &store.keys(name)[1]]) == "1").count(),
+            0
+        );
+    }
+    let call = granted(&store, &all, 40).await;
+    assert!(matches!(store.reserve(&reservation(call, &all, 40)).await.unwrap(), Decision::Granted(_)));
+    assert_eq!(settle(&store, call, &all, 30).await, Applied::First);
+    for name in &names {
+        assert_eq!(counted(&store, name).await, (30, 0));
+    }
+}
+
+#[tokio::test]
+async fn what_a_gateway_left_pending_is_given_back_after_two_seconds() {
+    let Some(cluster) = RedisCluster::start("quota_redis: pending") else { return };
+    let store = cluster_store(&cluster);
+    let names = one_of_each(&cluster, &store);
+    let all = unlimited(&names);
+    until_granted(&store, &all, Duration::from_secs(2)).await;
+    cluster.nodes[1].freeze();
+    // Gone before it was done.
+    let call = id();
+    let reservation = reservation(call, &all, 100);
+    tokio::time::timeout(Duration::from_millis(100), store.reserve(&reservation)).await.unwrap_err();
+    for name in [&names[0], &names[2]] {
+        assert_eq!(counted(&store, name).await, (0, 100));
+    }
+    cluster.nodes[1].thaw();
+    // Its turn comes with the thaw.
+    until_done(Duration::from_secs(1), || async {
+        match counted(&store, &names[1]).await {
+            (0, 100) => Ok(()),
+            other => Err(StoreError::definite(format!("{other:?}"))),
+        }
+    })
+    .await;
+    store.advance(Duration::from_millis(2000));
+    for name in &names {
+        assert_eq!(counted(&store, name).await, (0, 0));
+    }
+    assert_eq!(settle(&store, call, &all, 100).await, Applied::Duplicate);
+}
+
+#[tokio::test]
+async fn a_node_that_does_not_answer_refuses_the_whole_and_nothing_stays_in_the_others() {
+    let Some(cluster) = RedisCluster::start("quota_redis: node frozen") else { return };
+    let store = cluster_store(&cluster);
+    let names = one_of_each(&cluster, &store);
+    let all = unlimited(&names);
+    until_granted(&store, &all, Duration::from_secs(2)).await;
+    cluster.nodes[2].freeze();
+    let (call, error) = refused(&store, &all).await;
+    assert!(error.is_ambiguous(), "{error:?}");
+    for name in &names[..2] {
+        assert_eq!(counted(&store, name).await, (0, 0));
+    }
+    cluster.nodes[2].thaw();
+    until_done(Duration::from_secs(3), || store.release(call, &all)).await;
+    until_granted(&store, &all, Duration::from_secs(3)).await;
+    for name in &names {
+        assert_eq!(counted(&store, name).await, (0, 0));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn calls_go_on_where_a_replica_takes_over() {
+    let Some(mut cluster) = RedisCluster::start_with_replicas("quota_redis: failover") else { return };
+    let store = cluster_store(&cluster);
+    let names = one_of_each(&cluster, &store);
+    let all = unlimited(&names);
+    until_granted(&store, &all, Duration::from_secs(2)).await;
+    let mut used = 0;
+    for _ in 0..20 {
+        used += call(&store, &all, 100, 60).await.unwrap();
+    }
+    let held = granted(&store, &all, 100).await;
+    // What a replica does not have yet is lost with its master.
+    for node in &cluster.nodes[..3] {
+        let offset = |info: &str, name: &str| {
+            info.lines()
+                .find_map(|line| line.strip_prefix(name))
+                .and_then(|offset| offset.parse::<u64>().ok())
+        };
+        until_done(Duration::from_secs(5), || async {
+            let info = node.ask(&["INFO", "replication"]);
+            let acknowledged =
+                info.split(",offset=").nth(1).and_then(|rest| rest.split(',').next()?.parse().ok());
+            match offset(&info, "master_repl_offset:") == acknowledged {
+                true => Ok(()),
+                false => Err(StoreError::definite("not replicated yet")),
+            }
+        })
+        .await;
+    }
+    cluster.nodes[0].kill();
+    let since = Instant::now();
+    let mut refusals = 0;
+    loop {
+        match call(&store, &all, 100, 60).await {
+            Some(truth) => {
+                used += truth;
+                break;
+            }
+            None => refusals += 1,
+        }
+        assert!(since.elapsed() < Duration::from_secs(20));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    println!("granted again {:?} after a master was killed, {refusals} refusals in between", since.elapsed());
+    assert!(refusals > 0);
+    assert_eq!(settle(&store, held, &all, 77).await, Applied::First);
+    used += 77;
+    // What was pending where the whole cluster was down a moment later could not be taken back.
+    store.advance(Duration::from_secs(2));
+    for name in &names {
+        assert_eq!(counted(&store, name).await, (used, 0), "{name}");
+    }
+}
+
+// ===== several processes =====
+
+const CHILD: &str = "LLM_LAYERS_QUOTA_URL";
+const CALLERS: u64 = 100;
+const LARGEST: u64 = 100;
+const LIMIT: u64 = 60_000;
+
+/// Does nothing unless it is the child: half of the callers, until the limit keeps them out.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn child() {
+    let Ok(url) = std::env::var(CHILD) else { return };
+    let store = store(&url).with_deadline(Duration::from_secs(10));
+    let shared = limited("shared", LIMIT);
+    let tasks = (0..CALLERS).map(|caller| {
+        let (store, shared) = (store.clone(), shared.clone());
+        tokio::spawn(async move {
+            let mut random = fastrand::Rng::with_seed(caller ^ u64::from(std::process::id()));
+            let mut used = 0;
+            loop {
+                let (id, decision) = reserve(&store, &shared, LARGEST).await;
+                match decision {
+                    Decision::Granted(_) => {
+                        let truth = random.u64(0..=LARGEST);
+                        assert_eq!(settle(&store, id, &shared, truth).await, Applied::First);
+                        used += truth;
+                    }
+                    Decision::Denied(denial) if denial.in_flight_only => tokio::task::yield_now().await,
+                    Decision::Denied(_) => return used,
+                    Decision::Ended => panic!(),
+                }
+            }
+        })
+    });
+    let used: u64 = join_all(tasks).await.into_iter().map(Result::unwrap).sum();
+    println!("used={used}");
+}
+
+#[tokio::test]
+async fn two_processes_with_two_hundred_callers_share_one_limit() {
+    let Some(server) = RedisServer::start("quota_redis: processes") else { return };
+    let children: Vec<_> = (0..2)
+        .map(|_| {
+            Command::new(std::env::current_exe().unwrap())
+                .args(["--exact", "child", "--nocapture", "--test-threads=1"])
+                .env(CHILD, server.url())
+                .stdout(Stdio::piped())
+                .spawn()
+                .unwrap()
+        })
+        .collect();
+    let mut used = Vec::new();
+    for mut child in children {
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        used.extend(
+            lines.map_while(Result::ok).filter_map(|line| line.split("used=").nth(1)?.parse::<u64>().ok()),
+        );
+        assert!(child.wait().unwrap().success());
+    }
+    println!("used {used:?} of {LIMIT}");
+    assert_eq!(used.len(), 2);
+    assert!(used.iter().all(|used| *used > 0));
+    let used: u64 = used.iter().sum();
+    assert_eq!(counted(&store(&server.url()), "shared").await, (used, 0));
+    assert!(used <= LIMIT, "{used}");
+    assert!(used + 2 * CALLERS * LARGEST >= LIMIT, "{used}");
+}

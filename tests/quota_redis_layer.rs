@@ -1,0 +1,250 @@
+//! Calls under quotas that are counted in a real Redis, while it is killed, frozen or emptied under load.
+
+#[path = "support/redis.rs"]
+mod redis_server;
+
+use self::redis_server::{Mode, Proxy, RedisServer};
+use futures_util::future::join_all;
+use llm_layers::{
+    ChatBody, Completion, Error, ErrorKind, LlmRequest, LlmResponse, RequestContext, TokenUsage,
+    clock::{Clock, SystemClock},
+    policies::{DepartmentPolicy, PolicyTable},
+    price::Prices,
+    quota::{
+        Amount, Calendar, Day, Delta, HistoryFuture, Limits, QuotaLayer, QuotaStore, RedisQuotaStore,
+        UsageHistory, Used, WorkerOptions, audit, repair,
+    },
+    store::{Redis, RedisOptions},
+};
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+use tokio::time::{Instant, sleep};
+use tower::{Layer, ServiceExt, service_fn};
+
+const CALLERS: usize = 32;
+const DEPARTMENTS: [&str; 2] = ["research", "all"];
+/// What a refusal may take: one and a half deadlines.
+const PATIENCE: Duration = Duration::from_millis(375);
+const MOST: u64 = 50;
+
+/// What the provider was asked for in truth: by the calls that came there, and by those that were answered.
+#[derive(Clone, Default)]
+struct Ledger {
+    used: Arc<Mutex<Amount>>,
+    began: Arc<AtomicU64>,
+}
+
+impl UsageHistory for Ledger {
+    fn used(&self, _: Arc<str>, _: Day) -> HistoryFuture {
+        let used = *self.used.lock().unwrap();
+        Box::pin(async move { Ok(Used { in_day: used, in_month: used }) })
+    }
+}
+
+/// What became of the calls.
+#[derive(Default)]
+struct Seen {
+    answered: AtomicU64,
+    refused: AtomicU64,
+    slowest_refusal: AtomicU64,
+    is_over: AtomicBool,
+}
+
+struct Load {
+    ledger: Ledger,
+    seen: Arc<Seen>,
+    store: RedisQuotaStore,
+}
+
+impl Load {
+    fn answered(&self) -> u64 {
+        self.seen.answered.load(Ordering::Acquire)
+    }
+
+    /// Waits until so many more calls have been answered.
+    async fn flows(&self, calls: u64) -> Duration {
+        let (since, start) = (Instant::now(), self.answered());
+        while self.answered() < start + calls {
+            assert!(since.elapsed() < Duration::from_secs(20), "no calls flow");
+            sleep(Duration::from_millis(5)).await;
+        }
+        since.elapsed()
+    }
+
+    /// No call reaches the provider for so long, once those that were admitted are there.
+    async fn stands(&self, time: Duration) {
+        sleep(Duration::from_millis(50)).await;
+        let (began, refused) =
+            (self.ledger.began.load(Ordering::Acquire), self.seen.refused.load(Ordering::Acquire));
+        sleep(time).await;
+        assert_eq!(self.ledger.began.load(Ordering::Acquire), began, "calls that nobody reserved for");
+        assert!(self.seen.refused.load(Ordering::Acquire) > refused, "calls hang");
+    }
+}
+
+/// Keeps calls coming while `faults` happen, then compares what is counted with what was used. With `exact`, counters
+/// have to be right by themselves.
+async fn under_load(url: &str, exact: bool, faults: impl AsyncFnOnce(&Load)) {
+    let store = RedisQuotaStore::new(Redis::new(url, RedisOptions::default()).unwrap());
+    store.check().await.unwrap();
+    let mut policy = DepartmentPolicy::default();
+    policy.limits = Limits::new().with_day_tokens(1 << 40).with_month_requests(1 << 40);
+    let ledger = Ledger::default();
+    let (layer, worker) = QuotaLayer::pair(
+        store.clone(),
+        PolicyTable::new(policy),
+        Prices::default(),
+        WorkerOptions::default(),
+    );
+    let layer = layer.with_history(ledger.clone());
+    let books = ledger.clone();
+    let provider = service_fn(move |request: LlmRequest| {
+        let books = books.clone();
+        async move {
+            request.progress.mark_dispatched();
+            books.began.fetch_add(1, Ordering::AcqRel);
+            sleep(Duration::from_millis(fastrand::u64(1..10))).await;
+            let usage = TokenUsage::new(5, fastrand::u64(0..=MOST));
+            let used = Amount::new(1, 5 + usage.output_tokens.unwrap(), Default::default());
+            let mut sum = books.used.lock().unwrap();
+            *sum = sum.plus(&used);
+            Ok::<_, Error>(LlmResponse::new(request.model, Completion::text("hi", usage)))
+        }
+    });
+    let service = layer.layer(provider);
+    let load = Load { ledger, seen: Arc::default(), store };
+    let callers: Vec<_> = (0..CALLERS)
+        .map(|_| {
+            let (service, seen) = (service.clone(), Arc::clone(&load.seen));
+            tokio::spawn(async move {
+                while !seen.is_over.load(Ordering::Acquire) {
+                    let body = ChatBody::builder().user("Hello?").set("max_tokens", MOST).build().unwrap();
+                    let mut request = LlmRequest::new("p/m", body);
+                    request.context = RequestContext::new().with_departments(DEPARTMENTS);
+                    let since = Instant::now();
+                    match service.clone().oneshot(request).await {
+                        Ok(answer) => {
+                            assert_eq!(answer.text().await.unwrap(), "hi");
+                            seen.answered.fetch_add(1, Ordering::AcqRel);
+                        }
+                        Err(error) => {
+                            assert!(matches!(error.kind(), ErrorKind::StoreUnavailable { .. }), "{error}");
+                            let took = u64::try_from(since.elapsed().as_millis()).unwrap();
+                            seen.slowest_refusal.fetch_max(took, Ordering::AcqRel);
+                            seen.refused.fetch_add(1, Ordering::AcqRel);
+                            sleep(Duration::from_millis(5)).await;
+                        }
+                    }
+                }
+            })
+        })
+        .collect();
+
+    load.flows(100).await;
+    faults(&load).await;
+    let took = load.flows(100).await;
+    load.seen.is_over.store(true, Ordering::Release);
+    for caller in join_all(callers).await {
+        caller.unwrap();
+    }
+    drop((service, layer));
+    let report = worker.shutdown(Duration::from_secs(20)).await;
+    assert_eq!((report.left, report.given_up), (0, 0), "{report:?}");
+
+    let Seen { answered, refused, slowest_refusal, .. } = &*load.seen;
+    let (answered, refused) = (answered.load(Ordering::Acquire), refused.load(Ordering::Acquire));
+    let slowest = Duration::from_millis(slowest_refusal.load(Ordering::Acquire));
+    println!("{answered} answered, {refused} refused in at most {slowest:?}; the last 100 in {took:?}");
+    assert!(refused > 0);
+    assert!(slowest <= PATIENCE, "{slowest:?}");
+    let truth = *load.ledger.used.lock().unwrap();
+    assert_eq!(truth.requests, answered);
+
+    let (calendar, now) = (Calendar::utc(), SystemClock.now());
+    for department in DEPARTMENTS {
+        let standing = load.store.usage(&department.into(), &calendar.days_around(now)).await.unwrap();
+        assert_eq!(standing.in_month.reserved, Amount::ZERO, "{department}");
+    }
+    let drifts = audit(&load.store, &load.ledger, &calendar, now, DEPARTMENTS).await.unwrap();
+    println!("drifts {:?}", drifts.iter().map(|drift| drift.by).collect::<Vec<_>>());
+    // Nothing was charged twice, and no more is missing than what was in flight.
+    for Delta { requests, tokens, .. } in drifts.iter().map(|drift| drift.by) {
+        assert!(requests >= 0 && tokens >= 0 && requests <= CALLERS as i64, "{drifts:?}");
+    }
+    if exact {
+        assert_eq!(drifts, []);
+    }
+    repair(&load.store, &drifts, now).await.unwrap();
+    assert_eq!(audit(&load.store, &load.ledger, &calendar, now, DEPARTMENTS).await.unwrap(), []);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_is_killed_and_started_again() {
+    let Some(mut server) = RedisServer::start_durable("quota_redis_layer: killed") else { return };
+    let url = server.url();
+    under_load(&url, true, async |load| {
+        for _ in 0..2 {
+            server.kill();
+            load.stands(Duration::from_millis(500)).await;
+            server.restart();
+            let took = load.flows(50).await;
+            println!("50 calls {took:?} after the restart");
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_is_frozen_and_thawed() {
+    let Some(server) = RedisServer::start("quota_redis_layer: frozen") else { return };
+    under_load(&server.url(), true, async |load| {
+        for time in [300, 1500] {
+            server.freeze();
+            load.stands(Duration::from_millis(time)).await;
+            server.thaw();
+            let took = load.flows(50).await;
+            println!("50 calls {took:?} after the thaw");
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_comes_back_empty() {
+    let Some(mut server) = RedisServer::start("quota_redis_layer: emptied") else { return };
+    let url = server.url();
+    under_load(&url, false, async |load| {
+        // At once, while calls are in flight, and after a while.
+        for pause in [0, 300] {
+            server.kill();
+            if pause > 0 {
+                load.stands(Duration::from_millis(pause)).await;
+            }
+            server.restart_empty();
+            let took = load.flows(50).await;
+            println!("50 calls {took:?} after it came back empty");
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_network_that_loses_and_delays_replies() {
+    let Some(server) = RedisServer::start("quota_redis_layer: lossy") else { return };
+    let proxy = Proxy::start(server.port());
+    under_load(&proxy.url(), true, async |load| {
+        proxy.set(Mode::CutEvery(20));
+        sleep(Duration::from_millis(1500)).await;
+        proxy.set(Mode::Delay(Duration::from_millis(400)));
+        load.stands(Duration::from_millis(800)).await;
+        proxy.set(Mode::Swallow);
+        load.stands(Duration::from_millis(800)).await;
+        proxy.set(Mode::Pass);
+    })
+    .await;
+}
