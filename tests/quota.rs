@@ -428,6 +428,22 @@ async fn an_answer_without_a_bound_is_given_one_where_it_matters() {
     known.call(ask(unbounded())).await.unwrap();
     assert_eq!((sent(&known, "max_length"), sent(&known, "max_tokens")), (None, None), "its model bounds it");
 
+    let input = unbounded().input_bytes() as u64;
+    let small = Bench::new(Limits::new().with_day_tokens(input + 40));
+    small.provider.push(whole(5, 5).after([Step::Gate]));
+    let first = tokio::spawn(small.service().oneshot(ask(unbounded())));
+    tokio::task::yield_now().await;
+    assert_eq!(sent(&small, "max_tokens").as_deref(), Some("40"), "there is not room for more");
+    let error = small.refusal(ask(unbounded())).await;
+    assert!(exceeded(&error).in_flight_only, "it is not cut off for what will be free in a moment");
+    small.provider.open();
+    first.await.unwrap().unwrap();
+    small.provider.push(whole(5, input + 10));
+    small.call(ask(unbounded())).await.unwrap();
+    assert_eq!(sent(&small, "max_tokens").as_deref(), Some("30"));
+    let error = small.refusal(ask(unbounded())).await;
+    assert!(!exceeded(&error).in_flight_only, "{error:?}");
+
     let free = Bench::new(Limits::new().with_day_requests(10));
     free.call(ask(unbounded())).await.unwrap();
     assert_eq!(sent(&free, "max_tokens"), None, "nobody limits tokens");
