@@ -1,9 +1,12 @@
 use crate::{
+    access::AccessLayer,
     alias::{AliasLayer, Aliases},
     concurrency::ConcurrencyLimitLayer,
     fallback::FallbackLayer,
     peek::PeekLayer,
+    policies::Policies,
     price::Prices,
+    quota::QuotaLayer,
     timeout::CallTimeoutLayer,
     usage::{UsageLayer, UsageSink},
 };
@@ -33,6 +36,9 @@ mod sealed {
 ///
 /// Which order is right and why is in `docs/order.md`.
 pub trait ServiceBuilderExt<L>: sealed::Sealed + Sized {
+    /// Refuses models that a department may not use. See [`access`](crate::access).
+    fn access(self, policies: impl Into<Policies>) -> ServiceBuilder<Stack<AccessLayer, L>>;
+
     /// Resolves short names. See [`alias`](crate::alias).
     fn alias(self, aliases: impl Into<Aliases>) -> ServiceBuilder<Stack<AliasLayer, L>>;
 
@@ -48,6 +54,9 @@ pub trait ServiceBuilderExt<L>: sealed::Sealed + Sized {
     /// Holds answers back until they have content. See [`peek`](crate::peek).
     fn peek(self) -> ServiceBuilder<Stack<PeekLayer, L>>;
 
+    /// Keeps departments within their limits. See [`quota`](crate::quota).
+    fn quota(self, quota: QuotaLayer) -> ServiceBuilder<Stack<QuotaLayer, L>>;
+
     /// Records what calls used up and cost. See [`usage`](crate::usage).
     fn usage<K: UsageSink + Clone>(
         self,
@@ -57,6 +66,10 @@ pub trait ServiceBuilderExt<L>: sealed::Sealed + Sized {
 }
 
 impl<L> ServiceBuilderExt<L> for ServiceBuilder<L> {
+    fn access(self, policies: impl Into<Policies>) -> ServiceBuilder<Stack<AccessLayer, L>> {
+        self.layer(AccessLayer::new(policies))
+    }
+
     fn alias(self, aliases: impl Into<Aliases>) -> ServiceBuilder<Stack<AliasLayer, L>> {
         self.layer(AliasLayer::new(aliases))
     }
@@ -75,6 +88,10 @@ impl<L> ServiceBuilderExt<L> for ServiceBuilder<L> {
 
     fn peek(self) -> ServiceBuilder<Stack<PeekLayer, L>> {
         self.layer(PeekLayer::new())
+    }
+
+    fn quota(self, quota: QuotaLayer) -> ServiceBuilder<Stack<QuotaLayer, L>> {
+        self.layer(quota)
     }
 
     fn usage<K: UsageSink + Clone>(

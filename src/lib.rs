@@ -92,10 +92,10 @@
 //! | `hyper-client` | a hyper client with rustls for it |
 //! | `reqwest` | a reqwest client for it |
 //! | `axum` | extractor, responder, server-sent events and error bodies for axum |
-//! | `rusqlite` | a ledger of usage in SQLite, and queries on it |
-//! | `toml` | price lists of your own, in TOML |
-//! | `rusqlite` | a ledger of usage in a file of SQLite; needs a C compiler |
-//! | `redis` | a server of Redis, or a cluster, to keep state in |
+//! | `rusqlite` | a ledger of usage in a file of SQLite, and queries on it; needs a C compiler |
+//! | `redis` | limits that gateways share, counted in a server of Redis or in a cluster |
+//! | `time-zones` | limits by the calendar of a time zone other than UTC |
+//! | `tokenizer` | counts the tokens of a prompt whose upper bound does not fit into a limit |
 //! | `toml` | price lists of your own, in TOML |
 //! | `testing` | the contract suite and a scripted provider |
 //!

@@ -1,15 +1,23 @@
 //! Every layer of the crate keeps the contract, and the contract finds those that do not.
 
 use llm_layers::{
-    ChatBody, Error, LlmRequest, LlmResponse,
+    ChatBody, Error, LlmRequest, LlmResponse, RequestContext,
+    access::AccessLayer,
     alias::{AliasLayer, AliasTable},
     concurrency::ConcurrencyLimitLayer,
     fallback::{Chains, FallbackLayer},
     peek::PeekLayer,
+    policies::{DepartmentPolicy, PolicyTable},
+    price::PriceBook,
     providers::Providers,
+    quota::{Limits, MemoryStore, Mode, QuotaLayer, WorkerOptions},
     testing::{Contract, Probe, Scripted, check_leaf},
     timeout::CallTimeoutLayer,
 };
+#[path = "quota/remote.rs"]
+mod remote;
+
+use remote::Remote;
 use std::{
     future::{Ready, ready},
     panic::AssertUnwindSafe,
@@ -48,6 +56,35 @@ async fn call_timeout() {
 #[tokio::test(start_paused = true)]
 async fn concurrency_limit() {
     Contract::layer(ConcurrencyLimitLayer::new(1)).check().await;
+}
+
+fn of_a_department() -> LlmRequest {
+    LlmRequest::new("probe/model", ChatBody::builder().user("Say hi.").build().unwrap())
+        .with_context(RequestContext::new().with_departments(["research", "operations"]))
+}
+
+#[tokio::test(start_paused = true)]
+async fn access() {
+    let table = PolicyTable::new(DepartmentPolicy::default().with_models(["probe/*"]));
+    Contract::layer(AccessLayer::new(table)).with_request(of_a_department()).check().await;
+}
+
+/// One department, and just so much that a call fits again as soon as the one before has given back what it held.
+#[tokio::test(start_paused = true)]
+async fn quota() {
+    let limits = Limits::new().with_day_tokens(1_000_000).with_month_requests(1000);
+    let table = || PolicyTable::new(DepartmentPolicy::new(limits));
+    let prices = PriceBook::new;
+    let quota = QuotaLayer::new(MemoryStore::new(), table(), prices());
+    Contract::layer(quota.clone()).with_request(of_a_department()).check().await;
+    Contract::layer(quota.with_mode(Mode::Shadow)).with_request(of_a_department()).check().await;
+
+    let (quota, worker) =
+        QuotaLayer::pair(Remote::new(MemoryStore::new()), table(), prices(), WorkerOptions::default());
+    Contract::layer(quota).with_request(of_a_department()).check().await;
+    let report = worker.shutdown(Duration::from_secs(60)).await;
+    assert_eq!((report.left, report.given_up), (0, 0));
+    assert!(report.settled > 50, "{report:?}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -277,6 +277,49 @@ async fn a_server_that_may_lose_counters_or_cannot_write_them_is_found() {
     assert!(matches!(store(&alone.url()).check().await, Err(RedisUnfit::InCluster { .. })));
 }
 
+/// What `docs/operations-redis-quota.md` gives a gateway.
+const RIGHTS: &str = include_str!("../docs/operations-redis-quota.md");
+
+#[tokio::test]
+async fn the_rights_that_are_documented_are_enough_and_none_is_left_over() {
+    let Some(server) = RedisServer::start("quota_redis: rights") else { return };
+    let rights = RIGHTS.lines().find_map(|line| line.strip_prefix("ACL SETUSER gateway ")).unwrap();
+    let words: Vec<_> = rights.split(' ').collect();
+    let check = async |words: &[&str]| {
+        let user = format!("user{}", fastrand::u64(..));
+        assert_eq!(server.ask(&[&["ACL", "SETUSER", &*user], words].concat()), "OK");
+        let store = store(&format!("redis://{user}:secret@127.0.0.1:{}", server.port()));
+        let is_fit = store.check().await.is_ok();
+        let a = limited("a", 1 << 40);
+        let all = async {
+            let day = days()[1];
+            let [lost, call, held] = [id(), id(), id()];
+            store.release(lost, &a).await?;
+            store.seed(&"b".into(), &Baseline::new(day, tokens(1), tokens(1))).await?;
+            let by = llm_layers::quota::Delta { requests: 1, tokens: 1, cost: NanoUsd::ZERO };
+            let window = llm_layers::quota::WindowName::Day(day.date);
+            store.adjust(&llm_layers::quota::Adjustment::new(id(), "a", window, by)).await?;
+            for id in [call, held] {
+                store.reserve(&reservation(id, &a, 10)).await?;
+                store.extend(id, &a, LEASE * 2).await?;
+            }
+            store.settle(&Settlement::new(call, a.clone(), tokens(5))).await?;
+            store.advance(LEASE * 3);
+            store.usage(&"a".into(), &days()).await.map(drop)
+        };
+        let result: Result<(), StoreError> = all.await;
+        server.ask(&["FLUSHALL"]);
+        is_fit && result.is_ok()
+    };
+    assert!(check(&words).await);
+    // Only in a cluster, or while a slot is moved; and what the client introduces itself by is not needed.
+    let elsewhere = ["+cluster|slots", "+asking", "+hsetnx", "+hello", "+ping"];
+    for word in words.iter().filter(|word| word.starts_with('+') && !elsewhere.contains(word)) {
+        let fewer: Vec<_> = words.iter().copied().filter(|other| other != word).collect();
+        assert!(!check(&fewer).await, "{word} is not needed");
+    }
+}
+
 #[tokio::test]
 async fn in_a_cluster_each_node_is_checked_and_a_prefix_that_scatters_is_found() {
     let Some(cluster) = RedisCluster::start("quota_redis: check cluster") else { return };

@@ -1,6 +1,6 @@
 //! What our errors and answers mean in HTTP, given once.
 //!
-//! * Errors: [`status`], [`error_type`], [`error_code`], [`should_retry`], [`retry_after_seconds`] and the
+//! * Errors: [`status`], [`error_type`], [`error_code`], [`should_retry`], [`retry_after_seconds`], [`rate_limit_headers_of`] and the
 //!   OpenAI-style [`error_body`]. Only [`Display`](std::fmt::Display) is shown to clients; what a provider
 //!   said in its own body may quote prompts and keys, and is not.
 //! * Answers: [`FillIn`] adds what clients rely on and providers forget, and leaves every other byte as it
@@ -19,10 +19,13 @@ pub use self::{
     whole::into_chunks,
 };
 
-use crate::{Error, ErrorClass, ErrorKind, InvalidReason};
+use crate::{
+    Error, ErrorClass, ErrorKind, InvalidReason, QuotaExceeded, QuotaKind, price::NanoUsd, quota::Headroom,
+};
 use bytes::Bytes;
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use serde::Serialize;
+use std::time::Duration;
 
 /// The status that a gateway answers with.
 pub fn status(error: &Error) -> StatusCode {
@@ -123,6 +126,78 @@ pub fn should_retry(error: &Error) -> Option<bool> {
 pub fn retry_after_seconds(error: &Error) -> Option<u64> {
     let after = error.retry_after()?;
     Some(after.as_secs().saturating_add(u64::from(after.subsec_nanos() > 0)))
+}
+
+/// What to say of a limit in `x-ratelimit-*`: its size, what is left of it, and how long until it is whole again, under
+/// the names of OpenAI's API for requests and tokens, and likewise for `cost`, in dollars.
+///
+/// ```
+/// use llm_layers::{http::rate_limit_headers, quota::{Amount, Department, Departments, Limits, MemoryStore}};
+/// # use llm_layers::{CallId, quota::{Calendar, Decision, QuotaStore, Reservation}};
+/// # use std::time::{Duration, SystemTime};
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() {
+/// # let noon = SystemTime::UNIX_EPOCH + Duration::from_secs(1_795_435_200);
+/// # let departments = Departments::one(Department::new("research", Limits::new().with_day_requests(100)));
+/// # let days = Calendar::utc().days_around(noon);
+/// # let amount = Amount { requests: 1, ..Amount::ZERO };
+/// # let reservation = Reservation::new(CallId::mint(noon), departments, amount, Duration::from_secs(60), days);
+/// # let Ok(Decision::Granted(grant)) = MemoryStore::with_clock(noon).reserve(&reservation).await else { panic!() };
+/// # let headroom = grant.tightest.unwrap();
+/// // Of `answer.quota`:
+/// let [limit, remaining, reset] = rate_limit_headers(&headroom);
+/// assert_eq!((limit.0.as_str(), limit.1.as_bytes()), ("x-ratelimit-limit-requests", &b"100"[..]));
+/// assert_eq!((remaining.0.as_str(), remaining.1.as_bytes()), ("x-ratelimit-remaining-requests", &b"99"[..]));
+/// assert_eq!((reset.0.as_str(), reset.1.as_bytes()), ("x-ratelimit-reset-requests", &b"12h0m0s"[..]));
+/// # }
+/// ```
+pub fn rate_limit_headers(headroom: &Headroom) -> [(HeaderName, HeaderValue); 3] {
+    let Headroom { quota, limit, remaining, resets_in, .. } = headroom;
+    limit_headers(*quota, *limit, *remaining, *resets_in)
+}
+
+/// As [`rate_limit_headers`], of the limit that an error is about; none if it is about none.
+pub fn rate_limit_headers_of(error: &Error) -> Option<[(HeaderName, HeaderValue); 3]> {
+    let ErrorKind::QuotaExceeded(exceeded) = error.kind() else { return None };
+    let QuotaExceeded { quota, limit, current, reserved, retry_after, .. } = exceeded;
+    let remaining = limit.saturating_sub(*current).saturating_sub(*reserved);
+    Some(limit_headers(*quota, *limit, remaining, *retry_after))
+}
+
+fn limit_headers(
+    quota: QuotaKind,
+    limit: u64,
+    remaining: u64,
+    resets_in: Duration,
+) -> [(HeaderName, HeaderValue); 3] {
+    let names = match quota {
+        QuotaKind::Requests => {
+            ["x-ratelimit-limit-requests", "x-ratelimit-remaining-requests", "x-ratelimit-reset-requests"]
+        }
+        QuotaKind::Tokens => {
+            ["x-ratelimit-limit-tokens", "x-ratelimit-remaining-tokens", "x-ratelimit-reset-tokens"]
+        }
+        QuotaKind::Cost => ["x-ratelimit-limit-cost", "x-ratelimit-remaining-cost", "x-ratelimit-reset-cost"],
+    };
+    let shown = |amount: u64| match quota {
+        QuotaKind::Requests | QuotaKind::Tokens => amount.to_string(),
+        QuotaKind::Cost => NanoUsd::new(i64::try_from(amount).unwrap_or(i64::MAX)).to_string(),
+    };
+    let values = [shown(limit), shown(remaining), reset(resets_in)];
+    let [limit, remaining, reset] = names.map(HeaderName::from_static);
+    let [a, b, c] = values.map(|value| HeaderValue::try_from(value).expect("digits and letters"));
+    [(limit, a), (remaining, b), (reset, c)]
+}
+
+/// Rounded up to a second: `6m0s`.
+fn reset(time: Duration) -> String {
+    let seconds = time.as_secs().saturating_add(u64::from(time.subsec_nanos() > 0));
+    let (hours, minutes, seconds) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
+    match (hours, minutes) {
+        (0, 0) => format!("{seconds}s"),
+        (0, _) => format!("{minutes}m{seconds}s"),
+        _ => format!("{hours}h{minutes}m{seconds}s"),
+    }
 }
 
 /// The OpenAI-style JSON that a gateway answers with.

@@ -130,7 +130,7 @@ impl Calendar {
         }
     }
 
-    /// The day of `time`, with the one before and the one after: a store's clock may be off by as much.
+    /// The day of `time`, with those before and after it: a store's clock may be off by a day.
     pub fn days_around(&self, time: SystemTime) -> Days {
         let time = time.max(UNIX_EPOCH);
         match &self.zone {
@@ -194,7 +194,8 @@ mod zoned {
     pub(super) fn days_around(zone: &TimeZone, time: SystemTime) -> Vec<Day> {
         let now = Timestamp::try_from(time).unwrap_or(Timestamp::UNIX_EPOCH);
         let today = zone.to_datetime(now).date();
-        (-1..=1).filter_map(|offset| day(zone, today.checked_add(Span::new().days(offset)).ok()?)).collect()
+        // One of them may have been left out of the calendar.
+        (-2..=2).filter_map(|offset| day(zone, today.checked_add(Span::new().days(offset)).ok()?)).collect()
     }
 
     fn day(zone: &TimeZone, date: Date) -> Option<Day> {

@@ -31,6 +31,7 @@ pub struct ResponseFuture<S: Service<LlmRequest>> {
 }
 
 #[pin_project(project = CallingProj)]
+#[expect(clippy::large_enum_variant, reason = "most calls are leased")]
 enum Calling<S: Service<LlmRequest>> {
     /// The store is asked; the service is ready meanwhile.
     Asking(Asking, S),

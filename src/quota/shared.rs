@@ -1,6 +1,6 @@
 use super::{
     amount::{Amount, Departments, Limits},
-    calendar::{Calendar, Days},
+    calendar::{Calendar, Day, Days, unix_millis},
     estimate::TokenEstimator,
     history::UsageHistory,
     hold::{Hold, Lease},
@@ -61,7 +61,8 @@ pub(super) struct Shared {
 /// What changes.
 pub(super) struct State {
     pub(super) breaker: Breaker,
-    days: ArcSwapOption<Days>,
+    /// The day of the last call, and those around it.
+    days: ArcSwapOption<(Day, Days)>,
     /// How far the store's clock is ahead of ours, in milliseconds, once it was found to be in another day.
     offset: AtomicI64,
     denied: AtomicU64,
@@ -73,6 +74,7 @@ pub(super) struct State {
 }
 
 /// What becomes of a call.
+#[expect(clippy::large_enum_variant, reason = "most calls are granted")]
 pub(super) enum Admission {
     /// It is made, and counts for nobody.
     Free,
@@ -297,7 +299,7 @@ impl Shared {
     }
 
     /// Looks up what these departments have used up, and tells the store, which takes it once.
-    fn seed(self: &Arc<Self>, departments: Vec<Arc<str>>, day: super::Day) {
+    fn seed(self: &Arc<Self>, departments: Vec<Arc<str>>, day: Day) {
         let Some(history) = &self.history else { return };
         for department in departments {
             let mut seeding = self.state.seeding.lock().unwrap_or_else(PoisonError::into_inner);
@@ -329,14 +331,16 @@ impl Shared {
         let offset = self.state.offset.load(Ordering::Acquire);
         let shift = Duration::from_millis(offset.unsigned_abs());
         let now = if offset < 0 { now.checked_sub(shift) } else { now.checked_add(shift) }.unwrap_or(now);
-        let millis = super::calendar::unix_millis(now);
-        if let Some(days) = &*self.state.days.load()
-            && days.get(1).is_some_and(|today| today.contains(millis))
+        let millis = unix_millis(now);
+        if let Some(known) = &*self.state.days.load()
+            && known.0.contains(millis)
         {
-            return Days::clone(days);
+            return known.1.clone();
         }
         let days = self.calendar.days_around(now);
-        self.state.days.store(Some(Arc::new(days.clone())));
+        if let Some(today) = days.at(millis) {
+            self.state.days.store(Some(Arc::new((*today, days.clone()))));
+        }
         days
     }
 

@@ -33,6 +33,7 @@ pub struct ResponseFuture<F> {
 }
 
 #[pin_project(project = StateProj)]
+#[expect(clippy::large_enum_variant, reason = "a box would cost each answer that is held an allocation")]
 enum State<F> {
     Calling(#[pin] Watched<F, Recorder>),
     /// A whole answer that is not handed out before its record is safe.

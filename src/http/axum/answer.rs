@@ -1,7 +1,7 @@
 use super::{ErrorResponse, Events, error::write_request_id};
 use crate::{
     ChunkStream, Error, LlmResponse, ResponseBody,
-    http::{Asked, FillIn, into_chunks},
+    http::{Asked, FillIn, into_chunks, rate_limit_headers},
 };
 use axum_core::{
     body::Body,
@@ -41,6 +41,7 @@ impl IntoResponse for ChatAnswer {
         let mut response = match result {
             Err(error) => ErrorResponse::from(error).into_response(),
             Ok(answer) => {
+                let limits = answer.quota.as_ref().map(rate_limit_headers);
                 let mut fill = FillIn::new(answer.model).with_choices(asked.choices());
                 let (content_type, body) = match answer.body {
                     ResponseBody::Complete(completion) if !asked.is_streaming() => {
@@ -53,7 +54,9 @@ impl IntoResponse for ChatAnswer {
                         ("text/event-stream", Body::new(events))
                     }
                 };
-                respond(content_type, body)
+                let mut response = respond(content_type, body);
+                response.headers_mut().extend(limits.into_iter().flatten());
+                response
             }
         };
         if let Some(id) = asked.request_id() {

@@ -61,6 +61,7 @@ impl From<Error> for ErrorResponse {
             let retry = HeaderValue::from_static(if retry { "true" } else { "false" });
             headers.insert("x-should-retry", retry);
         }
+        headers.extend(edge::rate_limit_headers_of(&error).into_iter().flatten());
         Self { status: edge::status(&error), headers, body: edge::error_body(&error), error: Some(error) }
     }
 }

@@ -1,0 +1,792 @@
+//! The layer: what it reserves, refuses, settles and gives back.
+
+#[path = "quota/remote.rs"]
+mod remote;
+
+use llm_layers::{
+    CacheStatus, ChatBody, Completion, Error, ErrorClass, ErrorKind, LlmRequest, LlmResponse, Period,
+    QuotaExceeded, QuotaKind, RequestContext, ResponseBody, StreamChunk, TokenUsage,
+    clock::Clock,
+    fallback::Backoff,
+    policies::{DepartmentPolicy, PolicyTable},
+    price::{NanoUsd, Price, PriceBook, Rates},
+    quota::{
+        Amount, ByteEstimator, Calendar, Day, HistoryFuture, Hits, Limits, MemoryStore, Mode, OnTight, Quota,
+        QuotaLayer, QuotaStore, Standing, Unbounded, Unpriced, Unreported, UsageHistory, Used, Worker,
+        WorkerOptions, audit, repair,
+    },
+    testing::{ManualClock, Reply, Scripted, Step},
+};
+use remote::{Fault, Remote};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+use tokio::time::Instant;
+use tower::{Layer, ServiceExt, service_fn};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// 2026-11-23 12:00 UTC.
+fn noon() -> SystemTime {
+    UNIX_EPOCH + Duration::from_secs(1_795_435_200)
+}
+
+/// A clock of the store, a layer, and a provider below it.
+struct Bench {
+    clock: ManualClock,
+    store: MemoryStore,
+    layer: QuotaLayer,
+    provider: Scripted,
+}
+
+/// 3 dollars a million in, 15 out: 3,000 and 15,000 nano-dollars a token.
+fn prices() -> PriceBook {
+    PriceBook::of("sheet", [("p/model", Price::new(Rates::per_million("3", "15").unwrap()))]).unwrap()
+}
+
+fn table(limits: Limits) -> PolicyTable {
+    PolicyTable::default()
+        .with("research", DepartmentPolicy::new(limits))
+        .with("operations", DepartmentPolicy::default())
+}
+
+impl Bench {
+    fn new(limits: Limits) -> Self {
+        let clock = ManualClock::new(noon());
+        let store = MemoryStore::with_clock(clock.clone());
+        let layer = QuotaLayer::new(store.clone(), table(limits), prices()).with_clock(clock.clone());
+        Self { clock, store, layer, provider: Scripted::new() }
+    }
+
+    fn with(mut self, change: impl FnOnce(QuotaLayer) -> QuotaLayer) -> Self {
+        self.layer = change(self.layer);
+        self
+    }
+
+    fn service(&self) -> Quota<Scripted> {
+        self.layer.layer(self.provider.clone())
+    }
+
+    async fn call(&self, request: LlmRequest) -> Result<LlmResponse, Error> {
+        self.service().oneshot(request).await
+    }
+
+    async fn refusal(&self, request: LlmRequest) -> Error {
+        self.call(request).await.expect_err("a refusal")
+    }
+
+    async fn standing(&self, department: &str) -> Standing {
+        let days = Calendar::utc().days_around(self.clock.now());
+        self.store.usage(&department.into(), &days).await.unwrap()
+    }
+
+    /// What is settled and reserved for research today.
+    async fn research(&self) -> (Amount, Amount) {
+        let Standing { in_day, .. } = self.standing("research").await;
+        (in_day.settled, in_day.reserved)
+    }
+}
+
+/// The same, over a store that is far away.
+fn far(bench: &Bench, options: WorkerOptions) -> (Remote, QuotaLayer, Worker) {
+    let remote = Remote::new(bench.store.clone());
+    let limits = Limits::new().with_day_tokens(10_000);
+    let (layer, worker) = QuotaLayer::pair(remote.clone(), table(limits), prices(), options);
+    (remote, layer.with_clock(bench.clock.clone()), worker)
+}
+
+fn plain() -> ChatBody {
+    ChatBody::builder().user("Hello").set("max_tokens", 100).build().unwrap()
+}
+
+fn ask(body: ChatBody) -> LlmRequest {
+    LlmRequest::new("p/model", body).with_context(RequestContext::new().with_departments(["research"]))
+}
+
+fn request() -> LlmRequest {
+    ask(plain())
+}
+
+fn prompt() -> u64 {
+    plain().input_bytes() as u64
+}
+
+fn whole(input: u64, output: u64) -> Reply {
+    Reply::complete(Completion::text("hi", TokenUsage::new(input, output)))
+}
+
+fn used(tokens: u64, nanos: i64) -> Amount {
+    Amount::new(1, tokens, NanoUsd::new(nanos))
+}
+
+fn exceeded(error: &Error) -> &QuotaExceeded {
+    let ErrorKind::QuotaExceeded(exceeded) = error.kind() else { panic!("{error:?}") };
+    exceeded
+}
+
+fn is_unavailable(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::StoreUnavailable { store } if store == "quota")
+}
+
+// ===== what is reserved and settled =====
+
+#[tokio::test]
+async fn the_upper_bound_is_reserved_and_replaced_by_the_truth() {
+    let bench = Bench::new(Limits::new().with_day_tokens(10_000));
+    bench.provider.push(whole(7, 3).after([Step::Gate]));
+    let service = bench.service();
+    let call = tokio::spawn(service.oneshot(request()));
+    tokio::task::yield_now().await;
+    let bound = prompt() + 100;
+    let cost = (prompt() * 3_000 + 100 * 15_000) as i64;
+    assert_eq!(bench.research().await, (Amount::ZERO, used(bound, cost)));
+    bench.provider.open();
+    let answer = call.await.unwrap().unwrap();
+    assert_eq!(bench.research().await, (used(10, 7 * 3_000 + 3 * 15_000), Amount::ZERO));
+    let left = answer.quota.expect("a limit applies");
+    assert_eq!((left.quota, left.limit, left.remaining), (QuotaKind::Tokens, 10_000, 10_000 - bound));
+    assert_eq!(left.resets_in, Duration::from_secs(12 * 3600));
+}
+
+#[tokio::test]
+async fn a_stream_is_settled_at_its_end_and_not_before() {
+    let bench = Bench::new(Limits::new());
+    let chunks =
+        [Step::Chunk(StreamChunk::text("hi")), Step::Chunk(StreamChunk::usage_only(TokenUsage::new(7, 3)))];
+    bench.provider.push(Reply::stream(chunks));
+    let answer = bench.call(request()).await.unwrap();
+    let ResponseBody::Stream(mut chunks) = answer.body else { panic!("a stream") };
+    chunks.next().await.unwrap().unwrap();
+    assert_eq!(bench.research().await.0, Amount::ZERO);
+    assert_eq!(bench.research().await.1.tokens, prompt() + 100);
+    while let Some(chunk) = chunks.next().await {
+        chunk.unwrap();
+    }
+    assert_eq!(bench.research().await, (used(10, 66_000), Amount::ZERO));
+}
+
+#[tokio::test]
+async fn a_caller_who_leaves_pays_the_prompt_and_what_came() {
+    for (unreported, tokens) in [
+        // Eight letters and their quotes.
+        (Unreported::UpperBound, prompt() + 10),
+        (Unreported::Estimate, prompt().div_ceil(4) + 3),
+        (Unreported::Full, prompt() + 100),
+    ] {
+        let bench = Bench::new(Limits::new()).with(|layer| layer.with_unreported(unreported));
+        bench.provider.push(Reply::stream([Step::Chunk(StreamChunk::text("12345678")), Step::Stall]));
+        let answer = bench.call(request()).await.unwrap();
+        let ResponseBody::Stream(mut chunks) = answer.body else { panic!("a stream") };
+        chunks.next().await.unwrap().unwrap();
+        drop(chunks);
+        let (settled, reserved) = bench.research().await;
+        assert_eq!((settled.tokens, reserved), (tokens, Amount::ZERO), "{unreported:?}");
+        assert!(settled.cost > NanoUsd::ZERO);
+    }
+}
+
+#[tokio::test]
+async fn what_was_not_sent_is_given_back_and_what_failed_is_not() {
+    let error = |class| Error::provider(class, "p", "model");
+    let bench = Bench::new(Limits::new());
+    bench.provider.push(Reply::error(error(ErrorClass::Connect)));
+    bench.call(request()).await.unwrap_err();
+    assert_eq!(bench.research().await, (Amount::ZERO, Amount::ZERO));
+
+    bench.provider.push(Reply::error(error(ErrorClass::Transport).with_dispatched(true)));
+    bench.call(request()).await.unwrap_err();
+    assert_eq!(bench.research().await.0.tokens, prompt());
+
+    let reported = error(ErrorClass::Upstream).with_dispatched(true).with_usage(TokenUsage::new(5, 6));
+    bench.provider.push(Reply::error(reported));
+    bench.call(request()).await.unwrap_err();
+    assert_eq!(bench.research().await.0, Amount::new(2, prompt() + 11, bench.research().await.0.cost));
+    assert_eq!(bench.research().await.1, Amount::ZERO);
+}
+
+#[tokio::test]
+async fn the_same_request_sent_twice_is_charged_twice() {
+    let bench = Bench::new(Limits::new());
+    let request = request();
+    for _ in 0..2 {
+        bench.provider.push(whole(7, 3));
+        bench.call(request.clone()).await.unwrap();
+    }
+    assert_eq!(bench.research().await.0, Amount::new(2, 20, NanoUsd::new(132_000)));
+}
+
+#[tokio::test]
+async fn a_panic_below_gives_everything_back() {
+    let bench = Bench::new(Limits::new());
+    bench.provider.push(Reply::panic());
+    let call = tokio::spawn(bench.service().oneshot(request()));
+    assert!(call.await.is_err());
+    assert_eq!(bench.research().await.1, Amount::ZERO);
+}
+
+#[tokio::test]
+async fn an_empty_answer_is_charged_like_any_other() {
+    let bench = Bench::new(Limits::new());
+    bench.provider.push(Reply::complete(Completion::text("", TokenUsage::new(7, 0))));
+    bench.call(request()).await.unwrap();
+    assert_eq!(bench.research().await.0, used(7, 21_000));
+}
+
+#[tokio::test]
+async fn more_than_was_reserved_is_charged_in_full_and_the_next_call_is_refused() {
+    let bench = Bench::new(Limits::new().with_day_tokens(1000));
+    bench.provider.push(whole(5000, 5000));
+    bench.call(request()).await.unwrap();
+    assert_eq!(bench.research().await.0.tokens, 10_000);
+    assert!(!exceeded(&bench.refusal(request()).await).in_flight_only);
+}
+
+#[tokio::test]
+async fn each_department_is_charged_in_full_and_once() {
+    let bench = Bench::new(Limits::new());
+    bench.provider.push(whole(7, 3));
+    let context = RequestContext::new().with_departments(["operations", "research", "operations"]);
+    bench.call(request().with_context(context)).await.unwrap();
+    assert_eq!(bench.standing("operations").await.in_day.settled, used(10, 66_000));
+    assert_eq!(bench.standing("research").await.in_day.settled, used(10, 66_000));
+}
+
+// ===== windows =====
+
+#[tokio::test]
+async fn a_call_over_midnight_and_over_the_month_is_charged_where_it_was_admitted() {
+    // 2026-11-30 23:59:59
+    let bench = Bench::new(Limits::new().with_day_requests(1).with_month_requests(1));
+    bench.clock.set(UNIX_EPOCH + Duration::from_secs(1_796_083_199));
+    bench.provider.push(whole(7, 3).after([Step::Gate]));
+    let call = tokio::spawn(bench.service().oneshot(request()));
+    tokio::task::yield_now().await;
+    assert!(exceeded(&bench.refusal(request()).await).in_flight_only);
+    bench.clock.advance(SECOND);
+    bench.provider.open();
+    call.await.unwrap().unwrap();
+    assert_eq!(bench.research().await, (Amount::ZERO, Amount::ZERO), "December is new");
+    bench.call(request()).await.unwrap();
+    let november = Calendar::utc().day(bench.clock.now() - SECOND);
+    assert_eq!((november.date, november.month), (20_261_130, 202_611));
+    let then = bench.store.usage(&"research".into(), &llm_layers::quota::Days::only(november)).await.unwrap();
+    assert_eq!((then.in_day.settled, then.in_month.settled), (used(10, 66_000), used(10, 66_000)));
+}
+
+#[tokio::test]
+async fn the_stores_clock_picks_the_window_whatever_the_gateways_says() {
+    for hours in [-12_i64, 12, -80, 80, -24 * 400, 24 * 400] {
+        let bench = Bench::new(Limits::new().with_day_requests(1));
+        let shift = Duration::from_secs(hours.unsigned_abs() * 3600);
+        let wrong = if hours < 0 { noon() - shift } else { noon() + shift };
+        let bench = bench.with(|layer| layer.with_clock(wrong));
+        bench.provider.push(whole(7, 3));
+        bench.call(request()).await.unwrap();
+        let Standing { day, in_day, .. } = bench.standing("research").await;
+        assert_eq!((day.date, in_day.settled.requests), (20_261_123, 1), "{hours} hours off");
+        let error = bench.refusal(request()).await;
+        assert_eq!(error.retry_after(), Some(Duration::from_secs(12 * 3600)), "{hours} hours off");
+    }
+}
+
+// ===== refusals =====
+
+#[tokio::test]
+async fn seed_11_a_refusal_says_all_there_is_to_know_and_nobody_is_asked() {
+    let bench = Bench::new(Limits::new().with_day_requests(5).with_month_tokens(1000));
+    bench.provider.push(whole(900, 50));
+    bench.call(request()).await.unwrap();
+    let error = bench.refusal(request()).await;
+    let said = exceeded(&error);
+    assert_eq!(
+        (&*said.department_id, said.quota, said.period),
+        ("research", QuotaKind::Tokens, Period::Month)
+    );
+    assert_eq!((said.limit, said.current, said.reserved, said.in_flight_only), (1000, 950, 0, false));
+    // The first of December.
+    assert_eq!(said.resets_at, UNIX_EPOCH + Duration::from_secs(1_796_083_200));
+    assert_eq!(error.retry_after(), Some(said.resets_at.duration_since(noon()).unwrap()));
+    assert!(!error.is_retryable());
+    assert_eq!((error.status().as_u16(), llm_layers::http::should_retry(&error)), (429, Some(false)));
+    assert_eq!(bench.provider.requests().len(), 1);
+    assert_eq!(bench.layer.stats().denied, 1);
+    assert_eq!(bench.research().await.1, Amount::ZERO, "a refusal leaves nothing");
+}
+
+#[tokio::test]
+async fn if_only_calls_in_flight_are_in_the_way_it_is_worth_coming_back_in_seconds() {
+    let bench = Bench::new(Limits::new().with_day_tokens(prompt() + 150));
+    bench.provider.push(Reply::stall());
+    let _call = tokio::spawn(bench.service().oneshot(request()));
+    tokio::task::yield_now().await;
+    let error = bench.refusal(request()).await;
+    let said = exceeded(&error);
+    assert_eq!((said.current, said.reserved, said.in_flight_only), (0, prompt() + 100, true));
+    assert_eq!(error.retry_after(), Some(2 * SECOND));
+    assert!(error.is_retryable());
+    assert_eq!(llm_layers::http::should_retry(&error), None);
+    assert_eq!(llm_layers::http::error_code(&error), Some("rate_limit_exceeded"));
+}
+
+#[tokio::test]
+async fn a_request_that_can_never_fit_says_what_would() {
+    let bench = Bench::new(Limits::new().with_day_tokens(120).with_month_tokens(90));
+    let error = bench.refusal(request()).await;
+    assert!(
+        matches!(error.kind(), ErrorKind::RequestTooLarge { quota: QuotaKind::Tokens, largest: 90 }),
+        "{error:?}"
+    );
+    assert!(!error.is_retryable());
+    assert_eq!(bench.provider.requests().len(), 0);
+}
+
+#[tokio::test]
+async fn seed_14_without_departments_nothing_is_limited_or_counted() {
+    let limits = Limits::new().with_day_requests(0);
+    let bench = Bench::new(limits);
+    let bench = bench.with(|_| {
+        QuotaLayer::new(MemoryStore::new(), PolicyTable::new(DepartmentPolicy::new(limits)), prices())
+    });
+    bench.provider.push(whole(7, 3));
+    let answer = bench.call(request().with_context(RequestContext::new())).await.unwrap();
+    assert_eq!(answer.quota, None);
+    let error = bench.refusal(request()).await;
+    assert_eq!(exceeded(&error).limit, 0, "who has a department without an entry is under the default");
+}
+
+#[tokio::test]
+async fn limits_that_are_lowered_hold_for_the_next_call() {
+    let bench = Bench::new(Limits::new().with_day_requests(10));
+    let policies = llm_layers::policies::Policies::new(table(Limits::new().with_day_requests(10)));
+    let bench = bench.with(|_| QuotaLayer::new(MemoryStore::new(), policies.clone(), prices()));
+    bench.call(request()).await.unwrap();
+    policies.store(table(Limits::new().with_day_requests(1)));
+    assert_eq!(exceeded(&bench.refusal(request()).await).current, 1);
+}
+
+// ===== bounds of answers =====
+
+fn sent(bench: &Bench, name: &str) -> Option<String> {
+    let requests = bench.provider.requests();
+    let raw = requests.last().expect("a request").body.raw(name)?;
+    Some(String::from_utf8(raw.to_vec()).unwrap())
+}
+
+#[tokio::test]
+async fn an_answer_without_a_bound_is_given_one_where_it_matters() {
+    let unbounded = || ChatBody::builder().user("Hello").build().unwrap();
+    let bench = Bench::new(Limits::new().with_day_tokens(10_000));
+    let call = bench.call(ask(unbounded())).await.unwrap();
+    assert_eq!(sent(&bench, "max_tokens").as_deref(), Some("4096"));
+    let bound = unbounded().input_bytes() as u64 + 4096;
+    assert_eq!(call.quota.unwrap().remaining, 10_000 - bound);
+
+    let mut openai = ask(unbounded());
+    openai.model = "openai/o3".into();
+    bench.call(openai).await.unwrap();
+    assert_eq!(sent(&bench, "max_completion_tokens").as_deref(), Some("4096"));
+    assert_eq!(sent(&bench, "max_tokens"), None);
+
+    let own = bench
+        .with(|layer| layer.with_output_member(["p/*"], "max_length").with_unbounded(Unbounded::Inject(7)));
+    own.call(ask(unbounded())).await.unwrap();
+    assert_eq!(sent(&own, "max_length").as_deref(), Some("7"));
+
+    let known = own.with(|layer| layer.with_model_output(["p/mod*"], 50));
+    known.call(ask(unbounded())).await.unwrap();
+    assert_eq!((sent(&known, "max_length"), sent(&known, "max_tokens")), (None, None), "its model bounds it");
+
+    let free = Bench::new(Limits::new().with_day_requests(10));
+    free.call(ask(unbounded())).await.unwrap();
+    assert_eq!(sent(&free, "max_tokens"), None, "nobody limits tokens");
+
+    let strict = Bench::new(Limits::new().with_day_cost(NanoUsd::MAX));
+    let strict = strict.with(|layer| layer.with_unbounded(Unbounded::Reject));
+    let error = strict.refusal(ask(unbounded())).await;
+    assert!(
+        matches!(error.kind(), ErrorKind::InvalidRequest { member: Some(member), .. } if &**member == "max_tokens")
+    );
+}
+
+#[tokio::test]
+async fn an_absurd_bound_is_lowered_in_the_request_too() {
+    let bench = Bench::new(Limits::new().with_day_tokens(10_000_000));
+    let both = ChatBody::builder().user("Hello").set("max_tokens", 5).set("max_completion_tokens", u64::MAX);
+    bench.call(ask(both.build().unwrap())).await.unwrap();
+    assert_eq!(sent(&bench, "max_completion_tokens").as_deref(), Some("1048576"));
+    assert_eq!(sent(&bench, "max_tokens").as_deref(), Some("1048576"));
+
+    for odd in ["-1", "1e3", "99999999999999999999"] {
+        let body = format!(r#"{{"messages":[{{"role":"user","content":"Hello"}}],"max_tokens":{odd}}}"#);
+        let Ok(body) = ChatBody::parse(body) else { continue };
+        let error = bench.refusal(ask(body)).await;
+        assert!(matches!(error.kind(), ErrorKind::InvalidRequest { .. }), "{odd}: {error:?}");
+    }
+    assert_eq!(bench.provider.requests().len(), 1);
+}
+
+#[tokio::test]
+async fn every_choice_counts() {
+    let bench = Bench::new(Limits::new().with_day_tokens(10_000));
+    let body = plain().with("n", 5).unwrap();
+    let answer = bench.call(ask(body)).await.unwrap();
+    assert_eq!(answer.quota.unwrap().remaining, 10_000 - prompt() - 500);
+}
+
+#[tokio::test]
+async fn images_count_for_what_they_are_and_not_for_their_bytes() {
+    let bench = Bench::new(Limits::new().with_day_tokens(5_000));
+    let bench = bench.with(|layer| layer.with_estimator(ByteEstimator::new().with_part_tokens(1000)));
+    let url = format!("data:image/png;base64,{}", "A".repeat(100_000));
+    let parts = [llm_layers::Part::text("What is this?"), llm_layers::Part::image_url(url)];
+    let message = llm_layers::Message::user_parts(parts);
+    let body = ChatBody::builder().message(message).set("max_tokens", 10).build().unwrap();
+    let left = bench.call(ask(body)).await.unwrap().quota.unwrap().remaining;
+    assert!((3_800..3_950).contains(&left), "{left}");
+}
+
+#[tokio::test]
+async fn a_tight_answer_is_shortened_and_with_it_what_is_reserved() {
+    let limits = Limits::new().with_day_tokens(prompt() + 60);
+    let shrinks = |layer: QuotaLayer| layer.with_on_tight(OnTight::ShrinkMaxTokens { min: 10 });
+    let bench = Bench::new(limits).with(shrinks);
+    bench.provider.push(whole(5, 5).after([Step::Gate]));
+    let call = tokio::spawn(bench.service().oneshot(request()));
+    tokio::task::yield_now().await;
+    assert_eq!(sent(&bench, "max_tokens").as_deref(), Some("60"));
+    assert_eq!(bench.research().await.1.tokens, prompt() + 60);
+    bench.provider.open();
+    call.await.unwrap().unwrap();
+    // 10 are used, so that 50 fit now.
+    bench.provider.push(whole(5, prompt() + 30));
+    bench.call(request()).await.unwrap();
+    assert_eq!(sent(&bench, "max_tokens").as_deref(), Some("50"));
+    let error = bench.refusal(request()).await;
+    assert!(matches!(error.kind(), ErrorKind::QuotaExceeded(_)), "less than ten: {error:?}");
+    assert_eq!(bench.research().await.1, Amount::ZERO);
+
+    // A token out is 15,000 nano-dollars.
+    let money = Limits::new().with_month_cost(NanoUsd::new(prompt() as i64 * 3_000 + 40 * 15_000 + 14_999));
+    let bench = Bench::new(money).with(shrinks);
+    bench.call(request()).await.unwrap();
+    assert_eq!(sent(&bench, "max_tokens").as_deref(), Some("40"));
+}
+
+#[cfg(feature = "tokenizer")]
+#[tokio::test]
+async fn a_prompt_is_counted_where_its_bytes_do_not_fit() {
+    let text = "the quick brown fox jumps over the lazy dog ".repeat(100);
+    let body = ChatBody::builder().user(text).set("max_tokens", 10).build().unwrap();
+    let limits = Limits::new().with_day_tokens(2_000);
+    let error = Bench::new(limits).refusal(ask(body.clone())).await;
+    assert!(matches!(error.kind(), ErrorKind::RequestTooLarge { .. }));
+    let bench =
+        Bench::new(limits).with(|layer| layer.with_estimator(llm_layers::quota::BpeEstimator::default()));
+    let left = bench.call(ask(body)).await.unwrap().quota.unwrap().remaining;
+    // About 900 tokens, half as much again for a tokenizer that nobody knows.
+    assert!((550..700).contains(&left), "{left}");
+}
+
+// ===== prices =====
+
+#[tokio::test]
+async fn a_model_without_a_price_is_refused_where_money_is_limited() {
+    let limits = Limits::new().with_month_cost(NanoUsd::new(1_000_000_000));
+    let unknown = || {
+        let mut request = request();
+        request.model = "p/unknown".into();
+        request
+    };
+    let bench = Bench::new(limits);
+    let error = bench.refusal(unknown()).await;
+    assert!(matches!(error.kind(), ErrorKind::ModelUnpriced { model } if *model == "p/unknown"));
+
+    let assumed = Price::new(Rates::per_million("1", "1").unwrap());
+    let bench = bench.with(|layer| layer.with_unpriced(Unpriced::Assume(assumed)));
+    bench.provider.push(whole(7, 3));
+    bench.call(unknown()).await.unwrap();
+    assert_eq!(bench.research().await.0, used(10, 10_000));
+
+    let bench = bench.with(|layer| layer.with_unpriced(Unpriced::Free));
+    bench.provider.push(whole(7, 3));
+    bench.call(unknown()).await.unwrap();
+    assert_eq!(bench.research().await.0, Amount::new(2, 20, NanoUsd::new(10_000)));
+
+    let bench = Bench::new(Limits::new().with_day_tokens(1000));
+    bench.provider.push(whole(7, 3));
+    bench.call(unknown()).await.unwrap();
+    assert_eq!(bench.research().await.0, used(10, 0));
+}
+
+// ===== shadow, hits =====
+
+#[tokio::test]
+async fn in_the_shadow_everything_passes_and_is_counted() {
+    let bench = Bench::new(Limits::new().with_day_tokens(10).with_month_cost(NanoUsd::new(1)));
+    let bench = bench.with(|layer| layer.with_mode(Mode::Shadow).with_unbounded(Unbounded::Reject));
+    for _ in 0..2 {
+        bench.provider.push(whole(7, 30));
+        let body = ChatBody::builder().user("Hello").build().unwrap();
+        bench.call(ask(body.clone())).await.unwrap();
+        assert_eq!(bench.provider.requests().last().unwrap().body.to_json("m"), body.to_json("m"));
+    }
+    assert_eq!(bench.research().await.0.requests, 2);
+    assert_eq!(bench.research().await.1, Amount::ZERO);
+    assert_eq!((bench.layer.stats().denied, bench.layer.stats().would_deny), (0, 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn in_the_shadow_a_store_that_is_down_stops_nobody() {
+    let bench = Bench::new(Limits::new());
+    let (remote, layer, _worker) = far(&bench, WorkerOptions::default());
+    let service = layer.with_mode(Mode::Shadow).layer(bench.provider.clone());
+    for fault in [Fault::Refuses, Fault::Hangs] {
+        remote.fail(fault);
+        service.clone().oneshot(request()).await.unwrap();
+    }
+    assert_eq!(bench.provider.requests().len(), 2);
+}
+
+#[tokio::test]
+async fn an_answer_from_a_cache_costs_nothing() {
+    for (hits, status, expected) in [
+        (Hits::Free, CacheStatus::Coalesced, Amount::ZERO),
+        (Hits::Count, CacheStatus::Coalesced, Amount::new(1, 10, NanoUsd::ZERO)),
+    ] {
+        let bench = Bench::new(Limits::new()).with(|layer| layer.with_hits(hits));
+        let service = bench.layer.layer(service_fn(move |request: LlmRequest| async move {
+            let completion = Completion::text("hi", TokenUsage::new(7, 3));
+            let mut answer = LlmResponse::new(request.model, completion);
+            answer.cache = status;
+            Ok::<_, Error>(answer)
+        }));
+        service.oneshot(request()).await.unwrap();
+        assert_eq!(bench.research().await, (expected, Amount::ZERO), "{hits:?}");
+    }
+}
+
+// ===== the store fails =====
+
+#[tokio::test(start_paused = true)]
+async fn seed_13_a_store_that_is_down_means_refused_in_time_and_nobody_is_asked() {
+    for fault in [Fault::Refuses, Fault::Hangs, Fault::LosesReplies, Fault::Slow(SECOND)] {
+        let bench = Bench::new(Limits::new());
+        let (remote, layer, _worker) = far(&bench, WorkerOptions::default());
+        let service = layer.layer(bench.provider.clone());
+        remote.fail(fault);
+        let start = Instant::now();
+        let error = service.oneshot(request()).await.unwrap_err();
+        assert!(is_unavailable(&error), "{fault:?}: {error:?}");
+        assert!(start.elapsed() <= Duration::from_millis(251), "{fault:?}: {:?}", start.elapsed());
+        assert_eq!((error.status().as_u16(), error.retry_after()), (503, Some(SECOND)));
+        assert_eq!(bench.provider.requests().len(), 0, "{fault:?}");
+        assert_eq!(layer.stats().unavailable, 1);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reservation_whose_answer_was_lost_is_given_back() {
+    let bench = Bench::new(Limits::new());
+    let (remote, layer, worker) = far(&bench, WorkerOptions::default());
+    remote.fail(Fault::LosesReplies);
+    let service = layer.layer(bench.provider.clone());
+    assert!(is_unavailable(&service.oneshot(request()).await.unwrap_err()));
+    assert!(bench.research().await.1.tokens > 0, "it was reserved all the same");
+    remote.fail(Fault::None);
+    let report = worker.shutdown(60 * SECOND).await;
+    assert_eq!((report.settled, report.left), (1, 0));
+    assert_eq!(bench.research().await, (Amount::ZERO, Amount::ZERO));
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_some_failures_the_store_is_left_alone_and_then_calls_flow_again() {
+    let bench = Bench::new(Limits::new());
+    let (remote, layer, _worker) = far(&bench, WorkerOptions::default());
+    let service = layer.layer(bench.provider.clone());
+    remote.fail(Fault::Refuses);
+    for _ in 0..20 {
+        assert!(is_unavailable(&service.clone().oneshot(request()).await.unwrap_err()));
+    }
+    assert_eq!(remote.asked(), 5);
+    assert!(!layer.is_available());
+    remote.fail(Fault::None);
+    tokio::time::sleep(SECOND).await;
+    service.clone().oneshot(request()).await.unwrap();
+    assert!(layer.is_available());
+    service.oneshot(request()).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_settlement_is_tried_until_it_is_done_and_the_answer_does_not_wait() {
+    let bench = Bench::new(Limits::new());
+    let (remote, layer, worker) = far(&bench, WorkerOptions::default());
+    bench.provider.push(whole(7, 3).after([Step::Gate]));
+    let call = tokio::spawn(layer.layer(bench.provider.clone()).oneshot(request()));
+    tokio::time::sleep(SECOND).await;
+    remote.fail(Fault::Hangs);
+    bench.provider.open();
+    call.await.unwrap().unwrap();
+    tokio::time::sleep(60 * SECOND).await;
+    assert_eq!((worker.report().settled, worker.report().left), (0, 1));
+    assert!(worker.report().last_error.is_some());
+    remote.fail(Fault::None);
+    let report = worker.shutdown(60 * SECOND).await;
+    assert_eq!((report.settled, report.left, report.last_error), (1, 0, None));
+    assert_eq!(bench.research().await, (used(10, 66_000), Amount::ZERO));
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_place_for_its_end_no_call_is_made() {
+    let bench = Bench::new(Limits::new());
+    let (remote, layer, worker) = far(&bench, WorkerOptions::default().with_capacity(2));
+    let service = layer.layer(bench.provider.clone());
+    let calls: Vec<_> = (0..2)
+        .map(|_| {
+            bench.provider.push(whole(7, 3).after([Step::Gate]));
+            tokio::spawn(service.clone().oneshot(request()))
+        })
+        .collect();
+    tokio::time::sleep(SECOND).await;
+    let asked = remote.asked();
+    assert!(is_unavailable(&service.clone().oneshot(request()).await.unwrap_err()));
+    assert_eq!(remote.asked(), asked, "not even the store");
+    bench.provider.open();
+    bench.provider.open();
+    for call in calls {
+        call.await.unwrap().unwrap();
+    }
+    tokio::time::sleep(SECOND).await;
+    service.clone().oneshot(request()).await.unwrap();
+    let report = worker.shutdown(60 * SECOND).await;
+    assert_eq!((report.settled, report.left), (3, 0));
+    assert!(is_unavailable(&service.oneshot(request()).await.unwrap_err()), "the worker is gone");
+}
+
+#[tokio::test(start_paused = true)]
+async fn shutdown_waits_for_calls_in_flight_but_not_for_ever() {
+    let bench = Bench::new(Limits::new());
+    let (_, layer, worker) = far(&bench, WorkerOptions::default());
+    bench.provider.push(Reply::stall());
+    let call = tokio::spawn(layer.layer(bench.provider.clone()).oneshot(request()));
+    tokio::time::sleep(SECOND).await;
+    let start = Instant::now();
+    worker.shutdown(5 * SECOND).await;
+    assert_eq!(start.elapsed(), 5 * SECOND);
+    call.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_is_extended_while_its_stream_is_held_and_nobody_reads() {
+    // The store's clock and tokio's go together.
+    #[derive(Debug)]
+    struct Paused(Instant);
+    impl Clock for Paused {
+        fn now(&self) -> SystemTime {
+            noon() + self.0.elapsed()
+        }
+    }
+    let bench = Bench::new(Limits::new());
+    let store = MemoryStore::with_clock(Paused(Instant::now()));
+    let bench = Bench { store, ..bench };
+    let options = WorkerOptions::default().with_lease(60 * SECOND).with_backoff(Backoff::new(SECOND, SECOND));
+    let (remote, layer, worker) = far(&bench, options);
+    let chunks =
+        [Step::Chunk(StreamChunk::text("hi")), Step::Chunk(StreamChunk::usage_only(TokenUsage::new(7, 3)))];
+    bench.provider.push(Reply::stream(chunks));
+    let answer = layer.layer(bench.provider.clone()).oneshot(request()).await.unwrap();
+    let reserved = || async {
+        let days = Calendar::utc().days_around(noon());
+        bench.store.usage(&"research".into(), &days).await.unwrap().in_day
+    };
+    for _ in 0..20 {
+        tokio::time::sleep(60 * SECOND).await;
+        let in_day = reserved().await;
+        assert_eq!((in_day.settled, in_day.reserved.requests), (Amount::ZERO, 1));
+    }
+    let extended = remote.asked() - 1;
+    assert!((20..=45).contains(&extended), "{extended}");
+    answer.text().await.unwrap();
+    worker.shutdown(60 * SECOND).await;
+    assert_eq!(reserved().await.settled, used(10, 66_000));
+}
+
+// ===== lost counters, audits =====
+
+#[derive(Debug, Clone, Default)]
+struct Ledger {
+    used: Used,
+    asked: Arc<AtomicU64>,
+    is_down: Arc<AtomicU64>,
+}
+
+impl UsageHistory for Ledger {
+    fn used(&self, department: Arc<str>, day: Day) -> HistoryFuture {
+        let ledger = self.clone();
+        Box::pin(async move {
+            assert_eq!(day.date, 20_261_123);
+            ledger.asked.fetch_add(1, Ordering::Relaxed);
+            if ledger.is_down.load(Ordering::Relaxed) > 0 {
+                return Err("the ledger is down".into());
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            Ok(if &*department == "research" { ledger.used } else { Used::default() })
+        })
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn lost_counters_are_rebuilt_once_before_any_call_is_made() {
+    let bench = Bench::new(Limits::new().with_day_tokens(10_000));
+    let used = Used { in_day: used(9_000, 5), in_month: Amount::new(7, 20_000, NanoUsd::new(9)) };
+    let ledger = Ledger { used, ..Ledger::default() };
+    let bench = bench.with(|layer| layer.with_history(ledger.clone()));
+    let calls: Vec<_> = (0..10).map(|_| tokio::spawn(bench.service().oneshot(request()))).collect();
+    let mut granted = 0;
+    for call in calls {
+        granted += u64::from(call.await.unwrap().is_ok());
+    }
+    assert_eq!(ledger.asked.load(Ordering::Relaxed), 1);
+    assert!(granted > 0 && granted == bench.provider.requests().len() as u64);
+    let Standing { in_day, in_month, is_known, .. } = bench.standing("research").await;
+    assert!(is_known);
+    assert_eq!((in_day.settled.requests, in_month.settled.requests), (1 + granted, 7 + granted));
+    assert!(in_day.settled.tokens >= 9_000 && in_month.settled.tokens >= 20_000);
+}
+
+#[tokio::test(start_paused = true)]
+async fn while_the_ledger_is_down_unknown_departments_are_refused_in_time() {
+    let bench = Bench::new(Limits::new());
+    let ledger = Ledger::default();
+    ledger.is_down.store(1, Ordering::Relaxed);
+    let bench = bench.with(|layer| layer.with_history(ledger.clone()));
+    let start = Instant::now();
+    assert!(is_unavailable(&bench.refusal(request()).await));
+    assert!(start.elapsed() <= Duration::from_millis(251), "{:?}", start.elapsed());
+    assert!(ledger.asked.load(Ordering::Relaxed) < 10);
+    ledger.is_down.store(0, Ordering::Relaxed);
+    tokio::time::sleep(SECOND).await;
+    bench.call(request()).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_audit_finds_what_is_wrong_and_a_repair_corrects_it_by_differences() {
+    let bench = Bench::new(Limits::new());
+    bench.provider.push(whole(7, 3));
+    bench.call(request()).await.unwrap();
+    let truth = Amount::new(2, 8, NanoUsd::new(70_000));
+    let ledger = Ledger { used: Used { in_day: truth, in_month: used(10, 66_000) }, ..Ledger::default() };
+    let calendar = Calendar::utc();
+    let look = || audit(&bench.store, &ledger, &calendar, noon(), ["research", "operations"]);
+    let drifts = look().await.unwrap();
+    assert_eq!(drifts.len(), 1);
+    assert_eq!((drifts[0].counted, drifts[0].recorded), (used(10, 66_000), truth));
+    // Settled in between: it stays.
+    bench.provider.push(whole(100, 0));
+    bench.call(request()).await.unwrap();
+    assert_eq!(repair(&bench.store, &drifts, noon()).await.unwrap(), 1);
+    assert_eq!(bench.research().await.0, Amount::new(3, 108, NanoUsd::new(370_000)));
+}
