@@ -309,6 +309,7 @@ async fn the_rights_that_are_documented_are_enough_and_none_is_left_over() {
         };
         let result: Result<(), StoreError> = all.await;
         server.ask(&["FLUSHALL"]);
+        server.ask(&["SCRIPT", "FLUSH"]);
         is_fit && result.is_ok()
     };
     assert!(check(&words).await);
