@@ -75,16 +75,28 @@ async fn compare(what: &str, store: &RedisQuotaStore, departments: &Departments,
             let _: i64 = redis::cmd("INCR").arg("plain").query_async(&mut connection).await.expect("a count");
         });
         let incr = incr.await;
+        let (since, before) = (Instant::now(), busy(server));
         let pairs = rate(concurrency, async || {
             let id = reserve(store, departments).await;
             settle(store, departments, id).await;
         });
         let pairs = pairs.await;
+        let micros = 1e6 * (busy(server) - before) / (pairs * since.elapsed().as_secs_f64());
         println!(
-            "{what:<38} {concurrency:>4} at once {pairs:>9.0} pairs/s {:>8.0} us a pair {incr:>10.0} INCR/s",
+            "{what:<32} {concurrency:>4} at once {pairs:>7.0} pairs/s, {:>7.0} us and {micros:>4.0} us of the server each; \
+             {incr:>8.0} INCR/s",
             1e6 * concurrency as f64 / pairs
         );
     }
+}
+
+/// Seconds of processor time that the server has used.
+fn busy(server: &RedisServer) -> f64 {
+    let info = server.ask(&["INFO", "cpu"]);
+    let of = |name: &str| {
+        info.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<f64>().ok()).unwrap_or(0.0)
+    };
+    of("used_cpu_user:") + of("used_cpu_sys:")
 }
 
 fn scripts_run(servers: &[RedisServer]) -> u64 {

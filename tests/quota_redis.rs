@@ -607,6 +607,34 @@ async fn a_node_that_does_not_answer_refuses_the_whole_and_nothing_stays_in_the_
     }
 }
 
+/// Waits until the replica of this master has all that it has.
+async fn replicated(node: &RedisServer) {
+    until_done(Duration::from_secs(5), || async {
+        let info = node.ask(&["INFO", "replication"]);
+        let written = info.lines().find_map(|line| line.strip_prefix("master_repl_offset:"));
+        let received = info.split(",offset=").nth(1).and_then(|rest| rest.split(',').next());
+        match written.is_some() && written == received {
+            true => Ok(()),
+            false => Err(StoreError::definite("not replicated yet")),
+        }
+    })
+    .await;
+}
+
+/// Calls until one is granted: what it used up, and how often it was refused before.
+async fn until_called(store: &RedisQuotaStore, departments: &Departments) -> (u64, u32) {
+    let since = Instant::now();
+    for refusals in 0.. {
+        if let Some(used) = call(store, departments, 100, 60).await {
+            println!("granted again after {:?} and {refusals} refusals", since.elapsed());
+            return (used, refusals);
+        }
+        assert!(since.elapsed() < Duration::from_secs(20));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    unreachable!()
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn calls_go_on_where_a_replica_takes_over() {
     let Some(mut cluster) = RedisCluster::start_with_replicas("quota_redis: failover") else { return };
@@ -615,50 +643,81 @@ async fn calls_go_on_where_a_replica_takes_over() {
     let all = unlimited(&names);
     until_granted(&store, &all, Duration::from_secs(2)).await;
     let mut used = 0;
-    for _ in 0..20 {
-        used += call(&store, &all, 100, 60).await.unwrap();
-    }
-    let held = granted(&store, &all, 100).await;
-    // What a replica does not have yet is lost with its master.
-    for node in &cluster.nodes[..3] {
-        let offset = |info: &str, name: &str| {
-            info.lines()
-                .find_map(|line| line.strip_prefix(name))
-                .and_then(|offset| offset.parse::<u64>().ok())
-        };
-        until_done(Duration::from_secs(5), || async {
-            let info = node.ask(&["INFO", "replication"]);
-            let acknowledged =
-                info.split(",offset=").nth(1).and_then(|rest| rest.split(',').next()?.parse().ok());
-            match offset(&info, "master_repl_offset:") == acknowledged {
-                true => Ok(()),
-                false => Err(StoreError::definite("not replicated yet")),
-            }
-        })
-        .await;
-    }
-    cluster.nodes[0].kill();
-    let since = Instant::now();
-    let mut refusals = 0;
-    loop {
-        match call(&store, &all, 100, 60).await {
-            Some(truth) => {
-                used += truth;
-                break;
-            }
-            None => refusals += 1,
+    for is_killed in [true, false] {
+        for _ in 0..20 {
+            used += call(&store, &all, 100, 60).await.unwrap();
         }
-        assert!(since.elapsed() < Duration::from_secs(20));
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        let held = granted(&store, &all, 100).await;
+        // What a replica does not have yet is lost with its master.
+        let master = usize::from(!is_killed);
+        replicated(&cluster.nodes[master]).await;
+        match is_killed {
+            true => cluster.nodes[master].kill(),
+            false => cluster.nodes[master].freeze(),
+        }
+        let (once, refusals) = until_called(&store, &all).await;
+        assert!(refusals > 0);
+        assert_eq!(settle(&store, held, &all, 77).await, Applied::First);
+        used += once + 77;
+        // A majority of masters has to vote on the next one.
+        match is_killed {
+            true => cluster.nodes[master].restart(),
+            false => cluster.nodes[master].thaw(),
+        }
+        cluster.wait_until_ready();
+        used += until_called(&store, &all).await.0;
+        // What was pending where all of the cluster was down a moment later could not be taken back.
+        store.advance(Duration::from_secs(2));
+        for name in &names {
+            assert_eq!(counted(&store, name).await, (used, 0), "{name}");
+        }
     }
-    println!("granted again {:?} after a master was killed, {refusals} refusals in between", since.elapsed());
-    assert!(refusals > 0);
-    assert_eq!(settle(&store, held, &all, 77).await, Applied::First);
-    used += 77;
-    // What was pending where the whole cluster was down a moment later could not be taken back.
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nodes_that_stall_at_any_moment_leave_no_call_counted_in_part() {
+    let Some(cluster) = RedisCluster::start("quota_redis: stalls") else { return };
+    let store = cluster_store(&cluster);
+    let names = one_of_each(&cluster, &store);
+    let all = unlimited(&names);
+    until_granted(&store, &all, Duration::from_secs(2)).await;
+    let callers: Vec<_> = (0..12)
+        .map(|caller| {
+            let (store, all) = (store.clone(), all.clone());
+            tokio::spawn(async move {
+                let mut random = fastrand::Rng::with_seed(caller);
+                let (since, mut sum, mut refused) = (Instant::now(), (0, 0), 0);
+                while since.elapsed() < Duration::from_secs(6) {
+                    match call(&store, &all, 100, random.u64(0..=100)).await {
+                        Some(used) => sum = (sum.0 + 1, sum.1 + used),
+                        None => refused += 1,
+                    }
+                }
+                (sum, refused)
+            })
+        })
+        .collect();
+    let mut random = fastrand::Rng::with_seed(7);
+    while !callers.iter().all(tokio::task::JoinHandle::is_finished) {
+        let node = &cluster.nodes[random.usize(..3)];
+        // Sometimes within the deadline, sometimes not, and never long enough to be given up by the others.
+        node.freeze();
+        tokio::time::sleep(Duration::from_millis(random.u64(50..600))).await;
+        node.thaw();
+        tokio::time::sleep(Duration::from_millis(random.u64(1..100))).await;
+    }
+    let (mut calls, mut used, mut refusals) = (0, 0, 0);
+    for caller in join_all(callers).await {
+        let (sum, refused) = caller.unwrap();
+        (calls, used, refusals) = (calls + sum.0, used + sum.1, refusals + refused);
+    }
+    println!("{calls} calls, {refusals} refusals");
+    assert!(calls > 100 && refusals > 20, "{calls} calls, {refusals} refusals");
     store.advance(Duration::from_secs(2));
     for name in &names {
-        assert_eq!(counted(&store, name).await, (used, 0), "{name}");
+        let used_up = standing(&store, name).await.in_month;
+        assert_eq!(used_up.settled, Amount::new(calls, used, NanoUsd::new(used as i64 * 10)), "{name}");
+        assert_eq!(used_up.reserved, Amount::ZERO, "{name}");
     }
 }
 
