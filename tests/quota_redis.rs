@@ -252,6 +252,47 @@ async fn a_full_memory_refuses_what_is_new_and_settles_what_is_there() {
     granted(&store, &a, 930).await;
 }
 
+#[tokio::test]
+async fn the_servers_clock_picks_the_day_and_a_call_is_charged_to_that_of_its_admission() {
+    const DAY: Duration = Duration::from_secs(86_400);
+    let Some(server) = RedisServer::start("quota_redis: days") else { return };
+    let (store, a) = (store(&server.url()), limited("a", 1000));
+    let (start, table) = (SystemClock.now(), days());
+    let reserve = async |days: &Days| {
+        let id = id();
+        let reservation = Reservation::new(id, a.clone(), tokens(10), DAY * 60, days.clone());
+        store.reserve(&reservation).await.map(|decision| match decision {
+            Decision::Granted(grant) => (id, grant.day),
+            other => panic!("{other:?}"),
+        })
+    };
+    // Whatever a gateway's clock says.
+    for skewed in [start + DAY / 2, start - DAY / 2] {
+        let (id, day) = reserve(&Calendar::utc().days_around(skewed)).await.unwrap();
+        assert_eq!(day, table[1]);
+        store.release(id, &a).await.unwrap();
+    }
+    let (today, _) = reserve(&table).await.unwrap();
+    store.advance(DAY);
+    let (tomorrow, day) = reserve(&table).await.unwrap();
+    assert_eq!(day, table[2]);
+    for (id, truth) in [(today, 3), (tomorrow, 5)] {
+        assert_eq!(settle(&store, id, &a, truth).await, Applied::First);
+    }
+    for (day, settled) in [(table[1], 3), (table[2], 5)] {
+        let standing = store.usage(&"a".into(), &Days::only(day)).await.unwrap();
+        assert_eq!((standing.in_day.settled.tokens, standing.in_day.reserved.tokens), (settled, 0));
+    }
+    store.advance(DAY * 2);
+    let error = reserve(&table).await.unwrap_err();
+    let StoreError::OffCalendar { now } = error else { panic!("{error:?}") };
+    let off = now.duration_since(start + DAY * 3).unwrap();
+    assert!(off < Duration::from_secs(60), "{off:?}");
+    assert_eq!(server.ask(&["HLEN", &store.keys("a")[1]]), "0");
+    let error = store.usage(&"a".into(), &table).await.unwrap_err();
+    assert!(matches!(error, StoreError::OffCalendar { .. }));
+}
+
 // ===== check =====
 
 #[tokio::test]
