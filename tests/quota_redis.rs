@@ -253,6 +253,21 @@ async fn a_full_memory_refuses_what_is_new_and_settles_what_is_there() {
 }
 
 #[tokio::test]
+async fn a_master_that_has_lost_its_replicas_refuses_where_it_was_told_to() {
+    let Some(server) = RedisServer::start("quota_redis: replicas") else { return };
+    let (store, a) = (store(&server.url()), limited("a", 1000));
+    let call = granted(&store, &a, 100).await;
+    server.ask(&["CONFIG", "SET", "min-replicas-to-write", "1"]);
+    let (_, error) = refused(&store, &a).await;
+    assert!(matches!(error, StoreError::Definite(_)), "{error:?}");
+    let settlement = Settlement::new(call, a.clone(), tokens(40));
+    assert!(matches!(store.settle(&settlement).await, Err(StoreError::Definite(_))));
+    server.ask(&["CONFIG", "SET", "min-replicas-to-write", "0"]);
+    assert_eq!(settle(&store, call, &a, 40).await, Applied::First);
+    assert_eq!(counted(&store, "a").await, (40, 0));
+}
+
+#[tokio::test]
 async fn the_servers_clock_picks_the_day_and_a_call_is_charged_to_that_of_its_admission() {
     const DAY: Duration = Duration::from_secs(86_400);
     let Some(server) = RedisServer::start("quota_redis: days") else { return };
