@@ -252,6 +252,62 @@ async fn a_full_memory_refuses_what_is_new_and_settles_what_is_there() {
     granted(&store, &a, 930).await;
 }
 
+#[tokio::test]
+async fn a_master_that_has_lost_its_replicas_refuses_where_it_was_told_to() {
+    let Some(server) = RedisServer::start("quota_redis: replicas") else { return };
+    let (store, a) = (store(&server.url()), limited("a", 1000));
+    let call = granted(&store, &a, 100).await;
+    server.ask(&["CONFIG", "SET", "min-replicas-to-write", "1"]);
+    let (_, error) = refused(&store, &a).await;
+    assert!(matches!(error, StoreError::Definite(_)), "{error:?}");
+    let settlement = Settlement::new(call, a.clone(), tokens(40));
+    assert!(matches!(store.settle(&settlement).await, Err(StoreError::Definite(_))));
+    server.ask(&["CONFIG", "SET", "min-replicas-to-write", "0"]);
+    assert_eq!(settle(&store, call, &a, 40).await, Applied::First);
+    assert_eq!(counted(&store, "a").await, (40, 0));
+}
+
+#[tokio::test]
+async fn the_servers_clock_picks_the_day_and_a_call_is_charged_to_that_of_its_admission() {
+    const DAY: Duration = Duration::from_secs(86_400);
+    let Some(server) = RedisServer::start("quota_redis: days") else { return };
+    let (store, a) = (store(&server.url()), limited("a", 1000));
+    let (start, table) = (SystemClock.now(), days());
+    let reserve = async |days: &Days| {
+        let id = id();
+        let reservation = Reservation::new(id, a.clone(), tokens(10), DAY * 60, days.clone());
+        store.reserve(&reservation).await.map(|decision| match decision {
+            Decision::Granted(grant) => (id, grant.day),
+            other => panic!("{other:?}"),
+        })
+    };
+    // Whatever a gateway's clock says.
+    for skewed in [start + DAY / 2, start - DAY / 2] {
+        let (id, day) = reserve(&Calendar::utc().days_around(skewed)).await.unwrap();
+        assert_eq!(day, table[1]);
+        store.release(id, &a).await.unwrap();
+    }
+    let (today, _) = reserve(&table).await.unwrap();
+    store.advance(DAY);
+    let (tomorrow, day) = reserve(&table).await.unwrap();
+    assert_eq!(day, table[2]);
+    for (id, truth) in [(today, 3), (tomorrow, 5)] {
+        assert_eq!(settle(&store, id, &a, truth).await, Applied::First);
+    }
+    for (day, settled) in [(table[1], 3), (table[2], 5)] {
+        let standing = store.usage(&"a".into(), &Days::only(day)).await.unwrap();
+        assert_eq!((standing.in_day.settled.tokens, standing.in_day.reserved.tokens), (settled, 0));
+    }
+    store.advance(DAY * 2);
+    let error = reserve(&table).await.unwrap_err();
+    let StoreError::OffCalendar { now } = error else { panic!("{error:?}") };
+    let off = now.duration_since(start + DAY * 3).unwrap();
+    assert!(off < Duration::from_secs(60), "{off:?}");
+    assert_eq!(server.ask(&["HLEN", &store.keys("a")[1]]), "0");
+    let error = store.usage(&"a".into(), &table).await.unwrap_err();
+    assert!(matches!(error, StoreError::OffCalendar { .. }));
+}
+
 // ===== check =====
 
 #[tokio::test]
@@ -275,6 +331,50 @@ async fn a_server_that_may_lose_counters_or_cannot_write_them_is_found() {
     assert!(matches!(nowhere.check().await, Err(RedisUnfit::Unavailable(_))));
     let alone = RedisServer::with_options(&["--cluster-enabled", "yes"]);
     assert!(matches!(store(&alone.url()).check().await, Err(RedisUnfit::InCluster { .. })));
+}
+
+/// What `docs/operations-redis-quota.md` gives a gateway.
+const RIGHTS: &str = include_str!("../docs/operations-redis-quota.md");
+
+#[tokio::test]
+async fn the_rights_that_are_documented_are_enough_and_none_is_left_over() {
+    let Some(server) = RedisServer::start("quota_redis: rights") else { return };
+    let rights = RIGHTS.lines().find_map(|line| line.strip_prefix("ACL SETUSER gateway ")).unwrap();
+    let words: Vec<_> = rights.split(' ').collect();
+    let check = async |words: &[&str]| {
+        let user = format!("user{}", fastrand::u64(..));
+        assert_eq!(server.ask(&[&["ACL", "SETUSER", &*user], words].concat()), "OK");
+        let store = store(&format!("redis://{user}:secret@127.0.0.1:{}", server.port()));
+        let is_fit = store.check().await.is_ok();
+        let a = limited("a", 1 << 40);
+        let all = async {
+            let day = days()[1];
+            let [lost, call, held] = [id(), id(), id()];
+            store.release(lost, &a).await?;
+            store.seed(&"b".into(), &Baseline::new(day, tokens(1), tokens(1))).await?;
+            let by = llm_layers::quota::Delta { requests: 1, tokens: 1, cost: NanoUsd::ZERO };
+            let window = llm_layers::quota::WindowName::Day(day.date);
+            store.adjust(&llm_layers::quota::Adjustment::new(id(), "a", window, by)).await?;
+            for id in [call, held] {
+                store.reserve(&reservation(id, &a, 10)).await?;
+                store.extend(id, &a, LEASE * 2).await?;
+            }
+            store.settle(&Settlement::new(call, a.clone(), tokens(5))).await?;
+            store.advance(LEASE * 3);
+            store.usage(&"a".into(), &days()).await.map(drop)
+        };
+        let result: Result<(), StoreError> = all.await;
+        server.ask(&["FLUSHALL"]);
+        server.ask(&["SCRIPT", "FLUSH"]);
+        is_fit && result.is_ok()
+    };
+    assert!(check(&words).await);
+    // Only in a cluster, or while a slot is moved; and what the client introduces itself by is not needed.
+    let elsewhere = ["+cluster|slots", "+asking", "+hsetnx", "+hello", "+ping"];
+    for word in words.iter().filter(|word| word.starts_with('+') && !elsewhere.contains(word)) {
+        let fewer: Vec<_> = words.iter().copied().filter(|other| other != word).collect();
+        assert!(!check(&fewer).await, "{word} is not needed");
+    }
 }
 
 #[tokio::test]
@@ -563,6 +663,34 @@ async fn a_node_that_does_not_answer_refuses_the_whole_and_nothing_stays_in_the_
     }
 }
 
+/// Waits until the replica of this master has all that it has.
+async fn replicated(node: &RedisServer) {
+    until_done(Duration::from_secs(5), || async {
+        let info = node.ask(&["INFO", "replication"]);
+        let written = info.lines().find_map(|line| line.strip_prefix("master_repl_offset:"));
+        let received = info.split(",offset=").nth(1).and_then(|rest| rest.split(',').next());
+        match written.is_some() && written == received {
+            true => Ok(()),
+            false => Err(StoreError::definite("not replicated yet")),
+        }
+    })
+    .await;
+}
+
+/// Calls until one is granted: what it used up, and how often it was refused before.
+async fn until_called(store: &RedisQuotaStore, departments: &Departments) -> (u64, u32) {
+    let since = Instant::now();
+    for refusals in 0.. {
+        if let Some(used) = call(store, departments, 100, 60).await {
+            println!("granted again after {:?} and {refusals} refusals", since.elapsed());
+            return (used, refusals);
+        }
+        assert!(since.elapsed() < Duration::from_secs(20));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    unreachable!()
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn calls_go_on_where_a_replica_takes_over() {
     let Some(mut cluster) = RedisCluster::start_with_replicas("quota_redis: failover") else { return };
@@ -571,50 +699,81 @@ async fn calls_go_on_where_a_replica_takes_over() {
     let all = unlimited(&names);
     until_granted(&store, &all, Duration::from_secs(2)).await;
     let mut used = 0;
-    for _ in 0..20 {
-        used += call(&store, &all, 100, 60).await.unwrap();
-    }
-    let held = granted(&store, &all, 100).await;
-    // What a replica does not have yet is lost with its master.
-    for node in &cluster.nodes[..3] {
-        let offset = |info: &str, name: &str| {
-            info.lines()
-                .find_map(|line| line.strip_prefix(name))
-                .and_then(|offset| offset.parse::<u64>().ok())
-        };
-        until_done(Duration::from_secs(5), || async {
-            let info = node.ask(&["INFO", "replication"]);
-            let acknowledged =
-                info.split(",offset=").nth(1).and_then(|rest| rest.split(',').next()?.parse().ok());
-            match offset(&info, "master_repl_offset:") == acknowledged {
-                true => Ok(()),
-                false => Err(StoreError::definite("not replicated yet")),
-            }
-        })
-        .await;
-    }
-    cluster.nodes[0].kill();
-    let since = Instant::now();
-    let mut refusals = 0;
-    loop {
-        match call(&store, &all, 100, 60).await {
-            Some(truth) => {
-                used += truth;
-                break;
-            }
-            None => refusals += 1,
+    for is_killed in [true, false] {
+        for _ in 0..20 {
+            used += call(&store, &all, 100, 60).await.unwrap();
         }
-        assert!(since.elapsed() < Duration::from_secs(20));
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        let held = granted(&store, &all, 100).await;
+        // What a replica does not have yet is lost with its master.
+        let master = usize::from(!is_killed);
+        replicated(&cluster.nodes[master]).await;
+        match is_killed {
+            true => cluster.nodes[master].kill(),
+            false => cluster.nodes[master].freeze(),
+        }
+        let (once, refusals) = until_called(&store, &all).await;
+        assert!(refusals > 0);
+        assert_eq!(settle(&store, held, &all, 77).await, Applied::First);
+        used += once + 77;
+        // A majority of masters has to vote on the next one.
+        match is_killed {
+            true => cluster.nodes[master].restart(),
+            false => cluster.nodes[master].thaw(),
+        }
+        cluster.wait_until_ready();
+        used += until_called(&store, &all).await.0;
+        // What was pending where all of the cluster was down a moment later could not be taken back.
+        store.advance(Duration::from_secs(2));
+        for name in &names {
+            assert_eq!(counted(&store, name).await, (used, 0), "{name}");
+        }
     }
-    println!("granted again {:?} after a master was killed, {refusals} refusals in between", since.elapsed());
-    assert!(refusals > 0);
-    assert_eq!(settle(&store, held, &all, 77).await, Applied::First);
-    used += 77;
-    // What was pending where the whole cluster was down a moment later could not be taken back.
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nodes_that_stall_at_any_moment_leave_no_call_counted_in_part() {
+    let Some(cluster) = RedisCluster::start("quota_redis: stalls") else { return };
+    let store = cluster_store(&cluster);
+    let names = one_of_each(&cluster, &store);
+    let all = unlimited(&names);
+    until_granted(&store, &all, Duration::from_secs(2)).await;
+    let callers: Vec<_> = (0..12)
+        .map(|caller| {
+            let (store, all) = (store.clone(), all.clone());
+            tokio::spawn(async move {
+                let mut random = fastrand::Rng::with_seed(caller);
+                let (since, mut sum, mut refused) = (Instant::now(), (0, 0), 0);
+                while since.elapsed() < Duration::from_secs(6) {
+                    match call(&store, &all, 100, random.u64(0..=100)).await {
+                        Some(used) => sum = (sum.0 + 1, sum.1 + used),
+                        None => refused += 1,
+                    }
+                }
+                (sum, refused)
+            })
+        })
+        .collect();
+    let mut random = fastrand::Rng::with_seed(7);
+    while !callers.iter().all(tokio::task::JoinHandle::is_finished) {
+        let node = &cluster.nodes[random.usize(..3)];
+        // Sometimes within the deadline, sometimes not, and never long enough to be given up by the others.
+        node.freeze();
+        tokio::time::sleep(Duration::from_millis(random.u64(50..600))).await;
+        node.thaw();
+        tokio::time::sleep(Duration::from_millis(random.u64(1..100))).await;
+    }
+    let (mut calls, mut used, mut refusals) = (0, 0, 0);
+    for caller in join_all(callers).await {
+        let (sum, refused) = caller.unwrap();
+        (calls, used, refusals) = (calls + sum.0, used + sum.1, refusals + refused);
+    }
+    println!("{calls} calls, {refusals} refusals");
+    assert!(calls > 100 && refusals > 20, "{calls} calls, {refusals} refusals");
     store.advance(Duration::from_secs(2));
     for name in &names {
-        assert_eq!(counted(&store, name).await, (used, 0), "{name}");
+        let used_up = standing(&store, name).await.in_month;
+        assert_eq!(used_up.settled, Amount::new(calls, used, NanoUsd::new(used as i64 * 10)), "{name}");
+        assert_eq!(used_up.reserved, Amount::ZERO, "{name}");
     }
 }
 

@@ -25,37 +25,59 @@ use tokio::time::Instant;
 /// Counts in Redis 7.0 or newer, or Valkey: one server, or a cluster.
 ///
 /// All that share it share the limits, and nothing else has to be agreed on: days and leases go by the servers' clock.
-/// Each operation is one script, so that it is done or not done, and one round trip. The exception is a reservation in a
-/// cluster whose departments are not all in one slot: it is taken in each slot as *pending*, and confirmed when all have
-/// granted it, which makes two round trips; what is pending counts as reserved, and expires as released after two seconds
-/// if nobody confirms it. Other operations on several slots are done in all of them at once; if some fail,
-/// that is [`Ambiguous`](StoreError::Ambiguous), and sent again they complete.
+/// Each operation is one script and one round trip, done or not done. The exception is an operation in a cluster on
+/// departments of several slots:
+///
+/// - A reservation is taken in each slot as *pending*, and confirmed when all have granted it: two round trips. What is
+///   pending counts as reserved; it is taken back where another slot denies it, and expires as released after two
+///   seconds if its gateway is gone.
+/// - The others are done in all slots at once. If only some succeed, that is [`Ambiguous`](StoreError::Ambiguous), and sent
+///   again they complete.
 ///
 /// # What is there
 ///
 /// For each department three keys, of one slot: `llm-quota:{…}:counters`, `…:leases` and `…:expiries`, where `…` is a
-/// hash of the department's id. [`keys`](Self::keys) tells which. They take about 500 bytes with a few calls in flight,
-/// and 250 bytes for each further day that is kept; counters of windows before the last month are forgotten once a
+/// hash of its id, see [`keys`](Self::keys). They take about 400 bytes on the first day, 10 kB when days of two months
+/// are there, and 300 bytes for each call in flight. Counters of windows before the last month are forgotten once a
 /// month, and a department that nobody has used for 200 days altogether.
 ///
-/// Counters that are lost, with a server that kept nothing on its disk, are found to be lost: a reservation that
-/// [needs it](Reservation::needs_seed) then says [`Unseeded`](StoreError::Unseeded). A server that throws away keys when
-/// its memory is full would lose some of them unnoticed: [`check`](Self::check) refuses it. See `docs/operations-redis-quota.md` for
-/// what to set, and what a failover may lose.
+/// Counters that are lost, with a server that kept nothing on its disk, are known to be lost: a reservation that
+/// [needs it](Reservation::needs_seed) says [`Unseeded`](StoreError::Unseeded). A server that throws away keys when its
+/// memory is full would lose some of them unnoticed: [`check`](Self::check) refuses it. `docs/operations-redis-quota.md`
+/// says what to set, and what a failover may lose.
 ///
 /// # Time
 ///
 /// An operation takes at most [the deadline](Self::with_deadline), 250 ms unless told, whatever happens to the servers or
-/// the network; a reservation that has to be taken back in other slots, a quarter more. Connections come back by
+/// the network; a reservation that is taken back in other slots, at most a quarter more. Connections come back by
 /// themselves.
 ///
+/// # Cancel safety
+///
+/// An operation that is dropped may have been done, as one that is ambiguous.
+///
+/// # Examples
+///
 /// ```no_run
-/// use llm_layers::{quota::RedisQuotaStore, store::{Redis, RedisOptions}};
+/// use llm_layers::{
+///     policies::{DepartmentPolicy, PolicyTable},
+///     price::Prices,
+///     quota::{Limits, QuotaLayer, RedisQuotaStore, WorkerOptions},
+///     store::{Redis, RedisOptions},
+/// };
+/// use std::time::Duration;
 ///
 /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
 /// let redis = Redis::new("redis://:secret@10.0.0.1:6379", RedisOptions::default())?;
 /// let store = RedisQuotaStore::new(redis);
+/// // At the start, and for readiness.
 /// store.check().await?;
+///
+/// let policies = PolicyTable::new(DepartmentPolicy::new(Limits::new().with_day_tokens(1_000_000)));
+/// let (layer, worker) = QuotaLayer::pair(store, policies, Prices::default(), WorkerOptions::default());
+/// // … layer the service, and serve. At the end:
+/// # drop(layer);
+/// worker.shutdown(Duration::from_secs(10)).await;
 /// # Ok(())
 /// # }
 /// ```
@@ -155,7 +177,8 @@ impl RedisQuotaStore {
     }
 
     fn deadline(&self) -> Instant {
-        Instant::now() + self.deadline
+        // As good as for ever, and no clock runs over.
+        Instant::now() + self.deadline.min(Duration::from_secs(86_400))
     }
 
     async fn run(&self, run: &Run<'_>, until: Instant) -> Result<Value, StoreError> {

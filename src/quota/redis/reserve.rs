@@ -42,19 +42,25 @@ impl RedisQuotaStore {
                 None => decide(reservation, &groups, &told, only),
                 Some(error) => Err(error),
             };
-            if let Ok(Said::Granted(grant, pending)) = said {
-                let pending = pending.into_iter().map(|group| &groups[group]);
-                self.confirm(reservation, &accounts, pending, until).await?;
-                return Ok(Decision::Granted(grant));
-            }
+            let refused = match said {
+                Ok(Said::Granted(grant, pending)) => {
+                    let pending = pending.into_iter().map(|group| &groups[group]);
+                    self.confirm(reservation, &accounts, pending, until).await?;
+                    return Ok(Decision::Granted(grant));
+                }
+                Ok(Said::Not(decision)) => Ok(Some(decision)),
+                Ok(Said::OtherDays(day)) => {
+                    only = Some(day);
+                    Ok(None)
+                }
+                Err(error) => Err(error),
+            };
             if groups.len() > 1 {
                 let granted = groups.iter().zip(&told).filter(|(_, told)| is_granted(told.as_ref()));
                 self.cancel(reservation.id, &accounts, granted.map(|(group, _)| group), until).await;
             }
-            match said? {
-                Said::Granted(grant, _) => return Ok(Decision::Granted(grant)),
-                Said::Not(decision) => return Ok(decision),
-                Said::OtherDays(day) => only = Some(day),
+            if let Some(decision) = refused? {
+                return Ok(decision);
             }
         }
     }

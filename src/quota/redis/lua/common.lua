@@ -26,7 +26,7 @@ end
 
 -- A count as its last nine digits and those in front of them.
 local function parts(count)
-  if not count then
+  if not count or count == '0' then
     return 0, 0
   end
   if not string.find(count, '^%d+$') then
