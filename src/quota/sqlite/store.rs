@@ -13,7 +13,7 @@ use crate::{
     sqlite,
     usage::Durability,
 };
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::{Connection, OpenFlags, config::DbConfig};
 use std::{
     fmt,
     path::Path,
@@ -295,6 +295,8 @@ fn connect(path: &Arc<Path>, durability: Durability) -> Result<Connection, Quota
     // The thread waits for locks by itself.
     connection.busy_timeout(Duration::ZERO).map_err(failed)?;
     connection.set_prepared_statement_cache_capacity(STATEMENTS);
+    // Statistics or not, plans stay as they are: otherwise each new time of expiry makes a new one.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true).map_err(failed)?;
     Ok(connection)
 }
 
