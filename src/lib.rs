@@ -91,9 +91,8 @@
 //! | `hyper-client` | a hyper client with rustls for it |
 //! | `reqwest` | a reqwest client for it |
 //! | `axum` | extractor, responder, server-sent events and error bodies for axum |
-//! | `rusqlite` | a ledger of usage in SQLite, and queries on it |
 //! | `toml` | price lists of your own, in TOML |
-//! | `rusqlite` | a ledger of usage in a file of SQLite; needs a C compiler |
+//! | `rusqlite` | usage, quotas and policies in files of SQLite; needs a C compiler |
 //! | `toml` | price lists of your own, in TOML |
 //! | `testing` | the contract suite and a scripted provider |
 //!
