@@ -91,8 +91,9 @@
 //! | `hyper-client` | a hyper client with rustls for it |
 //! | `reqwest` | a reqwest client for it |
 //! | `axum` | extractor, responder, server-sent events and error bodies for axum |
-//! | `toml` | price lists of your own, in TOML |
 //! | `rusqlite` | usage, quotas and policies in files of SQLite; needs a C compiler |
+//! | `time-zones` | limits by the calendar of a time zone other than UTC |
+//! | `tokenizer` | counts the tokens of a prompt whose upper bound does not fit into a limit |
 //! | `toml` | price lists of your own, in TOML |
 //! | `testing` | the contract suite and a scripted provider |
 //!

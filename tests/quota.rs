@@ -315,6 +315,34 @@ async fn seed_11_a_refusal_says_all_there_is_to_know_and_nobody_is_asked() {
     assert_eq!(bench.provider.requests().len(), 1);
     assert_eq!(bench.layer.stats().denied, 1);
     assert_eq!(bench.research().await.1, Amount::ZERO, "a refusal leaves nothing");
+    let headers = llm_layers::http::rate_limit_headers_of(&error).expect("it is about a limit");
+    let headers = headers.map(|(name, value)| format!("{name}: {}", value.to_str().unwrap()));
+    let expected = [
+        "x-ratelimit-limit-tokens: 1000",
+        "x-ratelimit-remaining-tokens: 50",
+        "x-ratelimit-reset-tokens: 180h0m0s",
+    ];
+    assert_eq!(headers, expected);
+}
+
+#[cfg(feature = "axum")]
+#[tokio::test]
+async fn answers_and_refusals_say_how_much_is_left_in_their_headers() {
+    use axum_core::response::IntoResponse;
+    use llm_layers::http::{Asked, axum::ChatAnswer};
+    let bench = Bench::new(Limits::new().with_day_cost("12.5".parse().unwrap()).with_day_requests(1));
+    for status in [200, 429] {
+        let asked = Asked::by(&request());
+        let response = ChatAnswer::new(asked, bench.call(request()).await).into_response();
+        assert_eq!(response.status().as_u16(), status);
+        let header = |name| response.headers().get(name).map(|value| value.to_str().unwrap());
+        assert_eq!(header("x-ratelimit-limit-requests"), Some("1"));
+        assert_eq!(header("x-ratelimit-remaining-requests"), Some("0"));
+        assert_eq!(header("x-ratelimit-reset-requests"), Some("12h0m0s"));
+        let refused = status == 429;
+        assert_eq!(header("retry-after"), refused.then_some("43200"));
+        assert_eq!(header("x-should-retry"), refused.then_some("false"));
+    }
 }
 
 #[tokio::test]
@@ -399,6 +427,22 @@ async fn an_answer_without_a_bound_is_given_one_where_it_matters() {
     let known = own.with(|layer| layer.with_model_output(["p/mod*"], 50));
     known.call(ask(unbounded())).await.unwrap();
     assert_eq!((sent(&known, "max_length"), sent(&known, "max_tokens")), (None, None), "its model bounds it");
+
+    let input = unbounded().input_bytes() as u64;
+    let small = Bench::new(Limits::new().with_day_tokens(input + 40));
+    small.provider.push(whole(5, 5).after([Step::Gate]));
+    let first = tokio::spawn(small.service().oneshot(ask(unbounded())));
+    tokio::task::yield_now().await;
+    assert_eq!(sent(&small, "max_tokens").as_deref(), Some("40"), "there is not room for more");
+    let error = small.refusal(ask(unbounded())).await;
+    assert!(exceeded(&error).in_flight_only, "it is not cut off for what will be free in a moment");
+    small.provider.open();
+    first.await.unwrap().unwrap();
+    small.provider.push(whole(5, input + 10));
+    small.call(ask(unbounded())).await.unwrap();
+    assert_eq!(sent(&small, "max_tokens").as_deref(), Some("30"));
+    let error = small.refusal(ask(unbounded())).await;
+    assert!(!exceeded(&error).in_flight_only, "{error:?}");
 
     let free = Bench::new(Limits::new().with_day_requests(10));
     free.call(ask(unbounded())).await.unwrap();

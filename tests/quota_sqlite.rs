@@ -25,6 +25,7 @@ use std::{
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
+        mpsc,
     },
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -485,13 +486,21 @@ fn say(line: &str) {
     out.flush().unwrap();
 }
 
-/// What a child has said, word by word.
-fn heard(child: &mut Child) -> std::thread::JoinHandle<Vec<Vec<String>>> {
+/// What a child has said, word by word; and a word as soon as it says that it is at work.
+fn heard(child: &mut Child) -> (mpsc::Receiver<()>, std::thread::JoinHandle<Vec<Vec<String>>>) {
     let lines = BufReader::new(child.stdout.take().unwrap()).split(b'\n');
-    std::thread::spawn(move || {
+    let (at_work, is_at_work) = mpsc::channel();
+    let thread = std::thread::spawn(move || {
         let lines = lines.map(|line| String::from_utf8(line.unwrap()).unwrap());
-        lines.map(|line| line.split(' ').map(str::to_owned).collect()).collect()
-    })
+        let words = lines.map(|line| {
+            if line.starts_with("granted ") {
+                let _ = at_work.send(());
+            }
+            line.split(' ').map(str::to_owned).collect()
+        });
+        words.collect()
+    });
+    (is_at_work, thread)
 }
 
 const CALLERS: u64 = 100;
@@ -553,7 +562,7 @@ async fn two_processes_share_one_limit() {
         assert!(child.wait().unwrap().success());
     }
     let (mut used, mut denied) = (0, 0);
-    for words in heard.map(|thread| thread.join().unwrap()) {
+    for words in heard.map(|(_, thread)| thread.join().unwrap()) {
         let [said] = &words.iter().filter(|words| words[0] == "used").collect::<Vec<_>>()[..] else {
             panic!("{words:?}");
         };
@@ -601,11 +610,15 @@ async fn after_kills_the_file_is_sound_and_what_was_left_expires() {
     let directory = Directory::new();
     let path = directory.db();
     let (mut granted, mut settled, mut busy) = (HashSet::new(), HashSet::new(), 0);
-    for _ in 0..KILLS {
+    for kill in 0..KILLS {
         let before = granted.len();
         let mut child = child("child_that_is_killed", &path);
-        let words = heard(&mut child);
-        tokio::time::sleep(Duration::from_millis(fastrand::u64(40..250))).await;
+        let (is_at_work, words) = heard(&mut child);
+        // Now and then at any moment, while it opens the file too; but a kill before the first word proves little.
+        if kill % 5 > 0 {
+            is_at_work.recv_timeout(Duration::from_secs(60)).unwrap();
+        }
+        tokio::time::sleep(Duration::from_millis(fastrand::u64(0..150))).await;
         child.kill().unwrap();
         child.wait().unwrap();
         for line in words.join().unwrap() {
@@ -617,7 +630,6 @@ async fn after_kills_the_file_is_sound_and_what_was_left_expires() {
         }
         busy += usize::from(granted.len() > before);
     }
-    // A kill before the first word proves nothing.
     assert!(busy >= KILLS * 8 / 10, "only {busy} of {KILLS} children came to work");
     let file = Connection::open(&path).unwrap();
     let sound: String = file.query_row("PRAGMA integrity_check", (), |row| row.get(0)).unwrap();

@@ -10,7 +10,9 @@ use super::{
 use crate::clock::{Clock, SystemClock};
 use std::{
     collections::{BTreeSet, HashMap},
-    fmt, mem,
+    fmt,
+    hash::{BuildHasherDefault, Hasher},
+    mem,
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
     time::Duration,
 };
@@ -43,7 +45,7 @@ struct Account {
     /// Oldest first.
     days: Vec<(u32, WindowUsage)>,
     months: Vec<(u32, WindowUsage)>,
-    leases: HashMap<LeaseId, Lease>,
+    leases: HashMap<LeaseId, Lease, BuildHasherDefault<IdHasher>>,
     expiries: BTreeSet<(u64, LeaseId)>,
     /// When the last month that was used is over.
     idle_from: u64,
@@ -64,6 +66,26 @@ enum State {
     Reserved,
     Expired,
     Ended,
+}
+
+/// Ids are half chance, and nobody outside chooses them: nothing is won by mixing them further.
+#[derive(Debug, Clone, Copy, Default)]
+struct IdHasher(u64);
+
+impl Hasher for IdHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
+        }
+    }
+
+    fn write_u128(&mut self, id: u128) {
+        self.0 = id as u64;
+    }
 }
 
 /// The current month and the last, to the day.
@@ -245,11 +267,10 @@ impl Shared {
                     return work(&mut [account]);
                 }
             } else {
-                let found: Option<Vec<_>> =
-                    departments.iter().map(|department| accounts.by_department.get(&department.id)).collect();
-                if let Some(found) = found {
-                    // In the order of their ids: nobody waits for one that waits for him.
-                    let mut found: Vec<_> = found.into_iter().map(lock).collect();
+                // In the order of their ids: nobody waits for one that waits for him.
+                let mut found = Vec::with_capacity(departments.len());
+                found.extend(departments.iter().map_while(|it| accounts.by_department.get(&it.id)).map(lock));
+                if found.len() == departments.len() {
                     found.iter_mut().for_each(|account| account.sweep(now));
                     return work(&mut found);
                 }

@@ -17,7 +17,8 @@ pub enum Mode {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Unbounded {
-    /// Bound it by so many tokens: what was reserved is then true.
+    /// Bound it by so many tokens, or by as many as there is room for if those are fewer, down to 16: what was reserved is
+    /// then true.
     Inject(u64),
     /// Refuse it, as [`InvalidRequest`](crate::ErrorKind::InvalidRequest).
     Reject,

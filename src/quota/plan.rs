@@ -5,7 +5,7 @@ use super::{
     shared::Shared,
 };
 use crate::{
-    Error, ErrorKind, InvalidReason, LlmRequest, QuotaKind,
+    ChatBody, Error, ErrorKind, InvalidReason, LlmRequest, QuotaKind, json,
     policies::PolicyTable,
     price::{CostError, NanoUsd, Price, ServiceTier},
 };
@@ -24,6 +24,8 @@ pub(super) struct Plan {
     pub(super) choices: u64,
     price: Option<Arc<Price>>,
     tier: ServiceTier,
+    /// Whether the bound of the answer is ours, not the caller's.
+    is_ours: bool,
     /// Whether the prompt was counted.
     is_counted: bool,
 }
@@ -53,9 +55,13 @@ impl Shared {
         let has_cost = limits(|department| department.limits.has_cost());
         let has_tokens = limits(|department| department.limits.has_tokens());
 
-        let choices = ok_or_shadow(request.body.n(), is_shadow)?.unwrap_or(1).max(1);
-        let asked = ok_or_shadow(longest(request), is_shadow)?.flatten();
-        let output = match (asked, self.model_output(&request.model)) {
+        let Asked { choices, output, tier } = match asked(&request.body) {
+            // What the provider will refuse is let through to it.
+            Err(_) if is_shadow => Asked::default(),
+            asked => asked?,
+        };
+        let mut is_ours = false;
+        let output = match (output, self.model_output(&request.model)) {
             (Some(asked), Some(most)) => asked.min(most),
             (None, Some(most)) => most,
             (Some(asked), None) if asked <= self.largest_output || is_shadow => {
@@ -69,6 +75,7 @@ impl Shared {
             (None, None) => match self.unbounded {
                 Unbounded::Inject(tokens) if is_shadow => tokens,
                 Unbounded::Inject(tokens) => {
+                    is_ours = true;
                     self.bound(request, tokens)?;
                     tokens
                 }
@@ -79,7 +86,6 @@ impl Shared {
             },
         };
 
-        let tier = request.body.raw("service_tier").and_then(crate::json::string);
         let mut plan = Plan {
             departments,
             amount: Amount::ZERO,
@@ -88,7 +94,8 @@ impl Shared {
             output,
             choices,
             price: self.prices.price(&request.model),
-            tier: tier.and_then(|name| ServiceTier::from_name(&name)).unwrap_or(ServiceTier::Standard),
+            tier,
+            is_ours,
             is_counted: !self.estimator.can_tighten(),
         };
         let mut is_priced = plan.update(self);
@@ -119,7 +126,12 @@ impl Shared {
                 return true;
             }
         }
-        let OnTight::ShrinkMaxTokens { min } = self.on_tight else { return false };
+        let min = match self.on_tight {
+            OnTight::ShrinkMaxTokens { min } => min,
+            // Nobody has asked for so much. But if it will fit in a moment, it is not cut off for that.
+            OnTight::Refuse if plan.is_ours && !obstacle.is_in_flight_only() => LEAST,
+            OnTight::Refuse => return false,
+        };
         let Some(output) = plan.longest_that_fits(obstacle).filter(|output| *output >= min.max(1)) else {
             return false;
         };
@@ -231,7 +243,14 @@ impl Plan {
     }
 }
 
+/// The shortest answer that is worth a bound of ours.
+const LEAST: u64 = 16;
+
 impl Obstacle {
+    const fn is_in_flight_only(&self) -> bool {
+        matches!(self, Self::Denied(Denial { in_flight_only: true, .. }))
+    }
+
     const fn quota(&self) -> QuotaKind {
         match self {
             Self::TooLarge { quota, .. } => *quota,
@@ -240,18 +259,36 @@ impl Obstacle {
     }
 }
 
-/// The bound that the caller has set: the higher one, if there are two.
-fn longest(request: &LlmRequest) -> Result<Option<u64>, Error> {
-    let body = &request.body;
-    let (new, old) = (body.get::<u64>("max_completion_tokens")?, body.get::<u64>("max_tokens")?);
-    Ok(new.max(old))
+/// What a request asks for that makes a difference to what it may use up.
+struct Asked {
+    choices: u64,
+    /// The higher bound, if there are two.
+    output: Option<u64>,
+    tier: ServiceTier,
 }
 
-/// What the provider will refuse is let through to it in the shadow.
-fn ok_or_shadow<T>(value: Result<T, Error>, is_shadow: bool) -> Result<Option<T>, Error> {
-    match value {
-        Ok(value) => Ok(Some(value)),
-        Err(_) if is_shadow => Ok(None),
-        Err(error) => Err(error),
+impl Default for Asked {
+    fn default() -> Self {
+        Self { choices: 1, output: None, tier: ServiceTier::Standard }
     }
+}
+
+fn asked(body: &ChatBody) -> Result<Asked, Error> {
+    let mut asked = Asked::default();
+    for (name, value) in body.members().filter(|(_, value)| *value != b"null") {
+        let number = || {
+            let number = std::str::from_utf8(value).ok().and_then(|text| text.parse::<u64>().ok());
+            number.ok_or_else(|| Error::invalid(name, InvalidReason::Mistyped { expected: "a whole number" }))
+        };
+        match name {
+            "n" => asked.choices = number()?.max(1),
+            "max_tokens" | "max_completion_tokens" => asked.output = asked.output.max(Some(number()?)),
+            "service_tier" => {
+                let named = json::string(value).and_then(|name| ServiceTier::from_name(&name));
+                asked.tier = named.unwrap_or(ServiceTier::Standard);
+            }
+            _ => {}
+        }
+    }
+    Ok(asked)
 }
