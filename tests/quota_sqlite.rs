@@ -276,6 +276,42 @@ async fn a_locked_file_is_said_in_time_and_what_was_given_up_is_never_done() {
 }
 
 #[tokio::test]
+async fn a_file_that_is_removed_is_made_anew_for_all_who_share_it() {
+    let directory = Directory::new();
+    let stores = [(); 2].map(|()| SqliteStore::open(directory.db(), patient()).unwrap());
+    let now = SystemClock.now();
+    for store in &stores {
+        reserve(store, "a", 10, now).await;
+    }
+    for name in ["quota.db", "quota.db-wal", "quota.db-shm"] {
+        fs::remove_file(directory.0.join(name)).unwrap();
+    }
+    let needs_seed = reservation(&one("a", Limits::new()), 10, now).with_needs_seed(true);
+    let error = stores[0].reserve(&needs_seed).await.unwrap_err();
+    assert!(matches!(error, StoreError::Unseeded { .. }), "{error:?}");
+    // Neither counts by itself in what is gone.
+    for store in &stores {
+        reserve(store, "a", 10, now).await;
+    }
+    for store in &stores {
+        assert_eq!(in_day(store, "a", now).await, (0, 20));
+    }
+    for store in &stores {
+        assert!(store.shutdown(HOUR).await);
+    }
+    assert_eq!(count(&directory.db(), "count(*) FROM leases"), 2);
+
+    // What takes its place and is something else is refused.
+    let store = SqliteStore::open(directory.db(), patient()).unwrap();
+    fs::rename(directory.db(), directory.0.join("away.db")).unwrap();
+    fs::write(directory.db(), "dear diary, ".repeat(500)).unwrap();
+    let error = store.usage(&"a".into(), &days(now)).await.unwrap_err();
+    assert_eq!((kind(&error), error.is_ambiguous()), (QuotaFileErrorKind::Corrupt, false));
+    fs::rename(directory.0.join("away.db"), directory.db()).unwrap();
+    assert_eq!(in_day(&store, "a", now).await, (0, 20));
+}
+
+#[tokio::test]
 async fn a_queue_that_is_full_refuses_at_once() {
     let directory = Directory::new();
     let store = SqliteStore::open(directory.db(), patient().with_capacity(8).with_group(4)).unwrap();
