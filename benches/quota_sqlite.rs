@@ -1,6 +1,6 @@
 //! How many pairs of reserve and settle a file of SQLite takes in a second, and how long one takes.
 //!
-//! `cargo bench --bench quota_sqlite --features rusqlite`. Limits on tokens and money of each department, over the day and the month;
+//! `cargo bench --bench quota_sqlite --features rusqlite [-- Memory | -- Kill | -- PowerLoss]`. Limits on tokens and money of each department, over the day and the month;
 //! each caller waits for one answer before it asks for the next.
 
 use llm_layers::{
@@ -21,11 +21,16 @@ const TIME: Duration = Duration::from_secs(2);
 fn main() {
     let directory = std::env::temp_dir().join(format!("llm-layers-bench-quota-{}", std::process::id()));
     std::fs::create_dir_all(&directory).expect("a directory");
+    let only = std::env::args().nth(1).filter(|arg| !arg.starts_with("--"));
     println!(
         "{:<12}{:>12}{:>14}{:>14}{:>14}{:>14}{:>14}",
         "survives", "callers", "departments", "pairs/s", "median us", "99 % us", "slowest us"
     );
-    for level in [Durability::Memory, Durability::Kill, Durability::PowerLoss] {
+    let levels = [Durability::Memory, Durability::Kill, Durability::PowerLoss];
+    for level in levels {
+        if only.as_ref().is_some_and(|only| *only != format!("{level:?}")) {
+            continue;
+        }
         for callers in [1, 16, 200] {
             for departments in [1, 3] {
                 row(&directory, level, callers, departments);

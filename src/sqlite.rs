@@ -36,6 +36,10 @@ pub(crate) enum Trouble {
     Failed,
 }
 
+/// Which file it is, whatever its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct FileId((u64, u64));
+
 /// An absolute path: SQLite gives a meaning to `:memory:` and `file:`, and we want none.
 pub(crate) fn absolute(path: &Path) -> std::io::Result<PathBuf> {
     std::path::absolute(path)
@@ -110,6 +114,19 @@ impl Schema {
             (_, found) if found > 0 => Ok(found),
             _ => Err(Problem::Foreign),
         }
+    }
+}
+
+impl FileId {
+    /// `None` if there is no file.
+    pub(crate) fn of(path: &Path) -> Option<Self> {
+        let found = std::fs::metadata(path).ok()?;
+        #[cfg(unix)]
+        let id = (std::os::unix::fs::MetadataExt::dev(&found), std::os::unix::fs::MetadataExt::ino(&found));
+        // Where files that are open cannot be exchanged.
+        #[cfg(not(unix))]
+        let id = (0, u64::from(found.is_file()));
+        Some(Self(id))
     }
 }
 

@@ -137,7 +137,6 @@ proptest! {
         departments in btree_map("\\PC{0,9}", (limits(), option::of(vec("[a-z*/,\" ]{0,5}[a-z]", 0..4))), 0..9),
         otherwise in limits(),
     ) {
-        let departments: BTreeMap<String, ([Option<i64>; 6], Option<Vec<String>>)> = departments;
         let directory = Directory::new();
         let mut source = SqlitePolicies::open(directory.db()).unwrap();
         let mut writer = Connection::open(directory.db()).unwrap();

@@ -7,7 +7,7 @@ use crate::{
     policies::{DepartmentPolicy, PolicySource, PolicyTable},
     price::{AmountError, NanoUsd},
     quota::Limits,
-    sqlite::{self, Schema},
+    sqlite::{self, FileId, Schema},
 };
 use rusqlite::{Connection, OpenFlags, Row, TransactionBehavior, types::ValueRef};
 use std::{fmt, path::Path, sync::Arc, time::Duration};
@@ -297,23 +297,6 @@ fn models(value: ValueRef<'_>) -> Result<Option<Vec<String>>, Box<str>> {
         return Err("has a name that is empty".into());
     }
     Ok(Some(names))
-}
-
-/// Which file it is, whatever its name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct FileId((u64, u64));
-
-impl FileId {
-    /// `None` if there is no file.
-    fn of(path: &Path) -> Option<Self> {
-        let found = std::fs::metadata(path).ok()?;
-        #[cfg(unix)]
-        let id = (std::os::unix::fs::MetadataExt::dev(&found), std::os::unix::fs::MetadataExt::ino(&found));
-        // Where files that are open cannot be exchanged.
-        #[cfg(not(unix))]
-        let id = (0, u64::from(found.is_file()));
-        Some(Self(id))
-    }
 }
 
 // ===== impl BadPolicies =====

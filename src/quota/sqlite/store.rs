@@ -10,10 +10,10 @@ use crate::{
         Adjustment, Applied, Baseline, Days, Decision, Departments, LeaseId, QuotaStore, Reservation,
         Settlement, Standing, StoreError, StoreFuture,
     },
-    sqlite,
+    sqlite::{self, FileId},
     usage::Durability,
 };
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::{Connection, OpenFlags, config::DbConfig};
 use std::{
     fmt,
     path::Path,
@@ -133,12 +133,6 @@ impl SqliteStore {
         path: Arc<Path>,
         options: SqliteOptions,
     ) -> Result<Self, QuotaFileError> {
-        let failed = |error| QuotaFileError::of(&path, error);
-        connection.pragma_update(None, "wal_autocheckpoint", checkpoint::LAST_PAGES).map_err(failed)?;
-        let second =
-            sqlite::open(&path, OpenFlags::SQLITE_OPEN_READ_WRITE, Duration::ZERO).map_err(failed)?;
-        sqlite::set_durability(&second, options.durability).map_err(failed)?;
-
         let (jobs, waiting) = mpsc::channel(options.capacity.max(1));
         let (checkpoint, wanted) = sync_channel(1);
         let (running, ended) = watch::channel(());
@@ -146,6 +140,8 @@ impl SqliteStore {
         let shared = Arc::<Shared>::default();
         let worker = Worker {
             connection,
+            file: FileId::of(&path),
+            durability: options.durability,
             path: Arc::clone(&path),
             clock: options.clock,
             group: options.group.max(1),
@@ -156,10 +152,10 @@ impl SqliteStore {
             unchecked: 0,
         };
         // It is over when both are.
-        let also = Arc::clone(&running);
+        let (also, log_path, durability) = (Arc::clone(&running), Arc::clone(&path), options.durability);
         start_thread(&path, "quota-log", move || {
-            checkpoint::run(&second, &wanted);
-            drop((second, also));
+            checkpoint::run(&log_path, durability, &wanted);
+            drop(also);
         })?;
         start_thread(&path, "quota", move || {
             worker.run(waiting);
@@ -286,15 +282,18 @@ fn start_thread(
     started.map(drop).map_err(|error| QuotaFileError::failed(path, error))
 }
 
-fn connect(path: &Arc<Path>, durability: Durability) -> Result<Connection, QuotaFileError> {
+pub(super) fn connect(path: &Arc<Path>, durability: Durability) -> Result<Connection, QuotaFileError> {
     let failed = |error| QuotaFileError::of(path, error);
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE;
     let mut connection = sqlite::open(path, flags, BUSY).map_err(failed)?;
     SCHEMA.create(&mut connection).map_err(|problem| QuotaFileError::of(path, problem))?;
     sqlite::set_durability(&connection, durability).map_err(failed)?;
+    connection.pragma_update(None, "wal_autocheckpoint", checkpoint::LAST_PAGES).map_err(failed)?;
     // The thread waits for locks by itself.
     connection.busy_timeout(Duration::ZERO).map_err(failed)?;
     connection.set_prepared_statement_cache_capacity(STATEMENTS);
+    // Statistics or not, plans stay as they are: otherwise each new time of expiry makes a new one.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true).map_err(failed)?;
     Ok(connection)
 }
 

@@ -3,11 +3,14 @@
 use super::{
     checkpoint,
     error::{QuotaFileError, QuotaFileErrorKind},
+    store::connect,
     tables::{Answer, Tables, clock, set_clock},
 };
 use crate::{
     clock::Clock,
     quota::{StoreError, calendar::unix_millis},
+    sqlite::FileId,
+    usage::Durability,
 };
 use rusqlite::{Connection, ErrorCode};
 use std::{
@@ -73,6 +76,9 @@ pub(super) struct Shared {
 
 pub(super) struct Worker {
     pub(super) connection: Connection,
+    /// Which file that is.
+    pub(super) file: Option<FileId>,
+    pub(super) durability: Durability,
     pub(super) path: Arc<Path>,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) group: usize,
@@ -163,7 +169,8 @@ impl Worker {
     }
 
     /// Takes the file's lock, as long as somebody waits for it.
-    fn begin(&self, group: &mut Vec<Box<dyn Job>>) -> Result<(), Failure> {
+    fn begin(&mut self, group: &mut Vec<Box<dyn Job>>) -> Result<(), Failure> {
+        self.follow().map_err(|error| Failure { error, is_ambiguous: false })?;
         let mut since = None;
         let outcome = loop {
             group.retain(|job| !job.is_withdrawn());
@@ -185,6 +192,17 @@ impl Worker {
         };
         self.shared.is_locked.store(false, Ordering::Release);
         outcome
+    }
+
+    /// Opens the file anew if it was removed, or another has taken its place: what is counted in one that has no name
+    /// any more is lost, and nobody else sees it.
+    fn follow(&mut self) -> Result<(), QuotaFileError> {
+        if self.file.is_none() || FileId::of(&self.path) != self.file {
+            self.file = None;
+            self.connection = connect(&self.path, self.durability)?;
+            self.file = FileId::of(&self.path);
+        }
+        Ok(())
     }
 
     fn attempt(&mut self, group: &mut Vec<Box<dyn Job>>) -> Result<(), Failure> {

@@ -56,7 +56,7 @@ const BUSY: Duration = Duration::from_secs(1);
 
 impl SqliteLedger {
     /// Opens the ledger in this file, which is made if there is none. Blocks, for a second or so if it is locked. A file
-    /// of an older version is brought up to date, which takes about a second for each million of events.
+    /// of an older version is brought up to date, which takes some seconds for each million of events.
     ///
     /// # Errors
     ///
