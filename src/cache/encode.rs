@@ -33,7 +33,13 @@ impl<'a, const SHORT: usize> Encoder<'a, SHORT> {
 
     /// One byte that says what comes.
     pub(super) fn tag(&mut self, tag: u8) {
-        self.raw(&[tag]);
+        match self.short.get_mut(self.len) {
+            Some(place) => {
+                *place = tag;
+                self.len += 1;
+            }
+            None => self.raw(&[tag]),
+        }
     }
 
     /// How many things come: seven bits a byte, the last one with its highest bit unset.
