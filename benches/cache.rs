@@ -177,7 +177,16 @@ fn hits(bytes: usize, calls: usize) {
 
 fn misses(bytes: usize, calls: usize) {
     println!("\na miss, prompt of {bytes} B\n{:<44}{:>12}{:>12}{:>14}", "", "ns", "least", "allocations");
-    let next = std::cell::Cell::new(0);
+    let next = std::cell::Cell::new(0_usize);
+    let keys = moka::sync::Cache::<[u8; 32], Arc<[u8]>>::new(1000);
+    let value: Arc<[u8]> = Arc::new([1; 100]);
+    let any_key = |_: usize| {
+        next.set(next.get() + 1);
+        let mut key = [0; 32];
+        key[..8].copy_from_slice(&next.get().to_le_bytes());
+        key
+    };
+    measure("moka's bare insert", calls, any_key, |key| keys.insert(key, Arc::clone(&value)));
     let fresh = |streaming: bool| {
         next.set(next.get() + 1);
         request(bytes, next.get(), streaming)

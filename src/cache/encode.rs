@@ -74,10 +74,12 @@ impl<'a, const SHORT: usize> Encoder<'a, SHORT> {
         self.raw(bytes);
     }
 
-    pub(super) fn finish(self) -> [u8; 32] {
-        match self.long {
-            None => *blake3::keyed_hash(self.key, &self.short[..self.len]).as_bytes(),
-            Some(mut long) => *long.update(&self.short[..self.len]).finalize().as_bytes(),
+    /// By reference, for the buffer is not small.
+    pub(super) fn finish(&mut self) -> [u8; 32] {
+        let rest = &self.short[..self.len];
+        match &mut self.long {
+            None => *blake3::keyed_hash(self.key, rest).as_bytes(),
+            Some(long) => *long.update(rest).finalize().as_bytes(),
         }
     }
 }
