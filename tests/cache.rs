@@ -653,3 +653,41 @@ async fn nothing_of_a_caller_shows_in_debug() {
     let shown = format!("{layer:?} {service:?} {future:?} {:?} {:?}", layer.stats(), policy());
     assert!(!shown.contains("geheim") && !shown.contains("ada"), "{shown}");
 }
+
+/// The figures of the design: what is counted here is the same on any machine.
+#[test]
+fn a_hit_allocates_little_and_nothing_that_grows_with_the_prompt() {
+    use futures_util::FutureExt as _;
+
+    for bytes in [200, 100_000] {
+        for (streaming, most) in [(false, 2), (true, 4)] {
+            let mut service = layer(policy()).layer(Scripted::new().reply(Reply::words(["a", "b"])));
+            let body = ChatBody::builder().user("x".repeat(bytes)).set("stream", streaming).build().unwrap();
+            let request = || LlmRequest::new("acme/one", body.clone()).with_context(ada());
+            let first = service.call(request()).now_or_never().unwrap().unwrap();
+            assert_eq!(first.text().now_or_never().unwrap().unwrap(), "ab");
+            let mut call = |request| {
+                let answer = service.call(request).now_or_never().unwrap().unwrap();
+                let first = match answer.body {
+                    ResponseBody::Complete(completion) => Ok(completion),
+                    ResponseBody::Stream(mut chunks) => Err(chunks.next().now_or_never().unwrap()),
+                };
+                assert!(matches!(first, Ok(_) | Err(Some(Ok(_)))));
+                answer.cache.is_hit()
+            };
+            assert!(call(request()));
+            let next = request();
+            let mut is_hit = false;
+            let count = allocation_counter::measure(|| is_hit = call(next)).count_total;
+            assert!(is_hit);
+            assert!(count <= most, "{bytes} {streaming}: {count}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_time_without_end_is_a_long_time() {
+    let service = layer(policy().with_ttl(Duration::MAX)).layer(Scripted::new());
+    read(&service, ask("a")).await;
+    assert!(read(&service, ask("a")).await.1.is_hit());
+}

@@ -18,8 +18,9 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
+use tokio::time::Instant;
 use tower::{Layer, Service, ServiceExt, service_fn};
 
 const SECRET: [u8; 32] = [7; 32];

@@ -38,6 +38,18 @@ pub(super) enum Found {
     Bypass(BypassReason),
 }
 
+/// What an entry is worth to a call.
+#[derive(Clone, Copy)]
+enum Look {
+    /// It is not the one that was asked for.
+    Foreign,
+    /// It is no good for anybody any more.
+    Dead,
+    /// It is older than this caller wants it.
+    TooOld,
+    Good(Duration),
+}
+
 /// [`Found`] now or later.
 #[expect(clippy::large_enum_variant, reason = "moved once")]
 pub(super) enum Asking {
@@ -102,10 +114,11 @@ impl Shared {
             return Asking::Now(Found::Miss(plan));
         }
         match self.store.get(&plan.key) {
-            Fetch::Ready(entry) if !self.is_worth_asking_again(entry.as_ref(), &plan) => {
-                Asking::Now(self.judge(entry.as_ref(), plan))
-            }
-            Fetch::Ready(_) => self.ask_later(self.store.get(&plan.key), plan),
+            Fetch::Ready(None) => Asking::Now(Found::Miss(plan)),
+            Fetch::Ready(Some(entry)) => match self.look_at(&entry, &plan) {
+                Look::Dead if self.store.evict(&plan.key) => self.ask_later(self.store.get(&plan.key), plan),
+                look => Asking::Now(self.judge(Some((entry, look)), plan)),
+            },
             pending @ Fetch::Pending(_) => self.ask_later(pending, plan),
         }
     }
@@ -114,7 +127,7 @@ impl Shared {
         let shared = Arc::clone(self);
         Asking::Later(Box::pin(async move {
             let entry = shared.within_deadline(shared.fetch(entry, &plan)).await.flatten();
-            shared.judge(entry.as_ref(), plan)
+            shared.judge(entry, plan)
         }))
     }
 
@@ -123,16 +136,20 @@ impl Shared {
         &self,
         entry: Fetch<Option<Arc<Entry>>>,
         plan: &Plan,
-    ) -> Result<Option<Arc<Entry>>, BoxError> {
-        let entry = entry.wait().await?;
-        match self.is_worth_asking_again(entry.as_ref(), plan) {
-            true => self.store.get(&plan.key).wait().await,
-            false => Ok(entry),
+    ) -> Result<Option<(Arc<Entry>, Look)>, BoxError> {
+        let looked_at = |entry: Option<Arc<Entry>>| {
+            entry.map(|entry| {
+                let look = self.look_at(&entry, plan);
+                (entry, look)
+            })
+        };
+        let entry = looked_at(entry.wait().await?);
+        match entry {
+            Some((_, Look::Dead)) if self.store.evict(&plan.key) => {
+                Ok(looked_at(self.store.get(&plan.key).wait().await?))
+            }
+            entry => Ok(entry),
         }
-    }
-
-    fn is_worth_asking_again(&self, entry: Option<&Arc<Entry>>, plan: &Plan) -> bool {
-        entry.is_some_and(|entry| !self.is_alive(entry, plan, self.age(entry)) && self.store.evict(&plan.key))
     }
 
     fn asked<'a>(&self, request: &'a LlmRequest) -> Result<(CacheScope<'a>, Asked), BypassReason> {
@@ -176,7 +193,7 @@ impl Shared {
             self.fetch(Fetch::Ready(entry), &plan).await
         };
         let entry = self.within_deadline(both).await.flatten();
-        self.judge(entry.as_ref(), plan)
+        self.judge(entry, plan)
     }
 
     /// What the knowledge bases of a call say, all of them together.
@@ -209,8 +226,8 @@ impl Shared {
         answer
     }
 
-    fn judge(&self, entry: Option<&Arc<Entry>>, plan: Plan) -> Found {
-        match entry.and_then(|entry| self.serve(entry, &plan)) {
+    fn judge(&self, entry: Option<(Arc<Entry>, Look)>, plan: Plan) -> Found {
+        match entry.and_then(|(entry, look)| self.serve(&entry, look, plan.streaming)) {
             Some(answer) => Found::Hit(answer),
             None => Found::Miss(plan),
         }
@@ -219,22 +236,36 @@ impl Shared {
     /// Looks once more where that takes no time: the answer may have been kept in between.
     pub(super) fn ask_again(&self, plan: &Plan) -> Option<LlmResponse> {
         match self.store.get(&plan.key) {
-            Fetch::Ready(entry) => self.serve(entry.as_deref()?, plan),
-            Fetch::Pending(_) => None,
+            Fetch::Ready(Some(entry)) => self.serve(&entry, self.look_at(&entry, plan), plan.streaming),
+            Fetch::Ready(None) | Fetch::Pending(_) => None,
         }
     }
 
-    /// The entry as an answer, if it is what was asked for, and still good.
-    fn serve(&self, entry: &Entry, plan: &Plan) -> Option<LlmResponse> {
+    fn look_at(&self, entry: &Entry, plan: &Plan) -> Look {
         let bond = &entry.bond;
         if bond.key != plan.key || bond.scope != plan.scope {
-            count(&self.counters.mismatches);
-            return None;
+            return Look::Foreign;
         }
-        let age = self.age(entry);
-        let is_good = self.is_alive(entry, plan, age) && plan.control.max_age.is_none_or(|most| age <= most);
-        let body = if is_good { entry.body(plan.streaming) } else { None };
-        let Some(body) = body else {
+        let age = self.policy.clock.now().duration_since(bond.created_at).unwrap_or_default();
+        match plan.control.max_age {
+            _ if plan.stamp.as_ref() != Some(&bond.stamp) => Look::Dead,
+            _ if age >= bond.ttl.min(self.policy.ttl) => Look::Dead,
+            Some(most) if age > most => Look::TooOld,
+            _ => Look::Good(age),
+        }
+    }
+
+    /// The entry as an answer, if it is good and can be had in this shape.
+    fn serve(&self, entry: &Entry, look: Look, streaming: bool) -> Option<LlmResponse> {
+        let body = match look {
+            Look::Foreign => {
+                count(&self.counters.mismatches);
+                return None;
+            }
+            Look::Dead | Look::TooOld => None,
+            Look::Good(age) => entry.body(streaming).map(|body| (body, age)),
+        };
+        let Some((body, age)) = body else {
             count(&self.counters.stale);
             return None;
         };
@@ -244,14 +275,5 @@ impl Shared {
         answer.provider.clone_from(&entry.provider);
         answer.cache = CacheStatus::Hit { age };
         Some(answer)
-    }
-
-    fn age(&self, entry: &Entry) -> Duration {
-        self.policy.clock.now().duration_since(entry.bond.created_at).unwrap_or_default()
-    }
-
-    /// Whether it is as good for anybody as it ever was.
-    fn is_alive(&self, entry: &Entry, plan: &Plan, age: Duration) -> bool {
-        plan.stamp.as_ref() == Some(&entry.bond.stamp) && age < entry.bond.ttl.min(self.policy.ttl)
     }
 }

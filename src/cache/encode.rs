@@ -33,7 +33,13 @@ impl<'a, const SHORT: usize> Encoder<'a, SHORT> {
 
     /// One byte that says what comes.
     pub(super) fn tag(&mut self, tag: u8) {
-        self.raw(&[tag]);
+        match self.short.get_mut(self.len) {
+            Some(place) => {
+                *place = tag;
+                self.len += 1;
+            }
+            None => self.raw(&[tag]),
+        }
     }
 
     /// How many things come: seven bits a byte, the last one with its highest bit unset.
@@ -68,10 +74,12 @@ impl<'a, const SHORT: usize> Encoder<'a, SHORT> {
         self.raw(bytes);
     }
 
-    pub(super) fn finish(self) -> [u8; 32] {
-        match self.long {
-            None => *blake3::keyed_hash(self.key, &self.short[..self.len]).as_bytes(),
-            Some(mut long) => *long.update(&self.short[..self.len]).finalize().as_bytes(),
+    /// By reference, for the buffer is not small.
+    pub(super) fn finish(&mut self) -> [u8; 32] {
+        let rest = &self.short[..self.len];
+        match &mut self.long {
+            None => *blake3::keyed_hash(self.key, rest).as_bytes(),
+            Some(long) => *long.update(rest).finalize().as_bytes(),
         }
     }
 }

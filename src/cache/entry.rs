@@ -15,6 +15,7 @@ pub struct Entry {
     pub(super) model: ModelName,
     pub(super) provider: Option<Arc<str>>,
     pub(super) answer: Answer,
+    usage: Option<TokenUsage>,
     /// The shape that it did not come in, made when first asked for.
     whole: OnceLock<Option<Completion>>,
     chunks: OnceLock<Arc<[StreamChunk]>>,
@@ -44,13 +45,12 @@ struct Replay {
 }
 
 impl Entry {
-    pub(super) const fn new(
-        bond: Bond,
-        model: ModelName,
-        provider: Option<Arc<str>>,
-        answer: Answer,
-    ) -> Self {
-        Self { bond, model, provider, answer, whole: OnceLock::new(), chunks: OnceLock::new() }
+    pub(super) fn new(bond: Bond, model: ModelName, provider: Option<Arc<str>>, answer: Answer) -> Self {
+        let usage = match &answer {
+            Answer::Whole(completion) => completion.usage().copied(),
+            Answer::Stream(chunks) => chunks.iter().rev().find_map(StreamChunk::usage).copied(),
+        };
+        Self { bond, model, provider, answer, usage, whole: OnceLock::new(), chunks: OnceLock::new() }
     }
 
     /// What it is found by.
@@ -76,11 +76,8 @@ impl Entry {
     }
 
     /// What the answer used up when it was made.
-    pub fn usage(&self) -> Option<&TokenUsage> {
-        match &self.answer {
-            Answer::Whole(completion) => completion.usage(),
-            Answer::Stream(chunks) => chunks.iter().rev().find_map(StreamChunk::usage),
-        }
+    pub const fn usage(&self) -> Option<&TokenUsage> {
+        self.usage.as_ref()
     }
 
     /// The answer in the shape that is asked for; `None` if it cannot be had in that one.

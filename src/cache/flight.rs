@@ -15,6 +15,7 @@ use std::{
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, Waker},
+    time::Duration,
 };
 use tokio::{runtime::Handle, sync::watch, task::AbortHandle, time::Instant};
 
@@ -36,8 +37,8 @@ struct Map {
     is_closed: bool,
 }
 
-/// Which calls are equal: under the same key and epochs, and in the same shape.
-pub(super) type Route = (CacheKey, Stamp, bool);
+/// Which calls are equal: under the same key and epochs, in the same shape, and to be kept for the same time.
+pub(super) type Route = (CacheKey, Stamp, bool, Duration);
 
 /// One caller's own call, made only if it comes to that.
 pub(super) struct Call {
@@ -562,7 +563,7 @@ impl fmt::Debug for Flights {
 mod tests {
     use super::*;
     use crate::{ErrorClass, Period, QuotaExceeded, QuotaKind, TimeoutPhase};
-    use std::time::{Duration, SystemTime};
+    use std::time::SystemTime;
 
     #[test]
     fn what_concerns_the_caller_is_never_shared() {

@@ -98,13 +98,16 @@ impl CacheKey {
         });
         encoder.bytes(model.as_bytes());
         scope.encode(&mut encoder);
+        let mut few = FEW;
+        let mut many = Vec::new();
+        let members = said(body, &mut few, &mut many);
         // Of what is hashed: what is left out must not decide it.
-        if said(body).map(|(name, value)| name.len() + value.len()).sum::<usize>() <= SHORT_BODY {
+        if members.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>() <= SHORT_BODY {
             encoder.tag(0);
-            encode(body, &mut encoder);
+            encode(members, &mut encoder);
         } else {
             encoder.tag(1);
-            encoder.fixed(&digest(secret, body));
+            encoder.fixed(&digest(secret, body, members));
         }
         Self(encoder.finish())
     }
@@ -132,43 +135,68 @@ impl fmt::Debug for CacheKey {
     }
 }
 
-/// Over the body's members; of further attempts with the same body, the one that was made before.
-fn digest(secret: &CacheSecret, body: &ChatBody) -> [u8; 32] {
-    let (number, kept) = body.digest().get_or_init(|| (secret.0.number, hash(secret, body)));
-    if *number == secret.0.number { *kept } else { hash(secret, body) }
-}
+type Member<'a> = (&'a str, &'a [u8]);
 
-fn hash(secret: &CacheSecret, body: &ChatBody) -> [u8; 32] {
-    let mut encoder = Encoder::<1024>::new(&secret.0.body);
-    encode(body, &mut encoder);
-    encoder.finish()
-}
+/// As many as requests have; more of them cost an allocation.
+const FEW: [Member<'_>; 24] = [("", &[]); 24];
 
-/// The members that can change the answer.
-fn said(body: &ChatBody) -> impl Iterator<Item = (&str, &[u8])> {
-    body.members().filter(|(name, _)| !MEMBERS_LEFT_OUT.contains(name))
-}
-
-fn encode<const N: usize>(body: &ChatBody, encoder: &mut Encoder<'_, N>) {
-    let members = said(body);
-    // As many as requests have; more of them cost an allocation.
-    let (mut few, mut many) = ([("", &[][..]); 24], Vec::new());
-    let mut len = 0;
-    let members = if body.members().len() <= few.len() {
-        for (place, member) in few.iter_mut().zip(members) {
+/// The members that can change the answer, in the order of their names. These are there once each: a body that has one
+/// twice is refused when it is read.
+fn said<'a, 'b>(
+    body: &'a ChatBody,
+    few: &'b mut [Member<'a>; 24],
+    many: &'b mut Vec<Member<'a>>,
+) -> &'b [Member<'a>] {
+    let members = body.members();
+    let fits = members.len() <= few.len();
+    let mut said = members.filter(|(name, _)| !is_left_out(name));
+    let members = if fits {
+        let mut len = 0;
+        for (place, member) in few.iter_mut().zip(&mut said) {
             *place = member;
             len += 1;
         }
         &mut few[..len]
     } else {
-        many.extend(members);
+        many.extend(said);
         &mut many[..]
     };
-    // Names are there once each: a body that has one twice is refused when it is read.
     members.sort_unstable_by_key(|(name, _)| *name);
+    members
+}
+
+/// [`MEMBERS_LEFT_OUT`], in the form that is quickest to ask.
+fn is_left_out(name: &str) -> bool {
+    matches!(name, "metadata" | "model" | "stream" | "stream_options")
+}
+
+/// Over the body's members; of further attempts with the same body, the one that was made before.
+fn digest(secret: &CacheSecret, body: &ChatBody, members: &[Member<'_>]) -> [u8; 32] {
+    let hash = || {
+        let mut encoder = Encoder::<1024>::new(&secret.0.body);
+        encode(members, &mut encoder);
+        encoder.finish()
+    };
+    let (number, kept) = body.digest().get_or_init(|| (secret.0.number, hash()));
+    if *number == secret.0.number { *kept } else { hash() }
+}
+
+fn encode<const N: usize>(members: &[Member<'_>], encoder: &mut Encoder<'_, N>) {
     encoder.count(members.len());
     for (name, value) in members {
         encoder.bytes(name.as_bytes());
         encoder.bytes(value);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_left_out_is_what_is_said_to_be() {
+        assert!(MEMBERS_LEFT_OUT.into_iter().all(is_left_out));
+        let others = ["messages", "temperature", "user", "seed", "n", "service_tier", "store", "x", ""];
+        assert!(!others.into_iter().any(is_left_out));
     }
 }

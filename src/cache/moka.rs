@@ -21,6 +21,9 @@ pub struct MokaStore(Cache<CacheKey, Arc<Entry>, BuildHasherDefault<Fold>>);
 /// An entry's own time.
 struct Own;
 
+/// Ten years: a clock takes no time that ends beyond its own.
+const LONGEST: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+
 /// A key is a hash already.
 #[derive(Default)]
 struct Fold(u64);
@@ -77,7 +80,7 @@ impl CacheStore for MokaStore {
 
 impl Expiry<CacheKey, Arc<Entry>> for Own {
     fn expire_after_create(&self, _: &CacheKey, entry: &Arc<Entry>, _: Instant) -> Option<Duration> {
-        Some(entry.ttl())
+        Some(entry.ttl().min(LONGEST))
     }
 
     fn expire_after_update(
@@ -87,7 +90,7 @@ impl Expiry<CacheKey, Arc<Entry>> for Own {
         _: Instant,
         _: Option<Duration>,
     ) -> Option<Duration> {
-        Some(entry.ttl())
+        Some(entry.ttl().min(LONGEST))
     }
 }
 

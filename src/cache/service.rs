@@ -187,7 +187,7 @@ fn may_share<'a>(
     let stamp = plan.stamp.clone().filter(|_| !plan.control.no_cache)?;
     let is_late = request.context.deadline().is_some_and(|at| Instant::from_std(at) <= Instant::now());
     let runtime = Handle::try_current().ok().filter(|_| !is_late)?;
-    Some((flights, (plan.key, stamp, plan.streaming), runtime))
+    Some((flights, (plan.key, stamp, plan.streaming, plan.ttl), runtime))
 }
 
 /// The call that `request` would make, for itself and for all who wait for the same.

@@ -258,3 +258,105 @@ impl Members {
         out.push(b'}');
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{FinishReason, TokenUsage, http::into_chunks};
+    use serde_json::{Value as Json, json};
+
+    fn of(chunks: &[&str]) -> Option<Json> {
+        let chunks: Vec<_> =
+            chunks.iter().map(|chunk| StreamChunk::parse((*chunk).to_owned()).unwrap()).collect();
+        whole(&chunks).map(|completion| completion.json().unwrap())
+    }
+
+    fn delta(delta: &str) -> String {
+        format!(
+            r#"{{"id":"c","object":"chat.completion.chunk","choices":[{{"index":0,"delta":{delta},"finish_reason":null}}]}}"#
+        )
+    }
+
+    fn message(deltas: &[&str]) -> Option<Json> {
+        let chunks: Vec<_> = deltas.iter().map(|d| delta(d)).collect();
+        let chunks: Vec<_> = chunks.iter().map(String::as_str).collect();
+        of(&chunks).map(|whole| whole["choices"][0]["message"].clone())
+    }
+
+    #[test]
+    fn pieces_of_text_belong_together_even_within_a_letter() {
+        let said = message(&[
+            r#"{"role":"assistant","content":"","refusal":null}"#,
+            r#"{"content":"a\"\ud83d"}"#,
+            r#"{"content":"\ude00b"}"#,
+            r#"{}"#,
+        ]);
+        assert_eq!(said, Some(json!({ "role": "assistant", "content": "a\"😀b" })));
+        let thought = message(&[r#"{"reasoning_content":"h"}"#, r#"{"reasoning_content":"m"}"#]);
+        assert_eq!(thought, Some(json!({ "role": "assistant", "content": null, "reasoning_content": "hm" })));
+    }
+
+    #[test]
+    fn calls_of_tools_belong_together_by_their_index() {
+        let said = message(&[
+            r#"{"role":"assistant","content":null,"tool_calls":[{"index":0,"id":"a","type":"function","function":{"name":"f","arguments":""}}]}"#,
+            r#"{"tool_calls":[{"index":1,"id":"b","type":"function","function":{"name":"g","arguments":"{\"y\""}}]}"#,
+            r#"{"tool_calls":[{"index":0,"id":"","type":"function","function":{"arguments":"{}"}}]}"#,
+            r#"{"tool_calls":[{"index":1,"function":{"arguments":":1}"}}]}"#,
+        ]);
+        let call = |id: &str, name: &str, arguments: &str| json!({ "id": id, "type": "function", "function": { "name": name, "arguments": arguments } });
+        let calls = json!([call("a", "f", "{}"), call("b", "g", "{\"y\":1}")]);
+        assert_eq!(said, Some(json!({ "role": "assistant", "content": null, "tool_calls": calls })));
+    }
+
+    #[test]
+    fn choices_usage_and_what_stands_around_are_kept() {
+        let whole = of(&[
+            r#"{"id":"c","created":7,"model":"m","service_tier":"x","choices":[{"index":1,"delta":{"content":"b"}}],"usage":null}"#,
+            r#"{"id":"c","created":8,"model":"m","service_tier":"x","choices":[{"index":0,"delta":{"content":"a"},"logprobs":{"content":[{"token":"a"}]},"finish_reason":"stop"}]}"#,
+            r#"{"id":"c","created":8,"model":"m","choices":[{"index":1,"delta":{},"logprobs":{"content":[]},"finish_reason":"length"}]}"#,
+            r#"{"id":"c","choices":[],"usage":{"prompt_tokens":1,"completion_tokens":2}}"#,
+        ])
+        .unwrap();
+        let choice = |index: u32, text: &str| json!({ "role": "assistant", "content": text, "index": index });
+        let (first, second) = (&whole["choices"][0], &whole["choices"][1]);
+        assert_eq!(first["message"]["content"], choice(0, "a")["content"]);
+        assert_eq!(second["message"]["content"], "b");
+        assert_eq!((&first["finish_reason"], &second["finish_reason"]), (&json!("stop"), &json!("length")));
+        assert_eq!(first["logprobs"], json!({ "content": [{ "token": "a" }] }));
+        assert_eq!((&whole["created"], &whole["service_tier"]), (&json!(7), &json!("x")));
+        assert_eq!(whole["usage"], json!({ "prompt_tokens": 1, "completion_tokens": 2 }));
+        assert_eq!(whole["object"], "chat.completion");
+    }
+
+    #[test]
+    fn what_cannot_be_put_together_is_not() {
+        // Two different values of something that nobody here knows how to add.
+        assert_eq!(message(&[r#"{"audio":{"id":"x"}}"#, r#"{"audio":{"data":"y"}}"#]), None);
+        assert_eq!(message(&[r#"{"content":"a"}"#, r#"{"content":["b"]}"#]), None);
+        // Once, or the same again, it is what it is.
+        let twice = message(&[r#"{"content":"a","x":{"y":1}}"#, r#"{"content":"b","x":{"y":1}}"#]);
+        assert_eq!(twice, Some(json!({ "role": "assistant", "content": "ab", "x": { "y": 1 } })));
+    }
+
+    #[test]
+    fn there_and_back_an_answer_is_the_same() {
+        let usage = TokenUsage::new(7, 5);
+        for completion in [Completion::text("a\n\"b\"", usage), Completion::tool_call("c", "f", "{}", usage)]
+        {
+            let back = whole(&into_chunks(&completion)).unwrap();
+            let (there, back): (Json, Json) = (completion.json().unwrap(), back.json().unwrap());
+            assert_eq!(there["choices"], back["choices"]);
+            assert_eq!(there["usage"], back["usage"]);
+        }
+        let chunks = [
+            StreamChunk::role(),
+            StreamChunk::text("a"),
+            StreamChunk::finish(&FinishReason::Stop),
+            StreamChunk::end(),
+        ];
+        let completion = whole(&chunks).unwrap();
+        assert_eq!((completion.content().as_ref(), completion.usage()), ("a", None));
+        assert_eq!(completion.finish_reasons().len(), 1);
+    }
+}
