@@ -186,9 +186,8 @@ impl TracingObserver {
 /// Unsigned numbers reach OpenTelemetry as text, so that all integers are `i64`.
 fn record(span: &Span, name: &'static str, value: Value<'_>) {
     match value {
-        Value::Str(text) => span.record(name, text),
+        Value::Str(text) | Value::Static(text) => span.record(name, text),
         Value::Shared(text) => span.record(name, &**text),
-        Value::Static(text) => span.record(name, text),
         Value::Int(number) => span.record(name, number),
         Value::Double(number) => span.record(name, number),
         Value::Bool(flag) => span.record(name, flag),

@@ -341,14 +341,14 @@ async fn timeout_outside<B: Backend>(backend: &B, semconv: SemConv) {
 }
 
 async fn panics<B: Backend>(_: &B, semconv: SemConv) {
-    let replies: [(fn() -> Reply, &[&str]); 3] = [
-        (Reply::panic, &[]),
-        (|| Reply::text("").after([Step::Panic]), &[]),
-        (|| Reply::stream([chunk("a"), Step::Panic]), &["error"]),
+    let replies = [
+        (Reply::panic(), [].as_slice()),
+        (Reply::text("").after([Step::Panic]), &[]),
+        (Reply::stream([chunk("a"), Step::Panic]), &["error"]),
     ];
     for (reply, finish) in replies {
         let backend = B::new(semconv);
-        let service = providers(&backend, &Scripted::new().reply(reply()));
+        let service = providers(&backend, &Scripted::new().reply(reply));
         let panicked = catch_unwind(AssertUnwindSafe(|| {
             let answer = assert_ready!(task::spawn(service.oneshot(ask(true))).poll()).unwrap();
             let mut chunks = chunks(answer);
