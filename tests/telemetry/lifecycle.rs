@@ -136,9 +136,7 @@ fn expect<B: Backend>(backend: &B, semconv: SemConv, expected: &Expected) {
     assert_eq!(usage, expected.usage);
     let first = expected.first_chunk.map(Attr::Double);
     assert_eq!(span.get("gen_ai.response.time_to_first_chunk"), first.as_ref());
-    if let Some(duration) = span.duration {
-        assert_eq!(duration, Duration::from_secs(expected.seconds), "{span:#?}");
-    }
+    assert_eq!(span.duration, Some(Duration::from_secs(expected.seconds)), "{span:#?}");
 }
 
 /// Runs `test` for each backend and each version.
