@@ -181,9 +181,9 @@ fn record() {
         KeyValue::new("server.address", shared("api.openai.com")),
         KeyValue::new("server.port", 443),
     ];
-    let mut f = || histogram.record(black_box(1.5), &black_box(attributes.clone()));
+    let f = || histogram.record(black_box(1.5), &black_box(attributes.clone()));
     f();
-    let allocations = allocation_counter::measure(&mut f).count_total;
+    let allocations = allocation_counter::measure(f).count_total;
     let best = (0..ROUNDS).map(|_| {
         let start = Instant::now();
         (0..1_000).for_each(|_| f());

@@ -25,10 +25,10 @@ const MAX_VALUE: usize = 1024;
 /// In names, all but letters, digits and `-._~/:@+` are percent-encoded.
 pub fn write_decisions(record: &DecisionRecord, headers: &mut HeaderMap) {
     let mut write = |name: &'static str, items: Vec<String>| {
-        if let Ok(value) = HeaderValue::try_from(joined(items)) {
-            if !value.is_empty() {
-                headers.insert(HeaderName::from_static(name), value);
-            }
+        if let Ok(value) = HeaderValue::try_from(joined(items))
+            && !value.is_empty()
+        {
+            headers.insert(HeaderName::from_static(name), value);
         }
     };
     let one = |name: Option<&str>| name.map(encoded).into_iter().collect();
@@ -109,8 +109,7 @@ fn encoded(name: &str) -> String {
     let mut out = String::with_capacity(name.len());
     for byte in name.bytes() {
         match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' => out.push(byte.into()),
-            b'-' | b'.' | b'_' | b'~' | b'/' | b':' | b'@' | b'+' => out.push(byte.into()),
+            _ if byte.is_ascii_alphanumeric() || b"-._~/:@+".contains(&byte) => out.push(byte.into()),
             _ => {
                 let _ = write!(out, "%{byte:02X}");
             }

@@ -61,7 +61,8 @@ impl<S: CallSpan> Recorder<S> {
             handed_down,
             role,
             started,
-            choices: CallEnd::choices(request),
+            // Asked for only by attributes.
+            choices: if is_client { CallEnd::choices(request) } else { 1 },
             head: None,
             decisions: request.decisions().clone(),
             content,

@@ -186,9 +186,8 @@ impl TracingObserver {
 /// Unsigned numbers reach OpenTelemetry as text, so that all integers are `i64`.
 fn record(span: &Span, name: &'static str, value: Value<'_>) {
     match value {
-        Value::Str(text) => span.record(name, text),
+        Value::Str(text) | Value::Static(text) => span.record(name, text),
         Value::Shared(text) => span.record(name, &**text),
-        Value::Static(text) => span.record(name, text),
         Value::Int(number) => span.record(name, number),
         Value::Double(number) => span.record(name, number),
         Value::Bool(flag) => span.record(name, flag),
@@ -264,13 +263,14 @@ impl TracingSpan {
     }
 }
 
-/// As events of the span that is current; at level DEBUG, for there are several to each call.
+/// As events of the span that is current; at level DEBUG, for there are several to each call. Their messages are their names,
+/// for that is what tracing-opentelemetry calls them by.
 fn decided(record: &DecisionRecord) {
     if !tracing::enabled!(target: TARGET, Level::DEBUG) {
         return;
     }
     for alias in &record.aliases {
-        tracing::event!(name: "llm_layers.alias", target: TARGET, Level::DEBUG, llm_layers.model = &**alias, "an alias");
+        tracing::event!(name: "llm_layers.alias", target: TARGET, Level::DEBUG, llm_layers.model = &**alias, "llm_layers.alias");
     }
     for access in &record.access {
         tracing::event!(
@@ -280,7 +280,7 @@ fn decided(record: &DecisionRecord) {
             llm_layers.model = &*access.model,
             llm_layers.department.id = access.department_id.as_deref(),
             llm_layers.access.allowed = access.allowed,
-            "access"
+            "llm_layers.access"
         );
     }
     if let Some(result) = semconv::cache(record.cache.status) {
@@ -290,7 +290,7 @@ fn decided(record: &DecisionRecord) {
             Level::DEBUG,
             llm_layers.cache.result = result,
             llm_layers.cache.why = record.cache.why,
-            "the cache"
+            "llm_layers.cache"
         );
     }
     for quota in &record.quotas {
@@ -305,7 +305,7 @@ fn decided(record: &DecisionRecord) {
             llm_layers.quota.current = number(quota.current),
             llm_layers.quota.reserved = number(quota.reserved),
             llm_layers.quota.allowed = quota.allowed,
-            "a quota"
+            "llm_layers.quota"
         );
     }
     for attempt in &record.attempts {
@@ -317,7 +317,7 @@ fn decided(record: &DecisionRecord) {
             llm_layers.failure = attempt.failure,
             llm_layers.wait_s = attempt.wait.as_secs_f64(),
             llm_layers.latency_s = attempt.latency.map(|latency| latency.as_secs_f64()),
-            "an attempt"
+            "llm_layers.attempt"
         );
     }
 }

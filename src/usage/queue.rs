@@ -319,8 +319,9 @@ impl Inbox {
     }
 
     fn failed(&self, error: &BoxError) {
-        self.is_failing.store(true, Ordering::Release);
+        // First why, so that whoever sees that it fails can read it.
         *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.to_string().into());
+        self.is_failing.store(true, Ordering::Release);
     }
 
     fn wrote(&self, events: usize) {

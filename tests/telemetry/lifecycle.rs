@@ -8,6 +8,7 @@ use futures_util::StreamExt;
 use llm_layers::{
     ChatBody, ChunkStream, Completion, Error, ErrorClass, ErrorKind, FinishReason, LlmRequest, LlmResponse,
     ProviderFailure, RequestContext, ResponseBody, StreamChunk, TokenUsage,
+    price::{Price, PriceBook, Rates},
     providers::{Deployment, Providers},
     telemetry::{CaptureContent, SemConv, TelemetryLayer, TracingObserver},
     testing::{Contract, Reply, Scripted, Step},
@@ -136,9 +137,7 @@ fn expect<B: Backend>(backend: &B, semconv: SemConv, expected: &Expected) {
     assert_eq!(usage, expected.usage);
     let first = expected.first_chunk.map(Attr::Double);
     assert_eq!(span.get("gen_ai.response.time_to_first_chunk"), first.as_ref());
-    if let Some(duration) = span.duration {
-        assert_eq!(duration, Duration::from_secs(expected.seconds), "{span:#?}");
-    }
+    assert_eq!(span.duration, Some(Duration::from_secs(expected.seconds)), "{span:#?}");
 }
 
 /// Runs `test` for each backend and each version.
@@ -181,6 +180,7 @@ each_backend! {
     dropped_at_any_poll => any_poll;
     what_is_current => current;
     content_on_request => content;
+    what_it_cost_on_request => cost;
     in_a_process => in_process;
     the_contract => contract;
 }
@@ -341,14 +341,14 @@ async fn timeout_outside<B: Backend>(backend: &B, semconv: SemConv) {
 }
 
 async fn panics<B: Backend>(_: &B, semconv: SemConv) {
-    let replies: [(fn() -> Reply, &[&str]); 3] = [
-        (Reply::panic, &[]),
-        (|| Reply::text("").after([Step::Panic]), &[]),
-        (|| Reply::stream([chunk("a"), Step::Panic]), &["error"]),
+    let replies = [
+        (Reply::panic(), [].as_slice()),
+        (Reply::text("").after([Step::Panic]), &[]),
+        (Reply::stream([chunk("a"), Step::Panic]), &["error"]),
     ];
     for (reply, finish) in replies {
         let backend = B::new(semconv);
-        let service = providers(&backend, &Scripted::new().reply(reply()));
+        let service = providers(&backend, &Scripted::new().reply(reply));
         let panicked = catch_unwind(AssertUnwindSafe(|| {
             let answer = assert_ready!(task::spawn(service.oneshot(ask(true))).poll()).unwrap();
             let mut chunks = chunks(answer);
@@ -462,6 +462,21 @@ async fn content<B: Backend>(backend: &B, semconv: SemConv) {
     for (name, json) in said {
         assert_eq!(spans[0].text(name), Some(&*json), "{name}");
     }
+}
+
+async fn cost<B: Backend>(backend: &B, _: SemConv) {
+    let price = Price::new(Rates::per_million("1", "2").unwrap());
+    let prices = PriceBook::of("test", [("openai/gpt-4o-mini", price)]).unwrap();
+    let layer = TelemetryLayer::client(backend.observer(), "openai").with_cost(prices);
+    // By the name that is listed, whether the provider is still part of it or not.
+    for model in ["gpt-4o-mini", "openai/gpt-4o-mini", "unpriced"] {
+        let answer = Completion::text("hi", TokenUsage::new(20, 7));
+        let service = tower::Layer::layer(&layer, Scripted::new().reply(Reply::complete(answer)));
+        service.oneshot(LlmRequest::new(model, ask(false).body)).await.unwrap();
+    }
+    let cost: Vec<_> = backend.spans().iter().map(|span| span.get("gen_ai.usage.cost").cloned()).collect();
+    let expected = Some(Attr::Double((20.0 + 2.0 * 7.0) / 1e6));
+    assert_eq!(cost, [expected.clone(), expected, None]);
 }
 
 async fn in_process<B: Backend>(backend: &B, _: SemConv) {

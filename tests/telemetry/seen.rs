@@ -268,7 +268,7 @@ struct Kept(Arc<Mutex<Log>>);
 
 #[derive(Default)]
 struct Log {
-    open: HashMap<u64, Seen>,
+    open: HashMap<u64, (tokio::time::Instant, Seen)>,
     closed: Vec<Seen>,
     events: String,
 }
@@ -322,12 +322,12 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Kept {
             duration: None,
         };
         attributes.record(&mut Visitor(&mut seen.attributes));
-        self.0.lock().unwrap().open.insert(id.into_u64(), seen);
+        self.0.lock().unwrap().open.insert(id.into_u64(), (tokio::time::Instant::now(), seen));
     }
 
     fn on_record(&self, id: &span::Id, values: &span::Record<'_>, _: Context<'_, S>) {
         let mut log = self.0.lock().unwrap();
-        values.record(&mut Visitor(&mut log.open.get_mut(&id.into_u64()).unwrap().attributes));
+        values.record(&mut Visitor(&mut log.open.get_mut(&id.into_u64()).unwrap().1.attributes));
     }
 
     fn on_event(&self, event: &tracing::Event<'_>, context: Context<'_, S>) {
@@ -340,14 +340,21 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Kept {
         let metadata = event.metadata();
         log.events += &format!("{} {} {fields:?}\n", metadata.level(), metadata.name());
         let span = context.event_span(event).map(|span| span.id().into_u64());
-        if let Some(seen) = span.and_then(|id| log.open.get_mut(&id)) {
+        if let Some((_, seen)) = span.and_then(|id| log.open.get_mut(&id)) {
             seen.events.push((metadata.name().to_owned(), fields));
+        }
+    }
+
+    /// For OpenTelemetry a span ends when it was last left.
+    fn on_exit(&self, id: &span::Id, _: Context<'_, S>) {
+        if let Some((began, seen)) = self.0.lock().unwrap().open.get_mut(&id.into_u64()) {
+            seen.duration = Some(began.elapsed());
         }
     }
 
     fn on_close(&self, id: span::Id, _: Context<'_, S>) {
         let mut log = self.0.lock().unwrap();
-        let mut seen = log.open.remove(&id.into_u64()).unwrap();
+        let (_, mut seen) = log.open.remove(&id.into_u64()).unwrap();
         // As tracing-opentelemetry reads them.
         let mut take = |name: &str| match seen.attributes.remove(name) {
             Some(Attr::Str(text)) => Some(text),

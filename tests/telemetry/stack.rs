@@ -102,6 +102,37 @@ async fn attempts_are_children_of_the_gateway_whatever_task_they_run_on_tracing(
     through_a_stack(&Tracing::new(SemConv::V1_41)).await;
 }
 
+/// The call itself is made on another task, that knows nothing of the caller's.
+async fn called_on_another_task<B: Backend>(backend: &B) {
+    let observer = backend.observer();
+    let client = TelemetryLayer::client(observer.clone(), "openai").with_address("api.example", 443);
+    let leaf = tower::Layer::layer(&client, Scripted::new().reply(Reply::words(["h", "i"])));
+    let spawned = service_fn(move |request: LlmRequest| {
+        let call = tokio::spawn(leaf.clone().oneshot(request));
+        async move { call.await.unwrap() }
+    });
+    let stack = ServiceBuilder::new().telemetry(TelemetryLayer::gateway(observer)).service(spawned);
+    let request = ask(true);
+    let answer = stack.oneshot(request.clone()).await.unwrap();
+    answer.text().await.unwrap();
+    // The caller may keep the request: the span has ended all the same.
+    let spans = backend.spans();
+    assert_eq!(spans.len(), 2, "{spans:#?}");
+    let (client, gateway) = (&by_kind(&spans, "client")[0], &by_kind(&spans, "internal")[0]);
+    assert_eq!(client.parent, Some(gateway.id), "{spans:#?}");
+    drop(request);
+}
+
+#[tokio::test]
+async fn a_call_made_on_another_task_is_a_child_of_the_gateway_otel() {
+    called_on_another_task(&Otel::new(SemConv::V1_41)).await;
+}
+
+#[tokio::test]
+async fn a_call_made_on_another_task_is_a_child_of_the_gateway_tracing() {
+    called_on_another_task(&Tracing::new(SemConv::V1_41)).await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn what_is_current_goes_before_what_the_request_brings() {
     let backend = Otel::new(SemConv::V1_41);
