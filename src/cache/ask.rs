@@ -51,7 +51,6 @@ enum Look {
 }
 
 /// [`Found`] now or later.
-#[expect(clippy::large_enum_variant, reason = "moved once")]
 pub(super) enum Asking {
     Now(Found),
     Later(Pin<Box<dyn Future<Output = Found> + Send>>),

@@ -32,7 +32,6 @@ pub(super) struct Bond {
 }
 
 /// An answer in the shape that it came in.
-#[expect(clippy::large_enum_variant, reason = "there is one for each entry, behind an `Arc`")]
 pub(super) enum Answer {
     Whole(Completion),
     Stream(Arc<[StreamChunk]>),

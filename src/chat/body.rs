@@ -187,12 +187,6 @@ impl ChatBody {
         self.0.members.iter().map(|m| m.name(&self.0.source))
     }
 
-    /// The top-level members, each with its JSON, in their order.
-    pub(crate) fn members(&self) -> impl Iterator<Item = (&str, &[u8])> {
-        let source = &self.0.source;
-        self.0.members.iter().map(move |member| (member.name(source), member.value.get(source)))
-    }
-
     /// The model that the body names, if it does. What a call is for is [`LlmRequest::model`](crate::LlmRequest::model).
     pub fn model(&self) -> Option<ModelName> {
         let name = json::string(self.raw("model")?)?;

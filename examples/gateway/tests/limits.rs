@@ -141,7 +141,7 @@ async fn policies_may_be_edited_while_the_gateway_runs() {
         assert!(status.unwrap().success());
     };
     let becomes = async |status: u16| {
-        let begun = std::time::Instant::now();
+        let begun = tokio::time::Instant::now();
         while ask(&gateway, "ada-key", "hi", &[]).await.status != status {
             assert!(begun.elapsed() < Duration::from_secs(10), "nobody has seen the change");
             tokio::time::sleep(Duration::from_millis(20)).await;
