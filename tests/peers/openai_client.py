@@ -3,7 +3,7 @@
     openai_client.py BASE_URL CASE        (BASE_URL ends in /v1)
 
 Exits 0 and prints one line if the server behaved, else exits 1 and says what was wrong.
-Cases: whole streamed tools midstream rate_limited request_id errors models
+Cases: whole streamed tools midstream rate_limited request_id errors models; and, of a server with a cache, cached
 
 From the environment, with these defaults:
     PEER_KEY=peer-key                     a key that the server accepts
@@ -273,6 +273,41 @@ def models(client):
     return f"{len(listed)} models"
 
 
+def cached(client):
+    def stream(**options):
+        raw = client.chat.completions.with_raw_response.create(
+            model=MODEL, messages=HELLO, stream=True, stream_options={"include_usage": True}, **options
+        )
+        chunks = list(raw.parse())
+        seen = [
+            (
+                [(c.index, c.delta.role, c.delta.content, c.finish_reason) for c in chunk.choices],
+                chunk.usage and counts(chunk.usage),
+            )
+            for chunk in chunks
+        ]
+        return raw.headers, seen, {chunk.object for chunk in chunks}
+
+    live_headers, live, objects = stream()
+    require("hit" not in live_headers["cache-status"], f"a hit at first: {live_headers['cache-status']}")
+    kept_headers, kept, kept_objects = stream()
+    same("cache-status", kept_headers["cache-status"], "llm-layers; hit")
+    require(int(kept_headers["age"]) < 20, "no age")
+    same("chunks", kept, live)
+    same("objects", kept_objects, objects)
+
+    raw = client.chat.completions.with_raw_response.create(model=MODEL, messages=HELLO)
+    same("cache-status of the whole answer", raw.headers["cache-status"], "llm-layers; hit")
+    answer = raw.parse()
+    same("content", answer.choices[0].message.content, HELLO_TEXT)
+    same("finish_reason", answer.choices[0].finish_reason, "stop")
+    same("usage", counts(answer.usage), HELLO_USAGE)
+
+    fresh, _, _ = stream(extra_headers={"cache-control": "no-cache"})
+    require("hit" not in fresh["cache-status"], "a hit where none was wanted")
+    return f"{len(live)} chunks, the same {len(kept)} from the cache, {kept_headers['cache-status']!r}"
+
+
 CASES = dict(
     whole=whole,
     streamed=streamed,
@@ -282,6 +317,7 @@ CASES = dict(
     request_id=request_id,
     errors=errors,
     models=models,
+    cached=cached,
 )
 
 

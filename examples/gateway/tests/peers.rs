@@ -122,6 +122,18 @@ fn the_openai_sdk_for_python_talks_to_the_gateway() {
     }
 }
 
+/// Twice: the second time, what can be is answered from the cache, and no client can tell.
+#[test]
+fn the_openai_sdk_cannot_tell_a_cached_answer_but_by_its_headers() {
+    let Some(peers) = peers("the_openai_sdk_cannot_tell_a_cached_answer_but_by_its_headers") else { return };
+    let aimock = Server::aimock(&peers);
+    let gateway = Server::gateway(&config(&aimock, "[cache]\nenabled = true\ntool_calls = true\n"));
+    for case in ["cached", "whole", "streamed", "tools", "whole", "streamed", "tools", "midstream", "errors"] {
+        let url = format!("{}/v1", gateway.url);
+        converse(&peers, &url, &peers.join("py/bin/python"), "openai_client.py", case);
+    }
+}
+
 #[test]
 fn the_openai_sdk_for_node_talks_to_the_gateway() {
     let Some(peers) = peers("the_openai_sdk_for_node_talks_to_the_gateway") else { return };
