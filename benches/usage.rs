@@ -1,18 +1,23 @@
 //! What recording costs on the request's path, above the bare leaf, and how many records the ledger takes in a second.
 //!
-//! `cargo bench --bench usage --features rusqlite [-- path | -- sustained]`. Every row is measured in turn with the bare leaf, round by round;
+//! `cargo bench --bench usage --features rusqlite,redis [-- path | -- sustained]`. Rows about Redis need `redis-server`. Every row is measured in turn with the bare leaf, round by round;
 //! the table shows the median difference. A round is a burst of calls that the queue has room for; what the ledger's
 //! thread still has to do is waited for between rounds.
+
+#[path = "../tests/support/redis.rs"]
+mod redis_server;
 
 use futures_util::FutureExt;
 use llm_layers::{
     ChatBody, Completion, Error, LlmRequest, LlmResponse, ModelName, RequestContext, TokenUsage,
     price::{Price, PriceBook, Prices, Rates},
+    store::{Redis, RedisOptions},
     usage::{
-        Durability, MemorySink, QueueOptions, QueueSink, SqliteLedger, UsageEvent, UsageLayer, UsageSink,
-        UsageStore,
+        Durability, MemorySink, Outbox, OutboxOptions, OutboxSink, OutboxWorker, QueueOptions, QueueSink,
+        RedisStream, RedisStreamOptions, SqliteLedger, UsageEvent, UsageLayer, UsageSink, UsageStore,
     },
 };
+use redis_server::RedisServer;
 use std::{
     future::Ready,
     hint::black_box,
@@ -110,6 +115,21 @@ fn drained(sink: QueueSink) -> impl FnMut() {
     }
 }
 
+fn outbox(server: &RedisServer, directory: &Path, level: Durability) -> (OutboxSink, OutboxWorker) {
+    let redis = Redis::new(&server.url(), RedisOptions::default()).expect("an address");
+    let stream = RedisStream::new(&redis, RedisStreamOptions::default());
+    Outbox::start(directory, level, stream, OutboxOptions::default()).expect("an outbox")
+}
+
+/// Waits until all is in the log and in Redis, so that neither thread disturbs the next round.
+fn logged(sink: OutboxSink) -> impl FnMut() {
+    move || {
+        while sink.pending() > 0 || sink.status().events > 0 {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
 fn on_the_path(directory: &Path) {
     let leaf = Leaf(Completion::text("An answer of a few words.", TokenUsage::new(20, 7)));
     let memory = MemorySink::new(10 * CALLS);
@@ -121,7 +141,7 @@ fn on_the_path(directory: &Path) {
     let layer = |name, sink: QueueSink| {
         row(name, UsageLayer::new(sink.clone(), prices()).layer(leaf.clone()), drained(sink))
     };
-    let mut rows = [
+    let rows = [
         row("bare leaf", leaf.clone(), || ()),
         row("usage, memory", UsageLayer::new(memory, prices()).layer(leaf.clone()), move || {
             drop(kept.take())
@@ -129,6 +149,13 @@ fn on_the_path(directory: &Path) {
         layer("usage, a queue to nowhere", nowhere),
         layer("usage, SQLite", sqlite),
     ];
+    let server = RedisServer::start("usage, Redis, on the path");
+    let outbox = server.as_ref().map(|server| outbox(server, &directory.join("path"), Durability::Kill));
+    let mut rows = Vec::from(rows);
+    if let Some((sink, _)) = &outbox {
+        let row_of = UsageLayer::new(sink.clone(), prices()).layer(leaf.clone());
+        rows.push(row("usage, outbox and Redis", row_of, logged(sink.clone())));
+    }
     let request = request();
     for row in &mut rows {
         (row.call)(request.clone());
@@ -220,6 +247,56 @@ fn sustained(directory: &Path) {
     println!();
 }
 
+/// What Redis takes in groups of one size; and all of it, from the queue to the last entry in Redis.
+fn into_redis(directory: &Path) {
+    let Some(server) = RedisServer::start("usage, Redis, sustained") else { return };
+    println!("\nrecords of two departments each into Redis, for a second");
+    let redis = Redis::new(&server.url(), RedisOptions::default()).expect("an address");
+    for group in [1, 64, 256, 1024] {
+        let options = RedisStreamOptions::default().with_name(format!("groups-{group}"));
+        let mut stream = RedisStream::new(&redis, options);
+        let events = events(if group == 1 { 5_000 } else { 40_000 });
+        let start = Instant::now();
+        events.chunks(group).for_each(|group| stream.write(group).expect("written"));
+        let seconds = start.elapsed().as_secs_f64();
+        println!("{:<28}{:>12.0}", format!("groups of {group}"), events.len() as f64 / seconds);
+    }
+    for level in [Durability::Kill, Durability::PowerLoss] {
+        let (sink, worker) = outbox(&server, &directory.join(format!("outbox-{level:?}")), level);
+        let events = events(60_000);
+        let count = events.len();
+        let start = Instant::now();
+        for event in events {
+            let slot = loop {
+                match sink.admit() {
+                    Ok(slot) => break slot,
+                    Err(_) => std::thread::sleep(Duration::from_micros(200)),
+                }
+            };
+            slot.record(event);
+        }
+        while sink.pending() > 0 {
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        let logged = start.elapsed().as_secs_f64();
+        let bytes = sink.status().bytes;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
+        let report = runtime.block_on(worker.shutdown(Duration::from_secs(60)));
+        assert_eq!((report.unlogged, report.log.events), (0, 0));
+        let seconds = start.elapsed().as_secs_f64();
+        println!(
+            "{:<28}{:>12.0}    in the log {:>12.0}, {bytes} bytes left in it then",
+            format!("outbox, {level:?}"),
+            count as f64 / seconds,
+            count as f64 / logged
+        );
+    }
+    let memory = server.ask(&["INFO", "memory"]);
+    let used = memory.lines().find(|line| line.starts_with("used_memory:")).unwrap_or_default();
+    let entries = server.ask(&["XLEN", "{llm-usage}:events"]);
+    println!("{used} with {entries} entries of the outboxes, and of 125,000 events more");
+}
+
 fn main() {
     let directory = std::env::temp_dir().join(format!("llm-layers-bench-{}", std::process::id()));
     std::fs::create_dir_all(&directory).expect("a directory");
@@ -229,6 +306,7 @@ fn main() {
     }
     if only.as_deref() != Some("path") {
         sustained(&directory);
+        into_redis(&directory);
     }
     std::fs::remove_dir_all(&directory).expect("removed");
 }

@@ -1,12 +1,14 @@
 use crate::{
     access::AccessLayer,
     alias::{AliasLayer, Aliases},
+    cache::{CacheLayer, CachePolicy, CacheStore},
     concurrency::ConcurrencyLimitLayer,
     fallback::FallbackLayer,
     peek::PeekLayer,
     policies::Policies,
     price::Prices,
     quota::QuotaLayer,
+    telemetry::TelemetryLayer,
     timeout::CallTimeoutLayer,
     usage::{UsageLayer, UsageSink},
 };
@@ -45,6 +47,9 @@ pub trait ServiceBuilderExt<L>: sealed::Sealed + Sized {
     /// Lets at most `max` calls in until their answers have ended. See [`concurrency`](crate::concurrency).
     fn answer_concurrency_limit(self, max: usize) -> ServiceBuilder<Stack<ConcurrencyLimitLayer, L>>;
 
+    /// Gives the same answer to the same question and the same rights. See [`cache`](crate::cache).
+    fn cache(self, store: impl CacheStore, policy: CachePolicy) -> ServiceBuilder<Stack<CacheLayer, L>>;
+
     /// Bounds the time of a call. See [`timeout`](crate::timeout).
     fn call_timeout(self, limits: CallTimeoutLayer) -> ServiceBuilder<Stack<CallTimeoutLayer, L>>;
 
@@ -53,6 +58,9 @@ pub trait ServiceBuilderExt<L>: sealed::Sealed + Sized {
 
     /// Holds answers back until they have content. See [`peek`](crate::peek).
     fn peek(self) -> ServiceBuilder<Stack<PeekLayer, L>>;
+
+    /// Tells an observer of each call. See [`telemetry`](crate::telemetry).
+    fn telemetry<O>(self, layer: TelemetryLayer<O>) -> ServiceBuilder<Stack<TelemetryLayer<O>, L>>;
 
     /// Keeps departments within their limits. See [`quota`](crate::quota).
     fn quota(self, quota: QuotaLayer) -> ServiceBuilder<Stack<QuotaLayer, L>>;
@@ -78,6 +86,10 @@ impl<L> ServiceBuilderExt<L> for ServiceBuilder<L> {
         self.layer(ConcurrencyLimitLayer::new(max))
     }
 
+    fn cache(self, store: impl CacheStore, policy: CachePolicy) -> ServiceBuilder<Stack<CacheLayer, L>> {
+        self.layer(CacheLayer::new(store, policy))
+    }
+
     fn call_timeout(self, limits: CallTimeoutLayer) -> ServiceBuilder<Stack<CallTimeoutLayer, L>> {
         self.layer(limits)
     }
@@ -88,6 +100,10 @@ impl<L> ServiceBuilderExt<L> for ServiceBuilder<L> {
 
     fn peek(self) -> ServiceBuilder<Stack<PeekLayer, L>> {
         self.layer(PeekLayer::new())
+    }
+
+    fn telemetry<O>(self, layer: TelemetryLayer<O>) -> ServiceBuilder<Stack<TelemetryLayer<O>, L>> {
+        self.layer(layer)
     }
 
     fn quota(self, quota: QuotaLayer) -> ServiceBuilder<Stack<QuotaLayer, L>> {

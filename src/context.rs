@@ -1,3 +1,4 @@
+use crate::cache::CacheControl;
 use std::{fmt, sync::Arc, time::Duration};
 use tokio::time::Instant;
 
@@ -30,6 +31,14 @@ struct Facts {
     request_id: Option<Arc<str>>,
     kbs: Vec<KbScope>,
     deadline: Option<Instant>,
+    cache_control: CacheControl,
+}
+
+/// What decides who may be given the same answer.
+pub(crate) struct Rights<'a> {
+    pub(crate) tenant_id: Option<&'a str>,
+    pub(crate) user_id: Option<&'a str>,
+    pub(crate) kbs: &'a [KbScope],
 }
 
 /// A knowledge base that a prompt draws on, and the caller's rights to it.
@@ -131,6 +140,44 @@ impl RequestContext {
     pub fn with_timeout(mut self, timeout: Duration) -> Self {
         self.facts().deadline = Instant::now().checked_add(timeout);
         self
+    }
+
+    /// The same, from somebody who waits as long as it takes.
+    pub(crate) fn without_deadline(mut self) -> Self {
+        if self.deadline().is_some() {
+            self.facts().deadline = None;
+        }
+        self
+    }
+
+    /// How a cache may be used for this call: as the caller wishes, which only narrows what its policy allows.
+    pub fn cache_control(&self) -> CacheControl {
+        self.0.as_ref().map_or_else(CacheControl::new, |facts| facts.cache_control)
+    }
+
+    /// Sets [`cache_control`](Self::cache_control).
+    #[must_use]
+    pub fn with_cache_control(mut self, control: CacheControl) -> Self {
+        self.facts().cache_control = control;
+        self
+    }
+
+    /// The caller's rights. A new fact has to be thought of here.
+    pub(crate) fn rights(&self) -> Rights<'_> {
+        let Some(facts) = &self.0 else { return Rights { tenant_id: None, user_id: None, kbs: &[] } };
+        let Facts {
+            user_id,
+            tenant_id,
+            department_ids: _,
+            agent_name: _,
+            task_type: _,
+            conversation_id: _,
+            request_id: _,
+            kbs,
+            deadline: _,
+            cache_control: _,
+        } = &**facts;
+        Rights { tenant_id: tenant_id.as_deref(), user_id: user_id.as_deref(), kbs }
     }
 
     fn facts(&mut self) -> &mut Facts {

@@ -12,8 +12,9 @@ pub struct CallId(u128);
 impl CallId {
     /// A new one.
     pub fn mint(now: SystemTime) -> Self {
-        let millis = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis());
-        Self((millis << 80) | (fastrand::u128(..) >> 48))
+        let since = now.duration_since(UNIX_EPOCH).unwrap_or_default();
+        let millis = since.as_secs() * 1000 + u64::from(since.subsec_millis());
+        Self((u128::from(millis) << 80) | (fastrand::u128(..) >> 48))
     }
 
     /// As bytes, the time first.

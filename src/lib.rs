@@ -61,12 +61,14 @@
 //!
 //! | module | |
 //! |---|---|
+//! | [`telemetry`] | tells tracing or OpenTelemetry of calls: outermost, and around each deployment |
 //! | [`concurrency`] | bounds the calls in flight until their answers have ended |
 //! | [`alias`] | resolves short names of models |
 //! | [`fallback`] | tries again, and tries other models |
 //! | [`peek`] | holds an answer back until it proves to have content |
 //! | [`access`] | refuses models that a department may not use |
 //! | [`quota`] | keeps departments within limits of requests, tokens and money |
+//! | [`cache`] | gives the same answer to the same question and the same rights |
 //! | [`usage`] | records what every call used up and cost |
 //! | [`providers`] | finds the provider of a model, and among its deployments the one to ask |
 //! | [`timeout`] | bounds the time until head, first content, next chunk and end |
@@ -77,6 +79,7 @@
 //! |---|---|
 //! | [`body`] | streamed answers, and who watches how they end |
 //! | [`policies`] | what departments may do |
+//! | [`decision`] | how an answer came to be |
 //! | [`price`] | what models cost, and what a call cost |
 //! | [`store`] | where layers keep their state |
 //! | [`http`] | what errors and answers mean in HTTP |
@@ -84,16 +87,21 @@
 //!
 //! # Features
 //!
-//! None is on by default, and no layer needs one.
+//! `moka` and `tracing` are on by default; no layer needs one.
 //!
 //! | feature | what it adds |
 //! |---|---|
+//! | `moka` | the cache in memory |
+//! | `encrypt` | encrypts what a cache keeps where others can read it |
 //! | `openai` | the leaf for OpenAI-compatible servers, over any HTTP service |
 //! | `hyper-client` | a hyper client with rustls for it |
 //! | `reqwest` | a reqwest client for it |
+//! | `tracing` | spans and events for subscribers of `tracing`; on by default |
+//! | `otel` | spans and metrics by the API of OpenTelemetry |
 //! | `axum` | extractor, responder, server-sent events and error bodies for axum |
-//! | `rusqlite` | a ledger of usage in a file of SQLite, and queries on it; needs a C compiler |
-//! | `redis` | limits that gateways share, counted in a server of Redis or in a cluster |
+//! | `rusqlite` | a ledger of usage and counters of quotas in files of SQLite; needs a C compiler, and Rust 1.89 |
+//! | `outbox` | a log on the disk before a store of usage that may be down |
+//! | `redis` | a server of Redis, or a cluster: quotas, cache, and usage as a stream |
 //! | `time-zones` | limits by the calendar of a time zone other than UTC |
 //! | `tokenizer` | counts the tokens of a prompt whose upper bound does not fit into a limit |
 //! | `toml` | price lists of your own, in TOML |
@@ -113,11 +121,13 @@ pub mod alias;
 mod answer;
 pub mod body;
 mod builder;
+pub mod cache;
 mod calendar;
 mod chat;
 pub mod clock;
 pub mod concurrency;
 mod context;
+pub mod decision;
 mod error;
 pub mod fallback;
 pub mod http;
@@ -132,7 +142,10 @@ pub mod provider;
 pub mod providers;
 pub mod quota;
 mod request;
+#[cfg(feature = "rusqlite")]
+mod sqlite;
 pub mod store;
+pub mod telemetry;
 #[cfg(feature = "testing")]
 pub mod testing;
 pub mod timeout;
@@ -164,6 +177,9 @@ mod pages {
     mod readme {}
     #[doc = include_str!("../docs/order.md")]
     mod order {}
+    #[cfg(feature = "tracing")]
+    #[doc = include_str!("../docs/telemetry.md")]
+    mod telemetry {}
     #[cfg(feature = "testing")]
     #[doc = include_str!("../docs/writing-a-layer.md")]
     mod writing_a_layer {}

@@ -13,6 +13,11 @@ impl ModelName {
         &self.0
     }
 
+    /// The name, to be shared.
+    pub(crate) const fn shared(&self) -> &Arc<str> {
+        &self.0
+    }
+
     /// What stands before and after the first slash, or `None` for a bare name.
     pub fn split(&self) -> Option<(&str, &str)> {
         self.0.split_once('/')

@@ -20,6 +20,9 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+#[cfg(feature = "rusqlite")]
+pub use crate::quota::sqlite::{BadPolicies, BadPolicy, SqlitePolicies};
+
 use crate::{BoxError, alias::Glob, price::NanoUsd, quota::Limits};
 use arc_swap::{ArcSwap, Guard};
 use serde::{Deserialize, Deserializer, de::Error as _};

@@ -1,6 +1,12 @@
-use crate::{BodyLimits, ChatBody, Error, InvalidReason, ModelName, Progress, RequestContext};
+use crate::{
+    BodyLimits, ChatBody, Error, InvalidReason, ModelName, Progress, RequestContext, decision::Decisions,
+};
 use bytes::Bytes;
-use std::{fmt, sync::Arc};
+use std::{
+    any::Any,
+    fmt,
+    sync::{Arc, Weak},
+};
 
 /// A request on its way down the stack.
 ///
@@ -36,6 +42,10 @@ pub struct LlmRequest {
     /// Which attempt this is, from 0, counted up by [`Fallback`](crate::fallback::Fallback). A label: ids
     /// of leases and records are minted for each call.
     pub attempt: u16,
+    decisions: Decisions,
+    /// What a span further out has left for those within, where no thread-local carries it.
+    /// Weak, for requests are kept by anybody, and a span must not live as long as they do.
+    scope: Option<Weak<dyn Any + Send + Sync>>,
     extensions: Option<Arc<http::Extensions>>,
 }
 
@@ -60,6 +70,8 @@ impl LlmRequest {
             context: RequestContext::new(),
             operation: Operation::Chat,
             attempt: 0,
+            decisions: Decisions::default(),
+            scope: None,
             extensions: None,
         }
     }
@@ -89,6 +101,46 @@ impl LlmRequest {
     pub fn with_context(mut self, context: RequestContext) -> Self {
         self.context = context;
         self
+    }
+
+    /// From now on layers note what they decide, for the [record](crate::decision) of this call.
+    pub fn keep_decisions(&mut self) {
+        if !self.decisions.are_kept() {
+            self.decisions = Decisions::keep(&self.requested);
+        }
+    }
+
+    /// Where layers note what they decide.
+    pub const fn decisions(&self) -> &Decisions {
+        &self.decisions
+    }
+
+    pub(crate) fn scope<T: Send + Sync + 'static>(&self) -> Option<Arc<T>> {
+        self.scope.as_ref()?.upgrade()?.downcast().ok()
+    }
+
+    /// As long as `scope` lives, those within find it.
+    pub(crate) fn set_scope<T: Send + Sync + 'static>(&mut self, scope: &Arc<T>) {
+        let scope: Weak<T> = Arc::downgrade(scope);
+        self.scope = Some(scope);
+    }
+
+    /// What can change the answer, the caller's rights apart. A new field has to be thought of here.
+    pub(crate) fn identity(&self) -> (Operation, &ModelName, &ChatBody) {
+        let Self {
+            model,
+            requested: _,
+            progress: _,
+            body,
+            context: _,
+            operation,
+            attempt: _,
+            decisions: _,
+            scope: _,
+            // No layer of this crate decides anything on them.
+            extensions: _,
+        } = self;
+        (*operation, model, body)
     }
 
     /// Something that a layer of yours has attached. No layer of this crate decides anything on it.

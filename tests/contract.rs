@@ -11,6 +11,7 @@ use llm_layers::{
     price::PriceBook,
     providers::Providers,
     quota::{Limits, MemoryStore, Mode, QuotaLayer, WorkerOptions},
+    telemetry::TelemetryLayer,
     testing::{Contract, Probe, Scripted, check_leaf},
     timeout::CallTimeoutLayer,
 };
@@ -58,6 +59,20 @@ async fn concurrency_limit() {
     Contract::layer(ConcurrencyLimitLayer::new(1)).check().await;
 }
 
+#[cfg(feature = "moka")]
+#[tokio::test(start_paused = true)]
+async fn cache() {
+    use llm_layers::cache::{CacheControl, CacheLayer, CachePolicy, CacheSecret, MokaStore};
+
+    let layer = || CacheLayer::new(MokaStore::new(1 << 20), CachePolicy::new(CacheSecret::random()));
+    let request = || LlmRequest::new("probe/model", ChatBody::builder().user("hi").build().unwrap());
+    // Nobody's call passes; so does one that has to be answered anew, and is kept.
+    Contract::layer(layer()).always_ready().with_request(request()).check().await;
+    let fresh = CacheControl::new().with_no_cache();
+    let context = RequestContext::new().with_user_id("ada").with_cache_control(fresh);
+    Contract::layer(layer()).always_ready().with_request(request().with_context(context)).check().await;
+}
+
 fn of_a_department() -> LlmRequest {
     LlmRequest::new("probe/model", ChatBody::builder().user("Say hi.").build().unwrap())
         .with_context(RequestContext::new().with_departments(["research", "operations"]))
@@ -85,6 +100,21 @@ async fn quota() {
     let report = worker.shutdown(Duration::from_secs(60)).await;
     assert_eq!((report.left, report.given_up), (0, 0));
     assert!(report.settled > 50, "{report:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn telemetry() {
+    // With backends that listen: tests/telemetry.rs.
+    Contract::layer(TelemetryLayer::client((), "probe")).check().await;
+    Contract::layer(TelemetryLayer::gateway(())).check().await;
+    #[cfg(feature = "tracing")]
+    Contract::layer(TelemetryLayer::client(llm_layers::telemetry::TracingObserver::new(), "probe"))
+        .check()
+        .await;
+    #[cfg(feature = "otel")]
+    Contract::layer(TelemetryLayer::client(llm_layers::telemetry::OtelObserver::global(), "probe"))
+        .check()
+        .await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -484,7 +484,7 @@ fn overrides_win_in_the_order_they_are_added() {
 fn a_digest_is_the_version_of_a_list_without_one() {
     let version = |json: &str| {
         let book = PriceBook::from_litellm("x", json.as_bytes()).unwrap();
-        book.quote("a").unwrap().origin.version
+        book.quote("a").unwrap().origin.version.to_string()
     };
     let one = version(r#"{"a":{"input_cost_per_token":1}}"#);
     assert_eq!(one, version(r#"{"a":{"input_cost_per_token":1}}"#));

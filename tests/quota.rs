@@ -831,6 +831,6 @@ async fn an_audit_finds_what_is_wrong_and_a_repair_corrects_it_by_differences() 
     // Settled in between: it stays.
     bench.provider.push(whole(100, 0));
     bench.call(request()).await.unwrap();
-    assert_eq!(repair(&bench.store, &drifts, noon()).await.unwrap(), 1);
+    assert_eq!(repair(&bench.store, &drifts).await.unwrap(), 1);
     assert_eq!(bench.research().await.0, Amount::new(3, 108, NanoUsd::new(370_000)));
 }

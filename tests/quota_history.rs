@@ -58,7 +58,7 @@ async fn counters_that_were_lost_are_rebuilt_from_the_ledger_and_agree_with_it()
     // The first store has missed three calls.
     let drifts = audit(&before, &reader, &calendar, now, ["a", "b"]).await.unwrap();
     assert_eq!(drifts.len(), 4, "day and month of two departments");
-    assert_eq!(repair(&before, &drifts, now).await.unwrap(), 4);
+    assert_eq!(repair(&before, &drifts).await.unwrap(), 4);
     assert_eq!(audit(&before, &reader, &calendar, now, ["a", "b"]).await.unwrap(), []);
     worker.shutdown(Duration::from_secs(10)).await;
     std::fs::remove_dir_all(directory).unwrap();

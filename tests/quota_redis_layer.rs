@@ -197,7 +197,7 @@ async fn under_load(store: RedisQuotaStore, off: Off, faults: impl AsyncFnOnce(&
             Off::Either => assert!((-in_flight..=in_flight).contains(&requests), "{drifts:?}"),
         }
     }
-    repair(&load.store, &drifts, now).await.unwrap();
+    repair(&load.store, &drifts).await.unwrap();
     assert_eq!(audit(&load.store, &load.ledger, &calendar, now, DEPARTMENTS).await.unwrap(), []);
 }
 

@@ -342,7 +342,7 @@ impl UsageSink for Slow {
 }
 
 impl llm_layers::usage::Place for SlowPlace {
-    fn record(self: Box<Self>, _: UsageEvent, done: Option<tokio::sync::oneshot::Sender<()>>) {
+    fn record(self: Box<Self>, _: Box<UsageEvent>, done: Option<tokio::sync::oneshot::Sender<()>>) {
         self.0.0.lock().unwrap().extend(done);
     }
 }
@@ -443,16 +443,48 @@ async fn a_queue_that_is_full_refuses_calls_and_is_not_healthy() {
     let provider = Scripted::new();
     let service = UsageLayer::new(sink.clone(), prices()).layer(provider.clone());
     let mut served = 0;
-    // The worker holds what it cannot write, and the queue holds as much again.
+    // What cannot be written keeps its place.
     while service.clone().oneshot(request()).await.is_ok() {
         served += 1;
         assert!(served < 100, "it is bounded");
     }
-    assert_eq!(provider.requests().len(), served);
+    assert_eq!((served, provider.requests().len()), (3, 3));
     assert!(!sink.is_healthy());
     let report = worker.shutdown(Duration::from_millis(20)).await;
-    assert_eq!((report.written, report.left), (0, served as u64));
+    assert_eq!((report.written, report.left), (0, 3));
     assert_eq!(report.last_error.as_deref(), Some("the store is down"));
+}
+
+/// Falls over whatever it is given.
+struct Broken;
+
+impl UsageStore for Broken {
+    fn write(&mut self, _: &[UsageEvent]) -> Result<(), BoxError> {
+        panic!("the store is broken")
+    }
+}
+
+#[tokio::test]
+async fn a_store_that_panics_keeps_nobody_waiting() {
+    let (sink, worker) = QueueSink::start(Broken, quickly()).unwrap();
+    let limit = Duration::from_secs(30);
+    let service = UsageLayer::new(sink.clone(), prices()).durable(limit).layer(Scripted::new());
+    let late = sink.admit().unwrap();
+    let begun = tokio::time::Instant::now();
+    let error = service.clone().oneshot(request()).await.unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::StoreUnavailable { .. }), "it has no record");
+    let error = service.oneshot(request()).await.unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::StoreUnavailable { .. }), "nobody is asked");
+    assert!(!sink.is_healthy());
+    let event = {
+        let kept = MemorySink::new(1);
+        UsageLayer::new(kept.clone(), prices()).layer(Scripted::new()).oneshot(request()).await.unwrap();
+        kept.take().remove(0)
+    };
+    assert!(!late.record_with_ticket(event).await, "who had a place before learns it, too");
+    let report = worker.shutdown(limit).await;
+    assert_eq!((report.written, report.left), (0, 2));
+    assert!(begun.elapsed() < limit);
 }
 
 #[tokio::test]

@@ -1,5 +1,5 @@
 use super::AliasTable;
-use crate::{LlmRequest, ModelName};
+use crate::{LlmRequest, ModelName, decision::Note};
 use arc_swap::ArcSwap;
 use std::{
     sync::Arc,
@@ -44,6 +44,14 @@ impl Aliases {
     /// The canonical name of `model` for whoever sends `request`.
     pub fn resolve(&self, model: &ModelName, request: &LlmRequest) -> ModelName {
         self.0.load().resolve(model, request.context.tenant_id(), request.context.user_id())
+    }
+
+    /// As [`resolve`](Self::resolve), with each step noted among the request's decisions.
+    fn resolve_noted(&self, model: &ModelName, request: &LlmRequest) -> ModelName {
+        let (tenant, user) = (request.context.tenant_id(), request.context.user_id());
+        self.0.load().walk(model, tenant, user, |from, to| {
+            request.decisions().note(|| Note::Alias { from: from.clone(), to: to.clone() });
+        })
     }
 }
 
@@ -91,7 +99,7 @@ impl<S: Service<LlmRequest>> Service<LlmRequest> for Alias<S> {
     }
 
     fn call(&mut self, mut request: LlmRequest) -> Self::Future {
-        request.model = self.aliases.resolve(&request.model, &request);
+        request.model = self.aliases.resolve_noted(&request.model, &request);
         self.inner.call(request)
     }
 }

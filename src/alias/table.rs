@@ -57,6 +57,17 @@ impl AliasTable {
 
     /// The canonical name of `model` for this tenant and user.
     pub fn resolve(&self, model: &ModelName, tenant: Option<&str>, user: Option<&str>) -> ModelName {
+        self.walk(model, tenant, user, |_, _| {})
+    }
+
+    /// As [`resolve`](Self::resolve), telling each step.
+    pub(super) fn walk(
+        &self,
+        model: &ModelName,
+        tenant: Option<&str>,
+        user: Option<&str>,
+        mut step: impl FnMut(&ModelName, &ModelName),
+    ) -> ModelName {
         let mut name = model.clone();
         let mut target = self.lookup(&name, tenant);
         for _ in 0..MAX_STEPS {
@@ -64,11 +75,18 @@ impl AliasTable {
             else {
                 break;
             };
+            step(&name, next);
             name = next.clone();
             target = self.lookup_exact(&name, tenant);
         }
         match &self.providers {
-            Some(providers) => providers.canonical(&name),
+            Some(providers) => {
+                let canonical = providers.canonical(&name);
+                if canonical != name {
+                    step(&name, &canonical);
+                }
+                canonical
+            }
             None => name,
         }
     }

@@ -102,8 +102,8 @@ impl StreamChunk {
     }
 
     /// What the answer used up so far, if the provider says so here.
-    pub const fn usage(&self) -> Option<&TokenUsage> {
-        self.facts.usage.as_ref()
+    pub fn usage(&self) -> Option<&TokenUsage> {
+        self.facts.usage.as_deref()
     }
 
     /// Whether it carries usage and no choice.
@@ -119,6 +119,16 @@ impl StreamChunk {
     /// The model as the provider names it, often with a date.
     pub fn model(&self) -> Option<Cow<'_, str>> {
         facts::text(&self.data, self.facts.model.as_ref())
+    }
+
+    /// Of JSON that was read before, so that it need not be read again; `data` must be the same bytes.
+    pub(crate) const fn of_parts(data: Bytes, facts: Facts, is_final: bool) -> Self {
+        Self { data, facts, is_final }
+    }
+
+    /// With bytes of its own: what a provider sends may be a small part of a large buffer.
+    pub(crate) fn detached(&self) -> Self {
+        Self { data: Bytes::copy_from_slice(&self.data), facts: self.facts.clone(), is_final: self.is_final }
     }
 
     pub(crate) const fn facts(&self) -> &Facts {

@@ -2,13 +2,18 @@ use super::{ChoiceFinish, Facts, TokenUsage, build, facts};
 use crate::json;
 use bytes::Bytes;
 use serde::Deserialize;
-use std::{borrow::Cow, fmt};
+use std::{borrow::Cow, fmt, sync::Arc};
 
 /// A whole answer: the provider's JSON bytes, and the facts that layers need.
 ///
 /// Layers read the facts, the edge writes the bytes; nobody parses again.
+///
+/// Cloning costs one reference count.
 #[derive(Clone)]
-pub struct Completion {
+pub struct Completion(Arc<Whole>);
+
+/// Apart, because every layer that an answer goes through moves it.
+struct Whole {
     data: Bytes,
     facts: Facts,
 }
@@ -21,7 +26,7 @@ impl Completion {
     /// What is not one JSON object, or has choices that are no array of objects.
     pub fn parse(data: impl Into<Bytes>) -> Result<Self, serde_json::Error> {
         let data = data.into();
-        Ok(Self { facts: Facts::read(&data)?, data })
+        Ok(Self(Arc::new(Whole { facts: Facts::read(&data)?, data })))
     }
 
     /// An answer of one text, for tests and leaves of your own.
@@ -35,8 +40,8 @@ impl Completion {
     }
 
     /// The JSON, as the provider sent it.
-    pub const fn data(&self) -> &Bytes {
-        &self.data
+    pub fn data(&self) -> &Bytes {
+        &self.0.data
     }
 
     /// The JSON as a `T` of yours, such as a client library's type.
@@ -45,58 +50,64 @@ impl Completion {
     ///
     /// What serde says.
     pub fn json<'a, T: Deserialize<'a>>(&'a self) -> Result<T, serde_json::Error> {
-        serde_json::from_slice(&self.data)
+        serde_json::from_slice(&self.0.data)
     }
 
     /// The text of the first choice; empty if it has none.
     pub fn content(&self) -> Cow<'_, str> {
-        let choice = json::member(&self.data, "choices").and_then(|choices| json::items(choices).next());
+        let choice = json::member(&self.0.data, "choices").and_then(|choices| json::items(choices).next());
         let message = choice.and_then(|choice| json::member(choice, "message"));
         message.and_then(|m| json::member(m, "content")).and_then(json::string).unwrap_or_default()
     }
 
     /// Whether it says anything: text that is not blank, reasoning, a tool call, a refusal, audio, an image.
-    pub const fn has_content(&self) -> bool {
-        self.facts.has_content
+    pub fn has_content(&self) -> bool {
+        self.0.facts.has_content
     }
 
     /// Why each choice ended.
     pub fn finish_reasons(&self) -> &[ChoiceFinish] {
-        &self.facts.finishes
+        &self.0.facts.finishes
     }
 
     /// What it used up, if the provider said so.
-    pub const fn usage(&self) -> Option<&TokenUsage> {
-        self.facts.usage.as_ref()
+    pub fn usage(&self) -> Option<&TokenUsage> {
+        self.0.facts.usage.as_deref()
     }
 
     /// The id that the provider gave it.
     pub fn id(&self) -> Option<Cow<'_, str>> {
-        facts::text(&self.data, self.facts.id.as_ref())
+        facts::text(&self.0.data, self.0.facts.id.as_ref())
     }
 
     /// The model as the provider names it, often with a date.
     pub fn model(&self) -> Option<Cow<'_, str>> {
-        facts::text(&self.data, self.facts.model.as_ref())
+        facts::text(&self.0.data, self.0.facts.model.as_ref())
     }
 
     /// How many bytes of text, thoughts and tool calls, as JSON spells them.
     pub(crate) fn text_bytes(&self) -> u64 {
-        self.facts.text_bytes.into()
+        self.0.facts.text_bytes.into()
     }
 
-    pub(crate) const fn facts(&self) -> &Facts {
-        &self.facts
+    /// With bytes of its own: what a provider sends may be a part of a larger buffer.
+    pub(crate) fn detached(&self) -> Self {
+        let Whole { data, facts } = &*self.0;
+        Self(Arc::new(Whole { data: Bytes::copy_from_slice(data), facts: facts.clone() }))
+    }
+
+    pub(crate) fn facts(&self) -> &Facts {
+        &self.0.facts
     }
 }
 
 impl fmt::Debug for Completion {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Completion")
-            .field("bytes", &self.data.len())
-            .field("has_content", &self.facts.has_content)
-            .field("finish_reasons", &self.facts.finishes)
-            .field("usage", &self.facts.usage)
+            .field("bytes", &self.0.data.len())
+            .field("has_content", &self.0.facts.has_content)
+            .field("finish_reasons", &self.0.facts.finishes)
+            .field("usage", &self.0.facts.usage)
             .finish_non_exhaustive()
     }
 }

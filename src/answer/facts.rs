@@ -67,7 +67,8 @@ pub(crate) struct Facts {
     /// Of what has content, as JSON spells it.
     pub(crate) text_bytes: u32,
     pub(crate) finishes: Vec<ChoiceFinish>,
-    pub(crate) usage: Option<TokenUsage>,
+    /// Few chunks have any.
+    pub(crate) usage: Option<Box<TokenUsage>>,
     pub(crate) choices: u32,
     /// Which choices are there, a bit each; all from the 128th on share the last.
     pub(crate) begun: u128,
@@ -213,13 +214,17 @@ impl<'de> Visitor<'de> for Top<'_> {
                 }
                 "usage" => {
                     let raw = map.next_value::<&RawValue>()?;
-                    self.facts.usage = TokenUsage::read(raw.get().as_bytes()).or(self.facts.usage);
+                    if let Some(usage) = TokenUsage::read(raw.get().as_bytes()) {
+                        self.facts.usage = Some(Box::new(usage));
+                    }
                 }
                 // Groq reports the usage of a stream here.
                 "x_groq" => {
                     let raw = map.next_value::<&RawValue>()?.get().as_bytes();
-                    let usage = json::member(raw, "usage").and_then(TokenUsage::read);
-                    self.facts.usage = self.facts.usage.or(usage);
+                    if self.facts.usage.is_none() {
+                        let usage = json::member(raw, "usage").and_then(TokenUsage::read);
+                        self.facts.usage = usage.map(Box::new);
+                    }
                 }
                 "error" => {
                     let raw = map.next_value::<&RawValue>()?;

@@ -1,5 +1,8 @@
 use super::Completion;
-use crate::{Attempt, ChunkStream, End, ModelName, Observe, body::Summary, quota::Headroom};
+use crate::{
+    Attempt, ChunkStream, End, ModelName, Observe, body::Summary, cache::BypassReason, decision::Decisions,
+    quota::Headroom,
+};
 use std::{sync::Arc, time::Duration};
 
 /// What a provider, or any layer in front of it, answers with.
@@ -19,6 +22,8 @@ pub struct LlmResponse {
     pub quota: Option<Headroom>,
     /// The attempts that failed before this answer.
     pub attempts: Vec<Attempt>,
+    /// What the layers have noted on the way, if the request keeps its decisions.
+    pub decisions: Decisions,
     /// The answer.
     pub body: ResponseBody,
     /// Anything that a layer of yours wants to hand up.
@@ -39,6 +44,8 @@ pub enum CacheStatus {
     },
     /// It was not in the cache, and a provider was asked.
     Miss,
+    /// The cache was not asked, and does not keep it.
+    Bypass(BypassReason),
     /// Another call had asked for it, and paid.
     Coalesced,
 }
@@ -52,7 +59,6 @@ impl CacheStatus {
 
 /// A whole answer, or one that is still being produced.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "a box would cost every whole answer an allocation")]
 pub enum ResponseBody {
     /// Everything is here.
     Complete(Completion),
@@ -70,6 +76,7 @@ impl LlmResponse {
             cache: CacheStatus::default(),
             quota: None,
             attempts: Vec::new(),
+            decisions: Decisions::default(),
             body: body.into(),
             extensions: http::Extensions::new(),
         }
@@ -79,11 +86,16 @@ impl LlmResponse {
     /// dropped otherwise.
     #[must_use]
     pub fn observe(mut self, observer: impl Observe) -> Self {
+        self.add_observer(observer);
+        self
+    }
+
+    /// As [`observe`](Self::observe), in its place: an answer is large, and not moved for nothing.
+    pub(crate) fn add_observer(&mut self, observer: impl Observe) {
         match &mut self.body {
             ResponseBody::Complete(completion) => observer.on_end(End::Whole(completion)),
             ResponseBody::Stream(chunks) => chunks.observe(observer),
         }
-        self
     }
 
     /// Reads the answer to its end, whichever shape it has.

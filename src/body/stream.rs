@@ -8,6 +8,7 @@ use std::{
     collections::VecDeque,
     fmt,
     future::poll_fn,
+    mem,
     pin::Pin,
     task::{Context, Poll, ready},
 };
@@ -27,8 +28,10 @@ use std::{
 #[must_use = "a stream does nothing unless it is read"]
 pub struct ChunkStream(Box<Inner>);
 
+pub(crate) type Source = Pin<Box<dyn Stream<Item = Result<StreamChunk, Error>> + Send>>;
+
 struct Inner {
-    source: Pin<Box<dyn Stream<Item = Result<StreamChunk, Error>> + Send>>,
+    source: Source,
     state: State,
     ends_cleanly: bool,
     /// Read ahead, with the number of observers that have seen it.
@@ -110,6 +113,12 @@ impl ChunkStream {
             Some(present) => present.tighten(&clock),
             unset => *unset = Some(Box::new(clock)),
         }
+    }
+
+    /// Puts `wrap` around where the chunks come from; what was read ahead stays.
+    pub(crate) fn wrap(&mut self, wrap: impl FnOnce(Source) -> Source) {
+        let source = mem::replace(&mut self.0.source, Box::pin(futures_util::stream::empty()));
+        self.0.source = wrap(source);
     }
 
     /// Hands the terminal chunk out only when `done` has come to its end; if that fails, so does the stream. Who

@@ -92,15 +92,16 @@ where
         this.watch.inside = true;
         let polled = this.future.poll(cx);
         this.watch.inside = false;
-        Poll::Ready(match ready!(polled).map_err(Into::into) {
-            Ok(response) => match this.watch.observer.take() {
-                Some(mut observer) => {
+        Poll::Ready(match ready!(polled) {
+            Ok(mut response) => {
+                if let Some(mut observer) = this.watch.observer.take() {
                     observer.on_head(&response);
-                    Ok(response.observe(observer))
+                    response.add_observer(observer);
                 }
-                None => Ok(response),
-            },
+                Ok(response)
+            }
             Err(error) => {
+                let error = error.into();
                 this.watch.end(End::Failed(&error, &Summary::default()));
                 Err(error)
             }

@@ -6,7 +6,12 @@ use serde::{
     de::{DeserializeSeed, Deserializer, MapAccess, Visitor},
 };
 use serde_json::value::RawValue;
-use std::{borrow::Cow, fmt, ops::Range, sync::Arc};
+use std::{
+    borrow::Cow,
+    fmt,
+    ops::Range,
+    sync::{Arc, OnceLock},
+};
 
 /// An OpenAI-style chat request: its original JSON bytes, and an index of its top-level members.
 ///
@@ -36,6 +41,7 @@ struct Inner {
     streaming: bool,
     input_bytes: usize,
     attached: Attached,
+    digest: OnceLock<KeyedDigest>,
 }
 
 /// Parts of messages that are not text.
@@ -47,6 +53,9 @@ pub struct Attached {
     /// The bytes of the images among them, or of what says where they are: no text that anybody reads.
     pub image_bytes: usize,
 }
+
+/// A digest, and the number of the key that it was made with.
+pub(crate) type KeyedDigest = (u64, [u8; 32]);
 
 #[derive(Clone)]
 struct Member {
@@ -151,7 +160,7 @@ impl ChatBody {
                 _ => {}
             }
         }
-        Self(Arc::new(Inner { source, members, streaming, input_bytes, attached }))
+        Self(Arc::new(Inner { source, members, streaming, input_bytes, attached, digest: OnceLock::new() }))
     }
 
     // ----- views
@@ -176,12 +185,6 @@ impl ChatBody {
     /// The names of the top-level members, unescaped, in their order.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.0.members.iter().map(|m| m.name(&self.0.source))
-    }
-
-    /// The top-level members, as unescaped name and JSON.
-    pub(crate) fn members(&self) -> impl Iterator<Item = (&str, &[u8])> {
-        let source = &self.0.source;
-        self.0.members.iter().map(|member| (member.name(source), member.value.get(source)))
     }
 
     /// The model that the body names, if it does. What a call is for is [`LlmRequest::model`](crate::LlmRequest::model).
@@ -254,6 +257,17 @@ impl ChatBody {
     /// The parts of messages that are not text.
     pub fn attached(&self) -> Attached {
         self.0.attached
+    }
+
+    /// The top-level members by their unescaped names, each value as it came.
+    pub(crate) fn members(&self) -> impl ExactSizeIterator<Item = (&str, &[u8])> {
+        let source = &self.0.source;
+        self.0.members.iter().map(move |m| (m.name(source), m.value.get(source)))
+    }
+
+    /// Where a digest over the members is kept, so that further attempts need not hash again.
+    pub(crate) fn digest(&self) -> &OnceLock<KeyedDigest> {
+        &self.0.digest
     }
 
     // ----- changes

@@ -7,7 +7,7 @@ pub use self::kind::{
     ErrorClass, ErrorKind, InvalidReason, Period, ProviderFailure, QuotaExceeded, QuotaKind, TimeoutPhase,
 };
 
-use crate::{ModelName, Progress, TokenUsage};
+use crate::{ModelName, Progress, TokenUsage, decision::Decisions};
 use http::StatusCode;
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -32,6 +32,7 @@ struct Repr {
     dispatched: bool,
     usage: Option<TokenUsage>,
     attempts: Vec<Attempt>,
+    decisions: Decisions,
 }
 
 /// One attempt that failed.
@@ -58,7 +59,14 @@ impl Attempt {
 impl Error {
     /// An error of this kind.
     pub fn new(kind: ErrorKind) -> Self {
-        Self(Arc::new(Repr { kind, source: None, dispatched: false, usage: None, attempts: Vec::new() }))
+        Self(Arc::new(Repr {
+            kind,
+            source: None,
+            dispatched: false,
+            usage: None,
+            attempts: Vec::new(),
+            decisions: Decisions::default(),
+        }))
     }
 
     /// The failure of a provider, for leaves.
@@ -125,6 +133,15 @@ impl Error {
         self
     }
 
+    /// Attaches what the layers have noted on the way, if it is kept.
+    #[must_use]
+    pub fn with_decisions(mut self, decisions: &Decisions) -> Self {
+        if decisions.are_kept() && !self.0.decisions.are_kept() {
+            self.repr().decisions = decisions.clone();
+        }
+        self
+    }
+
     fn repr(&mut self) -> &mut Repr {
         Arc::make_mut(&mut self.0)
     }
@@ -161,6 +178,34 @@ impl Error {
     /// The attempts that failed, if several were made, this error's own the last of its model.
     pub fn attempts(&self) -> &[Attempt] {
         &self.0.attempts
+    }
+
+    /// What the layers have noted on the way, if the request kept its decisions.
+    pub fn decisions(&self) -> &Decisions {
+        &self.0.decisions
+    }
+
+    /// Why, in a name of few letters out of a closed list: the [class](ErrorClass) of a provider's failure, or the
+    /// kind. For labels.
+    pub fn reason(&self) -> &'static str {
+        match self.kind() {
+            ErrorKind::InvalidRequest { .. } => "invalid_request",
+            ErrorKind::RequestTooLarge { .. } => "request_too_large",
+            ErrorKind::ModelNotAllowed { .. } => "model_not_allowed",
+            ErrorKind::ModelUnpriced { .. } => "model_unpriced",
+            ErrorKind::ModelNotFound { .. } => "model_not_found",
+            ErrorKind::NoProvider => "no_provider",
+            ErrorKind::QuotaExceeded(_) => "quota_exceeded",
+            ErrorKind::StoreUnavailable { .. } => "store_unavailable",
+            ErrorKind::Overloaded => "overloaded",
+            ErrorKind::Provider(failure) => failure.class.as_str(),
+            ErrorKind::EmptyResponse { .. } => "empty_response",
+            ErrorKind::StreamInterrupted { .. } => "stream_interrupted",
+            ErrorKind::Timeout { .. } => "timeout",
+            ErrorKind::NotCached => "not_cached",
+            ErrorKind::Cancelled => "cancelled",
+            ErrorKind::Other => "other",
+        }
     }
 
     /// Whether the same request may succeed if it is sent again.

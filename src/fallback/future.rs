@@ -3,7 +3,7 @@ use super::{
     policy::{Cause, Decision, Failure, Policy},
 };
 use crate::{
-    Attempt, Error, ErrorKind, LlmRequest, LlmResponse, ModelName, Progress, TimeoutPhase,
+    Attempt, Error, ErrorKind, LlmRequest, LlmResponse, ModelName, Progress, TimeoutPhase, decision::Note,
     providers::ProviderNames,
 };
 use pin_project::pin_project;
@@ -110,6 +110,7 @@ where
                         // What a fallback below has tried came last.
                         this.attempts.failed.append(&mut answer.attempts);
                         answer.attempts = mem::take(&mut this.attempts.failed);
+                        this.attempts.answered(&mut answer);
                         return Poll::Ready(Ok(answer));
                     }
                     Poll::Ready(Err(error)) => error.into(),
@@ -245,6 +246,19 @@ impl<P: Policy> Attempts<P> {
         self.failed.push(Attempt { model, error, wait: mem::take(&mut self.wait), latency });
     }
 
+    fn answered(&self, answer: &mut LlmResponse) {
+        let decisions = self.request.decisions();
+        decisions.note(|| Note::Answered {
+            attempt: self.request.attempt,
+            model: answer.model.clone(),
+            wait: self.wait,
+            latency: self.started.elapsed(),
+        });
+        if decisions.are_kept() {
+            answer.decisions = decisions.clone();
+        }
+    }
+
     fn prepare(&mut self) {
         self.request.attempt = self.request.attempt.saturating_add(1);
         self.request.progress = self.progress.child();
@@ -258,7 +272,8 @@ impl<P: Policy> Attempts<P> {
             Some(attempt) => {
                 let error = attempt.error.clone();
                 let dispatched = error.dispatched() || self.progress.is_dispatched();
-                error.with_dispatched(dispatched).with_attempts(failed)
+                let decisions = self.request.decisions();
+                error.with_dispatched(dispatched).with_attempts(failed).with_decisions(decisions)
             }
             None => not_found(&self.request.model),
         }

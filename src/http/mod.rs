@@ -5,15 +5,23 @@
 //!   said in its own body may quote prompts and keys, and is not.
 //! * Answers: [`FillIn`] adds what clients rely on and providers forget, and leaves every other byte as it
 //!   came. [`into_chunks`] gives a whole answer to a caller who asked for a stream.
+//! * [`anthropic`]: the same in Anthropic's Messages dialect.
+//! * Decisions: [`write_decisions`] shows in headers how an answer came to be, for people who debug.
+//! * The cache: [`cache_control`] reads what a client asks of it, [`cache_status`] and [`age_seconds`] say what it did.
 //! * `axum` (the feature of that name): extractor, responder, server-sent events.
 
+pub mod anthropic;
 #[cfg(feature = "axum")]
 pub mod axum;
+mod cache;
+mod decisions;
 mod edge;
 mod sse;
 mod whole;
 
 pub use self::{
+    cache::{age_seconds, cache_control, cache_status},
+    decisions::write_decisions,
     edge::{Asked, FillIn},
     sse::{DONE, KEEP_ALIVE, error_event, write_event},
     whole::into_chunks,

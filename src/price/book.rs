@@ -43,14 +43,16 @@ pub struct PriceBook {
 #[derive(Debug, Clone)]
 struct List {
     source: Arc<str>,
-    version: Arc<str>,
-    prices: Arc<Entries>,
+    prices: Arc<Quotes>,
     skipped: Arc<[PriceProblem]>,
 }
 
 /// A name without a price is known to have none: what was left out must not be found by its bare name, which is
 /// someone else's price.
 pub(super) type Entries = HashMap<Arc<str>, Option<Arc<Price>>>;
+
+/// [`Entries`], each with its origin, so that a look-up makes nothing; it is done for every call.
+type Quotes = HashMap<Arc<str>, Option<Quote>, foldhash::fast::RandomState>;
 
 /// A price, and whose it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,7 +61,7 @@ pub struct Quote {
     /// The price.
     pub price: Arc<Price>,
     /// Where it comes from.
-    pub origin: PriceOrigin,
+    pub origin: Arc<PriceOrigin>,
 }
 
 /// Where a price comes from.
@@ -81,7 +83,7 @@ pub struct Cost {
     /// The amount. `None` is unpriced: nobody knows, which is not nothing.
     pub amount: Option<NanoUsd>,
     /// Where the price comes from, if there is one.
-    pub origin: Option<PriceOrigin>,
+    pub origin: Option<Arc<PriceOrigin>>,
 }
 
 /// A book that may be exchanged while it is used. Clones share it.
@@ -124,7 +126,7 @@ impl PriceBook {
         if !problems.is_empty() {
             return Err(PriceError::new(source, PriceErrorKind::Entries(problems)));
         }
-        Ok(Self::one(source, "".into(), entries, Vec::new()))
+        Ok(Self::one(source, &"".into(), entries, Vec::new()))
     }
 
     /// Reads LiteLLM's `model_prices_and_context_window.json`.
@@ -138,7 +140,7 @@ impl PriceBook {
     pub fn from_litellm(source: impl Into<Arc<str>>, json: &[u8]) -> Result<Self, PriceError> {
         let source = source.into();
         match litellm::read(json) {
-            Ok((entries, skipped)) => Ok(Self::one(source, digest(json), entries, skipped)),
+            Ok((entries, skipped)) => Ok(Self::one(source, &digest(json), entries, skipped)),
             Err(kind) => Err(PriceError::new(source, kind)),
         }
     }
@@ -154,7 +156,7 @@ impl PriceBook {
         match super::own::read(toml) {
             Ok(list) => {
                 let version = list.version.unwrap_or_else(|| digest(toml.as_bytes()));
-                Ok(Self::one(list.source.unwrap_or(source), version, list.entries, Vec::new()))
+                Ok(Self::one(list.source.unwrap_or(source), &version, list.entries, Vec::new()))
             }
             Err(kind) => Err(PriceError::new(source, kind)),
         }
@@ -201,15 +203,20 @@ impl PriceBook {
         Err(PriceError::new(list, PriceErrorKind::UnknownFormat))
     }
 
-    fn one(source: Arc<str>, version: Arc<str>, prices: Entries, skipped: Vec<PriceProblem>) -> Self {
-        Self { lists: vec![List { source, version, prices: Arc::new(prices), skipped: skipped.into() }] }
+    fn one(source: Arc<str>, version: &Arc<str>, prices: Entries, skipped: Vec<PriceProblem>) -> Self {
+        Self { lists: vec![List::new(source, version, prices, skipped.into())] }
     }
 
     /// Names the version of what is in this book, instead of a digest.
     #[must_use]
     pub fn with_version(mut self, version: impl Into<Arc<str>>) -> Self {
         let version = version.into();
-        self.lists.iter_mut().for_each(|list| list.version = Arc::clone(&version));
+        for list in &mut self.lists {
+            let price = |quote: &Option<Quote>| quote.as_ref().map(|quote| Arc::clone(&quote.price));
+            let prices = list.prices.iter().map(|(entry, quote)| (Arc::clone(entry), price(quote))).collect();
+            let (source, skipped) = (Arc::clone(&list.source), Arc::clone(&list.skipped));
+            *list = List::new(source, &version, prices, skipped);
+        }
         self
     }
 
@@ -222,28 +229,16 @@ impl PriceBook {
 
     /// The price of a model, if there is one.
     pub fn quote(&self, model: &str) -> Option<Quote> {
-        let bare = model.split_once('/').map(|(_, model)| model);
-        self.lists.iter().rev().find_map(|list| {
-            let found = list.prices.get_key_value(model);
-            let (entry, price) = found.or_else(|| list.prices.get_key_value(bare?))?;
-            Some(Quote {
-                price: Arc::clone(price.as_ref()?),
-                origin: PriceOrigin {
-                    entry: Arc::clone(entry),
-                    source: Arc::clone(&list.source),
-                    version: Arc::clone(&list.version),
-                },
-            })
-        })
+        self.find(model).cloned()
+    }
+
+    fn find(&self, model: &str) -> Option<&Quote> {
+        self.lists.iter().rev().find_map(|list| list.find(model)?.as_ref())
     }
 
     /// The price alone.
     pub(crate) fn price(&self, model: &str) -> Option<&Arc<Price>> {
-        let bare = model.split_once('/').map(|(_, model)| model);
-        self.lists.iter().rev().find_map(|list| {
-            let found = list.prices.get(model).or_else(|| list.prices.get(bare?));
-            found?.as_ref()
-        })
+        self.find(model).map(|quote| &quote.price)
     }
 
     /// How many prices there are, those below others included.
@@ -265,6 +260,28 @@ impl PriceBook {
     /// The entries that were left out when lists were read, and why.
     pub fn skipped(&self) -> impl Iterator<Item = &PriceProblem> {
         self.lists.iter().flat_map(|list| list.skipped.iter())
+    }
+}
+
+// ===== impl List =====
+
+impl List {
+    fn new(source: Arc<str>, version: &Arc<str>, prices: Entries, skipped: Arc<[PriceProblem]>) -> Self {
+        let origin = |entry: &Arc<str>| {
+            let (source, version) = (Arc::clone(&source), Arc::clone(version));
+            Arc::new(PriceOrigin { entry: Arc::clone(entry), source, version })
+        };
+        let quote = |(entry, price): (Arc<str>, Option<Arc<Price>>)| {
+            let quote = price.map(|price| Quote { price, origin: origin(&entry) });
+            (entry, quote)
+        };
+        let prices = Arc::new(prices.into_iter().map(quote).collect());
+        Self { source, prices, skipped }
+    }
+
+    /// What this list says of a model: its price, or that it has none.
+    fn find(&self, model: &str) -> Option<&Option<Quote>> {
+        self.prices.get(model).or_else(|| self.prices.get(model.split_once('/')?.1))
     }
 }
 
@@ -336,8 +353,10 @@ impl Prices {
 
     /// What a call of `model` cost in a service tier.
     pub fn cost_at(&self, tier: ServiceTier, model: &str, usage: &TokenUsage) -> Cost {
-        match self.quote(model) {
-            Some(quote) => Cost { amount: quote.cost(tier, usage).ok(), origin: Some(quote.origin) },
+        match self.0.load().find(model) {
+            Some(quote) => {
+                Cost { amount: quote.cost(tier, usage).ok(), origin: Some(Arc::clone(&quote.origin)) }
+            }
             None => Cost::unpriced(),
         }
     }

@@ -113,6 +113,9 @@ impl Price {
 
     /// The rates for a prompt of so many tokens, with those of the whole where that of a part is not known.
     pub fn rates(&self, tier: ServiceTier, input_tokens: u64) -> Rates {
+        if let [Step { above: None, tier: ServiceTier::Standard, rates }] = &*self.steps {
+            return rates.completed();
+        }
         let applies = |step: &&Step| {
             (step.tier == ServiceTier::Standard || step.tier == tier)
                 && step.above.is_none_or(|above| input_tokens > above)
@@ -139,7 +142,14 @@ impl Price {
     ///
     /// As [`cost`](Self::cost).
     pub fn cost_at(&self, tier: ServiceTier, usage: &TokenUsage) -> Result<NanoUsd, CostError> {
-        let rates = self.rates(tier, usage.input_tokens.unwrap_or(u64::MAX));
+        let stepped;
+        let rates = match &*self.steps {
+            [Step { above: None, tier: ServiceTier::Standard, rates }] => rates,
+            _ => {
+                stepped = self.rates(tier, usage.input_tokens.unwrap_or(u64::MAX));
+                &stepped
+            }
+        };
         let read = usage.cache_read_tokens.unwrap_or(0);
         let hour = usage.cache_write_1h_tokens.unwrap_or(0);
         let written = usage.cache_write_tokens.unwrap_or(0).max(hour);
@@ -148,15 +158,16 @@ impl Price {
         let plain = usage.input_tokens.map(|all| all.saturating_sub(read).saturating_sub(written));
         let said = usage.output_tokens.map(|all| all.saturating_sub(thought));
         let said = if rates.output.is_none() { said.or(Some(0)) } else { said };
-        total([
-            (TokenClass::Input, plain, rates.input),
-            (TokenClass::CacheRead, Some(read), rates.cache_read),
-            (TokenClass::CacheWrite, Some(written - hour), rates.cache_write),
-            (TokenClass::CacheWrite1h, Some(hour), rates.cache_write_1h),
-            (TokenClass::Output, said, rates.output),
-            (TokenClass::Reasoning, Some(thought), rates.reasoning),
-            (TokenClass::Request, Some(1), rates.request.or(Some(Rate::FREE))),
-        ])
+        let mut sum = Sum::default();
+        sum.add(TokenClass::Input, plain, || rates.input)?;
+        sum.add(TokenClass::CacheRead, Some(read), || rates.cache_read.or(rates.input))?;
+        let cache_write = || rates.cache_write.or(rates.input);
+        sum.add(TokenClass::CacheWrite, Some(written - hour), cache_write)?;
+        sum.add(TokenClass::CacheWrite1h, Some(hour), || rates.cache_write_1h.or_else(cache_write))?;
+        sum.add(TokenClass::Output, said, || rates.output)?;
+        sum.add(TokenClass::Reasoning, Some(thought), || rates.reasoning.or(rates.output))?;
+        sum.add(TokenClass::Request, Some(1), || rates.request.or(Some(Rate::FREE)))?;
+        sum.rounded_up()
     }
 
     /// The most that a call may cost whose prompt and answer have at most so many tokens: all of them of the
@@ -178,34 +189,46 @@ impl Price {
             let parts = [rates.cache_read, rates.cache_write, rates.cache_write_1h];
             let input = rates.input.map(|rate| parts.into_iter().flatten().fold(rate, Rate::max));
             let output = rates.output.max(rates.reasoning).filter(|_| rates.output.is_some());
-            let cost = total([
-                (TokenClass::Input, Some(input_tokens), input),
-                (TokenClass::Output, Some(output_tokens), output),
-                (TokenClass::Request, Some(1), rates.request.or(Some(Rate::FREE))),
-            ])?;
-            most = most.max(cost);
+            let mut sum = Sum::default();
+            sum.add(TokenClass::Input, Some(input_tokens), || input)?;
+            sum.add(TokenClass::Output, Some(output_tokens), || output)?;
+            sum.add(TokenClass::Request, Some(1), || rates.request.or(Some(Rate::FREE)))?;
+            most = most.max(sum.rounded_up()?);
         }
         Ok(most)
     }
 }
 
-type Charge = (TokenClass, Option<u64>, Option<Rate>);
+/// What each kind costs, added up in the unit of rates. What does not fit into 128 bits is more than the largest amount
+/// thirty times over.
+#[derive(Default)]
+struct Sum(u128);
 
-/// The sum of what each kind costs, in the unit of rates, and rounded once. What does not fit into 128 bits is more
-/// than the largest amount thirty times over.
-fn total<const N: usize>(charges: [Charge; N]) -> Result<NanoUsd, CostError> {
-    let mut sum = 0_u128;
-    for (class, tokens, rate) in charges {
-        let cost = match (tokens, rate) {
-            (Some(0), _) | (None, Some(Rate::FREE)) => Some(0),
+impl Sum {
+    #[inline]
+    fn add(
+        &mut self,
+        class: TokenClass,
+        tokens: Option<u64>,
+        rate: impl FnOnce() -> Option<Rate>,
+    ) -> Result<(), CostError> {
+        if tokens == Some(0) {
+            return Ok(());
+        }
+        let cost = match (tokens, rate()) {
+            (_, Some(Rate::FREE)) => return Ok(()),
             (Some(tokens), Some(rate)) => rate.times(tokens),
             (Some(_), None) => return Err(CostError::Unpriced { class }),
             (None, _) => return Err(CostError::Uncounted { class }),
         };
-        sum = cost.and_then(|cost| sum.checked_add(cost)).ok_or(CostError::Overflow)?;
+        self.0 = cost.and_then(|cost| self.0.checked_add(cost)).ok_or(CostError::Overflow)?;
+        Ok(())
     }
-    let nanos = i64::try_from(sum.div_ceil(PER_NANO)).map_err(|_| CostError::Overflow)?;
-    Ok(NanoUsd::new(nanos))
+
+    fn rounded_up(self) -> Result<NanoUsd, CostError> {
+        let nanos = i64::try_from(self.0.div_ceil(PER_NANO)).map_err(|_| CostError::Overflow)?;
+        Ok(NanoUsd::new(nanos))
+    }
 }
 
 /// Without the rates that are not known, which are most.

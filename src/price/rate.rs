@@ -217,6 +217,7 @@ impl Rates {
     }
 
     /// With the rate of the whole where that of a part is not known.
+    #[inline]
     pub(super) fn completed(self) -> Self {
         let cache_write = self.cache_write.or(self.input);
         Self {

@@ -6,10 +6,11 @@ use super::{
 use crate::{
     End, Error, ErrorKind, LlmRequest, LlmResponse, ModelName, Observe, Progress, TimeoutPhase,
     body::{Summary, Watch, Watched},
+    decision::Decisions,
 };
 use pin_project::pin_project;
 use std::{
-    fmt,
+    fmt, mem,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -45,6 +46,7 @@ pub struct ResponseFuture {
     #[pin]
     state: State,
     progress: Progress,
+    decisions: Decisions,
     provider: Option<Arc<str>>,
     model: ModelName,
     /// Until when the caller waits for a deployment to be ready; from then on its own time limits hold.
@@ -123,6 +125,7 @@ impl Service<LlmRequest> for Providers {
 
     fn call(&mut self, mut request: LlmRequest) -> Self::Future {
         let (asked, progress) = (request.model.clone(), request.progress.clone());
+        let decisions = request.decisions().clone();
         let deadline = request.context.deadline().map(Instant::from_std);
         let routed = self.route(&mut request).map(|(place, provider)| {
             let model = match asked.split() {
@@ -141,7 +144,7 @@ impl Service<LlmRequest> for Providers {
             Ok((state, provider, model)) => (state, Some(provider), model),
             Err(error) => (State::Refused(Some(error)), None, asked),
         };
-        ResponseFuture { state, progress, provider, model, deadline, timer: None }
+        ResponseFuture { state, progress, decisions, provider, model, deadline, timer: None }
     }
 }
 
@@ -188,11 +191,12 @@ impl Future for ResponseFuture {
                         Ok(mut answer) => {
                             answer.provider = this.provider.take();
                             answer.model = this.model.clone();
+                            answer.decisions = mem::take(this.decisions);
                             Ok(answer)
                         }
                         Err(error) => {
                             let sent = error.was_sent(this.progress);
-                            Err(error.with_dispatched(sent))
+                            Err(error.with_dispatched(sent).with_decisions(this.decisions))
                         }
                     });
                 }

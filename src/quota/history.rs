@@ -87,19 +87,43 @@ pub async fn audit(
 
 /// Corrects counters by the differences that an [`audit`] has found, except where calls were in flight. Returns how many.
 ///
-/// What is written are differences, so that what is settled meanwhile stays. After an error, audit again.
+/// What is written are differences, so that what is settled meanwhile stays. Each has an id that is made of what was found:
+/// whoever writes the same again, after an error or beside somebody else, changes nothing, for as long as a store
+/// remembers it ([`ENDED_KEPT`](super::ENDED_KEPT)).
 ///
 /// # Errors
 ///
 /// The store cannot be asked; corrections before it were made.
-pub async fn repair(store: &dyn QuotaStore, drifts: &[Drift], now: SystemTime) -> Result<usize, StoreError> {
+pub async fn repair(store: &dyn QuotaStore, drifts: &[Drift]) -> Result<usize, StoreError> {
     let mut repaired = 0;
     for drift in drifts.iter().filter(|drift| !drift.is_in_flight) {
         let department = Arc::clone(&drift.department);
-        let adjustment = Adjustment::new(CallId::mint(now), department, drift.window, drift.by);
+        let adjustment = Adjustment::new(drift.id(), department, drift.window, drift.by);
         repaired += usize::from(store.adjust(&adjustment).await?);
     }
     Ok(repaired)
+}
+
+impl Drift {
+    /// The same for the same difference in the same place.
+    fn id(&self) -> CallId {
+        let Self { department, window, counted, recorded, by: _, is_in_flight: _ } = self;
+        let (period, name) = match window {
+            WindowName::Day(date) => (b"d", date),
+            WindowName::Month(month) => (b"m", month),
+        };
+        let mut hash = blake3::Hasher::new_derive_key("llm-layers quota repair 1");
+        hash.update(period).update(&name.to_be_bytes());
+        for Amount { requests, tokens, cost } in [counted, recorded] {
+            hash.update(&requests.to_be_bytes()).update(&tokens.to_be_bytes());
+            hash.update(&cost.nanos().to_be_bytes());
+        }
+        // The only part of unknown length, so it comes last.
+        hash.update(department.as_bytes());
+        let mut id = [0; 16];
+        hash.finalize_xof().fill(&mut id);
+        CallId::from_bytes(id)
+    }
 }
 
 #[cfg(feature = "rusqlite")]

@@ -1,6 +1,6 @@
 use super::{
     amount::{Amount, Delta, Departments, WindowUsage},
-    calendar::{Day, Days, system_time, unix_millis},
+    calendar::{Day, Days, millis, system_time, unix_millis},
     lease::{
         Adjustment, Applied, Baseline, Decision, LeaseId, Reservation, Settlement, Standing, Verdict,
         WindowName,
@@ -431,11 +431,6 @@ fn window(windows: &mut Vec<(u32, WindowUsage)>, name: u32, kept: usize) -> &mut
 
 fn lock(account: &Mutex<Account>) -> MutexGuard<'_, Account> {
     account.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Whole milliseconds.
-fn millis(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 impl Default for MemoryStore {

@@ -110,6 +110,8 @@ mod plan;
 mod redis;
 mod service;
 mod shared;
+#[cfg(feature = "rusqlite")]
+pub mod sqlite;
 mod store;
 mod worker;
 
@@ -119,6 +121,8 @@ pub use self::calendar::UnknownZone;
 pub use self::estimate::BpeEstimator;
 #[cfg(feature = "redis")]
 pub use self::redis::{RedisQuotaStore, RedisUnfit};
+#[cfg(feature = "rusqlite")]
+pub use self::sqlite::{QuotaFileError, QuotaFileErrorKind, SqliteOptions, SqliteStore};
 pub use self::{
     amount::{Amount, Delta, Department, Departments, Limits, WindowUsage},
     calendar::{Calendar, Day, Days},

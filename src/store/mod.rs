@@ -8,5 +8,6 @@ mod breaker;
 pub(crate) mod redis;
 
 pub(crate) use self::breaker::Breaker;
+
 #[cfg(feature = "redis")]
 pub use self::redis::{Redis, RedisError, RedisErrorKind, RedisOptions};

@@ -61,7 +61,6 @@ pub struct Reply {
 }
 
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "most replies are whole answers")]
 enum Then {
     Complete(Completion),
     Stream(Vec<Step>),
@@ -71,7 +70,6 @@ enum Then {
 /// One step of a reply.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
-#[expect(clippy::large_enum_variant, reason = "most steps are chunks")]
 pub enum Step {
     /// A chunk.
     Chunk(StreamChunk),

@@ -12,7 +12,7 @@ use std::{
 pub struct UsageEvent {
     /// Which call: minted for it, never taken from the request.
     pub id: EventId,
-    /// When it ended.
+    /// When it ended: its beginning by the clock, and how long it took.
     pub ended_at: SystemTime,
     /// Who asked.
     pub context: RequestContext,
@@ -33,7 +33,7 @@ pub struct UsageEvent {
     /// What they cost.
     pub cost: Cost,
     /// What an answer from a cache would have cost.
-    pub saved: Option<Saved>,
+    pub saved: Option<Box<Saved>>,
     /// From the call to its end.
     pub latency: Duration,
     /// From the call to its first content.

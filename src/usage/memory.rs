@@ -1,5 +1,5 @@
 use super::{
-    DepartmentSums, GroupBy, Place, Slot, UsageEvent, UsageGroup, UsageQuery, UsageSink, UsageTotals, query,
+    DepartmentSums, GroupBy, Slot, UsageEvent, UsageGroup, UsageQuery, UsageSink, UsageTotals, query,
 };
 use crate::{Error, ErrorKind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,11 +17,9 @@ struct Events {
     capacity: usize,
 }
 
+/// A place that is taken.
 #[derive(Debug)]
-struct MemoryPlace {
-    sink: MemorySink,
-    used: bool,
-}
+pub(super) struct MemoryPlace(Option<MemorySink>);
 
 impl MemorySink {
     /// Keeps at most `capacity` events; beyond, calls are refused until they are [taken](Self::take).
@@ -68,16 +66,16 @@ impl UsageSink for MemorySink {
             return Err(Error::new(ErrorKind::StoreUnavailable { store: "usage".into() }));
         }
         events.admitted += 1;
-        Ok(Slot::new(MemoryPlace { sink: self.clone(), used: false }))
+        Ok(Slot::of_memory(MemoryPlace(Some(self.clone()))))
     }
 }
 
-impl Place for MemoryPlace {
-    fn record(mut self: Box<Self>, event: UsageEvent, done: Option<oneshot::Sender<()>>) {
-        self.used = true;
-        let mut events = self.sink.lock();
+impl MemoryPlace {
+    pub(super) fn record(mut self, event: Box<UsageEvent>, done: Option<oneshot::Sender<()>>) {
+        let Some(sink) = self.0.take() else { return };
+        let mut events = sink.lock();
         events.admitted -= 1;
-        events.kept.push(event);
+        events.kept.push(*event);
         drop(events);
         if let Some(done) = done {
             // Who does not wait for it need not be told.
@@ -88,8 +86,8 @@ impl Place for MemoryPlace {
 
 impl Drop for MemoryPlace {
     fn drop(&mut self) {
-        if !self.used {
-            self.sink.lock().admitted -= 1;
+        if let Some(sink) = &self.0 {
+            sink.lock().admitted -= 1;
         }
     }
 }

@@ -46,26 +46,49 @@
 //! # }
 //! ```
 //!
+//! # Where events are kept
+//!
+//! | sink | survives |
+//! |---|---|
+//! | [`MemorySink`] | nothing |
+//! | `SqliteLedger::start` (feature `rusqlite`) | as its [`Durability`] says |
+//! | `Outbox::start` (feature `outbox`) over any [`UsageStore`], such as `RedisStream` (feature `redis`) | as its [`Durability`] says, and that the store is away |
+//! | [`QueueSink`] over any [`UsageStore`] | that the store is away, as long as the process runs |
+//!
 //! # Cancel safety
 //!
 //! A call that is dropped is recorded as [`Aborted`](Outcome::Aborted), if it was sent.
 
+mod durability;
 mod event;
 mod layer;
 mod memory;
+#[cfg(feature = "outbox")]
+mod outbox;
 mod query;
 mod queue;
+#[cfg(feature = "outbox")]
+mod record;
 mod recorder;
+#[cfg(feature = "redis")]
+mod redis;
 mod service;
 mod sink;
 mod spent;
 #[cfg(feature = "rusqlite")]
 mod sqlite;
 
+#[cfg(feature = "outbox")]
+pub use self::outbox::{
+    Outbox, OutboxError, OutboxErrorKind, OutboxOptions, OutboxReport, OutboxSink, OutboxStatus, OutboxWorker,
+};
+#[cfg(feature = "redis")]
+pub use self::redis::{RedisStream, RedisStreamOptions, StreamError, StreamReader, Trim};
 pub(crate) use self::spent::{Spent, estimate, was_sent};
 #[cfg(feature = "rusqlite")]
-pub use self::sqlite::{Durability, LedgerError, LedgerErrorKind, LedgerReader, SqliteLedger};
+pub use self::sqlite::{LedgerError, LedgerErrorKind, LedgerReader, SqliteLedger};
 pub use self::{
+    durability::Durability,
     event::{EventId, Outcome, Saved, UsageEvent},
     layer::UsageLayer,
     memory::MemorySink,
@@ -73,7 +96,7 @@ pub use self::{
         DepartmentSums, GroupBy, UsageGroup, UsageQuery, UsageTotals, Window, department_sums, totals,
         totals_by,
     },
-    queue::{QueueOptions, QueueSink, Report, UsageStore, Worker},
+    queue::{LogPosition, QueueOptions, QueueSink, Report, UsageStore, Worker},
     service::{RecordUsage, ResponseFuture},
     sink::{Place, Slot, Ticket, UsageSink},
 };

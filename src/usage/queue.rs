@@ -1,15 +1,15 @@
-use super::{Place, Slot, UsageEvent, UsageSink};
+use super::{Slot, UsageEvent, UsageSink};
 use crate::{BoxError, Error, ErrorKind, fallback::Backoff};
 use std::{
     fmt, io,
     sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     thread,
     time::Duration,
 };
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 
 /// Where a [`QueueSink`] writes to, on a thread of its own.
 pub trait UsageStore: Send + 'static {
@@ -19,6 +19,26 @@ pub trait UsageStore: Send + 'static {
     ///
     /// The group is offered again later; it may have been written all the same.
     fn write(&mut self, group: &[UsageEvent]) -> Result<(), BoxError>;
+
+    /// As [`write`](Self::write), for events that come out of a log. By where they stand in it, a store can tell for good
+    /// which of them it has, however late they are offered again. Unless it wants to, it need not.
+    ///
+    /// # Errors
+    ///
+    /// As [`write`](Self::write).
+    fn write_from(&mut self, position: LogPosition<'_>, group: &[UsageEvent]) -> Result<(), BoxError> {
+        let _ = position;
+        self.write(group)
+    }
+}
+
+/// Where a group of events stands in a log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LogPosition<'a> {
+    /// Which log: chosen by chance, once for each file.
+    pub log: u128,
+    /// Where each of the events ends in it, in bytes from its beginning: they rise.
+    pub ends: &'a [u64],
 }
 
 /// How a [`QueueSink`] is set up.
@@ -38,17 +58,13 @@ pub struct QueueOptions {
 
 /// Hands events to a [`UsageStore`] through a bounded queue. Clones share it.
 #[derive(Clone)]
-pub struct QueueSink {
-    queue: mpsc::Sender<Message>,
-    state: Arc<State>,
-}
+pub struct QueueSink(Arc<Gate>);
 
 /// Owns the thread that writes. Dropped without [`shutdown`](Self::shutdown), it lets the thread go on by itself until
 /// all sinks and slots are gone.
 #[must_use = "events that are under way are only waited for by `shutdown`"]
 pub struct Worker {
-    state: Arc<State>,
-    stop: mpsc::Sender<Message>,
+    inbox: Arc<Inbox>,
     thread: thread::JoinHandle<()>,
     finished: oneshot::Receiver<()>,
 }
@@ -65,32 +81,43 @@ pub struct Report {
     pub last_error: Option<Arc<str>>,
 }
 
-type Message = Option<(UsageEvent, Option<oneshot::Sender<()>>)>;
+/// Lets the thread end when the last sink and the last slot are gone.
+struct Gate(Arc<Inbox>);
 
-#[derive(Debug, Default)]
-struct State {
+/// What the thread and all others share. A lock that is held for one push or one exchange costs a call less than a
+/// channel, whose permits count references and wake by themselves.
+#[derive(Debug)]
+struct Inbox {
+    capacity: usize,
+    /// Calls that have not ended, and events that are not written.
+    under_way: AtomicUsize,
     recorded: AtomicU64,
     written: AtomicU64,
     is_failing: AtomicBool,
-    gives_up: AtomicBool,
+    /// The thread has ended; changed while it has the letters.
+    is_over: AtomicBool,
     last_error: Mutex<Option<Arc<str>>>,
-    /// Cuts the wait for a store that fails short: there is no time left.
-    stop: Wake,
-    /// Cuts the gathering short: somebody waits.
-    hurry: Wake,
+    letters: Mutex<Letters>,
+    changed: Condvar,
 }
 
-/// Cuts a wait short, also one that has not begun.
 #[derive(Debug, Default)]
-struct Wake {
-    is_wanted: Mutex<bool>,
-    changed: std::sync::Condvar,
+struct Letters {
+    new: Vec<Letter>,
+    /// Nobody will record any more, or wait for it.
+    is_closing: bool,
+    /// There is no time left to offer again what the store refused.
+    gives_up: bool,
+    /// Somebody waits for an event to be written.
+    is_awaited: bool,
+    /// The thread waits until it is woken.
+    is_asleep: bool,
 }
 
-struct QueuePlace {
-    permit: mpsc::OwnedPermit<Message>,
-    state: Arc<State>,
-}
+type Letter = (Box<UsageEvent>, Option<oneshot::Sender<()>>);
+
+/// A place in the queue.
+pub(super) struct QueuePlace(Option<Arc<Gate>>);
 
 impl Default for QueueOptions {
     fn default() -> Self {
@@ -137,56 +164,91 @@ impl QueueSink {
     ///
     /// The system gives no thread.
     pub fn start(store: impl UsageStore, options: QueueOptions) -> io::Result<(Self, Worker)> {
-        // One place more, for the word that it is over.
-        let (queue, events) = mpsc::channel(options.capacity.max(1) + 1);
-        let state = Arc::new(State::default());
+        let inbox = Arc::new(Inbox {
+            capacity: options.capacity.max(1),
+            under_way: AtomicUsize::new(0),
+            recorded: AtomicU64::new(0),
+            written: AtomicU64::new(0),
+            is_failing: AtomicBool::new(false),
+            is_over: AtomicBool::new(false),
+            last_error: Mutex::default(),
+            letters: Mutex::default(),
+            changed: Condvar::new(),
+        });
         let (done, finished) = oneshot::channel();
         let thread = {
-            let state = Arc::clone(&state);
+            let inbox = Arc::clone(&inbox);
             thread::Builder::new().name("usage".into()).spawn(move || {
-                run(store, events, options, &state);
+                run(store, options, &inbox);
                 let _ = done.send(());
             })?
         };
-        let worker = Worker { state: Arc::clone(&state), stop: queue.clone(), thread, finished };
-        Ok((Self { queue, state }, worker))
+        let worker = Worker { inbox: Arc::clone(&inbox), thread, finished };
+        Ok((Self(Arc::new(Gate(inbox))), worker))
     }
 
     /// Whether the store takes what it is given, and there is room in the queue: what `/readyz` should tell.
     pub fn is_healthy(&self) -> bool {
-        !self.state.is_failing.load(Ordering::Acquire) && self.queue.capacity() > 1 && !self.queue.is_closed()
+        let inbox = self.inbox();
+        !inbox.is_failing.load(Ordering::Acquire)
+            && inbox.under_way.load(Ordering::Acquire) < inbox.capacity
+            && !inbox.is_over.load(Ordering::Acquire)
     }
 
     /// How many events were recorded and are not written yet.
     pub fn pending(&self) -> u64 {
-        self.state.pending()
+        self.inbox().pending()
+    }
+
+    /// How many events were recorded and nobody will write any more: none, unless the store still failed when the
+    /// time for [`shutdown`](Worker::shutdown) was up.
+    pub fn lost(&self) -> u64 {
+        if self.inbox().is_over.load(Ordering::Acquire) { self.pending() } else { 0 }
     }
 
     /// How many events were written since the start.
     pub fn written(&self) -> u64 {
-        self.state.written.load(Ordering::Acquire)
+        self.inbox().written.load(Ordering::Acquire)
+    }
+
+    fn inbox(&self) -> &Inbox {
+        &self.0.0
     }
 }
 
 impl UsageSink for QueueSink {
     fn admit(&self) -> Result<Slot, Error> {
-        let unavailable = || Error::new(ErrorKind::StoreUnavailable { store: "usage".into() });
-        if self.queue.capacity() <= 1 {
-            return Err(unavailable());
+        let inbox = self.inbox();
+        let is_full = inbox.under_way.fetch_add(1, Ordering::AcqRel) >= inbox.capacity;
+        if is_full || inbox.is_over.load(Ordering::Acquire) {
+            inbox.under_way.fetch_sub(1, Ordering::AcqRel);
+            return Err(Error::new(ErrorKind::StoreUnavailable { store: "usage".into() }));
         }
-        let permit = self.queue.clone().try_reserve_owned().map_err(|_| unavailable())?;
-        Ok(Slot::new(QueuePlace { permit, state: Arc::clone(&self.state) }))
+        Ok(Slot::of_queue(QueuePlace(Some(Arc::clone(&self.0)))))
     }
 }
 
-impl Place for QueuePlace {
-    fn record(self: Box<Self>, event: UsageEvent, done: Option<oneshot::Sender<()>>) {
-        self.state.recorded.fetch_add(1, Ordering::AcqRel);
-        let is_awaited = done.is_some();
-        self.permit.send(Some((event, done)));
-        if is_awaited {
-            self.state.hurry.now();
+impl QueuePlace {
+    #[inline]
+    pub(super) fn record(mut self, event: Box<UsageEvent>, done: Option<oneshot::Sender<()>>) {
+        if let Some(gate) = self.0.take() {
+            gate.0.push((event, done));
         }
+    }
+}
+
+impl Drop for QueuePlace {
+    fn drop(&mut self) {
+        if let Some(gate) = &self.0 {
+            gate.0.under_way.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
+}
+
+impl Drop for Gate {
+    fn drop(&mut self) {
+        self.0.letters().is_closing = true;
+        self.0.changed.notify_all();
     }
 }
 
@@ -196,9 +258,57 @@ impl fmt::Debug for QueueSink {
     }
 }
 
-// ===== impl State =====
+// ===== impl Inbox =====
 
-impl State {
+impl Inbox {
+    fn letters(&self) -> MutexGuard<'_, Letters> {
+        self.letters.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn push(&self, letter: Letter) {
+        self.recorded.fetch_add(1, Ordering::AcqRel);
+        let mut letters = self.letters();
+        if self.is_over.load(Ordering::Acquire) {
+            // Nobody reads it; whoever waits learns so at once.
+            return;
+        }
+        let is_awaited = letter.1.is_some() && !letters.is_awaited;
+        letters.is_awaited |= is_awaited;
+        letters.new.push(letter);
+        let must_wake = is_awaited || letters.is_asleep;
+        drop(letters);
+        if must_wake {
+            self.changed.notify_all();
+        }
+    }
+
+    /// Exchanges `taken`, which is empty, for what there is; `false` if it is over.
+    ///
+    /// A thread that sleeps is woken by the next call, at that call's cost: so it does only after [`QUIET`] rounds in
+    /// which nothing came.
+    fn take(&self, taken: &mut Vec<Letter>, linger: Duration) -> bool {
+        let mut letters = self.letters();
+        let gather = |letters| {
+            let is_quiet = |letters: &mut Letters| !letters.is_awaited && !letters.is_closing;
+            self.changed
+                .wait_timeout_while(letters, linger, is_quiet)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0
+        };
+        for _ in 0..QUIET {
+            letters = gather(letters);
+            if !letters.new.is_empty() || letters.is_closing || linger.is_zero() {
+                break;
+            }
+        }
+        letters.is_asleep = true;
+        let is_idle = |letters: &mut Letters| letters.new.is_empty() && !letters.is_closing;
+        letters = self.changed.wait_while(letters, is_idle).unwrap_or_else(PoisonError::into_inner);
+        (letters.is_asleep, letters.is_awaited) = (false, false);
+        std::mem::swap(&mut letters.new, taken);
+        !taken.is_empty()
+    }
+
     fn pending(&self) -> u64 {
         self.recorded.load(Ordering::Acquire).saturating_sub(self.written.load(Ordering::Acquire))
     }
@@ -214,26 +324,18 @@ impl State {
     }
 
     fn wrote(&self, events: usize) {
-        self.written.fetch_add(events as u64, Ordering::AcqRel);
         self.is_failing.store(false, Ordering::Release);
         *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = None;
-    }
-}
-
-impl Wake {
-    fn wait(&self, time: Duration) {
-        let wanted = self.is_wanted.lock().unwrap_or_else(PoisonError::into_inner);
-        let waited = self.changed.wait_timeout_while(wanted, time, |wanted| !*wanted);
-        let (mut wanted, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        *wanted = false;
+        self.under_way.fetch_sub(events, Ordering::AcqRel);
+        // At the end: who sees that nothing is pending sees the rest, too.
+        self.written.fetch_add(events as u64, Ordering::AcqRel);
     }
 
-    fn now(&self) {
-        let mut wanted = self.is_wanted.lock().unwrap_or_else(PoisonError::into_inner);
-        // Who is awake already need not be woken again.
-        if !std::mem::replace(&mut *wanted, true) {
-            self.changed.notify_one();
-        }
+    /// Waits before a group is offered again; `false` if there is no time left.
+    fn wait_to_retry(&self, time: Duration) -> bool {
+        let has_time = |letters: &mut Letters| !letters.gives_up;
+        let waited = self.changed.wait_timeout_while(self.letters(), time, has_time);
+        !waited.unwrap_or_else(PoisonError::into_inner).0.gives_up
     }
 }
 
@@ -241,28 +343,25 @@ impl Wake {
 
 impl Worker {
     /// Writes all that was recorded, and waits for it until `deadline` has passed. Events of calls that have not ended
-    /// by then, or that are recorded afterwards, are not written.
+    /// by then, or that are recorded afterwards, are not written. A group that the store has in hand when the time is
+    /// up is counted as left, and may be written all the same.
     pub async fn shutdown(self, deadline: Duration) -> Report {
-        let Self { state, stop, thread, mut finished } = self;
-        let ended = tokio::time::timeout(deadline, async {
-            // Behind all that is in the queue.
-            let _ = stop.send(None).await;
-            state.hurry.now();
-            let _ = (&mut finished).await;
-        });
-        if ended.await.is_err() {
-            state.gives_up.store(true, Ordering::Release);
-            state.stop.now();
+        let Self { inbox, thread, finished } = self;
+        inbox.letters().is_closing = true;
+        inbox.changed.notify_all();
+        if tokio::time::timeout(deadline, finished).await.is_err() {
+            inbox.letters().gives_up = true;
+            inbox.changed.notify_all();
         } else {
             // It has said that it is done.
             let _ = thread.join();
         }
-        state.report()
+        inbox.report()
     }
 
     /// What was written so far.
     pub fn report(&self) -> Report {
-        self.state.report()
+        self.inbox.report()
     }
 }
 
@@ -272,77 +371,60 @@ impl fmt::Debug for Worker {
     }
 }
 
-fn run(
-    mut store: impl UsageStore,
-    mut events: mpsc::Receiver<Message>,
-    options: QueueOptions,
-    state: &State,
-) {
-    let (mut messages, mut group, mut tickets) = (Vec::new(), Vec::new(), Vec::new());
-    while receive(&mut events, &mut messages, options, state) > 0 {
-        let mut is_over = false;
-        let is_full = messages.len() >= options.group;
-        for message in messages.drain(..) {
-            match message {
-                Some((event, ticket)) => {
-                    group.push(event);
-                    tickets.extend(ticket);
-                }
-                None => is_over = true,
-            }
-        }
-        let mut tries = 0;
-        while !group.is_empty() {
-            match store.write(&group) {
-                Ok(()) => {
-                    state.wrote(group.len());
-                    group.clear();
-                    for ticket in tickets.drain(..) {
-                        // Who does not wait for it need not be told.
-                        let _ = ticket.send(());
-                    }
-                }
-                Err(error) => {
-                    state.failed(&error);
-                    if state.gives_up.load(Ordering::Acquire) {
-                        return;
-                    }
-                    state.stop.wait(options.backoff.after(tries));
-                    tries += 1;
-                }
-            }
-        }
-        if is_over {
-            return;
-        }
-        if !is_full {
-            state.hurry.wait(options.linger);
-        }
+// ===== the thread =====
+
+/// Says that the thread has ended, however it did.
+struct Over<'a>(&'a Inbox);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        let mut letters = self.0.letters();
+        self.0.is_over.store(true, Ordering::Release);
+        // With the tickets: whoever waits learns that it is in vain.
+        letters.new.clear();
     }
 }
 
-/// Takes as many messages as a group has, or as there are; none if it is over.
-///
-/// A thread that sleeps in the queue is woken by the next call, at that call's cost: so it does only after
-/// [`QUIET`] rounds in which nothing came.
-fn receive(
-    events: &mut mpsc::Receiver<Message>,
-    messages: &mut Vec<Message>,
-    options: QueueOptions,
-    state: &State,
-) -> usize {
+fn run(mut store: impl UsageStore, options: QueueOptions, inbox: &Inbox) {
     let most = options.group.max(1);
-    for _ in 0..QUIET {
-        while messages.len() < most {
-            let Ok(message) = events.try_recv() else { break };
-            messages.push(message);
+    let (mut letters, mut group, mut tickets) = (Vec::new(), Vec::new(), Vec::new());
+    // Before anybody's ticket says so: it is the first to be dropped.
+    let _over = Over(inbox);
+    let mut linger = options.linger;
+    while inbox.take(&mut letters, linger) {
+        // Where much comes there is nothing to wait for.
+        linger = if letters.len() < most { options.linger } else { Duration::ZERO };
+        let mut waiting = letters.drain(..);
+        loop {
+            for (event, ticket) in waiting.by_ref().take(most) {
+                group.push(*event);
+                tickets.extend(ticket);
+            }
+            if group.is_empty() {
+                break;
+            }
+            let mut tries = 0;
+            while let Err(error) = store.write(&group) {
+                inbox.failed(&error);
+                if !inbox.wait_to_retry(options.backoff.after(tries)) {
+                    return;
+                }
+                tries += 1;
+            }
+            inbox.wrote(group.len());
+            group.clear();
+            for ticket in tickets.drain(..) {
+                // Who does not wait for it need not be told.
+                let _ = ticket.send(());
+            }
+            if inbox.letters().gives_up {
+                return;
+            }
         }
-        if !messages.is_empty() || events.is_closed() || options.linger.is_zero() {
-            break;
-        }
-        state.hurry.wait(options.linger);
+        drop(waiting);
+        // What an outage has piled up need not be kept room for.
+        letters.shrink_to(4 * most);
     }
-    if messages.is_empty() { events.blocking_recv_many(messages, most) } else { messages.len() }
 }
 
 /// How often nothing has to come before the thread goes to sleep.

@@ -5,7 +5,7 @@ use super::{
     spent::{Spent, estimate, was_sent},
 };
 use crate::{
-    CacheStatus, Error, ErrorKind, LlmRequest, LlmResponse, ModelName, Progress, RequestContext, TokenUsage,
+    CacheStatus, Error, ErrorKind, LlmRequest, LlmResponse, Progress, TokenUsage,
     body::{End, Observe},
     price::Cost,
 };
@@ -32,26 +32,18 @@ pub(super) struct Recorder {
     settings: Arc<Settings>,
     committed: Option<Committed>,
     call: Call,
+    /// Made at the beginning, and handed on as it is: it is not moved on the request's path.
+    event: Box<UsageEvent>,
 }
 
 /// By what whoever hands the answer out learns that its record is safe.
-#[derive(Clone)]
-pub(super) struct Committed {
-    ticket: Arc<Mutex<Option<Ticket>>>,
-    limit: Duration,
-}
+#[derive(Clone, Default)]
+pub(super) struct Committed(Arc<Mutex<Option<Ticket>>>);
 
+/// What is known of a call before its end.
 struct Call {
-    id: EventId,
-    context: RequestContext,
-    requested: ModelName,
-    model: ModelName,
-    provider: Option<Arc<str>>,
-    attempt: u16,
-    streamed: bool,
     input_bytes: usize,
     progress: Progress,
-    cache: CacheStatus,
     started: Instant,
 }
 
@@ -64,21 +56,16 @@ struct Ended {
 }
 
 impl Committed {
-    pub(super) fn within(limit: Duration) -> Self {
-        Self { ticket: Arc::default(), limit }
-    }
-
     fn set(&self, ticket: Ticket) {
-        *self.ticket.lock().unwrap_or_else(PoisonError::into_inner) = Some(ticket);
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(ticket);
     }
 
     /// Waits until the event is safe; at once if there is none.
-    pub(super) async fn wait(self) -> Result<(), Error> {
+    pub(super) async fn wait(self, limit: Duration) -> Result<(), Error> {
         // The recorder is told of the end first, so that the ticket is here if there is one.
-        let ticket =
-            poll_fn(|_| Poll::Ready(self.ticket.lock().unwrap_or_else(PoisonError::into_inner).take()));
+        let ticket = poll_fn(|_| Poll::Ready(self.0.lock().unwrap_or_else(PoisonError::into_inner).take()));
         let Some(ticket) = ticket.await else { return Ok(()) };
-        match tokio::time::timeout(self.limit, ticket).await {
+        match tokio::time::timeout(limit, ticket).await {
             Ok(true) => Ok(()),
             _ => Err(Error::new(ErrorKind::StoreUnavailable { store: "usage".into() })),
         }
@@ -92,20 +79,32 @@ impl Recorder {
         committed: Option<Committed>,
         request: &LlmRequest,
     ) -> Self {
-        let call = Call {
-            id: EventId::mint(settings.clock.now()),
+        let began_at = settings.clock.now();
+        let event = Box::new(UsageEvent {
+            id: EventId::mint(began_at),
+            // Until there is a latency to add.
+            ended_at: began_at,
             context: request.context.clone(),
             requested: request.requested.clone(),
             model: request.model.clone(),
+            answered: None,
             provider: None,
             attempt: request.attempt,
             streamed: request.body.is_streaming(),
+            usage: TokenUsage::default(),
+            cost: Cost::unpriced(),
+            saved: None,
+            latency: Duration::ZERO,
+            first_content: None,
+            outcome: Outcome::Aborted,
+            cache: CacheStatus::default(),
+        });
+        let call = Call {
             input_bytes: request.body.input_bytes(),
             progress: request.progress.clone(),
-            cache: CacheStatus::default(),
             started: Instant::now(),
         };
-        Self { slot, settings: Arc::clone(settings), committed, call }
+        Self { slot, settings: Arc::clone(settings), committed, call, event }
     }
 }
 
@@ -113,51 +112,36 @@ impl Observe for Recorder {
     fn on_head(&mut self, head: &LlmResponse) {
         if head.provider.is_some() {
             // Canonical, and of the model that answered, wherever this layer stands.
-            self.call.model.clone_from(&head.model);
-            self.call.provider.clone_from(&head.provider);
+            self.event.model.clone_from(&head.model);
+            self.event.provider.clone_from(&head.provider);
         }
-        self.call.cache = head.cache;
+        self.event.cache = head.cache;
     }
 
     fn on_end(self, end: End<'_>) {
-        let Self { slot, settings, committed, call } = self;
-        let is_hit = call.cache.is_hit();
+        let Self { slot, settings, committed, call, mut event } = self;
+        let is_hit = event.cache.is_hit();
         // What did not reach a provider used nothing up.
         let counts = is_hit || (settings.which == Which::Calls && was_sent(&end, &call.progress));
         if !counts {
             return;
         }
-        let latency = call.started.elapsed();
-        let ended = call.ended(&end, latency);
-        let cost = settings.prices.cost(&call.model, &ended.usage);
-        let (usage, cost, saved) = match is_hit {
-            false => (ended.usage, cost, None),
+        event.latency = call.started.elapsed();
+        event.ended_at = event.ended_at.checked_add(event.latency).unwrap_or(event.ended_at);
+        let ended = call.ended(&end, event.latency);
+        (event.answered, event.first_content) = (ended.answered, ended.first_content);
+        let cost = settings.prices.cost(&event.model, &ended.usage);
+        match is_hit {
+            false => (event.usage, event.cost) = (ended.usage, cost),
             true => {
-                let nothing = TokenUsage::new(0, 0);
-                (nothing, Cost::nothing(), Some(Saved { usage: ended.usage, cost }))
+                (event.usage, event.cost) = (TokenUsage::new(0, 0), Cost::nothing());
+                event.saved = Some(Box::new(Saved { usage: ended.usage, cost }));
             }
-        };
-        let event = UsageEvent {
-            id: call.id,
-            ended_at: settings.clock.now(),
-            context: call.context,
-            requested: call.requested,
-            model: call.model,
-            answered: ended.answered,
-            provider: call.provider,
-            attempt: call.attempt,
-            streamed: call.streamed,
-            usage,
-            cost,
-            saved,
-            latency,
-            first_content: ended.first_content,
-            outcome: match (call.cache, ended.outcome) {
-                (CacheStatus::Hit { .. }, Outcome::Ok) => Outcome::CacheHit,
-                (CacheStatus::Coalesced, Outcome::Ok) => Outcome::Coalesced,
-                (_, outcome) => outcome,
-            },
-            cache: call.cache,
+        }
+        event.outcome = match (event.cache, ended.outcome) {
+            (CacheStatus::Hit { .. }, Outcome::Ok) => Outcome::CacheHit,
+            (CacheStatus::Coalesced, Outcome::Ok) => Outcome::Coalesced,
+            (_, outcome) => outcome,
         };
         match committed {
             Some(committed) => committed.set(slot.record_with_ticket(event)),
@@ -193,7 +177,7 @@ impl Call {
 impl fmt::Debug for Recorder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Recorder")
-            .field("id", &self.call.id)
+            .field("id", &self.event.id)
             .field("which", &self.settings.which)
             .finish_non_exhaustive()
     }

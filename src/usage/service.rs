@@ -13,6 +13,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 use tower_service::Service;
 
@@ -29,11 +30,11 @@ pub struct RecordUsage<S, K> {
 pub struct ResponseFuture<F> {
     #[pin]
     state: State<F>,
-    committed: Option<Committed>,
+    /// In the durable mode: how long to wait for what.
+    durable: Option<(Committed, Duration)>,
 }
 
 #[pin_project(project = StateProj)]
-#[expect(clippy::large_enum_variant, reason = "a box would cost each answer that is held an allocation")]
 enum State<F> {
     Calling(#[pin] Watched<F, Recorder>),
     /// A whole answer that is not handed out before its record is safe.
@@ -74,13 +75,14 @@ where
     fn call(&mut self, mut request: LlmRequest) -> Self::Future {
         let slot = match self.sink.admit() {
             Ok(slot) => slot,
-            Err(error) => return ResponseFuture { state: State::Refused(Some(error)), committed: None },
+            Err(error) => return ResponseFuture { state: State::Refused(Some(error)), durable: None },
         };
         // The same request may be sent twice, by a retry or a hedge above: each call has its own.
         request.progress = request.progress.child();
-        let committed = self.settings.durable_within.map(Committed::within);
-        let watch = Watch::new(Recorder::start(&self.settings, slot, committed.clone(), &request));
-        ResponseFuture { state: State::Calling(watch.over(self.inner.call(request))), committed }
+        let durable = self.settings.durable_within.map(|limit| (Committed::default(), limit));
+        let committed = durable.as_ref().map(|(committed, _)| committed.clone());
+        let watch = Watch::new(Recorder::start(&self.settings, slot, committed, &request));
+        ResponseFuture { state: State::Calling(watch.over(self.inner.call(request))), durable }
     }
 }
 
@@ -104,13 +106,13 @@ where
                     return Poll::Ready(Err(error.take().expect("a future is not polled after its end")));
                 }
             };
-            let Some(committed) = this.committed.take() else { return Poll::Ready(Ok(answer)) };
+            let Some((committed, limit)) = this.durable.take() else { return Poll::Ready(Ok(answer)) };
             match answer {
                 LlmResponse { body: ResponseBody::Stream(mut chunks), .. } => {
-                    chunks.hold_end(committed.wait());
+                    chunks.hold_end(committed.wait(limit));
                     return Poll::Ready(Ok(LlmResponse { body: chunks.into(), ..answer }));
                 }
-                answer => this.state.set(State::Holding(Some(answer), Box::pin(committed.wait()))),
+                answer => this.state.set(State::Holding(Some(answer), Box::pin(committed.wait(limit)))),
             }
         }
     }

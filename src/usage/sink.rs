@@ -1,4 +1,4 @@
-use super::UsageEvent;
+use super::{UsageEvent, memory::MemoryPlace, queue::QueuePlace};
 use crate::Error;
 use std::{
     fmt,
@@ -28,12 +28,19 @@ impl<K: UsageSink + ?Sized> UsageSink for Arc<K> {
 
 /// A place for one event. Dropped unused, it is free again.
 #[must_use = "a slot that is dropped records nothing"]
-pub struct Slot(Box<dyn Place>);
+pub struct Slot(Kind);
+
+/// Our own need no box.
+enum Kind {
+    Queue(QueuePlace),
+    Memory(MemoryPlace),
+    Other(Box<dyn Place>),
+}
 
 /// What a [`Slot`] of your own sink is made of.
 pub trait Place: Send + 'static {
     /// Takes the event, and tells `done` when it is where it will not be lost. Does not block or fail.
-    fn record(self: Box<Self>, event: UsageEvent, done: Option<oneshot::Sender<()>>);
+    fn record(self: Box<Self>, event: Box<UsageEvent>, done: Option<oneshot::Sender<()>>);
 }
 
 /// Resolves when an event is where it will not be lost, to `false` if it never will be.
@@ -43,19 +50,37 @@ pub struct Ticket(oneshot::Receiver<()>);
 impl Slot {
     /// A place of a sink of yours.
     pub fn new(place: impl Place) -> Self {
-        Self(Box::new(place))
+        Self(Kind::Other(Box::new(place)))
+    }
+
+    pub(super) const fn of_queue(place: QueuePlace) -> Self {
+        Self(Kind::Queue(place))
+    }
+
+    pub(super) const fn of_memory(place: MemoryPlace) -> Self {
+        Self(Kind::Memory(place))
     }
 
     /// Records the event.
-    pub fn record(self, event: UsageEvent) {
-        self.0.record(event, None);
+    #[inline]
+    pub fn record(self, event: impl Into<Box<UsageEvent>>) {
+        self.give(event.into(), None);
     }
 
     /// Records the event; the ticket resolves when it is where the sink's durability says that it must be.
-    pub fn record_with_ticket(self, event: UsageEvent) -> Ticket {
+    pub fn record_with_ticket(self, event: impl Into<Box<UsageEvent>>) -> Ticket {
         let (done, ticket) = oneshot::channel();
-        self.0.record(event, Some(done));
+        self.give(event.into(), Some(done));
         Ticket(ticket)
+    }
+
+    #[inline]
+    fn give(self, event: Box<UsageEvent>, done: Option<oneshot::Sender<()>>) {
+        match self.0 {
+            Kind::Queue(place) => place.record(event, done),
+            Kind::Memory(place) => place.record(event, done),
+            Kind::Other(place) => place.record(event, done),
+        }
     }
 }
 

@@ -11,11 +11,17 @@ use http_body::{Frame, SizeHint};
 use llm_layers::{
     End, Error, LlmRequest, LlmResponse, Observe,
     http::{error_code, error_type, request_id},
+    telemetry::otel,
 };
+use opentelemetry::{
+    Context, KeyValue,
+    trace::{FutureExt, SpanKind, Status, TraceContextExt, Tracer},
+};
+use opentelemetry_sdk::trace::SdkTracer;
 use std::{
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
-    task::{Context, Poll},
+    task::{self, Poll},
 };
 use tokio::{sync::watch, time::Instant};
 
@@ -89,24 +95,63 @@ impl Observe for Account {
     }
 }
 
+/// What accounts are made of.
+#[derive(Debug, Clone)]
+pub(crate) struct Accounts {
+    under_way: UnderWay,
+    tracer: Option<SdkTracer>,
+}
+
+impl Accounts {
+    pub(crate) const fn new(under_way: UnderWay, tracer: Option<SdkTracer>) -> Self {
+        Self { under_way, tracer }
+    }
+
+    /// The span of a request, as a part of the trace that its headers name. None for what is not the API.
+    fn begin(&self, request: &Request) -> Context {
+        let Some(tracer) = self.tracer.as_ref().filter(|_| request.uri().path().starts_with("/v1/")) else {
+            return Context::new();
+        };
+        // The routes, not the paths: whatever a client asks for is not a name.
+        let route = match request.uri().path() {
+            path @ ("/v1/chat/completions" | "/v1/models" | "/v1/usage") => path.to_owned(),
+            _ => "/v1".to_owned(),
+        };
+        let method = match *request.method() {
+            Method::GET => "GET",
+            Method::POST => "POST",
+            _ => "_OTHER",
+        };
+        let parent = otel::extract(request.headers());
+        let builder = tracer.span_builder(format!("{method} {route}"));
+        let builder = builder.with_kind(SpanKind::Server).with_attributes([
+            KeyValue::new("http.request.method", method),
+            KeyValue::new("http.route", route),
+            KeyValue::new("url.scheme", "http"),
+        ]);
+        parent.with_span(builder.start_with_context(tracer, &parent))
+    }
+}
+
 /// Gives the request its id, and tells about it when its answer has ended.
-pub(crate) async fn account(State(under_way): State<UnderWay>, mut request: Request, next: Next) -> Response {
+pub(crate) async fn account(State(accounts): State<Accounts>, mut request: Request, next: Next) -> Response {
     let id = match request_id(request.headers()) {
         Some(id) => id.to_owned(),
         None => format!("req-{:032x}", fastrand::u128(..)),
     };
     let header = HeaderValue::from_str(&id).expect("visible ASCII");
     request.headers_mut().insert("x-request-id", header.clone());
-    let mut entry = Entry::new(id, &request, under_way);
+    let trace = accounts.begin(&request);
+    let mut entry = Entry::new(id, &request, accounts.under_way, trace.clone());
     request.extensions_mut().insert(entry.account.clone());
 
-    let mut response = next.run(request).await;
+    let mut response = next.run(request).with_context(trace).await;
     response.headers_mut().insert("x-request-id", header);
     entry.status = Some(response.status());
     if let Some(error) = response.extensions().get::<Error>() {
         entry.account.failed(error);
     }
-    response.map(|inner| Body::new(Accounted { inner, _entry: entry }))
+    response.map(|inner| Body::new(Accounted { inner, entry }))
 }
 
 /// One request in the log, written when it is dropped: with the body of its answer, or when the client hangs up.
@@ -118,10 +163,11 @@ struct Entry {
     status: Option<StatusCode>,
     account: Account,
     under_way: UnderWay,
+    trace: Context,
 }
 
 impl Entry {
-    fn new(id: String, request: &Request, under_way: UnderWay) -> Self {
+    fn new(id: String, request: &Request, under_way: UnderWay, trace: Context) -> Self {
         under_way.0.send_modify(|count| *count += 1);
         let path = request.uri().path();
         Self {
@@ -132,6 +178,7 @@ impl Entry {
             status: None,
             account: Account::default(),
             under_way,
+            trace,
         }
     }
 }
@@ -140,6 +187,7 @@ impl Drop for Entry {
     fn drop(&mut self) {
         self.under_way.0.send_modify(|count| *count -= 1);
         let facts = self.account.with(std::mem::take);
+        let _current = self.trace.clone().attach();
         // Whatever a client has written is shown escaped.
         tracing::info!(
             request_id = %self.id,
@@ -156,6 +204,15 @@ impl Drop for Entry {
             duration_ms = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX),
             "request"
         );
+        let span = self.trace.span();
+        let status = self.status.map_or(499, |status| status.as_u16());
+        span.set_attribute(KeyValue::new("http.response.status_code", i64::from(status)));
+        let failed = facts.error.as_ref().map(|error| llm_layers::telemetry::error_type(error).to_owned());
+        if let Some(failed) = failed.filter(|_| status >= 500 || facts.ending == Some("broken")) {
+            span.set_attribute(KeyValue::new("error.type", failed));
+            span.set_status(Status::error(""));
+        }
+        span.end();
     }
 }
 
@@ -163,7 +220,7 @@ impl Drop for Entry {
 struct Accounted {
     // Dropped first: what the account is told then is in the entry.
     inner: Body,
-    _entry: Entry,
+    entry: Entry,
 }
 
 impl http_body::Body for Accounted {
@@ -172,8 +229,9 @@ impl http_body::Body for Accounted {
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
+        cx: &mut task::Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let _current = self.entry.trace.clone().attach();
         Pin::new(&mut self.inner).poll_frame(cx)
     }
 

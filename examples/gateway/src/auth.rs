@@ -26,7 +26,7 @@ impl Keys {
         let Some(keys) = &self.0 else {
             return Some(Caller { is_admin: true, ..Caller::default() });
         };
-        keys.get(&blake3::hash(bearer(headers)?)).cloned()
+        keys.get(&blake3::hash(key(headers)?)).cloned()
     }
 }
 
@@ -34,6 +34,11 @@ impl fmt::Debug for Keys {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Keys").field(&self.0.as_ref().map(|keys| keys.len())).finish()
     }
+}
+
+/// As OpenAI's clients send it, or as Anthropic's do.
+fn key(headers: &HeaderMap) -> Option<&[u8]> {
+    bearer(headers).or_else(|| Some(headers.get("x-api-key")?.as_bytes().trim_ascii()))
 }
 
 fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
@@ -51,10 +56,12 @@ pub(crate) async fn authenticate(State(keys): State<Keys>, mut request: Request,
         }
         None => {
             let message = "the API key is missing or wrong; send it as `Authorization: Bearer KEY`";
-            let code = Some("invalid_api_key");
-            ErrorResponse::custom(StatusCode::UNAUTHORIZED, "invalid_request_error", code, message)
-                .with_header(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))
-                .into_response()
+            let (kind, code) = ("invalid_request_error", Some("invalid_api_key"));
+            let refused = match request.uri().path() {
+                "/v1/messages" => ErrorResponse::custom_of_messages(StatusCode::UNAUTHORIZED, message),
+                _ => ErrorResponse::custom(StatusCode::UNAUTHORIZED, kind, code, message),
+            };
+            refused.with_header(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")).into_response()
         }
     }
 }

@@ -1,6 +1,9 @@
 //! What was used: recorded in a file, and told to whoever may know.
 
-use crate::config::{Caller, Config, Usage};
+use crate::{
+    collect::Collector,
+    config::{Caller, Config, SharedUsage, Usage},
+};
 use axum::{
     Extension,
     extract::{Query, State, rejection::QueryRejection},
@@ -11,8 +14,9 @@ use llm_layers::{
     clock::{Clock, SystemClock},
     http::axum::ErrorResponse,
     usage::{
-        GroupBy, LedgerError, LedgerReader, Outcome, QueueOptions, QueueSink, Report, SqliteLedger,
-        UsageLayer, UsageQuery, UsageTotals, Window, Worker,
+        GroupBy, LedgerError, LedgerReader, Outbox, OutboxOptions, OutboxSink, OutboxWorker, Outcome,
+        QueueOptions, QueueSink, RedisStream, RedisStreamOptions, Report, SqliteLedger, Trim, UsageLayer,
+        UsageQuery, UsageSink, UsageTotals, Window, Worker,
     },
 };
 use serde::Deserialize;
@@ -26,42 +30,110 @@ use tokio::sync::Mutex;
 /// How long records may take to be written when the server ends.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The file in which usage is recorded.
+/// Where usage is recorded, and the file that questions are answered from.
 #[derive(Clone)]
 pub(crate) struct Ledger {
-    sink: QueueSink,
-    worker: Arc<Mutex<Option<Worker>>>,
+    sink: Sink,
+    workers: Arc<Mutex<Option<Workers>>>,
     reader: LedgerReader,
 }
 
+#[derive(Clone)]
+enum Sink {
+    File(QueueSink),
+    Redis(OutboxSink),
+}
+
+enum Workers {
+    File(Worker),
+    Redis(OutboxWorker, Collector),
+}
+
 impl Ledger {
-    pub(crate) async fn open(usage: &Usage) -> Result<Self, LedgerError> {
-        let (sink, worker) = SqliteLedger::start(&usage.path, usage.durability, QueueOptions::default())?;
+    pub(crate) async fn open(usage: &Usage) -> Result<Self, Box<dyn std::error::Error>> {
+        let (sink, workers) = match &usage.shared {
+            None => {
+                let options = QueueOptions::default();
+                let (sink, worker) = SqliteLedger::start(&usage.path, usage.durability, options)?;
+                (Sink::File(sink), Workers::File(worker))
+            }
+            Some(shared) => Self::share(usage, shared)?,
+        };
         let reader = LedgerReader::open(&usage.path).await?;
-        Ok(Self { sink, worker: Arc::new(Mutex::new(Some(worker))), reader })
+        Ok(Self { sink, workers: Arc::new(Mutex::new(Some(workers))), reader })
     }
 
-    pub(crate) fn layer(&self, config: &Config) -> UsageLayer<QueueSink> {
-        let layer = UsageLayer::new(self.sink.clone(), config.prices.clone());
+    fn share(usage: &Usage, shared: &SharedUsage) -> Result<(Sink, Workers), Box<dyn std::error::Error>> {
+        let options = RedisStreamOptions::default().with_trim(Trim::Age(shared.keep));
+        let name = Arc::clone(&options.name);
+        let stream = RedisStream::new(&shared.redis, options);
+        let options = OutboxOptions::default().with_max_bytes(shared.outbox_max_bytes);
+        let (sink, worker) = Outbox::start(&shared.outbox, usage.durability, stream, options)?;
+        let collector = Collector::start(&shared.redis, &name, &usage.path)?;
+        Ok((Sink::Redis(sink), Workers::Redis(worker, collector)))
+    }
+
+    pub(crate) fn layer(&self, config: &Config) -> UsageLayer<Arc<dyn UsageSink>> {
+        let layer = UsageLayer::new(self.shared_sink(), config.prices.clone());
         match config.usage.as_ref().and_then(|usage| usage.hold_last_byte) {
             Some(limit) => layer.durable(limit),
             None => layer,
         }
     }
 
+    fn shared_sink(&self) -> Arc<dyn UsageSink> {
+        match &self.sink {
+            Sink::File(sink) => Arc::new(sink.clone()),
+            Sink::Redis(sink) => Arc::new(sink.clone()),
+        }
+    }
+
+    /// Through which all records go.
+    pub(crate) const fn queue(&self) -> &QueueSink {
+        match &self.sink {
+            Sink::File(sink) => sink,
+            Sink::Redis(sink) => sink.queue(),
+        }
+    }
+
+    pub(crate) const fn reader(&self) -> &LedgerReader {
+        &self.reader
+    }
+
+    /// Records the answers that cost nothing.
+    pub(crate) fn hits(&self, config: &Config) -> UsageLayer<Arc<dyn UsageSink>> {
+        UsageLayer::hits(self.shared_sink(), config.prices.clone())
+    }
+
     /// Whether calls can be recorded.
     pub(crate) fn is_healthy(&self) -> bool {
-        self.sink.is_healthy()
+        match &self.sink {
+            Sink::File(sink) => sink.is_healthy(),
+            Sink::Redis(sink) => sink.is_healthy(),
+        }
     }
 
     /// Writes what is left.
     pub(crate) async fn close(&self) {
-        let Some(worker) = self.worker.lock().await.take() else { return };
-        match worker.shutdown(FLUSH_TIMEOUT).await {
-            Report { left: 0, written, .. } => tracing::info!(written, "usage is recorded"),
-            Report { left, written, last_error, .. } => {
-                tracing::error!(left, written, error = last_error.as_deref(), "usage is not recorded");
+        let (left, written, last_error) = match self.workers.lock().await.take() {
+            None => return,
+            Some(Workers::File(worker)) => {
+                let Report { left, written, last_error, .. } = worker.shutdown(FLUSH_TIMEOUT).await;
+                (left, written, last_error)
             }
+            Some(Workers::Redis(worker, collector)) => {
+                collector.stop();
+                let report = worker.shutdown(FLUSH_TIMEOUT).await;
+                if report.log.events > 0 {
+                    let (left, error) = (report.log.events, report.log.last_error.as_deref());
+                    tracing::warn!(left, error, "usage is left in the outbox for the next start");
+                }
+                (report.unlogged, report.log.forwarded, report.last_error)
+            }
+        };
+        match left {
+            0 => tracing::info!(written, "usage is recorded"),
+            left => tracing::error!(left, written, error = last_error.as_deref(), "usage is not recorded"),
         }
     }
 }

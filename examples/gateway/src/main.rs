@@ -4,16 +4,20 @@
 
 mod access;
 mod auth;
+mod cache;
+mod collect;
 mod config;
 mod ledger;
+mod log;
+mod quota;
 mod routes;
 mod server;
 mod stack;
+mod telemetry;
 
 use self::{config::Config, server::Server};
 use std::{io::Write, net::SocketAddr, path::PathBuf, process::ExitCode};
 use tokio::net::TcpListener;
-use tracing_subscriber::EnvFilter;
 
 /// The exit code of a command line or configuration that cannot work.
 const MISUSED: u8 = 2;
@@ -34,8 +38,7 @@ fn main() -> ExitCode {
             return ExitCode::from(MISUSED);
         }
     };
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+    log::init(config.telemetry.json_log);
     match run(config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

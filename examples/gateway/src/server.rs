@@ -2,9 +2,12 @@
 
 use crate::{
     access::UnderWay,
+    cache::Cache,
     config::Config,
     ledger::Ledger,
+    quota::Quotas,
     routes::{self, Stopping},
+    telemetry::Telemetry,
 };
 use axum::Router;
 use hyper::server::conn::http1;
@@ -34,6 +37,9 @@ pub(crate) struct Server {
     under_way: UnderWay,
     grace: Duration,
     ledger: Option<Ledger>,
+    quotas: Option<Quotas>,
+    cache: Option<Cache>,
+    telemetry: Telemetry,
 }
 
 impl Server {
@@ -44,13 +50,29 @@ impl Server {
             Some(usage) => Some(Ledger::open(usage).await?),
             None => None,
         };
-        let router = routes::router(config, &stopping, &under_way, ledger.as_ref())?;
+        let telemetry = Telemetry::start(&config.telemetry)?;
+        if let Some(ledger) = &ledger {
+            telemetry.watch(ledger.queue());
+        }
+        let quotas = match &config.limits {
+            Some(limits) => Some(Quotas::open(limits, config, ledger.as_ref()).await?),
+            None => None,
+        };
+        let cache = config.cache.as_ref().map(Cache::start);
+        let parts = routes::Parts {
+            ledger: ledger.clone(),
+            quotas: quotas.clone(),
+            cache: cache.clone(),
+            telemetry: telemetry.clone(),
+        };
+        let router = routes::router(config, &stopping, &under_way, parts)?;
         let (signals, grace) = (Signals::new()?, config.server.shutdown_grace);
-        Ok(Self { listener, router, signals, stopping, under_way, grace, ledger })
+        Ok(Self { listener, router, signals, stopping, under_way, grace, ledger, quotas, cache, telemetry })
     }
 
     pub(crate) async fn run(self) {
-        let Self { listener, router, mut signals, stopping, under_way, grace, ledger } = self;
+        let Self { listener, router, mut signals, stopping, under_way, grace, .. } = self;
+        let Self { ledger, quotas, cache, telemetry, .. } = self;
         let connections = GracefulShutdown::new();
         let stop = async {
             signals.next().await;
@@ -70,9 +92,18 @@ impl Server {
         }
         drop(listener);
         let _ = timeout(CLOSE_TIMEOUT, connections.shutdown()).await;
+        // From the outside in: what one leaves to be done is the next one's.
+        if let Some(cache) = cache {
+            cache.close().await;
+        }
+        if let Some(quotas) = quotas {
+            quotas.close().await;
+        }
         if let Some(ledger) = ledger {
             ledger.close().await;
         }
+        // Last, so that it tells of all that went before.
+        telemetry.close().await;
     }
 }
 

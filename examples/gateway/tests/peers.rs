@@ -92,14 +92,14 @@ fn config(aimock: &Server, rest: &str) -> String {
     )
 }
 
-// ===== the OpenAI SDKs =====
+// ===== the SDKs =====
 
 const CASES: [&str; 8] =
     ["whole", "streamed", "tools", "midstream", "rate_limited", "request_id", "errors", "models"];
 
 fn converse(peers: &Path, url: &str, client: &Path, script: &str, case: &str) {
     let mut command = Command::new(client);
-    command.arg(root().join("tests/peers").join(script)).arg(format!("{url}/v1")).arg(case);
+    command.arg(root().join("tests/peers").join(script)).arg(url).arg(case);
     let output = command.env("LLM_LAYERS_PEERS", peers).output().expect("runs");
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{script} {case}: {said}{}", String::from_utf8_lossy(&output.stdout));
@@ -112,7 +112,13 @@ fn the_openai_sdk_for_python_talks_to_the_gateway() {
     let aimock = Server::aimock(&peers);
     let gateway = Server::gateway(&config(&aimock, ""));
     for case in CASES {
-        converse(&peers, &gateway.url, &peers.join("py/bin/python"), "openai_client.py", case);
+        converse(
+            &peers,
+            &format!("{}/v1", gateway.url),
+            &peers.join("py/bin/python"),
+            "openai_client.py",
+            case,
+        );
     }
 }
 
@@ -122,7 +128,17 @@ fn the_openai_sdk_for_node_talks_to_the_gateway() {
     let aimock = Server::aimock(&peers);
     let gateway = Server::gateway(&config(&aimock, ""));
     for case in CASES {
-        converse(&peers, &gateway.url, Path::new("node"), "openai_client.mjs", case);
+        converse(&peers, &format!("{}/v1", gateway.url), Path::new("node"), "openai_client.mjs", case);
+    }
+}
+
+#[test]
+fn the_anthropic_sdk_for_python_talks_to_the_gateway() {
+    let Some(peers) = peers("the_anthropic_sdk_for_python_talks_to_the_gateway") else { return };
+    let aimock = Server::aimock(&peers);
+    let gateway = Server::gateway(&config(&aimock, ""));
+    for case in ["whole", "streamed", "tools", "midstream", "rate_limited", "request_id", "errors"] {
+        converse(&peers, &gateway.url, &peers.join("py/bin/python"), "anthropic_client.py", case);
     }
 }
 

@@ -1,4 +1,7 @@
-use crate::{Error, http as edge};
+use crate::{
+    Error,
+    http::{self as edge, anthropic},
+};
 use axum_core::{
     body::Body,
     response::{IntoResponse, Response},
@@ -6,7 +9,7 @@ use axum_core::{
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 
-/// An error in the shape that OpenAI's clients read.
+/// An error in the shape that OpenAI's clients read, or Anthropic's.
 ///
 /// The [`Error`] it is made from goes along in the response's extensions, for those who log.
 #[derive(Debug, Clone)]
@@ -36,6 +39,16 @@ impl ErrorResponse {
         Self { status, headers: HeaderMap::new(), body, error: None }
     }
 
+    /// An error of the host's own, in the shape that Anthropic's clients read.
+    pub fn custom_of_messages(status: StatusCode, message: &str) -> Self {
+        Self { status, headers: HeaderMap::new(), body: anthropic::error_json(status, message), error: None }
+    }
+
+    /// An error in the shape that Anthropic's clients read.
+    pub fn of_messages(error: Error) -> Self {
+        Self { body: anthropic::error_body(&error), ..Self::from(error) }
+    }
+
     /// Adds a header.
     #[must_use]
     pub fn with_header(mut self, name: header::HeaderName, value: HeaderValue) -> Self {
@@ -48,6 +61,13 @@ impl ErrorResponse {
     pub fn with_request_id(mut self, id: &str) -> Self {
         write_request_id(&mut self.headers, id);
         self
+    }
+
+    pub(super) fn answering(self, request_id: Option<&str>) -> Self {
+        match request_id {
+            Some(id) => self.with_request_id(id),
+            None => self,
+        }
     }
 }
 
@@ -81,6 +101,8 @@ impl IntoResponse for ErrorResponse {
 
 pub(super) fn write_request_id(headers: &mut HeaderMap, id: &str) {
     if let Ok(id) = HeaderValue::from_str(id) {
+        // Each of the two families of clients shows its own.
+        headers.insert("request-id", id.clone());
         headers.insert("x-request-id", id);
     }
 }

@@ -1,6 +1,6 @@
 use crate::{
-    ChunkStream, StreamChunk,
-    http::{DONE, FillIn, KEEP_ALIVE, error_event, write_event},
+    ChunkStream, Error, StreamChunk,
+    http::{DONE, FillIn, KEEP_ALIVE, anthropic::MessageEvents, error_event, write_event},
 };
 use bytes::{Bytes, BytesMut};
 use futures_core::Stream;
@@ -18,7 +18,7 @@ use tokio::time::{Instant, Sleep};
 /// [`http_body::Body`].
 ///
 /// Chunks that are ready at once leave together, up to 16 KiB; none is held back to wait for another. After
-/// the terminal chunk comes `[DONE]`; after an error, an event that says so and nothing else. Usage is left
+/// the terminal chunk comes `[DONE]`, or what the dialect has for it; after an error, an event that says so and nothing else. Usage is left
 /// out unless it was asked for.
 ///
 /// # Cancel safety
@@ -27,13 +27,18 @@ use tokio::time::{Instant, Sleep};
 pub struct Events {
     /// `None` after the end.
     chunks: Option<ChunkStream>,
-    fill: FillIn,
-    usage: bool,
+    dialect: Dialect,
     buffer: BytesMut,
     keep_alive: Option<Duration>,
     silent_since: Option<Instant>,
     /// Registered at the first silence, moved only when it fires.
     sleep: Option<Pin<Box<Sleep>>>,
+}
+
+#[derive(Debug)]
+enum Dialect {
+    OpenAi { fill: FillIn, usage: bool },
+    Anthropic(MessageEvents),
 }
 
 /// How much may be joined to save writes.
@@ -42,10 +47,18 @@ const MAX_JOINED: usize = 16 << 10;
 impl Events {
     /// The events of `chunks`, each made complete by `fill`.
     pub fn new(chunks: ChunkStream, fill: FillIn) -> Self {
+        Self::of(chunks, Dialect::OpenAi { fill, usage: false })
+    }
+
+    /// The events of `chunks` in Anthropic's Messages dialect.
+    pub fn of_message(chunks: ChunkStream, events: MessageEvents) -> Self {
+        Self::of(chunks, Dialect::Anthropic(events))
+    }
+
+    fn of(chunks: ChunkStream, dialect: Dialect) -> Self {
         Self {
             chunks: Some(chunks),
-            fill,
-            usage: false,
+            dialect,
             buffer: BytesMut::with_capacity(4 << 10),
             keep_alive: None,
             silent_since: None,
@@ -53,10 +66,12 @@ impl Events {
         }
     }
 
-    /// Passes on the chunk that carries nothing but usage; not unless told.
+    /// Passes on the chunk that carries nothing but usage; not unless told. Messages always say it.
     #[must_use]
-    pub const fn with_usage(mut self, usage: bool) -> Self {
-        self.usage = usage;
+    pub const fn with_usage(mut self, wanted: bool) -> Self {
+        if let Dialect::OpenAi { usage, .. } = &mut self.dialect {
+            *usage = wanted;
+        }
         self
     }
 
@@ -68,14 +83,38 @@ impl Events {
     }
 
     fn write(&mut self, chunk: &StreamChunk) {
-        let is_wanted = !chunk.data().is_empty() && (self.usage || !chunk.is_usage_only());
-        if is_wanted {
-            let json = self.fill.chunk(chunk);
-            write_event(&json, &mut self.buffer);
+        match &mut self.dialect {
+            Dialect::OpenAi { fill, usage } => {
+                let is_wanted = !chunk.data().is_empty() && (*usage || !chunk.is_usage_only());
+                if is_wanted {
+                    write_event(&fill.chunk(chunk), &mut self.buffer);
+                }
+                if chunk.is_final() {
+                    self.buffer.extend_from_slice(DONE);
+                }
+            }
+            Dialect::Anthropic(events) => events.write(chunk, &mut self.buffer),
         }
         if chunk.is_final() {
-            self.buffer.extend_from_slice(DONE);
             self.chunks = None;
+        }
+    }
+
+    fn write_error(&mut self, error: &Error) {
+        match self.dialect {
+            Dialect::OpenAi { .. } => self.buffer.extend_from_slice(&error_event(error)),
+            Dialect::Anthropic(_) => MessageEvents::write_error(error, &mut self.buffer),
+        }
+    }
+
+    fn keep_alive(&self) -> Bytes {
+        match self.dialect {
+            Dialect::OpenAi { .. } => KEEP_ALIVE.into(),
+            Dialect::Anthropic(_) => {
+                let mut ping = BytesMut::new();
+                MessageEvents::write_ping(&mut ping);
+                ping.freeze()
+            }
         }
     }
 
@@ -114,11 +153,11 @@ impl Body for Events {
             match Pin::new(chunks).poll_next(cx) {
                 Poll::Ready(Some(Ok(chunk))) => this.write(&chunk),
                 // The last that it says.
-                Poll::Ready(Some(Err(error))) => this.buffer.extend_from_slice(&error_event(&error)),
+                Poll::Ready(Some(Err(error))) => this.write_error(&error),
                 Poll::Ready(None) => this.chunks = None,
                 Poll::Pending if !this.buffer.is_empty() => break,
                 Poll::Pending => {
-                    return this.poll_keep_alive(cx).map(|()| Some(Ok(Frame::data(KEEP_ALIVE.into()))));
+                    return this.poll_keep_alive(cx).map(|()| Some(Ok(Frame::data(this.keep_alive()))));
                 }
             }
         }
@@ -136,7 +175,7 @@ impl fmt::Debug for Events {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Events")
             .field("chunks", &self.chunks)
-            .field("usage", &self.usage)
+            .field("dialect", &self.dialect)
             .field("keep_alive", &self.keep_alive)
             .finish_non_exhaustive()
     }

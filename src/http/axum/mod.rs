@@ -5,7 +5,8 @@
 //!   caller is nobody in particular**, not an error. How large a body may be is the
 //!   [`BodyLimits`](crate::BodyLimits) in the extensions; axum's own `DefaultBodyLimit` is not asked.
 //! * [`ChatAnswer`] responds with JSON, or with server-sent events to those who asked for a stream.
-//! * [`ErrorResponse`] is an error in the shape that OpenAI's clients read.
+//! * [`MessagesRequest`] and [`MessagesAnswer`] are the same for Anthropic's Messages API.
+//! * [`ErrorResponse`] is an error in the shape that the one or the other's clients read.
 //!
 //! ```
 //! use axum_core::response::IntoResponse;
@@ -26,4 +27,9 @@ mod error;
 mod events;
 mod request;
 
-pub use self::{answer::ChatAnswer, error::ErrorResponse, events::Events, request::ChatRequest};
+pub use self::{
+    answer::{ChatAnswer, MessagesAnswer},
+    error::ErrorResponse,
+    events::Events,
+    request::{ChatRequest, MessagesRequest},
+};

@@ -1,5 +1,8 @@
 use super::ErrorResponse;
-use crate::{BodyLimits, Error, ErrorKind, InvalidReason, LlmRequest, RequestContext, http as edge};
+use crate::{
+    BodyLimits, Error, ErrorKind, InvalidReason, LlmRequest, RequestContext,
+    http::{self as edge, anthropic},
+};
 use axum_core::{
     body::Body,
     extract::{FromRequest, Request},
@@ -22,34 +25,54 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 #[derive(Debug, Clone)]
 pub struct ChatRequest(pub LlmRequest);
 
+/// Extracts a request of Anthropic's Messages API; in everything else as [`ChatRequest`].
+///
+/// # Errors
+///
+/// As [`ChatRequest`], in Anthropic's shape.
+#[derive(Debug, Clone)]
+pub struct MessagesRequest(pub LlmRequest);
+
 impl<S: Sync> FromRequest<S> for ChatRequest {
     type Rejection = ErrorResponse;
 
     async fn from_request(request: Request, _: &S) -> Result<Self, ErrorResponse> {
-        let (mut parts, body) = request.into_parts();
-        let mut context = parts.extensions.remove::<RequestContext>().unwrap_or_default();
-        if let (None, Some(id)) = (context.request_id(), edge::request_id(&parts.headers)) {
-            context = context.with_request_id(id);
-        }
-        let limits = parts.extensions.remove::<BodyLimits>().unwrap_or_default();
-        match read(&parts.headers, body, &limits).await {
-            Ok(request) => Ok(Self(request.with_context(context))),
-            Err(error) => {
-                let response = ErrorResponse::from(error);
-                Err(match context.request_id() {
-                    Some(id) => response.with_request_id(id),
-                    None => response,
-                })
-            }
-        }
+        let read = read(request, LlmRequest::parse_within).await;
+        read.map(Self).map_err(|(error, id)| ErrorResponse::from(error).answering(id.as_deref()))
     }
 }
 
-async fn read(headers: &HeaderMap, body: Body, limits: &BodyLimits) -> Result<LlmRequest, Error> {
-    if !is_json(headers) {
-        return Err(Error::invalid_body(InvalidReason::MediaType));
+impl<S: Sync> FromRequest<S> for MessagesRequest {
+    type Rejection = ErrorResponse;
+
+    async fn from_request(request: Request, _: &S) -> Result<Self, ErrorResponse> {
+        let read = read(request, anthropic::chat_request).await;
+        read.map(Self).map_err(|(error, id)| ErrorResponse::of_messages(error).answering(id.as_deref()))
     }
-    LlmRequest::parse_within(collect(body, limits.max_bytes).await?, limits)
+}
+
+type Refused = (Error, Option<Box<str>>);
+
+async fn read(
+    request: Request,
+    parse: fn(Bytes, &BodyLimits) -> Result<LlmRequest, Error>,
+) -> Result<LlmRequest, Refused> {
+    let (mut parts, body) = request.into_parts();
+    let mut context = parts.extensions.remove::<RequestContext>().unwrap_or_default();
+    if let (None, Some(id)) = (context.request_id(), edge::request_id(&parts.headers)) {
+        context = context.with_request_id(id);
+    }
+    let limits = parts.extensions.remove::<BodyLimits>().unwrap_or_default();
+    let read = async {
+        if !is_json(&parts.headers) {
+            return Err(Error::invalid_body(InvalidReason::MediaType));
+        }
+        parse(collect(body, limits.max_bytes).await?, &limits)
+    };
+    match read.await {
+        Ok(request) => Ok(request.with_context(context)),
+        Err(error) => Err((error, context.request_id().map(Into::into))),
+    }
 }
 
 async fn collect(mut body: Body, limit: usize) -> Result<Bytes, Error> {

@@ -15,6 +15,9 @@ pub(super) struct Endpoint {
     pub(super) port: u16,
     pub(super) max_answer_bytes: usize,
     pub(super) max_event_bytes: usize,
+    /// Whether requests say which trace they belong to.
+    #[cfg(feature = "otel")]
+    pub(super) trace_headers: bool,
 }
 
 /// A provider that cannot be set up as it was told to be.
@@ -78,6 +81,8 @@ impl Endpoint {
             port,
             max_answer_bytes: 32 << 20,
             max_event_bytes: 8 << 20,
+            #[cfg(feature = "otel")]
+            trace_headers: false,
         })
     }
 

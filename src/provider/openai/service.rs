@@ -77,6 +77,16 @@ impl<H> OpenAiCompatible<H> {
         self
     }
 
+    /// Sends `traceparent` and `tracestate` with each request, for providers that are yours: a model server, another
+    /// gateway. What is sent is what is current when the call is made, by the program's global propagator; without one,
+    /// nothing. Baggage is never sent.
+    #[cfg(feature = "otel")]
+    #[must_use]
+    pub fn with_trace_headers(mut self) -> Self {
+        self.endpoint().trace_headers = true;
+        self
+    }
+
     /// The provider's name, as errors give it.
     pub fn provider_name(&self) -> &str {
         &self.endpoint.provider

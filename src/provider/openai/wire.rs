@@ -28,6 +28,10 @@ pub(super) fn request(endpoint: &Endpoint, request: &LlmRequest) -> http::Reques
     for (name, value) in &endpoint.headers {
         headers.insert(name, value.clone());
     }
+    #[cfg(feature = "otel")]
+    if endpoint.trace_headers {
+        crate::telemetry::otel::inject(headers);
+    }
     http_request
 }
 

@@ -4,7 +4,6 @@ mod cluster;
 mod error;
 mod node;
 mod options;
-#[allow(dead_code, reason = "what layers run there is elsewhere")]
 mod script;
 #[cfg(test)]
 mod tests;
@@ -197,6 +196,7 @@ impl Redis {
     /// # Errors
     ///
     /// The round trip failed as a whole.
+    #[allow(dead_code, reason = "for stores with many small runs")]
     pub(crate) async fn pipeline(
         &self,
         route: Option<&[u8]>,

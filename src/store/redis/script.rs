@@ -36,6 +36,7 @@ impl Script {
 }
 
 impl Run<'_> {
+    #[allow(dead_code, reason = "stores differ in how they fill it")]
     #[must_use]
     pub(crate) fn arg(mut self, arg: impl ToRedisArgs) -> Self {
         self.command.arg(arg);
@@ -95,6 +96,7 @@ impl Redis {
     /// # Errors
     ///
     /// The round trip failed as a whole.
+    #[allow(dead_code, reason = "for stores with many small runs")]
     pub(crate) async fn run_all(
         &self,
         runs: &[Run<'_>],

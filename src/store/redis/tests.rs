@@ -300,3 +300,43 @@ async fn not_held_up(redis: &Redis, key: &str) {
     }
     assert!(most < Duration::from_millis(300), "{most:?}");
 }
+
+#[tokio::test]
+async fn over_tls_only_a_server_that_is_known_is_spoken_to() {
+    let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/tls");
+    let name = "over_tls_only_a_server_that_is_known_is_spoken_to";
+    if !server::is_installed(name) {
+        return;
+    }
+    let port = free_port();
+    let (certificate, key) = (format!("{directory}/server.pem"), format!("{directory}/server.key"));
+    let number = port.to_string();
+    let server = RedisServer::with_options(&[
+        "--tls-port",
+        &number,
+        "--tls-cert-file",
+        &certificate,
+        "--tls-key-file",
+        &key,
+        "--tls-auth-clients",
+        "no",
+    ]);
+    let url = format!("rediss://127.0.0.1:{port}");
+    let root = std::fs::read(format!("{directory}/ca.pem")).unwrap();
+    let trusting = options().with_root_certificate(root);
+    let known = Redis::new(&url, trusting.clone()).unwrap();
+    assert_eq!(add(&known, "n").await.unwrap(), 1);
+    known.ping().await.unwrap();
+    assert_eq!(server.ask(&["GET", "n"]), "1");
+
+    // Signed by nobody that is known; and no TLS at all.
+    let stranger = redis(&url);
+    let plain = Redis::new(&format!("rediss://127.0.0.1:{}", server.port()), trusting).unwrap();
+    for redis in [stranger, plain] {
+        let error = add(&redis, "n").await.unwrap_err();
+        // One that knows no TLS waits for the end of a line.
+        assert!(matches!(error.kind(), RedisErrorKind::Unreachable | RedisErrorKind::Timeout), "{error}");
+        assert!(!error.is_ambiguous());
+    }
+    assert_eq!(server.ask(&["GET", "n"]), "1");
+}

@@ -3,16 +3,18 @@
 mod aggregate;
 mod totals;
 
-pub use crate::calendar::Window;
-
-#[cfg(feature = "rusqlite")]
-pub(super) use self::totals::Sums;
 pub use self::{
     aggregate::{department_sums, totals, totals_by},
     totals::{DepartmentSums, UsageGroup, UsageTotals},
 };
+pub use crate::calendar::Window;
+
 #[cfg(feature = "rusqlite")]
-pub(super) use crate::calendar::{day_name, nanos};
+pub(super) use self::totals::Sums;
+#[cfg(feature = "rusqlite")]
+pub(super) use crate::calendar::day_name;
+#[cfg(any(feature = "rusqlite", feature = "outbox"))]
+pub(super) use crate::calendar::nanos;
 
 use super::Outcome;
 use std::{sync::Arc, time::SystemTime};

@@ -1,5 +1,7 @@
-use crate::{BoxError, Error, ErrorKind};
-use rusqlite::ErrorCode;
+use crate::{
+    BoxError, Error, ErrorKind,
+    sqlite::{Problem, Trouble},
+};
 use std::{fmt, path::Path, sync::Arc};
 
 /// What is wrong with a ledger, and with which file. Nothing was overwritten, and nothing that was recorded is lost: what
@@ -49,14 +51,23 @@ impl LedgerError {
         Self { source: Some(source.into()), ..Self::new(path, LedgerErrorKind::Failed) }
     }
 
-    pub(super) fn of(path: &Arc<Path>, error: rusqlite::Error) -> Self {
-        let kind = match error.sqlite_error_code() {
-            Some(ErrorCode::CannotOpen | ErrorCode::PermissionDenied) => LedgerErrorKind::Unreachable,
-            Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => LedgerErrorKind::Locked,
-            Some(ErrorCode::DiskFull) => LedgerErrorKind::Full,
-            Some(ErrorCode::ReadOnly) => LedgerErrorKind::ReadOnly,
-            Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => LedgerErrorKind::Corrupt,
-            _ => LedgerErrorKind::Failed,
+    pub(super) fn of(path: &Arc<Path>, problem: impl Into<Problem>) -> Self {
+        let error = match problem.into() {
+            Problem::ReadOnly => return Self::new(path, LedgerErrorKind::ReadOnly),
+            Problem::Newer { found, known } => {
+                return Self::new(path, LedgerErrorKind::Newer { found, known });
+            }
+            Problem::Foreign => return Self::new(path, LedgerErrorKind::Foreign),
+            Problem::Other(error) => return Self::failed(path, error),
+            Problem::Sqlite(error) => error,
+        };
+        let kind = match Trouble::of(&error) {
+            Trouble::Unreachable => LedgerErrorKind::Unreachable,
+            Trouble::Locked => LedgerErrorKind::Locked,
+            Trouble::Full => LedgerErrorKind::Full,
+            Trouble::ReadOnly => LedgerErrorKind::ReadOnly,
+            Trouble::Corrupt => LedgerErrorKind::Corrupt,
+            Trouble::Failed => LedgerErrorKind::Failed,
         };
         Self { path: Arc::clone(path), kind, source: Some(error.into()) }
     }

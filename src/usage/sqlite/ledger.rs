@@ -1,32 +1,19 @@
 use super::{
     error::LedgerError,
-    schema::{absolute, create, open},
+    schema::{SCHEMA, absolute, open},
 };
 use crate::{
     BoxError, CacheStatus, Certainty, TokenUsage,
     price::Cost,
+    sqlite,
     usage::{
-        QueueOptions, QueueSink, UsageEvent, UsageStore, Worker,
+        Durability, QueueOptions, QueueSink, UsageEvent, UsageStore, Worker,
         event::{stored_duration, stored_tokens},
         query::nanos,
     },
 };
 use rusqlite::{Connection, OpenFlags, Statement, TransactionBehavior};
 use std::{fmt, path::Path, sync::Arc, time::Duration};
-
-/// What a record that was written survives.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Durability {
-    /// The process, and no more: the system is never asked to bring anything to the disk. After a power failure or a crash
-    /// of the system the file may lack records, or be damaged.
-    Memory,
-    /// That the process is killed, at any moment. After a power failure or a crash of the system the file is sound, but
-    /// may lack the records since the last checkpoint.
-    Kill,
-    /// A power failure too, as far as the disk keeps its word: each group is brought to the disk before it counts as
-    /// written. Costs milliseconds for each group.
-    PowerLoss,
-}
 
 /// Events in a file of SQLite, each once, whatever is written again.
 ///
@@ -68,7 +55,8 @@ pub struct SqliteLedger {
 const BUSY: Duration = Duration::from_secs(1);
 
 impl SqliteLedger {
-    /// Opens the ledger in this file, which is made if there is none. Blocks, for a second or so if it is locked.
+    /// Opens the ledger in this file, which is made if there is none. Blocks, for a second or so if it is locked. A file
+    /// of an older version is brought up to date, which takes about a second for each million of events.
     ///
     /// # Errors
     ///
@@ -77,17 +65,8 @@ impl SqliteLedger {
         let path = absolute(path.as_ref())?;
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE;
         let mut connection = open(&path, flags, BUSY)?;
-        create(&path, &mut connection)?;
-        let level = match durability {
-            Durability::Memory => "off",
-            Durability::Kill => "normal",
-            Durability::PowerLoss => "full",
-        };
-        let set = |name, value: &str| connection.pragma_update(None, name, value);
-        set("synchronous", level)
-            // Where the system's own sync stops at the disk's cache: does nothing elsewhere.
-            .and_then(|()| set("fullfsync", if durability == Durability::PowerLoss { "on" } else { "off" }))
-            .map_err(|error| LedgerError::of(&path, error))?;
+        SCHEMA.create(&mut connection).map_err(|problem| LedgerError::of(&path, problem))?;
+        sqlite::set_durability(&connection, durability).map_err(|error| LedgerError::of(&path, error))?;
         Ok(Self { connection, path })
     }
 
@@ -120,9 +99,9 @@ impl SqliteLedger {
                 bind(&mut event_row, event)?;
                 // An event that is there already is there with its departments.
                 if event_row.raw_execute()? == 1 {
-                    let seq = transaction.last_insert_rowid();
+                    let (seq, ended_at) = (transaction.last_insert_rowid(), nanos(event.ended_at));
                     for department in event.context.department_ids() {
-                        department_row.execute((seq, &**department))?;
+                        department_row.execute((seq, &**department, ended_at))?;
                     }
                 }
             }
@@ -144,7 +123,7 @@ impl fmt::Debug for SqliteLedger {
 }
 
 const INSERT_DEPARTMENT: &str =
-    "INSERT INTO departments (event, department) VALUES (?1, ?2) ON CONFLICT DO NOTHING";
+    "INSERT INTO departments (event, department, ended_at) VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING";
 
 const INSERT_EVENT: &str = "
 INSERT INTO events (
@@ -170,6 +149,7 @@ fn bind(row: &mut Statement<'_>, event: &UsageEvent) -> rusqlite::Result<()> {
         CacheStatus::Unused => ("unused", None),
         CacheStatus::Hit { age } => ("hit", Some(stored_duration(*age))),
         CacheStatus::Miss => ("miss", None),
+        CacheStatus::Bypass(_) => ("bypass", None),
         CacheStatus::Coalesced => ("coalesced", None),
     };
     let mut columns = Columns { row, next: 1 };

@@ -8,6 +8,6 @@ mod select;
 
 pub use self::{
     error::{LedgerError, LedgerErrorKind},
-    ledger::{Durability, SqliteLedger},
+    ledger::SqliteLedger,
     reader::LedgerReader,
 };

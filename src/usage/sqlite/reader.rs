@@ -1,6 +1,6 @@
 use super::{
     error::{LedgerError, LedgerErrorKind},
-    schema::{absolute, open, verify},
+    schema::{SCHEMA, TIMED_DEPARTMENTS, absolute, open},
     select::{self, Key, Over},
 };
 use crate::usage::{DepartmentSums, GroupBy, UsageGroup, UsageQuery, UsageTotals, query::Sums};
@@ -16,7 +16,8 @@ use std::{
 /// Asks a ledger, which may be written to meanwhile. Clones share its connections.
 ///
 /// Needs a tokio runtime: each query runs on one of its threads for blocking work, over a connection that can only read.
-/// With a time range it reads the rows of that time, without one all.
+/// It reads the events of the department, if one is asked for; else of the time; without either, all. A file of an older
+/// version is asked all the same, by time only.
 ///
 /// # Cancel safety
 ///
@@ -24,7 +25,13 @@ use std::{
 #[derive(Clone)]
 pub struct LedgerReader {
     path: Arc<Path>,
-    idle: Arc<Mutex<Vec<Connection>>>,
+    idle: Arc<Mutex<Vec<Asked>>>,
+}
+
+/// A connection, and the version of the tables when it was opened: newer ones have the old columns too.
+struct Asked {
+    connection: Connection,
+    version: i64,
 }
 
 /// How long a lock is waited for: in WAL mode readers meet one only while somebody opens or closes the file.
@@ -42,7 +49,7 @@ impl LedgerReader {
     /// [`Failed`](LedgerErrorKind::Failed).
     pub async fn open(path: impl AsRef<Path>) -> Result<Self, LedgerError> {
         let reader = Self { path: absolute(path.as_ref())?, idle: Arc::default() };
-        reader.run(|_| Ok(())).await?;
+        reader.run(|_, _| Ok(())).await?;
         Ok(reader)
     }
 
@@ -96,7 +103,9 @@ impl LedgerReader {
         row: fn(Key, UsageTotals) -> T,
     ) -> Result<Vec<T>, LedgerError> {
         let (query, groups) = (query.clone(), groups.to_vec());
-        let sums = self.run(move |connection| select::run(connection, &query, &over, &groups)).await?;
+        let sums = self
+            .run(move |connection, is_timed| select::run(connection, &query, &over, &groups, is_timed))
+            .await?;
         self.add_up(sums, row)
     }
 
@@ -112,19 +121,20 @@ impl LedgerReader {
     async fn run<T, F>(&self, query: F) -> Result<T, LedgerError>
     where
         T: Send + 'static,
-        F: FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+        F: FnOnce(&Connection, bool) -> rusqlite::Result<T> + Send + 'static,
     {
         let reader = self.clone();
         let asked = tokio::task::spawn_blocking(move || {
             let idle = reader.idle().pop();
-            let connection = match idle {
-                Some(connection) => connection,
+            let asked = match idle {
+                Some(asked) => asked,
                 None => reader.connect()?,
             };
-            let answer = query(&connection).map_err(|error| LedgerError::of(&reader.path, error))?;
+            let answer = query(&asked.connection, asked.version >= TIMED_DEPARTMENTS)
+                .map_err(|error| LedgerError::of(&reader.path, error))?;
             let mut idle = reader.idle();
             if idle.len() < IDLE {
-                idle.push(connection);
+                idle.push(asked);
             }
             drop(idle);
             Ok(answer)
@@ -132,13 +142,13 @@ impl LedgerReader {
         asked.await.unwrap_or_else(|error| Err(LedgerError::failed(&self.path, error)))
     }
 
-    fn connect(&self) -> Result<Connection, LedgerError> {
+    fn connect(&self) -> Result<Asked, LedgerError> {
         let connection = open(&self.path, OpenFlags::SQLITE_OPEN_READ_ONLY, BUSY)?;
-        verify(&self.path, &connection)?;
-        Ok(connection)
+        let version = SCHEMA.verify(&connection).map_err(|problem| LedgerError::of(&self.path, problem))?;
+        Ok(Asked { connection, version })
     }
 
-    fn idle(&self) -> MutexGuard<'_, Vec<Connection>> {
+    fn idle(&self) -> MutexGuard<'_, Vec<Asked>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,10 +1,12 @@
-use super::error::{LedgerError, LedgerErrorKind};
-use rusqlite::{Connection, OpenFlags, TransactionBehavior};
+use super::error::LedgerError;
+use crate::sqlite::{self, Schema};
+use rusqlite::{Connection, OpenFlags};
 use std::{path::Path, sync::Arc, time::Duration};
 
-/// Written into the file's header, so that nobody else's database is taken for a ledger.
-const APPLICATION: i64 = 0x4c4c_6c75;
-const VERSION: i64 = 1;
+pub(super) const SCHEMA: Schema = Schema { application: 0x4c4c_6c75, versions: &[TABLES, BY_DEPARTMENT] };
+
+/// The version from which on `departments` tells the time too.
+pub(super) const TIMED_DEPARTMENTS: i64 = 2;
 
 /// An event is kept once by its id. Its departments are a table of their own: totals add up `events`, sums over
 /// departments add up the join. Times are nanoseconds, money is nano-dollars; `NULL` is what is not known.
@@ -60,75 +62,21 @@ CREATE TABLE departments (
 ) STRICT, WITHOUT ROWID;
 ";
 
-/// What a file holds.
-enum Found {
-    Nothing,
-    Ledger,
-}
+/// What one department has used up is found without reading what the others have.
+const BY_DEPARTMENT: &str = "
+ALTER TABLE departments ADD COLUMN ended_at INTEGER NOT NULL DEFAULT 0;
+UPDATE departments SET ended_at = (SELECT ended_at FROM events WHERE seq = event);
+CREATE INDEX departments_by_time ON departments (department, ended_at);
+";
 
 /// Opens a file, without changing anything in it.
 pub(super) fn open(path: &Arc<Path>, flags: OpenFlags, busy: Duration) -> Result<Connection, LedgerError> {
-    let failed = |error| LedgerError::of(path, error);
-    let flags = flags | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let connection = Connection::open_with_flags(path, flags).map_err(failed)?;
-    connection.busy_timeout(busy).map_err(failed)?;
-    Ok(connection)
+    sqlite::open(path, flags, busy).map_err(|error| LedgerError::of(path, error))
 }
 
-/// An absolute path: SQLite gives a meaning to `:memory:` and `file:`, and we want none.
 pub(super) fn absolute(path: &Path) -> Result<Arc<Path>, LedgerError> {
-    match std::path::absolute(path) {
+    match sqlite::absolute(path) {
         Ok(path) => Ok(path.into()),
         Err(error) => Err(LedgerError::failed(&path.into(), error)),
-    }
-}
-
-/// Makes the tables in a file that is empty.
-pub(super) fn create(path: &Arc<Path>, connection: &mut Connection) -> Result<(), LedgerError> {
-    let failed = |error| LedgerError::of(path, error);
-    let found = check(path, connection)?;
-    if connection.is_readonly(rusqlite::MAIN_DB).map_err(failed)? {
-        return Err(LedgerError::new(path, LedgerErrorKind::ReadOnly));
-    }
-    let mode: String =
-        connection.pragma_update_and_check(None, "journal_mode", "wal", |row| row.get(0)).map_err(failed)?;
-    if mode != "wal" {
-        return Err(LedgerError::failed(path, "the file system takes no write-ahead log"));
-    }
-    if matches!(found, Found::Ledger) {
-        return Ok(());
-    }
-    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(failed)?;
-    // Another process may have been faster.
-    if matches!(check(path, &transaction)?, Found::Nothing) {
-        transaction.execute_batch(TABLES).map_err(failed)?;
-        transaction.pragma_update(None, "application_id", APPLICATION).map_err(failed)?;
-        transaction.pragma_update(None, "user_version", VERSION).map_err(failed)?;
-    }
-    transaction.commit().map_err(failed)
-}
-
-/// Refuses a file that is not a ledger.
-pub(super) fn verify(path: &Arc<Path>, connection: &Connection) -> Result<(), LedgerError> {
-    match check(path, connection)? {
-        Found::Ledger => Ok(()),
-        Found::Nothing => Err(LedgerError::new(path, LedgerErrorKind::Foreign)),
-    }
-}
-
-fn check(path: &Arc<Path>, connection: &Connection) -> Result<Found, LedgerError> {
-    let failed = |error| LedgerError::of(path, error);
-    let pragma = |name| connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
-    let tables: i64 =
-        connection.query_row("SELECT count(*) FROM sqlite_schema", (), |row| row.get(0)).map_err(failed)?;
-    let application = pragma("application_id").map_err(failed)?;
-    let version = pragma("user_version").map_err(failed)?;
-    match (application, version) {
-        (0, 0) if tables == 0 => Ok(Found::Nothing),
-        (APPLICATION, VERSION) => Ok(Found::Ledger),
-        (APPLICATION, found) if found > VERSION => {
-            Err(LedgerError::new(path, LedgerErrorKind::Newer { found, known: VERSION }))
-        }
-        _ => Err(LedgerError::new(path, LedgerErrorKind::Foreign)),
     }
 }

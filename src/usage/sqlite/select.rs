@@ -30,14 +30,28 @@ impl Conditions {
     }
 }
 
-/// Runs a query; what is in no group is not in the answer.
+/// Runs a query; what is in no group is not in the answer. `is_timed`: departments tell the time.
 pub(super) fn run(
     connection: &Connection,
     query: &UsageQuery,
     over: &Over,
     groups: &[GroupBy],
+    is_timed: bool,
 ) -> rusqlite::Result<BTreeMap<Key, Sums>> {
-    let Conditions { sql: conditions, values } = conditions(query, over);
+    let (sql, values) = statement(query, over, groups, is_timed);
+    let mut sums = BTreeMap::<Key, Sums>::new();
+    let mut statement = connection.prepare_cached(&sql)?;
+    let mut rows = statement.query(rusqlite::params_from_iter(values))?;
+    while let Some(row) = rows.next()? {
+        let (key, more) = read(row, groups)?;
+        // Months come in days.
+        sums.entry(key).or_default().add(&more);
+    }
+    Ok(sums)
+}
+
+fn statement(query: &UsageQuery, over: &Over, groups: &[GroupBy], is_timed: bool) -> (String, Vec<Value>) {
+    let Conditions { sql: conditions, values } = conditions(query, over, is_timed);
     let (tables, department) = match over {
         Over::Events => ("events", "NULL"),
         Over::Departments => ("events LEFT JOIN departments ON departments.event = events.seq", "department"),
@@ -58,25 +72,15 @@ pub(super) fn run(
     (0..groups.len()).for_each(|group| {
         let _ = write!(sql, ", {}", group + 2);
     });
-
-    let mut sums = BTreeMap::<Key, Sums>::new();
-    let mut statement = connection.prepare_cached(&sql)?;
-    let mut rows = statement.query(rusqlite::params_from_iter(values))?;
-    while let Some(row) = rows.next()? {
-        let (key, more) = read(row, groups)?;
-        // Months come in days.
-        sums.entry(key).or_default().add(&more);
-    }
-    Ok(sums)
+    (sql, values)
 }
 
-fn conditions(query: &UsageQuery, over: &Over) -> Conditions {
+fn conditions(query: &UsageQuery, over: &Over, is_timed: bool) -> Conditions {
     let UsageQuery { agent, user, tenant, department, model, provider, task_type, outcome, from, until } =
         query;
     let text = |value: &Option<std::sync::Arc<str>>| value.as_deref().map(str::to_owned);
     let mut all = Conditions { sql: String::new(), values: Vec::new() };
-    all.and("ended_at >= ", from.map(nanos), "");
-    all.and("ended_at < ", until.map(nanos), "");
+    let (from, until) = (from.map(nanos), until.map(nanos));
     all.and("agent = ", text(agent), "");
     all.and("user = ", text(user), "");
     all.and("tenant = ", text(tenant), "");
@@ -84,13 +88,28 @@ fn conditions(query: &UsageQuery, over: &Over) -> Conditions {
     all.and("provider = ", text(provider), "");
     all.and("task_type = ", text(task_type), "");
     all.and("outcome = ", outcome.map(|outcome| outcome.as_str().to_owned()), "");
+    let is_one = is_timed && department.is_some();
     match over {
         Over::Departments => all.and("department = ", text(department), ""),
+        Over::Events if is_one => {
+            all.and("seq IN (SELECT event FROM departments WHERE department = ", text(department), "");
+            all.and("ended_at >= ", from, "");
+            all.and("ended_at < ", until, "");
+            all.sql.push(')');
+            return all;
+        }
         Over::Events => all.and(
             "EXISTS (SELECT 1 FROM departments WHERE event = seq AND department = ",
             text(department),
             ")",
         ),
+    }
+    if is_one {
+        all.and("departments.ended_at >= ", from, "");
+        all.and("departments.ended_at < ", until, "");
+    } else {
+        all.and("events.ended_at >= ", from, "");
+        all.and("events.ended_at < ", until, "");
     }
     all
 }
@@ -106,7 +125,7 @@ const fn column(group: GroupBy) -> &'static str {
         GroupBy::Outcome => "outcome",
         // Division there rounds towards zero.
         GroupBy::Day | GroupBy::Month => {
-            "ended_at / 86400000000000 - (ended_at < 0 AND ended_at % 86400000000000 <> 0)"
+            "events.ended_at / 86400000000000 - (events.ended_at < 0 AND events.ended_at % 86400000000000 <> 0)"
         }
     }
 }
@@ -140,4 +159,40 @@ fn read(row: &Row<'_>, groups: &[GroupBy]) -> rusqlite::Result<(Key, Sums)> {
         *sum = (i128::from(high.unwrap_or(0)) << 32) + i128::from(low.unwrap_or(0));
     }
     Ok(((department, key), sums))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::usage::sqlite::schema::SCHEMA;
+    use std::time::UNIX_EPOCH;
+
+    /// How SQLite goes about a query.
+    fn plan(query: &UsageQuery, over: &Over) -> String {
+        let directory = std::env::temp_dir().join(format!("llm-layers-plan-{}", fastrand::u64(..)));
+        std::fs::create_dir_all(&directory).unwrap();
+        let mut connection = Connection::open(directory.join("usage.db")).unwrap();
+        SCHEMA.create(&mut connection).unwrap();
+        let (sql, values) = statement(query, over, &[GroupBy::Model], true);
+        let mut statement = connection.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap();
+        let rows = statement.query_map(rusqlite::params_from_iter(values), |row| row.get::<_, String>(3));
+        let plan = rows.unwrap().collect::<rusqlite::Result<Vec<_>>>().unwrap().join("; ");
+        std::fs::remove_dir_all(&directory).unwrap();
+        plan
+    }
+
+    #[test]
+    fn one_department_is_found_without_reading_the_others() {
+        let query = UsageQuery::new().with_department("research");
+        for query in [query.clone(), query.from(UNIX_EPOCH).until(UNIX_EPOCH)] {
+            for over in [Over::Events, Over::Departments] {
+                let plan = plan(&query, &over);
+                assert!(plan.contains("departments_by_time (department=?"), "{plan}");
+                assert!(plan.contains("SEARCH events USING INTEGER PRIMARY KEY"), "{plan}");
+                assert!(!plan.contains("SCAN"), "{plan}");
+            }
+        }
+        let plan = plan(&UsageQuery::new().from(UNIX_EPOCH), &Over::Departments);
+        assert!(plan.contains("events_by_time (ended_at>?)"), "{plan}");
+    }
 }

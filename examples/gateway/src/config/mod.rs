@@ -1,6 +1,13 @@
 //! The configuration file: read as a whole, checked as a whole, all problems told at once.
 
+mod cache;
+mod limits;
 mod section;
+
+pub(crate) use self::{
+    cache::Cache,
+    limits::{Counters, Limits},
+};
 
 use self::section::{Problems, Section};
 use blake3::Hash;
@@ -11,6 +18,7 @@ use llm_layers::{
     price::{PriceBook, Prices},
     provider::openai::OpenAiCompatible,
     providers::ProviderNames,
+    store::{Redis, RedisOptions},
     timeout::CallTimeoutLayer,
     usage::Durability,
 };
@@ -32,6 +40,22 @@ pub(crate) struct Config {
     /// `None`: nothing is recorded.
     pub(crate) usage: Option<Usage>,
     pub(crate) prices: Prices,
+    /// `None`: departments may do what they like.
+    pub(crate) limits: Option<Limits>,
+    /// `None`: every call is made.
+    pub(crate) cache: Option<Cache>,
+    pub(crate) telemetry: Telemetry,
+}
+
+/// What is told of the calls, and where; OTLP is set up by the environment.
+#[derive(Debug)]
+pub(crate) struct Telemetry {
+    /// Whether `GET /metrics` answers.
+    pub(crate) metrics: bool,
+    /// Whether the log is JSON.
+    pub(crate) json_log: bool,
+    /// Whether answers show in headers how they came to be.
+    pub(crate) decision_headers: bool,
 }
 
 /// Who has a key.
@@ -49,6 +73,18 @@ pub(crate) struct Usage {
     pub(crate) durability: Durability,
     /// How long the last byte of an answer may wait for its record, if it is to wait.
     pub(crate) hold_last_byte: Option<Duration>,
+    /// With whom it is shared: the file is a copy then.
+    pub(crate) shared: Option<SharedUsage>,
+}
+
+/// Where several gateways record usage together.
+#[derive(Debug)]
+pub(crate) struct SharedUsage {
+    pub(crate) redis: Redis,
+    /// How long records stay there.
+    pub(crate) keep: Duration,
+    pub(crate) outbox: PathBuf,
+    pub(crate) outbox_max_bytes: u64,
 }
 
 #[derive(Debug)]
@@ -78,6 +114,8 @@ pub(crate) enum Kind {
 pub(crate) struct Deployment {
     pub(crate) base_url: String,
     pub(crate) api_key: Option<Secret>,
+    /// Whether it is told which trace a request belongs to.
+    pub(crate) trace_headers: bool,
 }
 
 /// A key. Not shown by `Debug`.
@@ -159,8 +197,17 @@ impl Config {
         let (chains, max_attempts, deadline) =
             chains(file.section("fallbacks"), retry, aliases.as_ref(), &names, problems);
         let timeouts = timeouts(file.section("timeouts"));
-        let usage = Usage::read(file.section("usage"));
+        let usage = Usage::read(file.section("usage"), env);
         let prices = prices(file.section("prices"));
+        let limits = Limits::read(file.section("departments"), file.section("quota"), env);
+        if limits.is_some() && keys.is_none() {
+            problems.add("departments", "nobody is in one, for there are no keys");
+        }
+        let cache = Cache::read(file.section("cache"), env);
+        if cache.is_some() && keys.is_none() {
+            problems.add("cache", "nothing would be kept, for there are no keys and so no users");
+        }
+        let telemetry = Telemetry::read(file.section("telemetry"));
         let (aliases, chains) = (aliases?, chains?);
         Some(Self {
             listen,
@@ -174,6 +221,9 @@ impl Config {
             timeouts,
             usage,
             prices,
+            limits,
+            cache,
+            telemetry,
         })
     }
 }
@@ -192,8 +242,26 @@ impl Server {
     }
 }
 
+impl Telemetry {
+    fn read(mut table: Section<'_>) -> Self {
+        let json_log = match table.text("log").as_deref() {
+            None | Some("text") => false,
+            Some("json") => true,
+            Some(_) => {
+                table.problem("log", "must be \"text\" or \"json\"");
+                false
+            }
+        };
+        Self {
+            metrics: table.flag("metrics", true),
+            json_log,
+            decision_headers: table.flag("decision_headers", false),
+        }
+    }
+}
+
 impl Usage {
-    fn read(mut table: Section<'_>) -> Option<Self> {
+    fn read(mut table: Section<'_>, env: Env<'_>) -> Option<Self> {
         let is_on = table.flag("enabled", true);
         let path = if table.has("path") { table.text("path") } else { Some("usage.db".to_owned()) };
         let durability = match table.text("durability").as_deref() {
@@ -207,8 +275,38 @@ impl Usage {
         };
         let hold = table.has("hold_last_byte");
         let hold_last_byte = hold.then(|| table.duration("hold_last_byte", Duration::from_secs(5)));
-        path.filter(|_| is_on).map(|path| Self { path: path.into(), durability, hold_last_byte })
+        let shared = SharedUsage::read(&mut table, env);
+        path.filter(|_| is_on).map(|path| Self { path: path.into(), durability, hold_last_byte, shared })
     }
+}
+
+impl SharedUsage {
+    fn read(table: &mut Section<'_>, env: Env<'_>) -> Option<Self> {
+        let day = Duration::from_secs(24 * 60 * 60);
+        let is_shared = table.has("redis");
+        for field in ["redis_cluster", "redis_keep", "outbox", "outbox_max_bytes"] {
+            if table.has(field) && !is_shared {
+                table.problem(field, "is for usage that is recorded in redis");
+            }
+        }
+        let outbox = table.text("outbox").unwrap_or_else(|| "usage-outbox".to_owned());
+        let keep = table.duration("redis_keep", 90 * day);
+        let outbox_max_bytes = table.number("outbox_max_bytes", 1 << 16, 1 << 30);
+        let redis = redis(table, env)?;
+        Some(Self { redis, keep, outbox: outbox.into(), outbox_max_bytes })
+    }
+}
+
+/// The server or the cluster at `redis`.
+fn redis(table: &mut Section<'_>, env: Env<'_>) -> Option<Redis> {
+    let is_cluster = table.flag("redis_cluster", false);
+    let urls = table.secret("redis", env)?;
+    let urls: Vec<_> = urls.reveal().split(',').collect();
+    let redis = match urls.as_slice() {
+        [url] if !is_cluster => Redis::new(url, RedisOptions::default()),
+        urls => Redis::cluster(urls, RedisOptions::default()),
+    };
+    redis.map_err(|error| table.problem("redis", error)).ok()
 }
 
 /// Reads price lists, yours before LiteLLM's.
@@ -234,7 +332,7 @@ impl Provider {
             Some(_) => table.problem("kind", "must be \"openai\" or \"echo\""),
         }
         let deployments = if table.has("deployments") {
-            for field in ["base_url", "api_key"] {
+            for field in ["base_url", "api_key", "trace_headers"] {
                 if table.has(field) {
                     table.problem(field, "belongs into each of the deployments");
                     drop(table.take(field));
@@ -262,7 +360,8 @@ impl Deployment {
         if let Err(error) = OpenAiCompatible::new((), &base_url) {
             table.problem("base_url", error);
         }
-        Some(Self { base_url, api_key })
+        let trace_headers = table.flag("trace_headers", false);
+        Some(Self { base_url, api_key, trace_headers })
     }
 }
 

@@ -40,8 +40,25 @@ impl<'a> Section<'a> {
         self.problems.add(&self.name(field), what);
     }
 
+    /// Whether nothing is left in it.
+    pub(super) fn is_empty(&self) -> bool {
+        self.table.is_empty()
+    }
+
     pub(super) fn has(&self, field: &str) -> bool {
         self.table.contains_key(field)
+    }
+
+    /// Leaves all fields out.
+    pub(super) fn ignore(&mut self) {
+        self.table.clear();
+    }
+
+    pub(super) fn decimal(&mut self, field: &str) -> Option<f64> {
+        self.read(field, "a number, at least 0", |value| {
+            let number = value.as_float().or_else(|| value.as_integer().map(|number| number as f64))?;
+            (number.is_finite() && number >= 0.0).then_some(number)
+        })
     }
 
     /// Leaves a field out.

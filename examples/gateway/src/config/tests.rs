@@ -149,3 +149,26 @@ fn keys_that_nobody_can_have_are_a_problem_and_let_nobody_in() {
         assert!(problems.iter().any(|problem| problem.starts_with("keys")), "{problems:?}");
     }
 }
+
+#[test]
+fn usage_in_redis_is_checked_and_its_password_is_not_shown() {
+    let read = |usage: &str| {
+        let env = |name: &str| (name == "REDIS").then(|| "redis://:horse@h:1,redis://h:2".to_owned());
+        Config::read(&format!("{ECHO}[usage]\n{usage}"), &env)
+    };
+    let shared = |usage| read(usage).unwrap().usage.unwrap().shared;
+    assert!(shared("").is_none());
+    let cluster = shared("redis = { env = \"REDIS\" }").unwrap();
+    assert!(cluster.redis.is_cluster() && !format!("{cluster:?}").contains("horse"));
+    assert_eq!((cluster.keep.as_secs(), cluster.outbox_max_bytes), (90 * 24 * 60 * 60, 1 << 30));
+    assert_eq!(cluster.outbox, std::path::Path::new("usage-outbox"));
+    assert!(!shared("redis = \"redis://h\"").unwrap().redis.is_cluster());
+    assert!(shared("redis = \"redis://h\"\nredis_cluster = true").unwrap().redis.is_cluster());
+    let wrong = read("redis = \"http://:horse@h\"\noutbox = 1").unwrap_err();
+    assert_eq!(wrong.len(), 2, "{wrong:?}");
+    assert!(
+        wrong.iter().any(|problem| problem.starts_with("usage.redis: ")) && !wrong.concat().contains("horse")
+    );
+    let without = read("redis_keep = \"1h\"\noutbox = \"x\"").unwrap_err();
+    assert_eq!(without.len(), 2, "{without:?}");
+}

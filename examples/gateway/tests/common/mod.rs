@@ -42,7 +42,11 @@ fn command(config: Option<&str>, env: &[(&str, &str)]) -> (Command, PathBuf) {
     let folder = std::env::temp_dir().join(name);
     std::fs::create_dir_all(&folder).unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_gateway"));
-    command.args(["--listen", "127.0.0.1:0"]).envs(env.iter().copied()).env_remove("RUST_LOG");
+    command.args(["--listen", "127.0.0.1:0"]).env_remove("RUST_LOG");
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("OTEL_")) {
+        command.env_remove(name);
+    }
+    command.envs(env.iter().copied());
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
     command.current_dir(&folder);
     if let Some(text) = config {

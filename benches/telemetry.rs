@@ -1,0 +1,207 @@
+//! What telemetry costs a request above the bare leaf: nanoseconds of the thread that makes it, and allocations.
+//!
+//! `cargo bench --bench telemetry --features otel`. Every row is measured in many short rounds, in turn with the others; the
+//! table shows the best round of each, so that what else the machine does is not counted.
+
+use futures_util::{FutureExt, StreamExt, stream};
+use llm_layers::{
+    ChatBody, ChunkStream, Completion, Error, FinishReason, LlmRequest, LlmResponse, ModelName, ResponseBody,
+    StreamChunk, TokenUsage,
+    telemetry::{Observer, OtelObserver, TelemetryLayer, TracingObserver},
+};
+use opentelemetry::{
+    KeyValue,
+    metrics::{Meter, MeterProvider, noop::NoopMeterProvider},
+    trace::{TracerProvider, noop::NoopTracer},
+};
+use opentelemetry_sdk::{
+    error::OTelSdkResult,
+    metrics::{InMemoryMetricExporter, PeriodicReader, SdkMeterProvider},
+    trace::{BatchConfigBuilder, BatchSpanProcessor, Sampler, SdkTracerProvider, SpanData, SpanExporter},
+};
+use std::{future::Ready, hint::black_box, sync::Arc, time::Duration};
+use tokio::time::Instant;
+use tower::{Layer, Service};
+
+const CHUNKS: usize = 50;
+const ROUNDS: usize = 300;
+
+/// Answers at once with what was made before.
+#[derive(Clone)]
+struct Leaf {
+    completion: Completion,
+    chunks: Arc<[StreamChunk]>,
+}
+
+impl Leaf {
+    fn new() -> Self {
+        let words = (0..CHUNKS - 3).map(|n| StreamChunk::text(format!("word {n} ")));
+        let end =
+            [StreamChunk::finish(&FinishReason::Stop), StreamChunk::usage_only(TokenUsage::new(20, 50))];
+        let chunks = words.chain(end).chain([StreamChunk::end()]).collect();
+        Self { completion: Completion::text("An answer of a few words.", TokenUsage::new(20, 7)), chunks }
+    }
+}
+
+impl Service<LlmRequest> for Leaf {
+    type Response = LlmResponse;
+    type Error = Error;
+    type Future = Ready<Result<LlmResponse, Error>>;
+
+    fn poll_ready(&mut self, _: &mut std::task::Context<'_>) -> std::task::Poll<Result<(), Error>> {
+        std::task::Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: LlmRequest) -> Self::Future {
+        let body = if request.body.is_streaming() {
+            let chunks = Arc::clone(&self.chunks);
+            ResponseBody::Stream(ChunkStream::new(
+                stream::iter(0..CHUNKS).map(move |at| Ok(chunks[at].clone())),
+            ))
+        } else {
+            ResponseBody::Complete(self.completion.clone())
+        };
+        std::future::ready(Ok(LlmResponse::new(request.model, body)))
+    }
+}
+
+/// Runs one call to its end.
+fn run<S: Service<LlmRequest, Response = LlmResponse, Error = Error>>(
+    service: &mut S,
+    model: &ModelName,
+    body: &ChatBody,
+) {
+    let request = LlmRequest::new(model.clone(), body.clone());
+    let answer = service.call(request).now_or_never().expect("answers at once").expect("an answer");
+    match answer.body {
+        ResponseBody::Complete(completion) => drop(black_box(completion)),
+        ResponseBody::Stream(mut chunks) => {
+            while let Some(chunk) = chunks.next().now_or_never().expect("is there at once") {
+                drop(black_box(chunk.expect("no chunk fails")));
+            }
+        }
+    }
+}
+
+struct Row {
+    name: &'static str,
+    nanos: f64,
+    allocations: u64,
+    run: Box<dyn FnMut(&ChatBody)>,
+}
+
+fn row<S>(name: &'static str, mut service: S) -> Row
+where
+    S: Service<LlmRequest, Response = LlmResponse, Error = Error> + 'static,
+{
+    let model = ModelName::from("gpt-4o-mini");
+    let run = Box::new(move |body: &ChatBody| run(&mut service, &model, body));
+    Row { name, nanos: f64::INFINITY, allocations: 0, run }
+}
+
+fn client<O: Observer>(name: &'static str, observer: O) -> Row {
+    let layer = TelemetryLayer::client(observer, "openai").with_address("api.openai.com", 443);
+    row(name, layer.layer(Leaf::new()))
+}
+
+/// Takes spans, and sends them nowhere.
+#[derive(Debug)]
+struct Nowhere;
+
+impl SpanExporter for Nowhere {
+    async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
+        drop(black_box(batch));
+        Ok(())
+    }
+}
+
+/// Reads at the end, if at all.
+fn reader() -> PeriodicReader<InMemoryMetricExporter> {
+    PeriodicReader::builder(InMemoryMetricExporter::default())
+        .with_interval(Duration::from_secs(3600))
+        .build()
+}
+
+fn nothing() -> Meter {
+    NoopMeterProvider::new().meter("bench")
+}
+
+fn table(title: &str, body: &ChatBody, calls: usize) {
+    // A queue that is never full, so that what is measured is handing a span over.
+    let config = BatchConfigBuilder::default().with_max_queue_size(1 << 20).build();
+    let batch = BatchSpanProcessor::builder(Nowhere).with_batch_config(config).build();
+    let sampled = SdkTracerProvider::builder().with_span_processor(batch).build();
+    let unsampled = SdkTracerProvider::builder().with_sampler(Sampler::AlwaysOff).build();
+    let meters = SdkMeterProvider::builder().with_reader(reader()).build();
+    let noop = NoopTracer::new;
+    let mut rows = vec![
+        row("bare leaf", Leaf::new()),
+        client("nothing: ()", ()),
+        client("tracing, nobody listens", TracingObserver::new()),
+        client("OpenTelemetry, no SDK", OtelObserver::new(noop(), nothing())),
+        client("OpenTelemetry, unsampled", OtelObserver::new(unsampled.tracer("bench"), nothing())),
+        client("OpenTelemetry, sampled", OtelObserver::new(sampled.tracer("bench"), nothing())),
+        client("OpenTelemetry, metrics only", OtelObserver::new(noop(), meters.meter("bench"))),
+    ];
+    for row in &mut rows {
+        (row.run)(body);
+        row.allocations = allocation_counter::measure(|| (row.run)(body)).count_total;
+    }
+    for _ in 0..ROUNDS {
+        for row in &mut rows {
+            let start = Instant::now();
+            for _ in 0..calls {
+                (row.run)(body);
+            }
+            row.nanos = row.nanos.min(start.elapsed().as_nanos() as f64 / calls as f64);
+        }
+    }
+    println!("\n{title}");
+    println!("{:<32}{:>10}{:>14}", "", "ns", "allocations");
+    let (leaf, above) = rows.split_first().expect("the leaf is the first");
+    println!("{:<32}{:>10.0}{:>14}", leaf.name, leaf.nanos, leaf.allocations);
+    for row in above {
+        let nanos = row.nanos - leaf.nanos;
+        println!("+ {:<30}{nanos:>10.0}{:>14}", row.name, row.allocations as i64 - leaf.allocations as i64);
+    }
+    sampled.shutdown().expect("it sends nowhere");
+}
+
+/// One record of a histogram with the attributes that ours have.
+fn record() {
+    let meters = SdkMeterProvider::builder().with_reader(reader()).build();
+    let bounds = (0..14).map(|n| f64::from(1 << n)).collect();
+    let histogram = meters.meter("bench").f64_histogram("duration").with_boundaries(bounds).build();
+    let shared = |text: &str| Arc::<str>::from(text);
+    let attributes = [
+        KeyValue::new("gen_ai.operation.name", "chat"),
+        KeyValue::new("gen_ai.provider.name", shared("openai")),
+        KeyValue::new("gen_ai.request.model", shared("gpt-4o-mini")),
+        KeyValue::new("gen_ai.response.model", shared("gpt-4o-mini-2024-07-18")),
+        KeyValue::new("server.address", shared("api.openai.com")),
+        KeyValue::new("server.port", 443),
+    ];
+    let mut f = || histogram.record(black_box(1.5), &black_box(attributes.clone()));
+    f();
+    let allocations = allocation_counter::measure(&mut f).count_total;
+    let best = (0..ROUNDS).map(|_| {
+        let start = Instant::now();
+        (0..1_000).for_each(|_| f());
+        start.elapsed().as_nanos() as f64 / 1_000.0
+    });
+    println!(
+        "\n{:<32}{:>10.0}{allocations:>14}",
+        "one record of a metric",
+        best.fold(f64::INFINITY, f64::min)
+    );
+}
+
+fn main() {
+    let body = |streaming: bool| {
+        let builder = ChatBody::builder().user("Hello, who is there?").temperature(0.2);
+        builder.set("max_tokens", 100).set("stream", streaming).build().expect("valid")
+    };
+    table("a whole answer", &body(false), 1_000);
+    table(&format!("a stream of {CHUNKS} chunks"), &body(true), 50);
+    record();
+}

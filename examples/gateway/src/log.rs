@@ -1,0 +1,61 @@
+//! The log, each line with the trace that it belongs to.
+
+use opentelemetry::{Context, trace::TraceContextExt};
+use std::fmt;
+use tracing::{Event, Subscriber};
+use tracing_subscriber::{
+    EnvFilter,
+    fmt::{
+        FmtContext, FormatEvent, FormatFields,
+        format::{Format, JsonFields, Writer},
+    },
+    registry::LookupSpan,
+};
+
+/// Writes the log to standard error.
+pub(crate) fn init(json: bool) {
+    let filter = EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| EnvFilter::new("info,opentelemetry=warn,opentelemetry_sdk=warn"));
+    let builder =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false);
+    if json {
+        let lines = Format::default().json().flatten_event(true);
+        builder.fmt_fields(JsonFields::new()).event_format(Traced { lines, json }).init();
+    } else {
+        let lines = Format::default().with_ansi(false);
+        builder.event_format(Traced { lines, json }).init();
+    }
+}
+
+/// Adds `trace_id` and `span_id` of what is current.
+struct Traced<F> {
+    lines: F,
+    json: bool,
+}
+
+impl<S, N, F> FormatEvent<S, N> for Traced<F>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+    F: FormatEvent<S, N>,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        let current = Context::map_current(|current| {
+            let span = current.span().span_context().clone();
+            span.is_valid().then_some(span)
+        });
+        let Some(span) = current else { return self.lines.format_event(context, writer, event) };
+        let mut line = String::new();
+        self.lines.format_event(context, Writer::new(&mut line), event)?;
+        let (trace, span) = (span.trace_id(), span.span_id());
+        match (self.json, line.strip_prefix('{')) {
+            (true, Some(rest)) => write!(writer, r#"{{"trace_id":"{trace}","span_id":"{span}",{rest}"#),
+            _ => writeln!(writer, "{} trace_id={trace} span_id={span}", line.trim_end()),
+        }
+    }
+}

@@ -1,0 +1,361 @@
+//! What the real gateway exports: to a collector by OTLP, to Prometheus, and to its log.
+
+mod common;
+
+use common::{CHAT, Gateway, Upstream};
+use mock_collector::{MockServer, Protocol, ServerHandle};
+use opentelemetry_proto::tonic::{
+    common::v1::{AnyValue, KeyValue, any_value::Value},
+    metrics::v1::metric::Data,
+    trace::v1::Span,
+};
+use serde_json::Value as Json;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr},
+    time::Duration,
+};
+
+/// None of these may be in anything that is exported or logged.
+const PROMPT: &str = "sesame-prompt-3f81";
+const ANSWER: &str = "sesame-answer-90cc";
+const KEY: &str = "sesame-key-51aa";
+const UPSTREAM_KEY: &str = "sesame-upstream-key-6be2";
+const USER: &str = "sesame-user-d0d7";
+const SECRETS: [&str; 5] = [PROMPT, ANSWER, KEY, UPSTREAM_KEY, USER];
+
+const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
+const CALLER: &str = "00f067aa0ba902b7";
+
+fn config(url: &str, more: &str) -> String {
+    format!(
+        r#"
+        [[keys]]
+        key = "{KEY}"
+        user = "{USER}"
+        departments = ["r-and-d"]
+        [providers.a]
+        base_url = "{url}"
+        api_key = "{UPSTREAM_KEY}"
+        trace_headers = true
+        [aliases]
+        fast = "a/m"
+        [fallbacks]
+        "a/m" = ["a/n"]
+        {more}
+        "#
+    )
+}
+
+fn asking(model: &str, streaming: bool) -> String {
+    format!(
+        r#"{{"model":"{model}","stream":{streaming},"temperature":0.5,"user":"{USER}","messages":[{{"role":"user","content":"{PROMPT}"}}]}}"#
+    )
+}
+
+const WHOLE: &str = r#"{"id":"chatcmpl-1","model":"m-2026","choices":[{"index":0,"message":{"role":"assistant","content":"sesame-answer-90cc"},"finish_reason":"stop"}],"usage":{"prompt_tokens":1000,"completion_tokens":500,"total_tokens":1500}}"#;
+
+const STREAM: &str = concat!(
+    "data: {\"id\":\"chatcmpl-2\",\"model\":\"n-2026\",\"choices\":[{\"index\":0,\"delta\":{\"content\":\"sesame-answer-90cc\"}}]}\n\n",
+    "data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"b\"}}]}\n\n",
+    "data: {\"choices\":[{\"index\":0,\"delta\":{},\"finish_reason\":\"stop\"}]}\n\n",
+    "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":20,\"completion_tokens\":7}}\n\n",
+    "data: [DONE]\n\n"
+);
+
+/// A whole answer in a caller's trace, a stream after a failure, and a caller who has no key.
+async fn three_calls(gateway: &Gateway, upstream: &mut Upstream, is_traced: bool) {
+    let bearer = format!("Bearer {KEY}");
+    let parent = format!("00-{TRACE}-{CALLER}-01");
+    let headers = [
+        ("content-type", "application/json"),
+        ("authorization", &*bearer),
+        ("traceparent", &*parent),
+        ("baggage", "user=sesame-user-d0d7"),
+    ];
+    let body = asking("a/m", false);
+    let (reply, head) = tokio::join!(gateway.post(&headers, body.as_bytes()), async {
+        let call = upstream.call().await;
+        let head = call.head.clone();
+        call.answer(200, WHOLE).await;
+        head
+    });
+    assert_eq!(reply.status, 200, "{reply:?}");
+    assert!(reply.body.contains(ANSWER));
+    let head = head.to_ascii_lowercase();
+    assert_eq!(head.contains(&format!("traceparent: 00-{TRACE}-")), is_traced, "{head}");
+    assert!(!head.contains(CALLER), "the provider's parent is our own span");
+    assert!(!head.contains("baggage"), "{head}");
+
+    let body = asking("fast", true);
+    let (reply, ()) = tokio::join!(gateway.post(&headers[..2], body.as_bytes()), async {
+        upstream.call().await.answer(500, r#"{"error":{"message":"sesame-prompt-3f81"}}"#).await;
+        let mut call = upstream.call().await;
+        call.begin().await;
+        call.write(STREAM).await;
+    });
+    assert_eq!(reply.status, 200, "{reply:?}");
+    assert!(reply.body.ends_with("data: [DONE]\n\n"), "{}", reply.body);
+
+    let nobody = [("content-type", "application/json"), ("authorization", "Bearer sesame-key-51aaX")];
+    assert_eq!(gateway.post(&nobody, body.as_bytes()).await.status, 401);
+}
+
+async fn collector(protocol: Protocol) -> ServerHandle {
+    let localhost = IpAddr::V4(Ipv4Addr::LOCALHOST);
+    MockServer::builder().protocol(protocol).host(localhost).port(0).start().await.unwrap()
+}
+
+fn attributes(all: &[KeyValue]) -> BTreeMap<&str, &Value> {
+    let value =
+        |kv: &'_ KeyValue| kv.value.as_ref().and_then(|AnyValue { value }| value.as_ref().map(|_| ()));
+    assert!(all.iter().all(|kv| value(kv).is_some()));
+    all.iter().map(|kv| (kv.key.as_str(), kv.value.as_ref().unwrap().value.as_ref().unwrap())).collect()
+}
+
+fn int(span: &Span, name: &str) -> Option<i64> {
+    match attributes(&span.attributes).get(name)? {
+        Value::IntValue(number) => Some(*number),
+        other => panic!("{name} is {other:?}"),
+    }
+}
+
+fn text<'a>(span: &'a Span, name: &str) -> Option<&'a str> {
+    match attributes(&span.attributes).get(name)? {
+        Value::StringValue(text) => Some(text),
+        other => panic!("{name} is {other:?}"),
+    }
+}
+
+async fn a_collector_receives(protocol: Protocol, name: &str) {
+    let collector = collector(protocol).await;
+    let mut upstream = Upstream::start().await;
+    let endpoint = format!("http://{}", collector.addr());
+    let env = [
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", &*endpoint),
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", name),
+        ("OTEL_SERVICE_NAME", "gateway-under-test"),
+    ];
+    let json = "[telemetry]\nlog = \"json\"";
+    let mut gateway = Gateway::start_with(Some(&config(&upstream.url, json)), &env).await;
+    three_calls(&gateway, &mut upstream, true).await;
+    let printed = gateway.get("/metrics").await.body;
+
+    // What is left is sent before the process ends.
+    gateway.terminate();
+    assert_eq!(gateway.ended().await, 0);
+    let (spans, metrics, everything) = collector
+        .with_collector(|collector| {
+            let spans: Vec<Span> = collector.spans().iter().map(|span| span.span().clone()).collect();
+            let metrics: Vec<_> = collector.metrics().iter().map(|metric| metric.metric().clone()).collect();
+            let resources: Vec<_> =
+                collector.spans().iter().map(|span| format!("{:?}", span.resource_attrs())).collect();
+            assert!(resources.iter().all(|resource| resource.contains("gateway-under-test")));
+            (spans, metrics, collector.dump())
+        })
+        .await;
+
+    // One span for each request, one for each call of the stack, one for each call to a provider.
+    let named = |name: &str| spans.iter().filter(|span| span.name == name).collect::<Vec<_>>();
+    assert_eq!(spans.len(), 3 + 2 + 3, "{spans:#?}");
+    let servers = named("POST /v1/chat/completions");
+    let gateways = named("gateway chat");
+    let (first, second) = (named("chat m"), named("chat n"));
+    assert_eq!((servers.len(), gateways.len(), first.len(), second.len()), (3, 2, 2, 1));
+    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let whole = first.iter().find(|span| hex(&span.trace_id) == TRACE).expect("in the caller's trace");
+    let gateway_of = |span: &Span| {
+        let parent = gateways.iter().find(|gateway| gateway.span_id == span.parent_span_id);
+        (**parent.unwrap_or_else(|| panic!("{span:?} has no gateway"))).clone()
+    };
+    let server = servers.iter().find(|server| server.span_id == gateway_of(whole).parent_span_id).unwrap();
+    assert_eq!(hex(&server.parent_span_id), CALLER);
+    assert_eq!(int(server, "http.response.status_code"), Some(200));
+
+    // Kinds as in OTLP: 1 internal, 2 server, 3 client.
+    assert!(servers.iter().all(|span| span.kind == 2) && gateways.iter().all(|span| span.kind == 1));
+    let streamed = second[0];
+    for client in [*whole, streamed] {
+        assert_eq!((client.kind, client.status.as_ref().map_or(0, |status| status.code)), (3, 0));
+        assert_eq!(text(client, "gen_ai.operation.name"), Some("chat"));
+        assert_eq!(text(client, "gen_ai.provider.name"), Some("a"));
+        assert_eq!(text(client, "server.address"), Some("127.0.0.1"));
+    }
+    let usage = |span| (int(span, "gen_ai.usage.input_tokens"), int(span, "gen_ai.usage.output_tokens"));
+    assert_eq!(usage(whole), (Some(1000), Some(500)));
+    assert_eq!(usage(streamed), (Some(20), Some(7)));
+    assert_eq!(text(whole, "gen_ai.response.model"), Some("m-2026"));
+    assert_eq!(text(streamed, "gen_ai.response.id"), Some("chatcmpl-2"));
+    assert_eq!(attributes(&streamed.attributes)["gen_ai.request.stream"], &Value::BoolValue(true));
+    // Nothing is counted twice: usage is on the clients' spans alone.
+    let with_usage = spans
+        .iter()
+        .filter(|span| span.attributes.iter().any(|kv| kv.key.starts_with("gen_ai.usage")))
+        .count();
+    assert_eq!(with_usage, 2);
+    assert!(gateways.iter().all(|span| !span.attributes.iter().any(|kv| kv.key.starts_with("gen_ai."))));
+
+    // The attempt that failed, in the same trace as the one that did not.
+    let failed = first.iter().find(|span| span.span_id != whole.span_id).unwrap();
+    assert_eq!(failed.trace_id, streamed.trace_id);
+    assert_eq!(text(failed, "error.type"), Some("500"));
+    assert_eq!(failed.status.as_ref().unwrap().code, 2);
+    let gateway_span = gateway_of(streamed);
+    assert_eq!(text(&gateway_span, "llm_layers.requested_model"), Some("fast"));
+    assert_eq!(int(&gateway_span, "llm_layers.attempts"), Some(2));
+    let events: Vec<_> = gateway_span.events.iter().map(|event| event.name.as_str()).collect();
+    assert_eq!(events, ["llm_layers.alias", "llm_layers.attempt", "llm_layers.attempt"]);
+
+    let metric = |name: &str| {
+        let found = metrics.iter().rev().find(|metric| metric.name == name);
+        found.unwrap_or_else(|| panic!("{name} is not there")).clone()
+    };
+    let Some(Data::Histogram(tokens)) = metric("gen_ai.client.token.usage").data else { panic!() };
+    let total: f64 = tokens.data_points.iter().filter_map(|point| point.sum).sum();
+    assert_eq!(total, f64::from(1000 + 500 + 20 + 7));
+    let Some(Data::Histogram(duration)) = metric("gen_ai.client.operation.duration").data else { panic!() };
+    assert_eq!(duration.data_points.iter().map(|point| point.count).sum::<u64>(), 3);
+    assert_eq!(duration.data_points[0].explicit_bounds.len(), 14);
+    let Some(Data::Sum(fallbacks)) = metric("llm_layers.fallbacks").data else { panic!() };
+    assert_eq!(fallbacks.data_points.len(), 1);
+
+    // The log is JSON, and each line of a request has its trace.
+    let log = gateway.log(&["\"request\"", TRACE]).await;
+    let lines: Vec<Json> = log.lines().map(|line| serde_json::from_str(line).expect(line)).collect();
+    let requests: Vec<_> = lines.iter().filter(|line| line["message"] == "request").collect();
+    // The look at /metrics is a request too, and no part of a trace.
+    let traced = requests.iter().filter(|line| line["trace_id"].is_string()).count();
+    assert_eq!((requests.len(), traced), (4, 3), "{log}");
+    let warned = lines.iter().find(|line| line["level"] == "WARN").expect("a warning of the failure");
+    assert_eq!(warned["trace_id"], hex(&failed.trace_id));
+    assert_eq!(warned["exception.type"], "500");
+
+    let exported = format!("{spans:?} {metrics:?} {everything}");
+    for secret in SECRETS {
+        for (what, told) in [("exported", &exported), ("the log", &log), ("/metrics", &printed)] {
+            assert!(!told.contains(secret), "{secret} is in {what}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_collector_receives_spans_and_metrics_by_http() {
+    a_collector_receives(Protocol::HttpBinary, "http/protobuf").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_collector_receives_spans_and_metrics_by_grpc() {
+    a_collector_receives(Protocol::Grpc, "grpc").await;
+}
+
+#[tokio::test]
+async fn a_collector_that_is_down_delays_no_answer_and_the_end_only_a_little() {
+    let mut upstream = Upstream::start().await;
+    let endpoint = common::nowhere().await;
+    let env = [("OTEL_EXPORTER_OTLP_ENDPOINT", &*endpoint)];
+    let mut gateway = Gateway::start_with(Some(&config(&upstream.url, "")), &env).await;
+    three_calls(&gateway, &mut upstream, true).await;
+    gateway.terminate();
+    assert_eq!(tokio::time::timeout(Duration::from_secs(15), gateway.ended()).await.unwrap(), 0);
+}
+
+/// The names of series in Prometheus' text, with the labels of each.
+fn series(text: &str) -> BTreeMap<String, BTreeSet<String>> {
+    let mut all: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for line in text.lines().filter(|line| !line.starts_with('#') && !line.is_empty()) {
+        let (name, rest) = line.split_at(line.find(['{', ' ']).unwrap());
+        let labels = all.entry(name.to_owned()).or_default();
+        let Some(inside) = rest.strip_prefix('{').and_then(|rest| rest.split_once('}')) else { continue };
+        labels.extend(
+            inside.0.split("\",").filter_map(|label| label.split_once('=')).map(|(name, _)| name.to_owned()),
+        );
+    }
+    all
+}
+
+#[tokio::test]
+async fn the_dashboard_asks_for_what_is_printed() {
+    let mut upstream = Upstream::start().await;
+    let gateway = Gateway::start(&config(&upstream.url, "")).await;
+    three_calls(&gateway, &mut upstream, false).await;
+    let reply = gateway.get("/metrics").await;
+    assert!(reply.header("content-type").unwrap().starts_with("text/plain"));
+    let printed = series(&reply.body);
+    assert!(printed.contains_key("gen_ai_client_operation_duration_seconds_bucket"), "{printed:#?}");
+    for secret in SECRETS {
+        assert!(!reply.body.contains(secret), "{secret} is told to anybody");
+    }
+
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/grafana-dashboard.json");
+    let dashboard: Json = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    let panels = dashboard["panels"].as_array().unwrap();
+    let queries: Vec<&str> = panels
+        .iter()
+        .flat_map(|panel| panel["targets"].as_array().into_iter().flatten())
+        .map(|target| target["expr"].as_str().unwrap())
+        .collect();
+    assert!(queries.len() >= 10, "{queries:?}");
+    // Printed once there is a cache, or a quota has refused a call.
+    let later = ["llm_layers_cache_requests_total", "llm_layers_quota_refusals_total"];
+    let mut asked = BTreeSet::new();
+    for query in &queries {
+        // `sum by (labels) (rate(name{labels}[..]))`
+        let (labels, rest) = match query.split_once("by (") {
+            Some((before, after)) => {
+                let (labels, after) = after.split_once(')').unwrap();
+                (labels.split(", ").collect(), format!("{before}{after}"))
+            }
+            None => (Vec::new(), (*query).to_owned()),
+        };
+        let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
+        let name =
+            rest.split(['{', '[']).next().unwrap().rsplit(|c| !is_name(c)).find(|word| !word.is_empty());
+        let name = name.unwrap();
+        if later.contains(&name) {
+            continue;
+        }
+        let known = printed.get(name).unwrap_or_else(|| panic!("{name} of {query} is not printed"));
+        let filtered =
+            rest.split_once('{').map(|(_, rest)| rest.split_once('}').unwrap().0).unwrap_or_default();
+        let filtered = filtered.split(',').filter_map(|label| label.split(['=', '!']).next());
+        for label in labels.into_iter().chain(filtered).filter(|label| !label.is_empty()) {
+            assert!(known.contains(label), "{label} of {query} is no label of {name}: {known:?}");
+        }
+        asked.insert(name.to_owned());
+    }
+    assert!(asked.len() >= 6, "{asked:?}");
+    // And each metric that is printed is shown.
+    let shown =
+        |name: &str| asked.iter().any(|asked| asked.starts_with(name) || name.starts_with(asked.as_str()));
+    let families: BTreeSet<_> = printed
+        .keys()
+        .filter(|name| name.starts_with("gen_ai") || name.starts_with("llm_layers"))
+        .map(|name| name.trim_end_matches("_bucket").trim_end_matches("_count").trim_end_matches("_sum"))
+        .collect();
+    for family in families {
+        assert!(shown(family), "{family} is on no panel");
+    }
+}
+
+#[tokio::test]
+async fn metrics_can_be_turned_off_and_decisions_shown() {
+    let mut upstream = Upstream::start().await;
+    let more = "[telemetry]\nmetrics = false\ndecision_headers = true";
+    let gateway = Gateway::start(&config(&upstream.url, more)).await;
+    assert_eq!(gateway.get("/metrics").await.status, 404);
+    let bearer = format!("Bearer {KEY}");
+    let headers = [("content-type", "application/json"), ("authorization", &*bearer)];
+    let body = asking("fast", false);
+    let (reply, ()) = tokio::join!(gateway.send("POST", CHAT, &headers, body.as_bytes()), async {
+        upstream.call().await.answer(500, "{}").await;
+        upstream.call().await.answer(200, WHOLE).await;
+    });
+    assert_eq!(reply.header("x-llm-requested-model"), Some("fast"));
+    assert_eq!(reply.header("x-llm-aliases"), Some("a/m"));
+    assert_eq!(reply.header("x-llm-model"), Some("a/n"));
+    let attempts = reply.header("x-llm-attempts").unwrap();
+    assert!(attempts.starts_with("a/m; failure=upstream; wait_ms=0; latency_ms="), "{attempts}");
+    assert!(attempts.contains(", a/n; wait_ms=0; latency_ms="), "{attempts}");
+    // Nobody traces: requests to providers say nothing of traces.
+    assert!(reply.headers.iter().all(|(name, _)| name != "traceparent"));
+}

@@ -1,0 +1,257 @@
+//! Looks for an answer, and says what to do if there is none.
+
+use super::{
+    BypassReason, CacheControl, CacheKey, CachePolicy, CacheScope, CacheStore, Entry, Fetch, KbCaching,
+    breaker::Breaker,
+    decide::{self, Asked, Kbs},
+    epoch::{Bucket, Epochs, Stamp, buckets},
+    flight::Flights,
+    stats::{Counters, count},
+    worker::Queue,
+};
+use crate::{BoxError, CacheStatus, LlmRequest, LlmResponse, ModelName, RequestContext};
+use std::{
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+/// What all services and calls of one layer share.
+pub(super) struct Shared {
+    pub(super) policy: CachePolicy,
+    pub(super) store: Arc<dyn CacheStore>,
+    pub(super) epochs: Epochs,
+    pub(super) counters: Counters,
+    pub(super) flights: Option<Arc<Flights>>,
+    pub(super) queue: Option<Queue>,
+    pub(super) is_on: AtomicBool,
+    pub(super) breaker: Breaker,
+}
+
+/// What became of a question.
+pub(super) enum Found {
+    Hit(LlmResponse),
+    Miss(Plan),
+    Bypass(BypassReason),
+}
+
+/// [`Found`] now or later.
+#[expect(clippy::large_enum_variant, reason = "moved once")]
+pub(super) enum Asking {
+    Now(Found),
+    Later(Pin<Box<dyn Future<Output = Found> + Send>>),
+}
+
+/// What is needed to keep the answer to a call, should it be worth it.
+#[derive(Clone)]
+pub(super) struct Plan {
+    pub(super) key: CacheKey,
+    pub(super) scope: [u8; 32],
+    /// The epochs before anybody was asked; `None` if they could not be had.
+    pub(super) stamp: Option<Stamp>,
+    pub(super) ttl: Duration,
+    /// What was asked for.
+    pub(super) model: ModelName,
+    /// For those who must be asked again before the answer is kept.
+    pub(super) kbs: Option<RequestContext>,
+    pub(super) control: CacheControl,
+    pub(super) streaming: bool,
+}
+
+impl Shared {
+    pub(super) fn new(store: Arc<dyn CacheStore>, policy: CachePolicy, queue: Option<Queue>) -> Self {
+        let epochs = policy.epochs.clone().or_else(|| store.epochs());
+        Self {
+            epochs: Epochs::new(epochs, policy.epoch_max_age),
+            store,
+            counters: Counters::default(),
+            flights: policy.coalescing.map(|c| Arc::new(Flights::new(c, policy.max_entry_bytes))),
+            queue,
+            is_on: AtomicBool::new(true),
+            breaker: Breaker::default(),
+            policy,
+        }
+    }
+
+    /// Looks for an answer to `request`: without waiting, if nobody has to be waited for.
+    pub(super) fn ask(self: &Arc<Self>, request: &LlmRequest) -> Asking {
+        let (scope, asked) = match self.asked(request) {
+            Ok(asked) => asked,
+            Err(reason) => return Asking::Now(Found::Bypass(reason)),
+        };
+        let (own, kbs) = buckets(&scope, &request.model);
+        let control = request.context.cache_control();
+        let plan = Plan {
+            key: CacheKey::new(&self.policy.secret, &scope, request),
+            scope: scope.digest(&self.policy.secret),
+            stamp: self.epochs.known(&own, &kbs),
+            ttl: control.ttl.map_or(self.policy.ttl, |ttl| ttl.min(self.policy.ttl)),
+            model: request.model.clone(),
+            kbs: (asked.kbs == Kbs::Unasked).then(|| request.context.clone()),
+            control,
+            streaming: request.body.is_streaming(),
+        };
+        if plan.kbs.is_some() || plan.stamp.is_none() {
+            let shared = Arc::clone(self);
+            return Asking::Later(Box::pin(async move { shared.ask_all(asked, plan, own, kbs).await }));
+        }
+        if control.no_cache {
+            return Asking::Now(Found::Miss(plan));
+        }
+        match self.store.get(&plan.key) {
+            Fetch::Ready(entry) if !self.is_worth_asking_again(entry.as_ref(), &plan) => {
+                Asking::Now(self.judge(entry.as_ref(), plan))
+            }
+            Fetch::Ready(_) => self.ask_later(self.store.get(&plan.key), plan),
+            pending @ Fetch::Pending(_) => self.ask_later(pending, plan),
+        }
+    }
+
+    fn ask_later(self: &Arc<Self>, entry: Fetch<Option<Arc<Entry>>>, plan: Plan) -> Asking {
+        let shared = Arc::clone(self);
+        Asking::Later(Box::pin(async move {
+            let entry = shared.within_deadline(shared.fetch(entry, &plan)).await.flatten();
+            shared.judge(entry.as_ref(), plan)
+        }))
+    }
+
+    /// The entry; if what is near is dead, what is further away.
+    async fn fetch(
+        &self,
+        entry: Fetch<Option<Arc<Entry>>>,
+        plan: &Plan,
+    ) -> Result<Option<Arc<Entry>>, BoxError> {
+        let entry = entry.wait().await?;
+        match self.is_worth_asking_again(entry.as_ref(), plan) {
+            true => self.store.get(&plan.key).wait().await,
+            false => Ok(entry),
+        }
+    }
+
+    fn is_worth_asking_again(&self, entry: Option<&Arc<Entry>>, plan: &Plan) -> bool {
+        entry.is_some_and(|entry| !self.is_alive(entry, plan, self.age(entry)) && self.store.evict(&plan.key))
+    }
+
+    fn asked<'a>(&self, request: &'a LlmRequest) -> Result<(CacheScope<'a>, Asked), BypassReason> {
+        let scope = CacheScope::or_public(&request.context);
+        let asked = Asked {
+            is_on: self.is_on.load(Ordering::Acquire),
+            no_store: request.context.cache_control().no_store,
+            has_user: request.context.user_id().is_some_and(|user| !user.is_empty()),
+            is_public: self.policy.is_public,
+            kbs: match &scope {
+                Err(_) => Kbs::NoAclHash,
+                Ok(scope) if scope.kbs.is_empty() => Kbs::None,
+                Ok(_) if self.policy.kb_settings.is_none() => Kbs::Unknown,
+                Ok(_) => Kbs::Unasked,
+            },
+            is_too_random: self.policy.max_temperature.is_some_and(|most| {
+                // What is no number is not known to be low enough.
+                !request.body.temperature().is_ok_and(|t| t.unwrap_or(1.0) <= most)
+            }),
+        };
+        decide::admit(&asked)?;
+        Ok((scope?, asked))
+    }
+
+    /// As [`ask`](Self::ask), where somebody has to be waited for: settings first, then epochs and store together.
+    async fn ask_all(&self, asked: Asked, mut plan: Plan, own: [Bucket; 3], kbs: Vec<Bucket>) -> Found {
+        if let Some(context) = &plan.kbs {
+            let kbs = self.ask_kbs(context).await;
+            if let Err(reason) = decide::admit(&Asked { kbs, ..asked }) {
+                return Found::Bypass(reason);
+            }
+        }
+        let entry = match plan.control.no_cache {
+            true => Fetch::Ready(None),
+            false => self.store.get(&plan.key),
+        };
+        let both = async {
+            let epochs = self.epochs.read(&own, &kbs);
+            let (stamp, entry) = futures_util::future::try_join(epochs, entry.wait()).await?;
+            plan.stamp = Some(stamp);
+            self.fetch(Fetch::Ready(entry), &plan).await
+        };
+        let entry = self.within_deadline(both).await.flatten();
+        self.judge(entry.as_ref(), plan)
+    }
+
+    /// What the knowledge bases of a call say, all of them together.
+    pub(super) async fn ask_kbs(&self, context: &RequestContext) -> Kbs {
+        let Some(settings) = &self.policy.kb_settings else { return Kbs::Unknown };
+        let all = context.kbs().iter().map(|kb| settings.caching(kb, context).wait());
+        let all = futures_util::future::try_join_all(all);
+        match tokio::time::timeout(self.policy.kb_deadline, all).await {
+            Ok(Ok(all)) if all.iter().all(|one| *one == KbCaching::Allowed) => Kbs::Allow,
+            Ok(Ok(_)) => Kbs::Forbid,
+            Ok(Err(_)) | Err(_) => Kbs::Unknown,
+        }
+    }
+
+    async fn within_deadline<T>(&self, answer: impl Future<Output = Result<T, BoxError>>) -> Option<T> {
+        let answer = match self.breaker.admits() {
+            true => tokio::time::timeout(self.policy.read_deadline, answer).await.ok().and_then(Result::ok),
+            false => {
+                count(&self.counters.store_failures);
+                return None;
+            }
+        };
+        match &answer {
+            Some(_) => self.breaker.succeeded(),
+            None => {
+                self.breaker.failed();
+                count(&self.counters.store_failures);
+            }
+        }
+        answer
+    }
+
+    fn judge(&self, entry: Option<&Arc<Entry>>, plan: Plan) -> Found {
+        match entry.and_then(|entry| self.serve(entry, &plan)) {
+            Some(answer) => Found::Hit(answer),
+            None => Found::Miss(plan),
+        }
+    }
+
+    /// Looks once more where that takes no time: the answer may have been kept in between.
+    pub(super) fn ask_again(&self, plan: &Plan) -> Option<LlmResponse> {
+        match self.store.get(&plan.key) {
+            Fetch::Ready(entry) => self.serve(entry.as_deref()?, plan),
+            Fetch::Pending(_) => None,
+        }
+    }
+
+    /// The entry as an answer, if it is what was asked for, and still good.
+    fn serve(&self, entry: &Entry, plan: &Plan) -> Option<LlmResponse> {
+        let bond = &entry.bond;
+        if bond.key != plan.key || bond.scope != plan.scope {
+            count(&self.counters.mismatches);
+            return None;
+        }
+        let age = self.age(entry);
+        let is_good = self.is_alive(entry, plan, age) && plan.control.max_age.is_none_or(|most| age <= most);
+        let body = if is_good { entry.body(plan.streaming) } else { None };
+        let Some(body) = body else {
+            count(&self.counters.stale);
+            return None;
+        };
+        count(&self.counters.hits);
+        self.counters.saved(entry.usage());
+        let mut answer = LlmResponse::new(entry.model.clone(), body);
+        answer.provider.clone_from(&entry.provider);
+        answer.cache = CacheStatus::Hit { age };
+        Some(answer)
+    }
+
+    fn age(&self, entry: &Entry) -> Duration {
+        self.policy.clock.now().duration_since(entry.bond.created_at).unwrap_or_default()
+    }
+
+    /// Whether it is as good for anybody as it ever was.
+    fn is_alive(&self, entry: &Entry, plan: &Plan, age: Duration) -> bool {
+        plan.stamp.as_ref() == Some(&entry.bond.stamp) && age < entry.bond.ttl.min(self.policy.ttl)
+    }
+}

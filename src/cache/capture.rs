@@ -1,0 +1,162 @@
+use super::{
+    Entry, Fetch, NotStored,
+    ask::{Plan, Shared},
+    decide::{self, Ended},
+    entry::{Answer, Bond},
+    stats::count,
+    worker::{Job, Write},
+};
+use crate::{
+    ChoiceFinish, Completion, LlmResponse, ModelName, StreamChunk,
+    answer::Facts,
+    body::{Arrival, End, Observe, Summary},
+};
+use bytes::Bytes;
+use std::sync::Arc;
+
+/// Keeps an answer while it passes, and stores it if it comes to a good end.
+pub(super) struct Capture {
+    shared: Arc<Shared>,
+    plan: Plan,
+    head: Option<Head>,
+    /// The chunks' JSON, one after another: what a provider sends may be a small part of a large buffer.
+    json: Vec<u8>,
+    chunks: Vec<Chunk>,
+    bytes: usize,
+    begun: u128,
+    has_error: bool,
+}
+
+struct Head {
+    model: ModelName,
+    provider: Option<Arc<str>>,
+    is_ours: bool,
+}
+
+struct Chunk {
+    end: usize,
+    facts: Facts,
+    is_final: bool,
+}
+
+impl Capture {
+    pub(super) const fn new(shared: Arc<Shared>, plan: Plan) -> Self {
+        Self {
+            shared,
+            plan,
+            head: None,
+            json: Vec::new(),
+            chunks: Vec::new(),
+            bytes: 0,
+            begun: 0,
+            has_error: false,
+        }
+    }
+
+    fn is_too_large(&self) -> bool {
+        self.bytes > self.shared.policy.max_entry_bytes
+    }
+
+    fn whole(self, completion: &Completion) -> Result<(), NotStored> {
+        let facts = completion.facts();
+        let is_too_large = completion.data().len() > self.shared.policy.max_entry_bytes;
+        decide::keep(&Ended {
+            begun: facts.begun,
+            has_content: facts.has_content,
+            has_error: facts.error.is_some(),
+            is_too_large,
+            ..self.ended(&facts.finishes)
+        })?;
+        self.store(Answer::Whole(completion.detached()))
+    }
+
+    fn streamed(mut self, summary: &Summary) -> Result<(), NotStored> {
+        let ended = self.ended(&summary.finish_reasons);
+        decide::keep(&Ended { has_content: summary.has_content, ..ended })?;
+        let json = Bytes::from(std::mem::take(&mut self.json));
+        let mut start = 0;
+        let chunks = self.chunks.drain(..).map(|chunk| {
+            let data = json.slice(start..chunk.end);
+            start = chunk.end;
+            StreamChunk::of_parts(data, chunk.facts, chunk.is_final)
+        });
+        let chunks = chunks.collect();
+        self.store(Answer::Stream(chunks))
+    }
+
+    fn ended<'a>(&self, finishes: &'a [ChoiceFinish]) -> Ended<'a> {
+        Ended {
+            is_complete: true,
+            has_content: false,
+            has_error: self.has_error,
+            begun: self.begun,
+            finishes,
+            tool_calls: self.shared.policy.tool_calls,
+            is_too_large: self.is_too_large(),
+            is_ours: self.head.as_ref().is_some_and(|head| head.is_ours),
+            has_time: !self.plan.ttl.is_zero(),
+            has_epoch: self.plan.stamp.is_some(),
+        }
+    }
+
+    fn store(self, answer: Answer) -> Result<(), NotStored> {
+        let Self { shared, plan, head, .. } = self;
+        let (Some(head), Some(stamp)) = (head, plan.stamp) else { return Err(NotStored::NoEpoch) };
+        let created_at = shared.policy.clock.now();
+        let bond = Bond { key: plan.key, scope: plan.scope, stamp, created_at, ttl: plan.ttl };
+        let entry = Arc::new(Entry::new(bond, head.model, head.provider, answer));
+        let bytes = entry.weight();
+        let write = match plan.kbs {
+            Some(context) => Write::IfAllowed(context, entry),
+            None => match shared.store.put(entry) {
+                Fetch::Ready(()) => {
+                    count(&shared.counters.stored);
+                    return Ok(());
+                }
+                Fetch::Pending(put) => Write::Begun(put),
+            },
+        };
+        let job = Job { shared: Arc::clone(&shared), write };
+        shared.queue.as_ref().ok_or(NotStored::QueueFull)?.push(job, bytes)
+    }
+}
+
+impl Observe for Capture {
+    fn on_head(&mut self, head: &LlmResponse) {
+        let asked = &self.plan.model;
+        let is_same = head.model == *asked
+            || asked.split().is_none()
+                && head.provider.is_some()
+                && head.model.split().is_some_and(|(_, bare)| bare == asked.as_str());
+        // What a cache below has kept is as old as it says, and not to grow older here.
+        let is_ours = is_same && !head.cache.is_hit();
+        self.head = Some(Head { model: head.model.clone(), provider: head.provider.clone(), is_ours });
+    }
+
+    fn on_chunk(&mut self, chunk: &StreamChunk, _: &Arrival) {
+        self.bytes = self.bytes.saturating_add(chunk.data().len());
+        if self.is_too_large() || self.plan.stamp.is_none() || self.plan.ttl.is_zero() {
+            self.json = Vec::new();
+            self.chunks = Vec::new();
+            return;
+        }
+        let facts = chunk.facts();
+        self.begun |= facts.begun;
+        self.has_error |= facts.error.is_some();
+        self.json.extend_from_slice(chunk.data());
+        let end = self.json.len();
+        self.chunks.push(Chunk { end, facts: facts.clone(), is_final: chunk.is_final() });
+    }
+
+    fn on_end(self, end: End<'_>) {
+        let shared = Arc::clone(&self.shared);
+        let stored = match end {
+            End::Whole(completion) => self.whole(completion),
+            End::StreamEnded(summary) => self.streamed(summary),
+            End::Failed(..) | End::Abandoned(_) => Err(NotStored::Incomplete),
+        };
+        if let Err(reason) = stored {
+            shared.counters.not_stored(reason);
+        }
+    }
+}

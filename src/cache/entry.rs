@@ -1,0 +1,123 @@
+use super::{CacheKey, epoch::Stamp, shape};
+use crate::{ChunkStream, Completion, Error, ModelName, ResponseBody, StreamChunk, TokenUsage};
+use futures_core::Stream;
+use std::{
+    fmt,
+    pin::Pin,
+    sync::{Arc, OnceLock},
+    task::{Context, Poll},
+    time::{Duration, SystemTime},
+};
+
+/// A kept answer, bound to the key and the scope that it was asked for with. Serves whole answers and streams.
+pub struct Entry {
+    pub(super) bond: Bond,
+    pub(super) model: ModelName,
+    pub(super) provider: Option<Arc<str>>,
+    pub(super) answer: Answer,
+    /// The shape that it did not come in, made when first asked for.
+    whole: OnceLock<Option<Completion>>,
+    chunks: OnceLock<Arc<[StreamChunk]>>,
+}
+
+/// What a reader checks before an entry is used.
+#[derive(Clone, PartialEq, Eq)]
+pub(super) struct Bond {
+    pub(super) key: CacheKey,
+    pub(super) scope: [u8; 32],
+    pub(super) stamp: Stamp,
+    pub(super) created_at: SystemTime,
+    pub(super) ttl: Duration,
+}
+
+/// An answer in the shape that it came in.
+#[expect(clippy::large_enum_variant, reason = "there is one for each entry, behind an `Arc`")]
+pub(super) enum Answer {
+    Whole(Completion),
+    Stream(Arc<[StreamChunk]>),
+}
+
+/// Gives out what was kept, as it came.
+struct Replay {
+    chunks: Arc<[StreamChunk]>,
+    at: usize,
+}
+
+impl Entry {
+    pub(super) const fn new(
+        bond: Bond,
+        model: ModelName,
+        provider: Option<Arc<str>>,
+        answer: Answer,
+    ) -> Self {
+        Self { bond, model, provider, answer, whole: OnceLock::new(), chunks: OnceLock::new() }
+    }
+
+    /// What it is found by.
+    pub const fn key(&self) -> &CacheKey {
+        &self.bond.key
+    }
+
+    /// How long it may be kept.
+    pub const fn ttl(&self) -> Duration {
+        self.bond.ttl
+    }
+
+    /// About how many bytes of memory it takes.
+    pub fn weight(&self) -> usize {
+        let answer = match &self.answer {
+            Answer::Whole(completion) => completion.data().len(),
+            Answer::Stream(chunks) => {
+                chunks.iter().map(|chunk| chunk.data().len() + size_of::<StreamChunk>()).sum()
+            }
+        };
+        // The other shape is about as large as the one that it came in.
+        2 * answer + size_of::<Self>() + self.model.len() + 8 * self.bond.stamp.kbs.len()
+    }
+
+    /// What the answer used up when it was made.
+    pub fn usage(&self) -> Option<&TokenUsage> {
+        match &self.answer {
+            Answer::Whole(completion) => completion.usage(),
+            Answer::Stream(chunks) => chunks.iter().rev().find_map(StreamChunk::usage),
+        }
+    }
+
+    /// The answer in the shape that is asked for; `None` if it cannot be had in that one.
+    pub(super) fn body(&self, streaming: bool) -> Option<ResponseBody> {
+        match (&self.answer, streaming) {
+            (Answer::Whole(completion), false) => Some(completion.clone().into()),
+            (Answer::Stream(chunks), true) => Some(replay(chunks)),
+            (Answer::Whole(completion), true) => {
+                Some(replay(self.chunks.get_or_init(|| crate::http::into_chunks(completion).into())))
+            }
+            (Answer::Stream(chunks), false) => {
+                self.whole.get_or_init(|| shape::whole(chunks)).clone().map(Into::into)
+            }
+        }
+    }
+}
+
+fn replay(chunks: &Arc<[StreamChunk]>) -> ResponseBody {
+    ChunkStream::new(Replay { chunks: Arc::clone(chunks), at: 0 }).into()
+}
+
+impl Stream for Replay {
+    type Item = Result<StreamChunk, Error>;
+
+    fn poll_next(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let chunk = self.chunks.get(self.at).cloned();
+        self.at += 1;
+        Poll::Ready(chunk.map(Ok))
+    }
+}
+
+impl fmt::Debug for Entry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Entry")
+            .field("key", &self.bond.key)
+            .field("model", &self.model)
+            .field("weight", &self.weight())
+            .finish_non_exhaustive()
+    }
+}

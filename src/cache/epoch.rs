@@ -1,0 +1,201 @@
+use super::{CacheScope, Fetch};
+use crate::BoxError;
+use std::{
+    fmt,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+use tokio::time::Instant;
+
+/// Epochs of each kind. Ids share them by hash, so that there is a bound: a raised one drops its neighbours too.
+pub const BUCKETS: u16 = 4096;
+
+/// What can be made invalid as a whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum EpochKind {
+    /// All that was kept for a tenant.
+    Tenant,
+    /// All that was kept for a user.
+    User,
+    /// All that a model has answered, by the name that the cache sees.
+    Model,
+    /// All that drew on a knowledge base.
+    KnowledgeBase,
+}
+
+/// One of the [`BUCKETS`] of a kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Bucket {
+    kind: EpochKind,
+    index: u16,
+}
+
+/// Keeps epochs for several processes.
+pub trait EpochStore: Send + Sync + 'static {
+    /// A number that changes when the epochs were lost, then the epoch of each of `buckets`, 0 if it was never raised.
+    fn read(&self, buckets: &[Bucket]) -> Fetch<Vec<u64>>;
+
+    /// Raises the epoch of `bucket`, for all to see.
+    fn raise(&self, bucket: Bucket) -> Fetch<()>;
+}
+
+/// Under which epochs an entry was made. It is good as long as they are the same.
+#[derive(Clone, PartialEq, Eq, Hash, Default)]
+pub(super) struct Stamp {
+    /// Of the store, the tenant, the user and the model.
+    pub(super) own: [u64; 4],
+    pub(super) kbs: Box<[u64]>,
+}
+
+/// The epochs as far as this process knows them.
+pub(super) struct Epochs {
+    known: Box<[Known]>,
+    generation: AtomicU64,
+    /// None: nobody else raises any, and what is known here is all there is.
+    shared: Option<Shared>,
+    base: Instant,
+}
+
+struct Shared {
+    store: Arc<dyn EpochStore>,
+    max_age: Duration,
+    update: Mutex<()>,
+}
+
+#[derive(Default)]
+struct Known {
+    epoch: AtomicU64,
+    /// Nanoseconds since `base`, from 1; 0 is not known.
+    at: AtomicU64,
+}
+
+// ===== impl Bucket =====
+
+impl Bucket {
+    /// Where `id` belongs.
+    pub fn of(kind: EpochKind, id: &str) -> Self {
+        // FNV-1a: the same in all processes and versions.
+        let hash = id.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+        });
+        let folded = hash ^ (hash >> 32) ^ (hash >> 16);
+        Self { kind, index: (folded % u64::from(BUCKETS)) as u16 }
+    }
+
+    /// Of what.
+    pub const fn kind(self) -> EpochKind {
+        self.kind
+    }
+
+    /// Which one, below [`BUCKETS`].
+    pub const fn index(self) -> u16 {
+        self.index
+    }
+
+    const fn at(self) -> usize {
+        self.kind as usize * BUCKETS as usize + self.index as usize
+    }
+}
+
+/// Those of the tenant, the user and the model; then those of the knowledge bases.
+pub(super) fn buckets(scope: &CacheScope<'_>, model: &str) -> ([Bucket; 3], Vec<Bucket>) {
+    let own = [
+        Bucket::of(EpochKind::Tenant, scope.tenant.unwrap_or_default()),
+        Bucket::of(EpochKind::User, scope.user.unwrap_or_default()),
+        Bucket::of(EpochKind::Model, model),
+    ];
+    (own, scope.kbs.iter().map(|kb| Bucket::of(EpochKind::KnowledgeBase, &kb.id)).collect())
+}
+
+// ===== impl Epochs =====
+
+impl Epochs {
+    pub(super) fn new(store: Option<Arc<dyn EpochStore>>, max_age: Duration) -> Self {
+        let known = (0..4 * usize::from(BUCKETS)).map(|_| Known::default()).collect();
+        let shared = store.map(|store| Shared { store, max_age, update: Mutex::default() });
+        // Entries of another process, or of one before, must not pass for ours where nobody tells us of epochs.
+        Self { known, generation: AtomicU64::new(fastrand::u64(1..)), shared, base: Instant::now() }
+    }
+
+    /// The epochs, as far as they may be trusted without asking.
+    pub(super) fn known(&self, own: &[Bucket; 3], kbs: &[Bucket]) -> Option<Stamp> {
+        if let Some(shared) = &self.shared {
+            // What draws on a knowledge base is asked for each time.
+            let oldest = self.elapsed().saturating_sub(nanos(shared.max_age));
+            let is_fresh = |bucket: &Bucket| {
+                let at = self.known[bucket.at()].at.load(Ordering::Acquire);
+                at > 0 && at >= oldest
+            };
+            if !kbs.is_empty() || !own.iter().all(is_fresh) {
+                return None;
+            }
+        }
+        let epoch = |bucket: Bucket| self.known[bucket.at()].epoch.load(Ordering::Acquire);
+        let [tenant, user, model] = own.map(epoch);
+        let generation = self.generation.load(Ordering::Acquire);
+        Some(Stamp { own: [generation, tenant, user, model], kbs: kbs.iter().copied().map(epoch).collect() })
+    }
+
+    /// The epochs as they are now.
+    pub(super) async fn read(&self, own: &[Bucket; 3], kbs: &[Bucket]) -> Result<Stamp, BoxError> {
+        let Some(shared) = &self.shared else {
+            return self.known(own, kbs).ok_or_else(|| "epochs are always known here".into());
+        };
+        let buckets = [own, kbs].concat();
+        let asked_at = self.elapsed();
+        let epochs = shared.store.read(&buckets).wait().await?;
+        let Some((&generation, epochs)) = epochs.split_first().filter(|(_, e)| e.len() == buckets.len())
+        else {
+            return Err("the store of epochs has answered something else".into());
+        };
+        self.learn(shared, asked_at, generation, &buckets, epochs);
+        let (first, rest) = epochs.split_at(own.len());
+        Ok(Stamp { own: [generation, first[0], first[1], first[2]], kbs: rest.into() })
+    }
+
+    fn learn(&self, shared: &Shared, asked_at: u64, generation: u64, buckets: &[Bucket], epochs: &[u64]) {
+        let _one_at_a_time = shared.update.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.generation.swap(generation, Ordering::AcqRel) != generation {
+            self.known.iter().for_each(|known| known.at.store(0, Ordering::Release));
+        }
+        for (bucket, epoch) in buckets.iter().zip(epochs) {
+            let known = &self.known[bucket.at()];
+            // An answer that was long on its way must not replace a later one.
+            if known.at.load(Ordering::Acquire) < asked_at {
+                known.epoch.store(*epoch, Ordering::Release);
+                known.at.store(asked_at, Ordering::Release);
+            }
+        }
+    }
+
+    pub(super) async fn raise(&self, bucket: Bucket) -> Result<(), BoxError> {
+        let known = &self.known[bucket.at()];
+        let Some(shared) = &self.shared else {
+            known.epoch.fetch_add(1, Ordering::AcqRel);
+            return Ok(());
+        };
+        let raised = shared.store.raise(bucket).wait().await;
+        let _one_at_a_time = shared.update.lock().unwrap_or_else(PoisonError::into_inner);
+        // It may have happened, whatever was answered: ask before the next hit.
+        known.at.store(0, Ordering::Release);
+        raised
+    }
+
+    fn elapsed(&self) -> u64 {
+        nanos(self.base.elapsed()).saturating_add(1)
+    }
+}
+
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
+impl fmt::Debug for Epochs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Epochs").field("are_shared", &self.shared.is_some()).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,604 @@
+//! Equal calls that are in flight together share one.
+//!
+//! The call itself is a task that the map owns, so that it depends on no caller's being polled. What it brings is kept,
+//! up to a bound, for as long as it flies; each caller reads it at his own pace.
+
+use super::{CacheKey, Coalescing, ask::Shared, epoch::Stamp};
+use crate::{
+    Attempt, CacheStatus, ChunkStream, Completion, Error, ErrorKind, LlmResponse, ModelName, Progress,
+    ResponseBody, StreamChunk, TokenUsage, decision::Decisions, quota::Headroom,
+};
+use futures_core::Stream;
+use std::{
+    collections::{BTreeMap, HashMap, VecDeque},
+    fmt, mem,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, Waker},
+};
+use tokio::{runtime::Handle, sync::watch, task::AbortHandle, time::Instant};
+
+/// All that are in flight. Locked before any of its flights, never after.
+pub(super) struct Flights {
+    map: Mutex<Map>,
+    /// How many tasks there are, those that are in the map no longer included.
+    running: watch::Sender<usize>,
+    rules: Coalescing,
+    window: usize,
+}
+
+#[derive(Default)]
+struct Map {
+    flights: HashMap<Route, Arc<Flight>>,
+    /// `None` while it is being spawned.
+    tasks: HashMap<u64, Option<AbortHandle>>,
+    next_task: u64,
+    is_closed: bool,
+}
+
+/// Which calls are equal: under the same key and epochs, and in the same shape.
+pub(super) type Route = (CacheKey, Stamp, bool);
+
+/// One caller's own call, made only if it comes to that.
+pub(super) struct Call {
+    pub(super) future: Pin<Box<dyn Future<Output = Result<LlmResponse, Error>> + Send>>,
+    pub(super) progress: Progress,
+}
+
+pub(super) struct Flight {
+    flights: Arc<Flights>,
+    route: Route,
+    task: u64,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// Readers that are there, with the calls that they would make; those are dropped once there is a head.
+    waiting: BTreeMap<u64, Call>,
+    readers: usize,
+    next_reader: u64,
+    /// Whose call it is that flies.
+    leader: u64,
+    head: Option<Head>,
+    whole: Option<Completion>,
+    chunks: VecDeque<StreamChunk>,
+    /// The number of the first chunk that is still there.
+    first: u64,
+    /// Of the chunks that are there, and of all that were.
+    held: usize,
+    total: usize,
+    /// For whose call it was refused before it was sent.
+    refused: BTreeMap<u64, Error>,
+    end: Option<Result<(), Error>>,
+    wakers: Vec<Option<Waker>>,
+    free_wakers: Vec<usize>,
+}
+
+struct Head {
+    model: ModelName,
+    provider: Option<Arc<str>>,
+    cache: CacheStatus,
+    /// For the one whose call it is.
+    own: Option<Own>,
+}
+
+struct Own {
+    attempts: Vec<Attempt>,
+    provider_request_id: Option<Arc<str>>,
+    quota: Option<Headroom>,
+    decisions: Decisions,
+    extensions: http::Extensions,
+}
+
+/// One caller's way to a flight.
+pub(super) struct Reader {
+    flight: Arc<Flight>,
+    id: u64,
+    waker: usize,
+    at: u64,
+    usage: Option<TokenUsage>,
+    /// For whom it counts what is saved; `None` if somebody has to be paid for it.
+    saves: Option<Arc<Shared>>,
+}
+
+/// How an answer begins for one caller.
+pub(super) struct Beginning {
+    model: ModelName,
+    provider: Option<Arc<str>>,
+    pub(super) cache: CacheStatus,
+    own: Option<Own>,
+    /// `None`: it is streamed.
+    pub(super) whole: Option<Completion>,
+}
+
+/// How a caller comes to his answer.
+pub(super) enum Boarding {
+    Aboard(Reader),
+    /// It was there after all.
+    Found(LlmResponse),
+    Full,
+    /// It is not shared any more: he has to go alone.
+    Closed(Call),
+}
+
+/// Tells whoever reads if the task ends without having said so.
+struct Landing(Arc<Flight>);
+
+/// Counts the task as running.
+struct Running(Arc<Flights>, u64);
+
+// ===== impl Flights =====
+
+impl Flights {
+    pub(super) fn new(rules: Coalescing, window: usize) -> Self {
+        Self { map: Mutex::default(), running: watch::Sender::new(0), rules, window }
+    }
+
+    pub(super) fn count(&self) -> usize {
+        self.lock().flights.len()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Map> {
+        self.map.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Joins the flight on `route`, or begins one with `call`, unless `look` finds that it has just landed.
+    pub(super) fn board(
+        self: &Arc<Self>,
+        runtime: &Handle,
+        route: Route,
+        call: Call,
+        look: impl FnOnce() -> Option<LlmResponse>,
+    ) -> Boarding {
+        let mut map = self.lock();
+        if map.is_closed {
+            return Boarding::Closed(call);
+        }
+        if let Some(flight) = map.flights.get(&route) {
+            return Boarding::Aboard(Reader::new(flight, Some(call)));
+        }
+        if let Some(answer) = look() {
+            return Boarding::Found(answer);
+        }
+        if map.flights.len() >= self.rules.max_flights {
+            return Boarding::Full;
+        }
+        let task = map.next_task;
+        map.next_task += 1;
+        let flight = Arc::new(Flight {
+            flights: Arc::clone(self),
+            route: route.clone(),
+            task,
+            state: Mutex::default(),
+        });
+        let reader = Reader::new(&flight, None);
+        flight.lock().leader = reader.id;
+        map.flights.insert(route, Arc::clone(&flight));
+        map.tasks.insert(task, None);
+        self.running.send_modify(|running| *running += 1);
+        drop(map);
+        // A runtime that shuts down drops the task at once, and with it what locks the map.
+        let running = Running(Arc::clone(self), task);
+        let spawned = runtime.spawn(in_current_span(fly(flight, call, running))).abort_handle();
+        match self.lock().tasks.get_mut(&task) {
+            Some(place) => *place = Some(spawned),
+            None => spawned.abort(),
+        }
+        Boarding::Aboard(reader)
+    }
+
+    /// Waits for all that fly; says how many had to be hung up.
+    pub(super) async fn shutdown(&self, until: Instant) -> usize {
+        self.lock().is_closed = true;
+        let mut running = self.running.subscribe();
+        if tokio::time::timeout_at(until, running.wait_for(|running| *running == 0)).await.is_ok() {
+            return 0;
+        }
+        let tasks: Vec<_> = self.lock().tasks.drain().map(|(_, task)| task).collect();
+        tasks.iter().flatten().for_each(AbortHandle::abort);
+        tasks.len()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.lock().tasks.remove(&self.1);
+        self.0.running.send_modify(|running| *running -= 1);
+    }
+}
+
+#[cfg(feature = "tracing")]
+fn in_current_span<F: Future>(future: F) -> impl Future<Output = F::Output> {
+    tracing::Instrument::in_current_span(future)
+}
+
+#[cfg(not(feature = "tracing"))]
+fn in_current_span<F: Future>(future: F) -> impl Future<Output = F::Output> {
+    future
+}
+
+/// Calls for one caller after another until one is not refused; then carries the answer to all.
+async fn fly(flight: Arc<Flight>, mut call: Call, running: Running) {
+    let landing = Landing(flight);
+    let flight = &landing.0;
+    loop {
+        let Call { future, progress } = call;
+        let error = match future.await {
+            Ok(answer) => {
+                flight.carry(answer).await;
+                break;
+            }
+            Err(error) => error,
+        };
+        if concerns_all(&error, &progress) {
+            flight.land(Err(error));
+            break;
+        }
+        match flight.refuse(error) {
+            Some(next) => call = next,
+            None => break,
+        }
+    }
+    drop(landing);
+    drop(running);
+}
+
+/// Whether a failure is the provider's, and so everybody's, or has to do with who asked.
+fn concerns_all(error: &Error, progress: &Progress) -> bool {
+    match error.kind() {
+        ErrorKind::QuotaExceeded(_)
+        | ErrorKind::ModelNotAllowed { .. }
+        | ErrorKind::ModelUnpriced { .. }
+        | ErrorKind::RequestTooLarge { .. }
+        | ErrorKind::InvalidRequest { .. } => false,
+        ErrorKind::Provider(_)
+        | ErrorKind::EmptyResponse { .. }
+        | ErrorKind::StreamInterrupted { .. }
+        | ErrorKind::ModelNotFound { .. }
+        | ErrorKind::NoProvider => true,
+        _ => error.was_sent(progress),
+    }
+}
+
+// ===== impl Flight =====
+
+impl Flight {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn update<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+        let mut state = self.lock();
+        let changed = change(&mut state);
+        let wakers: Vec<Waker> = state.wakers.iter_mut().filter_map(Option::take).collect();
+        drop(state);
+        wakers.into_iter().for_each(Waker::wake);
+        changed
+    }
+
+    /// Nobody joins it from now on.
+    fn leave_map(&self, map: &mut Map) {
+        if map.flights.get(&self.route).is_some_and(|flight| flight.task == self.task) {
+            map.flights.remove(&self.route);
+        }
+    }
+
+    /// The leader's call was refused: whose call comes next?
+    fn refuse(&self, error: Error) -> Option<Call> {
+        let mut map = self.flights.lock();
+        self.update(|state| {
+            let leader = state.leader;
+            state.refused.insert(leader, error);
+            match state.waiting.pop_first() {
+                Some((id, call)) => {
+                    state.leader = id;
+                    Some(call)
+                }
+                None => {
+                    self.leave_map(&mut map);
+                    state.end = Some(Ok(()));
+                    None
+                }
+            }
+        })
+    }
+
+    async fn carry(&self, answer: LlmResponse) {
+        let LlmResponse {
+            model,
+            provider,
+            provider_request_id,
+            cache,
+            quota,
+            attempts,
+            decisions,
+            body,
+            extensions,
+        } = answer;
+        let own = Some(Own { attempts, provider_request_id, quota, decisions, extensions });
+        let head = Head { model, provider, cache, own };
+        let mut chunks = match body {
+            ResponseBody::Complete(completion) => {
+                self.lock().whole = Some(completion);
+                return self.land_with(Ok(()), Some(head), None);
+            }
+            ResponseBody::Stream(chunks) => chunks,
+        };
+        let unused = self.update(|state| {
+            state.head = Some(head);
+            mem::take(&mut state.waiting)
+        });
+        drop(unused);
+        loop {
+            match chunks.next().await {
+                Some(Ok(chunk)) if chunk.is_final() => return self.land_with(Ok(()), None, Some(chunk)),
+                Some(Ok(chunk)) => self.push(&chunk),
+                Some(Err(error)) => return self.land(Err(error)),
+                None => return,
+            }
+        }
+    }
+
+    fn push(&self, chunk: &StreamChunk) {
+        let chunk = chunk.detached();
+        let window = self.flights.window;
+        let outgrown = self.update(|state| {
+            let was_within = state.total <= window;
+            state.add(chunk, window);
+            was_within && state.total > window
+        });
+        if outgrown {
+            // Whoever came now would not get its beginning.
+            self.leave_map(&mut self.flights.lock());
+        }
+    }
+
+    fn land(&self, end: Result<(), Error>) {
+        self.land_with(end, None, None);
+    }
+
+    fn land_with(&self, end: Result<(), Error>, head: Option<Head>, last: Option<StreamChunk>) {
+        let mut map = self.flights.lock();
+        self.leave_map(&mut map);
+        let unused = self.update(|state| {
+            if let Some(chunk) = last {
+                state.add(chunk.detached(), self.flights.window);
+            }
+            if head.is_some() {
+                state.head = head;
+            }
+            state.end = Some(end);
+            mem::take(&mut state.waiting)
+        });
+        drop(map);
+        drop(unused);
+    }
+}
+
+impl State {
+    fn add(&mut self, chunk: StreamChunk, window: usize) {
+        self.held += chunk.data().len();
+        self.total = self.total.saturating_add(chunk.data().len());
+        self.chunks.push_back(chunk);
+        while self.held > window && self.chunks.len() > 1 {
+            if let Some(oldest) = self.chunks.pop_front() {
+                self.held -= oldest.data().len();
+                self.first += 1;
+            }
+        }
+    }
+}
+
+impl Drop for Landing {
+    fn drop(&mut self) {
+        if self.0.lock().end.is_some() {
+            return;
+        }
+        let head = self.0.lock().head.as_ref().map(|head| head.model.clone());
+        let error = match head {
+            _ if std::thread::panicking() => {
+                Error::new(ErrorKind::Other).with_source("the service below panicked")
+            }
+            // Hung up at shutdown.
+            Some(model) => {
+                Error::new(ErrorKind::StreamInterrupted { model: Some(model), after_content: true })
+            }
+            None => Error::new(ErrorKind::Overloaded),
+        };
+        self.0.land(Err(error.with_dispatched(true)));
+    }
+}
+
+// ===== impl Reader =====
+
+impl Reader {
+    fn new(flight: &Arc<Flight>, call: Option<Call>) -> Self {
+        let mut state = flight.lock();
+        let id = state.next_reader;
+        state.next_reader += 1;
+        state.readers += 1;
+        if let (Some(call), None, None) = (call, &state.head, &state.end) {
+            state.waiting.insert(id, call);
+        }
+        let waker = state.free_wakers.pop().unwrap_or_else(|| {
+            state.wakers.push(None);
+            state.wakers.len() - 1
+        });
+        drop(state);
+        Self { flight: Arc::clone(flight), id, waker, at: 0, usage: None, saves: None }
+    }
+
+    /// Waits until it is known how the answer begins: with a whole one, or with `None` for what is left of this reader
+    /// to read.
+    pub(super) fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<Beginning, Error>> {
+        let mut state = self.flight.lock();
+        if let Some(error) = state.refused.remove(&self.id) {
+            return Poll::Ready(Err(error));
+        }
+        let leads = state.leader == self.id;
+        let whole = state.whole.clone();
+        if let Some(head) = &mut state.head {
+            let cache = match head.cache {
+                cache if cache.is_hit() => cache,
+                _ if leads => CacheStatus::Miss,
+                _ => CacheStatus::Coalesced,
+            };
+            let own = if leads { head.own.take() } else { None };
+            return Poll::Ready(Ok(Beginning {
+                model: head.model.clone(),
+                provider: head.provider.clone(),
+                cache,
+                own,
+                whole,
+            }));
+        }
+        if let Some(Err(error)) = &state.end {
+            let error = error.clone();
+            // Who did not pay has used nothing up.
+            return Poll::Ready(Err(if leads { error } else { error.with_dispatched(false) }));
+        }
+        state.wait(self.waker, cx);
+        Poll::Pending
+    }
+
+    /// What is read is saved, once it is all there.
+    pub(super) fn saving_for(mut self, shared: &Arc<Shared>) -> Self {
+        self.saves = Some(Arc::clone(shared));
+        self
+    }
+}
+
+impl Beginning {
+    /// The answer, of which `reader` gives what is streamed.
+    pub(super) fn answer(self, reader: Reader) -> LlmResponse {
+        let body = match self.whole {
+            Some(completion) => ResponseBody::Complete(completion),
+            None => ResponseBody::Stream(ChunkStream::new(reader)),
+        };
+        let mut answer = LlmResponse::new(self.model, body);
+        answer.provider = self.provider;
+        answer.cache = self.cache;
+        if let Some(Own { attempts, provider_request_id, quota, decisions, extensions }) = self.own {
+            answer.attempts = attempts;
+            answer.provider_request_id = provider_request_id;
+            answer.quota = quota;
+            answer.decisions = decisions;
+            answer.extensions = extensions;
+        }
+        answer
+    }
+}
+
+impl State {
+    fn wait(&mut self, at: usize, cx: &Context<'_>) {
+        match &mut self.wakers[at] {
+            Some(waker) => waker.clone_from(cx.waker()),
+            unset => *unset = Some(cx.waker().clone()),
+        }
+    }
+}
+
+impl Stream for Reader {
+    type Item = Result<StreamChunk, Error>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = &mut *self;
+        let mut state = this.flight.lock();
+        let Some(next) = this.at.checked_sub(state.first) else {
+            let model = state.head.as_ref().map(|head| head.model.clone());
+            let after_content = this.at > 0;
+            return Poll::Ready(Some(Err(Error::new(ErrorKind::StreamInterrupted { model, after_content }))));
+        };
+        if let Some(chunk) = state.chunks.get(next as usize) {
+            this.at += 1;
+            this.usage = chunk.usage().copied().or(this.usage);
+            if let Some(shared) = this.saves.as_ref().filter(|_| chunk.is_final()) {
+                shared.counters.saved(this.usage.as_ref());
+            }
+            return Poll::Ready(Some(Ok(chunk.clone())));
+        }
+        match &state.end {
+            Some(Err(error)) => Poll::Ready(Some(Err(error.clone()))),
+            Some(Ok(())) => Poll::Ready(None),
+            None => {
+                state.wait(this.waker, cx);
+                Poll::Pending
+            }
+        }
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        let flight = Arc::clone(&self.flight);
+        let mut map = flight.flights.lock();
+        let mut state = flight.lock();
+        state.readers -= 1;
+        state.wakers[self.waker] = None;
+        state.free_wakers.push(self.waker);
+        state.refused.remove(&self.id);
+        let unused = state.waiting.remove(&self.id);
+        let is_over = state.readers == 0 && state.end.is_none() && !flight.flights.rules.finishes_alone;
+        drop(state);
+        if is_over {
+            flight.leave_map(&mut map);
+            if let Some(Some(task)) = map.tasks.remove(&flight.task) {
+                task.abort();
+            }
+        }
+        drop(map);
+        drop(unused);
+    }
+}
+
+impl fmt::Debug for Flights {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Flights").field("count", &self.count()).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{ErrorClass, Period, QuotaExceeded, QuotaKind, TimeoutPhase};
+    use std::time::{Duration, SystemTime};
+
+    #[test]
+    fn what_concerns_the_caller_is_never_shared() {
+        let quota = ErrorKind::QuotaExceeded(QuotaExceeded {
+            department_id: "r&d".into(),
+            quota: QuotaKind::Tokens,
+            period: Period::Day,
+            limit: 1,
+            current: 1,
+            reserved: 0,
+            resets_at: SystemTime::UNIX_EPOCH,
+            retry_after: Duration::ZERO,
+            in_flight_only: false,
+        });
+        let (idle, sent) = (Progress::new(), Progress::new());
+        sent.mark_dispatched();
+        // By kind alone: even a call that was sent before does not make it the provider's fault.
+        let own = [
+            quota,
+            ErrorKind::ModelUnpriced { model: "m".into() },
+            ErrorKind::RequestTooLarge { quota: crate::QuotaKind::Tokens, largest: 1 },
+        ];
+        for kind in own {
+            assert!(!concerns_all(&Error::new(kind.clone()), &sent), "{kind:?}");
+        }
+        // By whether anything was sent.
+        for kind in [
+            ErrorKind::Overloaded,
+            ErrorKind::Other,
+            ErrorKind::StoreUnavailable { store: "quota".into() },
+            ErrorKind::Timeout { phase: TimeoutPhase::Head },
+        ] {
+            assert!(!concerns_all(&Error::new(kind.clone()), &idle), "{kind:?}");
+            assert!(concerns_all(&Error::new(kind.clone()), &sent), "{kind:?}");
+            assert!(concerns_all(&Error::new(kind.clone()).with_dispatched(true), &idle), "{kind:?}");
+        }
+        assert!(concerns_all(&Error::provider(ErrorClass::RateLimited, "p", "m"), &idle));
+    }
+}

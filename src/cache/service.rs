@@ -1,0 +1,325 @@
+use super::{
+    BypassReason,
+    ask::{Asking, Found, Plan, Shared},
+    capture::Capture,
+    flight::{Beginning, Boarding, Call, Flights, Reader, Route},
+    stats::count,
+};
+use crate::{
+    CacheStatus, Error, ErrorKind, LlmRequest, LlmResponse, ResponseBody, TimeoutPhase,
+    body::{BodyClock, Watch, Watched},
+};
+use pin_project::pin_project;
+use std::{
+    fmt,
+    future::poll_fn,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+use tokio::{
+    runtime::Handle,
+    time::{Instant, Sleep},
+};
+use tower_service::Service;
+
+/// Answers equal requests of the same scope without asking the inner service again.
+#[derive(Clone)]
+pub struct Cache<S> {
+    inner: S,
+    shared: Arc<Shared>,
+}
+
+/// Response future of [`Cache`].
+#[pin_project]
+pub struct ResponseFuture<S: Service<LlmRequest>> {
+    #[pin]
+    state: State<S>,
+}
+
+#[pin_project(project = StateProj)]
+enum State<S: Service<LlmRequest>> {
+    Done(Option<Result<LlmResponse, Error>>),
+    Asking {
+        found: Pin<Box<dyn Future<Output = Found> + Send>>,
+        shared: Arc<Shared>,
+        rest: Option<(S, LlmRequest)>,
+    },
+    Readying {
+        service: S,
+        rest: Option<(LlmRequest, Purpose)>,
+    },
+    Passing {
+        #[pin]
+        call: S::Future,
+        reason: BypassReason,
+    },
+    Calling(#[pin] Watched<S::Future, Capture>),
+    /// Calls are not shared any more.
+    Alone(Pin<Box<dyn Future<Output = Result<LlmResponse, Error>> + Send>>),
+    Following {
+        reader: Option<Reader>,
+        shared: Arc<Shared>,
+        deadline: Option<Instant>,
+        timer: Option<Pin<Box<Sleep>>>,
+    },
+}
+
+/// What a call is made for.
+#[expect(clippy::large_enum_variant, reason = "most calls that are made are misses")]
+enum Purpose {
+    Bypass(BypassReason),
+    Miss(Capture),
+}
+
+// ===== impl Cache =====
+
+impl<S> Cache<S> {
+    pub(super) const fn new(inner: S, shared: Arc<Shared>) -> Self {
+        Self { inner, shared }
+    }
+
+    /// The inner service.
+    pub const fn get_ref(&self) -> &S {
+        &self.inner
+    }
+
+    /// Unwraps the inner service.
+    pub fn into_inner(self) -> S {
+        self.inner
+    }
+}
+
+/// Always ready: the inner service is only needed, and waited for inside the call, where there is no answer yet.
+impl<S> Service<LlmRequest> for Cache<S>
+where
+    S: Service<LlmRequest, Response = LlmResponse, Future: Send + 'static> + Clone + Send + 'static,
+    S::Error: Into<Error>,
+{
+    type Response = LlmResponse;
+    type Error = Error;
+    type Future = ResponseFuture<S>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: LlmRequest) -> Self::Future {
+        let state = match self.shared.ask(&request) {
+            Asking::Now(Found::Hit(answer)) => State::Done(Some(Ok(answer))),
+            Asking::Now(found) => State::after(found, &self.shared, self.inner.clone(), request),
+            Asking::Later(found) => State::Asking {
+                found,
+                shared: Arc::clone(&self.shared),
+                rest: Some((self.inner.clone(), request)),
+            },
+        };
+        ResponseFuture { state }
+    }
+}
+
+impl<S: fmt::Debug> fmt::Debug for Cache<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cache").field("inner", &self.inner).finish_non_exhaustive()
+    }
+}
+
+// ===== impl State =====
+
+impl<S> State<S>
+where
+    S: Service<LlmRequest, Response = LlmResponse, Future: Send + 'static> + Send + 'static,
+    S::Error: Into<Error>,
+{
+    /// What to do once it is known what the cache has.
+    fn after(found: Found, shared: &Arc<Shared>, service: S, request: LlmRequest) -> Self {
+        let only_if_cached = request.context.cache_control().only_if_cached;
+        let not_cached = || Self::Done(Some(Err(Error::new(ErrorKind::NotCached))));
+        match found {
+            Found::Hit(answer) => Self::Done(Some(Ok(answer))),
+            Found::Bypass(reason) => {
+                shared.counters.bypass(reason);
+                match only_if_cached {
+                    true => not_cached(),
+                    false => Self::Readying { service, rest: Some((request, Purpose::Bypass(reason))) },
+                }
+            }
+            Found::Miss(_) if only_if_cached => {
+                count(&shared.counters.misses);
+                not_cached()
+            }
+            Found::Miss(plan) => {
+                if let Some((flights, route, runtime)) = may_share(&plan, shared, &request) {
+                    let deadline = request.context.deadline().map(Instant::from_std);
+                    let again = plan.clone();
+                    let call = call_of(shared, plan, service, request);
+                    return match flights.board(&runtime, route, call, || shared.ask_again(&again)) {
+                        Boarding::Found(answer) => Self::Done(Some(Ok(answer))),
+                        Boarding::Full => Self::Done(Some(Err(Error::new(ErrorKind::Overloaded)))),
+                        Boarding::Closed(call) => {
+                            count(&shared.counters.misses);
+                            Self::Alone(call.future)
+                        }
+                        Boarding::Aboard(reader) => Self::Following {
+                            reader: Some(reader),
+                            shared: Arc::clone(shared),
+                            deadline,
+                            timer: None,
+                        },
+                    };
+                }
+                count(&shared.counters.misses);
+                let capture = Capture::new(Arc::clone(shared), plan);
+                Self::Readying { service, rest: Some((request, Purpose::Miss(capture))) }
+            }
+        }
+    }
+}
+
+/// Where a call can be shared, if it can.
+fn may_share<'a>(
+    plan: &Plan,
+    shared: &'a Shared,
+    request: &LlmRequest,
+) -> Option<(&'a Arc<Flights>, Route, Handle)> {
+    let flights = shared.flights.as_ref()?;
+    // Who wants no kept answer does not want one that was asked for before either.
+    let stamp = plan.stamp.clone().filter(|_| !plan.control.no_cache)?;
+    let is_late = request.context.deadline().is_some_and(|at| Instant::from_std(at) <= Instant::now());
+    let runtime = Handle::try_current().ok().filter(|_| !is_late)?;
+    Some((flights, (plan.key, stamp, plan.streaming), runtime))
+}
+
+/// The call that `request` would make, for itself and for all who wait for the same.
+fn call_of<S>(shared: &Arc<Shared>, plan: Plan, mut service: S, mut request: LlmRequest) -> Call
+where
+    S: Service<LlmRequest, Response = LlmResponse, Future: Send + 'static> + Send + 'static,
+    S::Error: Into<Error>,
+{
+    let progress = request.progress.clone();
+    // Each caller keeps his own; the call is hung up when nobody is left.
+    request.context = request.context.without_deadline();
+    let shared = Arc::clone(shared);
+    let future = Box::pin(async move {
+        poll_fn(|cx| service.poll_ready(cx)).await.map_err(Into::into)?;
+        let watch = Watch::new(Capture::new(shared, plan));
+        watch.over(service.call(request)).await
+    });
+    Call { future, progress }
+}
+
+// ===== impl ResponseFuture =====
+
+impl<S> Future for ResponseFuture<S>
+where
+    S: Service<LlmRequest, Response = LlmResponse, Future: Send + 'static> + Send + 'static,
+    S::Error: Into<Error>,
+{
+    type Output = Result<LlmResponse, Error>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut state = self.project().state;
+        loop {
+            let next = match state.as_mut().project() {
+                StateProj::Done(answer) => {
+                    return Poll::Ready(answer.take().expect("polled after completion"));
+                }
+                StateProj::Asking { found, shared, rest } => {
+                    let found = ready!(found.as_mut().poll(cx));
+                    let (service, request) = rest.take().expect("taken only here, and the state changes");
+                    State::after(found, shared, service, request)
+                }
+                StateProj::Readying { service, rest } => {
+                    ready!(service.poll_ready(cx)).map_err(Into::into)?;
+                    let (request, purpose) = rest.take().expect("taken only here, and the state changes");
+                    match purpose {
+                        Purpose::Bypass(reason) => State::Passing { call: service.call(request), reason },
+                        Purpose::Miss(capture) => {
+                            let watch = Watch::new(capture);
+                            State::Calling(watch.over(service.call(request)))
+                        }
+                    }
+                }
+                StateProj::Passing { call, reason } => {
+                    let answer = ready!(call.poll(cx)).map_err(Into::into)?;
+                    return Poll::Ready(Ok(marked(answer, CacheStatus::Bypass(*reason))));
+                }
+                StateProj::Calling(call) => {
+                    return Poll::Ready(Ok(marked(ready!(call.poll(cx))?, CacheStatus::Miss)));
+                }
+                StateProj::Alone(call) => {
+                    return Poll::Ready(Ok(marked(ready!(call.as_mut().poll(cx))?, CacheStatus::Miss)));
+                }
+                StateProj::Following { reader, shared, deadline, timer } => {
+                    let following = reader.as_mut().expect("taken only below, at the end");
+                    let head = match following.poll_head(cx) {
+                        Poll::Ready(head) => head,
+                        Poll::Pending => {
+                            ready!(poll_deadline(*deadline, timer, cx));
+                            Err(Error::new(ErrorKind::Timeout { phase: TimeoutPhase::Deadline }))
+                        }
+                    };
+                    let reader = reader.take().expect("it was just there");
+                    return Poll::Ready(follow(head, reader, shared, *deadline));
+                }
+            };
+            state.set(next);
+        }
+    }
+}
+
+/// Says what the cache had to do with an answer, unless one below has given it.
+fn marked(mut answer: LlmResponse, status: CacheStatus) -> LlmResponse {
+    if !answer.cache.is_hit() {
+        answer.cache = status;
+    }
+    answer
+}
+
+fn follow(
+    head: Result<Beginning, Error>,
+    mut reader: Reader,
+    shared: &Arc<Shared>,
+    deadline: Option<Instant>,
+) -> Result<LlmResponse, Error> {
+    match &head {
+        Ok(Beginning { cache: CacheStatus::Coalesced, whole, .. }) => {
+            count(&shared.counters.coalesced);
+            match whole {
+                Some(completion) => shared.counters.saved(completion.usage()),
+                None => reader = reader.saving_for(shared),
+            }
+        }
+        _ => count(&shared.counters.misses),
+    }
+    let mut answer = head?.answer(reader);
+    if let (Some(_), ResponseBody::Stream(chunks)) = (deadline, &mut answer.body) {
+        chunks.limit(BodyClock::new(None, None, None, deadline));
+    }
+    Ok(answer)
+}
+
+fn poll_deadline(
+    deadline: Option<Instant>,
+    timer: &mut Option<Pin<Box<Sleep>>>,
+    cx: &mut Context<'_>,
+) -> Poll<()> {
+    let Some(deadline) = deadline else { return Poll::Pending };
+    let timer = timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
+    timer.as_mut().poll(cx)
+}
+
+impl<S: Service<LlmRequest>> fmt::Debug for ResponseFuture<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = match self.state {
+            State::Done(_) => "Done",
+            State::Asking { .. } => "Asking",
+            State::Readying { .. } => "Readying",
+            State::Passing { .. } => "Passing",
+            State::Calling(_) => "Calling",
+            State::Alone(_) => "Alone",
+            State::Following { .. } => "Following",
+        };
+        f.debug_struct("ResponseFuture").field("state", &state).finish_non_exhaustive()
+    }
+}

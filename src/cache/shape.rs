@@ -1,0 +1,260 @@
+//! A stream as the whole answer that it was.
+
+use crate::{Completion, StreamChunk, json};
+use std::collections::BTreeMap;
+
+/// One choice, put together.
+#[derive(Default)]
+struct Choice {
+    message: Members,
+    others: Members,
+}
+
+/// Members in the order in which they first came, each as JSON by its raw name.
+#[derive(Default)]
+struct Members(Vec<(Vec<u8>, Value)>);
+
+/// A value that pieces are added to.
+enum Value {
+    /// Came once, or was the same each time.
+    Json(Vec<u8>),
+    /// Text without its quotes, as JSON spells it.
+    Text(Vec<u8>),
+    /// Items without their brackets.
+    List(Vec<u8>),
+    Object(Members),
+    /// Objects by their `index`.
+    Indexed(BTreeMap<u64, Members>),
+}
+
+/// What a member of a delta means for the one before it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Rule {
+    /// The same again, or nothing.
+    Once,
+    Append,
+    Extend,
+    Merge,
+    ByIndex,
+}
+
+/// The whole answer; `None` if it cannot be told how its pieces belong together.
+pub(super) fn whole(chunks: &[StreamChunk]) -> Option<Completion> {
+    let mut top = Members::default();
+    let mut choices: BTreeMap<u64, Choice> = BTreeMap::new();
+    for chunk in chunks.iter().filter(|chunk| !chunk.data().is_empty()) {
+        for (name, value) in json::members(chunk.data()) {
+            match json::string(name)?.as_ref() {
+                "object" => {}
+                "choices" => {
+                    for (at, choice) in json::items(value).enumerate() {
+                        let index = index(choice).unwrap_or(at as u64);
+                        choices.entry(index).or_default().add(choice)?;
+                    }
+                }
+                // The last report is the one that counts.
+                "usage" | "x_groq" => top.set(name, value),
+                // May differ from chunk to chunk, and says nothing of the answer.
+                "obfuscation" | "created" | "id" | "system_fingerprint" => top.keep_first(name, value),
+                _ => top.add(name, value, Rule::Once)?,
+            }
+        }
+    }
+    let mut out = br#"{"object":"chat.completion""#.to_vec();
+    top.write(&mut out);
+    out.extend_from_slice(br#","choices":["#);
+    for (at, (index, choice)) in choices.into_iter().enumerate() {
+        out.extend_from_slice(if at == 0 { b"{" } else { b",{" });
+        out.extend_from_slice(format!(r#""index":{index},"message":{{"role":"#).as_bytes());
+        choice.write(&mut out);
+    }
+    out.extend_from_slice(b"]}");
+    Completion::parse(out).ok()
+}
+
+fn index(object: &[u8]) -> Option<u64> {
+    std::str::from_utf8(json::member(object, "index")?).ok()?.parse().ok()
+}
+
+impl Choice {
+    fn add(&mut self, choice: &[u8]) -> Option<()> {
+        for (name, value) in json::members(choice) {
+            match json::string(name)?.as_ref() {
+                "index" => {}
+                "delta" => {
+                    for (name, value) in json::members(value) {
+                        self.message.add(name, value, rule(&json::string(name)?))?;
+                    }
+                }
+                "logprobs" => self.others.add(name, value, Rule::Merge)?,
+                _ => self.others.add(name, value, Rule::Once)?,
+            }
+        }
+        Some(())
+    }
+
+    fn write(mut self, out: &mut Vec<u8>) {
+        let role = self.message.take("role");
+        match role {
+            Some(role) => role.write(out),
+            None => out.extend_from_slice(br#""assistant""#),
+        }
+        if !self.message.0.iter().any(|(name, _)| name == br#""content""#) {
+            out.extend_from_slice(br#","content":null"#);
+        }
+        self.message.write(out);
+        out.push(b'}');
+        self.others.write(out);
+        out.push(b'}');
+    }
+}
+
+/// How the pieces of a member of a delta, or of what is in it, belong together.
+fn rule(name: &str) -> Rule {
+    match name {
+        "content" | "reasoning_content" | "reasoning" | "refusal" | "arguments" => Rule::Append,
+        "tool_calls" => Rule::ByIndex,
+        "function_call" | "function" => Rule::Merge,
+        _ => Rule::Once,
+    }
+}
+
+impl Members {
+    fn at(&mut self, name: &[u8]) -> Option<&mut Value> {
+        self.0.iter_mut().find(|(known, _)| known == name).map(|(_, value)| value)
+    }
+
+    fn set(&mut self, name: &[u8], value: &[u8]) {
+        if value == b"null" {
+            return self.keep_first(name, value);
+        }
+        match self.at(name) {
+            Some(known) => *known = Value::Json(value.to_vec()),
+            None => self.0.push((name.to_vec(), Value::Json(value.to_vec()))),
+        }
+    }
+
+    fn keep_first(&mut self, name: &[u8], value: &[u8]) {
+        if value != b"null" && self.at(name).is_none() {
+            self.0.push((name.to_vec(), Value::Json(value.to_vec())));
+        }
+    }
+
+    fn take(&mut self, name: &str) -> Option<Value> {
+        let at =
+            self.0.iter().position(|(known, _)| json::string(known).is_some_and(|known| known == name))?;
+        Some(self.0.remove(at).1)
+    }
+
+    fn add(&mut self, name: &[u8], value: &[u8], rule: Rule) -> Option<()> {
+        if value == b"null" {
+            return Some(());
+        }
+        if self.at(name).is_none() {
+            self.0.push((name.to_vec(), Value::empty(rule, value)));
+        }
+        self.at(name)?.add(value)
+    }
+
+    fn write(self, out: &mut Vec<u8>) {
+        for (name, value) in self.0 {
+            out.push(b',');
+            out.extend_from_slice(&name);
+            out.push(b':');
+            value.write(out);
+        }
+    }
+}
+
+impl Value {
+    /// Nothing yet, of the kind that `value` is the first piece of.
+    fn empty(rule: Rule, value: &[u8]) -> Self {
+        match (rule, value.first()) {
+            (Rule::Append, Some(b'"')) => Self::Text(Vec::new()),
+            (Rule::Extend | Rule::Append, Some(b'[')) => Self::List(Vec::new()),
+            (Rule::Merge, Some(b'{')) => Self::Object(Members::default()),
+            (Rule::ByIndex, Some(b'[')) => Self::Indexed(BTreeMap::new()),
+            _ => Self::Json(value.to_vec()),
+        }
+    }
+
+    fn add(&mut self, piece: &[u8]) -> Option<()> {
+        match (self, piece) {
+            (Self::Json(known), piece) if known == piece => {}
+            // Servers repeat `"type":"function"` and send empty names in later pieces.
+            (Self::Json(_), b"\"\"") => {}
+            (Self::Json(known), piece) if known == b"\"\"" => *known = piece.to_vec(),
+            (Self::Text(text), [b'"', inner @ .., b'"']) => text.extend_from_slice(inner),
+            (Self::List(list), [b'[', inner @ .., b']']) => {
+                if json::items(piece).next().is_some() {
+                    if !list.is_empty() {
+                        list.push(b',');
+                    }
+                    list.extend_from_slice(inner);
+                }
+            }
+            (Self::Object(members), [b'{', ..]) => {
+                for (name, value) in json::members(piece) {
+                    let rule = match rule(&json::string(name)?) {
+                        // The lists of `logprobs`.
+                        Rule::Append if value.first() == Some(&b'[') => Rule::Extend,
+                        rule => rule,
+                    };
+                    members.add(name, value, rule)?;
+                }
+            }
+            (Self::Indexed(items), [b'[', ..]) => {
+                for (at, item) in json::items(piece).enumerate() {
+                    let members = items.entry(index(item).unwrap_or(at as u64)).or_default();
+                    for (name, value) in json::members(item) {
+                        let plain = json::string(name)?;
+                        if plain != "index" {
+                            members.add(name, value, rule(&plain))?;
+                        }
+                    }
+                }
+            }
+            _ => return None,
+        }
+        Some(())
+    }
+
+    fn write(self, out: &mut Vec<u8>) {
+        match self {
+            Self::Json(json) => out.extend_from_slice(&json),
+            Self::Text(text) => {
+                out.push(b'"');
+                out.extend_from_slice(&text);
+                out.push(b'"');
+            }
+            Self::List(list) => {
+                out.push(b'[');
+                out.extend_from_slice(&list);
+                out.push(b']');
+            }
+            Self::Object(members) => members.write_object(out),
+            Self::Indexed(items) => {
+                out.push(b'[');
+                for (at, members) in items.into_values().enumerate() {
+                    if at > 0 {
+                        out.push(b',');
+                    }
+                    members.write_object(out);
+                }
+                out.push(b']');
+            }
+        }
+    }
+}
+
+impl Members {
+    fn write_object(self, out: &mut Vec<u8>) {
+        let start = out.len();
+        self.write(out);
+        match out.get_mut(start) {
+            Some(comma) => *comma = b'{',
+            None => out.push(b'{'),
+        }
+        out.push(b'}');
+    }
+}

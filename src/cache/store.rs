@@ -1,0 +1,119 @@
+use super::{CacheKey, Entry, epoch::EpochStore};
+use crate::BoxError;
+use bytes::Bytes;
+use std::{fmt, pin::Pin, sync::Arc, time::Duration};
+
+/// What somebody was asked for: here already, or on its way. Who has it in memory needs no box.
+pub enum Fetch<T> {
+    /// Here.
+    Ready(T),
+    /// On its way.
+    Pending(Pin<Box<dyn Future<Output = Result<T, BoxError>> + Send>>),
+}
+
+/// Keeps [entries](Entry).
+///
+/// It may forget any entry at any time, and what it gives back is checked: against the key that was asked for, the
+/// caller's scope, the epochs and the time.
+pub trait CacheStore: Send + Sync + 'static {
+    /// The entry of this key, if there is one.
+    fn get(&self, key: &CacheKey) -> Fetch<Option<Arc<Entry>>>;
+
+    /// Keeps `entry` under [its key](Entry::key), no longer than [its time](Entry::ttl), in place of what was there.
+    ///
+    /// Called when an answer ends, maybe within a `Drop`: what cannot be done in memory is left to the future, which
+    /// runs off the path of any call.
+    fn put(&self, entry: Arc<Entry>) -> Fetch<()>;
+
+    /// Forgets what is in memory here under this key, because it is no good any more; `true` if a better one may be
+    /// further away, so that it is worth to ask again.
+    fn evict(&self, key: &CacheKey) -> bool {
+        let _ = key;
+        false
+    }
+
+    /// The epochs that all who share this store go by; `None` if nobody else does.
+    fn epochs(&self) -> Option<Arc<dyn EpochStore>> {
+        None
+    }
+}
+
+/// Keeps bytes under keys, in other processes too: what [`SealedStore`](super::SealedStore) makes a [`CacheStore`] of.
+pub trait ByteStore: Send + Sync + 'static {
+    /// What was put under this key, if it is still there.
+    fn get(&self, key: &CacheKey) -> Fetch<Option<Bytes>>;
+
+    /// Keeps `value` for `ttl`, in place of what was there.
+    fn put(&self, key: &CacheKey, value: Bytes, ttl: Duration) -> Fetch<()>;
+
+    /// The epochs that all who share this store go by.
+    fn epochs(&self) -> Option<Arc<dyn EpochStore>> {
+        None
+    }
+}
+
+impl<T> Fetch<T> {
+    /// On its way by `future`.
+    pub fn pending(future: impl Future<Output = Result<T, BoxError>> + Send + 'static) -> Self {
+        Self::Pending(Box::pin(future))
+    }
+
+    /// Waits for it.
+    ///
+    /// # Errors
+    ///
+    /// Whatever kept it from coming.
+    pub async fn wait(self) -> Result<T, BoxError> {
+        match self {
+            Self::Ready(value) => Ok(value),
+            Self::Pending(future) => future.await,
+        }
+    }
+}
+
+impl<T> fmt::Debug for Fetch<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Ready(_) => "Ready(..)",
+            Self::Pending(_) => "Pending(..)",
+        })
+    }
+}
+
+macro_rules! by_reference {
+    ($pointer:ident) => {
+        impl<S: CacheStore + ?Sized> CacheStore for $pointer<S> {
+            fn get(&self, key: &CacheKey) -> Fetch<Option<Arc<Entry>>> {
+                (**self).get(key)
+            }
+
+            fn put(&self, entry: Arc<Entry>) -> Fetch<()> {
+                (**self).put(entry)
+            }
+
+            fn evict(&self, key: &CacheKey) -> bool {
+                (**self).evict(key)
+            }
+
+            fn epochs(&self) -> Option<Arc<dyn EpochStore>> {
+                (**self).epochs()
+            }
+        }
+
+        impl<S: ByteStore + ?Sized> ByteStore for $pointer<S> {
+            fn get(&self, key: &CacheKey) -> Fetch<Option<Bytes>> {
+                (**self).get(key)
+            }
+
+            fn put(&self, key: &CacheKey, value: Bytes, ttl: Duration) -> Fetch<()> {
+                (**self).put(key, value, ttl)
+            }
+
+            fn epochs(&self) -> Option<Arc<dyn EpochStore>> {
+                (**self).epochs()
+            }
+        }
+    };
+}
+by_reference!(Arc);
+by_reference!(Box);

@@ -1,0 +1,111 @@
+use crate::{Completion, FinishReason, TokenUsage, json};
+use bytes::Bytes;
+use serde_json::{Value, json};
+use std::borrow::Cow;
+
+/// A whole answer as a message of Anthropic's Messages API, for a caller who asked `model`.
+///
+/// The first choice is the message: its thoughts, its text and its calls of tools, in that order.
+///
+/// ```
+/// use llm_layers::{Completion, TokenUsage, http::anthropic};
+///
+/// let answer = Completion::text("Hello", TokenUsage::new(3, 1));
+/// let message: serde_json::Value = serde_json::from_slice(&anthropic::message(&answer, "fast"))?;
+/// assert_eq!(message["content"][0]["text"], "Hello");
+/// assert_eq!(message["stop_reason"], "end_turn");
+/// # Ok::<(), serde_json::Error>(())
+/// ```
+pub fn message(completion: &Completion, model: &str) -> Bytes {
+    let choice = json::member(completion.data(), "choices").and_then(|choices| json::items(choices).next());
+    let said = choice.and_then(|choice| json::member(choice, "message")).unwrap_or(b"{}");
+    let mut content = Vec::new();
+    if let Some(thoughts) = thoughts(said) {
+        content.push(json!({ "type": "thinking", "thinking": thoughts, "signature": "" }));
+    }
+    let refusal = member_text(said, "refusal");
+    if let Some(text) = text(said).or(refusal) {
+        content.push(json!({ "type": "text", "text": text }));
+    }
+    for call in json::items(json::member(said, "tool_calls").unwrap_or_default()) {
+        content.push(tool_use(call));
+    }
+    let reason = completion.finish_reasons().first().map(|finish| &finish.reason);
+    let has_calls = json::member(said, "tool_calls").is_some_and(|calls| !json::is_nothing(calls));
+    let message = json!({
+        "id": message_id(completion.id()),
+        "type": "message",
+        "role": "assistant",
+        "model": completion.model().unwrap_or(Cow::Borrowed(model)),
+        "content": content,
+        "stop_reason": stop_reason(reason, has_calls),
+        "stop_sequence": null,
+        "usage": usage(completion.usage()),
+    });
+    message.to_string().into()
+}
+
+/// The answer's id, or one of its own.
+pub(super) fn message_id(id: Option<Cow<'_, str>>) -> String {
+    id.map_or_else(|| format!("msg_{:032x}", fastrand::u128(..)), Cow::into_owned)
+}
+
+/// Why the answer is over, as Anthropic says it.
+pub(super) fn stop_reason(reason: Option<&FinishReason>, has_calls: bool) -> &'static str {
+    match reason {
+        Some(FinishReason::Length) => "max_tokens",
+        Some(FinishReason::ContentFilter) => "refusal",
+        Some(FinishReason::ToolCalls) => "tool_use",
+        // Some say "stop" whatever they stop for.
+        _ if has_calls => "tool_use",
+        _ => "end_turn",
+    }
+}
+
+/// What was used up; Anthropic counts what the provider's cache had to do with apart.
+pub(super) fn usage(usage: Option<&TokenUsage>) -> Value {
+    let usage = usage.copied().unwrap_or_default();
+    let (read, written) = (usage.cache_read_tokens.unwrap_or(0), usage.cache_write_tokens.unwrap_or(0));
+    let input = usage.input_tokens.unwrap_or(0).saturating_sub(read).saturating_sub(written);
+    json!({
+        "input_tokens": input,
+        "cache_creation_input_tokens": written,
+        "cache_read_input_tokens": read,
+        "output_tokens": usage.output_tokens.unwrap_or(0),
+    })
+}
+
+/// The thoughts of a message or delta, if it has any.
+pub(super) fn thoughts(said: &[u8]) -> Option<Cow<'_, str>> {
+    member_text(said, "reasoning_content").or_else(|| member_text(said, "reasoning"))
+}
+
+/// The text of a message or delta, if it has any.
+pub(super) fn text(said: &[u8]) -> Option<Cow<'_, str>> {
+    let content = json::member(said, "content")?;
+    if content.first() != Some(&b'[') {
+        return member_text(said, "content");
+    }
+    let parts = json::items(content).filter_map(|part| json::member(part, "text").and_then(json::string));
+    let text: String = parts.collect();
+    (!text.is_empty()).then_some(Cow::Owned(text))
+}
+
+pub(super) fn member_text<'a>(object: &'a [u8], member: &str) -> Option<Cow<'a, str>> {
+    json::member(object, member).and_then(json::string).filter(|text| !text.is_empty())
+}
+
+/// A call of a tool as a block.
+fn tool_use(call: &[u8]) -> Value {
+    let function = json::member(call, "function").unwrap_or(b"{}");
+    let arguments = member_text(function, "arguments").unwrap_or_default();
+    // A model may write what is no object; the caller gets to see it, and the type holds.
+    let input = match serde_json::from_str::<Value>(&arguments) {
+        Ok(input @ Value::Object(_)) => input,
+        _ if arguments.trim().is_empty() => json!({}),
+        _ => json!({ "arguments": arguments }),
+    };
+    let id =
+        member_text(call, "id").map_or_else(|| format!("toolu_{:032x}", fastrand::u128(..)), Cow::into_owned);
+    json!({ "type": "tool_use", "id": id, "name": member_text(function, "name").unwrap_or_default(), "input": input })
+}

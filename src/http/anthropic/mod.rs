@@ -1,0 +1,63 @@
+//! Anthropic's Messages dialect on the way in: a request becomes a chat request, an answer becomes a message.
+//!
+//! [`chat_request`] reads what `POST /v1/messages` takes, [`message`] and [`MessageEvents`] write what it answers, and
+//! [`error_body`] its errors; `axum` has an extractor and a responder of them. In between is the same stack, with the same
+//! limits, cache and records, whatever provider answers.
+//!
+//! What has no counterpart:
+//!
+//! | in the request | becomes |
+//! |---|---|
+//! | `cache_control`, `context_management`, `diagnostics`, `speed`, `user_profile_id`, `workspace_id`, thoughts of earlier turns | nothing |
+//! | `thinking.budget_tokens` | `reasoning_effort`: `low` below 4,096, `medium` below 16,384, else `high` |
+//! | `top_k`, members that nobody knows | themselves: the provider may know them |
+//! | tools that Anthropic runs, `mcp_servers`, `container`, `inference_geo`, files by id | an error that names the member |
+//!
+//! Which stop sequence was met is not known of other providers: `stop_reason` is then `end_turn`.
+
+mod answer;
+mod events;
+mod request;
+
+pub use self::{answer::message, events::MessageEvents, request::chat_request};
+
+use crate::{Error, http as edge};
+use bytes::Bytes;
+use http::StatusCode;
+use serde_json::json;
+
+/// The JSON of an error, as Anthropic's clients read it.
+///
+/// ```
+/// use llm_layers::{Error, ErrorKind, http::anthropic};
+///
+/// let error = Error::new(ErrorKind::ModelNotFound { model: "fast".into() });
+/// assert_eq!(
+///     anthropic::error_body(&error),
+///     r#"{"error":{"message":"no provider serves model fast","type":"not_found_error"},"type":"error"}"#
+/// );
+/// ```
+pub fn error_body(error: &Error) -> Bytes {
+    error_json(edge::status(error), &error.to_string())
+}
+
+/// The JSON of an error of the host's own.
+pub fn error_json(status: StatusCode, message: &str) -> Bytes {
+    let kind = error_type(status);
+    json!({ "type": "error", "error": { "type": kind, "message": message } }).to_string().into()
+}
+
+/// What Anthropic calls an error of this status.
+pub fn error_type(status: StatusCode) -> &'static str {
+    match status.as_u16() {
+        401 => "authentication_error",
+        403 => "permission_error",
+        404 => "not_found_error",
+        413 => "request_too_large",
+        429 => "rate_limit_error",
+        400..500 => "invalid_request_error",
+        503 | 529 => "overloaded_error",
+        504 => "timeout_error",
+        _ => "api_error",
+    }
+}

@@ -1,0 +1,445 @@
+use crate::{BodyLimits, Error, InvalidReason, LlmRequest, json};
+use bytes::Bytes;
+use serde_json::value::RawValue;
+
+/// Reads a request of Anthropic's Messages API.
+///
+/// Texts, schemas and numbers keep the bytes that they came in.
+///
+/// # Errors
+///
+/// [`InvalidRequest`](crate::ErrorKind::InvalidRequest) that names the member, by its place in the request as it came.
+///
+/// ```
+/// use llm_layers::{BodyLimits, http::anthropic};
+///
+/// # fn main() -> Result<(), llm_layers::Error> {
+/// let request = r#"{"model":"fast","max_tokens":64,"system":"Be brief.","messages":[{"role":"user","content":"Hi"}]}"#;
+/// let request = anthropic::chat_request(request, &BodyLimits::default())?;
+/// assert_eq!(request.body.messages().count(), 2);
+/// assert_eq!(request.body.max_output_tokens()?, Some(64));
+/// # Ok(())
+/// # }
+/// ```
+pub fn chat_request(json: impl Into<Bytes>, limits: &BodyLimits) -> Result<LlmRequest, Error> {
+    let source = json.into();
+    if source.len() > limits.max_bytes {
+        return Err(Error::invalid_body(InvalidReason::TooLarge { limit: limits.max_bytes }));
+    }
+    if json::too_deep(&source, limits.max_depth) {
+        return Err(Error::invalid_body(InvalidReason::TooDeep { limit: limits.max_depth }));
+    }
+    let whole: &RawValue = serde_json::from_slice(&source).map_err(|error| {
+        Error::invalid_body(InvalidReason::Syntax { line: error.line(), column: error.column() })
+    })?;
+    if !whole.get().starts_with('{') {
+        return Err(Error::invalid_body(InvalidReason::Mistyped { expected: "an object" }));
+    }
+    let body = translate(whole.get().as_bytes(), limits)?;
+    // What is added is a few names; what was too large came so.
+    let limits = limits.clone().with_max_bytes(usize::MAX).with_max_depth(limits.max_depth.saturating_add(4));
+    LlmRequest::parse_within(body, &limits)
+}
+
+/// One top-level member after another; messages last, because the system prompt comes before them.
+fn translate(source: &[u8], limits: &BodyLimits) -> Result<Vec<u8>, Error> {
+    let mut out = Out::with_capacity(source.len() + 256);
+    let mut seen: Vec<Box<str>> = Vec::new();
+    let (mut system, mut messages, mut effort) = (None, None, None);
+    let mut has_bound = false;
+    for (raw_name, value) in json::members(source) {
+        let Some(name) = json::string(raw_name) else { continue };
+        if seen.iter().any(|other| **other == *name) {
+            return Err(Error::invalid(&*name, InvalidReason::Duplicate));
+        }
+        if seen.len() == limits.max_members {
+            return Err(Error::invalid_body(InvalidReason::TooMany { limit: limits.max_members }));
+        }
+        seen.push((&*name).into());
+        if value == b"null" {
+            continue;
+        }
+        match &*name {
+            "system" => system = Some(value),
+            "messages" => messages = Some(value),
+            "max_tokens" => {
+                has_bound = true;
+                out.member("max_tokens", value);
+            }
+            "stop_sequences" => out.member("stop", value),
+            "tools" => tools(value, &mut out)?,
+            "tool_choice" => tool_choice(value, &mut out)?,
+            "metadata" => {
+                if let Some(user) = json::member(value, "user_id").filter(|user| *user != b"null") {
+                    out.member("user", user);
+                }
+            }
+            "thinking" => effort = effort.or(thinking(value)?),
+            "output_config" => {
+                if let Some(format) = json::member(value, "format") {
+                    output_format("output_config.format", format, &mut out)?;
+                }
+                effort = json::member(value, "effort").and_then(json::string).map(|said| match &*said {
+                    "low" => "low",
+                    "medium" => "medium",
+                    _ => "high",
+                });
+            }
+            "output_format" => output_format("output_format", value, &mut out)?,
+            "service_tier" => {
+                let tier: &[u8] = if value == br#""standard_only""# { br#""default""# } else { value };
+                out.member("service_tier", tier);
+            }
+            "mcp_servers" | "container" | "inference_geo" => return Err(unsupported(&name)),
+            "cache_control" | "context_management" | "diagnostics" | "speed" | "user_profile_id"
+            | "workspace_id" => {}
+            _ => out.raw_member(raw_name, value),
+        }
+    }
+    if let Some(effort) = effort {
+        out.member("reasoning_effort", &quoted(effort));
+    }
+    if !has_bound {
+        return Err(Error::invalid("max_tokens", InvalidReason::Missing));
+    }
+    let messages = messages.ok_or_else(|| Error::invalid("messages", InvalidReason::Missing))?;
+    let mut list = List::default();
+    if let Some(system) = system {
+        list.item(br#"{"role":"system","content":"#, &text_of("system", system)?);
+    }
+    if messages.first() != Some(&b'[') {
+        return Err(mistyped("messages", "an array"));
+    }
+    for (at, message) in json::items(messages).enumerate() {
+        self::message(&format!("messages[{at}]"), message, &mut list)?;
+    }
+    out.member("messages", &list.finish());
+    Ok(out.finish())
+}
+
+fn message(path: &str, message: &[u8], list: &mut List) -> Result<(), Error> {
+    let at = |member: &str| format!("{path}.{member}");
+    let role = json::member(message, "role").and_then(json::string);
+    let content = json::member(message, "content").filter(|content| *content != b"null");
+    let content = content.ok_or_else(|| Error::invalid(at("content"), InvalidReason::Missing))?;
+    match (role.as_deref(), content.first()) {
+        (Some(role @ ("user" | "assistant" | "system")), Some(b'"')) => {
+            list.item(format!(r#"{{"role":"{role}","content":"#).as_bytes(), content);
+            Ok(())
+        }
+        (Some("user"), Some(b'[')) => from_user(&at("content"), content, list),
+        (Some("assistant"), Some(b'[')) => from_assistant(&at("content"), content, list),
+        (Some("system"), Some(b'[')) => {
+            list.item(br#"{"role":"system","content":"#, &text_of(&at("content"), content)?);
+            Ok(())
+        }
+        (Some("user" | "assistant" | "system"), _) => Err(mistyped(&at("content"), "a string or an array")),
+        (_, _) => Err(mistyped(&at("role"), "\"user\" or \"assistant\"")),
+    }
+}
+
+/// Results of tools are messages of their own, and come first: nothing may stand between them and the calls.
+fn from_user(path: &str, blocks: &[u8], list: &mut List) -> Result<(), Error> {
+    let mut parts = List::default();
+    for (at, block) in json::items(blocks).enumerate() {
+        let path = format!("{path}[{at}]");
+        if kind(block).as_deref() == Some("tool_result") {
+            let id = string(&path, block, "tool_use_id")?;
+            let mut texts = List::default();
+            let content = match json::member(block, "content") {
+                Some(text @ [b'"', ..]) => text.to_vec(),
+                Some(blocks @ [b'[', ..]) => {
+                    for (at, block) in json::items(blocks).enumerate() {
+                        let path = format!("{path}.content[{at}]");
+                        // Only texts can be a tool's message; what else there is goes along with the user's.
+                        let parts =
+                            if kind(block).as_deref() == Some("text") { &mut texts } else { &mut parts };
+                        part(&path, block, parts)?;
+                    }
+                    texts.finish()
+                }
+                Some(b"null") | None => br#""""#.to_vec(),
+                Some(_) => return Err(mistyped(&format!("{path}.content"), "a string or an array")),
+            };
+            let content = if content == b"[]" { br#""""#.to_vec() } else { content };
+            list.item(&[br#"{"role":"tool","tool_call_id":"#, id, br#","content":"#].concat(), &content);
+        } else {
+            part(&path, block, &mut parts)?;
+        }
+    }
+    if !parts.is_empty() {
+        list.item(br#"{"role":"user","content":"#, &parts.finish());
+    }
+    Ok(())
+}
+
+fn part(path: &str, block: &[u8], parts: &mut List) -> Result<(), Error> {
+    match kind(block).as_deref() {
+        Some("text") => parts.item(br#"{"type":"text","text":"#, string(path, block, "text")?),
+        Some("image") => {
+            let url = location(path, block)?.ok_or_else(|| unsupported(&format!("{path}.source.type")))?;
+            parts.item(br#"{"type":"image_url","image_url":{"url":"#, &[&url, &b"}"[..]].concat());
+        }
+        Some("document") => {
+            let source = required(path, block, "source")?;
+            if kind(source).as_deref() == Some("text") {
+                parts.item(br#"{"type":"text","text":"#, string(path, source, "data")?);
+                return Ok(());
+            }
+            let data = location(path, block)?.filter(|url| url.starts_with(br#""data:"#));
+            let data = data.ok_or_else(|| unsupported(&format!("{path}.source.type")))?;
+            let title = json::member(block, "title").filter(|title| title.starts_with(b"\""));
+            let title = title.unwrap_or(br#""document.pdf""#);
+            let file = [br#"{"type":"file","file":{"filename":"#, title, br#","file_data":"#].concat();
+            parts.item(&file, &[&data, &b"}"[..]].concat());
+        }
+        Some(_) => return Err(unsupported(&format!("{path}.type"))),
+        None => return Err(Error::invalid(format!("{path}.type"), InvalidReason::Missing)),
+    }
+    Ok(())
+}
+
+/// Where an image or a document is, as a URL; `None` for what only Anthropic can look up.
+fn location(path: &str, block: &[u8]) -> Result<Option<Vec<u8>>, Error> {
+    let source = required(path, block, "source")?;
+    let path = format!("{path}.source");
+    Ok(match kind(source).as_deref() {
+        Some("base64") => {
+            let (media, data) = (string(&path, source, "media_type")?, string(&path, source, "data")?);
+            Some(joined(&[br#""data:""#, media, br#"";base64,""#, data]))
+        }
+        Some("url") => Some(string(&path, source, "url")?.to_vec()),
+        _ => None,
+    })
+}
+
+fn from_assistant(path: &str, blocks: &[u8], list: &mut List) -> Result<(), Error> {
+    let (mut texts, mut calls) = (Vec::new(), List::default());
+    for (at, block) in json::items(blocks).enumerate() {
+        let path = format!("{path}[{at}]");
+        match kind(block).as_deref() {
+            Some("text") => texts.push(string(&path, block, "text")?),
+            Some("tool_use") => {
+                let (id, name) = (string(&path, block, "id")?, string(&path, block, "name")?);
+                let input = json::member(block, "input").unwrap_or(b"{}");
+                let arguments = quoted(&String::from_utf8_lossy(input));
+                let call = [
+                    br#"{"id":"#,
+                    id,
+                    br#","type":"function","function":{"name":"#,
+                    name,
+                    br#","arguments":"#,
+                ];
+                calls.item(&call.concat(), &[&arguments[..], b"}"].concat());
+            }
+            // Signed for a provider that may not be the next one.
+            Some("thinking" | "redacted_thinking") => {}
+            Some(_) => return Err(unsupported(&format!("{path}.type"))),
+            None => return Err(Error::invalid(format!("{path}.type"), InvalidReason::Missing)),
+        }
+    }
+    let text = if texts.is_empty() { b"null".to_vec() } else { joined(&texts) };
+    if calls.is_empty() {
+        let text = if texts.is_empty() { br#""""#.to_vec() } else { text };
+        list.item(br#"{"role":"assistant","content":"#, &text);
+    } else {
+        let head = [br#"{"role":"assistant","content":"#, &text[..], br#","tool_calls":"#].concat();
+        list.item(&head, &calls.finish());
+    }
+    Ok(())
+}
+
+fn tools(value: &[u8], out: &mut Out) -> Result<(), Error> {
+    if value.first() != Some(&b'[') {
+        return Err(mistyped("tools", "an array"));
+    }
+    let mut list = List::default();
+    for (at, tool) in json::items(value).enumerate() {
+        let path = format!("tools[{at}]");
+        if kind(tool).is_some_and(|kind| kind != "custom") {
+            return Err(unsupported(&format!("{path}.type")));
+        }
+        let mut function = Out::with_capacity(tool.len());
+        function.member("name", string(&path, tool, "name")?);
+        for (theirs, ours) in
+            [("description", "description"), ("input_schema", "parameters"), ("strict", "strict")]
+        {
+            if let Some(value) = json::member(tool, theirs).filter(|value| *value != b"null") {
+                function.member(ours, value);
+            }
+        }
+        list.item(br#"{"type":"function","function":"#, &function.finish());
+    }
+    if !list.is_empty() {
+        out.member("tools", &list.finish());
+    }
+    Ok(())
+}
+
+fn tool_choice(value: &[u8], out: &mut Out) -> Result<(), Error> {
+    match kind(value).as_deref() {
+        Some("auto") => out.member("tool_choice", br#""auto""#),
+        Some("any") => out.member("tool_choice", br#""required""#),
+        Some("none") => out.member("tool_choice", br#""none""#),
+        Some("tool") => {
+            let name = string("tool_choice", value, "name")?;
+            let choice = [br#"{"type":"function","function":{"name":"#, name, b"}}"];
+            out.member("tool_choice", &choice.concat());
+        }
+        _ => return Err(mistyped("tool_choice.type", "\"auto\", \"any\", \"tool\" or \"none\"")),
+    }
+    if json::member(value, "disable_parallel_tool_use") == Some(b"true") {
+        out.member("parallel_tool_calls", b"false");
+    }
+    Ok(())
+}
+
+fn thinking(value: &[u8]) -> Result<Option<&'static str>, Error> {
+    match kind(value).as_deref() {
+        Some("disabled" | "adaptive" | "between_tools") => Ok(None),
+        Some("enabled") => {
+            let budget =
+                json::member(value, "budget_tokens").and_then(|raw| serde_json::from_slice(raw).ok());
+            let budget: u64 =
+                budget.ok_or_else(|| mistyped("thinking.budget_tokens", "a number of tokens"))?;
+            Ok(Some(match budget {
+                ..4_096 => "low",
+                4_096..16_384 => "medium",
+                _ => "high",
+            }))
+        }
+        _ => Err(mistyped("thinking.type", "\"enabled\", \"adaptive\", \"between_tools\" or \"disabled\"")),
+    }
+}
+
+fn output_format(path: &str, value: &[u8], out: &mut Out) -> Result<(), Error> {
+    if value == b"null" {
+        return Ok(());
+    }
+    if kind(value).as_deref() != Some("json_schema") {
+        return Err(unsupported(&format!("{path}.type")));
+    }
+    let schema = required(path, value, "schema")?;
+    let format =
+        [br#"{"type":"json_schema","json_schema":{"name":"output","strict":true,"schema":"#, schema, b"}}"];
+    out.member("response_format", &format.concat());
+    Ok(())
+}
+
+// ===== pieces =====
+
+fn kind(block: &[u8]) -> Option<std::borrow::Cow<'_, str>> {
+    json::member(block, "type").and_then(json::string)
+}
+
+/// A string that must be there, as JSON.
+fn string<'a>(path: &str, object: &'a [u8], member: &str) -> Result<&'a [u8], Error> {
+    let value = required(path, object, member)?;
+    let is_string = value.first() == Some(&b'"');
+    is_string.then_some(value).ok_or_else(|| mistyped(&format!("{path}.{member}"), "a string"))
+}
+
+/// A member that must be there, as JSON.
+fn required<'a>(path: &str, object: &'a [u8], member: &str) -> Result<&'a [u8], Error> {
+    let value = json::member(object, member).filter(|value| *value != b"null");
+    value.ok_or_else(|| Error::invalid(format!("{path}.{member}"), InvalidReason::Missing))
+}
+
+/// A text, or the texts of an array of blocks, as what a message's content may be.
+fn text_of(path: &str, value: &[u8]) -> Result<Vec<u8>, Error> {
+    match value.first() {
+        Some(b'"') => Ok(value.to_vec()),
+        Some(b'[') => {
+            let mut texts = Vec::new();
+            for (at, block) in json::items(value).enumerate() {
+                let path = format!("{path}[{at}]");
+                if kind(block).as_deref() != Some("text") {
+                    return Err(unsupported(&format!("{path}.type")));
+                }
+                if !texts.is_empty() {
+                    texts.push(&br#""\n\n""#[..]);
+                }
+                texts.push(string(&path, block, "text")?);
+            }
+            Ok(joined(&texts))
+        }
+        _ => Err(mistyped(path, "a string or an array")),
+    }
+}
+
+/// Strings of JSON as one: what stands between their quotes needs no other spelling.
+fn joined(strings: &[&[u8]]) -> Vec<u8> {
+    let mut out = vec![b'"'];
+    for string in strings {
+        out.extend_from_slice(string.get(1..string.len().saturating_sub(1)).unwrap_or_default());
+    }
+    out.push(b'"');
+    out
+}
+
+fn quoted(text: &str) -> Vec<u8> {
+    serde_json::to_vec(text).expect("a string is JSON")
+}
+
+fn unsupported(member: &str) -> Error {
+    Error::invalid(member, InvalidReason::Unsupported)
+}
+
+fn mistyped(member: &str, expected: &'static str) -> Error {
+    Error::invalid(member, InvalidReason::Mistyped { expected })
+}
+
+/// An object that is being written.
+struct Out(Vec<u8>);
+
+impl Out {
+    fn with_capacity(bytes: usize) -> Self {
+        let mut out = Vec::with_capacity(bytes);
+        out.push(b'{');
+        Self(out)
+    }
+
+    fn member(&mut self, name: &str, value: &[u8]) {
+        self.raw_member(&quoted(name), value);
+    }
+
+    fn raw_member(&mut self, raw_name: &[u8], value: &[u8]) {
+        if self.0.len() > 1 {
+            self.0.push(b',');
+        }
+        for part in [raw_name, b":", value] {
+            self.0.extend_from_slice(part);
+        }
+    }
+
+    fn finish(mut self) -> Vec<u8> {
+        self.0.push(b'}');
+        self.0
+    }
+}
+
+/// An array of objects that is being written.
+#[derive(Default)]
+struct List(Vec<u8>);
+
+impl List {
+    /// An object that begins with `head` and ends with a value.
+    fn item(&mut self, head: &[u8], value: &[u8]) {
+        self.0.push(if self.0.is_empty() { b'[' } else { b',' });
+        for part in [head, value, b"}"] {
+            self.0.extend_from_slice(part);
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    fn finish(mut self) -> Vec<u8> {
+        if self.0.is_empty() {
+            self.0.push(b'[');
+        }
+        self.0.push(b']');
+        self.0
+    }
+}

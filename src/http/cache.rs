@@ -1,0 +1,133 @@
+use crate::{CacheStatus, cache::CacheControl};
+use http::{HeaderMap, HeaderValue, header};
+use std::time::Duration;
+
+/// What a client asks of the cache, by `Cache-Control` and `Pragma` (RFC 9111, §5.2.1 and §5.4): `no-store`, `no-cache`,
+/// `only-if-cached`, `max-age`, and `ttl`, in seconds, for how long its answer may be kept.
+///
+/// What is not understood is passed over; an age or time that is no number is 0. Several headers are obeyed together.
+///
+/// ```
+/// use http::{HeaderMap, header::CACHE_CONTROL};
+/// use llm_layers::{cache::CacheControl, http::cache_control};
+/// use std::time::Duration;
+///
+/// let mut headers = HeaderMap::new();
+/// headers.insert(CACHE_CONTROL, "max-age=60, no-transform".parse().unwrap());
+/// assert_eq!(cache_control(&headers), CacheControl::new().with_max_age(Duration::from_secs(60)));
+/// ```
+pub fn cache_control(headers: &HeaderMap) -> CacheControl {
+    let mut control = CacheControl::new();
+    let said = headers.get_all(header::CACHE_CONTROL).iter().filter_map(|value| value.to_str().ok());
+    for directive in said.flat_map(|said| said.split(',')) {
+        let (name, argument) = directive.split_once('=').unwrap_or((directive, ""));
+        let seconds = || {
+            let number = argument.trim().trim_matches('"');
+            let is_number = !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
+            // More digits than fit are a long time; no number is the least that can have been meant.
+            Duration::from_secs(if is_number { number.parse().unwrap_or(u64::MAX) } else { 0 })
+        };
+        let asked = CacheControl::new();
+        control = control.and(match name.trim().to_ascii_lowercase().as_str() {
+            "no-store" => asked.with_no_store(),
+            "no-cache" => asked.with_no_cache(),
+            "only-if-cached" => asked.with_only_if_cached(),
+            "max-age" => asked.with_max_age(seconds()),
+            "ttl" => asked.with_ttl(seconds()),
+            _ => asked,
+        });
+    }
+    let is_old = !headers.contains_key(header::CACHE_CONTROL);
+    let pragma = headers.get(header::PRAGMA).and_then(|value| value.to_str().ok());
+    if is_old && pragma.is_some_and(|said| said.trim().eq_ignore_ascii_case("no-cache")) {
+        control = control.with_no_cache();
+    }
+    control
+}
+
+/// What to say in `Cache-Status` (RFC 9211); `None` if there is no cache.
+///
+/// The age of a hit is for `Age`: see [`age_seconds`].
+///
+/// ```
+/// use llm_layers::{CacheStatus, cache::BypassReason, http::cache_status};
+///
+/// assert_eq!(cache_status(CacheStatus::Miss).unwrap(), "llm-layers; fwd=miss");
+/// let bypass = CacheStatus::Bypass(BypassReason::NoUser);
+/// assert_eq!(cache_status(bypass).unwrap(), "llm-layers; fwd=bypass; detail=no-user");
+/// ```
+pub fn cache_status(status: CacheStatus) -> Option<HeaderValue> {
+    let said = match status {
+        CacheStatus::Unused => return None,
+        CacheStatus::Hit { .. } => "llm-layers; hit",
+        CacheStatus::Miss => "llm-layers; fwd=miss",
+        CacheStatus::Coalesced => "llm-layers; fwd=miss; collapsed",
+        CacheStatus::Bypass(reason) => {
+            return format!("llm-layers; fwd=bypass; detail={}", reason.as_str()).try_into().ok();
+        }
+    };
+    Some(HeaderValue::from_static(said))
+}
+
+/// What to say in `Age`: for hits only.
+pub const fn age_seconds(status: CacheStatus) -> Option<u64> {
+    match status {
+        CacheStatus::Hit { age } => Some(age.as_secs()),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cache::BypassReason;
+
+    fn of(said: &[(header::HeaderName, &str)]) -> CacheControl {
+        let mut headers = HeaderMap::new();
+        for (name, value) in said {
+            headers.append(name, value.parse().unwrap());
+        }
+        cache_control(&headers)
+    }
+
+    #[test]
+    fn what_a_client_asks_for_only_narrows() {
+        let control = CacheControl::new;
+        let seconds = Duration::from_secs;
+        let cases = [
+            ("", control()),
+            ("no-store", control().with_no_store()),
+            (" No-Cache ,only-IF-cached", control().with_no_cache().with_only_if_cached()),
+            ("max-age=60", control().with_max_age(seconds(60))),
+            ("max-age = \"60\"", control().with_max_age(seconds(60))),
+            ("max-age=60, max-age=9", control().with_max_age(seconds(9))),
+            ("max-age", control().with_max_age(seconds(0))),
+            ("max-age=soon", control().with_max_age(seconds(0))),
+            ("max-age=-1", control().with_max_age(seconds(0))),
+            ("max-age=99999999999999999999999", control().with_max_age(seconds(u64::MAX))),
+            ("ttl=5", control().with_ttl(seconds(5))),
+            ("no-transform, max-stale=100, x=\"no\", public", control()),
+        ];
+        for (said, asked) in cases {
+            assert_eq!(of(&[(header::CACHE_CONTROL, said)]), asked, "{said}");
+        }
+        let two = [(header::CACHE_CONTROL, "no-store"), (header::CACHE_CONTROL, "ttl=1")];
+        assert_eq!(of(&two), control().with_no_store().with_ttl(seconds(1)));
+        assert_eq!(of(&[(header::PRAGMA, "no-cache")]), control().with_no_cache());
+        let both = [(header::PRAGMA, "no-cache"), (header::CACHE_CONTROL, "max-age=1")];
+        assert_eq!(of(&both), control().with_max_age(seconds(1)));
+    }
+
+    #[test]
+    fn each_status_is_said() {
+        let hit = CacheStatus::Hit { age: Duration::from_millis(61_900) };
+        let said = |status| cache_status(status).map(|value| value.to_str().unwrap().to_owned());
+        assert_eq!((said(hit).as_deref(), age_seconds(hit)), (Some("llm-layers; hit"), Some(61)));
+        assert_eq!(said(CacheStatus::Coalesced).as_deref(), Some("llm-layers; fwd=miss; collapsed"));
+        assert_eq!((said(CacheStatus::Unused), age_seconds(CacheStatus::Miss)), (None, None));
+        for reason in BypassReason::ALL {
+            let said = said(CacheStatus::Bypass(reason)).unwrap();
+            assert!(said.ends_with(reason.as_str()), "{said}");
+        }
+    }
+}

@@ -1,0 +1,596 @@
+//! What was said, for those who have asked to keep it.
+
+use super::semconv::Value;
+use crate::{ChatBody, Completion, StreamChunk, json};
+use serde::de::IgnoredAny;
+use serde_json::Value as Json;
+use std::{borrow::Cow, collections::BTreeMap, fmt, sync::Arc};
+
+/// Whether prompts and answers are put on spans. They are not unless you say so.
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub enum CaptureContent {
+    /// Nothing of what is said leaves the process.
+    #[default]
+    Nothing,
+    /// As attributes of the client's span, in the conventions' JSON.
+    Span {
+        /// How many bytes of JSON each attribute may have; what does not fit is cut, and the JSON stays valid.
+        max_bytes: usize,
+        /// What is done to each text before.
+        redact: Redact,
+    },
+}
+
+/// Takes out of a text what must not be kept.
+#[derive(Clone, Default)]
+pub struct Redact(Option<Arc<RedactFn>>);
+
+type RedactFn = dyn Fn(&str) -> String + Send + Sync;
+
+/// What was said in one call, as the conventions' JSON.
+#[derive(Clone, Default)]
+pub struct Content {
+    instructions: String,
+    input: String,
+    output: String,
+    tools: String,
+}
+
+/// Keeps what is said while it passes.
+pub(super) struct Collector {
+    body: ChatBody,
+    max_bytes: usize,
+    redact: Redact,
+    answer: BTreeMap<u64, Choice>,
+    /// What of the answer is kept so far.
+    bytes: usize,
+}
+
+#[derive(Default)]
+struct Choice {
+    reasoning: String,
+    text: String,
+    calls: Vec<Call>,
+    finish: Option<String>,
+}
+
+#[derive(Default)]
+struct Call {
+    id: String,
+    name: String,
+    arguments: String,
+}
+
+/// More choices, or calls of tools, than this are left out.
+const MAX_PARTS: u64 = 128;
+
+impl CaptureContent {
+    /// On spans, with at most this many bytes of JSON in each attribute.
+    pub fn span(max_bytes: usize) -> Self {
+        Self::Span { max_bytes, redact: Redact::default() }
+    }
+
+    /// As `OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT` says: on spans for `SPAN_ONLY`, `SPAN_AND_EVENT` and the
+    /// older `true`, otherwise nothing. Events are not made. The environment is never read unless you call this.
+    pub fn from_env(max_bytes: usize) -> Self {
+        let wanted = std::env::var("OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT").unwrap_or_default();
+        match wanted.to_ascii_uppercase().as_str() {
+            "SPAN_ONLY" | "SPAN_AND_EVENT" | "TRUE" => Self::span(max_bytes),
+            _ => Self::Nothing,
+        }
+    }
+
+    pub(super) fn collector(&self, body: &ChatBody) -> Option<Box<Collector>> {
+        match self {
+            Self::Nothing => None,
+            Self::Span { max_bytes, redact } => Some(Box::new(Collector {
+                body: body.clone(),
+                max_bytes: *max_bytes,
+                redact: redact.clone(),
+                answer: BTreeMap::new(),
+                bytes: 0,
+            })),
+        }
+    }
+}
+
+impl Redact {
+    /// Keeps what `redact` gives back for each text.
+    pub fn new(redact: impl Fn(&str) -> String + Send + Sync + 'static) -> Self {
+        Self(Some(Arc::new(redact)))
+    }
+
+    fn apply<'a>(&self, text: impl Into<Cow<'a, str>>) -> Cow<'a, str> {
+        let text = text.into();
+        match &self.0 {
+            Some(redact) => Cow::Owned(redact(&text)),
+            None => text,
+        }
+    }
+}
+
+impl Content {
+    pub(super) fn attributes(&self, set: &mut dyn FnMut(&'static str, Value<'_>)) {
+        let all = [
+            ("gen_ai.system_instructions", &self.instructions),
+            ("gen_ai.input.messages", &self.input),
+            ("gen_ai.output.messages", &self.output),
+            ("gen_ai.tool.definitions", &self.tools),
+        ];
+        for (name, json) in all {
+            if !json.is_empty() {
+                set(name, Value::Str(json));
+            }
+        }
+    }
+}
+
+// ===== impl Collector =====
+
+impl Collector {
+    pub(super) fn chunk(&mut self, chunk: &StreamChunk) {
+        if self.bytes < self.max_bytes {
+            self.choices(chunk.data(), "delta");
+        }
+    }
+
+    pub(super) fn whole(&mut self, completion: &Completion) {
+        self.choices(completion.data(), "message");
+    }
+
+    fn choices(&mut self, data: &[u8], said: &str) {
+        for choice in json::items(json::member(data, "choices").unwrap_or_default()) {
+            let index = json::member(choice, "index").and_then(number).unwrap_or(0);
+            if index >= MAX_PARTS {
+                continue;
+            }
+            let kept = self.answer.entry(index).or_default();
+            if let Some(reason) = json::member(choice, "finish_reason").and_then(json::string) {
+                kept.finish = Some(reason.into_owned());
+            }
+            let Some(said) = json::member(choice, said) else { continue };
+            self.bytes += kept.say(said);
+        }
+    }
+
+    pub(super) fn finish(self, is_cut: bool) -> Content {
+        let Self { body, max_bytes, redact, answer, .. } = self;
+        let (mut instructions, mut input) = (Vec::new(), Vec::new());
+        for message in body.messages() {
+            let role = message.role();
+            match &*role {
+                "system" | "developer" => {
+                    instructions.push(Part::Text("text", redact.apply(message.text())));
+                }
+                _ => input.push(Message::asked(role, message.raw(), &redact)),
+            }
+        }
+        let output: Vec<Message<'_>> =
+            answer.values().map(|choice| choice.message(is_cut, &redact)).collect();
+        Content {
+            instructions: Writer::new(max_bytes).parts_only(&instructions),
+            input: Writer::new(max_bytes).messages(&input),
+            output: Writer::new(max_bytes).messages(&output),
+            tools: Writer::new(max_bytes).tools(&body, &redact),
+        }
+    }
+}
+
+impl Choice {
+    /// Adds a message or a delta, and tells how many bytes that were.
+    fn say(&mut self, said: &[u8]) -> usize {
+        let text = |name| json::member(said, name).and_then(json::string).unwrap_or_default();
+        let before = self.reasoning.len() + self.text.len();
+        self.text += &text("content");
+        for name in ["reasoning_content", "reasoning"] {
+            self.reasoning += &text(name);
+        }
+        let mut bytes = self.reasoning.len() + self.text.len() - before;
+        for (at, call) in json::items(json::member(said, "tool_calls").unwrap_or_default()).enumerate() {
+            let index = json::member(call, "index").and_then(number).unwrap_or(at as u64);
+            if index >= MAX_PARTS {
+                continue;
+            }
+            if self.calls.len() <= index as usize {
+                self.calls.resize_with(index as usize + 1, Call::default);
+            }
+            let kept = &mut self.calls[index as usize];
+            let function = json::member(call, "function").unwrap_or_default();
+            let parts = [(&mut kept.id, call, "id"), (&mut kept.name, function, "name")];
+            for (into, object, name) in parts {
+                let text = json::member(object, name).and_then(json::string).unwrap_or_default();
+                into.push_str(&text);
+                bytes += text.len();
+            }
+            let arguments = json::member(function, "arguments").and_then(json::string).unwrap_or_default();
+            kept.arguments.push_str(&arguments);
+            bytes += arguments.len();
+        }
+        bytes
+    }
+
+    fn message<'a>(&'a self, is_cut: bool, redact: &Redact) -> Message<'a> {
+        let mut parts = Vec::new();
+        if !self.reasoning.is_empty() {
+            parts.push(Part::Text("reasoning", redact.apply(&self.reasoning)));
+        }
+        if !self.text.is_empty() {
+            parts.push(Part::Text("text", redact.apply(&self.text)));
+        }
+        for call in &self.calls {
+            parts.push(Part::Call {
+                id: Cow::Borrowed(&call.id),
+                name: Cow::Borrowed(&call.name),
+                arguments: redact.apply(&call.arguments),
+            });
+        }
+        let finish = match self.finish.as_deref() {
+            // As the conventions' schema of messages spells it.
+            Some("tool_calls" | "function_call") => "tool_call",
+            Some(reason) => reason,
+            None if is_cut => "error",
+            None => "stop",
+        };
+        Message { role: Cow::Borrowed("assistant"), parts, finish: Some(Cow::Borrowed(finish)) }
+    }
+}
+
+fn number(raw: &[u8]) -> Option<u64> {
+    std::str::from_utf8(raw).ok()?.parse().ok()
+}
+
+// ===== the conventions' JSON =====
+
+struct Message<'a> {
+    role: Cow<'a, str>,
+    parts: Vec<Part<'a>>,
+    finish: Option<Cow<'a, str>>,
+}
+
+enum Part<'a> {
+    Text(&'static str, Cow<'a, str>),
+    Call {
+        id: Cow<'a, str>,
+        name: Cow<'a, str>,
+        arguments: Cow<'a, str>,
+    },
+    Result {
+        id: Cow<'a, str>,
+        response: Cow<'a, str>,
+    },
+    /// Something that is no text: an image, a file.
+    Other(Cow<'a, str>),
+}
+
+impl<'a> Message<'a> {
+    fn asked(role: Cow<'a, str>, raw: &'a [u8], redact: &Redact) -> Self {
+        let mut parts = Vec::new();
+        let content = json::member(raw, "content").unwrap_or_default();
+        if role == "tool" {
+            let text = |name| json::member(raw, name).and_then(json::string).unwrap_or_default();
+            let said: Cow<'_, str> = match json::string(content) {
+                Some(text) => text,
+                None => json::items(content)
+                    .filter_map(|part| json::member(part, "text").and_then(json::string))
+                    .collect::<String>()
+                    .into(),
+            };
+            parts.push(Part::Result { id: text("tool_call_id"), response: redact.apply(said) });
+            return Self { role, parts, finish: None };
+        }
+        if let Some(text) = json::string(content) {
+            parts.push(Part::Text("text", redact.apply(text)));
+        }
+        for part in json::items(content) {
+            let kind = json::member(part, "type").and_then(json::string).unwrap_or_default();
+            parts.push(match json::member(part, "text").and_then(json::string) {
+                Some(text) => Part::Text("text", redact.apply(text)),
+                None => Part::Other(kind),
+            });
+        }
+        for call in json::items(json::member(raw, "tool_calls").unwrap_or_default()) {
+            let function = json::member(call, "function").unwrap_or_default();
+            let text = |object, name| json::member(object, name).and_then(json::string).unwrap_or_default();
+            parts.push(Part::Call {
+                id: text(call, "id"),
+                name: text(function, "name"),
+                arguments: redact.apply(text(function, "arguments")),
+            });
+        }
+        Self { role, parts, finish: None }
+    }
+}
+
+/// Writes JSON that is valid and within its bound, however little fits.
+struct Writer {
+    out: String,
+    max: usize,
+    is_full: bool,
+}
+
+impl Writer {
+    const fn new(max: usize) -> Self {
+        Self { out: String::new(), max, is_full: false }
+    }
+
+    fn parts_only(mut self, parts: &[Part<'_>]) -> String {
+        if parts.is_empty() || self.max < 2 {
+            return String::new();
+        }
+        self.out.push('[');
+        self.parts(parts, "]");
+        self.out.push(']');
+        self.out
+    }
+
+    fn messages(mut self, messages: &[Message<'_>]) -> String {
+        if messages.is_empty() || self.max < 2 {
+            return String::new();
+        }
+        self.out.push('[');
+        for message in messages {
+            let before = self.out.len();
+            self.separate();
+            self.out.push_str("{\"role\":");
+            quote(&mut self.out, &message.role);
+            self.out.push_str(",\"parts\":[");
+            let mut end = String::from("]");
+            if let Some(finish) = &message.finish {
+                end.push_str(",\"finish_reason\":");
+                quote(&mut end, finish);
+            }
+            end.push('}');
+            let begun = self.out.len();
+            // The message's end, and the array's.
+            let closing = end.clone() + "]";
+            self.parts(&message.parts, &closing);
+            let has_room = self.out.len() + closing.len() <= self.max;
+            if !has_room || (self.is_full && self.out.len() == begun) {
+                self.out.truncate(before);
+                break;
+            }
+            self.out.push_str(&end);
+            if self.is_full {
+                break;
+            }
+        }
+        self.out.push(']');
+        self.out
+    }
+
+    /// Writes what fits before `closing`.
+    fn parts(&mut self, parts: &[Part<'_>], closing: &str) {
+        for part in parts {
+            let before = self.out.len();
+            self.separate();
+            let (mut open, text, end) = match part {
+                Part::Text(kind, text) => (format!("{{\"type\":\"{kind}\",\"content\":"), Some(text), "}"),
+                Part::Call { id, name, arguments } => {
+                    let mut open = String::from("{\"type\":\"tool_call\",\"id\":");
+                    quote(&mut open, id);
+                    open.push_str(",\"name\":");
+                    quote(&mut open, name);
+                    open.push_str(",\"arguments\":");
+                    (open, Some(arguments), "}")
+                }
+                Part::Result { id, response } => {
+                    let mut open = String::from("{\"type\":\"tool_call_response\",\"id\":");
+                    quote(&mut open, id);
+                    open.push_str(",\"response\":");
+                    (open, Some(response), "}")
+                }
+                Part::Other(kind) => {
+                    let mut open = String::from("{\"type\":");
+                    quote(&mut open, kind);
+                    (open, None, "}")
+                }
+            };
+            let room = self.max.saturating_sub(self.out.len() + open.len() + end.len() + closing.len());
+            match text {
+                // What is JSON stays JSON if there is room for all of it.
+                Some(text) if matches!(part, Part::Call { .. }) && text.len() <= room && is_object(text) => {
+                    open.push_str(text);
+                }
+                Some(text) => match quote_within(&mut open, text, room) {
+                    Fit::Whole => {}
+                    Fit::Cut => self.is_full = true,
+                    Fit::Nothing => {
+                        self.is_full = true;
+                        self.out.truncate(before);
+                        return;
+                    }
+                },
+                None if room == 0 => {
+                    self.is_full = true;
+                    self.out.truncate(before);
+                    return;
+                }
+                None => {}
+            }
+            self.out.push_str(&open);
+            self.out.push_str(end);
+            if self.is_full {
+                return;
+            }
+        }
+    }
+
+    fn tools(mut self, body: &ChatBody, redact: &Redact) -> String {
+        if self.max < 2 {
+            return String::new();
+        }
+        for tool in body.tools() {
+            let Ok(mut tool) = serde_json::from_slice::<Json>(tool) else { continue };
+            // The conventions have it flat.
+            if let Some(Json::Object(function)) = tool.get_mut("function").map(Json::take) {
+                let kind = tool.get("type").cloned().unwrap_or_else(|| "function".into());
+                tool = [("type".to_owned(), kind)].into_iter().chain(function).collect();
+            }
+            redact_all(&mut tool, redact);
+            let json = tool.to_string();
+            let separator = usize::from(!self.out.is_empty());
+            if self.out.len().max(1) + separator + json.len() + 1 > self.max {
+                break;
+            }
+            self.out.push(if self.out.is_empty() { '[' } else { ',' });
+            self.out.push_str(&json);
+        }
+        if !self.out.is_empty() {
+            self.out.push(']');
+        }
+        self.out
+    }
+
+    fn separate(&mut self) {
+        if !self.out.ends_with('[') {
+            self.out.push(',');
+        }
+    }
+}
+
+fn redact_all(json: &mut Json, redact: &Redact) {
+    match json {
+        Json::String(text) => *text = redact.apply(&**text).into_owned(),
+        Json::Array(items) => items.iter_mut().for_each(|item| redact_all(item, redact)),
+        Json::Object(members) => members.values_mut().for_each(|member| redact_all(member, redact)),
+        _ => {}
+    }
+}
+
+fn is_object(text: &str) -> bool {
+    text.trim_start().starts_with('{') && serde_json::from_str::<IgnoredAny>(text).is_ok()
+}
+
+fn quote(out: &mut String, text: &str) {
+    out.push_str(&serde_json::to_string(text).expect("a string is JSON"));
+}
+
+enum Fit {
+    Whole,
+    Cut,
+    Nothing,
+}
+
+/// Writes as much of `text`, quoted, as `room` has.
+fn quote_within(out: &mut String, text: &str, room: usize) -> Fit {
+    let Some(mut left) = room.checked_sub(2) else { return Fit::Nothing };
+    let end = text
+        .char_indices()
+        .find(|(_, c)| match left.checked_sub(escaped_len(*c)) {
+            Some(rest) => {
+                left = rest;
+                false
+            }
+            None => true,
+        })
+        .map(|(at, _)| at);
+    quote(out, &text[..end.unwrap_or(text.len())]);
+    if end.is_none() { Fit::Whole } else { Fit::Cut }
+}
+
+/// How many bytes serde_json needs for it.
+const fn escaped_len(c: char) -> usize {
+    match c {
+        '"' | '\\' | '\n' | '\r' | '\t' | '\u{8}' | '\u{c}' => 2,
+        '\0'..='\u{1f}' => 6,
+        c => c.len_utf8(),
+    }
+}
+
+// What people say to a model does not belong into logs.
+
+impl fmt::Debug for Content {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Content")
+            .field("input_bytes", &self.input.len())
+            .field("output_bytes", &self.output.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Redact {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Redact").field(&self.0.is_some()).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::TokenUsage;
+    use serde_json::json;
+
+    fn content(max_bytes: usize, redact: Redact, body: &str, answer: &Completion) -> Content {
+        let capture = CaptureContent::Span { max_bytes, redact };
+        let mut collector = capture.collector(&ChatBody::parse(body.to_owned()).unwrap()).unwrap();
+        collector.whole(answer);
+        collector.finish(false)
+    }
+
+    const BODY: &str = r#"{"messages":[
+        {"role":"system","content":"Be brief."},
+        {"role":"user","content":[{"type":"text","text":"What \"is\" it?"},{"type":"image_url","image_url":{"url":"data:x"}}]},
+        {"role":"assistant","tool_calls":[{"id":"c1","type":"function","function":{"name":"look","arguments":"{\"at\":1}"}}]},
+        {"role":"tool","tool_call_id":"c1","content":"a\ncat"}],
+        "tools":[{"type":"function","function":{"name":"look","description":"Looks.","parameters":{"type":"object"}}}]}"#;
+
+    #[test]
+    fn what_is_said_has_the_shape_of_the_conventions() {
+        let answer = Completion::tool_call("c2", "look", "{\"at\":2}", TokenUsage::new(1, 1));
+        let content = content(10_000, Redact::default(), BODY, &answer);
+        let read = |json: &str| serde_json::from_str::<Json>(json).unwrap();
+        assert_eq!(read(&content.instructions), json!([{ "type": "text", "content": "Be brief." }]));
+        assert_eq!(
+            read(&content.input),
+            json!([
+                { "role": "user", "parts": [
+                    { "type": "text", "content": "What \"is\" it?" }, { "type": "image_url" }] },
+                { "role": "assistant", "parts": [
+                    { "type": "tool_call", "id": "c1", "name": "look", "arguments": { "at": 1 } }] },
+                { "role": "tool", "parts": [
+                    { "type": "tool_call_response", "id": "c1", "response": "a\ncat" }] },
+            ])
+        );
+        assert_eq!(
+            read(&content.output),
+            json!([{ "role": "assistant", "finish_reason": "tool_call", "parts": [
+                { "type": "tool_call", "id": "c2", "name": "look", "arguments": { "at": 2 } }] }])
+        );
+        assert_eq!(
+            read(&content.tools),
+            json!([{ "type": "function", "name": "look", "description": "Looks.",
+                     "parameters": { "type": "object" } }])
+        );
+    }
+
+    #[test]
+    fn each_text_is_redacted() {
+        let answer = Completion::text("cat", TokenUsage::new(1, 1));
+        let redact =
+            Redact::new(|text| text.replace("cat", "***").replace("brief", "***").replace("Looks", "***"));
+        let content = content(10_000, redact, BODY, &answer);
+        let all = [&content.instructions, &content.input, &content.output, &content.tools];
+        assert_eq!(all.iter().filter(|json| json.contains("***")).count(), 4, "{all:?}");
+        assert!(!all.iter().any(|json| ["cat", "brief", "Looks"].iter().any(|word| json.contains(word))));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn however_little_fits_it_is_json_within_its_bound(max in 0_usize..600, text: String, tool: String) {
+            let body = json!({ "messages": [
+                { "role": "system", "content": text },
+                { "role": "user", "content": text },
+                { "role": "assistant", "tool_calls": [
+                    { "id": tool, "type": "function", "function": { "name": tool, "arguments": text } }] },
+                { "role": "user", "content": [{ "type": "text", "text": tool }, { "type": tool }] },
+            ], "tools": [{ "type": "function", "function": { "name": tool, "description": text } }] });
+            let answer = Completion::text(&text, TokenUsage::new(1, 1));
+            let content = content(max, Redact::default(), &body.to_string(), &answer);
+            for json in [&content.instructions, &content.input, &content.output, &content.tools] {
+                proptest::prop_assert!(json.len() <= max, "{} > {max}: {json}", json.len());
+                proptest::prop_assert!(json.is_empty() || serde_json::from_str::<Json>(json).is_ok(), "{json}");
+            }
+        }
+    }
+}

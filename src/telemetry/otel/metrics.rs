@@ -1,0 +1,361 @@
+use super::super::{
+    observer::CallEnd,
+    semconv::{self, SemConv},
+};
+use crate::{CacheStatus, ErrorKind, TokenUsage, usage::QueueSink};
+use opentelemetry::{
+    Key, KeyValue, StringValue, Value,
+    metrics::{Counter, Histogram, Meter},
+};
+use std::{sync::Arc, time::Duration};
+
+/// Bounds for seconds.
+const SECONDS: [f64; 14] =
+    [0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92];
+
+/// Bounds for tokens.
+const TOKENS: [f64; 14] = [
+    1.0,
+    4.0,
+    16.0,
+    64.0,
+    256.0,
+    1024.0,
+    4096.0,
+    16384.0,
+    65536.0,
+    262_144.0,
+    1_048_576.0,
+    4_194_304.0,
+    16_777_216.0,
+    67_108_864.0,
+];
+
+/// All that is counted and measured; made once.
+pub(super) struct Instruments {
+    duration: Histogram<f64>,
+    first_chunk: Histogram<f64>,
+    output_chunk: Histogram<f64>,
+    tokens: Tokens,
+    gateway: Gateway,
+}
+
+enum Tokens {
+    V1_41(Histogram<u64>),
+    Latest(Box<Latest>),
+}
+
+struct Latest {
+    input: Counter<u64>,
+    output: Counter<u64>,
+    cache_read: Counter<u64>,
+    cache_write: Counter<u64>,
+    reasoning: Counter<u64>,
+    input_of_call: Histogram<u64>,
+    output_of_call: Histogram<u64>,
+}
+
+/// Our own, under our own prefix.
+struct Gateway {
+    duration: Histogram<f64>,
+    cache: Counter<u64>,
+    fallbacks: Counter<u64>,
+    refusals: Counter<u64>,
+}
+
+/// Attributes on the stack: a record allocates nothing.
+#[derive(Clone)]
+pub(super) struct Attributes {
+    all: [KeyValue; 10],
+    len: usize,
+}
+
+impl Attributes {
+    pub(super) fn new() -> Self {
+        Self { all: std::array::from_fn(|_| KeyValue::new(Key::from_static_str(""), false)), len: 0 }
+    }
+
+    pub(super) fn push(&mut self, key: &'static str, value: impl Into<Value>) {
+        if let Some(free) = self.all.get_mut(self.len) {
+            *free = KeyValue::new(key, value);
+            self.len += 1;
+        }
+    }
+
+    pub(super) fn push_shared(&mut self, key: &'static str, value: &Arc<str>) {
+        self.push(key, StringValue::from(Arc::clone(value)));
+    }
+
+    pub(super) fn as_slice(&self) -> &[KeyValue] {
+        &self.all[..self.len]
+    }
+
+    /// These and one more.
+    fn with(&mut self, key: &'static str, value: impl Into<Value>, record: impl FnOnce(&[KeyValue])) {
+        self.push(key, value);
+        record(self.as_slice());
+        self.len -= 1;
+    }
+}
+
+impl Instruments {
+    pub(super) fn new(meter: &Meter, semconv: SemConv) -> Self {
+        let seconds = |name: &'static str, what: &'static str| {
+            let builder = meter.f64_histogram(name).with_unit("s").with_description(what);
+            builder.with_boundaries(SECONDS.to_vec()).build()
+        };
+        let tokens = |name: &'static str, what: &'static str| {
+            let builder = meter.u64_histogram(name).with_unit("{token}").with_description(what);
+            builder.with_boundaries(TOKENS.to_vec()).build()
+        };
+        let counter = |name: &'static str, unit: &'static str, what: &'static str| {
+            meter.u64_counter(name).with_unit(unit).with_description(what).build()
+        };
+        let (duration, first_chunk, output_chunk) = match semconv {
+            SemConv::V1_41 => (
+                "gen_ai.client.operation.duration",
+                "gen_ai.client.operation.time_to_first_chunk",
+                "gen_ai.client.operation.time_per_output_chunk",
+            ),
+            SemConv::Latest => (
+                "gen_ai.client.inference.duration",
+                "gen_ai.client.inference.time_to_first_chunk",
+                "gen_ai.client.inference.time_per_output_chunk",
+            ),
+        };
+        let used = |name: &'static str, what: &'static str| counter(name, "{token}", what);
+        Self {
+            duration: seconds(duration, "How long calls to models took, until their answers had ended"),
+            first_chunk: seconds(first_chunk, "How long streams took to their first chunk"),
+            output_chunk: seconds(output_chunk, "How long streams took from one chunk to the next"),
+            tokens: match semconv {
+                SemConv::V1_41 => {
+                    Tokens::V1_41(tokens("gen_ai.client.token.usage", "Tokens that a call used up"))
+                }
+                SemConv::Latest => Tokens::Latest(Box::new(Latest {
+                    input: used("gen_ai.client.inference.usage.input_tokens", "Tokens of prompts"),
+                    output: used("gen_ai.client.inference.usage.output_tokens", "Tokens of answers"),
+                    cache_read: used(
+                        "gen_ai.client.inference.usage.cache_read.input_tokens",
+                        "Of the prompts: read from the provider's cache",
+                    ),
+                    cache_write: used(
+                        "gen_ai.client.inference.usage.cache_write.input_tokens",
+                        "Of the prompts: written to the provider's cache",
+                    ),
+                    reasoning: used(
+                        "gen_ai.client.inference.usage.reasoning.output_tokens",
+                        "Of the answers: thoughts",
+                    ),
+                    input_of_call: tokens(
+                        "gen_ai.client.inference.operation.input_tokens",
+                        "Tokens of a call's prompt",
+                    ),
+                    output_of_call: tokens(
+                        "gen_ai.client.inference.operation.output_tokens",
+                        "Tokens of a call's answer",
+                    ),
+                })),
+            },
+            gateway: Gateway {
+                duration: seconds(
+                    "llm_layers.gateway.duration",
+                    "How long callers waited until their answers had ended, all attempts included",
+                ),
+                cache: counter(
+                    "llm_layers.cache.requests",
+                    "{request}",
+                    "What the cache had to do with calls",
+                ),
+                fallbacks: counter("llm_layers.fallbacks", "{attempt}", "Attempts that others had to follow"),
+                refusals: counter("llm_layers.quota.refusals", "{request}", "Calls that a quota has refused"),
+            },
+        }
+    }
+
+    pub(super) fn output_chunk(&self, since: Duration, attributes: &Attributes) {
+        self.output_chunk.record(since.as_secs_f64(), attributes.as_slice());
+    }
+
+    /// A call to a provider has ended.
+    pub(super) fn client(&self, end: &CallEnd<'_>, attributes: &mut Attributes) {
+        if let Some(time) = end.time_to_first_chunk() {
+            self.first_chunk.record(time.as_secs_f64(), attributes.as_slice());
+        }
+        let usage = end.usage();
+        let failed = end.error_type();
+        let duration = end.duration.as_secs_f64();
+        match &self.tokens {
+            Tokens::V1_41(tokens) => {
+                let usage = usage.unwrap_or_default();
+                for (kind, count) in [("input", usage.input_tokens), ("output", usage.output_tokens)] {
+                    let Some(count) = count else { continue };
+                    attributes.with("gen_ai.token.type", kind, |all| tokens.record(count, all));
+                }
+            }
+            Tokens::Latest(tokens) => tokens.record(&usage.unwrap_or_default(), failed, attributes),
+        }
+        match failed {
+            None => self.duration.record(duration, attributes.as_slice()),
+            Some(kind) => {
+                attributes.with("error.type", label(kind), |all| self.duration.record(duration, all));
+            }
+        }
+    }
+
+    /// A whole call has ended.
+    pub(super) fn gateway(&self, end: &CallEnd<'_>) {
+        let Gateway { duration, cache, fallbacks, refusals } = &self.gateway;
+        let mut attributes = Attributes::new();
+        let status = end.head.map_or(CacheStatus::Unused, |head| head.cache);
+        if let Some(result) = semconv::cache(status) {
+            attributes.push("llm_layers.cache.result", result);
+            cache.add(1, attributes.as_slice());
+        }
+        if let Some(kind) = end.error_type() {
+            attributes.push("error.type", label(kind));
+        }
+        duration.record(end.duration.as_secs_f64(), attributes.as_slice());
+
+        let before_answer = end.head.map_or(&[][..], |head| head.attempts);
+        let before_error = end.error().map_or(&[][..], |error| {
+            // The last of them had nothing to follow it.
+            error.attempts().split_last().map_or(&[][..], |(_, others)| others)
+        });
+        let followed = if end.head.is_some() { before_answer } else { before_error };
+        for attempt in followed {
+            let reason = [KeyValue::new("llm_layers.fallback.reason", attempt.error.reason())];
+            fallbacks.add(1, &reason);
+        }
+        if let Some(ErrorKind::QuotaExceeded(quota)) = end.error().map(crate::Error::kind) {
+            refusals.add(
+                1,
+                &[
+                    KeyValue::new("llm_layers.quota.kind", semconv::quota(quota.quota)),
+                    KeyValue::new("llm_layers.quota.period", semconv::period(quota.period)),
+                    KeyValue::new("llm_layers.quota.in_flight_only", quota.in_flight_only),
+                ],
+            );
+        }
+    }
+}
+
+impl Latest {
+    /// Zeros too, as these conventions want it.
+    fn record(&self, usage: &TokenUsage, failed: Option<&str>, attributes: &mut Attributes) {
+        let (input, output) = (usage.input_tokens.unwrap_or(0), usage.output_tokens.unwrap_or(0));
+        let counts = [
+            (&self.input, Some(input)),
+            (&self.output, Some(output)),
+            (&self.cache_read, usage.cache_read_tokens),
+            (&self.cache_write, usage.cache_write_tokens),
+            (&self.reasoning, usage.reasoning_tokens),
+        ];
+        attributes.with("gen_ai.token.modality", "unknown", |all| {
+            for (counter, count) in counts {
+                if let Some(count) = count {
+                    counter.add(count, all);
+                }
+            }
+        });
+        let of_call = |all: &[KeyValue]| {
+            self.input_of_call.record(input, all);
+            self.output_of_call.record(output, all);
+        };
+        match failed {
+            Some(kind) => attributes.with("error.type", label(kind), of_call),
+            None => of_call(attributes.as_slice()),
+        }
+    }
+}
+
+/// Types of errors come from a closed list, most of which lives as long as the program.
+fn label(error_type: &str) -> Value {
+    match error_type {
+        "429" => "429".into(),
+        "500" => "500".into(),
+        "502" => "502".into(),
+        "503" => "503".into(),
+        semconv::CANCELLED => semconv::CANCELLED.into(),
+        "timeout" => "timeout".into(),
+        other => other.to_owned().into(),
+    }
+}
+
+/// Shows how a queue of usage records does: `llm_layers.usage.queue.depth`, `llm_layers.usage.records.written` and
+/// `llm_layers.usage.records.lost`, which is always 0 unless the process ended while its store was down.
+pub fn observe_queue(meter: &Meter, queue: &QueueSink) {
+    let shown = queue.clone();
+    meter
+        .u64_observable_gauge("llm_layers.usage.queue.depth")
+        .with_unit("{record}")
+        .with_description("Usage records that are not written yet")
+        .with_callback(move |gauge| gauge.observe(shown.pending(), &[]))
+        .build();
+    let shown = queue.clone();
+    meter
+        .u64_observable_counter("llm_layers.usage.records.written")
+        .with_unit("{record}")
+        .with_description("Usage records that are written")
+        .with_callback(move |counter| counter.observe(shown.written(), &[]))
+        .build();
+    let shown = queue.clone();
+    meter
+        .u64_observable_counter("llm_layers.usage.records.lost")
+        .with_unit("{record}")
+        .with_description("Usage records that nobody will write any more")
+        .with_callback(move |counter| counter.observe(shown.lost(), &[]))
+        .build();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        Error, Period, QuotaExceeded, QuotaKind,
+        body::{End, Summary},
+        telemetry::observer::Role,
+    };
+    use opentelemetry::metrics::MeterProvider;
+    use opentelemetry_sdk::metrics::{InMemoryMetricExporter, PeriodicReader, SdkMeterProvider};
+
+    #[test]
+    fn a_refusal_is_counted_by_kind_and_period_and_not_by_department() {
+        let exporter = InMemoryMetricExporter::default();
+        let reader =
+            PeriodicReader::builder(exporter.clone()).with_interval(Duration::from_secs(3600)).build();
+        let meters = SdkMeterProvider::builder().with_reader(reader).build();
+        let instruments = Instruments::new(&meters.meter("test"), SemConv::default());
+        for n in 0..1000 {
+            let error = Error::new(ErrorKind::QuotaExceeded(QuotaExceeded {
+                department_id: format!("department-{n}").into(),
+                quota: QuotaKind::Tokens,
+                period: Period::Day,
+                limit: 10,
+                current: 10,
+                reserved: 0,
+                resets_at: std::time::UNIX_EPOCH,
+                retry_after: Duration::from_secs(1),
+                in_flight_only: false,
+            }));
+            instruments.gateway(&CallEnd {
+                role: Role::Gateway,
+                end: End::Failed(&error, &Summary::default()),
+                duration: Duration::ZERO,
+                started: tokio::time::Instant::now(),
+                head: None,
+                cost: None,
+                content: None,
+                record: None,
+                choices: 1,
+            });
+        }
+        meters.force_flush().unwrap();
+        let told = format!("{:?}", exporter.get_finished_metrics().unwrap());
+        assert!(told.contains("llm_layers.quota.refusals") && told.contains("value: 1000"), "{told}");
+        for label in ["llm_layers.quota.kind", "tokens", "llm_layers.quota.period", "day", "quota_exceeded"] {
+            assert!(told.contains(label), "{label}");
+        }
+        assert!(!told.contains("department"), "{told}");
+    }
+}

@@ -1,0 +1,141 @@
+//! OpenTelemetry by its API alone: without an SDK nothing is exported, and it costs little.
+
+mod labels;
+mod metrics;
+mod propagation;
+mod span;
+
+pub use self::{
+    metrics::observe_queue,
+    propagation::{extract, inject},
+    span::{OtelScope, OtelSpan},
+};
+
+use self::{labels::Labels, metrics::Instruments};
+use super::{
+    observer::{CallStart, Observer},
+    semconv::SemConv,
+};
+use opentelemetry::{
+    Context, InstrumentationScope, global,
+    metrics::Meter,
+    trace::{Span, SpanBuilder, TraceContextExt, Tracer},
+};
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+/// Tells OpenTelemetry of calls: a span each, and the conventions' metrics.
+///
+/// Works with any SDK behind `opentelemetry` 0.33. The instruments are made once, here; make one observer and clone it.
+#[derive(Clone)]
+pub struct OtelObserver {
+    tracer: Arc<dyn Begin>,
+    /// There is no SDK: a span of the first call without a parent was none. A tracer does not change.
+    never_traces: Arc<AtomicBool>,
+    meter: Meter,
+    instruments: Arc<Instruments>,
+    labels: Labels,
+    semconv: SemConv,
+}
+
+impl OtelObserver {
+    /// Spans by `tracer`, metrics by `meter`.
+    pub fn new<T>(tracer: T, meter: Meter) -> Self
+    where
+        T: Tracer + Send + Sync + 'static,
+        T::Span: Send + Sync + 'static,
+    {
+        let semconv = SemConv::default();
+        let instruments = Arc::new(Instruments::new(&meter, semconv));
+        Self {
+            tracer: Arc::new(tracer),
+            never_traces: Arc::default(),
+            meter,
+            instruments,
+            labels: Labels::new(MAX_MODELS),
+            semconv,
+        }
+    }
+
+    /// A context with a new span; `None` if nobody traces, so that there is nothing to make current.
+    fn begin(&self, parent: &Context, span: impl FnOnce() -> SpanBuilder) -> Option<Context> {
+        if self.never_traces.load(Ordering::Relaxed) {
+            return None;
+        }
+        let context = self.tracer.begin(span(), parent);
+        if context.is_none() && !parent.has_active_span() && !parent.is_telemetry_suppressed() {
+            self.never_traces.store(true, Ordering::Relaxed);
+        }
+        context
+    }
+
+    /// By the providers that the program has made global **before** this is called.
+    pub fn global() -> Self {
+        let scope = scope();
+        Self::new(global::tracer_with_scope(scope.clone()), global::meter_with_scope(scope))
+    }
+
+    /// Speaks this version of the conventions.
+    #[must_use]
+    pub fn with_semconv(mut self, semconv: SemConv) -> Self {
+        self.instruments = Arc::new(Instruments::new(&self.meter, semconv));
+        self.semconv = semconv;
+        self
+    }
+
+    /// How many names of models metrics tell apart, those asked for and those that answered together; 256 unless
+    /// told. All others, and those of calls that failed by the caller's fault, are `_OTHER`: whoever may ask for any
+    /// name cannot make any number of series.
+    #[must_use]
+    pub fn with_max_models(mut self, models: usize) -> Self {
+        self.labels = Labels::new(models);
+        self
+    }
+}
+
+/// A tracer of whatever type.
+trait Begin: Send + Sync {
+    /// A context with a new span; `None` if there is nothing in it that was not in its parent: no SDK.
+    fn begin(&self, span: SpanBuilder, parent: &Context) -> Option<Context>;
+}
+
+impl<T> Begin for T
+where
+    T: Tracer + Send + Sync,
+    T::Span: Send + Sync + 'static,
+{
+    fn begin(&self, span: SpanBuilder, parent: &Context) -> Option<Context> {
+        let span = self.build_with_context(span, parent);
+        let is_new = span.is_recording() || {
+            let context = span.span_context();
+            context.is_valid() && context != parent.span().span_context()
+        };
+        is_new.then(|| parent.with_span(span))
+    }
+}
+
+/// What to name a tracer and a meter of this crate.
+pub fn scope() -> InstrumentationScope {
+    InstrumentationScope::builder("llm-layers").with_version(env!("CARGO_PKG_VERSION")).build()
+}
+
+const MAX_MODELS: usize = 256;
+
+impl Observer for OtelObserver {
+    type Span = OtelSpan;
+
+    fn start(&self, start: &CallStart<'_>, parent: Option<&OtelScope>) -> Option<OtelSpan> {
+        Some(OtelSpan::start(self, start, parent))
+    }
+}
+
+impl fmt::Debug for OtelObserver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OtelObserver").field("semconv", &self.semconv).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,267 @@
+use super::{
+    super::{
+        observer::{CallEnd, CallSpan, CallStart, Role, Scope},
+        semconv::{self, SemConv, Value},
+    },
+    OtelObserver,
+    labels::Labels,
+    metrics::{Attributes, Instruments},
+};
+use crate::{
+    ErrorClass, StreamChunk,
+    body::Arrival,
+    clock::{Clock, SystemClock},
+    decision::DecisionRecord,
+};
+use opentelemetry::{
+    Array, Context, KeyValue, StringValue,
+    trace::{SpanBuilder, SpanKind, SpanRef, Status, TraceContextExt},
+};
+use std::{
+    fmt,
+    sync::Arc,
+    time::{Instant, SystemTime},
+};
+
+/// One call, for OpenTelemetry.
+pub struct OtelSpan {
+    /// `None` where nobody traces.
+    context: Option<Context>,
+    is_recording: bool,
+    started_at: Option<SystemTime>,
+    instruments: Arc<Instruments>,
+    labels: Labels,
+    semconv: SemConv,
+    role: Role,
+    measured: Measured,
+}
+
+/// What metrics are labelled by.
+struct Measured {
+    operation: &'static str,
+    provider: Arc<str>,
+    model: Arc<str>,
+    address: Option<(Arc<str>, u16)>,
+    /// From the first chunk on.
+    stream: Option<Box<Stream>>,
+}
+
+struct Stream {
+    attributes: Attributes,
+    last: Instant,
+}
+
+/// An OpenTelemetry context that is attached while the service below runs.
+#[derive(Debug, Clone)]
+pub struct OtelScope(Context);
+
+impl OtelSpan {
+    pub(super) fn start(observer: &OtelObserver, start: &CallStart<'_>, parent: Option<&OtelScope>) -> Self {
+        let current = Context::current();
+        let parent = match parent {
+            Some(OtelScope(parent)) if !current.has_active_span() => parent,
+            _ => &current,
+        };
+        let mut started_at = None;
+        let context = observer.begin(parent, || {
+            let mut attributes = Vec::with_capacity(16);
+            start.identity(&mut |name, value| attributes.push(attribute(name, value)));
+            started_at = Some(SystemClock.now());
+            let mut builder = SpanBuilder::from_name(start.name().into_owned());
+            builder.span_kind = Some(match start.role {
+                Role::Client if !start.is_in_process() => SpanKind::Client,
+                _ => SpanKind::Internal,
+            });
+            builder.start_time = started_at;
+            builder.attributes = Some(attributes);
+            builder
+        });
+        let span = context.as_ref().map(TraceContextExt::span).filter(SpanRef::is_recording);
+        if let Some(span) = &span {
+            let mut more = Vec::with_capacity(12);
+            start.attributes(observer.semconv, &mut |name, value| more.push(attribute(name, value)));
+            span.set_attributes(more);
+        }
+        let is_recording = span.is_some();
+        Self {
+            context,
+            is_recording,
+            started_at,
+            instruments: Arc::clone(&observer.instruments),
+            labels: observer.labels.clone(),
+            semconv: observer.semconv,
+            role: start.role,
+            measured: Measured {
+                operation: start.operation(),
+                provider: Arc::clone(start.provider()),
+                model: start.shared_model().map_or_else(|| start.model().into(), Arc::clone),
+                address: start.address().cloned(),
+                stream: None,
+            },
+        }
+    }
+
+    fn attributes(&self, may_be_added: bool, answered: Option<&str>) -> Attributes {
+        let Measured { operation, provider, model, address, .. } = &self.measured;
+        let mut all = Attributes::new();
+        all.push("gen_ai.operation.name", *operation);
+        all.push_shared("gen_ai.provider.name", provider);
+        if !model.is_empty() {
+            all.push_shared("gen_ai.request.model", &self.labels.label(model, may_be_added));
+        }
+        if let Some(answered) = answered {
+            all.push_shared("gen_ai.response.model", &self.labels.label(answered, may_be_added));
+        }
+        if let Some((host, port)) = address {
+            all.push_shared("server.address", host);
+            all.push("server.port", i64::from(*port));
+        }
+        all
+    }
+}
+
+impl CallSpan for OtelSpan {
+    type Scope = OtelScope;
+
+    fn scope(&self) -> Option<OtelScope> {
+        self.context.clone().map(OtelScope)
+    }
+
+    fn is_recording(&self) -> bool {
+        self.is_recording
+    }
+
+    fn on_chunk(&mut self, chunk: &StreamChunk, arrival: &Arrival) {
+        // Only what is said is a chunk: not the terminal one, nor the one with the usage.
+        if self.role == Role::Gateway || chunk.facts().choices == 0 {
+            return;
+        }
+        let now = arrival.at();
+        match &mut self.measured.stream {
+            Some(stream) => {
+                self.instruments.output_chunk(now.saturating_duration_since(stream.last), &stream.attributes);
+                stream.last = now;
+            }
+            None => {
+                let attributes = self.attributes(true, chunk.model().as_deref());
+                self.measured.stream = Some(Box::new(Stream { attributes, last: now }));
+            }
+        }
+    }
+
+    fn end(self, end: &CallEnd<'_>) {
+        match self.role {
+            Role::Client => {
+                let is_callers_fault =
+                    end.error().and_then(crate::Error::class).is_some_and(ErrorClass::is_callers_fault);
+                let answered = end.response_model();
+                let mut attributes = self.attributes(!is_callers_fault, answered.as_deref());
+                self.instruments.client(end, &mut attributes);
+            }
+            Role::Gateway => self.instruments.gateway(end),
+        }
+        let Some(context) = self.context.filter(|_| self.is_recording) else { return };
+        let span = context.span();
+        let mut attributes = Vec::with_capacity(12);
+        end.attributes(self.semconv, &mut |name, value| attributes.push(attribute(name, value)));
+        span.set_attributes(attributes);
+        if end.error_type().is_some() {
+            span.set_status(Status::error(end.description().unwrap_or_default()));
+        }
+        if let Some(record) = end.record {
+            decided(record, &mut |name, attributes| span.add_event(name, attributes));
+        }
+        // By the same clock as the metrics.
+        match self.started_at {
+            Some(started_at) => span.end_with_timestamp(started_at + end.duration),
+            None => span.end(),
+        }
+    }
+}
+
+fn attribute(name: &'static str, value: Value<'_>) -> KeyValue {
+    let value = match value {
+        Value::Str(text) => text.to_owned().into(),
+        Value::Shared(text) => StringValue::from(Arc::clone(text)).into(),
+        Value::Static(text) => text.into(),
+        Value::Int(number) => number.into(),
+        Value::Double(number) => number.into(),
+        Value::Bool(flag) => flag.into(),
+        Value::Strs(texts) => {
+            opentelemetry::Value::Array(Array::String(texts.iter().map(|text| known(text)).collect()))
+        }
+    };
+    KeyValue::new(name, value)
+}
+
+/// Most lists are of one finish reason, and that is one of a few.
+fn known(text: &str) -> StringValue {
+    match text {
+        "stop" => "stop".into(),
+        "length" => "length".into(),
+        "tool_calls" => "tool_calls".into(),
+        "error" => "error".into(),
+        other => other.to_owned().into(),
+    }
+}
+
+/// What was decided on the way, each an event.
+fn decided(record: &DecisionRecord, event: &mut dyn FnMut(&'static str, Vec<KeyValue>)) {
+    let text = |name: &'static str, text: &str| KeyValue::new(name, text.to_owned());
+    let number =
+        |name: &'static str, count: u64| KeyValue::new(name, i64::try_from(count).unwrap_or(i64::MAX));
+    for alias in &record.aliases {
+        event("llm_layers.alias", vec![text("llm_layers.model", alias)]);
+    }
+    for access in &record.access {
+        let mut all = vec![
+            text("llm_layers.model", &access.model),
+            KeyValue::new("llm_layers.access.allowed", access.allowed),
+        ];
+        all.extend(access.department_id.as_deref().map(|id| text("llm_layers.department.id", id)));
+        event("llm_layers.access", all);
+    }
+    if let Some(result) = semconv::cache(record.cache.status) {
+        let why = (!record.cache.why.is_empty()).then_some(record.cache.why);
+        let result = KeyValue::new("llm_layers.cache.result", result);
+        let why = why.map(|why| KeyValue::new("llm_layers.cache.why", why));
+        event("llm_layers.cache", [result].into_iter().chain(why).collect());
+    }
+    for quota in &record.quotas {
+        event(
+            "llm_layers.quota",
+            vec![
+                text("llm_layers.department.id", &quota.department_id),
+                KeyValue::new("llm_layers.quota.kind", semconv::quota(quota.quota)),
+                KeyValue::new("llm_layers.quota.period", semconv::period(quota.period)),
+                number("llm_layers.quota.limit", quota.limit),
+                number("llm_layers.quota.current", quota.current),
+                number("llm_layers.quota.reserved", quota.reserved),
+                KeyValue::new("llm_layers.quota.allowed", quota.allowed),
+            ],
+        );
+    }
+    for attempt in &record.attempts {
+        let mut all = vec![
+            text("llm_layers.model", &attempt.model),
+            KeyValue::new("llm_layers.wait", attempt.wait.as_secs_f64()),
+        ];
+        all.extend(attempt.failure.map(|failure| KeyValue::new("llm_layers.failure", failure)));
+        let latency = attempt.latency.map(|latency| latency.as_secs_f64());
+        all.extend(latency.map(|seconds| KeyValue::new("llm_layers.latency", seconds)));
+        event("llm_layers.attempt", all);
+    }
+}
+
+impl Scope for OtelScope {
+    fn run<T>(&self, f: impl FnOnce() -> T) -> T {
+        let _guard = self.0.clone().attach();
+        f()
+    }
+}
+
+impl fmt::Debug for OtelSpan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OtelSpan").field("is_recording", &self.is_recording).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,175 @@
+//! Passes on what is in the log, in its order, and removes it.
+
+use super::{
+    log::{Lock, Segment, Shared},
+    segment::{HEAD, Records},
+};
+use crate::{
+    BoxError,
+    fallback::Backoff,
+    usage::{LogPosition, UsageEvent, UsageStore, record},
+};
+use std::{
+    fs::File,
+    io::{Read as _, Seek as _, SeekFrom},
+    sync::Arc,
+};
+
+pub(super) struct Forwarder<T> {
+    pub(super) shared: Arc<Shared>,
+    pub(super) target: T,
+    pub(super) group: usize,
+    pub(super) backoff: Backoff,
+    /// How far the first file is passed on.
+    at: u64,
+    /// Up to where records that cannot be read are counted.
+    counted: u64,
+    is_damaged: bool,
+    _lock: Lock,
+}
+
+enum Next {
+    /// There is more in this file.
+    More(Segment),
+    /// It is passed on and grows no more.
+    Done(Segment),
+    Over,
+}
+
+/// Tells, whatever happens, that nothing is passed on any more.
+struct Over(Arc<Shared>);
+
+impl Drop for Over {
+    fn drop(&mut self) {
+        self.0.update(|state| state.is_over = true);
+    }
+}
+
+impl<T: UsageStore> Forwarder<T> {
+    pub(super) fn new(shared: Arc<Shared>, lock: Lock, target: T, group: usize, backoff: Backoff) -> Self {
+        Self {
+            shared,
+            target,
+            group: group.max(1),
+            backoff,
+            at: HEAD as u64,
+            counted: 0,
+            is_damaged: false,
+            _lock: lock,
+        }
+    }
+
+    pub(super) fn run(mut self) {
+        let over = Over(Arc::clone(&self.shared));
+        let mut tries = 0;
+        loop {
+            let result = match self.next() {
+                Next::More(segment) => self.pass_on(segment),
+                Next::Done(segment) => self.remove(segment),
+                Next::Over => break,
+            };
+            let error = match result {
+                Ok(()) => {
+                    tries = 0;
+                    continue;
+                }
+                Err(error) => error,
+            };
+            self.shared.state().last_error = Some(error.to_string().into());
+            self.shared.pause(self.backoff.after(tries));
+            tries += 1;
+        }
+        drop(over);
+    }
+
+    fn next(&self) -> Next {
+        let mut state = self.shared.state();
+        loop {
+            if state.gives_up {
+                return Next::Over;
+            }
+            match state.segments.front() {
+                Some(segment) if self.at < segment.length => return Next::More(*segment),
+                Some(segment) if !segment.is_open => return Next::Done(*segment),
+                None if state.is_complete => return Next::Over,
+                _ => state = self.shared.wait(state),
+            }
+        }
+    }
+
+    fn pass_on(&mut self, segment: Segment) -> Result<(), BoxError> {
+        let mut file = File::open(self.shared.path(segment.number))?;
+        file.seek(SeekFrom::Start(self.at))?;
+        let mut bytes = Vec::new();
+        file.take(segment.length - self.at).read_to_end(&mut bytes)?;
+        let (mut group, mut ends) = (Vec::with_capacity(self.group), Vec::with_capacity(self.group));
+        let start = self.at;
+        let mut records = Records::new(&bytes);
+        loop {
+            let next = records.next();
+            if let Some((body, end)) = next {
+                match record::decode(body) {
+                    Ok(event) => {
+                        group.push(event);
+                        ends.push(start + end as u64);
+                    }
+                    // Whole, but not what is written today: kept aside with its file.
+                    Err(_) => self.skip(start + end as u64),
+                }
+            }
+            if group.len() >= self.group || (next.is_none() && !group.is_empty()) {
+                self.write(segment, &group, &ends)?;
+                group.clear();
+                ends.clear();
+            }
+            if next.is_none() {
+                break;
+            }
+        }
+        // To its end, also where that is no record.
+        self.at = segment.length;
+        Ok(())
+    }
+
+    fn write(&mut self, segment: Segment, group: &[UsageEvent], ends: &[u64]) -> Result<(), BoxError> {
+        let position = LogPosition { log: segment.id, ends };
+        self.target.write_from(position, group)?;
+        self.at = ends.last().copied().unwrap_or(self.at);
+        self.shared.update(|state| {
+            state.events = state.events.saturating_sub(group.len() as u64);
+            state.forwarded += group.len() as u64;
+            state.last_error = None;
+        });
+        // One file may take longer than there is time.
+        match self.shared.state().gives_up {
+            true => Err("there is no time left".into()),
+            false => Ok(()),
+        }
+    }
+
+    fn skip(&mut self, end: u64) {
+        self.is_damaged = true;
+        if end > self.counted {
+            self.counted = end;
+            self.shared.update(|state| {
+                state.damages += 1;
+                state.events = state.events.saturating_sub(1);
+            });
+        }
+    }
+
+    fn remove(&mut self, segment: Segment) -> Result<(), BoxError> {
+        let path = self.shared.path(segment.number);
+        match segment.is_damaged || self.is_damaged {
+            // Somebody may want to look at it.
+            true => std::fs::rename(&path, path.with_extension("log.bad"))?,
+            false => std::fs::remove_file(&path)?,
+        }
+        self.shared.update(|state| {
+            state.segments.pop_front();
+            state.bytes = state.bytes.saturating_sub(segment.length);
+        });
+        (self.at, self.counted, self.is_damaged) = (HEAD as u64, 0, false);
+        Ok(())
+    }
+}

@@ -1,0 +1,253 @@
+//! A log on the disk in front of a store that may be down.
+
+mod error;
+mod forward;
+mod log;
+mod segment;
+
+pub use self::error::{OutboxError, OutboxErrorKind};
+
+use self::{
+    forward::Forwarder,
+    log::{Log, Shared},
+};
+use super::{Durability, QueueOptions, QueueSink, Slot, UsageSink, UsageStore, Worker};
+use crate::{Error, ErrorKind, fallback::Backoff};
+use std::{fmt, io, path::Path, sync::Arc, thread, time::Duration};
+use tokio::{sync::oneshot, time::Instant};
+
+/// Keeps events in a log until a store has them, for stores that are elsewhere.
+///
+/// An event is acknowledged when it is in the log, as durably as was asked for; a thread of its own passes it on, in
+/// order, again and again until the store has taken it, also after a restart. The store writes each event once, whatever
+/// is offered again. When the log is full, or cannot be written, new calls are refused, and nothing that was acknowledged
+/// is lost.
+///
+/// A log belongs to one process, which locks its directory. In it are files of records, `len | crc32 | body`, a body being
+/// an event in JSON. What is no whole record is skipped and counted, and its file kept aside as `.log.bad`.
+#[derive(Debug)]
+pub struct Outbox;
+
+/// How an [`Outbox`] is set up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct OutboxOptions {
+    /// The queue in memory before the log.
+    pub queue: QueueOptions,
+    /// How many bytes the log may hold, but for the last group; 1 GiB unless told. An event is about 500 bytes.
+    pub max_bytes: u64,
+    /// From which size on a file is ended and a new one begun; 8 MiB unless told. A file is removed when all of it is
+    /// passed on.
+    pub segment_bytes: u64,
+    /// How many events are passed on at once, at most; 256 unless told.
+    pub group: usize,
+    /// How long to wait before a group is offered again.
+    pub backoff: Backoff,
+}
+
+/// Hands events to the log of an [`Outbox`]. Clones share it.
+#[derive(Clone)]
+pub struct OutboxSink {
+    queue: QueueSink,
+    shared: Arc<Shared>,
+}
+
+/// Owns the threads of an [`Outbox`]. Dropped without [`shutdown`](Self::shutdown), it lets them go on by themselves until
+/// all sinks and slots are gone and all is passed on.
+#[must_use = "events that are under way are only waited for by `shutdown`"]
+pub struct OutboxWorker {
+    queue: Worker,
+    shared: Arc<Shared>,
+    finished: oneshot::Receiver<()>,
+}
+
+/// What an [`Outbox`] holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct OutboxStatus {
+    /// How many events are in the log and not passed on.
+    pub events: u64,
+    /// How large its files are.
+    pub bytes: u64,
+    /// How many events were passed on since the start.
+    pub forwarded: u64,
+    /// How often something in the log was no record, and was skipped.
+    pub damages: u64,
+    /// How many files ended in the midst of a record, as after a power failure.
+    pub torn: u64,
+    /// Why the latest group was not passed on, if it was not.
+    pub last_error: Option<Arc<str>>,
+}
+
+/// What became of the events when an [`Outbox`] was shut down.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct OutboxReport {
+    /// What is left in the log, for the next start.
+    pub log: OutboxStatus,
+    /// How many events were recorded and are not even in the log: they are lost.
+    pub unlogged: u64,
+    /// Why they are not.
+    pub last_error: Option<Arc<str>>,
+}
+
+impl Default for OutboxOptions {
+    fn default() -> Self {
+        Self {
+            queue: QueueOptions::default(),
+            max_bytes: 1 << 30,
+            segment_bytes: 8 << 20,
+            group: 256,
+            backoff: Backoff::default(),
+        }
+    }
+}
+
+impl OutboxOptions {
+    /// Sets [`queue`](Self::queue).
+    #[must_use]
+    pub const fn with_queue(mut self, queue: QueueOptions) -> Self {
+        self.queue = queue;
+        self
+    }
+
+    /// Sets [`max_bytes`](Self::max_bytes).
+    #[must_use]
+    pub const fn with_max_bytes(mut self, bytes: u64) -> Self {
+        self.max_bytes = bytes;
+        self
+    }
+
+    /// Sets [`segment_bytes`](Self::segment_bytes).
+    #[must_use]
+    pub const fn with_segment_bytes(mut self, bytes: u64) -> Self {
+        self.segment_bytes = bytes;
+        self
+    }
+
+    /// Sets [`group`](Self::group).
+    #[must_use]
+    pub const fn with_group(mut self, events: usize) -> Self {
+        self.group = events;
+        self
+    }
+
+    /// Sets [`backoff`](Self::backoff).
+    #[must_use]
+    pub const fn with_backoff(mut self, backoff: Backoff) -> Self {
+        self.backoff = backoff;
+        self
+    }
+}
+
+impl Outbox {
+    /// Opens the log in this directory, which is made if there is none, and starts two threads: one that writes into it what
+    /// the sink is given, one that passes on to `target` what is in it. Blocks while it reads what is there, and for a second
+    /// if another process uses the directory.
+    ///
+    /// At [`Durability::Kill`] and [`Durability::Memory`] a record is given to the system before it is acknowledged, at
+    /// [`Durability::PowerLoss`] brought to the disk.
+    ///
+    /// # Errors
+    ///
+    /// Nothing was changed then.
+    pub fn start(
+        directory: impl AsRef<Path>,
+        durability: Durability,
+        target: impl UsageStore,
+        options: OutboxOptions,
+    ) -> Result<(OutboxSink, OutboxWorker), OutboxError> {
+        let directory = directory.as_ref();
+        let (log, shared, lock) = Log::open(directory, durability, options.max_bytes, options.segment_bytes)?;
+        let failed = |error: io::Error| OutboxError::of(directory, error);
+        let forwarder = Forwarder::new(Arc::clone(&shared), lock, target, options.group, options.backoff);
+        let (done, finished) = oneshot::channel();
+        let run = move || {
+            forwarder.run();
+            let _ = done.send(());
+        };
+        let (sink, queue) = QueueSink::start(log, options.queue).map_err(failed)?;
+        thread::Builder::new().name("usage-outbox".into()).spawn(run).map_err(failed)?;
+        let worker = OutboxWorker { queue, shared: Arc::clone(&shared), finished };
+        Ok((OutboxSink { queue: sink, shared }, worker))
+    }
+}
+
+// ===== impl OutboxSink =====
+
+impl OutboxSink {
+    /// Whether what is recorded is written into the log, and there is room in it and in the queue: what `/readyz` should
+    /// tell. Whether the store takes it is in the [status](Self::status).
+    pub fn is_healthy(&self) -> bool {
+        self.queue.is_healthy() && self.shared.has_room()
+    }
+
+    /// How many events were recorded and are not in the log yet.
+    pub fn pending(&self) -> u64 {
+        self.queue.pending()
+    }
+
+    /// What the log holds.
+    pub fn status(&self) -> OutboxStatus {
+        status(&self.shared)
+    }
+
+    /// The queue in front of the log, for those who watch it.
+    pub const fn queue(&self) -> &QueueSink {
+        &self.queue
+    }
+}
+
+impl UsageSink for OutboxSink {
+    fn admit(&self) -> Result<Slot, Error> {
+        if !self.is_healthy() {
+            return Err(Error::new(ErrorKind::StoreUnavailable { store: "usage".into() }));
+        }
+        self.queue.admit()
+    }
+}
+
+impl fmt::Debug for OutboxSink {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OutboxSink").field("pending", &self.pending()).field("log", &self.status()).finish()
+    }
+}
+
+// ===== impl OutboxWorker =====
+
+impl OutboxWorker {
+    /// Writes all that was recorded into the log, passes on what is in it, and waits for both until `deadline` has passed.
+    /// What is left in the log then is passed on after the next start.
+    pub async fn shutdown(self, deadline: Duration) -> OutboxReport {
+        let Self { queue, shared, finished } = self;
+        let until = Instant::now() + deadline;
+        let report = queue.shutdown(deadline).await;
+        if tokio::time::timeout_at(until, finished).await.is_err() {
+            shared.update(|state| state.gives_up = true);
+        }
+        OutboxReport { log: status(&shared), unlogged: report.left, last_error: report.last_error }
+    }
+
+    /// What the log holds.
+    pub fn status(&self) -> OutboxStatus {
+        status(&self.shared)
+    }
+}
+
+impl fmt::Debug for OutboxWorker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OutboxWorker").field("log", &self.status()).finish_non_exhaustive()
+    }
+}
+
+fn status(shared: &Shared) -> OutboxStatus {
+    let state = shared.state();
+    OutboxStatus {
+        events: state.events,
+        bytes: state.bytes,
+        forwarded: state.forwarded,
+        damages: state.damages,
+        torn: state.torn,
+        last_error: state.last_error.clone(),
+    }
+}

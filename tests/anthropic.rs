@@ -1,0 +1,444 @@
+//! Anthropic's Messages dialect: requests become chat requests, answers become messages, nothing is lost unsaid.
+
+use bytes::BytesMut;
+use llm_layers::{
+    BodyLimits, Completion, Error, ErrorKind, FinishReason, InvalidReason, StreamChunk, TokenUsage,
+    http::anthropic::{self, MessageEvents},
+};
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+/// What a request becomes.
+fn read(request: &Value) -> Value {
+    let request = anthropic::chat_request(request.to_string(), &BodyLimits::default()).expect("a request");
+    serde_json::from_slice(&request.body.to_json(&request.model)).expect("JSON")
+}
+
+fn messages(messages: &Value) -> Value {
+    read(&json!({ "model": "m", "max_tokens": 1, "messages": messages }))["messages"].take()
+}
+
+fn refused(request: &Value) -> (String, InvalidReason) {
+    let error = anthropic::chat_request(request.to_string(), &BodyLimits::default()).expect_err("wrong");
+    let ErrorKind::InvalidRequest { member, reason } = error.kind() else { panic!("{error:?}") };
+    (member.as_deref().unwrap_or_default().to_owned(), reason.clone())
+}
+
+#[test]
+fn a_request_with_everything_keeps_all_that_has_a_counterpart() {
+    let schema = json!({ "type": "object", "properties": { "city": { "type": "string" } } });
+    let read = read(&json!({
+        "model": "fast",
+        "max_tokens": 1024,
+        "system": [{ "type": "text", "text": "Be brief.", "cache_control": { "type": "ephemeral" } }, { "type": "text", "text": "Be kind." }],
+        "messages": [{ "role": "user", "content": "Hi \"there\"\n" }],
+        "tools": [{ "name": "weather", "description": "now", "input_schema": schema, "strict": true }],
+        "tool_choice": { "type": "tool", "name": "weather", "disable_parallel_tool_use": true },
+        "stop_sequences": ["END"],
+        "temperature": 0.25,
+        "top_p": 0.5,
+        "top_k": 3,
+        "stream": true,
+        "metadata": { "user_id": "u-1" },
+        "thinking": { "type": "enabled", "budget_tokens": 10_000 },
+        "output_config": { "format": { "type": "json_schema", "schema": schema } },
+        "service_tier": "standard_only",
+        "context_management": {},
+        "new_member": { "x": 1 },
+    }));
+    assert_eq!(
+        read,
+        json!({
+            "model": "fast",
+            "max_tokens": 1024,
+            "messages": [
+                { "role": "system", "content": "Be brief.\n\nBe kind." },
+                { "role": "user", "content": "Hi \"there\"\n" },
+            ],
+            "tools": [{ "type": "function", "function": { "name": "weather", "description": "now", "parameters": schema, "strict": true } }],
+            "tool_choice": { "type": "function", "function": { "name": "weather" } },
+            "parallel_tool_calls": false,
+            "stop": ["END"],
+            "temperature": 0.25,
+            "top_p": 0.5,
+            "top_k": 3,
+            "stream": true,
+            "user": "u-1",
+            "reasoning_effort": "medium",
+            "response_format": { "type": "json_schema", "json_schema": { "name": "output", "strict": true, "schema": schema } },
+            "service_tier": "default",
+            "new_member": { "x": 1 },
+        })
+    );
+}
+
+#[test]
+fn calls_and_results_of_tools_become_messages_in_the_order_that_providers_want() {
+    let image =
+        json!({ "type": "image", "source": { "type": "base64", "media_type": "image/png", "data": "QUJD" } });
+    let seen = messages(&json!([
+        { "role": "user", "content": [{ "type": "text", "text": "Weather?" }] },
+        { "role": "assistant", "content": [
+            { "type": "thinking", "thinking": "hm", "signature": "s" },
+            { "type": "text", "text": "I \u{fc}" },
+            { "type": "text", "text": " look." },
+            { "type": "tool_use", "id": "a", "name": "weather", "input": { "city": "Pa\"ris" } },
+            { "type": "tool_use", "id": "b", "name": "time", "input": {} },
+        ] },
+        { "role": "user", "content": [
+            { "type": "text", "text": "and then?" },
+            { "type": "tool_result", "tool_use_id": "a", "content": [{ "type": "text", "text": "18" }, image] },
+            { "type": "tool_result", "tool_use_id": "b" },
+        ] },
+    ]));
+    assert_eq!(
+        seen,
+        json!([
+            { "role": "user", "content": [{ "type": "text", "text": "Weather?" }] },
+            { "role": "assistant", "content": "I ü look.", "tool_calls": [
+                { "id": "a", "type": "function", "function": { "name": "weather", "arguments": "{\"city\":\"Pa\\\"ris\"}" } },
+                { "id": "b", "type": "function", "function": { "name": "time", "arguments": "{}" } },
+            ] },
+            { "role": "tool", "tool_call_id": "a", "content": [{ "type": "text", "text": "18" }] },
+            { "role": "tool", "tool_call_id": "b", "content": "" },
+            { "role": "user", "content": [
+                { "type": "text", "text": "and then?" },
+                { "type": "image_url", "image_url": { "url": "data:image/png;base64,QUJD" } },
+            ] },
+        ])
+    );
+}
+
+#[test]
+fn pictures_and_documents_come_along() {
+    let seen = messages(&json!([{ "role": "user", "content": [
+        { "type": "image", "source": { "type": "url", "url": "https://example.org/a.png" } },
+        { "type": "document", "title": "a.pdf", "source": { "type": "base64", "media_type": "application/pdf", "data": "QUJD" } },
+        { "type": "document", "source": { "type": "text", "media_type": "text/plain", "data": "All of it." } },
+    ] }]));
+    assert_eq!(
+        seen[0]["content"],
+        json!([
+            { "type": "image_url", "image_url": { "url": "https://example.org/a.png" } },
+            { "type": "file", "file": { "filename": "a.pdf", "file_data": "data:application/pdf;base64,QUJD" } },
+            { "type": "text", "text": "All of it." },
+        ])
+    );
+}
+
+#[test]
+fn each_choice_of_tools_and_each_effort_has_its_word() {
+    let read = |members: Value| {
+        let mut request =
+            json!({ "model": "m", "max_tokens": 1, "messages": [{ "role": "user", "content": "x" }] });
+        request.as_object_mut().unwrap().extend(members.as_object().unwrap().clone());
+        read(&request)
+    };
+    for (theirs, ours) in [("auto", "auto"), ("any", "required"), ("none", "none")] {
+        assert_eq!(read(json!({ "tool_choice": { "type": theirs } }))["tool_choice"], ours);
+    }
+    for (budget, effort) in
+        [(1_024, "low"), (4_095, "low"), (4_096, "medium"), (16_383, "medium"), (16_384, "high")]
+    {
+        let thinking = json!({ "thinking": { "type": "enabled", "budget_tokens": budget } });
+        assert_eq!(read(thinking)["reasoning_effort"], effort);
+    }
+    for (theirs, ours) in
+        [("low", "low"), ("medium", "medium"), ("high", "high"), ("xhigh", "high"), ("max", "high")]
+    {
+        assert_eq!(read(json!({ "output_config": { "effort": theirs } }))["reasoning_effort"], ours);
+    }
+    for thinking in ["disabled", "adaptive", "between_tools"] {
+        assert!(read(json!({ "thinking": { "type": thinking } })).get("reasoning_effort").is_none());
+    }
+    assert!(read(json!({ "tools": [] })).get("tools").is_none(), "an empty list is refused by some");
+}
+
+#[test]
+fn what_is_wrong_or_has_no_counterpart_is_named() {
+    let with = |members: Value| {
+        let mut request =
+            json!({ "model": "m", "max_tokens": 1, "messages": [{ "role": "user", "content": "x" }] });
+        request.as_object_mut().unwrap().extend(members.as_object().unwrap().clone());
+        refused(&request)
+    };
+    let content = |block: Value| with(json!({ "messages": [{ "role": "user", "content": [block] }] }));
+    let unsupported = |member: &str| (member.to_owned(), InvalidReason::Unsupported);
+    let missing = |member: &str| (member.to_owned(), InvalidReason::Missing);
+    assert_eq!(
+        with(json!({ "tools": [{ "type": "bash_20250124", "name": "bash" }] })),
+        unsupported("tools[0].type")
+    );
+    assert_eq!(with(json!({ "mcp_servers": [] })), unsupported("mcp_servers"));
+    assert_eq!(with(json!({ "container": "c" })), unsupported("container"));
+    assert_eq!(with(json!({ "inference_geo": "eu" })), unsupported("inference_geo"));
+    assert_eq!(with(json!({ "output_format": { "type": "xml" } })), unsupported("output_format.type"));
+    assert_eq!(content(json!({ "type": "search_result" })), unsupported("messages[0].content[0].type"));
+    let file = json!({ "type": "image", "source": { "type": "file", "file_id": "f" } });
+    assert_eq!(content(file), unsupported("messages[0].content[0].source.type"));
+    assert_eq!(content(json!({ "text": "x" })), missing("messages[0].content[0].type"));
+    assert_eq!(content(json!({ "type": "text" })), missing("messages[0].content[0].text"));
+    assert_eq!(content(json!({ "type": "text", "text": 5 })).0, "messages[0].content[0].text");
+    assert_eq!(with(json!({ "messages": [{ "role": "user" }] })), missing("messages[0].content"));
+    assert_eq!(with(json!({ "messages": [{ "role": "robot", "content": "x" }] })).0, "messages[0].role");
+    assert_eq!(with(json!({ "messages": "x" })).0, "messages");
+    assert_eq!(with(json!({ "messages": [] })).0, "messages");
+    assert_eq!(with(json!({ "max_tokens": null })), missing("max_tokens"));
+    assert_eq!(with(json!({ "max_tokens": "many" })).0, "max_tokens");
+    assert_eq!(with(json!({ "tool_choice": "auto" })).0, "tool_choice.type");
+    assert_eq!(with(json!({ "model": null })), missing("model"));
+}
+
+#[test]
+fn a_body_that_is_no_request_is_refused_as_a_chat_request_would_be() {
+    let limits = BodyLimits::default().with_max_bytes(1_000).with_max_depth(8).with_max_members(4);
+    let refused = |json: &str| {
+        let error = anthropic::chat_request(json.to_owned(), &limits).expect_err("wrong");
+        let ErrorKind::InvalidRequest { member, reason } = error.kind() else { panic!("{error:?}") };
+        (member.as_deref().map(str::to_owned), reason.clone())
+    };
+    assert!(matches!(refused("{"), (None, InvalidReason::Syntax { line: 1, .. })));
+    assert!(matches!(refused("[]"), (None, InvalidReason::Mistyped { .. })));
+    assert_eq!(refused(&"[".repeat(9)), (None, InvalidReason::TooDeep { limit: 8 }));
+    assert_eq!(refused(&" ".repeat(1_001)), (None, InvalidReason::TooLarge { limit: 1_000 }));
+    assert_eq!(refused(r#"{"a":1,"b":1,"c":1,"d":1,"e":1}"#), (None, InvalidReason::TooMany { limit: 4 }));
+    assert_eq!(
+        refused(r#"{"model":"a","mod\u0065l":"b"}"#),
+        (Some("model".into()), InvalidReason::Duplicate)
+    );
+}
+
+fn write(chunks: &[StreamChunk]) -> Vec<Value> {
+    let (mut events, mut out) = (MessageEvents::new("fast"), BytesMut::new());
+    chunks.iter().for_each(|chunk| events.write(chunk, &mut out));
+    let text = std::str::from_utf8(&out).expect("UTF-8");
+    let events = text.split_terminator("\n\n").map(|event| {
+        let (name, data) = event.split_once("\ndata: ").expect("two lines");
+        let data: Value = serde_json::from_str(data).expect("JSON");
+        assert_eq!(name.strip_prefix("event: "), data["type"].as_str());
+        data
+    });
+    events.collect()
+}
+
+/// As Anthropic's clients put the events together.
+fn assemble(events: &[Value]) -> Value {
+    let mut message = Value::Null;
+    let mut closed = true;
+    for event in events {
+        match event["type"].as_str().unwrap() {
+            "message_start" => message = event["message"].clone(),
+            "content_block_start" => {
+                assert!(closed, "one block at a time");
+                closed = false;
+                let content = message["content"].as_array_mut().unwrap();
+                assert_eq!(event["index"], content.len());
+                content.push(event["content_block"].clone());
+            }
+            "content_block_delta" => {
+                assert!(!closed);
+                let block = message["content"].as_array_mut().unwrap().last_mut().unwrap();
+                let add = |block: &mut Value, member: &str, piece: &Value| {
+                    let text =
+                        block[member].as_str().unwrap_or_default().to_owned() + piece.as_str().unwrap();
+                    block[member] = text.into();
+                };
+                let delta = &event["delta"];
+                match delta["type"].as_str().unwrap() {
+                    "text_delta" => add(block, "text", &delta["text"]),
+                    "thinking_delta" => add(block, "thinking", &delta["thinking"]),
+                    "input_json_delta" => add(block, "json", &delta["partial_json"]),
+                    other => panic!("{other}"),
+                }
+            }
+            "content_block_stop" => {
+                closed = true;
+                let block = message["content"].as_array_mut().unwrap().last_mut().unwrap();
+                if let Some(json) = block.as_object_mut().unwrap().remove("json") {
+                    block["input"] = serde_json::from_str(json.as_str().unwrap()).unwrap();
+                }
+            }
+            "message_delta" => {
+                message["stop_reason"] = event["delta"]["stop_reason"].clone();
+                message["usage"] = event["usage"].clone();
+            }
+            "message_stop" => assert!(closed),
+            other => panic!("{other}"),
+        }
+    }
+    message
+}
+
+fn chunk(value: &Value) -> StreamChunk {
+    StreamChunk::parse(value.to_string()).unwrap()
+}
+
+#[test]
+fn an_answer_and_its_stream_become_the_same_message() {
+    let whole = json!({
+        "id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": "gpt-x",
+        "choices": [{ "index": 0, "finish_reason": "tool_calls", "message": {
+            "role": "assistant", "reasoning_content": "Let me \"see\".", "content": "I look.",
+            "tool_calls": [
+                { "id": "a", "type": "function", "function": { "name": "weather", "arguments": "{\"city\":\"Paris\"}" } },
+                { "id": "b", "type": "function", "function": { "name": "time", "arguments": "" } },
+            ],
+        } }],
+        "usage": { "prompt_tokens": 30, "completion_tokens": 7, "prompt_tokens_details": { "cached_tokens": 10 } },
+    });
+    let message: Value =
+        serde_json::from_slice(&anthropic::message(&Completion::parse(whole.to_string()).unwrap(), "fast"))
+            .unwrap();
+    let usage = json!({ "input_tokens": 20, "cache_read_input_tokens": 10, "cache_creation_input_tokens": 0, "output_tokens": 7 });
+    let expected = json!({
+        "id": "chatcmpl-1", "type": "message", "role": "assistant", "model": "gpt-x",
+        "content": [
+            { "type": "thinking", "thinking": "Let me \"see\".", "signature": "" },
+            { "type": "text", "text": "I look." },
+            { "type": "tool_use", "id": "a", "name": "weather", "input": { "city": "Paris" } },
+            { "type": "tool_use", "id": "b", "name": "time", "input": {} },
+        ],
+        "stop_reason": "tool_use", "stop_sequence": null, "usage": usage,
+    });
+    assert_eq!(message, expected);
+
+    let delta = |delta: Value| {
+        let choice = json!({ "index": 0, "delta": delta, "finish_reason": null });
+        chunk(&json!({ "id": "chatcmpl-1", "model": "gpt-x", "choices": [choice] }))
+    };
+    let call = |index: u64, id: Option<&str>, name: Option<&str>, arguments: &str| {
+        delta(
+            json!({ "tool_calls": [{ "index": index, "id": id, "function": { "name": name, "arguments": arguments } }] }),
+        )
+    };
+    let events = write(&[
+        delta(json!({ "role": "assistant", "content": "" })),
+        delta(json!({ "reasoning_content": "Let me " })),
+        delta(json!({ "reasoning_content": "\"see\"." })),
+        delta(json!({ "content": "I " })),
+        delta(json!({ "content": "look." })),
+        call(0, Some("a"), Some("weather"), ""),
+        call(0, None, None, "{\"city\":"),
+        call(0, None, None, "\"Paris\"}"),
+        call(1, Some("b"), Some("time"), ""),
+        StreamChunk::finish(&FinishReason::ToolCalls),
+        chunk(
+            &json!({ "choices": [], "usage": { "prompt_tokens": 30, "completion_tokens": 7, "prompt_tokens_details": { "cached_tokens": 10 } } }),
+        ),
+        StreamChunk::end(),
+    ]);
+    assert_eq!(assemble(&events), expected);
+}
+
+#[test]
+fn calls_that_no_provider_numbers_stay_apart() {
+    let calls = |calls: Value| chunk(&json!({ "choices": [{ "delta": { "tool_calls": calls } }] }));
+    let events = write(&[
+        calls(
+            json!([{ "id": "a", "function": { "name": "f", "arguments": "{}" } }, { "id": "b", "function": { "name": "g", "arguments": "{\"x\":" } }]),
+        ),
+        calls(json!([{ "function": { "arguments": "1}" } }])),
+        StreamChunk::finish(&FinishReason::Stop),
+        StreamChunk::end(),
+    ]);
+    let message = assemble(&events);
+    let calls: Vec<_> =
+        message["content"].as_array().unwrap().iter().map(|call| (&call["name"], &call["input"])).collect();
+    assert_eq!(calls, [(&json!("f"), &json!({})), (&json!("g"), &json!({ "x": 1 }))]);
+    assert_eq!(message["stop_reason"], "tool_use", "whatever the provider calls it");
+}
+
+#[test]
+fn each_reason_to_stop_has_its_word() {
+    let reasons = [
+        (FinishReason::Stop, "end_turn"),
+        (FinishReason::Length, "max_tokens"),
+        (FinishReason::ToolCalls, "tool_use"),
+        (FinishReason::ContentFilter, "refusal"),
+        (FinishReason::Other("eos".into()), "end_turn"),
+    ];
+    for (ours, theirs) in reasons {
+        let message =
+            assemble(&write(&[StreamChunk::text("x"), StreamChunk::finish(&ours), StreamChunk::end()]));
+        assert_eq!(message["stop_reason"], theirs, "{ours:?}");
+    }
+}
+
+#[test]
+fn a_stream_that_says_nothing_is_still_a_message() {
+    let message = assemble(&write(&[StreamChunk::end()]));
+    assert_eq!((&message["content"], &message["stop_reason"]), (&json!([]), &json!("end_turn")));
+    assert!(message["id"].as_str().is_some_and(|id| id.starts_with("msg_")));
+    assert_eq!(message["model"], "fast");
+}
+
+#[test]
+fn arguments_that_are_no_object_are_shown_as_they_are() {
+    let answer = Completion::tool_call("a", "f", "not JSON", TokenUsage::new(1, 1));
+    let message: Value = serde_json::from_slice(&anthropic::message(&answer, "fast")).unwrap();
+    assert_eq!(message["content"][0]["input"], json!({ "arguments": "not JSON" }));
+}
+
+#[test]
+fn errors_are_named_by_their_status() {
+    let kind = |kind: ErrorKind| {
+        let body: Value = serde_json::from_slice(&anthropic::error_body(&Error::new(kind))).unwrap();
+        assert_eq!(body["type"], "error");
+        body["error"]["type"].as_str().unwrap().to_owned()
+    };
+    assert_eq!(kind(ErrorKind::ModelNotFound { model: "x".into() }), "not_found_error");
+    assert_eq!(kind(ErrorKind::ModelUnpriced { model: "x".into() }), "permission_error");
+    assert_eq!(kind(ErrorKind::Overloaded), "overloaded_error");
+    assert_eq!(kind(ErrorKind::NotCached), "timeout_error");
+    assert_eq!(kind(ErrorKind::Other), "api_error");
+    assert_eq!(kind(ErrorKind::EmptyResponse { model: "x".into() }), "api_error");
+    assert_eq!(kind(ErrorKind::Cancelled), "invalid_request_error");
+}
+
+proptest! {
+    /// Whatever a text is, it arrives, however its JSON spells it.
+    #[test]
+    fn every_text_survives_both_ways(texts in prop::collection::vec(".{0,40}", 1..5)) {
+        let blocks: Vec<_> = texts.iter().map(|text| json!({ "type": "text", "text": text })).collect();
+        let seen = messages(&json!([{ "role": "assistant", "content": blocks }, { "role": "user", "content": texts[0] }]));
+        prop_assert_eq!(&seen[0]["content"], &json!(texts.concat()));
+        prop_assert_eq!(&seen[1]["content"], &json!(texts[0]));
+
+        let mut chunks: Vec<_> = texts.iter().map(StreamChunk::text).collect();
+        chunks.push(StreamChunk::end());
+        let message = assemble(&write(&chunks));
+        let said = message["content"][0]["text"].as_str().unwrap_or_default();
+        prop_assert_eq!(said, texts.concat());
+    }
+
+    /// No bytes make it panic, or make JSON that is none.
+    #[test]
+    fn any_json_is_a_request_or_an_error(member in "(model|system|messages|tools|tool_choice|thinking|output_config|x)", value in any_json()) {
+        let mut request = json!({ "model": "m", "max_tokens": 1, "messages": [{ "role": "user", "content": "x" }] });
+        request[&member] = value;
+        if let Ok(request) = anthropic::chat_request(request.to_string(), &BodyLimits::default()) {
+            let json = request.body.to_json("m");
+            prop_assert!(serde_json::from_slice::<Value>(&json).is_ok());
+        }
+    }
+}
+
+fn any_json() -> impl Strategy<Value = Value> {
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i32>().prop_map(Value::from),
+        "(text|tool_use|tool_result|image|base64|user|assistant|enabled|auto|.{0,5})".prop_map(Value::from),
+    ];
+    leaf.prop_recursive(4, 32, 4, |inner| {
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+            prop::collection::hash_map(
+                "(type|text|role|content|source|data|media_type|id|name|input|tool_use_id|format|effort|x)",
+                inner,
+                0..5
+            )
+            .prop_map(|members| Value::Object(members.into_iter().collect())),
+        ]
+    })
+}

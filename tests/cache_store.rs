@@ -1,0 +1,450 @@
+//! Stores of bytes that others share: slow, down, lying, and what two processes see of each other.
+
+use bytes::Bytes;
+use llm_layers::{
+    BoxError, CacheStatus, ChatBody, Completion, Error, FinishReason, LlmRequest, LlmResponse,
+    RequestContext, StreamChunk, TokenUsage,
+    cache::{
+        Bucket, ByteStore, CacheKey, CacheLayer, CachePolicy, CacheSecret, CacheStore, CacheWorker, Entry,
+        EpochKind, EpochStore, Fetch, MokaStore, NotStored, SealedStore, TieredStore,
+    },
+    testing::{Reply, Scripted, Step},
+};
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+use tower::{Layer, Service, ServiceExt, service_fn};
+
+/// Keeps bytes for as many processes as there are clones, and misbehaves as it is told.
+#[derive(Clone, Default)]
+struct Bytestore(Arc<Inner>);
+
+#[derive(Default)]
+struct Inner {
+    kept: Mutex<HashMap<CacheKey, Bytes>>,
+    epochs: Mutex<HashMap<Bucket, u64>>,
+    mode: Mutex<Mode>,
+    reads: AtomicUsize,
+    epoch_reads: AtomicUsize,
+    lies: AtomicUsize,
+    lost: AtomicU64,
+}
+
+#[derive(Clone, Copy, Default, PartialEq, Debug)]
+enum Mode {
+    #[default]
+    Good,
+    Down,
+    Frozen,
+    /// Gives another's reply for one read in a hundred, as a connection does that has lost count.
+    Lying,
+    /// Changes one bit of each reply.
+    Corrupt,
+    /// Gives half of each reply.
+    Cut,
+    /// Does not do what it says it does.
+    Forgetful,
+}
+
+impl Bytestore {
+    fn set(&self, mode: Mode) {
+        *self.0.mode.lock().unwrap() = mode;
+    }
+
+    fn mode(&self) -> Mode {
+        *self.0.mode.lock().unwrap()
+    }
+
+    async fn behave(self) -> Result<Self, BoxError> {
+        match self.mode() {
+            Mode::Down => Err("connection refused".into()),
+            Mode::Frozen => std::future::pending().await,
+            _ => Ok(self),
+        }
+    }
+
+    fn read(&self, key: &CacheKey) -> Option<Bytes> {
+        let at = self.0.reads.fetch_add(1, Ordering::SeqCst);
+        let kept = self.0.kept.lock().unwrap();
+        let own = kept.get(key).cloned();
+        let changed = |change: &dyn Fn(&mut Vec<u8>)| {
+            own.clone().map(|bytes| {
+                let mut bytes = bytes.to_vec();
+                change(&mut bytes);
+                Bytes::from(bytes)
+            })
+        };
+        match self.mode() {
+            Mode::Lying if at % 100 == 7 => {
+                let lie = kept.iter().find(|(other, _)| *other != key).map(|(_, bytes)| bytes.clone());
+                self.0.lies.fetch_add(usize::from(lie.is_some()), Ordering::SeqCst);
+                lie
+            }
+            Mode::Corrupt => changed(&|bytes| {
+                let len = bytes.len();
+                bytes[at * 31 % len] ^= 1 << (at % 8);
+            }),
+            Mode::Cut => changed(&|bytes| bytes.truncate(bytes.len() / 2)),
+            _ => own,
+        }
+    }
+}
+
+impl ByteStore for Bytestore {
+    fn get(&self, key: &CacheKey) -> Fetch<Option<Bytes>> {
+        let (store, key) = (self.clone(), *key);
+        Fetch::pending(async move { Ok(store.behave().await?.read(&key)) })
+    }
+
+    fn put(&self, key: &CacheKey, value: Bytes, ttl: Duration) -> Fetch<()> {
+        assert!(!ttl.is_zero(), "always with a time");
+        let (store, key) = (self.clone(), *key);
+        Fetch::pending(async move {
+            let store = store.behave().await?;
+            if store.mode() != Mode::Forgetful {
+                store.0.kept.lock().unwrap().insert(key, value);
+            }
+            Ok(())
+        })
+    }
+
+    fn epochs(&self) -> Option<Arc<dyn EpochStore>> {
+        Some(Arc::new(self.clone()))
+    }
+}
+
+impl EpochStore for Bytestore {
+    fn read(&self, buckets: &[Bucket]) -> Fetch<Vec<u64>> {
+        let (store, buckets) = (self.clone(), buckets.to_vec());
+        Fetch::pending(async move {
+            let store = store.behave().await?;
+            store.0.epoch_reads.fetch_add(1, Ordering::SeqCst);
+            let epochs = store.0.epochs.lock().unwrap();
+            let of = buckets.iter().map(|bucket| epochs.get(bucket).copied().unwrap_or(0));
+            Ok([1 + store.0.lost.load(Ordering::SeqCst)].into_iter().chain(of).collect())
+        })
+    }
+
+    fn raise(&self, bucket: Bucket) -> Fetch<()> {
+        let store = self.clone();
+        Fetch::pending(async move {
+            let store = store.behave().await?;
+            *store.0.epochs.lock().unwrap().entry(bucket).or_default() += 1;
+            Ok(())
+        })
+    }
+}
+
+fn secret() -> CacheSecret {
+    CacheSecret::new([7; 32])
+}
+
+fn policy() -> CachePolicy {
+    CachePolicy::new(secret())
+}
+
+/// One process among those that share `store`.
+fn start(store: &Bytestore) -> (CacheLayer, CacheWorker) {
+    CacheLayer::start(SealedStore::new(store.clone(), secret()), policy())
+}
+
+fn tiered(store: &Bytestore) -> (CacheLayer, CacheWorker) {
+    let far = SealedStore::new(store.clone(), secret()).encrypted();
+    CacheLayer::start(TieredStore::new(MokaStore::new(1 << 20), far), policy())
+}
+
+fn ask(text: &str) -> LlmRequest {
+    let context = RequestContext::new().with_user_id("ada").with_tenant_id("acme");
+    LlmRequest::new("acme/one", ChatBody::builder().user(text).build().unwrap()).with_context(context)
+}
+
+async fn read<S>(service: &S, request: LlmRequest) -> (String, CacheStatus)
+where
+    S: Service<LlmRequest, Response = LlmResponse, Error = Error> + Clone,
+{
+    let answer = service.clone().oneshot(request).await.unwrap();
+    let cache = answer.cache;
+    (answer.text().await.unwrap(), cache)
+}
+
+/// Says what it was asked.
+fn echo()
+-> impl Service<LlmRequest, Response = LlmResponse, Error = Error, Future: Send + 'static> + Clone + Send {
+    service_fn(|request: LlmRequest| async move {
+        let asked = request.body.messages().last().unwrap().text().into_owned();
+        let said =
+            Completion::text(format!("{asked} {:?}", request.context.user_id()), TokenUsage::new(1, 1));
+        Ok::<_, Error>(LlmResponse::new(request.model, said))
+    })
+}
+
+async fn settle() {
+    for _ in 0..20 {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn seed_18_processes_share_what_one_has_kept_in_both_shapes() {
+    for (tiers, encrypts) in [(false, false), (true, true)] {
+        let store = Bytestore::default();
+        let process = || if tiers { tiered(&store) } else { start(&store) };
+        let (one, first_worker) = process();
+        let (two, second_worker) = process();
+        let steps = [
+            StreamChunk::role(),
+            StreamChunk::text("geheim"),
+            StreamChunk::finish(&FinishReason::Stop),
+            StreamChunk::usage_only(TokenUsage::new(3, 2)).into_final(),
+        ];
+        let provider = Scripted::new().reply(Reply::stream(steps.map(Step::Chunk)));
+        let (one, two) = (one.layer(provider.clone()), two.layer(provider.clone()));
+        assert_eq!(read(&one, ask("a")).await.1, CacheStatus::Miss);
+        settle().await;
+        let (said, cache) = read(&two, ask("a")).await;
+        assert_eq!((said.as_str(), cache.is_hit()), ("geheim", true), "{tiers}");
+        let mut streamed = ask("a");
+        streamed.body = streamed.body.with("stream", true).unwrap();
+        let (said, cache) = read(&two, streamed).await;
+        assert_eq!((said.as_str(), cache.is_hit()), ("geheim", true), "{tiers}");
+        assert_eq!(provider.requests().len(), 1);
+        let reads = store.0.reads.load(Ordering::SeqCst);
+        assert_eq!(reads, if tiers { 2 } else { 3 }, "the near one keeps what came from the far one");
+
+        let kept: Vec<Bytes> = store.0.kept.lock().unwrap().values().cloned().collect();
+        let shows = |bytes: &Bytes| bytes.windows(6).any(|part| part == b"geheim");
+        assert_eq!(kept.iter().map(shows).collect::<Vec<_>>(), [!encrypts]);
+        for worker in [first_worker, second_worker] {
+            assert!(worker.shutdown(Duration::from_secs(1)).await.is_written);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_not_what_was_written_is_a_miss_and_what_it_is_is_counted() {
+    for encrypts in [false, true] {
+        for mode in [Mode::Corrupt, Mode::Cut, Mode::Forgetful, Mode::Good] {
+            let store = Bytestore::default();
+            let sealed = SealedStore::new(store.clone(), secret());
+            let sealed = if encrypts { sealed.encrypted() } else { sealed };
+            let (layer, _worker) = CacheLayer::start(sealed, policy());
+            let service = layer.layer(echo());
+            read(&service, ask("a")).await;
+            settle().await;
+            store.set(mode);
+            let (mut hits, rounds) = (0, 300);
+            for _ in 0..rounds {
+                let (said, cache) = read(&service, ask("a")).await;
+                assert_eq!(said, "a Some(\"ada\")");
+                hits += usize::from(cache.is_hit());
+                settle().await;
+                // What the breaker has let pass is asked for again.
+                tokio::time::sleep(Duration::from_secs(2)).await;
+            }
+            let all = if matches!(mode, Mode::Good | Mode::Forgetful) { rounds } else { 0 };
+            assert_eq!(hits, all, "{mode:?} {encrypts}");
+            assert_eq!(layer.stats().store_failures > 0, all == 0);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_gives_anothers_reply_for_one_read_in_a_hundred_never_gives_a_wrong_answer() {
+    let store = Bytestore::default();
+    let (layer, worker) = start(&store);
+    let service = layer.layer(echo());
+    store.set(Mode::Lying);
+    let (mut hits, mut asked) = (0, 0);
+    for round in 0..50 {
+        for at in 0..100 {
+            let user = format!("user {}", at % 10);
+            let context = RequestContext::new().with_user_id(user.as_str());
+            let text = format!("question {}", at / 10);
+            let (said, cache) = read(&service, ask(&text).with_context(context)).await;
+            assert_eq!(said, format!("{text} {:?}", Some(user)), "{round}");
+            hits += usize::from(cache.is_hit());
+            asked += 1;
+        }
+        settle().await;
+    }
+    let lies = store.0.lies.load(Ordering::SeqCst);
+    assert!(lies > 40, "it lied {lies} times");
+    assert!(hits > asked * 9 / 10, "{hits} of {asked}");
+    assert_eq!(layer.stats().store_failures, lies as u64);
+    let _ = worker.shutdown(Duration::from_secs(1)).await;
+}
+
+/// A store in memory that gives whatever entry it has.
+#[derive(Clone, Default)]
+struct Mixed(Arc<Mutex<Vec<Arc<Entry>>>>);
+
+impl CacheStore for Mixed {
+    fn get(&self, _: &CacheKey) -> Fetch<Option<Arc<Entry>>> {
+        let entries = self.0.lock().unwrap();
+        Fetch::Ready(fastrand::choice(entries.iter()).cloned())
+    }
+
+    fn put(&self, entry: Arc<Entry>) -> Fetch<()> {
+        self.0.lock().unwrap().push(entry);
+        Fetch::Ready(())
+    }
+}
+
+#[tokio::test]
+async fn an_entry_of_another_key_or_scope_is_never_given_out() {
+    let store = Mixed::default();
+    let layer = CacheLayer::new(store.clone(), policy());
+    let near = MokaStore::new(1 << 20);
+    let over = CacheLayer::new(TieredStore::new(near.clone(), store), policy());
+    for service in [layer.layer(echo()), over.layer(echo())] {
+        for at in 0..500 {
+            let (user, text) = (format!("user {}", at % 5), format!("question {}", at % 7));
+            let context = RequestContext::new().with_user_id(user.as_str());
+            let (said, _) = read(&service, ask(&text).with_context(context)).await;
+            assert_eq!(said, format!("{text} {:?}", Some(user)));
+        }
+    }
+    let stats = layer.stats();
+    assert!(stats.mismatches > 100 && stats.hits > 5, "{stats:?}");
+    assert!(!near.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_is_down_or_frozen_costs_a_short_wait_and_then_none() {
+    for mode in [Mode::Down, Mode::Frozen] {
+        let store = Bytestore::default();
+        let (layer, worker) = start(&store);
+        let service = layer.layer(echo());
+        read(&service, ask("a")).await;
+        settle().await;
+        store.set(mode);
+        let begun = tokio::time::Instant::now();
+        for _ in 0..100 {
+            assert_eq!(read(&service, ask("a")).await.1, CacheStatus::Miss);
+        }
+        assert!(begun.elapsed() <= Duration::from_millis(5 * 51), "{mode:?}: {:?}", begun.elapsed());
+        settle().await;
+        store.set(Mode::Good);
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        assert!(read(&service, ask("a")).await.1.is_hit(), "{mode:?}: it is asked again after a while");
+        settle().await;
+        let stats = layer.stats();
+        assert!(stats.store_failures >= 100, "{stats:?}");
+        assert_eq!((stats.stored, stats.not_stored), (1, vec![(NotStored::StoreFailed, 100)]));
+        let _ = worker.shutdown(Duration::from_secs(5)).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_queue_that_is_full_costs_the_entry_and_nothing_else() {
+    let store = Bytestore::default();
+    let policy = policy().with_queue(2, 1 << 20);
+    let (layer, worker) = CacheLayer::start(SealedStore::new(store.clone(), secret()), policy);
+    let service = layer.layer(echo());
+    read(&service, ask("first")).await;
+    settle().await;
+    // One write is begun after the other until all writers are busy and the queue is full.
+    for at in 0..40 {
+        store.set(Mode::Good);
+        assert_eq!(read(&service, ask(&format!("{at}"))).await.1, CacheStatus::Miss);
+        // Before the worker comes to it.
+        store.set(Mode::Frozen);
+        settle().await;
+    }
+    let stats = layer.stats();
+    assert!(
+        stats.not_stored.iter().any(|(reason, count)| *reason == NotStored::QueueFull && *count > 0),
+        "{stats:?}"
+    );
+    let report = worker.shutdown(Duration::from_millis(100)).await;
+    assert!(!report.is_written);
+
+    // Without a worker there is nobody who writes.
+    let layer = CacheLayer::new(SealedStore::new(Bytestore::default(), secret()), self::policy());
+    read(&layer.layer(echo()), ask("a")).await;
+    assert_eq!(layer.stats().not_stored, [(NotStored::QueueFull, 1)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_process_hears_of_an_invalidation_within_a_second() {
+    let store = Bytestore::default();
+    let (one, _first) = tiered(&store);
+    let (two, _second) = tiered(&store);
+    let (here, there) = (one.layer(echo()), two.layer(echo()));
+    read(&here, ask("a")).await;
+    settle().await;
+    assert!(read(&here, ask("a")).await.1.is_hit());
+    assert!(read(&there, ask("a")).await.1.is_hit());
+    let asked = store.0.epoch_reads.load(Ordering::SeqCst);
+    for _ in 0..100 {
+        assert!(read(&there, ask("a")).await.1.is_hit());
+    }
+    assert_eq!(store.0.epoch_reads.load(Ordering::SeqCst), asked, "what is known is not asked for");
+    one.invalidate(EpochKind::User, "ada").await.unwrap();
+    tokio::time::sleep(Duration::from_millis(1001)).await;
+    assert_eq!(read(&there, ask("a")).await.1, CacheStatus::Miss);
+    settle().await;
+    assert!(read(&here, ask("a")).await.1.is_hit(), "and what is kept since then is good here too");
+    one.invalidate(EpochKind::Tenant, "acme").await.unwrap();
+    assert_eq!(read(&here, ask("a")).await.1, CacheStatus::Miss, "here it counts at once");
+
+    // Epochs that were lost do not bring anything back.
+    settle().await;
+    store.0.epochs.lock().unwrap().clear();
+    store.0.lost.fetch_add(1, Ordering::SeqCst);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(read(&here, ask("a")).await.1, CacheStatus::Miss);
+    assert_eq!(read(&there, ask("b")).await.1, CacheStatus::Miss);
+
+    store.set(Mode::Down);
+    let error = one.invalidate(EpochKind::User, "ada").await.unwrap_err();
+    assert!(error.is_retryable() && !format!("{error} {error:?}").contains("ada"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_draws_on_a_knowledge_base_asks_for_epochs_each_time() {
+    let store = Bytestore::default();
+    let allow =
+        |_: &llm_layers::KbScope, _: &RequestContext| Fetch::Ready(llm_layers::cache::KbCaching::Allowed);
+    let process = || {
+        let far = SealedStore::new(store.clone(), secret());
+        let policy = policy().with_kb_settings(allow);
+        CacheLayer::start(TieredStore::new(MokaStore::new(1 << 20), far), policy)
+    };
+    let ((one, _first), (two, _second)) = (process(), process());
+    let (here, there) = (one.layer(echo()), two.layer(echo()));
+    let request = || {
+        let kb = llm_layers::KbScope::new("kb").with_acl_hash("1");
+        ask("a").with_context(RequestContext::new().with_user_id("ada").with_kb(kb))
+    };
+    read(&here, request()).await;
+    settle().await;
+    assert!(read(&there, request()).await.1.is_hit());
+    one.invalidate(EpochKind::KnowledgeBase, "kb").await.unwrap();
+    assert_eq!(read(&there, request()).await.1, CacheStatus::Miss);
+}
+
+#[tokio::test(start_paused = true)]
+async fn entries_of_another_secret_or_without_the_encryption_that_is_asked_for_are_not_taken() {
+    let store = Bytestore::default();
+    let layer = |secret: [u8; 32], encrypts: bool| {
+        let sealed = SealedStore::new(store.clone(), CacheSecret::new(secret));
+        let sealed = if encrypts { sealed.encrypted() } else { sealed };
+        // The same keys: it is the seal that differs.
+        CacheLayer::start(sealed, policy())
+    };
+    let (plain, _w) = layer([1; 32], false);
+    read(&plain.layer(echo()), ask("a")).await;
+    settle().await;
+    assert!(read(&plain.layer(echo()), ask("a")).await.1.is_hit());
+    for (secret, encrypts) in [([2; 32], false), ([1; 32], true), ([2; 32], true)] {
+        let (other, _w) = layer(secret, encrypts);
+        assert_eq!(read(&other.layer(echo()), ask("a")).await.1, CacheStatus::Miss);
+        assert_eq!(other.stats().store_failures, 1);
+    }
+}

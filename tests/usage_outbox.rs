@@ -1,0 +1,493 @@
+//! The log in front of a store: what is acknowledged reaches the store once and in order, whatever happens to the store,
+//! the process, the disk and the files.
+
+#[path = "support/events.rs"]
+mod events;
+
+use events::{Directory, any_event, event, events, number, shown};
+use llm_layers::{
+    BoxError, ErrorKind,
+    fallback::Backoff,
+    usage::{
+        Durability, LogPosition, Outbox, OutboxError, OutboxErrorKind, OutboxOptions, OutboxSink,
+        OutboxWorker, QueueOptions, UsageEvent, UsageSink, UsageStore,
+    },
+};
+use std::{
+    collections::{HashMap, HashSet},
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+/// A store that may be down, and knows events again as Redis does.
+#[derive(Clone, Default)]
+struct Elsewhere(Arc<Mutex<Contents>>);
+
+#[derive(Default)]
+struct Contents {
+    is_down: bool,
+    /// Fails so often, after it has written.
+    ambiguous: usize,
+    panics: bool,
+    events: Vec<UsageEvent>,
+    ids: HashSet<String>,
+    places: HashMap<u128, u64>,
+    offered: usize,
+}
+
+impl Elsewhere {
+    fn down() -> Self {
+        let store = Self::default();
+        store.set_down(true);
+        store
+    }
+
+    fn set_down(&self, is_down: bool) {
+        self.0.lock().unwrap().is_down = is_down;
+    }
+
+    fn numbers(&self) -> Vec<u64> {
+        self.0.lock().unwrap().events.iter().map(number).collect()
+    }
+
+    async fn until(&self, count: usize) {
+        let all = async {
+            while self.0.lock().unwrap().events.len() < count {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        };
+        tokio::time::timeout(SECONDS, all).await.unwrap_or_else(|_| panic!("only {:?}", self.numbers()));
+    }
+}
+
+impl UsageStore for Elsewhere {
+    fn write(&mut self, _: &[UsageEvent]) -> Result<(), BoxError> {
+        unreachable!("an outbox says where events come from")
+    }
+
+    fn write_from(&mut self, position: LogPosition<'_>, group: &[UsageEvent]) -> Result<(), BoxError> {
+        let mut contents = self.0.lock().unwrap();
+        assert!(!contents.panics, "told to");
+        assert_eq!(position.ends.len(), group.len());
+        contents.offered += group.len();
+        if contents.is_down {
+            return Err("down".into());
+        }
+        for (event, end) in group.iter().zip(position.ends) {
+            let place = contents.places.entry(position.log).or_default();
+            if *end > *place {
+                *place = *end;
+                if contents.ids.insert(event.id.to_string()) {
+                    contents.events.push(event.clone());
+                }
+            }
+        }
+        match contents.ambiguous.checked_sub(1) {
+            Some(left) => {
+                contents.ambiguous = left;
+                Err("no answer".into())
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+const SECONDS: Duration = Duration::from_secs(20);
+
+fn options() -> OutboxOptions {
+    let soon = Backoff::new(Duration::from_millis(1), Duration::from_millis(10));
+    let queue = QueueOptions::default().with_backoff(soon);
+    OutboxOptions::default().with_queue(queue).with_backoff(soon).with_group(7)
+}
+
+fn start_with(
+    directory: &Path,
+    store: &Elsewhere,
+    options: OutboxOptions,
+) -> Result<(OutboxSink, OutboxWorker), OutboxError> {
+    Outbox::start(directory, Durability::Kill, store.clone(), options)
+}
+
+fn start(directory: &Directory, store: &Elsewhere) -> (OutboxSink, OutboxWorker) {
+    start_with(directory.path(), store, options()).unwrap()
+}
+
+/// Records, and waits until all are acknowledged.
+async fn record(sink: &OutboxSink, events: Vec<UsageEvent>) {
+    let tickets: Vec<_> =
+        events.into_iter().map(|event| sink.admit().unwrap().record_with_ticket(event)).collect();
+    for ticket in tickets {
+        assert!(tokio::time::timeout(SECONDS, ticket).await.unwrap());
+    }
+}
+
+/// Ends without passing anything on, as if it were killed.
+async fn crash(worker: OutboxWorker, sink: OutboxSink) {
+    drop(sink);
+    worker.shutdown(Duration::from_millis(50)).await;
+    // Its thread has the lock until it has noticed.
+    tokio::time::sleep(Duration::from_millis(50)).await;
+}
+
+fn logs(directory: &Directory) -> Vec<PathBuf> {
+    let paths = fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().path());
+    let mut logs: Vec<_> = paths.filter(|path| path.extension().is_some_and(|end| end == "log")).collect();
+    logs.sort();
+    logs
+}
+
+fn count_of(directory: &Directory, end: &str) -> usize {
+    let paths = fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().path());
+    paths.filter(|path| path.to_str().unwrap().ends_with(end)).count()
+}
+
+// ===== what it is for =====
+
+#[tokio::test]
+async fn what_is_recorded_arrives_once_and_in_order_and_the_log_is_empty_afterwards() {
+    let (directory, store) = (Directory::new(), Elsewhere::default());
+    let (sink, worker) = start(&directory, &store);
+    record(&sink, events(0..500)).await;
+    assert!(sink.is_healthy());
+    let report = worker.shutdown(SECONDS).await;
+    assert_eq!((report.log.events, report.log.forwarded, report.unlogged), (0, 500, 0));
+    assert_eq!((report.log.bytes, report.log.last_error), (0, None));
+    assert_eq!(store.numbers(), (0..500).collect::<Vec<_>>());
+    assert_eq!(logs(&directory), Vec::<PathBuf>::new());
+}
+
+#[tokio::test]
+async fn events_come_out_as_they_went_in() {
+    let (directory, store) = (Directory::new(), Elsewhere::default());
+    let (sink, worker) = start(&directory, &store);
+    let events: Vec<_> = (0..2000).map(|_| any_event()).collect();
+    record(&sink, events.clone()).await;
+    worker.shutdown(SECONDS).await;
+    let arrived = &store.0.lock().unwrap().events;
+    assert_eq!(arrived.len(), events.len());
+    for (arrived, event) in arrived.iter().zip(&events) {
+        assert_eq!(shown(arrived), shown(event));
+    }
+}
+
+#[tokio::test]
+async fn seed_22_what_was_acknowledged_while_the_store_was_down_arrives_after_a_restart() {
+    let (directory, store) = (Directory::new(), Elsewhere::down());
+    for round in 0..5 {
+        let (sink, worker) = start(&directory, &store);
+        record(&sink, events(round * 20..round * 20 + 20)).await;
+        assert!(sink.is_healthy(), "the log takes them");
+        crash(worker, sink).await;
+    }
+    assert_eq!(store.numbers(), Vec::<u64>::new());
+    let (sink, worker) = start(&directory, &store);
+    assert_eq!(sink.status().events, 100);
+    assert_eq!(sink.status().last_error, None);
+    store.set_down(false);
+    store.until(100).await;
+    let report = worker.shutdown(SECONDS).await;
+    assert_eq!((report.log.events, report.log.damages, report.log.torn), (0, 0, 0));
+    assert_eq!(store.numbers(), (0..100).collect::<Vec<_>>());
+    assert_eq!(count_of(&directory, ".bad"), 0);
+    drop(sink);
+}
+
+#[tokio::test]
+async fn a_store_that_fails_after_it_has_written_is_offered_the_same_again() {
+    let (directory, store) = (Directory::new(), Elsewhere::default());
+    store.0.lock().unwrap().ambiguous = 20;
+    let (sink, worker) = start(&directory, &store);
+    record(&sink, events(0..200)).await;
+    let report = worker.shutdown(SECONDS).await;
+    assert_eq!(report.log.events, 0);
+    assert_eq!(store.numbers(), (0..200).collect::<Vec<_>>());
+    assert!(store.0.lock().unwrap().offered >= 220, "some more than once");
+}
+
+#[tokio::test]
+async fn seed_24_what_is_left_at_the_deadline_is_reported_and_stays_in_the_log() {
+    let (directory, store) = (Directory::new(), Elsewhere::down());
+    let (sink, worker) = start(&directory, &store);
+    record(&sink, events(0..30)).await;
+    let report = worker.shutdown(Duration::from_millis(100)).await;
+    assert_eq!((report.log.events, report.unlogged), (30, 0));
+    assert_eq!(report.log.last_error.as_deref(), Some("down"));
+    assert_eq!(logs(&directory).len(), 1);
+}
+
+#[tokio::test]
+async fn files_are_ended_and_removed_as_they_are_passed_on() {
+    let (directory, store) = (Directory::new(), Elsewhere::down());
+    let (sink, worker) = start_with(directory.path(), &store, options().with_segment_bytes(4096)).unwrap();
+    for round in 0..20 {
+        record(&sink, events(round * 10..round * 10 + 10)).await;
+    }
+    let files = logs(&directory).len();
+    assert!((10..=20).contains(&files), "{files}");
+    assert_eq!(
+        sink.status().bytes,
+        logs(&directory).iter().map(|path| fs::metadata(path).unwrap().len()).sum::<u64>()
+    );
+    store.set_down(false);
+    store.until(200).await;
+    let gone = async {
+        while logs(&directory).len() > 1 {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    tokio::time::timeout(SECONDS, gone).await.unwrap();
+    worker.shutdown(SECONDS).await;
+    assert_eq!(store.numbers(), (0..200).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn nobody_gets_a_place_while_the_log_is_full_and_nothing_is_lost() {
+    let (directory, store) = (Directory::new(), Elsewhere::down());
+    let limited = options().with_max_bytes(20_000).with_segment_bytes(2000);
+    let (sink, worker) = start_with(directory.path(), &store, limited).unwrap();
+    let mut acknowledged = 0;
+    while sink.is_healthy() {
+        record(&sink, vec![event(acknowledged)]).await;
+        acknowledged += 1;
+    }
+    let refused = sink.admit().unwrap_err();
+    assert!(matches!(refused.kind(), ErrorKind::StoreUnavailable { .. }));
+    assert!((15..60).contains(&acknowledged), "{acknowledged}");
+    let bytes = sink.status().bytes;
+    assert!((20_000..30_000).contains(&bytes), "{bytes}");
+    store.set_down(false);
+    store.until(acknowledged as usize).await;
+    let healthy = async {
+        while !sink.is_healthy() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    tokio::time::timeout(SECONDS, healthy).await.unwrap();
+    record(&sink, events(acknowledged..acknowledged + 5)).await;
+    worker.shutdown(SECONDS).await;
+    assert_eq!(store.numbers(), (0..acknowledged + 5).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn events_of_calls_under_way_wait_in_the_queue_while_the_log_is_full() {
+    let (directory, store) = (Directory::new(), Elsewhere::down());
+    let (sink, worker) = start_with(directory.path(), &store, options().with_max_bytes(900)).unwrap();
+    let slots: Vec<_> = (0..50).map(|_| sink.admit().unwrap()).collect();
+    let mut next = 50;
+    while sink.is_healthy() {
+        record(&sink, vec![event(next)]).await;
+        next += 1;
+    }
+    let tickets: Vec<_> =
+        slots.into_iter().zip(0..).map(|(slot, number)| slot.record_with_ticket(event(number))).collect();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!(sink.pending(), 50);
+    store.set_down(false);
+    let report = worker.shutdown(SECONDS).await;
+    assert_eq!((report.unlogged, report.log.events), (0, 0), "{report:?}");
+    for ticket in tickets {
+        assert!(ticket.await);
+    }
+    assert_eq!(store.numbers(), (50..next).chain(0..50).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn a_store_that_panics_makes_the_sink_unhealthy_and_loses_nothing() {
+    let (directory, store) = (Directory::new(), Elsewhere::default());
+    store.0.lock().unwrap().panics = true;
+    let (sink, worker) = start(&directory, &store);
+    record(&sink, events(0..3)).await;
+    let unhealthy = async {
+        while sink.is_healthy() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    tokio::time::timeout(SECONDS, unhealthy).await.unwrap();
+    assert!(sink.admit().is_err());
+    assert_eq!(worker.shutdown(SECONDS).await.log.events, 3);
+    let (directory_of_it, store) = (directory, Elsewhere::default());
+    let (_sink, worker) = start(&directory_of_it, &store);
+    assert_eq!(worker.shutdown(SECONDS).await.log.forwarded, 3);
+}
+
+// ===== files that are not as they should be =====
+
+/// Twelve events in one file, not passed on.
+async fn written(directory: &Directory) -> PathBuf {
+    let store = Elsewhere::down();
+    let (sink, worker) = start(directory, &store);
+    record(&sink, events(0..12)).await;
+    crash(worker, sink).await;
+    logs(directory).remove(0)
+}
+
+/// Starts over what is there, and says what has arrived.
+async fn replayed(directory: &Directory) -> (Vec<u64>, llm_layers::usage::OutboxReport) {
+    let store = Elsewhere::default();
+    let (_sink, worker) = start(directory, &store);
+    let report = worker.shutdown(SECONDS).await;
+    (store.numbers(), report)
+}
+
+#[tokio::test]
+async fn a_file_that_is_cut_off_anywhere_gives_all_that_is_whole_before_the_cut() {
+    let directory = Directory::new();
+    let whole = fs::read(written(&directory).await).unwrap();
+    let name = "00000000000000000001.log";
+    let mut before = 0;
+    for cut in (0..whole.len()).filter(|cut| cut % 7 == 0 || *cut < 50) {
+        let directory = Directory::new();
+        fs::write(directory.join(name), &whole[..cut]).unwrap();
+        let (numbers, report) = replayed(&directory).await;
+        assert_eq!(numbers, (0..numbers.len() as u64).collect::<Vec<_>>(), "at {cut}");
+        assert!(numbers.len() == before || numbers.len() == before + 1, "at {cut}");
+        before = numbers.len();
+        let is_torn = report.log.torn == 1;
+        assert_eq!((report.log.damages, count_of(&directory, ".bad")), (0, usize::from(is_torn)), "at {cut}");
+    }
+    assert_eq!(before, 11);
+}
+
+#[tokio::test]
+async fn a_damaged_record_is_skipped_and_counted_and_its_file_is_kept() {
+    let directory = Directory::new();
+    let whole = fs::read(written(&directory).await).unwrap();
+    for _ in 0..60 {
+        let directory = Directory::new();
+        let mut damaged = whole.clone();
+        let at = fastrand::usize(32..whole.len());
+        damaged[at] ^= 1 << fastrand::u8(..8);
+        fs::write(directory.join("00000000000000000001.log"), &damaged).unwrap();
+        let (numbers, report) = replayed(&directory).await;
+        assert_eq!(numbers.len(), 11, "byte {at} of {}", whole.len());
+        let in_order: Vec<_> = (0..12).filter(|number| numbers.contains(number)).collect();
+        assert_eq!(numbers, in_order);
+        assert_eq!(report.log.damages + report.log.torn, 1);
+        assert_eq!((count_of(&directory, ".bad"), count_of(&directory, ".log")), (1, 0));
+        let kept = fs::read(directory.join("00000000000000000001.log.bad")).unwrap();
+        assert!(kept == damaged, "not a byte of it was changed");
+    }
+}
+
+#[tokio::test]
+async fn what_is_no_log_of_ours_or_of_a_newer_version_is_refused_by_name_and_left_alone() {
+    let whole = fs::read(written(&Directory::new()).await);
+    drop(whole);
+    let directory = Directory::new();
+    let whole = fs::read(written(&directory).await).unwrap();
+    let with_sum = |mut head: Vec<u8>| {
+        let sum = crc32(&head[..28]);
+        head[28..32].copy_from_slice(&sum.to_le_bytes());
+        head
+    };
+    let mut newer = whole.clone();
+    newer[8..12].copy_from_slice(&2_u32.to_le_bytes());
+    let mut damaged = whole.clone();
+    damaged[15] ^= 1;
+    let cases = [
+        (with_sum(newer), OutboxErrorKind::Newer { found: 2, known: 1 }),
+        (damaged, OutboxErrorKind::Foreign),
+        (b"2026-11-23 something else entirely, with a long line of text".to_vec(), OutboxErrorKind::Foreign),
+        (b"short".to_vec(), OutboxErrorKind::Foreign),
+    ];
+    for (bytes, kind) in cases {
+        let directory = Directory::new();
+        let (good, bad) =
+            (directory.join("00000000000000000001.log"), directory.join("00000000000000000002.log"));
+        fs::write(&good, &whole).unwrap();
+        fs::write(&bad, &bytes).unwrap();
+        let store = Elsewhere::default();
+        let error = start_with(directory.path(), &store, options()).unwrap_err();
+        assert_eq!(error.kind(), kind);
+        assert_eq!(error.path(), bad);
+        assert!(error.to_string().contains("00000000000000000002.log"), "{error}");
+        assert!(fs::read(&bad).unwrap() == bytes && fs::read(&good).unwrap() == whole);
+        assert_eq!((logs(&directory).len(), store.numbers().len()), (2, 0));
+        // Moved away, the rest goes on.
+        fs::rename(&bad, directory.join("aside")).unwrap();
+        assert_eq!(replayed(&directory).await.0.len(), 12);
+    }
+}
+
+/// As in the format, bit by bit.
+fn crc32(bytes: &[u8]) -> u32 {
+    !bytes.iter().fold(!0_u32, |sum, byte| {
+        (0..8).fold(sum ^ u32::from(*byte), |sum, _| (sum >> 1) ^ if sum & 1 == 1 { 0xedb8_8320 } else { 0 })
+    })
+}
+
+#[tokio::test]
+async fn two_processes_do_not_share_a_log() {
+    let (directory, store) = (Directory::new(), Elsewhere::default());
+    let (sink, worker) = start(&directory, &store);
+    let error = start_with(directory.path(), &store, options()).unwrap_err();
+    assert_eq!((error.kind(), error.path()), (OutboxErrorKind::InUse, directory.path()));
+    record(&sink, events(0..3)).await;
+    worker.shutdown(SECONDS).await;
+    drop(sink);
+    assert_eq!(store.numbers(), [0, 1, 2]);
+    start_with(directory.path(), &store, options()).unwrap().1.shutdown(SECONDS).await;
+}
+
+#[test]
+fn a_directory_that_cannot_be_one_is_named() {
+    let directory = Directory::new();
+    fs::write(directory.join("file"), "").unwrap();
+    for path in [directory.join("file"), directory.join("file/below"), "/proc/none/of/it".into()] {
+        let error = start_with(&path, &Elsewhere::default(), options()).unwrap_err();
+        assert_eq!(error.kind(), OutboxErrorKind::Unreachable, "{error}");
+        assert!(error.path().starts_with(&path) || path.starts_with(error.path()), "{error}");
+    }
+}
+
+// ===== a disk that is full =====
+
+const FULL: &str = "LLM_LAYERS_OUTBOX_FULL";
+
+/// Does nothing unless it is the child, which may write files of 8 KiB at most.
+#[test]
+fn child() {
+    let Ok(directory) = std::env::var(FULL) else { return };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let store = Elsewhere::down();
+        let (sink, worker) = start_with(Path::new(&directory), &store, options()).unwrap();
+        let mut acknowledged = 0;
+        // A group that does not fit any more goes into the next file; one that is larger than any file cannot be written.
+        for number in 0..60 {
+            record(&sink, vec![event(number)]).await;
+            acknowledged += 1;
+        }
+        let mut large = event(1000);
+        large.model = "x".repeat(10_000).into();
+        let ticket = sink.admit().unwrap().record_with_ticket(large);
+        assert!(tokio::time::timeout(Duration::from_millis(300), ticket).await.is_err());
+        assert!(!sink.is_healthy() && sink.admit().is_err());
+        let report = worker.shutdown(Duration::from_millis(100)).await;
+        assert_eq!(report.unlogged, 1);
+        println!("acknowledged {acknowledged}, {}", report.last_error.unwrap());
+    });
+}
+
+#[tokio::test]
+async fn what_cannot_be_written_is_not_acknowledged_and_what_was_is_there() {
+    let directory = Directory::new();
+    let program = std::env::current_exe().unwrap();
+    let output = Command::new("bash")
+        // Without the signal, a write beyond the limit is an error. In blocks of 1024 bytes.
+        .args(["-c", "trap '' XFSZ; ulimit -f 8; exec \"$0\" --exact child --nocapture"])
+        .arg(program)
+        .env(FULL, directory.path())
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{text} {}", String::from_utf8_lossy(&output.stderr));
+    assert!(text.contains("acknowledged 60,") && text.contains("no room for more on the disk"), "{text}");
+    assert!(logs(&directory).len() > 3);
+    let (numbers, report) = replayed(&directory).await;
+    assert_eq!(numbers, (0..60).collect::<Vec<_>>());
+    assert_eq!((report.log.damages, report.log.torn), (0, 0), "what was there in part is gone");
+}

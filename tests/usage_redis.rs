@@ -1,0 +1,395 @@
+//! Usage in a stream of a real Redis: each event once, whatever happens to the server, the connection and the replies.
+
+#[path = "support/events.rs"]
+mod events;
+#[path = "support/redis.rs"]
+mod redis_server;
+
+use events::{Directory, any_event, event, events, number, shown};
+use llm_layers::{
+    fallback::Backoff,
+    store::{Redis, RedisOptions},
+    usage::{
+        Durability, EventId, LedgerReader, LogPosition, Outbox, OutboxOptions, OutboxSink, OutboxWorker,
+        QueueOptions, QueueSink, RedisStream, RedisStreamOptions, SqliteLedger, StreamError, StreamReader,
+        Trim, UsageEvent, UsageQuery, UsageSink, UsageStore, department_sums, totals,
+    },
+};
+use redis_server::{Mode, Proxy, RedisCluster, RedisServer};
+use std::{collections::HashMap, time::Duration};
+
+const SECONDS: Duration = Duration::from_secs(60);
+const NAME: &str = "llm-usage";
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap()
+}
+
+fn options() -> RedisOptions {
+    let short = Duration::from_millis(400);
+    RedisOptions::default().with_connect_timeout(short).with_deadline(short)
+}
+
+fn handle(url: &str) -> Redis {
+    Redis::new(url, options()).unwrap()
+}
+
+fn stream(redis: &Redis) -> RedisStream {
+    RedisStream::new(redis, RedisStreamOptions::default())
+}
+
+/// All that is in the stream.
+fn read_all(redis: &Redis) -> Vec<UsageEvent> {
+    runtime().block_on(async {
+        let mut reader = StreamReader::new(redis.apart().with_deadline(SECONDS), NAME);
+        let mut all = Vec::new();
+        loop {
+            let more = reader.read(97).await.unwrap();
+            if more.is_empty() {
+                assert_eq!(reader.cut(), 0);
+                return all;
+            }
+            all.extend(more);
+        }
+    })
+}
+
+fn numbers(events: &[UsageEvent]) -> Vec<u64> {
+    events.iter().map(number).collect()
+}
+
+/// Each of these events once, in full for each of its departments.
+fn check(redis: &Redis, expected: &[UsageEvent]) {
+    let found = read_all(redis);
+    assert_eq!(found.len(), expected.len());
+    let by_id = |events: &[UsageEvent]| -> HashMap<EventId, String> {
+        events.iter().map(|event| (event.id, shown(event))).collect()
+    };
+    assert_eq!(by_id(&found), by_id(expected));
+}
+
+fn outbox(directory: &Directory, redis: &Redis) -> (OutboxSink, OutboxWorker) {
+    let soon = Backoff::new(Duration::from_millis(5), Duration::from_millis(50));
+    let queue = QueueOptions::default().with_backoff(soon);
+    let options = OutboxOptions::default().with_queue(queue).with_backoff(soon).with_group(20);
+    Outbox::start(directory.join("outbox"), Durability::Kill, stream(redis), options).unwrap()
+}
+
+async fn record(sink: &OutboxSink, events: &[UsageEvent]) {
+    let tickets: Vec<_> =
+        events.iter().map(|event| sink.admit().unwrap().record_with_ticket(event.clone())).collect();
+    for ticket in tickets {
+        assert!(ticket.await);
+    }
+}
+
+// ===== what is written =====
+
+#[test]
+fn seed_21_an_event_is_an_entry_for_each_department_or_one_without() {
+    let Some(server) = RedisServer::start("seed_21_an_event_is_an_entry_for_each_department") else { return };
+    let redis = handle(&server.url());
+    let events = events(0..4);
+    stream(&redis).write(&events).unwrap();
+    assert_eq!(server.ask(&["XLEN", "{llm-usage}:events"]), "7", "1 + 1 + 2 + 3");
+    let entries = server.ask(&["XRANGE", "{llm-usage}:events", "-", "+"]);
+    let words: Vec<_> = entries.split('\n').collect();
+    let count = |name: &str, value: &str| words.windows(2).filter(|pair| pair == &[name, value]).count();
+    assert_eq!(count("department", "research"), 3);
+    assert_eq!(count("department", "sales"), 2);
+    assert_eq!(count("id", &events[3].id.to_string()), 3);
+    assert_eq!((count("part", "0"), count("part", "2"), count("parts", "3"), count("v", "1")), (4, 1, 3, 7));
+    assert_eq!((count("cost", "3"), count("cost", "0")), (3, 1));
+    assert_eq!((count("model", "p/m"), count("outcome", "ok"), count("price_source", "sheet")), (7, 7, 7));
+    check(&redis, &events);
+}
+
+#[test]
+fn amounts_and_texts_at_the_edges_of_their_formats_come_back_as_they_were() {
+    let Some(server) = RedisServer::start("amounts_and_texts_at_the_edges") else { return };
+    let redis = handle(&server.url()).with_deadline(SECONDS);
+    let events: Vec<_> = (0..3000).map(|_| any_event()).collect();
+    let mut store = stream(&redis);
+    events.chunks(300).for_each(|group| store.write(group).unwrap());
+    check(&redis, &events);
+}
+
+// ===== once =====
+
+#[test]
+fn seed_21_replaying_any_prefix_of_deliveries_any_number_of_times_changes_nothing() {
+    let Some(server) = RedisServer::start("seed_21_replaying_any_prefix") else { return };
+    let redis = handle(&server.url()).with_deadline(SECONDS);
+    let directory = Directory::new();
+    let events = events(0..300);
+    let groups: Vec<_> = events.chunks(17).collect();
+    let mut store = stream(&redis);
+    for delivered in 1..=groups.len() {
+        store.write(groups[delivered - 1]).unwrap();
+        for _ in 0..2 {
+            for group in &groups[..fastrand::usize(..=delivered)] {
+                store.write(group).unwrap();
+                // Also cut another way.
+                store.write(&group[fastrand::usize(..group.len())..]).unwrap();
+            }
+        }
+    }
+    // Another process that was told the same.
+    groups.iter().for_each(|group| stream(&redis).write(group).unwrap());
+    check(&redis, &events);
+
+    let path = directory.join("usage.db");
+    let mut ledger = SqliteLedger::open(&path, Durability::Memory).unwrap();
+    runtime().block_on(async {
+        let redis = redis.apart();
+        for round in 0..5 {
+            let mut reader = StreamReader::new(redis.clone(), NAME);
+            // Rounds that read a part only, and one that goes on from a cursor.
+            let mut left = if round == 4 { usize::MAX } else { fastrand::usize(1..20) };
+            while left > 0 && reader.copy_to(&mut ledger, 30).await.unwrap() > 0 {
+                left -= 1;
+                reader = StreamReader::new(redis.clone(), NAME).after(reader.cursor());
+            }
+        }
+        let reader = LedgerReader::open(&path).await.unwrap();
+        let query = UsageQuery::new();
+        assert_eq!(reader.totals(&query).await.unwrap(), totals(&events, &query).unwrap());
+        assert_eq!(
+            reader.department_sums(&query, &[]).await.unwrap(),
+            department_sums(&events, &query, &[]).unwrap()
+        );
+    });
+}
+
+#[test]
+fn what_comes_out_of_a_log_is_known_again_however_late() {
+    let Some(server) = RedisServer::start("what_comes_out_of_a_log") else { return };
+    let redis = handle(&server.url());
+    let mut store = stream(&redis);
+    let events = events(0..10);
+    let ends: Vec<u64> = (1..=10).map(|number| 32 + 100 * number).collect();
+    let position = |range: std::ops::Range<usize>| LogPosition { log: 7, ends: &ends[range] };
+    store.write_from(position(0..6), &events[..6]).unwrap();
+    // As if their time had run out.
+    let forget = || {
+        server.ask(&["KEYS", "{llm-usage}:ids:*"]).split('\n').for_each(|key| drop(server.ask(&["DEL", key])))
+    };
+    forget();
+    store.write_from(position(0..10), &events).unwrap();
+    check(&redis, &events);
+    forget();
+    store.write_from(position(2..7), &events[2..7]).unwrap();
+    check(&redis, &events);
+    assert!(
+        server.ask(&["TTL", "{llm-usage}:log:00000000000000000000000000000007"]).parse::<u32>().unwrap()
+            > 31_000_000
+    );
+    // The same in another file of the log, as after a write that failed: known by their ids, while these are remembered.
+    store.write_from(LogPosition { log: 7, ends: &[2000] }, &[event(10)]).unwrap();
+    let again = read_all(&redis);
+    store.write_from(LogPosition { log: 8, ends: &[200] }, &again[10..]).unwrap();
+    assert_eq!(read_all(&redis).len(), 11);
+    let sets = server.ask(&["KEYS", "{llm-usage}:ids:*"]);
+    let ttl: u32 = server.ask(&["TTL", &sets]).parse().unwrap();
+    assert!((259_100..=259_200).contains(&ttl), "{ttl}");
+}
+
+// ===== a server that fails =====
+
+#[test]
+fn seed_21_lost_replies_double_nothing_and_lose_nothing() {
+    let Some(server) = RedisServer::start("seed_21_lost_replies") else { return };
+    let proxy = Proxy::start(server.port());
+    let redis = handle(&proxy.url());
+    let directory = Directory::new();
+    let events = events(0..1000);
+    runtime().block_on(async {
+        let (sink, worker) = outbox(&directory, &redis);
+        // A connection begins with replies of its own.
+        proxy.set(Mode::CutEvery(4));
+        for (number, group) in events.chunks(50).enumerate() {
+            record(&sink, group).await;
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            proxy.set(match number % 5 {
+                0 => Mode::Swallow,
+                1 => Mode::Cut,
+                2 => Mode::Delay(Duration::from_millis(30)),
+                3 => Mode::Refuse,
+                _ => Mode::CutEvery(4),
+            });
+        }
+        proxy.set(Mode::CutEvery(5));
+        let report = worker.shutdown(SECONDS).await;
+        assert_eq!((report.log.events, report.unlogged), (0, 0), "{report:?}");
+    });
+    assert!(proxy.cuts() >= 5, "{} cuts", proxy.cuts());
+    check(&handle(&server.url()), &events);
+}
+
+#[test]
+fn seed_22_a_server_that_is_killed_frozen_and_started_again_gets_each_event_once() {
+    let Some(mut server) = RedisServer::start_durable("seed_22_a_server_that_is_killed_frozen") else {
+        return;
+    };
+    let redis = handle(&server.url());
+    let directory = Directory::new();
+    let events = events(0..1500);
+    runtime().block_on(async {
+        let (sink, worker) = outbox(&directory, &redis);
+        for (round, group) in events.chunks(100).enumerate() {
+            record(&sink, &group[..50]).await;
+            match round % 3 {
+                0 => server.kill(),
+                1 => server.freeze(),
+                _ => {}
+            }
+            record(&sink, &group[50..]).await;
+            assert!(sink.is_healthy(), "answers are not held up while Redis is away");
+            tokio::time::sleep(Duration::from_millis(fastrand::u64(0..700))).await;
+            match round % 3 {
+                0 => server.restart(),
+                1 => server.thaw(),
+                _ => {}
+            }
+        }
+        let report = worker.shutdown(SECONDS).await;
+        assert_eq!((report.log.events, report.unlogged), (0, 0), "{report:?}");
+    });
+    check(&redis, &events);
+}
+
+#[test]
+fn a_group_is_written_with_all_its_entries_or_not_at_all() {
+    let Some(server) = RedisServer::start("a_group_is_written_with_all_its_entries") else { return };
+    let redis = handle(&server.url());
+    let mut store = stream(&redis);
+    let events = events(0..50);
+    server.ask(&["SET", "{llm-usage}:events", "something else"]);
+    let error = store.write(&events).unwrap_err().to_string();
+    assert!(error.contains("WRONGTYPE") || error.contains("ERR"), "{error}");
+    assert_eq!(server.ask(&["DBSIZE"]), "1", "nothing is marked as written");
+    server.ask(&["DEL", "{llm-usage}:events"]);
+    server.ask(&["CONFIG", "SET", "maxmemory", "1"]);
+    assert!(store.write(&events).unwrap_err().to_string().contains("OOM"));
+    assert_eq!(server.ask(&["DBSIZE"]), "0");
+    server.ask(&["CONFIG", "SET", "maxmemory", "0"]);
+    for _ in 0..3 {
+        store.write(&events).unwrap();
+        check(&redis, &events);
+    }
+}
+
+// ===== a cluster =====
+
+#[test]
+fn seed_21_in_a_cluster_too_each_event_is_written_once_also_while_a_replica_takes_over() {
+    let test = "seed_21_in_a_cluster_too";
+    let Some(cluster) = RedisCluster::start_with_replicas(test) else { return };
+    let redis = Redis::cluster(cluster.urls(), options()).unwrap();
+    let directory = Directory::new();
+    let events = events(0..1000);
+    let owner = cluster.nodes.iter().find_map(|node| {
+        let slot = node.ask(&["CLUSTER", "KEYSLOT", "{llm-usage}:events"]).parse().unwrap();
+        cluster.owner(slot, 0)
+    });
+    let owner = owner.unwrap();
+    runtime().block_on(async {
+        let (sink, worker) = outbox(&directory, &redis);
+        for (number, group) in events.chunks(100).enumerate() {
+            record(&sink, group).await;
+            match number {
+                2 => drop(cluster.nodes[owner + 3].ask(&["CLUSTER", "FAILOVER"])),
+                6 => drop(cluster.nodes[owner].ask(&["CLUSTER", "FAILOVER"])),
+                _ => {}
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        let report = worker.shutdown(SECONDS).await;
+        assert_eq!((report.log.events, report.unlogged), (0, 0), "{report:?}");
+    });
+    check(&redis, &events);
+}
+
+// ===== without an outbox =====
+
+#[test]
+fn behind_a_queue_alone_each_event_is_written_once_too() {
+    let Some(server) = RedisServer::start("behind_a_queue_alone") else { return };
+    let proxy = Proxy::start(server.port());
+    let redis = handle(&proxy.url());
+    let events = events(0..500);
+    let soon = Backoff::new(Duration::from_millis(5), Duration::from_millis(50));
+    runtime().block_on(async {
+        let options = QueueOptions::default().with_group(10).with_backoff(soon);
+        let (sink, worker) = QueueSink::start(stream(&redis), options).unwrap();
+        proxy.set(Mode::CutEvery(5));
+        events.iter().for_each(|event| sink.admit().unwrap().record(event.clone()));
+        let report = worker.shutdown(SECONDS).await;
+        assert_eq!((report.written, report.left), (500, 0));
+    });
+    assert!(proxy.cuts() >= 5, "{} cuts", proxy.cuts());
+    check(&handle(&server.url()), &events);
+}
+
+// ===== reading =====
+
+#[test]
+fn a_reader_says_which_entry_it_cannot_read_and_does_not_go_beyond_it() {
+    let Some(server) = RedisServer::start("a_reader_says_which_entry") else { return };
+    let redis = handle(&server.url());
+    let mut store = stream(&redis);
+    let all = events(0..6);
+    store.write(&all[..3]).unwrap();
+    let newer = server.ask(&["XADD", "{llm-usage}:events", "*", "v", "2", "what", "ever"]);
+    store.write(&all[3..]).unwrap();
+    runtime().block_on(async {
+        let mut reader = StreamReader::new(redis.apart(), NAME);
+        assert_eq!(numbers(&reader.read(4).await.unwrap()), [0, 1, 2]);
+        let before = reader.cursor().to_owned();
+        let error = reader.read(100).await.unwrap_err();
+        assert!(
+            matches!(&error, StreamError::Newer { entry, found } if **entry == newer && &**found == "2"),
+            "{error}"
+        );
+        assert_eq!(reader.cursor(), before);
+        // Whoever knows better goes on behind it.
+        let mut reader = reader.after(newer);
+        assert_eq!(numbers(&reader.read(100).await.unwrap()), [3, 4, 5]);
+        server.ask(&["XADD", "{llm-usage}:events", "*", "temperature", "20"]);
+        assert!(matches!(reader.read(100).await.unwrap_err(), StreamError::Foreign { .. }));
+    });
+}
+
+#[test]
+fn what_was_read_can_be_removed_and_a_stream_can_be_kept_short_by_itself() {
+    let Some(server) = RedisServer::start("what_was_read_can_be_removed") else { return };
+    let redis = handle(&server.url());
+    stream(&redis).write(&events(0..10)).unwrap();
+    runtime().block_on(async {
+        let mut reader = StreamReader::new(redis.apart(), NAME);
+        let read = reader.read(8).await.unwrap();
+        reader.remove_read().await.unwrap();
+        let mut again = StreamReader::new(redis.apart(), NAME);
+        let rest = again.read(1000).await.unwrap();
+        assert_eq!(again.cut(), 0);
+        assert_eq!([numbers(&read), numbers(&rest)].concat(), (0..10).collect::<Vec<_>>());
+        again.remove_read().await.unwrap();
+        assert_eq!(server.ask(&["XLEN", "{llm-usage}:events"]), "0");
+    });
+    for (name, trim) in [("short", Trim::Entries(100)), ("young", Trim::Age(Duration::ZERO))] {
+        let options = RedisStreamOptions::default().with_name(name).with_trim(trim);
+        let mut store = RedisStream::new(&redis, options);
+        for round in 0..20 {
+            std::thread::sleep(Duration::from_millis(2));
+            store.write(&events(round * 100..round * 100 + 100)).unwrap();
+        }
+        let length: usize = server.ask(&["XLEN", &format!("{{{name}}}:events")]).parse().unwrap();
+        assert!((100..600).contains(&length), "{name}: {length} of 3200");
+        runtime().block_on(async {
+            let mut reader = StreamReader::new(redis.apart(), name);
+            let found = numbers(&reader.read(10_000).await.unwrap());
+            assert_eq!(found.last(), Some(&1999));
+            assert!(reader.cut() < 3);
+        });
+    }
+}
