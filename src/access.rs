@@ -37,7 +37,11 @@
 //! # }
 //! ```
 
-use crate::{Error, ErrorKind, LlmRequest, LlmResponse, policies::Policies};
+use crate::{
+    Error, ErrorKind, LlmRequest, LlmResponse,
+    decision::{AccessDecision, Note},
+    policies::Policies,
+};
 use pin_project::pin_project;
 use std::{
     fmt,
@@ -125,7 +129,12 @@ where
     }
 
     fn call(&mut self, request: LlmRequest) -> Self::Future {
-        let state = match self.refused_by(&request) {
+        let refused_by = self.refused_by(&request);
+        request.decisions().note(|| {
+            let department = refused_by.map(Arc::clone);
+            Note::Access(AccessDecision::new(request.model.clone(), department, refused_by.is_none()))
+        });
+        let state = match refused_by {
             None => State::Calling(self.inner.call(request)),
             Some(department) => State::Refused(Some(Error::new(ErrorKind::ModelNotAllowed {
                 department_id: Arc::clone(department),

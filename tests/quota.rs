@@ -6,7 +6,9 @@ mod remote;
 use llm_layers::{
     CacheStatus, ChatBody, Completion, Error, ErrorClass, ErrorKind, LlmRequest, LlmResponse, Period,
     QuotaExceeded, QuotaKind, RequestContext, ResponseBody, StreamChunk, TokenUsage,
+    access::AccessLayer,
     clock::Clock,
+    decision::{AccessDecision, QuotaDecision},
     fallback::Backoff,
     policies::{DepartmentPolicy, PolicyTable},
     price::{NanoUsd, Price, PriceBook, Rates},
@@ -833,4 +835,29 @@ async fn an_audit_finds_what_is_wrong_and_a_repair_corrects_it_by_differences() 
     bench.call(request()).await.unwrap();
     assert_eq!(repair(&bench.store, &drifts).await.unwrap(), 1);
     assert_eq!(bench.research().await.0, Amount::new(3, 108, NanoUsd::new(370_000)));
+}
+
+#[tokio::test]
+async fn a_request_that_keeps_its_decisions_tells_who_allowed_it_and_what_is_used_up() {
+    let bench = Bench::new(Limits::new().with_day_requests(2));
+    let policies = table(Limits::new()).with("sales", DepartmentPolicy::default().with_models(["p/other"]));
+    let service = AccessLayer::new(policies).layer(bench.layer.layer(bench.provider.clone()));
+    let keeping = |context: RequestContext| {
+        let mut request = ask(plain()).with_context(context);
+        request.keep_decisions();
+        request
+    };
+    let research = || keeping(RequestContext::new().with_departments(["research"]));
+    for used in [1, 2] {
+        let record = service.clone().oneshot(research()).await.unwrap().decision_record();
+        assert_eq!(record.access, [AccessDecision::new("p/model", None, true)]);
+        let quota = QuotaDecision::new("research", QuotaKind::Requests, Period::Day, 2).with_use(used, 0);
+        assert_eq!(record.quotas, [quota]);
+    }
+    let record = service.clone().oneshot(research()).await.unwrap_err().decision_record();
+    assert_eq!((record.quotas.len(), record.quotas[0].current, record.quotas[0].allowed), (1, 2, false));
+    let sales = keeping(RequestContext::new().with_departments(["research", "sales"]));
+    let record = service.oneshot(sales).await.unwrap_err().decision_record();
+    assert_eq!(record.access, [AccessDecision::new("p/model", Some("sales".into()), false)]);
+    assert_eq!(record.quotas, []);
 }

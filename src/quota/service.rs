@@ -6,6 +6,7 @@ use super::{
 use crate::{
     Error, LlmRequest, LlmResponse,
     body::{Watch, Watched},
+    decision::{Note, QuotaDecision},
 };
 use pin_project::pin_project;
 use std::{
@@ -87,10 +88,19 @@ where
 
 impl<S: Service<LlmRequest>> Calling<S> {
     fn leased(inner: &mut S, request: LlmRequest, lease: Lease, tightest: Option<Headroom>) -> Self {
+        if let Some(left) = &tightest {
+            request.decisions().note(|| Note::Quota(decision(left)));
+        }
         // Before the inner service is called, so that a panic in there is settled too.
         let watch = Watch::new(lease);
         Self::Leased(watch.over(inner.call(request)), tightest)
     }
+}
+
+/// What is used up includes what is reserved, here and for others.
+fn decision(left: &Headroom) -> QuotaDecision {
+    let used = left.limit.saturating_sub(left.remaining);
+    QuotaDecision::new(Arc::clone(&left.department), left.quota, left.period, left.limit).with_use(used, 0)
 }
 
 impl<S> Future for ResponseFuture<S>

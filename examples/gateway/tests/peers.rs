@@ -128,7 +128,8 @@ fn the_openai_sdk_cannot_tell_a_cached_answer_but_by_its_headers() {
     let Some(peers) = peers("the_openai_sdk_cannot_tell_a_cached_answer_but_by_its_headers") else { return };
     let aimock = Server::aimock(&peers);
     let gateway = Server::gateway(&config(&aimock, "[cache]\nenabled = true\ntool_calls = true\n"));
-    for case in ["cached", "whole", "streamed", "tools", "whole", "streamed", "tools", "midstream", "errors"] {
+    for case in ["cached", "whole", "streamed", "tools", "whole", "streamed", "tools", "midstream", "errors"]
+    {
         let url = format!("{}/v1", gateway.url);
         converse(&peers, &url, &peers.join("py/bin/python"), "openai_client.py", case);
     }
