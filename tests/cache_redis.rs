@@ -226,7 +226,12 @@ async fn replies_that_are_lost_on_the_way_never_make_a_wrong_answer() {
     let calls = Calls::default();
     let (layer, worker) = process(&redis(&proxy.url()), false);
     let service = layer.layer(calls.leaf());
-    for round in 0..40 {
+    let mut round = 0;
+    // After a few failures the store is left alone for a moment: it takes some time to have both.
+    while round < 40 || layer.stats().hits <= 100 {
+        assert!(round < 1000, "{:?}", layer.stats());
+        round += 1;
+        tokio::time::sleep(Duration::from_millis(20)).await;
         proxy.set(if round % 4 == 3 { Mode::CutEvery(5) } else { Mode::Pass });
         let asked = (0..20).map(|at| {
             let (user, text) = (format!("user {}", at % 4), format!("question {}", at % 5));
@@ -241,6 +246,6 @@ async fn replies_that_are_lost_on_the_way_never_make_a_wrong_answer() {
         }
     }
     let stats = layer.stats();
-    assert!(stats.hits > 100 && stats.mismatches == 0, "{stats:?}");
+    assert!(stats.store_failures > 0 && stats.mismatches == 0, "{stats:?}");
     let _ = worker.shutdown(Duration::from_secs(5)).await;
 }

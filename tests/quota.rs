@@ -12,6 +12,7 @@ use llm_layers::{
     fallback::Backoff,
     policies::{DepartmentPolicy, PolicyTable},
     price::{NanoUsd, Price, PriceBook, Rates},
+    providers::Providers,
     quota::{
         Amount, ByteEstimator, Calendar, Day, HistoryFuture, Hits, Limits, MemoryStore, Mode, OnTight, Quota,
         QuotaLayer, QuotaStore, Standing, Unbounded, Unpriced, Unreported, UsageHistory, Used, Worker,
@@ -841,7 +842,8 @@ async fn an_audit_finds_what_is_wrong_and_a_repair_corrects_it_by_differences() 
 async fn a_request_that_keeps_its_decisions_tells_who_allowed_it_and_what_is_used_up() {
     let bench = Bench::new(Limits::new().with_day_requests(2));
     let policies = table(Limits::new()).with("sales", DepartmentPolicy::default().with_models(["p/other"]));
-    let service = AccessLayer::new(policies).layer(bench.layer.layer(bench.provider.clone()));
+    let providers = Providers::builder().provider("p", bench.provider.clone()).build().unwrap();
+    let service = AccessLayer::new(policies).layer(bench.layer.layer(providers));
     let keeping = |context: RequestContext| {
         let mut request = ask(plain()).with_context(context);
         request.keep_decisions();
