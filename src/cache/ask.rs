@@ -29,6 +29,8 @@ pub(super) struct Shared {
     pub(super) queue: Option<Queue>,
     pub(super) is_on: AtomicBool,
     pub(super) breaker: Breaker,
+    #[cfg(feature = "semantic")]
+    pub(super) search: Option<super::semantic::Search>,
 }
 
 /// What became of a question.
@@ -40,7 +42,7 @@ pub(super) enum Found {
 
 /// What an entry is worth to a call.
 #[derive(Clone, Copy)]
-enum Look {
+pub(super) enum Look {
     /// It is not the one that was asked for.
     Foreign,
     /// It is no good for anybody any more.
@@ -70,6 +72,11 @@ pub(super) struct Plan {
     pub(super) kbs: Option<RequestContext>,
     pub(super) control: CacheControl,
     pub(super) streaming: bool,
+    #[cfg(feature = "semantic")]
+    pub(super) is_searched: bool,
+    /// By what similar questions are to find the answer.
+    #[cfg(feature = "semantic")]
+    pub(super) probe: Option<Arc<super::semantic::Probe>>,
 }
 
 impl Shared {
@@ -83,6 +90,8 @@ impl Shared {
             queue,
             is_on: AtomicBool::new(true),
             breaker: Breaker::default(),
+            #[cfg(feature = "semantic")]
+            search: policy.semantic.clone().map(super::semantic::Search::new),
             policy,
         }
     }
@@ -104,6 +113,10 @@ impl Shared {
             kbs: (asked.kbs == Kbs::Unasked).then(|| request.context.clone()),
             control,
             streaming: request.body.is_streaming(),
+            #[cfg(feature = "semantic")]
+            is_searched: false,
+            #[cfg(feature = "semantic")]
+            probe: None,
         };
         if plan.kbs.is_some() || plan.stamp.is_none() {
             let shared = Arc::clone(self);
@@ -151,7 +164,7 @@ impl Shared {
         }
     }
 
-    fn asked<'a>(&self, request: &'a LlmRequest) -> Result<(CacheScope<'a>, Asked), BypassReason> {
+    pub(super) fn asked<'a>(&self, request: &'a LlmRequest) -> Result<(CacheScope<'a>, Asked), BypassReason> {
         let scope = CacheScope::or_public(&request.context);
         let asked = Asked {
             is_on: self.is_on.load(Ordering::Acquire),
@@ -175,11 +188,23 @@ impl Shared {
 
     /// As [`ask`](Self::ask), where somebody has to be waited for: settings first, then epochs and store together.
     async fn ask_all(&self, asked: Asked, mut plan: Plan, own: [Bucket; 3], kbs: Vec<Bucket>) -> Found {
+        match self.find(asked, &mut plan, own, kbs).await {
+            Ok(entry) => self.judge(entry.flatten(), plan),
+            Err(reason) => Found::Bypass(reason),
+        }
+    }
+
+    /// What there is for `plan`, which learns the epochs; `None` if the store did not say.
+    pub(super) async fn find(
+        &self,
+        asked: Asked,
+        plan: &mut Plan,
+        own: [Bucket; 3],
+        kbs: Vec<Bucket>,
+    ) -> Result<Option<Option<(Arc<Entry>, Look)>>, BypassReason> {
         if let Some(context) = &plan.kbs {
             let kbs = self.ask_kbs(context).await;
-            if let Err(reason) = decide::admit(&Asked { kbs, ..asked }) {
-                return Found::Bypass(reason);
-            }
+            decide::admit(&Asked { kbs, ..asked })?;
         }
         let entry = match plan.control.no_cache {
             true => Fetch::Ready(None),
@@ -189,10 +214,9 @@ impl Shared {
             let epochs = self.epochs.read(&own, &kbs);
             let (stamp, entry) = futures_util::future::try_join(epochs, entry.wait()).await?;
             plan.stamp = Some(stamp);
-            self.fetch(Fetch::Ready(entry), &plan).await
+            self.fetch(Fetch::Ready(entry), plan).await
         };
-        let entry = self.within_deadline(both).await.flatten();
-        self.judge(entry, plan)
+        Ok(self.within_deadline(both).await)
     }
 
     /// What the knowledge bases of a call say, all of them together.
@@ -255,7 +279,7 @@ impl Shared {
     }
 
     /// The entry as an answer, if it is good and can be had in this shape.
-    fn serve(&self, entry: &Entry, look: Look, streaming: bool) -> Option<LlmResponse> {
+    pub(super) fn serve(&self, entry: &Entry, look: Look, streaming: bool) -> Option<LlmResponse> {
         let body = match look {
             Look::Foreign => {
                 count(&self.counters.mismatches);

@@ -104,6 +104,8 @@ impl Capture {
         let (Some(head), Some(stamp)) = (head, plan.stamp) else { return Err(NotStored::NoEpoch) };
         let created_at = shared.policy.clock.now();
         let bond = Bond { key: plan.key, scope: plan.scope, stamp, created_at, ttl: plan.ttl };
+        #[cfg(feature = "semantic")]
+        let learn = plan.probe.map(|probe| (probe, bond.clone()));
         let entry = Arc::new(Entry::new(bond, head.model, head.provider, answer));
         let bytes = entry.weight();
         let write = match plan.kbs {
@@ -111,12 +113,19 @@ impl Capture {
             None => match shared.store.put(entry) {
                 Fetch::Ready(()) => {
                     count(&shared.counters.stored);
+                    #[cfg(feature = "semantic")]
+                    shared.learn(learn);
                     return Ok(());
                 }
                 Fetch::Pending(put) => Write::Begun(put),
             },
         };
-        let job = Job { shared: Arc::clone(&shared), write };
+        let job = Job {
+            shared: Arc::clone(&shared),
+            write,
+            #[cfg(feature = "semantic")]
+            learn,
+        };
         shared.queue.as_ref().ok_or(NotStored::QueueFull)?.push(job, bytes)
     }
 }

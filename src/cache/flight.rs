@@ -144,6 +144,12 @@ impl Flights {
         self.map.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether there is one on `route` to be joined.
+    #[cfg(feature = "semantic")]
+    pub(super) fn has(&self, route: &Route) -> bool {
+        self.lock().flights.contains_key(route)
+    }
+
     /// Joins the flight on `route`, or begins one with `call`, unless `look` finds that it has just landed.
     pub(super) fn board(
         self: &Arc<Self>,

@@ -40,6 +40,8 @@ struct Keys {
     body: [u8; 32],
     key: [u8; 32],
     seal: [u8; 32],
+    #[cfg(feature = "semantic")]
+    partition: [u8; 32],
 }
 
 // ===== impl CacheSecret =====
@@ -55,6 +57,8 @@ impl CacheSecret {
             body: derive("llm-layers 2026 cache v1: body"),
             key: derive("llm-layers 2026 cache v1: key"),
             seal: derive("llm-layers 2026 cache v1: seal"),
+            #[cfg(feature = "semantic")]
+            partition: derive("llm-layers 2026 cache v1: partition"),
         }))
     }
 
@@ -133,6 +137,62 @@ impl fmt::Debug for CacheKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
     }
+}
+
+/// What all requests share that differ in the text of the last message only, in one scope and under one stamp; `None` if
+/// it cannot be told what that text is.
+#[cfg(feature = "semantic")]
+pub(super) fn partition(
+    secret: &CacheSecret,
+    scope: &CacheScope<'_>,
+    request: &LlmRequest,
+    stamp: &super::epoch::Stamp,
+) -> Option<[u8; 32]> {
+    use crate::json;
+
+    let (operation, model, body) = request.identity();
+    let mut encoder = Encoder::<1024>::new(&secret.0.partition);
+    encoder.tag(VERSION);
+    encoder.tag(match operation {
+        Operation::Chat => 1,
+    });
+    encoder.bytes(model.as_bytes());
+    scope.encode(&mut encoder);
+    let super::epoch::Stamp { own, kbs } = stamp;
+    encoder.count(own.len() + kbs.len());
+    for epoch in own.iter().chain(kbs) {
+        encoder.bytes(&epoch.to_le_bytes());
+    }
+    let mut few = FEW;
+    let mut many = Vec::new();
+    let members = said(body, &mut few, &mut many);
+    encoder.count(members.len());
+    for (name, value) in members {
+        encoder.bytes(name.as_bytes());
+        if *name != "messages" {
+            encoder.bytes(value);
+            continue;
+        }
+        let count = json::items(value).count();
+        encoder.count(count);
+        let mut messages = json::items(value);
+        for message in messages.by_ref().take(count.checked_sub(1)?) {
+            encoder.bytes(message);
+        }
+        let last = messages.next()?;
+        let is_content = |name: &[u8]| json::string(name).is_some_and(|name| name == "content");
+        let (texts, others) = json::members(last).partition::<Vec<_>, _>(|(name, _)| is_content(name));
+        // Of two of the same name nobody knows which one the provider takes.
+        if texts.len() != 1 {
+            return None;
+        }
+        encoder.count(others.len());
+        for (name, value) in others {
+            encoder.bytes(name);
+            encoder.bytes(value);
+        }
+    }
+    Some(encoder.finish())
 }
 
 type Member<'a> = (&'a str, &'a [u8]);

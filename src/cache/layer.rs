@@ -40,6 +40,8 @@ pub struct CachePolicy {
     pub(super) epochs: Option<Arc<dyn EpochStore>>,
     pub(super) epoch_max_age: Duration,
     pub(super) coalescing: Option<Coalescing>,
+    #[cfg(feature = "semantic")]
+    pub(super) semantic: Option<super::Semantic>,
     pub(super) queue: usize,
     pub(super) queue_bytes: usize,
     pub(super) clock: Arc<dyn Clock>,
@@ -75,6 +77,8 @@ impl CachePolicy {
             epochs: None,
             epoch_max_age: Duration::from_secs(1),
             coalescing: None,
+            #[cfg(feature = "semantic")]
+            semantic: None,
             queue: 1024,
             queue_bytes: 64 << 20,
             clock: Arc::new(SystemClock),
@@ -164,6 +168,14 @@ impl CachePolicy {
     #[must_use]
     pub const fn with_coalescing(mut self, coalescing: Coalescing) -> Self {
         self.coalescing = Some(coalescing);
+        self
+    }
+
+    /// Looks for similar questions where the same one was not found. Read the [warning](super::semantic) first.
+    #[cfg(feature = "semantic")]
+    #[must_use]
+    pub fn with_semantic(mut self, semantic: super::Semantic) -> Self {
+        self.semantic = Some(semantic);
         self
     }
 

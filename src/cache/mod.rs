@@ -95,6 +95,8 @@ mod moka;
 mod redis;
 mod scope;
 mod seal;
+#[cfg(feature = "semantic")]
+pub mod semantic;
 mod service;
 mod shape;
 mod stats;
@@ -106,6 +108,8 @@ mod worker;
 pub use self::moka::MokaStore;
 #[cfg(feature = "redis")]
 pub use self::redis::RedisBytes;
+#[cfg(feature = "semantic")]
+pub use self::semantic::{Embedder, Semantic};
 pub use self::{
     control::CacheControl,
     decide::{BypassReason, NotStored},

@@ -133,6 +133,14 @@ where
 {
     /// What to do once it is known what the cache has.
     fn after(found: Found, shared: &Arc<Shared>, service: S, request: LlmRequest) -> Self {
+        #[cfg(feature = "semantic")]
+        let mut found = found;
+        #[cfg(feature = "semantic")]
+        if let Found::Miss(plan) = &mut found
+            && let Some(found) = shared.ask_similar(plan, &request)
+        {
+            return Self::Asking { found, shared: Arc::clone(shared), rest: Some((service, request)) };
+        }
         let only_if_cached = request.context.cache_control().only_if_cached;
         let not_cached = || Self::Done(Some(Err(Error::new(ErrorKind::NotCached))));
         match found {

@@ -24,6 +24,18 @@ pub struct CacheStats {
     pub mismatches: u64,
     /// Times that a store failed, was late, or was not asked because it had failed before.
     pub store_failures: u64,
+    /// Of the hits, those that answered a similar question.
+    #[cfg(feature = "semantic")]
+    pub semantic_hits: u64,
+    /// Misses that a similar question would have answered, had it been asked for more than the count.
+    #[cfg(feature = "semantic")]
+    pub semantic_would_hit: u64,
+    /// Misses for which a question was alike, but not in the words that must be the same.
+    #[cfg(feature = "semantic")]
+    pub guarded_off: u64,
+    /// Times that the embedder failed or was late.
+    #[cfg(feature = "semantic")]
+    pub embedder_failures: u64,
     /// Tokens of prompts that nobody had to be paid for.
     pub saved_input_tokens: u64,
     /// Tokens of answers that nobody had to be paid for.
@@ -39,6 +51,14 @@ pub(super) struct Counters {
     pub(super) stale: AtomicU64,
     pub(super) mismatches: AtomicU64,
     pub(super) store_failures: AtomicU64,
+    #[cfg(feature = "semantic")]
+    pub(super) semantic_hits: AtomicU64,
+    #[cfg(feature = "semantic")]
+    pub(super) semantic_would_hit: AtomicU64,
+    #[cfg(feature = "semantic")]
+    pub(super) guarded_off: AtomicU64,
+    #[cfg(feature = "semantic")]
+    pub(super) embedder_failures: AtomicU64,
     saved_input: AtomicU64,
     saved_output: AtomicU64,
     bypasses: [AtomicU64; BypassReason::ALL.len()],
@@ -79,6 +99,14 @@ impl Counters {
             stale: self.stale.load(Relaxed),
             mismatches: self.mismatches.load(Relaxed),
             store_failures: self.store_failures.load(Relaxed),
+            #[cfg(feature = "semantic")]
+            semantic_hits: self.semantic_hits.load(Relaxed),
+            #[cfg(feature = "semantic")]
+            semantic_would_hit: self.semantic_would_hit.load(Relaxed),
+            #[cfg(feature = "semantic")]
+            guarded_off: self.guarded_off.load(Relaxed),
+            #[cfg(feature = "semantic")]
+            embedder_failures: self.embedder_failures.load(Relaxed),
             saved_input_tokens: self.saved_input.load(Relaxed),
             saved_output_tokens: self.saved_output.load(Relaxed),
         }

@@ -44,6 +44,8 @@ pub(super) struct Queue {
 pub(super) struct Job {
     pub(super) shared: Arc<Shared>,
     pub(super) write: Write,
+    #[cfg(feature = "semantic")]
+    pub(super) learn: Option<super::semantic::Learn>,
 }
 
 pub(super) enum Write {
@@ -73,7 +75,7 @@ impl Queue {
 
 impl Job {
     async fn run(self) {
-        let Self { shared, write } = self;
+        let Self { shared, write, .. } = self;
         let put = match write {
             Write::Begun(put) => put,
             Write::IfAllowed(context, entry) => {
@@ -88,7 +90,11 @@ impl Job {
             false => Some(tokio::time::timeout(shared.policy.write_deadline, put).await),
         };
         match written {
-            Some(Ok(Ok(()))) => count(&shared.counters.stored),
+            Some(Ok(Ok(()))) => {
+                count(&shared.counters.stored);
+                #[cfg(feature = "semantic")]
+                shared.learn(self.learn);
+            }
             _ => {
                 count(&shared.counters.store_failures);
                 shared.counters.not_stored(NotStored::StoreFailed);
