@@ -2,14 +2,13 @@
 
 use super::{
     BypassReason, CacheControl, CacheKey, CachePolicy, CacheScope, CacheStore, Entry, Fetch, KbCaching,
-    breaker::Breaker,
     decide::{self, Asked, Kbs},
     epoch::{Bucket, Epochs, Stamp, buckets},
     flight::Flights,
     stats::{Counters, count},
     worker::Queue,
 };
-use crate::{BoxError, CacheStatus, LlmRequest, LlmResponse, ModelName, RequestContext};
+use crate::{BoxError, CacheStatus, LlmRequest, LlmResponse, ModelName, RequestContext, store::Breaker};
 use std::{
     pin::Pin,
     sync::{
@@ -18,6 +17,10 @@ use std::{
     },
     time::Duration,
 };
+
+/// A store, or an embedder, that has failed so often in a row is left alone for so long.
+pub(super) const MOST_FAILURES: u32 = 5;
+pub(super) const PAUSE: Duration = Duration::from_secs(1);
 
 /// What all services and calls of one layer share.
 pub(super) struct Shared {
@@ -89,7 +92,7 @@ impl Shared {
             flights: policy.coalescing.map(|c| Arc::new(Flights::new(c, policy.max_entry_bytes))),
             queue,
             is_on: AtomicBool::new(true),
-            breaker: Breaker::default(),
+            breaker: Breaker::new(MOST_FAILURES, PAUSE),
             #[cfg(feature = "semantic")]
             search: policy.semantic.clone().map(super::semantic::Search::new),
             policy,
@@ -232,7 +235,7 @@ impl Shared {
     }
 
     async fn within_deadline<T>(&self, answer: impl Future<Output = Result<T, BoxError>>) -> Option<T> {
-        let answer = match self.breaker.admits() {
+        let answer = match self.breaker.lets_through() {
             true => tokio::time::timeout(self.policy.read_deadline, answer).await.ok().and_then(Result::ok),
             false => {
                 count(&self.counters.store_failures);

@@ -78,7 +78,6 @@
 //! A call that is dropped hangs up and keeps nothing; a shared one goes on as long as anybody waits for it.
 
 mod ask;
-mod breaker;
 mod capture;
 mod control;
 mod decide;

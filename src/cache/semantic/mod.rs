@@ -89,15 +89,14 @@ use self::{
 };
 use super::{
     Fetch,
-    ask::{Found, Look, Plan, Shared},
-    breaker::Breaker,
+    ask::{Found, Look, MOST_FAILURES, PAUSE, Plan, Shared},
     decide,
     entry::Bond,
     epoch::buckets,
     key,
     stats::count,
 };
-use crate::{ChatBody, LlmRequest, json};
+use crate::{ChatBody, LlmRequest, json, store::Breaker};
 use std::{borrow::Cow, fmt, hash::RandomState, pin::Pin, sync::Arc, time::Duration};
 use tokio::sync::Semaphore;
 
@@ -247,7 +246,7 @@ impl Search {
     pub(super) fn new(rules: Semantic) -> Self {
         Self {
             index: Index::new(rules.bounds),
-            breaker: Breaker::default(),
+            breaker: Breaker::new(MOST_FAILURES, PAUSE),
             under_way: Semaphore::new(rules.concurrency.min(Semaphore::MAX_PERMITS)),
             hasher: RandomState::new(),
             rules,
@@ -256,7 +255,7 @@ impl Search {
 
     async fn embed(&self, shared: &Shared, text: &str) -> Option<Arc<[f32]>> {
         let _one = self.under_way.try_acquire().ok()?;
-        if !self.breaker.admits() {
+        if !self.breaker.lets_through() {
             return None;
         }
         let vector = tokio::time::timeout(self.rules.deadline, self.rules.embedder.embed(text).wait()).await;
