@@ -96,6 +96,7 @@
 //! | `openai` | the leaf for OpenAI-compatible servers, over any HTTP service |
 //! | `hyper-client` | a hyper client with rustls for it |
 //! | `reqwest` | a reqwest client for it |
+//! | `genai` | leaves for Anthropic, Gemini, Vertex, Bedrock, Cohere and Ollama |
 //! | `tracing` | spans and events for subscribers of `tracing`; on by default |
 //! | `otel` | spans and metrics by the API of OpenTelemetry |
 //! | `axum` | extractor, responder, server-sent events and error bodies for axum |

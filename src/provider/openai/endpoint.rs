@@ -7,17 +7,17 @@ use std::{fmt, sync::Arc};
 
 /// Where requests go and with which headers: all that is configured, shared by every call.
 #[derive(Clone)]
-pub(super) struct Endpoint {
-    pub(super) uri: Uri,
-    pub(super) headers: HeaderMap,
-    pub(super) provider: Arc<str>,
-    pub(super) host: Box<str>,
-    pub(super) port: u16,
-    pub(super) max_answer_bytes: usize,
-    pub(super) max_event_bytes: usize,
+pub(in crate::provider) struct Endpoint {
+    pub(in crate::provider) uri: Uri,
+    pub(in crate::provider) headers: HeaderMap,
+    pub(in crate::provider) provider: Arc<str>,
+    pub(in crate::provider) host: Box<str>,
+    pub(in crate::provider) port: u16,
+    pub(in crate::provider) max_answer_bytes: usize,
+    pub(in crate::provider) max_event_bytes: usize,
     /// Whether requests say which trace they belong to.
     #[cfg(feature = "otel")]
-    pub(super) trace_headers: bool,
+    pub(in crate::provider) trace_headers: bool,
 }
 
 /// A provider that cannot be set up as it was told to be.
@@ -41,7 +41,8 @@ pub enum ConfigError {
 }
 
 impl Endpoint {
-    pub(super) fn new(base_url: &str) -> Result<Self, ConfigError> {
+    /// Where `path` is, below `base_url`.
+    pub(in crate::provider) fn new(base_url: &str, path: &str) -> Result<Self, ConfigError> {
         let invalid = |reason| ConfigError::BaseUrl { reason };
         let base: Uri = base_url.trim().parse().map_err(|_| invalid("it is not a URL"))?;
         let mut parts = base.into_parts();
@@ -63,11 +64,11 @@ impl Endpoint {
             None if authority.as_str() == authority.host() => port,
             None => return Err(invalid("its port is not one")),
         };
-        let (path, query) = match &parts.path_and_query {
+        let (base_path, query) = match &parts.path_and_query {
             Some(both) => (both.path(), both.query()),
             None => ("", None),
         };
-        let mut path = format!("{}/chat/completions", path.trim_end_matches('/'));
+        let mut path = format!("{}{path}", base_path.trim_end_matches('/'));
         if let Some(query) = query {
             path.extend(["?", query]);
         }
@@ -86,7 +87,7 @@ impl Endpoint {
         })
     }
 
-    pub(super) fn set_api_key(&mut self, key: &str) -> Result<(), ConfigError> {
+    pub(in crate::provider) fn set_api_key(&mut self, key: &str) -> Result<(), ConfigError> {
         if key.is_empty() {
             return Err(ConfigError::ApiKey);
         }
@@ -95,7 +96,7 @@ impl Endpoint {
         Ok(())
     }
 
-    pub(super) fn set_header(&mut self, name: &str, value: &str) -> Result<(), ConfigError> {
+    pub(in crate::provider) fn set_header(&mut self, name: &str, value: &str) -> Result<(), ConfigError> {
         let name = HeaderName::try_from(name).map_err(|_| ConfigError::Header { name: None })?;
         let Ok(value) = HeaderValue::try_from(value) else {
             return Err(ConfigError::Header { name: Some(name) });

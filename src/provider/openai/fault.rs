@@ -26,7 +26,7 @@ const CONTEXT_CODES: [&str; 5] = [
 ];
 
 /// Lower case.
-const CONTEXT_MESSAGES: [&str; 11] = [
+const CONTEXT_MESSAGES: [&str; 13] = [
     "maximum context length",
     "context length exceeded",
     "context_length_exceeded",
@@ -38,6 +38,8 @@ const CONTEXT_MESSAGES: [&str; 11] = [
     "maximum prompt length",
     "prompt is too long",
     "input is too long",
+    "exceed context limit",
+    "too many tokens",
 ];
 
 const FILTER_CODES: [&str; 6] = [
@@ -135,6 +137,8 @@ pub(super) fn class_of_status(status: StatusCode, fault: &Fault) -> ErrorClass {
         _ if fault.is_any(&FILTER_CODES) => ErrorClass::ContentFilter,
         400 | 413 | 422 if fault.says_context() => ErrorClass::ContextWindow,
         403 => ErrorClass::Auth,
+        // Google refuses a wrong key with a 400.
+        400 if fault.message.contains("api key not valid") => ErrorClass::Auth,
         // A conflict, too: OpenAI's own clients send the request again.
         408 | 409 | 425 | 502..=504 | 520..=529 => ErrorClass::Unavailable,
         400..=499 => ErrorClass::BadRequest,

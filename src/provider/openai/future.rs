@@ -54,7 +54,7 @@ where
                     let response =
                         ready!(future.poll(cx)).map_err(|error| origin.unanswered(error.into()))?;
                     let (head, body) = response.into_parts();
-                    origin.answered(&head);
+                    origin.answered(head.status, &head.headers);
                     match Answer::of(&head, *this.streaming) {
                         Answer::Refusal => State::ReadingRefusal(Collect::new(body, MAX_KEPT), head.headers),
                         Answer::Whole if is_longer(&head.headers, origin.endpoint.max_answer_bytes) => {

@@ -35,12 +35,12 @@
 //! stream that stops without its end are errors, never answers.
 
 mod collect;
-mod endpoint;
+pub(super) mod endpoint;
 mod fault;
 mod future;
 #[cfg(feature = "hyper-client")]
 mod hyper;
-mod origin;
+pub(super) mod origin;
 #[cfg(feature = "reqwest")]
 mod reqwest;
 mod retry_after;

@@ -11,7 +11,7 @@ use http::{HeaderMap, StatusCode};
 use std::{io, sync::Arc};
 
 /// How much of what a provider said of a failure is read and kept.
-pub(super) const MAX_KEPT: usize = 64 << 10;
+pub(in crate::provider) const MAX_KEPT: usize = 64 << 10;
 
 /// Where providers, and the proxies in front of them, put the id of a request; the first counts.
 const REQUEST_IDS: [&str; 7] = [
@@ -25,24 +25,24 @@ const REQUEST_IDS: [&str; 7] = [
 ];
 
 #[derive(Clone)]
-pub(super) struct Origin {
-    pub(super) endpoint: Arc<Endpoint>,
-    pub(super) model: ModelName,
+pub(in crate::provider) struct Origin {
+    pub(in crate::provider) endpoint: Arc<Endpoint>,
+    pub(in crate::provider) model: ModelName,
     status: Option<StatusCode>,
-    pub(super) request_id: Option<Arc<str>>,
+    pub(in crate::provider) request_id: Option<Arc<str>>,
 }
 
 impl Origin {
-    pub(super) const fn new(endpoint: Arc<Endpoint>, model: ModelName) -> Self {
+    pub(in crate::provider) const fn new(endpoint: Arc<Endpoint>, model: ModelName) -> Self {
         Self { endpoint, model, status: None, request_id: None }
     }
 
     /// It has begun to answer.
-    pub(super) fn answered(&mut self, head: &http::response::Parts) {
-        self.status = Some(head.status);
+    pub(in crate::provider) fn answered(&mut self, status: StatusCode, headers: &HeaderMap) {
+        self.status = Some(status);
         self.request_id = REQUEST_IDS
             .iter()
-            .filter_map(|name| head.headers.get(*name)?.to_str().ok())
+            .filter_map(|name| headers.get(*name)?.to_str().ok())
             .find(|id| !id.is_empty() && id.len() <= 128)
             .map(Into::into);
     }
@@ -60,19 +60,19 @@ impl Origin {
     }
 
     /// An error of which nothing more is known.
-    pub(super) fn error(&self, class: ErrorClass) -> Error {
+    pub(in crate::provider) fn error(&self, class: ErrorClass) -> Error {
         Self::failed(self.failure(class))
     }
 
     /// What was said is not what the protocol allows; `why` must not quote it.
-    pub(super) fn malformed(&self, why: impl Into<BoxError>, said: Bytes) -> Error {
+    pub(in crate::provider) fn malformed(&self, why: impl Into<BoxError>, said: Bytes) -> Error {
         let mut failure = self.failure(ErrorClass::BadFrame);
         failure.body = Some(kept(said));
         Self::failed(failure).with_source(why)
     }
 
     /// An answer with a status other than 2xx.
-    pub(super) fn refused(&self, headers: &HeaderMap, said: Bytes) -> Error {
+    pub(in crate::provider) fn refused(&self, headers: &HeaderMap, said: Bytes) -> Error {
         let status = self.status.unwrap_or_default();
         let fault = Fault::read(&said);
         let mut failure = self.failure(fault::class_of_status(status, &fault));
@@ -83,7 +83,7 @@ impl Origin {
     }
 
     /// An error that was reported in the place of an answer, or of the rest of one.
-    pub(super) fn reported(&self, said: Bytes) -> Error {
+    pub(in crate::provider) fn reported(&self, said: Bytes) -> Error {
         let fault = Fault::read(&said);
         let mut failure = self.failure(fault::class_of_report(&fault));
         failure.code = fault.code();
@@ -93,7 +93,7 @@ impl Origin {
     }
 
     /// The HTTP service will take no further request.
-    pub(super) fn gone(&self, error: BoxError) -> Error {
+    pub(in crate::provider) fn gone(&self, error: BoxError) -> Error {
         let error = Error::from(error);
         match error.kind() {
             ErrorKind::Other => error.with_kind(ErrorKind::Provider(self.failure(ErrorClass::Unavailable))),
@@ -102,7 +102,7 @@ impl Origin {
     }
 
     /// There will be no answer.
-    pub(super) fn unanswered(&self, error: BoxError) -> Error {
+    pub(in crate::provider) fn unanswered(&self, error: BoxError) -> Error {
         let error = Error::from(error);
         match error.kind() {
             ErrorKind::Other => {
@@ -117,7 +117,7 @@ impl Origin {
     }
 
     /// The connection broke after the head.
-    pub(super) fn cut(&self, error: BoxError) -> Error {
+    pub(in crate::provider) fn cut(&self, error: BoxError) -> Error {
         self.error(ErrorClass::Transport).with_source(error)
     }
 }

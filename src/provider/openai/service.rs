@@ -32,7 +32,7 @@ impl<H> OpenAiCompatible<H> {
     ///
     /// A URL that is none, is not `http` or `https`, or carries a user or a password.
     pub fn new(http: H, base_url: impl AsRef<str>) -> Result<Self, ConfigError> {
-        Ok(Self { http, endpoint: Arc::new(Endpoint::new(base_url.as_ref())?) })
+        Ok(Self { http, endpoint: Arc::new(Endpoint::new(base_url.as_ref(), "/chat/completions")?) })
     }
 
     /// Names the provider in errors; its host unless told.

@@ -1,0 +1,384 @@
+use super::{super::dialect::Wire, mistyped, unsupported, value};
+use crate::{ChatBody, Error, InvalidReason, MessageRef, json};
+use ::genai::chat::{
+    Binary, CacheControl, ChatMessage, ChatRole, ContentPart, CustomPart, MessageOptions, ToolCall,
+    ToolResponse,
+};
+use serde_json::{Map, Value, json};
+
+pub(super) struct Conversation {
+    pub(super) messages: Vec<ChatMessage>,
+    /// The last turn of the model calls tools, and does not say what it thought before.
+    pub(super) calls_unsigned: bool,
+}
+
+pub(super) fn read(wire: Wire, body: &ChatBody) -> Result<Conversation, Error> {
+    let mut conversation = Conversation { messages: Vec::new(), calls_unsigned: false };
+    for (at, message) in body.messages().enumerate() {
+        let path = format!("messages[{at}]");
+        let reader = Reader { wire, path: &path, message };
+        let message = reader.read()?;
+        if message.role == ChatRole::Assistant {
+            let thinks = |part: &ContentPart| {
+                matches!(part, ContentPart::ThoughtSignature(_) | ContentPart::Custom(_))
+            };
+            conversation.calls_unsigned =
+                message.content.contains_tool_call() && !message.content.parts().iter().any(thinks);
+        }
+        conversation.add(wire, message);
+    }
+    if wire == Wire::Cohere {
+        check_cohere(&conversation.messages)?;
+    }
+    Ok(conversation)
+}
+
+impl Conversation {
+    fn add(&mut self, wire: Wire, mut message: ChatMessage) {
+        if wire.joins_turns() && message.role != ChatRole::System {
+            if message.role == ChatRole::Tool {
+                message.role = ChatRole::User;
+            }
+            if let Some(last) = self.messages.last_mut().filter(|last| last.role == message.role) {
+                last.options = message.options.or(last.options.take());
+                last.content.extend(message.content);
+                return;
+            }
+        }
+        self.messages.push(message);
+    }
+}
+
+/// genai takes the last message from the conversation, and wants text in each.
+fn check_cohere(messages: &[ChatMessage]) -> Result<(), Error> {
+    for (at, message) in messages.iter().enumerate() {
+        if !message.content.contains_text() {
+            return Err(Error::invalid(format!("messages[{at}].content"), InvalidReason::Missing));
+        }
+        if at + 1 == messages.len() && message.role != ChatRole::User {
+            return Err(mistyped(&format!("messages[{at}].role"), "\"user\" in the last message"));
+        }
+    }
+    Ok(())
+}
+
+/// One message, and where it stands.
+struct Reader<'a> {
+    wire: Wire,
+    path: &'a str,
+    message: MessageRef<'a>,
+}
+
+impl Reader<'_> {
+    fn read(&self) -> Result<ChatMessage, Error> {
+        let raw = self.message.raw();
+        if json::member(raw, "function_call").is_some_and(|call| call != b"null") {
+            return Err(self.unsupported("function_call"));
+        }
+        if json::member(raw, "audio").is_some_and(|audio| audio != b"null") {
+            return Err(self.unsupported("audio"));
+        }
+        let (role, parts) = match &*self.message.role() {
+            "system" | "developer" => (ChatRole::System, self.texts()?),
+            "user" => (ChatRole::User, self.parts()?),
+            "assistant" => (ChatRole::Assistant, self.assistant()?),
+            "tool" => (ChatRole::Tool, vec![self.result()?]),
+            _ => return Err(self.unsupported("role")),
+        };
+        let message = ChatMessage::new(role, parts);
+        Ok(match self.cache_control() {
+            Some(cache_control) => {
+                message.with_options(MessageOptions::default().with_cache_control(cache_control))
+            }
+            None => message,
+        })
+    }
+
+    /// Texts alone; one that is empty only if it is all there is.
+    fn texts(&self) -> Result<Vec<ContentPart>, Error> {
+        if let Some(text) = self.text() {
+            return Ok(vec![text]);
+        }
+        let mut parts = Vec::new();
+        self.each_part(|path, kind, part| match kind {
+            "text" | "refusal" => {
+                parts.push(ContentPart::Text(string(path, part, kind)?));
+                Ok(())
+            }
+            _ => Err(unsupported(&format!("{path}.type"))),
+        })?;
+        Ok(without_empty(parts))
+    }
+
+    fn parts(&self) -> Result<Vec<ContentPart>, Error> {
+        if let Some(text) = self.text() {
+            return Ok(vec![text]);
+        }
+        let mut parts = Vec::new();
+        self.each_part(|path, kind, part| {
+            parts.push(match kind {
+                "text" => ContentPart::Text(string(path, part, "text")?),
+                "image_url" => self.image(path, part)?,
+                "file" => self.file(path, part)?,
+                "input_audio" => self.audio(path, part)?,
+                _ => return Err(unsupported(&format!("{path}.type"))),
+            });
+            Ok(())
+        })?;
+        Ok(without_empty(parts))
+    }
+
+    /// The content, if it is a string.
+    fn text(&self) -> Option<ContentPart> {
+        self.message.content().and_then(json::string).map(|text| ContentPart::Text(text.into_owned()))
+    }
+
+    /// Calls `with` for each part of the content, its place and its type.
+    fn each_part(&self, mut with: impl FnMut(&str, &str, &[u8]) -> Result<(), Error>) -> Result<(), Error> {
+        let path = format!("{}.content", self.path);
+        let Some(content) = self.message.content() else { return Ok(()) };
+        if content.first() != Some(&b'[') {
+            return Err(mistyped(&path, "a string or an array"));
+        }
+        for (at, part) in json::items(content).enumerate() {
+            let path = format!("{path}[{at}]");
+            let kind = json::member(part, "type").and_then(json::string);
+            let kind = kind.ok_or_else(|| Error::invalid(format!("{path}.type"), InvalidReason::Missing))?;
+            with(&path, &kind, part)?;
+        }
+        Ok(())
+    }
+
+    fn image(&self, path: &str, part: &[u8]) -> Result<ContentPart, Error> {
+        let path = format!("{path}.image_url");
+        let image = json::member(part, "image_url").unwrap_or_default();
+        // Some clients leave the object out.
+        let url = match json::string(image) {
+            Some(url) => url.into_owned(),
+            None => string(&path, image, "url")?,
+        };
+        let unsupported = || unsupported(&format!("{path}.url"));
+        match (Data::of(&url), self.wire) {
+            (Some(data), Wire::Anthropic | Wire::VertexClaude | Wire::Gemini | Wire::Ollama)
+                if data.media_type.starts_with("image/") =>
+            {
+                Ok(data.into_part(None))
+            }
+            (Some(data), Wire::Bedrock) if BEDROCK_IMAGES.contains(&data.media_type) => {
+                Ok(data.into_part(None))
+            }
+            (None, Wire::Anthropic | Wire::VertexClaude) if url.starts_with("http") => {
+                // genai would leave it out.
+                let source = json!({ "type": "image", "source": { "type": "url", "url": url } });
+                Ok(ContentPart::Custom(CustomPart { model_iden: None, data: source }))
+            }
+            (None, Wire::Gemini) if !url.starts_with("data:") => match media_type_of(&url) {
+                Some(media_type) => Ok(ContentPart::Binary(Binary::from_url(media_type, url, None))),
+                None => Err(unsupported()),
+            },
+            _ => Err(unsupported()),
+        }
+    }
+
+    fn file(&self, path: &str, part: &[u8]) -> Result<ContentPart, Error> {
+        let path = format!("{path}.file");
+        let file = json::member(part, "file").unwrap_or_default();
+        if json::member(file, "file_id").is_some_and(|id| id != b"null") {
+            return Err(unsupported(&format!("{path}.file_id")));
+        }
+        let url = string(&path, file, "file_data")?;
+        let name = json::member(file, "filename").and_then(json::string).map(|name| name.into_owned());
+        match (Data::of(&url), self.wire) {
+            (Some(data), Wire::Anthropic | Wire::VertexClaude) if data.media_type == "application/pdf" => {
+                Ok(data.into_part(name))
+            }
+            (Some(data), Wire::Gemini) => Ok(data.into_part(name)),
+            (Some(data), Wire::Bedrock) if BEDROCK_DOCUMENTS.contains(&data.media_type) => {
+                Ok(data.into_part(name))
+            }
+            _ => Err(unsupported(&format!("{path}.file_data"))),
+        }
+    }
+
+    fn audio(&self, path: &str, part: &[u8]) -> Result<ContentPart, Error> {
+        let audio = json::member(part, "input_audio").unwrap_or_default();
+        let path = format!("{path}.input_audio");
+        if self.wire != Wire::Gemini {
+            return Err(unsupported(&path));
+        }
+        let media_type = match &*string(&path, audio, "format")? {
+            "wav" => "audio/wav",
+            "mp3" => "audio/mp3",
+            _ => return Err(unsupported(&format!("{path}.format"))),
+        };
+        Ok(ContentPart::Binary(Binary::from_base64(media_type, string(&path, audio, "data")?, None)))
+    }
+
+    /// Thoughts come first, as they came from the model.
+    fn assistant(&self) -> Result<Vec<ContentPart>, Error> {
+        let mut parts = self.thoughts();
+        let mut rest = self.texts()?;
+        let calls = json::member(self.message.raw(), "tool_calls").unwrap_or_default();
+        for (at, call) in json::items(calls).enumerate() {
+            rest.push(ContentPart::ToolCall(self.call(&format!("{}.tool_calls[{at}]", self.path), call)?));
+        }
+        if rest.len() > 1 {
+            rest.retain(|part| part.as_text() != Some(""));
+        }
+        parts.extend(rest);
+        Ok(parts)
+    }
+
+    /// As whoever asks has got them from here: `thinking_blocks`.
+    fn thoughts(&self) -> Vec<ContentPart> {
+        let mut parts = Vec::new();
+        if !self.wire.joins_turns() {
+            return parts;
+        }
+        let blocks = json::member(self.message.raw(), "thinking_blocks").unwrap_or_default();
+        for block in json::items(blocks) {
+            let text = |name| json::member(block, name).and_then(json::string).map(|text| text.into_owned());
+            match (text("type").as_deref(), text("thinking"), text("signature"), text("data")) {
+                (Some("thinking"), Some(thinking), Some(signature), _) => {
+                    parts.extend([
+                        ContentPart::ThoughtSignature(signature),
+                        ContentPart::ReasoningContent(thinking),
+                    ]);
+                }
+                (Some("redacted_thinking"), .., Some(data)) if self.wire == Wire::Bedrock => {
+                    parts.push(ContentPart::ThoughtSignature(data));
+                }
+                (Some("redacted_thinking"), .., Some(_)) => {
+                    parts.push(ContentPart::Custom(CustomPart { model_iden: None, data: value(block) }));
+                }
+                _ => {}
+            }
+        }
+        parts
+    }
+
+    fn call(&self, path: &str, call: &[u8]) -> Result<ToolCall, Error> {
+        let kind = json::member(call, "type").and_then(json::string);
+        if kind.is_some_and(|kind| kind != "function") {
+            return Err(unsupported(&format!("{path}.type")));
+        }
+        let function = json::member(call, "function").unwrap_or_default();
+        let in_function = format!("{path}.function");
+        let arguments = string(&in_function, function, "arguments")?;
+        let arguments = match arguments.trim() {
+            "" => Value::Object(Map::new()),
+            text => serde_json::from_str(text).ok().filter(Value::is_object).ok_or_else(|| {
+                mistyped(&format!("{in_function}.arguments"), "an object, as JSON in a string")
+            })?,
+        };
+        let signature = json::member(call, "extra_content")
+            .and_then(|extra| json::member(extra, "google"))
+            .and_then(|google| json::member(google, "thought_signature"))
+            .and_then(json::string)
+            .filter(|_| self.wire == Wire::Gemini);
+        Ok(ToolCall {
+            call_id: self.id(string(path, call, "id")?),
+            fn_name: string(&in_function, function, "name")?,
+            fn_arguments: arguments,
+            thought_signatures: signature.map(|signature| vec![signature.into_owned()]),
+        })
+    }
+
+    fn result(&self) -> Result<ContentPart, Error> {
+        let id = self.id(string(self.path, self.message.raw(), "tool_call_id")?);
+        let texts = self.texts()?.into_iter().filter_map(ContentPart::into_text).collect::<String>();
+        if self.wire == Wire::Cohere {
+            return Err(self.unsupported("role"));
+        }
+        Ok(ContentPart::ToolResponse(ToolResponse::new(id, texts)))
+    }
+
+    /// The id of a call, which may have come from another provider: Anthropic's alphabet is the smallest.
+    fn id(&self, id: String) -> String {
+        let plain = |c: char| if c.is_ascii_alphanumeric() || matches!(c, '_' | '-') { c } else { '_' };
+        if self.wire.joins_turns() { id.chars().map(plain).collect() } else { id }
+    }
+
+    /// Of the message or of any of its parts.
+    fn cache_control(&self) -> Option<CacheControl> {
+        if !matches!(self.wire, Wire::Anthropic | Wire::VertexClaude) {
+            return None;
+        }
+        let content = self.message.content().unwrap_or_default();
+        let mut places = std::iter::once(self.message.raw()).chain(json::items(content));
+        let found = places.find_map(|place| json::member(place, "cache_control"))?;
+        match json::member(found, "ttl").and_then(json::string).as_deref() {
+            _ if found.first() != Some(&b'{') => None,
+            Some("1h") => Some(CacheControl::Ephemeral1h),
+            Some(_) => Some(CacheControl::Ephemeral5m),
+            None => Some(CacheControl::Ephemeral),
+        }
+    }
+
+    fn unsupported(&self, member: &str) -> Error {
+        unsupported(&format!("{}.{member}", self.path))
+    }
+}
+
+const BEDROCK_IMAGES: [&str; 5] = ["image/jpeg", "image/jpg", "image/png", "image/gif", "image/webp"];
+
+const BEDROCK_DOCUMENTS: [&str; 9] = [
+    "application/pdf",
+    "application/msword",
+    "application/vnd.ms-excel",
+    "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet",
+    "application/vnd.openxmlformats-officedocument.wordprocessingml.document",
+    "text/csv",
+    "text/html",
+    "text/markdown",
+    "text/plain",
+];
+
+/// A `data:` URL in base64.
+struct Data<'a> {
+    media_type: &'a str,
+    base64: &'a str,
+}
+
+impl<'a> Data<'a> {
+    fn of(url: &'a str) -> Option<Self> {
+        let (head, base64) = url.strip_prefix("data:")?.split_once(',')?;
+        let head = head.strip_suffix(";base64")?;
+        let media_type = head.split(';').next().filter(|media_type| !media_type.is_empty())?;
+        Some(Self { media_type, base64 })
+    }
+
+    fn into_part(self, name: Option<String>) -> ContentPart {
+        ContentPart::Binary(Binary::from_base64(self.media_type, self.base64, name))
+    }
+}
+
+/// Gemini wants to be told, and does not look itself.
+fn media_type_of(url: &str) -> Option<&'static str> {
+    let path = url.split(['?', '#']).next()?;
+    match path.rsplit_once('.')?.1.to_ascii_lowercase().as_str() {
+        "jpg" | "jpeg" => Some("image/jpeg"),
+        "png" => Some("image/png"),
+        "webp" => Some("image/webp"),
+        "heic" => Some("image/heic"),
+        "heif" => Some("image/heif"),
+        _ => None,
+    }
+}
+
+fn without_empty(mut parts: Vec<ContentPart>) -> Vec<ContentPart> {
+    if parts.len() > 1 {
+        parts.retain(|part| part.as_text() != Some(""));
+    }
+    parts
+}
+
+fn string(path: &str, object: &[u8], name: &str) -> Result<String, Error> {
+    let path = || format!("{path}.{name}");
+    match json::member(object, name) {
+        None | Some(b"null") => Err(Error::invalid(path(), InvalidReason::Missing)),
+        Some(raw) => {
+            json::string(raw).map(|text| text.into_owned()).ok_or_else(|| mistyped(&path(), "a string"))
+        }
+    }
+}

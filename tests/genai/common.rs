@@ -1,0 +1,134 @@
+use crate::server::{Server, Step, part, send, stream_head};
+use llm_layers::{
+    ChatBody, Error, ErrorKind, LlmRequest, LlmResponse, ProviderFailure, ResponseBody, StreamChunk,
+    provider::genai::{Dialect, Genai},
+};
+use serde_json::{Value, json};
+use tower::ServiceExt as _;
+
+pub(crate) fn ask(model: &str, body: Value) -> LlmRequest {
+    LlmRequest::new(model, ChatBody::parse(body.to_string()).unwrap())
+}
+
+pub(crate) fn hello(model: &str, streaming: bool) -> LlmRequest {
+    ask(model, json!({ "messages": [{ "role": "user", "content": "Say hello" }], "stream": streaming }))
+}
+
+/// A model that the dialect has a name for.
+pub(crate) fn model(dialect: Dialect) -> &'static str {
+    match dialect {
+        Dialect::Anthropic => "claude-sonnet-4-5",
+        Dialect::Gemini | Dialect::Vertex => "gemini-2.5-flash",
+        Dialect::Bedrock => "us.anthropic.claude-sonnet-4-5-20250929-v1:0",
+        Dialect::Cohere => "command-r",
+        _ => "qwen3:8b",
+    }
+}
+
+pub(crate) fn leaf(dialect: Dialect, server: &Server) -> Genai {
+    let url = server.url.strip_suffix("/v1").unwrap();
+    Genai::new(dialect, url).unwrap().with_provider_name("acme").with_api_key("secret-key").unwrap()
+}
+
+/// A whole answer of JSON.
+pub(crate) fn whole(status: u16, headers: &str, body: &str) -> Step {
+    let length = body.len();
+    send(format!(
+        "HTTP/1.1 {status} X\r\ncontent-type: application/json\r\n{headers}content-length: {length}\r\n\r\n{body}"
+    ))
+}
+
+/// A stream of these pieces, and its end.
+pub(crate) fn streamed(pieces: &[&str]) -> Vec<Step> {
+    let pieces = pieces.iter().map(|piece| part(piece));
+    std::iter::once(stream_head()).chain(pieces).chain([send("0\r\n\r\n")]).collect()
+}
+
+pub(crate) fn data(event: &Value) -> String {
+    format!("data: {event}\n\n")
+}
+
+pub(crate) fn event(event: &Value) -> String {
+    format!("event: {}\ndata: {event}\n\n", event["type"].as_str().unwrap())
+}
+
+pub(crate) async fn read(answer: LlmResponse) -> (Vec<StreamChunk>, Option<Error>) {
+    let ResponseBody::Stream(mut chunks) = answer.body else { panic!("not a stream") };
+    let mut read = Vec::new();
+    while let Some(chunk) = chunks.next().await {
+        match chunk {
+            Ok(chunk) => read.push(chunk),
+            Err(error) => return (read, Some(error)),
+        }
+    }
+    (read, None)
+}
+
+/// All chunks of a stream that ends well, as JSON, without the terminal one.
+pub(crate) async fn chunks(answer: LlmResponse) -> Vec<Value> {
+    let (mut chunks, error) = read(answer).await;
+    assert!(error.is_none(), "{error:?}");
+    assert!(chunks.pop().unwrap().is_final());
+    chunks.iter().map(|chunk| chunk.json().unwrap()).collect()
+}
+
+pub(crate) fn completion(answer: LlmResponse) -> Value {
+    let ResponseBody::Complete(completion) = answer.body else { panic!("not whole") };
+    completion.json().unwrap()
+}
+
+/// The error that a call ends in, before the head or in its stream.
+pub(crate) async fn failure(leaf: Genai, request: LlmRequest) -> Error {
+    match leaf.oneshot(request).await {
+        Err(error) => error,
+        Ok(answer) if matches!(answer.body, ResponseBody::Stream(_)) => {
+            read(answer).await.1.expect("an error")
+        }
+        Ok(answer) => panic!("an answer: {:?}", answer.body),
+    }
+}
+
+pub(crate) fn facts(error: &Error) -> &ProviderFailure {
+    match error.kind() {
+        ErrorKind::Provider(failure) => failure,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// What clients of OpenAI's dialect demand of the chunks of a stream.
+pub(crate) fn check_chunks(chunks: &[Value]) {
+    for chunk in chunks {
+        assert_eq!(chunk["object"], "chat.completion.chunk", "{chunk}");
+        assert!(
+            chunk["id"].is_string() && chunk["model"].is_string() && chunk["created"].is_u64(),
+            "{chunk}"
+        );
+        assert_eq!(chunk["id"], chunks[0]["id"]);
+        for choice in chunk["choices"].as_array().unwrap() {
+            assert_eq!(choice["index"], 0);
+            for call in choice["delta"]["tool_calls"].as_array().into_iter().flatten() {
+                assert!(call["index"].is_u64(), "{chunk}");
+            }
+        }
+    }
+    assert_eq!(chunks[0]["choices"][0]["delta"]["role"], "assistant");
+    let finished: Vec<_> = chunks.iter().filter(|c| c["choices"][0]["finish_reason"].is_string()).collect();
+    assert_eq!(finished.len(), 1);
+}
+
+/// The calls of tools of a stream: id, name and arguments.
+pub(crate) fn calls(chunks: &[Value]) -> Vec<(String, String, String)> {
+    let mut calls: Vec<(String, String, String)> = Vec::new();
+    for call in
+        chunks.iter().flat_map(|c| c["choices"][0]["delta"]["tool_calls"].as_array().into_iter().flatten())
+    {
+        let at = usize::try_from(call["index"].as_u64().unwrap()).unwrap();
+        if at == calls.len() {
+            assert_eq!(call["type"], "function");
+            let text = |value: &Value| value.as_str().unwrap().to_owned();
+            calls.push((text(&call["id"]), text(&call["function"]["name"]), String::new()));
+        }
+        calls[at].2 += call["function"]["arguments"].as_str().unwrap_or_default();
+    }
+    calls
+}

@@ -1,0 +1,329 @@
+//! Each way for an answer not to come, or not to end.
+
+use crate::{
+    common::*,
+    server::{Server, Step, part, send, stream_head},
+};
+use llm_layers::{ErrorClass, ErrorKind, ResponseBody, provider::genai::Dialect};
+use serde_json::{Value, json};
+use std::time::Duration;
+use tower::{Service as _, ServiceExt as _};
+
+async fn streamed_failure(dialect: Dialect, pieces: &[String]) -> llm_layers::Error {
+    let pieces: Vec<_> = pieces.iter().map(String::as_str).collect();
+    let server = Server::playing(streamed(&pieces)).await;
+    failure(leaf(dialect, &server), hello(model(dialect), true)).await
+}
+
+fn text_event(text: &str) -> String {
+    event(
+        &json!({ "type": "content_block_delta", "index": 0, "delta": { "type": "text_delta", "text": text } }),
+    )
+}
+
+fn candidate(text: &str) -> String {
+    data(&json!({ "candidates": [{ "content": { "parts": [{ "text": text }] } }] }))
+}
+
+#[tokio::test]
+async fn a_stream_that_stops_without_its_end_was_truncated() {
+    for (dialect, piece) in [
+        (Dialect::Anthropic, text_event("Once upon")),
+        (Dialect::Gemini, candidate("Once upon")),
+        (Dialect::Ollama, format!("{}\n", json!({ "message": { "content": "Once upon" }, "done": false }))),
+        (
+            Dialect::Cohere,
+            format!("{}\n", json!({ "is_finished": false, "event_type": "text-generation", "text": "Once" })),
+        ),
+    ] {
+        let error = streamed_failure(dialect, std::slice::from_ref(&piece)).await;
+        assert_eq!(error.class(), Some(ErrorClass::Truncated), "{dialect:?}");
+        let nothing = streamed_failure(dialect, &[]).await;
+        assert_eq!(nothing.class(), Some(ErrorClass::Truncated), "{dialect:?}");
+
+        let cut = Server::playing([stream_head(), part(&piece), Step::Reset]).await;
+        let error = failure(leaf(dialect, &cut), hello(model(dialect), true)).await;
+        assert_eq!(error.class(), Some(ErrorClass::Transport), "{dialect:?}");
+        assert!(error.dispatched());
+    }
+}
+
+#[tokio::test]
+async fn an_end_that_is_marked_needs_no_reason() {
+    let line = |value: Value| format!("{value}\n");
+    let pieces =
+        [line(json!({ "message": { "content": "Hi" }, "done": false })), line(json!({ "done": true }))];
+    let server = Server::playing(streamed(&[&pieces[0], &pieces[1]])).await;
+    let answer = leaf(Dialect::Ollama, &server).oneshot(hello("qwen3", true)).await.unwrap();
+    let chunks = chunks(answer).await;
+    assert_eq!(chunks.last().unwrap()["choices"][0]["finish_reason"], "stop");
+}
+
+#[tokio::test]
+async fn what_a_provider_reports_in_its_stream_is_an_error() {
+    let overloaded =
+        json!({ "type": "error", "error": { "type": "overloaded_error", "message": "Overloaded" } });
+    let gemini = json!({ "error": { "code": 429, "status": "RESOURCE_EXHAUSTED", "details": [{ "retryDelay": "7s" }] } });
+    for (dialect, pieces, class, wait) in [
+        (Dialect::Anthropic, vec![event(&overloaded)], ErrorClass::Unavailable, None),
+        (Dialect::Anthropic, vec![text_event("Once"), event(&overloaded)], ErrorClass::Unavailable, None),
+        (Dialect::Gemini, vec![candidate("Once"), data(&gemini)], ErrorClass::RateLimited, Some(7)),
+        (
+            Dialect::Ollama,
+            vec![format!("{}\n", json!({ "error": "the model runner has stopped" }))],
+            ErrorClass::Upstream,
+            None,
+        ),
+        (
+            Dialect::Gemini,
+            vec![data(&json!({ "promptFeedback": { "blockReason": "PROHIBITED_CONTENT" } }))],
+            ErrorClass::ContentFilter,
+            None,
+        ),
+        (
+            Dialect::Anthropic,
+            vec!["event: content_block_delta\ndata: {oops\n\n".to_owned()],
+            ErrorClass::BadFrame,
+            None,
+        ),
+    ] {
+        let error = streamed_failure(dialect, &pieces).await;
+        assert_eq!(error.class(), Some(class), "{dialect:?} {pieces:?}");
+        assert_eq!(error.retry_after(), wait.map(Duration::from_secs));
+        assert_eq!(facts(&error).status.map(|status| status.as_u16()), Some(200));
+    }
+    for (dialect, body, class) in [
+        (Dialect::Anthropic, overloaded.clone(), ErrorClass::Unavailable),
+        (
+            Dialect::Gemini,
+            json!({ "promptFeedback": { "blockReason": "SAFETY" } }),
+            ErrorClass::ContentFilter,
+        ),
+        (Dialect::Bedrock, json!({ "message": "no" }), ErrorClass::Upstream),
+        (Dialect::Bedrock, json!({}), ErrorClass::BadFrame),
+        (Dialect::Ollama, json!({ "error": "no" }), ErrorClass::Upstream),
+        (
+            Dialect::Cohere,
+            json!({ "finish_reason": "ERROR", "chat_history": [{ "message": "x" }] }),
+            ErrorClass::Upstream,
+        ),
+    ] {
+        let server = Server::playing([whole(200, "", &body.to_string())]).await;
+        let error = failure(leaf(dialect, &server), hello(model(dialect), false)).await;
+        assert_eq!(error.class(), Some(class), "{dialect:?} {body}");
+    }
+}
+
+#[tokio::test]
+async fn a_refusal_has_its_class_its_wait_and_its_id_whole_and_streamed() {
+    let anthropic = |kind: &str, message: &str| {
+        json!({ "type": "error", "error": { "type": kind, "message": message } }).to_string()
+    };
+    use ErrorClass::*;
+    for (dialect, status, headers, body, class, wait) in [
+        (
+            Dialect::Anthropic,
+            429,
+            "retry-after: 2\r\n",
+            anthropic("rate_limit_error", ""),
+            RateLimited,
+            Some(2000),
+        ),
+        (
+            Dialect::Anthropic,
+            429,
+            "retry-after-ms: 1500\r\n",
+            anthropic("rate_limit_error", ""),
+            RateLimited,
+            Some(1500),
+        ),
+        (
+            Dialect::Anthropic,
+            429,
+            "date: Tue, 15 Nov 1994 08:12:31 GMT\r\nretry-after: Tue, 15 Nov 1994 08:13:01 GMT\r\n",
+            anthropic("rate_limit_error", ""),
+            RateLimited,
+            Some(30_000),
+        ),
+        (Dialect::Anthropic, 529, "", anthropic("overloaded_error", ""), Unavailable, None),
+        (Dialect::Anthropic, 401, "", anthropic("authentication_error", ""), Auth, None),
+        (
+            Dialect::Anthropic,
+            400,
+            "",
+            anthropic("invalid_request_error", "prompt is too long: 9 > 8"),
+            ContextWindow,
+            None,
+        ),
+        (
+            Dialect::Anthropic,
+            400,
+            "",
+            anthropic(
+                "invalid_request_error",
+                "input length and `max_tokens` exceed context limit: 9 + 9 > 8",
+            ),
+            ContextWindow,
+            None,
+        ),
+        (Dialect::Anthropic, 400, "", anthropic("invalid_request_error", "no such thing"), BadRequest, None),
+        (
+            Dialect::Gemini,
+            400,
+            "",
+            r#"{"error":{"code":400,"message":"API key not valid. Please pass a valid API key."}}"#
+                .to_owned(),
+            Auth,
+            None,
+        ),
+        (
+            Dialect::Gemini,
+            429,
+            "",
+            r#"{"error":{"code":429,"status":"RESOURCE_EXHAUSTED","details":[{"retryDelay":"34.5s"}]}}"#
+                .to_owned(),
+            RateLimited,
+            Some(34_500),
+        ),
+        (
+            Dialect::Bedrock,
+            400,
+            "",
+            r#"{"message":"Input is too long for requested model."}"#.to_owned(),
+            ContextWindow,
+            None,
+        ),
+        (Dialect::Bedrock, 403, "", r#"{"Message":"no"}"#.to_owned(), Auth, None),
+        (Dialect::Cohere, 400, "", r#"{"message":"too many tokens: 9 > 8"}"#.to_owned(), ContextWindow, None),
+        (Dialect::Ollama, 404, "", r#"{"error":"model 'x' not found"}"#.to_owned(), BadRequest, None),
+        (Dialect::Ollama, 302, "location: http://127.0.0.1:1/\r\n", String::new(), BadFrame, None),
+    ] {
+        let headers = format!("{headers}x-request-id: r-1\r\n");
+        for streaming in [false, true] {
+            let server = Server::playing([whole(status, &headers, &body)]).await;
+            let error = failure(leaf(dialect, &server), hello(model(dialect), streaming)).await;
+            let facts = facts(&error);
+            assert_eq!((facts.class, facts.status.unwrap().as_u16()), (class, status), "{dialect:?} {body}");
+            assert_eq!(error.retry_after(), wait.map(Duration::from_millis), "{dialect:?} {headers}");
+            assert_eq!(facts.request_id.as_deref(), Some("r-1"));
+            assert_eq!(facts.body.as_deref(), Some(body.as_bytes()));
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_provider_that_cannot_be_reached_was_not_asked() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    drop(listener);
+    for streaming in [false, true] {
+        let leaf = llm_layers::provider::genai::Genai::new(Dialect::Gemini, &url)
+            .unwrap()
+            .with_api_key("secret")
+            .unwrap();
+        let error = failure(leaf, hello("gemini-2.5-flash", streaming)).await;
+        assert_eq!(error.class(), Some(ErrorClass::Connect));
+        assert!(!error.dispatched());
+        assert!(!format!("{error:?} {:?}", std::error::Error::source(&error)).contains("secret"));
+    }
+}
+
+#[tokio::test]
+async fn no_text_of_an_error_shows_what_was_asked_or_answered() {
+    let server = Server::playing([whole(200, "", r#"{"content":"their-words"}"#)]).await;
+    let body = json!({ "messages": [{ "role": "user", "content": "my-words" }] });
+    let error = failure(leaf(Dialect::Anthropic, &server), ask("claude-sonnet-4-5", body)).await;
+    assert_eq!(error.class(), Some(ErrorClass::BadFrame));
+    let mut shown = format!("{error} {error:?}");
+    let mut next = std::error::Error::source(&error);
+    while let Some(cause) = next {
+        shown += &format!(" {cause} {cause:?}");
+        next = cause.source();
+    }
+    assert!(
+        !shown.contains("their-words") && !shown.contains("my-words") && !shown.contains("secret-key"),
+        "{shown}"
+    );
+}
+
+#[tokio::test]
+async fn nothing_is_sent_before_the_call_is_polled_and_a_dropped_call_hangs_up() {
+    let mut server = Server::playing([Step::UntilHungUp]).await;
+    let mut leaf = leaf(Dialect::Anthropic, &server);
+    let request = hello("claude-sonnet-4-5", true);
+    let progress = request.progress.clone();
+    drop(leaf.call(request.clone()));
+    assert!(!progress.is_dispatched());
+
+    let call = tokio::spawn(leaf.call(request));
+    server.asked().await;
+    assert!(progress.is_dispatched());
+    call.abort();
+    server.hung_up().await;
+}
+
+#[tokio::test]
+async fn an_answer_begins_with_the_first_word_of_the_provider_and_dropping_it_hangs_up() {
+    let start = json!({ "type": "message_start", "message": { "id": "m", "usage": {} } });
+    let mut server = Server::playing([
+        stream_head(),
+        part(&event(&start)),
+        Step::UntilTold,
+        part(&text_event("Hi")),
+        Step::UntilHungUp,
+    ])
+    .await;
+    let answer = leaf(Dialect::Anthropic, &server).oneshot(hello("claude-sonnet-4-5", true)).await.unwrap();
+    server.asked().await;
+    let ResponseBody::Stream(mut chunks) = answer.body else { panic!("not a stream") };
+    server.tell();
+    assert_eq!(chunks.next().await.unwrap().unwrap().content(), "Hi");
+    drop(chunks);
+    server.hung_up().await;
+}
+
+#[tokio::test]
+async fn connections_are_used_again() {
+    let reply =
+        json!({ "content": [{ "type": "text", "text": "Hi" }], "stop_reason": "end_turn", "usage": {} })
+            .to_string();
+    let whole = || whole(200, "", &reply);
+    let stop = event(&json!({ "type": "message_stop" }));
+    let mut script = vec![whole(), Step::Hear, whole(), Step::Hear];
+    script.extend(streamed(&[&text_event("Hi"), &stop]));
+    script.extend([Step::Hear, whole()]);
+    let mut server = Server::playing(script).await;
+    let leaf = leaf(Dialect::Anthropic, &server);
+    for streaming in [false, false, true, false] {
+        let answer = leaf.clone().oneshot(hello("claude-sonnet-4-5", streaming)).await.unwrap();
+        assert_eq!(answer.text().await.unwrap(), "Hi");
+        assert_eq!(server.asked().await.connection, 0, "{streaming}");
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_is_no_answer_is_a_bad_frame() {
+    for body in ["<html>", "{", "[]", "{}"] {
+        for content_type in ["application/json", "text/html"] {
+            let length = body.len();
+            let head = format!(
+                "HTTP/1.1 200 OK\r\ncontent-type: {content_type}\r\ncontent-length: {length}\r\n\r\n{body}"
+            );
+            let server = Server::playing([send(head)]).await;
+            let error = failure(leaf(Dialect::Anthropic, &server), hello("claude-sonnet-4-5", false)).await;
+            assert_eq!(error.class(), Some(ErrorClass::BadFrame), "{body} {content_type}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_name_that_is_more_than_a_name_is_not_found_and_nobody_is_asked() {
+    let server = Server::playing([]).await;
+    for name in ["gemini::gemini-2.5-pro", "../files", "gemini-2.5-pro:countTokens", "a?key=b", "tuned/x"] {
+        let request = hello(name, false);
+        let progress = request.progress.clone();
+        let error = failure(leaf(Dialect::Gemini, &server), request).await;
+        assert!(matches!(error.kind(), ErrorKind::ModelNotFound { .. }), "{name} {error:?}");
+        assert!(!progress.is_dispatched() && !error.dispatched());
+    }
+}

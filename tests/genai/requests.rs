@@ -1,0 +1,404 @@
+//! What becomes of a request, and of what cannot become anything.
+
+use crate::{common::*, server::Server};
+use llm_layers::{
+    ErrorKind, InvalidReason, RequestContext,
+    provider::{
+        genai::{Dialect, Genai},
+        openai::ConfigError,
+    },
+};
+use serde_json::{Value, json};
+use tower::ServiceExt as _;
+
+/// What goes over the wire: head and body.
+async fn sent(dialect: Dialect, name: &str, body: Value) -> (String, Value) {
+    let mut server = Server::playing([]).await;
+    let leaf = leaf(dialect, &server);
+    let (asked, _) = tokio::join!(server.asked(), leaf.oneshot(ask(name, body)));
+    (asked.head, serde_json::from_str(&asked.body).unwrap())
+}
+
+async fn sent_body(dialect: Dialect, body: Value) -> Value {
+    sent(dialect, model(dialect), body).await.1
+}
+
+/// The member that a request is refused for.
+async fn refused(dialect: Dialect, name: &str, body: Value) -> (String, InvalidReason) {
+    let server = Server::playing([]).await;
+    let error = failure(leaf(dialect, &server), ask(name, body)).await;
+    assert!(!error.dispatched());
+    match error.kind() {
+        ErrorKind::InvalidRequest { member: Some(member), reason } => (member.to_string(), reason.clone()),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn with(name: &str, value: Value) -> Value {
+    let mut body = json!({ "messages": [{ "role": "user", "content": "Hi" }] });
+    body[name] = value;
+    body
+}
+
+fn function(name: &str) -> Value {
+    json!({ "type": "function", "function": { "name": name, "description": "d", "parameters": { "type": "object" } } })
+}
+
+fn everything() -> Value {
+    json!({
+        "messages": [
+            { "role": "system", "content": "Be brief." },
+            { "role": "user", "content": [
+                { "type": "text", "text": "What is this?" },
+                { "type": "image_url", "image_url": { "url": "data:image/png;base64,AAAA" } },
+            ] },
+            { "role": "assistant", "content": null, "tool_calls": [
+                { "id": "call#look#0", "type": "function", "function": { "name": "look", "arguments": "{\"at\":1}" } },
+                { "id": "b", "type": "function", "function": { "name": "look", "arguments": "" } },
+            ] },
+            { "role": "tool", "tool_call_id": "call#look#0", "content": "a cat" },
+            { "role": "tool", "tool_call_id": "b", "content": [{ "type": "text", "text": "a dog" }] },
+            { "role": "user", "content": "Well?" },
+        ],
+        "tools": [function("look")],
+        "temperature": 0.2, "top_p": 0.9, "max_tokens": 9, "max_completion_tokens": 64, "stop": ["END", "."],
+        "user": "u", "metadata": {}, "store": false, "n": 1, "frequency_penalty": 0, "logprobs": false,
+        "logit_bias": {}, "stream_options": null, "service_tier": "auto", "modalities": ["text"],
+    })
+}
+
+#[tokio::test]
+async fn a_conversation_becomes_anthropics() {
+    let mut body = everything();
+    body["tool_choice"] = json!({ "type": "function", "function": { "name": "look" } });
+    body["parallel_tool_calls"] = false.into();
+    body["top_k"] = 5.into();
+    let (head, sent) = sent(Dialect::Anthropic, "claude-sonnet-4-5", body).await;
+    assert!(head.starts_with("post /v1/messages http/1.1"), "{head}");
+    assert!(head.contains("x-api-key: secret-key") && head.contains("anthropic-version: "), "{head}");
+    assert_eq!(
+        sent,
+        json!({
+            "model": "claude-sonnet-4-5", "stream": false, "system": "Be brief.",
+            "messages": [
+                { "role": "user", "content": [
+                    { "type": "text", "text": "What is this?" },
+                    { "type": "image", "source": { "type": "base64", "media_type": "image/png", "data": "AAAA" } },
+                ] },
+                { "role": "assistant", "content": [
+                    { "type": "tool_use", "id": "call_look_0", "name": "look", "input": { "at": 1 } },
+                    { "type": "tool_use", "id": "b", "name": "look", "input": {} },
+                ] },
+                { "role": "user", "content": [
+                    { "type": "tool_result", "tool_use_id": "call_look_0", "content": "a cat" },
+                    { "type": "tool_result", "tool_use_id": "b", "content": "a dog" },
+                    { "type": "text", "text": "Well?" },
+                ] },
+            ],
+            "tools": [{ "name": "look", "description": "d", "input_schema": { "type": "object" } }],
+            "tool_choice": { "type": "tool", "name": "look", "disable_parallel_tool_use": true },
+            "temperature": 0.2, "top_p": 0.9, "top_k": 5, "max_tokens": 64, "stop_sequences": ["END", "."],
+        })
+    );
+}
+
+#[tokio::test]
+async fn a_conversation_becomes_geminis() {
+    let mut body = everything();
+    body["tool_choice"] = "required".into();
+    body["seed"] = (-7).into();
+    body["frequency_penalty"] = 0.5.into();
+    body["response_format"] = json!({ "type": "json_object" });
+    body["reasoning_effort"] = "low".into();
+    body["messages"][2]["tool_calls"][0]["extra_content"] =
+        json!({ "google": { "thought_signature": "sig" } });
+    let (head, sent) = sent(Dialect::Gemini, "gemini-2.5-flash", body).await;
+    assert!(head.starts_with("post /v1beta/models/gemini-2.5-flash:generatecontent http/1.1"), "{head}");
+    assert!(head.contains("x-goog-api-key: secret-key"), "{head}");
+    assert_eq!(sent["systemInstruction"], json!({ "parts": [{ "text": "Be brief." }] }));
+    assert_eq!(
+        sent["contents"],
+        json!([
+            { "role": "user", "parts": [
+                { "text": "What is this?" }, { "inline_data": { "mime_type": "image/png", "data": "AAAA" } },
+            ] },
+            { "role": "model", "parts": [
+                { "functionCall": { "name": "look", "args": { "at": 1 } }, "thoughtSignature": "sig" },
+                { "functionCall": { "id": "b", "name": "look", "args": {} } },
+            ] },
+            { "role": "user", "parts": [
+                { "functionResponse": { "name": "look", "response": { "name": "look", "content": "a cat" } } },
+                { "functionResponse": { "id": "b", "name": "look", "response": { "name": "look", "content": "a dog" } } },
+            ] },
+            { "role": "user", "parts": [{ "text": "Well?" }] },
+        ])
+    );
+    let declaration =
+        json!({ "name": "look", "description": "d", "parametersJsonSchema": { "type": "object" } });
+    assert_eq!(sent["tools"], json!([{ "functionDeclarations": [declaration] }]));
+    assert_eq!(sent["toolConfig"], json!({ "functionCallingConfig": { "mode": "ANY" } }));
+    assert_eq!(
+        sent["generationConfig"],
+        json!({
+            "temperature": 0.2, "topP": 0.9, "maxOutputTokens": 64, "stopSequences": ["END", "."], "seed": -7,
+            "frequencyPenalty": 0.5, "responseMimeType": "application/json",
+            "thinkingConfig": { "thinkingBudget": 1024, "includeThoughts": true },
+        })
+    );
+}
+
+#[tokio::test]
+async fn a_conversation_becomes_bedrocks_and_ollamas() {
+    let (head, sent_there) = sent(Dialect::Bedrock, "us.anthropic.claude-x:0", everything()).await;
+    assert!(head.starts_with("post /model/us.anthropic.claude-x%3a0/converse http/1.1"), "{head}");
+    assert!(head.contains("authorization: bearer secret-key"), "{head}");
+    let roles: Vec<_> =
+        sent_there["messages"].as_array().unwrap().iter().map(|m| m["role"].as_str().unwrap()).collect();
+    assert_eq!(roles, ["user", "assistant", "user"], "turns alternate");
+    let config = json!({ "maxTokens": 64, "temperature": 0.2, "topP": 0.9, "stopSequences": ["END", "."] });
+    assert_eq!(sent_there["inferenceConfig"], config);
+    assert_eq!(sent_there["toolConfig"]["tools"][0]["toolSpec"]["name"], "look");
+
+    let mut body = everything();
+    body["seed"] = 7.into();
+    body["response_format"] = json!({ "type": "json_object" });
+    body["reasoning_effort"] = "none".into();
+    let (head, sent_there) = sent(Dialect::Ollama, "hf.co/x/y:q4", body).await;
+    assert!(head.starts_with("post /api/chat http/1.1"), "{head}");
+    assert!(head.contains("authorization: bearer secret-key"), "{head}");
+    assert_eq!(sent_there["model"], "hf.co/x/y:q4");
+    assert_eq!((&sent_there["format"], &sent_there["think"]), (&json!("json"), &json!(false)));
+    assert_eq!(sent_there["messages"][1]["images"], json!(["AAAA"]));
+    assert_eq!(sent_there["messages"][4]["content"], "a dog");
+    assert_eq!(
+        sent_there["options"],
+        json!({
+            "temperature": 0.2, "top_p": 0.9, "num_predict": 64, "seed": 7, "stop": ["END", "."],
+        })
+    );
+}
+
+#[tokio::test]
+async fn a_schema_for_the_answer_reaches_who_can_keep_to_it() {
+    let schema = json!({ "type": "object", "properties": { "a": { "type": "string" } }, "required": ["a"], "additionalProperties": false });
+    let format =
+        json!({ "type": "json_schema", "json_schema": { "name": "x", "strict": true, "schema": schema } });
+    let sent = sent_body(Dialect::Anthropic, with("response_format", format.clone())).await;
+    assert_eq!(sent["output_config"]["format"], json!({ "type": "json_schema", "schema": schema }));
+    let sent = sent_body(Dialect::Gemini, with("response_format", format.clone())).await;
+    assert_eq!(
+        sent["generationConfig"],
+        json!({ "responseMimeType": "application/json", "responseJsonSchema": schema })
+    );
+    for dialect in [Dialect::Bedrock, Dialect::Cohere, Dialect::Ollama] {
+        let refused = refused(dialect, model(dialect), with("response_format", format.clone())).await;
+        assert_eq!(refused, ("response_format.type".to_owned(), InvalidReason::Unsupported));
+    }
+}
+
+#[tokio::test]
+async fn a_function_is_a_function_whatever_its_name() {
+    for name in ["web_search", "googleSearch", "codeExecution"] {
+        let sent = sent_body(Dialect::Anthropic, with("tools", json!([function(name)]))).await;
+        assert_eq!(sent["tools"][0].get("type"), None);
+        assert_eq!(sent["tools"][0]["input_schema"], json!({ "type": "object" }));
+        let sent = sent_body(Dialect::Gemini, with("tools", json!([function(name)]))).await;
+        assert_eq!(sent["tools"][0]["functionDeclarations"][0]["name"], name);
+    }
+    let (member, _) =
+        refused(Dialect::Vertex, "claude-sonnet-4-5", with("tools", json!([function("web_search")]))).await;
+    assert_eq!(member, "tools[0].function.name");
+}
+
+#[tokio::test]
+async fn the_model_that_is_asked_for_is_the_one_that_is_sent() {
+    let (head, sent) = sent(Dialect::Gemini, "gemini-2.5-flash-high", with("temperature", json!(1))).await;
+    assert!(head.contains("/gemini-2.5-flash-high:"), "{head}");
+    assert_eq!(sent["generationConfig"], json!({ "temperature": 1.0 }));
+}
+
+#[tokio::test]
+async fn thoughts_go_back_to_whom_they_came_from() {
+    let blocks = json!([
+        { "type": "thinking", "thinking": "hm", "signature": "sig" }, { "type": "redacted_thinking", "data": "xyz" },
+    ]);
+    let call = json!({ "id": "a", "type": "function", "function": { "name": "f", "arguments": "{}" } });
+    let body = |blocks: Value| {
+        json!({
+            "messages": [
+                { "role": "user", "content": "?" },
+                { "role": "assistant", "thinking_blocks": blocks, "tool_calls": [call] },
+                { "role": "tool", "tool_call_id": "a", "content": "1" },
+            ],
+            "tools": [function("f")], "reasoning_effort": "low",
+        })
+    };
+    let sent = sent_body(Dialect::Anthropic, body(blocks)).await;
+    assert_eq!(
+        sent["messages"][1]["content"],
+        json!([
+            { "type": "thinking", "thinking": "hm", "signature": "sig" },
+            { "type": "redacted_thinking", "data": "xyz" },
+            { "type": "tool_use", "id": "a", "name": "f", "input": {} },
+        ])
+    );
+    assert_eq!(sent["thinking"]["type"], "enabled");
+    // Who has not kept them is answered without further ones, and not refused.
+    let sent = sent_body(Dialect::Anthropic, body(json!([]))).await;
+    assert_eq!(sent.get("thinking"), None);
+}
+
+#[tokio::test]
+async fn parts_that_cannot_be_shown_are_refused_by_their_place() {
+    let url = |url: &str| json!({ "type": "image_url", "image_url": { "url": url } });
+    let pdf = json!({ "type": "file", "file": { "filename": "a.pdf", "file_data": "data:application/pdf;base64,AAAA" } });
+    let audio = json!({ "type": "input_audio", "input_audio": { "format": "wav", "data": "AAAA" } });
+    let body = |part: &Value| json!({ "messages": [{ "role": "user", "content": [{ "type": "text", "text": "x" }, part] }] });
+    let at = |rest: &str| format!("messages[0].content[1].{rest}");
+
+    let sent = sent_body(Dialect::Anthropic, body(&url("https://x.example/a"))).await;
+    assert_eq!(
+        sent["messages"][0]["content"][1]["source"],
+        json!({ "type": "url", "url": "https://x.example/a" })
+    );
+    let sent = sent_body(Dialect::Anthropic, body(&pdf)).await;
+    assert_eq!(sent["messages"][0]["content"][1]["type"], "document");
+    let sent = sent_body(Dialect::Gemini, body(&url("https://x.example/a.png?b"))).await;
+    assert_eq!(sent["contents"][0]["parts"][1]["file_data"]["mime_type"], "image/png");
+    let sent = sent_body(Dialect::Gemini, body(&audio)).await;
+    assert_eq!(sent["contents"][0]["parts"][1]["inline_data"]["mime_type"], "audio/wav");
+
+    for (dialect, part, member) in [
+        (Dialect::Gemini, url("https://x.example/a"), at("image_url.url")),
+        (Dialect::Bedrock, url("https://x.example/a.png"), at("image_url.url")),
+        (Dialect::Bedrock, url("data:image/tiff;base64,AAAA"), at("image_url.url")),
+        (Dialect::Ollama, url("https://x.example/a.png"), at("image_url.url")),
+        (Dialect::Ollama, pdf.clone(), at("file.file_data")),
+        (Dialect::Cohere, url("data:image/png;base64,AAAA"), at("image_url.url")),
+        (Dialect::Anthropic, audio.clone(), at("input_audio")),
+        (Dialect::Anthropic, json!({ "type": "file", "file": { "file_id": "f" } }), at("file.file_id")),
+        (Dialect::Anthropic, json!({ "type": "hologram" }), at("type")),
+    ] {
+        let refused = refused(dialect, model(dialect), body(&part)).await;
+        assert_eq!(refused, (member, InvalidReason::Unsupported), "{dialect:?} {part}");
+    }
+}
+
+#[tokio::test]
+async fn what_would_change_the_answer_and_cannot_be_carried_is_refused_by_name() {
+    use Dialect::*;
+    let all = [Anthropic, Gemini, Bedrock, Cohere, Ollama];
+    let but = |able: &[Dialect]| all.into_iter().filter(|d| !able.contains(d)).collect::<Vec<_>>();
+    for (member, value, at, unable) in [
+        ("n", json!(2), "n", but(&[])),
+        ("logprobs", json!(true), "logprobs", but(&[])),
+        ("top_logprobs", json!(3), "top_logprobs", but(&[])),
+        ("logit_bias", json!({ "1": 2 }), "logit_bias", but(&[])),
+        ("modalities", json!(["text", "audio"]), "modalities", but(&[])),
+        ("functions", json!([{ "name": "f" }]), "functions", but(&[])),
+        ("verbosity", json!("low"), "verbosity", but(&[])),
+        ("web_search_options", json!({}), "web_search_options", but(&[])),
+        ("contents", json!([]), "contents", but(&[])),
+        ("frequency_penalty", json!(1), "frequency_penalty", but(&[Gemini])),
+        ("presence_penalty", json!(-1), "presence_penalty", but(&[Gemini])),
+        ("seed", json!(1), "seed", but(&[Gemini, Ollama])),
+        ("top_k", json!(1), "top_k", but(&[Gemini, Anthropic])),
+        ("response_format", json!({ "type": "json_object" }), "response_format.type", but(&[Gemini, Ollama])),
+        ("tools", json!([{ "type": "web_search" }]), "tools[0].type", but(&[])),
+        ("tools", json!([function("f")]), "tools", vec![Cohere]),
+        ("reasoning_effort", json!("low"), "reasoning_effort", vec![Cohere]),
+        ("reasoning_effort", json!("zero"), "reasoning_effort", but(&[])),
+    ] {
+        for dialect in unable {
+            let refused = refused(dialect, model(dialect), with(member, value.clone())).await;
+            assert_eq!(refused, (at.to_owned(), InvalidReason::Unsupported), "{dialect:?} {member}");
+        }
+    }
+    for (dialect, choice) in
+        [(Bedrock, json!("required")), (Bedrock, json!("none")), (Ollama, json!("required"))]
+    {
+        let mut body = with("tools", json!([function("f")]));
+        body["tool_choice"] = choice;
+        assert_eq!(refused(dialect, model(dialect), body).await.0, "tool_choice");
+    }
+    for dialect in [Gemini, Bedrock, Ollama] {
+        let mut body = with("tools", json!([function("f")]));
+        body["parallel_tool_calls"] = false.into();
+        assert_eq!(refused(dialect, model(dialect), body).await.0, "parallel_tool_calls");
+    }
+    for (dialect, name) in [(Vertex, "claude-sonnet-4-5"), (Bedrock, "meta.llama3")] {
+        assert_eq!(
+            refused(dialect, name, with("reasoning_effort", json!("high"))).await.0,
+            "reasoning_effort"
+        );
+    }
+    let mut nova = with("reasoning_effort", json!("high"));
+    nova["temperature"] = 0.5.into();
+    assert_eq!(refused(Bedrock, "us.amazon.nova-pro-v1:0", nova).await.0, "reasoning_effort");
+}
+
+#[tokio::test]
+async fn a_message_that_is_none_is_refused_by_its_place() {
+    let call = |arguments: &str| json!([{ "id": "a", "type": "function", "function": { "name": "f", "arguments": arguments } }]);
+    for (message, member) in [
+        (json!({ "role": "function", "content": "x" }), "messages[0].role"),
+        (json!({ "role": "tool", "content": "x" }), "messages[0].tool_call_id"),
+        (
+            json!({ "role": "assistant", "tool_calls": call("{oops") }),
+            "messages[0].tool_calls[0].function.arguments",
+        ),
+        (
+            json!({ "role": "assistant", "tool_calls": call("[1]") }),
+            "messages[0].tool_calls[0].function.arguments",
+        ),
+        (json!({ "role": "assistant", "function_call": { "name": "f" } }), "messages[0].function_call"),
+        (json!({ "role": "user", "content": [{ "text": "x" }] }), "messages[0].content[0].type"),
+        (json!({ "role": "user", "content": 7 }), "messages[0].content"),
+    ] {
+        let body = json!({ "messages": [message] });
+        assert_eq!(refused(Dialect::Anthropic, "claude-sonnet-4-5", body).await.0, member);
+    }
+    let last =
+        json!({ "messages": [{ "role": "user", "content": "x" }, { "role": "assistant", "content": "y" }] });
+    assert_eq!(refused(Dialect::Cohere, "command-r", last).await.0, "messages[1].role");
+}
+
+#[tokio::test]
+async fn headers_are_the_hosts_and_of_the_context_nothing_goes_out_but_the_id() {
+    let mut server = Server::playing([]).await;
+    let leaf = leaf(Dialect::Anthropic, &server).with_header("anthropic-beta", "b-1").unwrap();
+    assert!(!format!("{leaf:?}").contains("b-1") && !format!("{leaf:?}").contains("secret-key"));
+    let context = RequestContext::new().with_request_id("r-1").with_user_id("ada").with_agent_name("agent-x");
+    let (asked, _) =
+        tokio::join!(server.asked(), leaf.oneshot(hello("claude-sonnet-4-5", false).with_context(context)),);
+    assert!(
+        asked.head.contains("anthropic-beta: b-1") && asked.head.contains("x-request-id: r-1"),
+        "{}",
+        asked.head
+    );
+    assert_eq!(asked.head.matches("content-type").count(), 1);
+    assert!(!format!("{}{}", asked.head, asked.body).contains("ada"));
+    assert!(!format!("{}{}", asked.head, asked.body).contains("agent-x"));
+
+    let mut server = Server::playing([]).await;
+    let url = server.url.replace("/v1", "");
+    let leaf = Genai::new(Dialect::Cohere, url).unwrap().with_header("authorization", "Basic x").unwrap();
+    let (asked, _) = tokio::join!(server.asked(), leaf.oneshot(hello("command-r", false)));
+    assert_eq!(asked.head.matches("authorization: ").count(), 1, "{}", asked.head);
+    assert!(asked.head.contains("authorization: basic x"));
+}
+
+#[test]
+fn an_address_that_cannot_be_asked_is_refused() {
+    for url in ["ftp://x", "api.anthropic.com", "https://u:p@x", "https://x/v1?key=secret", "https://"] {
+        let error = Genai::new(Dialect::Anthropic, url).unwrap_err();
+        assert!(matches!(error, ConfigError::BaseUrl { .. }));
+        assert!(!error.to_string().contains("secret"));
+    }
+    for key in ["", "a\nb"] {
+        let leaf = Genai::new(Dialect::Gemini, "https://x").unwrap();
+        assert_eq!(leaf.with_api_key(key).unwrap_err(), ConfigError::ApiKey);
+    }
+    let leaf = Genai::new(Dialect::Anthropic, "https://[::1]:8443/anthropic/v1/").unwrap();
+    assert_eq!((leaf.host(), leaf.port(), leaf.provider_name()), ("::1", 8443, "::1"));
+}
