@@ -100,6 +100,7 @@
 //! | `tracing` | spans and events for subscribers of `tracing`; on by default |
 //! | `otel` | spans and metrics by the API of OpenTelemetry |
 //! | `axum` | extractor, responder, server-sent events and error bodies for axum |
+//! | `tonic` | statuses, deadlines and streams of gRPC for tonic |
 //! | `rusqlite` | a ledger of usage and counters of quotas in files of SQLite; needs a C compiler, and Rust 1.89 |
 //! | `outbox` | a log on the disk before a store of usage that may be down |
 //! | `redis` | a server of Redis, or a cluster: quotas, cache, and usage as a stream |

@@ -9,6 +9,7 @@
 //! * Decisions: [`write_decisions`] shows in headers how an answer came to be, for people who debug.
 //! * The cache: [`cache_control`] reads what a client asks of it, [`cache_status`] and [`age_seconds`] say what it did.
 //! * `axum` (the feature of that name): extractor, responder, server-sent events.
+//! * `tonic` (the feature of that name): statuses, deadlines and streams of gRPC.
 
 pub mod anthropic;
 #[cfg(feature = "axum")]
@@ -17,6 +18,8 @@ mod cache;
 mod decisions;
 mod edge;
 mod sse;
+#[cfg(feature = "tonic")]
+pub mod tonic;
 mod whole;
 
 pub use self::{
@@ -24,7 +27,7 @@ pub use self::{
     decisions::write_decisions,
     edge::{Asked, FillIn},
     sse::{DONE, KEEP_ALIVE, error_event, write_event},
-    whole::into_chunks,
+    whole::{into_chunks, into_stream},
 };
 
 use crate::{

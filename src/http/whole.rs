@@ -1,5 +1,5 @@
 use super::edge::{Edits, finish_reason, tool_calls};
-use crate::{Completion, StreamChunk, json};
+use crate::{ChunkStream, Completion, ResponseBody, StreamChunk, json};
 use bytes::Bytes;
 
 /// A whole answer as the chunks of a stream, the terminal one included, for a caller who asked for one.
@@ -47,6 +47,29 @@ pub fn into_chunks(completion: &Completion) -> Vec<StreamChunk> {
     }
     chunks.push(StreamChunk::end());
     chunks
+}
+
+/// An answer as a stream, whichever shape it has.
+///
+/// ```
+/// use llm_layers::{Completion, TokenUsage, http::into_stream};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), llm_layers::Error> {
+/// let whole = Completion::text("Hello", TokenUsage::new(3, 1));
+/// let first = into_stream(whole.into()).next().await.expect("a chunk")?;
+/// assert_eq!(first.content(), "Hello");
+/// # Ok(())
+/// # }
+/// ```
+pub fn into_stream(body: ResponseBody) -> ChunkStream {
+    match body {
+        ResponseBody::Stream(chunks) => chunks,
+        ResponseBody::Complete(completion) => {
+            let chunks = into_chunks(&completion).into_iter().map(Ok);
+            ChunkStream::new(futures_util::stream::iter(chunks))
+        }
+    }
 }
 
 /// A message as the only delta of its choice.

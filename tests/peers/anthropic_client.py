@@ -1,64 +1,21 @@
-"""One conversation of the anthropic SDK with a server of its Messages API.
+"""A conversation of the anthropic SDK with a server of its Messages API.
 
-    anthropic_client.py BASE_URL CASE        (BASE_URL without /v1)
+    anthropic_client.py BASE_URL CASE...  (BASE_URL without /v1)
 
-Exits 0 and prints one line if the server behaved, else exits 1 and says what was wrong.
-Cases: whole streamed tools midstream rate_limited request_id errors
-
-From the environment as openai_client.py: PEER_KEY, PEER_MODEL, PEER_CUT_MODEL, PEER_BUSY_MODEL, PEER_UNKNOWN_MODEL.
+Prints a line for each case that the server behaved in; exits 1 and says what was wrong at the first that it did not.
+Cases: whole streamed tools structured midstream rate_limited request_id errors denied quota upstream timeout store_down
 """
 
 import json
-import os
-import sys
 
 import anthropic
+import pydantic
 
-KEY = os.environ.get("PEER_KEY", "peer-key")
-MODEL = os.environ.get("PEER_MODEL", "aimock/gpt-4o-mini")
-CUT_MODEL = os.environ.get("PEER_CUT_MODEL", "aimock/cut")
-BUSY_MODEL = os.environ.get("PEER_BUSY_MODEL", "aimock/busy")
-UNKNOWN_MODEL = os.environ.get("PEER_UNKNOWN_MODEL", "no-such-model")
+from peer import *
 
 HELLO = dict(max_tokens=256, messages=[{"role": "user", "content": "Say hello."}])
-HELLO_TEXT = "Hello from the other side of the gateway."
-WEATHER = {"role": "user", "content": [{"type": "text", "text": "What is the weather in Paris?"}]}
-WEATHER_INPUT = {"city": "Paris", "unit": "celsius"}
-WEATHER_TEXT = "It is 18 degrees in Paris."
-CUT_BEGINNING = "Once upon a time"
-TOOLS = [
-    {
-        "name": "get_weather",
-        "description": "The weather in a city now.",
-        "input_schema": {
-            "type": "object",
-            "properties": {"city": {"type": "string"}, "unit": {"type": "string"}},
-            "required": ["city"],
-        },
-    }
-]
-
-
-class Wrong(Exception):
-    pass
-
-
-def same(what, seen, expected):
-    if seen != expected:
-        raise Wrong(f"{what}: expected {expected!r}, saw {seen!r}")
-
-
-def require(true, otherwise):
-    if not true:
-        raise Wrong(otherwise)
-
-
-def raises(kind, call):
-    try:
-        answer = call()
-    except kind as error:
-        return error
-    raise Wrong(f"expected {kind.__name__}, saw an answer: {answer!r}")
+WEATHER = {"role": "user", "content": [{"type": "text", "text": WEATHER_QUESTION}]}
+TOOLS = [{"name": "get_weather", "description": "The weather in a city now.", "input_schema": WEATHER_SCHEMA}]
 
 
 def check_hello(message):
@@ -96,9 +53,9 @@ def tools(client):
     def check(message):
         same("stop_reason", message.stop_reason, "tool_use")
         calls = [block for block in message.content if block.type == "tool_use"]
-        same("calls", [(call.name, call.input) for call in calls], [("get_weather", WEATHER_INPUT)])
+        same("calls", [(call.name, call.input) for call in calls], [("get_weather", WEATHER_ARGUMENTS)])
         require(calls[0].id, "a call without an id")
-        result = {"type": "tool_result", "tool_use_id": calls[0].id, "content": "18 degrees"}
+        result = {"type": "tool_result", "tool_use_id": calls[0].id, "content": WEATHER_RESULT}
         turns = [WEATHER, {"role": "assistant", "content": message.content}, {"role": "user", "content": [result]}]
         answer = client.messages.create(model=MODEL, max_tokens=256, messages=turns, tools=TOOLS)
         same("second turn", answer.content[0].text, WEATHER_TEXT)
@@ -112,7 +69,7 @@ def tools(client):
             fragments += event.type == "input_json"
         check(stream.get_final_message())
     require(fragments > 2, f"only {fragments} fragments")
-    return f"{WEATHER_INPUT}, {fragments} fragments, {WEATHER_TEXT!r}"
+    return f"{WEATHER_ARGUMENTS}, {fragments} fragments, {WEATHER_TEXT!r}"
 
 
 def midstream(client):
@@ -175,28 +132,86 @@ def errors(client):
     return "401, 404, 404 of a stream, 400 temperature, messages, tools, max_tokens"
 
 
+class Capital(pydantic.BaseModel):
+    city: str
+    country: str
+
+
+def structured(client):
+    ask = dict(model=MODEL, max_tokens=256, messages=[{"role": "user", "content": CAPITAL_QUESTION}])
+    answer = client.messages.parse(**ask, output_format=Capital)
+    same("parsed", answer.parsed_output, Capital(**CAPITAL))
+    with client.messages.stream(**ask, output_format=Capital) as stream:
+        same("parsed of .stream()", stream.get_final_message().parsed_output, Capital(**CAPITAL))
+    return repr(answer.parsed_output)
+
+
+def refused(client, kind, type, **options):
+    """Whole and streamed."""
+    for streaming in (False, True):
+        ask = lambda: client.messages.create(**{"model": MODEL, **HELLO, "stream": streaming, **options})
+        error = raises(kind, ask)
+        same("type", error.body["error"]["type"], type)
+        require(error.body["error"]["message"] and SECRET not in str(error.body), f"body {error.body}")
+        require(error.request_id, "no request-id")
+    return error
+
+
+def denied(client):
+    blocked = client.with_options(api_key=BLOCKED_KEY, max_retries=2)
+    error = at_once(lambda: refused(blocked, anthropic.PermissionDeniedError, "permission_error"))
+    return error.body["error"]["message"]
+
+
+def quota(client):
+    spent = client.with_options(api_key=SPENT_KEY, max_retries=2)
+    spent.messages.create(model=MODEL, **HELLO)
+    error = at_once(lambda: refused(spent, anthropic.RateLimitError, "rate_limit_error"))
+    until_reset(error.response.headers.get("retry-after"))
+    same("x-should-retry", error.response.headers.get("x-should-retry"), "false")
+    return error.body["error"]["message"]
+
+
+def upstream(client):
+    error = refused(client, anthropic.InternalServerError, "api_error", model=BROKEN_MODEL)
+    same("status", error.status_code, 502)
+    keen = client.with_options(max_retries=2)
+    at_once(lambda: refused(keen, anthropic.InternalServerError, "api_error", model=LOCKED_MODEL))
+    return error.body["error"]["message"]
+
+
+def timeout(client):
+    error = refused(client, anthropic.InternalServerError, "timeout_error", model=SILENT_MODEL)
+    same("status", error.status_code, 504)
+    return error.body["error"]["message"]
+
+
+def store_down(client):
+    orphan = client.with_options(base_url=ORPHAN_URL)
+    error = refused(orphan, anthropic.InternalServerError, "overloaded_error")
+    same("status", error.status_code, 503)
+    require(float(error.response.headers["retry-after"]) >= 1, "no retry-after")
+    return error.body["error"]["message"]
+
+
 CASES = dict(
     whole=whole,
     streamed=streamed,
     tools=tools,
+    structured=structured,
     midstream=midstream,
     rate_limited=rate_limited,
     request_id=request_id,
     errors=errors,
+    denied=denied,
+    quota=quota,
+    upstream=upstream,
+    timeout=timeout,
+    store_down=store_down,
 )
 
-
-def main():
-    if len(sys.argv) != 3 or sys.argv[2] not in CASES:
-        sys.exit(f"usage: anthropic_client.py BASE_URL {'|'.join(CASES)}")
-    _, base_url, case = sys.argv
-    client = anthropic.Anthropic(base_url=base_url, api_key=KEY, max_retries=0, timeout=20)
-    try:
-        print(f"{case}: {CASES[case](client)}")
-    except Wrong as wrong:
-        sys.exit(f"{case}: {wrong}")
-    except Exception as error:
-        sys.exit(f"{case}: {type(error).__name__}: {error}")
-
-
-main()
+run(
+    CASES,
+    "anthropic_client.py BASE_URL",
+    lambda url: anthropic.Anthropic(base_url=url, api_key=KEY, max_retries=0, timeout=20),
+)

@@ -1,81 +1,32 @@
-"""One conversation of the openai SDK with an OpenAI-compatible server.
+"""A conversation of the openai SDK with an OpenAI-compatible server.
 
-    openai_client.py BASE_URL CASE        (BASE_URL ends in /v1)
+    openai_client.py BASE_URL CASE...     (BASE_URL ends in /v1)
 
-Exits 0 and prints one line if the server behaved, else exits 1 and says what was wrong.
-Cases: whole streamed tools midstream rate_limited request_id errors models; and, of a server with a cache, cached
-
-From the environment, with these defaults:
-    PEER_KEY=peer-key                     a key that the server accepts
-    PEER_MODEL=aimock/gpt-4o-mini         answers as in aimock/talk.json
-    PEER_CUT_MODEL=aimock/cut             streams some content, then its connection breaks
-    PEER_CUT_CODE=upstream_error          error code that the server gives for it
-    PEER_BUSY_MODEL=aimock/busy           always 429, `retry-after: 2`
-    PEER_BUSY_ONCE_MODEL=aimock/busy-once 429 with `retry-after: 1` once, then answers
-    PEER_UNKNOWN_MODEL=no-such-model      nobody serves it
-    PEER_CACHED=                          not empty: the server has a cache
+Prints a line for each case that the server behaved in; exits 1 and says what was wrong at the first that it did not.
+Cases: whole streamed tools structured midstream rate_limited request_id errors denied quota upstream timeout store_down
+models; and, of a server with a cache, cached. What each expects of the server is in README.md.
 """
 
 import json
-import os
-import sys
 import time
 
 import openai
+import pydantic
 
-KEY = os.environ.get("PEER_KEY", "peer-key")
-MODEL = os.environ.get("PEER_MODEL", "aimock/gpt-4o-mini")
-CUT_MODEL = os.environ.get("PEER_CUT_MODEL", "aimock/cut")
-CUT_CODE = os.environ.get("PEER_CUT_CODE", "upstream_error")
-BUSY_MODEL = os.environ.get("PEER_BUSY_MODEL", "aimock/busy")
-BUSY_ONCE_MODEL = os.environ.get("PEER_BUSY_ONCE_MODEL", "aimock/busy-once")
-UNKNOWN_MODEL = os.environ.get("PEER_UNKNOWN_MODEL", "no-such-model")
-CACHED = os.environ.get("PEER_CACHED")
+from peer import *
 
 HELLO = [{"role": "user", "content": "Say hello."}]
-HELLO_TEXT = "Hello from the other side of the gateway."
-HELLO_USAGE = (12, 9, 21)
-WEATHER = [{"role": "user", "content": "What is the weather in Paris?"}]
-WEATHER_ARGUMENTS = {"city": "Paris", "unit": "celsius"}
-WEATHER_RESULT = "18 degrees"
-WEATHER_TEXT = "It is 18 degrees in Paris."
-CUT_BEGINNING = "Once upon a time"
+WEATHER = [{"role": "user", "content": WEATHER_QUESTION}]
 TOOLS = [
     {
         "type": "function",
         "function": {
             "name": "get_weather",
             "description": "The weather in a city now.",
-            "parameters": {
-                "type": "object",
-                "properties": {"city": {"type": "string"}, "unit": {"type": "string"}},
-                "required": ["city"],
-            },
+            "parameters": WEATHER_SCHEMA,
         },
     }
 ]
-
-
-class Wrong(Exception):
-    pass
-
-
-def same(what, seen, expected):
-    if seen != expected:
-        raise Wrong(f"{what}: expected {expected!r}, saw {seen!r}")
-
-
-def require(true, otherwise):
-    if not true:
-        raise Wrong(otherwise)
-
-
-def raises(kind, call):
-    try:
-        answer = call()
-    except kind as error:
-        return error
-    raise Wrong(f"expected {kind.__name__}, saw an answer: {answer!r}")
 
 
 def counts(usage):
@@ -269,6 +220,76 @@ def errors(client):
     return "401, 404, 404 of a stream, 400 temperature, 400 messages, 404 of a path"
 
 
+class Capital(pydantic.BaseModel):
+    city: str
+    country: str
+
+
+def structured(client):
+    ask = dict(model=MODEL, messages=[{"role": "user", "content": CAPITAL_QUESTION}])
+    answer = client.chat.completions.parse(**ask, response_format=Capital)
+    same("parsed", answer.choices[0].message.parsed, Capital(**CAPITAL))
+    with client.chat.completions.stream(**ask, response_format=Capital) as stream:
+        final = stream.get_final_completion()
+    same("parsed of .stream()", final.choices[0].message.parsed, Capital(**CAPITAL))
+    answer = client.chat.completions.create(**ask, response_format={"type": "json_object"})
+    same("object", json.loads(answer.choices[0].message.content), CAPITAL)
+    return repr(final.choices[0].message.parsed)
+
+
+def refused(client, kind, type, code, **options):
+    """Whole and streamed, and not tried again where that is of no use."""
+    for streaming in (False, True):
+        ask = lambda: client.chat.completions.create(**{"model": MODEL, "messages": HELLO, "stream": streaming, **options})
+        error = raises(kind, ask)
+        same("type and code", (error.type, error.code), (type, code))
+        require(error.message and SECRET not in str(error.body), f"body {error.body}")
+        require(error.request_id, "no x-request-id")
+    return error
+
+
+def denied(client):
+    blocked = client.with_options(api_key=BLOCKED_KEY, max_retries=2)
+    error = at_once(lambda: refused(blocked, openai.PermissionDeniedError, "permission_error", "model_not_allowed"))
+    same("param", error.param, "model")
+    return error.message
+
+
+def quota(client):
+    spent = client.with_options(api_key=SPENT_KEY, max_retries=2)
+    spent.chat.completions.create(model=MODEL, messages=HELLO)
+    error = at_once(lambda: refused(spent, openai.RateLimitError, "insufficient_quota", "insufficient_quota"))
+    headers = error.response.headers
+    until_reset(headers.get("retry-after"))
+    same("x-should-retry", headers.get("x-should-retry"), "false")
+    same("limit and rest", (headers["x-ratelimit-limit-requests"], headers["x-ratelimit-remaining-requests"]), ("1", "0"))
+    return f"{error.message}; retry-after {headers['retry-after']}"
+
+
+def upstream(client):
+    error = refused(client, openai.InternalServerError, "server_error", "upstream_error", model=BROKEN_MODEL)
+    same("status", error.status_code, 502)
+    # Its key is wrong, which no further try makes right.
+    keen = client.with_options(max_retries=2)
+    error = at_once(lambda: refused(keen, openai.InternalServerError, "server_error", "upstream_error", model=LOCKED_MODEL))
+    same("status", error.status_code, 502)
+    return error.message
+
+
+def timeout(client):
+    error = refused(client, openai.InternalServerError, "server_error", "timeout", model=SILENT_MODEL)
+    same("status", error.status_code, 504)
+    return error.message
+
+
+def store_down(client):
+    orphan = client.with_options(base_url=ORPHAN_URL + "/v1")
+    error = refused(orphan, openai.InternalServerError, "server_error", "usage_store_unavailable")
+    same("status", error.status_code, 503)
+    require(float(error.response.headers["retry-after"]) >= 1, "no retry-after")
+    return error.message
+
+
 def models(client):
     listed = list(client.models.list())
     require(MODEL in [model.id for model in listed], f"{MODEL} is not among {[m.id for m in listed]}")
@@ -315,26 +336,22 @@ CASES = dict(
     whole=whole,
     streamed=streamed,
     tools=tools,
+    structured=structured,
     midstream=midstream,
     rate_limited=rate_limited,
     request_id=request_id,
     errors=errors,
+    denied=denied,
+    quota=quota,
+    upstream=upstream,
+    timeout=timeout,
+    store_down=store_down,
     models=models,
     cached=cached,
 )
 
-
-def main():
-    if len(sys.argv) != 3 or sys.argv[2] not in CASES:
-        sys.exit(f"usage: openai_client.py BASE_URL {'|'.join(CASES)}")
-    _, base_url, case = sys.argv
-    client = openai.OpenAI(base_url=base_url, api_key=KEY, max_retries=0, timeout=20)
-    try:
-        print(f"{case}: {CASES[case](client)}")
-    except Wrong as wrong:
-        sys.exit(f"{case}: {wrong}")
-    except Exception as error:
-        sys.exit(f"{case}: {type(error).__name__}: {error}")
-
-
-main()
+run(
+    CASES,
+    "openai_client.py BASE_URL",
+    lambda url: openai.OpenAI(base_url=url, api_key=KEY, max_retries=0, timeout=20),
+)

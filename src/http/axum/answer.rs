@@ -1,10 +1,10 @@
 use super::{ErrorResponse, Events, error::write_request_id};
 use crate::{
-    ChunkStream, Error, LlmResponse, ResponseBody,
+    Error, LlmResponse, ResponseBody,
     http::{
         Asked, FillIn, age_seconds,
         anthropic::{self, MessageEvents},
-        cache_status, into_chunks, rate_limit_headers, write_decisions,
+        cache_status, into_stream, rate_limit_headers, write_decisions,
     },
 };
 use axum_core::{
@@ -166,14 +166,4 @@ fn respond(content_type: &'static str, body: Body) -> Response {
         headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
     }
     response
-}
-
-fn into_stream(body: ResponseBody) -> ChunkStream {
-    match body {
-        ResponseBody::Stream(chunks) => chunks,
-        ResponseBody::Complete(completion) => {
-            let chunks = into_chunks(&completion).into_iter().map(Ok);
-            ChunkStream::new(futures_util::stream::iter(chunks))
-        }
-    }
 }

@@ -1,0 +1,210 @@
+//! The server as a process, peers as processes, and an upstream that follows a script.
+
+use std::{
+    io::{BufRead as _, BufReader, Write as _},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+use tokio::{
+    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
+    sync::mpsc,
+    time::timeout,
+};
+
+/// Longer than anything here takes, on however slow a machine.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+pub(crate) async fn soon<T>(future: impl Future<Output = T>) -> T {
+    timeout(PATIENCE, future).await.expect("in good time")
+}
+
+/// A process that is killed with its owner.
+pub(crate) struct Server {
+    process: Child,
+    /// `HOST:PORT`.
+    pub(crate) address: String,
+}
+
+impl Server {
+    /// The server with a configuration; an empty one is none.
+    pub(crate) fn start(config: &str) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_grpc"));
+        command.args(["--listen", "127.0.0.1:0"]);
+        if !config.is_empty() {
+            let name = format!("{}-{:016x}.toml", std::process::id(), fastrand::u64(..));
+            let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+            std::fs::write(&path, config).expect("writes");
+            command.arg("--config").arg(path);
+        }
+        Self::spawn(&mut command)
+    }
+
+    pub(crate) fn aimock(peers: &Path) -> Self {
+        let mut command = Command::new(peers.join("node/node_modules/.bin/llmock"));
+        Self::spawn(command.args(["-p", "0", "-f"]).arg(root().join("tests/peers/aimock")))
+    }
+
+    /// Starts `command` and waits for the address that it says it listens on.
+    fn spawn(command: &mut Command) -> Self {
+        let mut process = command.stdout(Stdio::piped()).spawn().expect("starts");
+        let mut lines = BufReader::new(process.stdout.take().expect("piped")).lines();
+        let address = lines.find_map(|line| {
+            let line = line.expect("text");
+            line.find("127.0.0.1:").map(|at| line[at..].trim().to_owned())
+        });
+        // Whoever writes must find a reader.
+        std::thread::spawn(move || lines.for_each(drop));
+        Self { process, address: address.expect("says where it listens") }
+    }
+
+    /// Tells it to stop, and waits until it takes no more connections.
+    pub(crate) async fn terminate(&self) {
+        let id = self.process.id().to_string();
+        assert!(Command::new("kill").args(["-TERM", &id]).status().expect("runs").success());
+        soon(async {
+            while TcpStream::connect(&self.address).await.is_ok() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await;
+    }
+
+    pub(crate) async fn ended(&mut self) -> Option<i32> {
+        soon(async {
+            loop {
+                if let Some(status) = self.process.try_wait().expect("a process") {
+                    return status.code();
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+/// Where the peers are, or a line that says that the test `name` did not run.
+pub(crate) fn peers(name: &str) -> Option<PathBuf> {
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
+    let peers = std::env::var_os("LLM_LAYERS_PEERS").map_or_else(|| target.join("peers"), PathBuf::from);
+    let there =
+        ["py/bin/python", "node/node_modules/.bin/llmock"].iter().all(|file| peers.join(file).exists());
+    if !there {
+        // Not by `println!`, which is shown of failed tests only.
+        let _ = writeln!(std::io::stderr(), "SKIPPED {name}: the peers are not installed, run scripts/peers");
+    }
+    there.then_some(peers)
+}
+
+/// Runs xAI's client, which says what is wrong.
+pub(crate) fn converse(peers: &Path, arguments: &[&str], prepare: impl FnOnce(&mut Command)) {
+    let mut command = Command::new(peers.join("py/bin/python"));
+    command.arg(root().join("tests/peers/xai_client.py")).args(arguments);
+    prepare(&mut command);
+    let output = command.output().expect("runs");
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{err}\n{out}");
+    assert_eq!(out.lines().count(), arguments.len() - 1, "a line for each case: {out}");
+}
+
+// ===== upstreams =====
+
+/// A server on loopback that takes one request on each connection and does with it what a test wants.
+pub(crate) struct Upstream {
+    pub(crate) url: String,
+    calls: mpsc::UnboundedReceiver<Call>,
+}
+
+pub(crate) struct Call {
+    pub(crate) head: String,
+    pub(crate) body: String,
+    stream: tokio::io::BufReader<TcpStream>,
+}
+
+impl Upstream {
+    pub(crate) async fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let url = format!("http://{}/v1", listener.local_addr().expect("an address"));
+        let (send, calls) = mpsc::unbounded_channel();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let send = send.clone();
+                tokio::spawn(async move {
+                    if let Some(call) = Call::read(tokio::io::BufReader::new(stream)).await {
+                        let _ = send.send(call);
+                    }
+                });
+            }
+        });
+        Self { url, calls }
+    }
+
+    pub(crate) async fn call(&mut self) -> Call {
+        soon(self.calls.recv()).await.expect("a call")
+    }
+}
+
+impl Call {
+    async fn read(mut stream: tokio::io::BufReader<TcpStream>) -> Option<Self> {
+        let (mut head, mut length) = (String::new(), 0);
+        while !head.ends_with("\r\n\r\n") {
+            let start = head.len();
+            if stream.read_line(&mut head).await.ok()? == 0 {
+                return None;
+            }
+            if let Some(value) = head[start..].to_ascii_lowercase().strip_prefix("content-length:") {
+                length = value.trim().parse().ok()?;
+            }
+        }
+        let mut body = vec![0; length];
+        stream.read_exact(&mut body).await.ok()?;
+        Some(Self { head, body: String::from_utf8(body).ok()?, stream })
+    }
+
+    async fn write(&mut self, text: &str) {
+        soon(self.stream.write_all(text.as_bytes())).await.expect("writes");
+    }
+
+    pub(crate) async fn answer(mut self, status: u16, body: &str) {
+        let head = "content-type: application/json\r\nconnection: close";
+        self.write(&format!(
+            "HTTP/1.1 {status} OK\r\n{head}\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        ))
+        .await;
+    }
+
+    /// Begins a stream of events, which ends with the connection.
+    pub(crate) async fn begin(&mut self) {
+        self.write("HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n").await;
+    }
+
+    pub(crate) async fn say(&mut self, text: &str) {
+        self.write(&format!(r#"data: {{"choices":[{{"index":0,"delta":{{"content":"{text}"}}}}]}}"#)).await;
+        self.write("\n\n").await;
+    }
+
+    pub(crate) async fn end(mut self) {
+        self.write(
+            "data: {\"choices\":[{\"index\":0,\"delta\":{},\"finish_reason\":\"stop\"}]}\n\ndata: [DONE]\n\n",
+        )
+        .await;
+    }
+
+    /// Waits until the server hangs up.
+    pub(crate) async fn hung_up(&mut self) -> bool {
+        matches!(soon(self.stream.read(&mut [0])).await, Ok(0) | Err(_))
+    }
+}

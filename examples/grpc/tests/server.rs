@@ -1,0 +1,233 @@
+//! The real server as a process, real clients, and upstreams real and scripted.
+
+mod common;
+
+use common::{Server, Upstream, peers};
+use hyper_util::{client::legacy::connect::HttpConnector, rt::TokioExecutor};
+use std::process::Command;
+use tonic::{Code, Request, metadata::MetadataMap};
+use tonic_types::StatusExt as _;
+
+#[allow(missing_docs, unreachable_pub, clippy::all, clippy::clone_on_ref_ptr, reason = "made by a machine")]
+mod xai {
+    tonic::include_proto!("xai_api");
+}
+
+use xai::{GetCompletionsRequest, MessageRole, chat_client::ChatClient, content::Content};
+
+type Client = ChatClient<tonic::transport::Channel>;
+type HttpClient = hyper_util::client::legacy::Client<HttpConnector, tonic::body::Body>;
+
+fn asking(model: &str) -> Request<GetCompletionsRequest> {
+    let content = vec![xai::Content { content: Some(Content::Text("Hi".to_owned())) }];
+    let message = xai::Message { content, role: MessageRole::RoleUser.into(), ..Default::default() };
+    Request::new(GetCompletionsRequest {
+        model: model.to_owned(),
+        messages: vec![message],
+        ..Default::default()
+    })
+}
+
+fn metadata<'a>(metadata: &'a MetadataMap, name: &str) -> Option<&'a str> {
+    metadata.get(name).map(|value| value.to_str().unwrap())
+}
+
+async fn over(upstream: &Upstream) -> (Server, Client) {
+    let server =
+        Server::start(&format!("[providers.up]\nkind = \"openai\"\nbase_url = \"{}\"\n", upstream.url));
+    let client = server.client().await;
+    (server, client)
+}
+
+impl Server {
+    async fn client(&self) -> Client {
+        ChatClient::connect(format!("http://{}", self.address)).await.unwrap()
+    }
+}
+
+#[tokio::test]
+async fn without_a_configuration_an_echo_answers() {
+    let server = Server::start("");
+    let mut client = server.client().await;
+    let answer = client.get_completion(asking("fast")).await.unwrap();
+    assert!(metadata(answer.metadata(), "x-request-id").is_some());
+    assert_eq!(answer.get_ref().outputs[0].message.as_ref().unwrap().content, "Hi");
+    let mut chunks = client.get_completion_chunk(asking("fast")).await.unwrap().into_inner();
+    let mut text = String::new();
+    while let Some(chunk) = chunks.message().await.unwrap() {
+        text.extend(chunk.outputs.into_iter().filter_map(|output| Some(output.delta?.content)));
+    }
+    assert_eq!(text, "Hi");
+}
+
+#[tokio::test]
+async fn a_client_that_cancels_hangs_up_on_the_provider_before_and_within_the_answer() {
+    let mut upstream = Upstream::start().await;
+    let (_server, mut client) = over(&upstream).await;
+
+    let mut other = client.clone();
+    let waiting = tokio::spawn(async move { other.get_completion(asking("up/m")).await });
+    let mut call = upstream.call().await;
+    waiting.abort();
+    assert!(call.hung_up().await);
+
+    let asked = tokio::spawn(async move { client.get_completion_chunk(asking("up/m")).await });
+    let mut call = upstream.call().await;
+    call.begin().await;
+    call.say("one").await;
+    let mut chunks = asked.await.unwrap().unwrap().into_inner();
+    assert!(chunks.message().await.unwrap().is_some());
+    drop(chunks);
+    assert!(call.hung_up().await);
+}
+
+#[tokio::test]
+async fn the_callers_deadline_ends_a_call_and_a_stream_on_the_server() {
+    let mut upstream = Upstream::start().await;
+    let (server, _) = over(&upstream).await;
+    // Not tonic's own transport, which keeps the time itself: what the server does is to be seen.
+    let timely = |mut request: Request<GetCompletionsRequest>| {
+        request.metadata_mut().insert("grpc-timeout", "300m".parse().unwrap());
+        request
+    };
+    let http =
+        hyper_util::client::legacy::Client::builder(TokioExecutor::new()).http2_only(true).build_http();
+    let origin = format!("http://{}", server.address).parse().unwrap();
+    let mut client: ChatClient<HttpClient> = ChatClient::with_origin(http, origin);
+
+    let whole = client.get_completion(timely(asking("up/m")));
+    let (answer, mut call) = tokio::join!(whole, upstream.call());
+    let late = answer.unwrap_err();
+    assert_eq!(
+        (late.code(), late.message()),
+        (Code::DeadlineExceeded, "timed out waiting for an answer before the deadline")
+    );
+    assert_eq!(late.get_details_error_info().unwrap().reason, "TIMEOUT");
+    assert!(call.hung_up().await);
+
+    let asked = tokio::spawn(async move { client.get_completion_chunk(timely(asking("up/m"))).await });
+    let mut call = upstream.call().await;
+    call.begin().await;
+    call.say("one").await;
+    let mut chunks = asked.await.unwrap().unwrap().into_inner();
+    assert!(chunks.message().await.unwrap().is_some());
+    assert_eq!(chunks.message().await.unwrap_err().code(), Code::DeadlineExceeded);
+    assert!(call.hung_up().await);
+}
+
+#[tokio::test]
+async fn what_is_asked_reaches_the_provider_and_neither_the_key_nor_the_caller_does() {
+    let mut upstream = Upstream::start().await;
+    let server = Server::start(&format!(
+        "[[keys]]\nkey = \"secret-key\"\nuser = \"ada\"\n[providers.up]\nkind = \"openai\"\nbase_url = \"{}\"\n",
+        upstream.url
+    ));
+    let mut client = server.client().await;
+    let mut request = asking("up/m");
+    request.get_mut().temperature = Some(0.7);
+    request.metadata_mut().insert("authorization", "Bearer secret-key".parse().unwrap());
+    let asked = tokio::spawn(async move { client.get_completion(request).await });
+    let call = upstream.call().await;
+    let sent: serde_json::Value = serde_json::from_str(&call.body).unwrap();
+    assert_eq!(
+        sent,
+        serde_json::json!({ "model": "m", "messages": [{ "role": "user", "content": "Hi" }], "temperature": 0.7 })
+    );
+    assert!(!format!("{}{}", call.head, call.body).contains("secret-key"));
+    call.answer(200, r#"{"choices":[{"message":{"content":"Hello"}}]}"#).await;
+    assert_eq!(asked.await.unwrap().unwrap().get_ref().outputs[0].message.as_ref().unwrap().content, "Hello");
+}
+
+#[tokio::test]
+async fn large_requests_are_taken_as_xais_client_sends_them() {
+    let server = Server::start("");
+    let mut client =
+        server.client().await.max_encoding_message_size(64 << 20).max_decoding_message_size(64 << 20);
+    let mut request = asking("fast");
+    let text = "word ".repeat(3 << 20);
+    request.get_mut().messages[0].content[0].content = Some(Content::Text(text.clone()));
+    let answer = client.get_completion(request).await.unwrap();
+    assert_eq!(answer.get_ref().outputs[0].message.as_ref().unwrap().content.len(), text.len());
+}
+
+#[tokio::test]
+async fn streams_go_on_to_their_end_when_the_server_is_told_to_stop() {
+    let mut upstream = Upstream::start().await;
+    let (mut server, mut client) = over(&upstream).await;
+    let asked = tokio::spawn(async move { client.get_completion_chunk(asking("up/m")).await });
+    let mut call = upstream.call().await;
+    call.begin().await;
+    call.say("one").await;
+    let mut chunks = asked.await.unwrap().unwrap().into_inner();
+    assert!(chunks.message().await.unwrap().is_some());
+    server.terminate().await;
+    call.say("two").await;
+    call.end().await;
+    let mut last = None;
+    while let Some(chunk) = chunks.message().await.unwrap() {
+        last = chunk.outputs.first().map(|output| output.finish_reason()).or(last);
+    }
+    assert_eq!(last, Some(xai::FinishReason::ReasonStop));
+    assert_eq!(server.ended().await, Some(0));
+}
+
+// ===== xAI's own client =====
+
+#[test]
+fn the_contract_is_the_one_that_xais_client_has() {
+    let Some(peers) = peers("the_contract_is_the_one_that_xais_client_has") else { return };
+    let contract = concat!(env!("OUT_DIR"), "/chat.bin");
+    let stdin = std::fs::File::open(contract).expect("made by the build");
+    common::converse(&peers, &["-", "contract"], |command: &mut Command| {
+        command.stdin(stdin);
+    });
+}
+
+#[test]
+fn the_xai_sdk_talks_to_the_server() {
+    let Some(peers) = peers("the_xai_sdk_talks_to_the_server") else { return };
+    let aimock = Server::aimock(&peers);
+    let server = Server::start(&format!(
+        r#"
+        [providers.aimock]
+        kind = "openai"
+        base_url = "http://{}/v1"
+        api_key = "upstream-key"
+        [providers.echo]
+        kind = "echo"
+        [[keys]]
+        key = "peer-key"
+        user = "ada"
+        [[keys]]
+        key = "blocked-key"
+        user = "bob"
+        departments = ["blocked"]
+        [[keys]]
+        key = "spent-key"
+        user = "eve"
+        departments = ["spent"]
+        [departments.blocked]
+        models = ["aimock/another"]
+        [departments.spent]
+        day_requests = 1
+        "#,
+        aimock.address
+    ));
+    let cases = [
+        "whole",
+        "streamed",
+        "tools",
+        "structured",
+        "batch",
+        "images",
+        "errors",
+        "rate_limited",
+        "quota",
+        "midstream",
+        "deadline",
+        "metadata",
+        "retries",
+    ];
+    let arguments: Vec<&str> = std::iter::once(&*server.address).chain(cases).collect();
+    common::converse(&peers, &arguments, |_| {});
+}
