@@ -387,10 +387,13 @@ async fn durable_an_answer_whose_record_does_not_come_is_not_whole() {
     let layer = UsageLayer::new(Slow::default(), prices()).durable(Duration::from_secs(5));
     let provider = Scripted::new().reply(Reply::text("hi")).reply(Reply::words(["h"]));
     let service = layer.layer(provider);
-    let error = service.clone().oneshot(request()).await.unwrap_err();
-    assert!(matches!(error.kind(), ErrorKind::StoreUnavailable { .. }));
-    let error = service.oneshot(request()).await.unwrap().text().await.unwrap_err();
-    assert!(matches!(error.kind(), ErrorKind::StoreUnavailable { .. }));
+    let whole = service.clone().oneshot(request()).await.unwrap_err();
+    let streamed = service.oneshot(request()).await.unwrap().text().await.unwrap_err();
+    for error in [whole, streamed] {
+        assert!(matches!(error.kind(), ErrorKind::StoreUnavailable { .. }));
+        // Limits outside of it charge what was used up, and not a guess.
+        assert!(error.dispatched() && error.usage().is_some(), "{:?}", error.usage());
+    }
 }
 
 // ===== the queue =====

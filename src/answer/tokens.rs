@@ -1,7 +1,7 @@
 use crate::json;
 
-/// The largest number of tokens that is believed; JSON numbers are exact up to here.
-const MOST: u64 = 1 << 53;
+/// The largest number of tokens that is believed of one call: hundreds of times what any model takes.
+const MOST: u64 = 1 << 30;
 
 /// What a call used up.
 ///
@@ -90,7 +90,8 @@ impl TokenUsage {
 
     /// Reads the `usage` object of an OpenAI-style answer, in the spellings that its imitators use.
     ///
-    /// Data of a stranger: a negative or absurd number is clamped, and the whole is then `Estimated`.
+    /// Data of a stranger: a negative or absurd number is as good as none, and the whole is then `Estimated`. Neither is a
+    /// call free because its provider says so, nor is a limit used up for the rest of the month.
     pub(crate) fn read(usage: &[u8]) -> Option<Self> {
         if usage.first() != Some(&b'{') {
             return None;
@@ -98,11 +99,11 @@ impl TokenUsage {
         let mut doubt = false;
         let mut total = None;
         let mut read = Self::default();
-        let mut number = |value: &[u8], into: &mut Option<u64>| {
-            if let Some((number, doubtful)) = tokens(value) {
-                doubt |= doubtful;
-                *into = Some(number);
-            }
+        let mut number = |value: &[u8], into: &mut Option<u64>| match tokens(value) {
+            Count::Of(number) => *into = Some(number),
+            Count::About(number) => (*into, doubt) = (Some(number), true),
+            Count::Absurd => doubt = true,
+            Count::No => {}
         };
         for (name, value) in json::members(usage) {
             match name {
@@ -173,18 +174,27 @@ impl TokenUsage {
     }
 }
 
-/// A count of tokens, and whether it is to be doubted.
-fn tokens(raw: &[u8]) -> Option<(u64, bool)> {
-    let text = std::str::from_utf8(raw).ok()?;
+/// What stands where a count of tokens belongs.
+enum Count {
+    Of(u64),
+    About(u64),
+    /// A number that no call can have used.
+    Absurd,
+    /// No number at all.
+    No,
+}
+
+fn tokens(raw: &[u8]) -> Count {
+    let Ok(text) = std::str::from_utf8(raw) else { return Count::No };
     if let Ok(number) = text.parse::<u64>() {
-        return Some((number.min(MOST), number > MOST));
+        return if number > MOST { Count::Absurd } else { Count::Of(number) };
     }
-    let number: f64 = text.parse().ok()?;
-    match number {
-        n if !n.is_finite() => None,
-        n if n < 0.0 => Some((0, true)),
-        n if n > MOST as f64 => Some((MOST, true)),
-        n => Some((n.ceil() as u64, n.fract() != 0.0)),
+    match text.parse::<f64>() {
+        Ok(n) if n.is_nan() => Count::No,
+        Ok(n) if !(0.0..=MOST as f64).contains(&n) => Count::Absurd,
+        Ok(n) if n.fract() != 0.0 => Count::About(n.ceil() as u64),
+        Ok(n) => Count::Of(n as u64),
+        Err(_) => Count::No,
     }
 }
 
@@ -224,9 +234,26 @@ mod tests {
     }
 
     #[test]
-    fn absurd_numbers_are_clamped_and_doubted() {
-        let absurd = read(r#"{"prompt_tokens":-3,"completion_tokens":99999999999999999999}"#);
-        assert_eq!(absurd, TokenUsage::new(0, MOST).with_certainty(Certainty::Estimated));
+    fn an_absurd_number_is_as_good_as_none_and_leaves_a_doubt() {
+        for absurd in ["-3", "-0.5", "99999999999999999999", "1e80", "1e999", "1073741825"] {
+            assert_eq!(
+                TokenUsage::read(
+                    format!(r#"{{"prompt_tokens":{absurd},"completion_tokens":{absurd}}}"#).as_bytes()
+                ),
+                None
+            );
+            let mut half = TokenUsage::new(0, 5).with_certainty(Certainty::Estimated);
+            half.input_tokens = None;
+            assert_eq!(read(&format!(r#"{{"prompt_tokens":{absurd},"completion_tokens":5}}"#)), half);
+        }
+        assert_eq!(
+            read(r#"{"prompt_tokens":1073741824,"completion_tokens":0}"#),
+            TokenUsage::new(1 << 30, 0)
+        );
+    }
+
+    #[test]
+    fn a_part_cannot_be_more_than_its_whole() {
         let cached =
             read(r#"{"prompt_tokens":3,"completion_tokens":1,"prompt_tokens_details":{"cached_tokens":9}}"#);
         assert_eq!(

@@ -99,8 +99,12 @@ where
             let answer = match this.state.as_mut().project() {
                 StateProj::Calling(future) => ready!(future.poll(cx))?,
                 StateProj::Holding(answer, done) => {
-                    ready!(done.as_mut().poll(cx))?;
-                    return Poll::Ready(Ok(answer.take().expect("a future is not polled after its end")));
+                    let done = ready!(done.as_mut().poll(cx));
+                    let answer = answer.take().expect("a future is not polled after its end");
+                    return Poll::Ready(match done {
+                        Ok(()) => Ok(answer),
+                        Err(error) => Err(withheld(error, &answer)),
+                    });
                 }
                 StateProj::Refused(error) => {
                     return Poll::Ready(Err(error.take().expect("a future is not polled after its end")));
@@ -115,6 +119,18 @@ where
                 answer => this.state.set(State::Holding(Some(answer), Box::pin(committed.wait(limit)))),
             }
         }
+    }
+}
+
+/// Whoever counts what was used up counts what the answer says of it, though nobody gets the answer.
+fn withheld(error: Error, answer: &LlmResponse) -> Error {
+    let error = error.with_dispatched(true);
+    match &answer.body {
+        ResponseBody::Complete(completion) => match completion.usage() {
+            Some(usage) => error.with_usage(*usage),
+            None => error,
+        },
+        ResponseBody::Stream(_) => error,
     }
 }
 

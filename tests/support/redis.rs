@@ -312,6 +312,8 @@ pub enum Mode {
     CutEvery(u64),
     /// Holds each reply back for so long.
     Delay(Duration),
+    /// Passes requests on, and says this instead of each reply.
+    Lie(&'static str),
     /// Closes what is open, and new connections at once.
     Refuse,
 }
@@ -435,6 +437,7 @@ impl Shared {
             }
             // What was lost is missing: the rest would be taken for the answer to something else.
             _ if *has_lost => Fate::Closed,
+            Mode::Lie(said) => Fate::Replaced(said),
             Mode::CutEvery(every) if !number.is_multiple_of(every) => Fate::Passed,
             Mode::Pass => Fate::Passed,
             Mode::Delay(time) => {
@@ -453,6 +456,7 @@ impl Shared {
 enum Fate {
     Passed,
     Lost,
+    Replaced(&'static str),
     Closed,
 }
 
@@ -466,6 +470,7 @@ fn pass(mut from: &TcpStream, mut to: &TcpStream, mut fate: impl FnMut() -> Fate
         match fate() {
             Fate::Passed if to.write_all(&buffer[..read]).is_ok() => {}
             Fate::Lost => {}
+            Fate::Replaced(said) if to.write_all(said.as_bytes()).is_ok() => {}
             _ => break,
         }
     }

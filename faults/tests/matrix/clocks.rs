@@ -1,0 +1,108 @@
+//! The clock of the gateway's machine jumps.
+
+use crate::upstream::{LIMITS, charged};
+use faults::{
+    Gateway, Options, Upstream, chat, events,
+    matrix::{Row, Verdict},
+    redis::RedisServer,
+    until,
+};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+/// Where Debian has it, whatever the machine.
+fn library() -> PathBuf {
+    let folders = std::fs::read_dir("/usr/lib").into_iter().flatten().flatten();
+    let mut found = folders.map(|folder| folder.path().join("faketime/libfaketimeMT.so.1"));
+    found.find(|path| path.exists()).expect("libfaketime, which scripts/peers installs")
+}
+
+/// The variables that shift the calendar of a process; how long things take is not touched.
+pub(crate) fn offset(by: &str) -> Vec<(String, String)> {
+    let library = library().display().to_string();
+    [("LD_PRELOAD", &*library), ("FAKETIME_DONT_FAKE_MONOTONIC", "1"), ("FAKETIME", by)].map(own).to_vec()
+}
+
+fn own((name, value): (&str, &str)) -> (String, String) {
+    (name.to_owned(), value.to_owned())
+}
+
+/// As [`offset`], but by what a file says, at any time.
+fn by_file(file: &Path) -> Vec<(String, String)> {
+    let mut env = offset("+0");
+    env.retain(|(name, _)| name != "FAKETIME");
+    env.push(own(("FAKETIME_TIMESTAMP_FILE", &file.display().to_string())));
+    env.push(own(("FAKETIME_NO_CACHE", "1")));
+    env
+}
+
+pub(crate) async fn jump() -> Vec<Verdict> {
+    let mut verdicts = Vec::new();
+    for (event, to, is_redis) in [
+        ("the clock jumps a day ahead, counters in SQLite", "+1d", false),
+        ("the clock jumps a day back, counters in SQLite", "-1d", false),
+        ("the clock jumps a day ahead, counters in Redis", "+1d", true),
+        ("the clock jumps a day back, counters in Redis", "-1d", true),
+    ] {
+        let upstream = Upstream::start([]).await;
+        let server = if is_redis { RedisServer::start("jump") } else { None };
+        let store = server.as_ref().map(|server| format!("store = \"redis\"\nredis = \"{}\"", server.url()));
+        let config = format!(
+            r#"
+            {LIMITS}
+            {}
+            [providers.up]
+            base_url = "{}"
+            [[keys]]
+            key = "ada"
+            user = "ada"
+            departments = ["ops"]
+            "#,
+            store.unwrap_or_default(),
+            upstream.url
+        );
+        let room = faults::Room::new();
+        let time = room.join("time");
+        std::fs::write(&time, "+0\n").expect("a file");
+        let options = Options { env: by_file(&time), room: Some(room), ..Options::default() };
+        let gateway = Gateway::start_with(&config, options).await;
+        let mut replies = Vec::new();
+        let ask = async |times: usize, replies: &mut Vec<String>| {
+            for number in 0..times {
+                let reply = gateway.ask("ada", &chat("up/good", number % 2 == 0)).await.expect("an answer");
+                replies.push(reply.shown().replace("a whole stream", "a whole answer"));
+            }
+        };
+        ask(4, &mut replies).await;
+        std::fs::write(&time, format!("{to}\n")).expect("a file");
+        ask(4, &mut replies).await;
+        std::fs::write(&time, "+0\n").expect("a file");
+        ask(4, &mut replies).await;
+        replies.sort();
+        replies.dedup();
+        let recorded = async || Some(events(&gateway.room.join("usage.db"))).filter(|own| own.len() == 12);
+        let own = until(Duration::from_secs(10), recorded).await.unwrap_or_default();
+        let is_settled = gateway.is_settled("ada", "ops", Duration::from_secs(10)).await;
+        let standing = gateway.standing("ada", "ops").await;
+        // With the clock of Redis, all of them are of today; in a file, a day ahead has begun and goes on.
+        let of_today = standing.settled.0 as usize;
+        let charged = charged(standing.settled, &own[own.len() - of_today.min(own.len())..]);
+        let row = Row {
+            section: "The clock",
+            event,
+            caller: replies.join(", "),
+            recorded: if own.len() == 12 { "all" } else { "NOT ALL" }.to_owned(),
+            charged: format!("{charged}, {of_today} of 12 in the day that is asked for"),
+            reserved: if is_settled { "nothing" } else { "SOMETHING FOR EVER" }.to_owned(),
+            recovery: "at once",
+        };
+        let charged = match (is_redis, to) {
+            (false, "+1d") => "what was reported, 8 of 12 in the day that is asked for",
+            _ => "what was reported, 12 of 12 in the day that is asked for",
+        };
+        verdicts.push(row.judge(["a whole answer", "all", charged, "nothing"]));
+    }
+    verdicts
+}

@@ -1,0 +1,197 @@
+//! The gateway itself is told to stop, or is killed, under load.
+
+use crate::upstream::{LIMITS, charged};
+use faults::{
+    Act, Event, Gateway, Options, Reply, Upstream, chat, events,
+    matrix::{Row, Verdict},
+    until,
+};
+use std::{collections::HashSet, sync::Arc, time::Duration};
+use tokio::task::JoinSet;
+
+const CALLERS: usize = 32;
+
+fn config(upstream: &Upstream) -> String {
+    format!(
+        r#"
+        {LIMITS}
+        [usage]
+        hold_last_byte = "5s"
+        [providers.up]
+        base_url = "{}"
+        [[keys]]
+        key = "ada"
+        user = "ada"
+        departments = ["ops"]
+        "#,
+        upstream.url
+    )
+}
+
+/// Answers that take a while, so that there is always something under way.
+fn scripts() -> Vec<(String, Vec<Act>)> {
+    let pause = || Act::Wait(Duration::from_millis(60));
+    let stream = vec![
+        Act::Head,
+        Act::say("All"),
+        pause(),
+        Act::say(" is"),
+        pause(),
+        Act::say(" well."),
+        Act::stop(),
+        Act::usage(),
+        Act::done(),
+        Act::End,
+    ];
+    vec![("stream".to_owned(), stream), ("whole".to_owned(), vec![pause(), Upstream::whole("All is well.")])]
+}
+
+/// Callers who ask again and again until nobody answers any more.
+fn load(gateway: &Gateway) -> JoinSet<Vec<Reply>> {
+    let mut callers = JoinSet::new();
+    for caller in 0..CALLERS {
+        let address: Arc<str> = gateway.address.as_str().into();
+        callers.spawn(async move {
+            let is_stream = caller % 2 == 0;
+            let body = chat(if is_stream { "up/stream" } else { "up/whole" }, is_stream);
+            let mut replies = Vec::new();
+            loop {
+                let Ok(mut client) = faults::Client::connect(&address).await else { return replies };
+                if client.write(&faults::Client::chat_request("ada", &body)).await.is_err() {
+                    return replies;
+                }
+                match client.reply().await {
+                    Ok(reply) => replies.push(reply),
+                    Err(_) => return replies,
+                }
+            }
+        });
+    }
+    callers
+}
+
+fn is_whole(reply: &Reply) -> bool {
+    matches!(&*reply.shown(), "a whole answer" | "a whole stream")
+}
+
+fn id(reply: &Reply) -> String {
+    reply.header("x-request-id").unwrap_or_default().to_owned()
+}
+
+pub(crate) async fn terminated() -> Vec<Verdict> {
+    let upstream = Upstream::start(scripts()).await;
+    let mut gateway = Gateway::start(&config(&upstream)).await;
+    let callers = load(&gateway);
+    let is_busy = until(Duration::from_secs(20), async || (upstream.log().len() > 100).then_some(())).await;
+    assert!(is_busy.is_some());
+    gateway.signal("TERM");
+    let code = gateway.ended().await;
+    let replies = callers.join_all().await.concat();
+    let (whole, refused): (Vec<_>, Vec<_>) = replies.iter().partition(|reply| is_whole(reply));
+    let mut told: Vec<_> = refused.iter().map(|reply| reply.shown()).collect();
+    told.sort();
+    told.dedup();
+    let told = if told.is_empty() { "–".to_owned() } else { told.join(", ") };
+    let own = events(&gateway.room.join("usage.db"));
+    let asked = upstream.log().len();
+    let options = Options { room: Some(gateway.room.clone()), ..Options::default() };
+    let again = Gateway::start_with(&config(&upstream), options).await;
+    let standing = again.standing("ada", "ops").await;
+    let row = Row {
+        section: "The gateway",
+        event: "SIGTERM under load",
+        caller: format!(
+            "whoever was answered: to the end; whoever asks then: {}",
+            told.replace("–", "503 shutting_down")
+        ),
+        recorded: if own.len() == asked { "all" } else { "NOT ALL" }.to_owned(),
+        charged: charged(standing.settled, &own),
+        reserved: if standing.reserved == (0, 0) { "nothing" } else { "SOMETHING" }.to_owned(),
+        recovery: "at the next start",
+    };
+    vec![
+        row.judge([
+            "whoever was answered: to the end; whoever asks then: 503 shutting_down",
+            "all",
+            "what was reported",
+            "nothing",
+        ])
+        .and(code == Some(0), format!("it ended with {code:?}"))
+        .and(
+            whole.len() == own.len() && asked == own.len(),
+            format!("{} answers, {} records, {asked} calls at the provider", whole.len(), own.len()),
+        ),
+    ]
+}
+
+/// After the kill another one runs in the same folder, a while later by its clock, so that leases have run out.
+pub(crate) async fn killed() -> Vec<Verdict> {
+    let upstream = Upstream::start(scripts()).await;
+    let mut gateway = Gateway::start(&config(&upstream)).await;
+    let callers = load(&gateway);
+    let is_busy = until(Duration::from_secs(20), async || (upstream.log().len() > 100).then_some(())).await;
+    assert!(is_busy.is_some());
+    gateway.signal("KILL");
+    gateway.ended().await;
+    let replies = callers.join_all().await.concat();
+    let whole: HashSet<_> = replies.iter().filter(|reply| is_whole(reply)).map(id).collect();
+    let own = events(&gateway.room.join("usage.db"));
+    let recorded: HashSet<_> = own.iter().map(|event| event.request_id.clone()).collect();
+    let lost = whole.difference(&recorded).count();
+    let room = gateway.room.clone();
+
+    let options = Options { room: Some(room.clone()), ..Options::default() };
+    let mut again = Gateway::start_with(&config(&upstream), options).await;
+    let at_once = again.standing("ada", "ops").await;
+    let good = again.ask("ada", &chat("up/good", false)).await.expect("an answer").shown();
+    again.is_settled("ada", "ops", Duration::ZERO).await;
+    again.signal("TERM");
+    again.ended().await;
+
+    let env = crate::clocks::offset("+6m");
+    let later =
+        Gateway::start_with(&config(&upstream), Options { room: Some(room), env, ..Options::default() })
+            .await;
+    let mut standing = at_once;
+    for _ in 0..20 {
+        // A few leases are looked at with each call.
+        later.ask("ada", &chat("up/good", false)).await.expect("an answer");
+        standing = later.standing("ada", "ops").await;
+    }
+    let is_settled = later.is_settled("ada", "ops", Duration::from_secs(5)).await;
+    let under_way = at_once.reserved.0;
+    let reported = (Upstream::TOKENS.0 + Upstream::TOKENS.1) as u64;
+    // Those that were recorded, those that expired, and the calls since.
+    let events_now: Vec<Event> = events(&later.room.join("usage.db"));
+    let least = (events_now.len() as u64) * reported;
+    let row = Row {
+        section: "The gateway",
+        event: "SIGKILL under load, and a new start",
+        caller: "whoever had a whole answer: nothing more; others: a cut".to_owned(),
+        recorded: if lost == 0 { "each answer that came whole" } else { "NOT EACH ANSWER" }.to_owned(),
+        charged: if standing.settled.1 >= least {
+            "all, and the prompts of what was under way"
+        } else {
+            "TOO LITTLE"
+        }
+        .to_owned(),
+        reserved: if is_settled {
+            "what was under way, until its leases run out (5 minutes)"
+        } else {
+            "SOMETHING FOR EVER"
+        }
+        .to_owned(),
+        recovery: "at the next start",
+    };
+    vec![
+        row.judge([
+            "whoever had a whole answer: nothing more; others: a cut",
+            "each answer that came whole",
+            "all, and the prompts of what was under way",
+            "what was under way, until its leases run out (5 minutes)",
+        ])
+        .and(lost == 0, format!("{lost} of {} answers are not recorded", whole.len()))
+        .and(under_way > 0, "nothing was under way")
+        .and(good == "a whole answer", format!("after the start: {good}")),
+    ]
+}

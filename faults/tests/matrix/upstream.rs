@@ -1,0 +1,520 @@
+//! What a provider can do wrong.
+
+use faults::{
+    Act, Event, Gateway, Script, Upstream, chat, events,
+    matrix::{Row, Verdict},
+    nowhere, until,
+};
+use serde_json::json;
+use std::{fmt::Write as _, time::Duration};
+
+/// One fault, and what must come of it.
+struct Fault {
+    /// The model that it befalls.
+    name: &'static str,
+    event: &'static str,
+    script: Script,
+    /// What the caller gets, what is recorded, what is charged; nothing may stay reserved.
+    expected: [&'static str; 3],
+    /// Whether the next model is asked where there is one.
+    falls_back: bool,
+}
+
+fn fault(
+    name: &'static str,
+    event: &'static str,
+    script: Script,
+    expected: [&'static str; 3],
+    falls_back: bool,
+) -> Fault {
+    Fault { name, event, script, expected, falls_back }
+}
+
+pub(crate) const LIMITS: &str = r#"
+[timeouts]
+head = "1500ms"
+first_content = "2s"
+idle = "1500ms"
+total = "5s"
+[departments."*"]
+day_requests = 1000000
+day_tokens = 1000000000
+[quota]
+max_output_tokens = 100
+# A busy machine is no fault.
+timeout = "5s"
+"#;
+
+/// A prompt of [`chat`] as it is reserved.
+pub(crate) const PROMPT: u64 = 47;
+
+fn head(extra: &str) -> Act {
+    Act::Raw(format!("HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n{extra}\r\n").into_bytes())
+}
+
+fn with_usage(usage: &serde_json::Value) -> Act {
+    let choices = json!([{ "index": 0, "message": { "content": "Yes." }, "finish_reason": "stop" }]);
+    Act::Whole(200, json!({ "choices": choices, "usage": usage }).to_string())
+}
+
+const PROMPT_ONLY: &str = "the prompt";
+const SAID: &str = "the prompt, and what was said";
+const REFUSED: &str = "one request, no tokens";
+const REPORTED: &str = "what was reported";
+
+pub(crate) async fn answers() -> Vec<Verdict> {
+    let error =
+        |code: &str| Act::Whole(400, json!({ "error": { "message": "no", "code": code } }).to_string());
+    let status = |status| Act::Whole(status, json!({ "error": { "message": "no" } }).to_string());
+    let bad = "502 upstream_error";
+    let faults = vec![
+        fault("refuse", "nobody listens", vec![], [bad, "nothing", "nothing"], true),
+        fault("close", "it hangs up without a word", vec![Act::Cut], [bad, "1 error", PROMPT_ONLY], true),
+        fault("reset", "it resets the connection", vec![Act::Reset], [bad, "1 error", PROMPT_ONLY], true),
+        fault(
+            "stall",
+            "it stalls before the head",
+            vec![Act::Stall],
+            ["504 timeout", "1 error", PROMPT_ONLY],
+            true,
+        ),
+        fault("500", "it answers 500", vec![status(500)], [bad, "1 error", REFUSED], true),
+        fault(
+            "429",
+            "it answers 429",
+            vec![status(429)],
+            ["429 rate_limit_exceeded", "1 error", REFUSED],
+            true,
+        ),
+        fault(
+            "401",
+            "it does not take the gateway's key",
+            vec![status(401)],
+            [bad, "1 error", REFUSED],
+            true,
+        ),
+        fault(
+            "400",
+            "it finds the prompt too long",
+            vec![error("context_length_exceeded")],
+            ["400 context_length_exceeded", "1 error", REFUSED],
+            true,
+        ),
+        fault(
+            "no-http",
+            "what it says is not HTTP",
+            vec![Act::Raw(b"220 mail.example.org ESMTP\r\n".to_vec()), Act::Cut],
+            [bad, "1 error", PROMPT_ONLY],
+            true,
+        ),
+        fault(
+            "long-head",
+            "its head does not end",
+            vec![head(&format!("x-long: {}", "a".repeat(1 << 20))), Act::Stall],
+            [bad, "1 error", PROMPT_ONLY],
+            true,
+        ),
+        fault(
+            "malformed",
+            "its answer is no JSON",
+            vec![Act::Whole(200, "<html>All is well.</html>".to_owned())],
+            [bad, "1 error", PROMPT_ONLY],
+            true,
+        ),
+        fault(
+            "half",
+            "its answer is cut in the middle",
+            vec![head("content-length: 500\r\n"), Act::Raw(b"{\"choices\":[".to_vec()), Act::Cut],
+            [bad, "1 error", PROMPT_ONLY],
+            true,
+        ),
+        fault(
+            "half-stall",
+            "its answer stops in the middle",
+            vec![head("content-length: 500\r\n"), Act::Raw(b"{\"choices\":[".to_vec()), Act::Stall],
+            ["504 timeout", "1 error", PROMPT_ONLY],
+            true,
+        ),
+        fault(
+            "huge",
+            "its answer says that it has a terabyte",
+            vec![head("content-length: 1099511627776\r\n"), Act::Raw(vec![b' '; 1 << 16]), Act::Stall],
+            [bad, "1 error", PROMPT_ONLY],
+            true,
+        ),
+        fault(
+            "bomb",
+            "its answer nests a hundred thousand arrays",
+            vec![Act::Whole(200, format!("{{\"choices\":{}", "[".repeat(100_000)))],
+            [bad, "1 error", PROMPT_ONLY],
+            true,
+        ),
+        fault(
+            "blank",
+            "its answer says nothing",
+            vec![Upstream::whole("  \n ")],
+            [bad, "1 empty", REPORTED],
+            true,
+        ),
+        fault(
+            "no-usage",
+            "it does not say what was used",
+            vec![with_usage(&json!(null))],
+            ["a whole answer", "1 ok, estimated", SAID],
+            false,
+        ),
+        fault(
+            "negative",
+            "it reports usage below zero",
+            vec![with_usage(&json!({ "prompt_tokens": -7, "completion_tokens": -5 }))],
+            ["a whole answer", "1 ok, estimated", SAID],
+            false,
+        ),
+        fault(
+            "absurd",
+            "it reports more tokens than there are atoms",
+            vec![with_usage(&json!({ "prompt_tokens": 1e80, "completion_tokens": 1e80 }))],
+            ["a whole answer", "1 ok, estimated", SAID],
+            false,
+        ),
+        fault(
+            "words",
+            "it reports usage in words",
+            vec![with_usage(&json!({ "prompt_tokens": "seven", "completion_tokens": [5] }))],
+            ["a whole answer", "1 ok, estimated", SAID],
+            false,
+        ),
+    ];
+    run("The provider, asked for a whole answer", false, faults).await
+}
+
+pub(crate) async fn streams() -> Vec<Verdict> {
+    let content = || vec![Act::Head, Act::say("All"), Act::say(" is")];
+    let then = |acts: Vec<Act>| [content(), acts].concat();
+    let (bad, broken) = ("502 upstream_error", "content, then an event `upstream_error`");
+    let silent = "content, then an event `timeout`";
+    let event = |text: &str| Act::Event(text.to_owned());
+    let negative = event(r#"{"choices":[],"usage":{"prompt_tokens":-1,"completion_tokens":-1}}"#);
+    let faults = vec![
+        fault(
+            "s-close",
+            "it hangs up after the head",
+            vec![Act::Head, Act::Cut],
+            [bad, "1 error", PROMPT_ONLY],
+            true,
+        ),
+        fault(
+            "s-stall",
+            "it stalls before the first content",
+            vec![Act::Head, Act::Stall],
+            ["504 timeout", "1 error", PROMPT_ONLY],
+            true,
+        ),
+        fault(
+            "s-empty",
+            "it ends without content",
+            vec![Act::Head, Act::stop(), Act::done(), Act::End],
+            [bad, "1 empty, estimated", PROMPT_ONLY],
+            true,
+        ),
+        fault(
+            "s-early-error",
+            "it reports an error before the first content",
+            vec![Act::Head, event(r#"{"error":{"message":"no"}}"#), Act::End],
+            [bad, "1 error", PROMPT_ONLY],
+            true,
+        ),
+        fault(
+            "s-comments",
+            "it sends nothing but comments",
+            vec![Act::Head, Act::Comments(Duration::from_millis(100), 600), Act::Stall],
+            ["504 timeout", "1 error", PROMPT_ONLY],
+            true,
+        ),
+        fault("s-cut", "it hangs up in the middle", then(vec![Act::Cut]), [broken, "1 error", SAID], false),
+        fault("s-reset", "it resets in the middle", then(vec![Act::Reset]), [broken, "1 error", SAID], false),
+        fault(
+            "s-clean",
+            "it ends in the middle, as if that were all",
+            then(vec![Act::End]),
+            [broken, "1 error", SAID],
+            false,
+        ),
+        fault("s-idle", "it stalls in the middle", then(vec![Act::Stall]), [silent, "1 error", SAID], false),
+        fault(
+            "s-malformed",
+            "an event in the middle is no JSON",
+            then(vec![event("{\"choices\":[}"), Act::End]),
+            [broken, "1 error", SAID],
+            false,
+        ),
+        fault(
+            "s-bytes",
+            "an event in the middle is no text",
+            then(vec![Act::Raw(b"9\r\ndata: \xff\n\n\r\n".to_vec()), Act::Stall]),
+            [broken, "1 error", SAID],
+            false,
+        ),
+        fault(
+            "s-huge",
+            "an event in the middle has nine megabytes",
+            then(vec![event(&"x".repeat(9 << 20)), Act::Stall]),
+            [broken, "1 error", SAID],
+            false,
+        ),
+        fault(
+            "s-endless",
+            "an event in the middle does not end",
+            then(vec![Act::Raw(b"fffffff\r\ndata: ".to_vec()), Act::Raw(vec![b'x'; 9 << 20]), Act::Stall]),
+            [broken, "1 error", SAID],
+            false,
+        ),
+        fault(
+            "s-error",
+            "it reports an error in the middle",
+            then(vec![event(r#"{"error":{"message":"no","code":500}}"#), Act::done(), Act::End]),
+            [broken, "1 error", SAID],
+            false,
+        ),
+        fault(
+            "s-hours",
+            "it goes on for hours, a word at a time",
+            vec![
+                Act::Head,
+                Act::Drip(
+                    json!({ "choices": [{ "index": 0, "delta": { "content": "and " } }] }).to_string(),
+                    Duration::from_millis(100),
+                    600,
+                ),
+            ],
+            [silent, "1 error", SAID],
+            false,
+        ),
+        fault(
+            "s-twice",
+            "it says everything twice",
+            [
+                content(),
+                content()[1..].to_vec(),
+                vec![
+                    Act::stop(),
+                    Act::stop(),
+                    Act::usage(),
+                    Act::usage(),
+                    Act::done(),
+                    Act::done(),
+                    Act::End,
+                ],
+            ]
+            .concat(),
+            ["a whole stream", "1 ok", REPORTED],
+            false,
+        ),
+        fault(
+            "s-late",
+            "it goes on after its end",
+            then(vec![
+                Act::stop(),
+                Act::usage(),
+                Act::done(),
+                Act::say(" not"),
+                negative.clone(),
+                Act::Stall,
+            ]),
+            ["a whole stream", "1 ok", REPORTED],
+            false,
+        ),
+        fault(
+            "s-no-usage",
+            "its stream does not say what was used",
+            then(vec![Act::stop(), Act::done(), Act::End]),
+            ["a whole stream", "1 ok, estimated", SAID],
+            false,
+        ),
+        fault(
+            "s-negative",
+            "its stream reports usage below zero",
+            then(vec![Act::stop(), negative, Act::done(), Act::End]),
+            ["a whole stream", "1 ok, estimated", SAID],
+            false,
+        ),
+        fault(
+            "s-whole",
+            "it answers whole",
+            vec![Upstream::whole("All is well.")],
+            ["a whole stream", "1 ok", REPORTED],
+            false,
+        ),
+    ];
+    run("The provider, asked for a stream", true, faults).await
+}
+
+async fn run(section: &'static str, is_stream: bool, faults: Vec<Fault>) -> Vec<Verdict> {
+    let scripts = faults.iter().flat_map(|fault| {
+        [fault.name.to_owned(), format!("{}-with", fault.name)].map(|model| (model, fault.script.clone()))
+    });
+    let upstream = Upstream::start(scripts).await;
+    let mut config = format!(
+        "{LIMITS}\n[providers.up]\nbase_url = {:?}\n[providers.refuse]\nbase_url = {:?}\n[providers.spare]\nbase_url = {0:?}\n",
+        upstream.url,
+        nowhere().await
+    );
+    config += "[fallbacks]\n";
+    for fault in &faults {
+        let _ = writeln!(config, "\"{}/{}-with\" = [\"spare/good\"]", provider(fault), fault.name);
+    }
+    for fault in &faults {
+        for name in [fault.name.to_owned(), format!("{}-with", fault.name)] {
+            let _ = write!(config, "[[keys]]\nkey = {name:?}\nuser = {name:?}\ndepartments = [{name:?}]\n");
+        }
+    }
+    let gateway = &Gateway::start(&config).await;
+    let upstream = &upstream;
+    let mut running = tokio::task::JoinSet::new();
+    let mut verdicts = Vec::new();
+    for (number, fault) in faults.into_iter().enumerate() {
+        let case = Case { address: gateway.address.clone(), fault, section, is_stream };
+        running.spawn(async move { (number, case.calls().await) });
+    }
+    while let Some(done) = running.join_next().await {
+        let (number, asked) = done.expect("no panic");
+        verdicts.push((number, asked.judged(gateway, upstream).await));
+    }
+    verdicts.sort_by_key(|(number, _)| *number);
+    verdicts.into_iter().map(|(_, verdict)| verdict).collect()
+}
+
+fn provider(fault: &Fault) -> &'static str {
+    if fault.name == "refuse" { "refuse" } else { "up" }
+}
+
+struct Case {
+    address: String,
+    fault: Fault,
+    section: &'static str,
+    is_stream: bool,
+}
+
+struct Asked {
+    case: Case,
+    alone: String,
+    with_another: String,
+}
+
+impl Case {
+    async fn calls(self) -> Asked {
+        let ask = async |name: String| {
+            let body = chat(&format!("{}/{name}", provider(&self.fault)), self.is_stream);
+            let mut client = faults::Client::connect(&self.address).await.expect("it listens");
+            client.write(&faults::Client::chat_request(&name, &body)).await.expect("it listens");
+            client.reply().await.map_or_else(|error| format!("NOTHING: {error}"), |reply| reply.shown())
+        };
+        let name = self.fault.name.to_owned();
+        let (alone, with_another) = tokio::join!(ask(name.clone()), ask(format!("{name}-with")));
+        Asked { case: self, alone, with_another }
+    }
+}
+
+impl Asked {
+    async fn judged(self, gateway: &Gateway, upstream: &Upstream) -> Verdict {
+        let Self { case, alone, with_another } = self;
+        let Fault { name, event, expected, falls_back, .. } = case.fault;
+        let provider = provider(&case.fault);
+        // The fault is over.
+        let good = if case.is_stream { Upstream::stream(&["Well."]) } else { vec![Upstream::whole("Well.")] };
+        upstream.set(name, good);
+        let is_settled = gateway.is_settled(name, name, Duration::from_secs(10)).await;
+        let standing = gateway.standing(name, name).await;
+        let calls = if expected[1] == "nothing" { 0 } else { 1 };
+        let recorded = async || {
+            let own: Vec<_> = of(gateway, name);
+            (own.len() >= calls).then_some(own)
+        };
+        let own = until(Duration::from_secs(10), recorded).await.unwrap_or_default();
+        let reserved = if is_settled { "nothing" } else { "SOMETHING FOR EVER" };
+        let row = Row {
+            section: case.section,
+            event,
+            caller: alone,
+            recorded: shown(&own),
+            charged: charged(standing.settled, &own),
+            reserved: reserved.to_owned(),
+            recovery: if provider == "refuse" { "–" } else { "1 s" },
+        };
+        let verdict = row.judge([expected[0], expected[1], expected[2], "nothing"]);
+
+        let whole = if case.is_stream { "a whole stream" } else { "a whole answer" };
+        let other = if falls_back { whole } else { expected[0] };
+        let (spare, with_name) = (usize::from(falls_back), format!("{name}-with"));
+        let both = async || {
+            let all = of(gateway, &with_name);
+            (all.iter().filter(|event| event.model == "spare/good").count() == spare
+                && all.len() == calls + spare)
+                .then_some(())
+        };
+        let is_recorded = until(Duration::from_secs(10), both).await.is_some();
+        let since = tokio::time::Instant::now();
+        let is_over = match provider {
+            "refuse" => true,
+            _ => gateway
+                .ask(name, &chat(&format!("up/{name}"), case.is_stream))
+                .await
+                .is_ok_and(|r| r.status == 200),
+        };
+        let took = since.elapsed();
+        let agrees =
+            own.iter().all(|event| upstream.log().iter().any(|seen| seen.request_id == event.request_id));
+        verdict
+            .and(with_another == other, format!("with a fallback: {with_another}, and not: {other}"))
+            .and(is_recorded, format!("with a fallback is recorded: {:?}", of(gateway, &with_name)))
+            .and(agrees, "the upstream does not know of what is recorded")
+            .and(is_over && took < Duration::from_secs(1), format!("the next call: {is_over} after {took:?}"))
+    }
+}
+
+/// What this user is recorded with.
+pub(crate) fn of(gateway: &Gateway, user: &str) -> Vec<Event> {
+    let all = events(&gateway.room.join("usage.db"));
+    all.into_iter().filter(|event| event.user.as_deref() == Some(user)).collect()
+}
+
+/// Records in a few words. What failed is always estimated, so that it is not said.
+pub(crate) fn shown(events: &[Event]) -> String {
+    let mut words: Vec<(String, usize)> = Vec::new();
+    for event in events {
+        let is_estimate = event.certainty != "exact" && event.outcome != "error";
+        let word = if is_estimate {
+            format!("{}, {}", event.outcome, event.certainty)
+        } else {
+            event.outcome.clone()
+        };
+        match words.iter_mut().find(|(other, _)| *other == word) {
+            Some((_, count)) => *count += 1,
+            None => words.push((word, 1)),
+        }
+    }
+    match words.as_slice() {
+        [] => "nothing".to_owned(),
+        words => {
+            words.iter().map(|(word, count)| format!("{count} {word}")).collect::<Vec<_>>().join(" and ")
+        }
+    }
+}
+
+/// What was charged, in words.
+pub(crate) fn charged((requests, tokens): (u64, u64), events: &[Event]) -> String {
+    let reported = (Upstream::TOKENS.0 + Upstream::TOKENS.1) as u64;
+    let told = match (requests, tokens) {
+        (0, 0) => "nothing",
+        (1, 0) => REFUSED,
+        (0, _) => "TOKENS WITHOUT A CALL",
+        (n, tokens) if tokens == n * reported => REPORTED,
+        (n, tokens) if tokens == n * PROMPT => PROMPT_ONLY,
+        (n, tokens) if tokens > n * PROMPT => SAID,
+        _ => return format!("{tokens} TOKENS OF {requests} CALLS"),
+    };
+    match requests == events.len() as u64 {
+        true => told.to_owned(),
+        false => format!("{told}, FOR {requests} CALLS"),
+    }
+}
