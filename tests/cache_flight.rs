@@ -251,6 +251,40 @@ async fn a_failure_of_the_provider_is_shared_so_that_fifty_misses_make_few_calls
     }
 }
 
+fn unreachable() -> Error {
+    Error::provider(ErrorClass::Connect, "acme", "one").with_dispatched(false)
+}
+
+#[tokio::test]
+async fn where_nothing_was_sent_the_next_caller_tries_and_after_two_all_believe_it() {
+    let layer = layer();
+    let provider = Provider::new([]);
+    let fails = || Reply::error(unreachable()).after([Step::Yield, Step::Yield]);
+    (0..50).for_each(|_| provider.scripted.push(fails()));
+    let service = layer.layer(provider.clone());
+    let calls: Vec<_> = (0..50).map(|_| tokio::spawn(service.clone().oneshot(ask("q")))).collect();
+    for call in calls {
+        let error = call.await.unwrap().unwrap_err();
+        assert_eq!((error.class(), error.dispatched()), (Some(ErrorClass::Connect), false));
+    }
+    assert_eq!(provider.scripted.requests().len(), 2);
+    gives_back(&layer, &provider.scripted).await;
+
+    // It is there again for the second.
+    let layer = self::layer();
+    let provider = Provider::new([Some(fails()), None]);
+    let service = layer.layer(provider.clone());
+    let calls: Vec<_> = (0..50).map(|_| tokio::spawn(service.clone().oneshot(ask("q")))).collect();
+    let mut failed = 0;
+    for call in calls {
+        match call.await.unwrap() {
+            Ok(answer) => assert_eq!(answer.text().await.unwrap(), "hi"),
+            Err(error) => failed += usize::from(error.class() == Some(ErrorClass::Connect)),
+        }
+    }
+    assert_eq!((failed, provider.scripted.requests().len()), (1, 2));
+}
+
 #[tokio::test]
 async fn a_break_after_the_head_is_everybodys_too() {
     let layer = layer();

@@ -1,15 +1,17 @@
 //! `UsageLayer`: one event for each call that was sent, however it ends.
 
+use futures_util::FutureExt as _;
 use llm_layers::{
     BoxError, CacheStatus, Certainty, ChatBody, Completion, Error, ErrorClass, ErrorKind, LlmRequest,
     LlmResponse, ProviderFailure, RequestContext, ResponseBody, StreamChunk, TokenUsage,
-    clock::SystemClock,
+    clock::{Clock as _, SystemClock},
     fallback::{Backoff, Chains, FallbackLayer},
     price::{NanoUsd, Price, PriceBook, Prices, Rates},
     providers::Providers,
     testing::{Contract, Reply, Scripted, Step},
     usage::{
-        EventId, MemorySink, Outcome, QueueOptions, QueueSink, UsageEvent, UsageLayer, UsageSink, UsageStore,
+        EventId, MemorySink, Outcome, QueueOptions, QueueSink, Refused, UsageEvent, UsageLayer, UsageSink,
+        UsageStore,
     },
 };
 use std::{
@@ -456,6 +458,155 @@ async fn a_queue_that_is_full_refuses_calls_and_is_not_healthy() {
     let report = worker.shutdown(Duration::from_millis(20)).await;
     assert_eq!((report.written, report.left), (0, 3));
     assert_eq!(report.last_error.as_deref(), Some("the store is down"));
+}
+
+/// Takes nothing that comes from one user, however it is offered; and nothing at all while it is down.
+#[derive(Clone, Default)]
+struct Picky(Arc<Mutex<Picked>>);
+
+#[derive(Default)]
+struct Picked {
+    kept: Vec<EventId>,
+    is_down: bool,
+    says_so: bool,
+    offers: usize,
+}
+
+impl UsageStore for Picky {
+    fn write(&mut self, group: &[UsageEvent]) -> Result<(), BoxError> {
+        let mut picked = self.0.lock().unwrap();
+        picked.offers += 1;
+        if picked.is_down {
+            return Err("the store is down".into());
+        }
+        if group.iter().any(|event| event.context.user_id() == Some("mallory")) {
+            let cause = "no such user";
+            return Err(if picked.says_so { Refused::new(cause).into() } else { cause.into() });
+        }
+        for event in group.iter().filter(|event| !picked.kept.contains(&event.id)).collect::<Vec<_>>() {
+            picked.kept.push(event.id);
+        }
+        Ok(())
+    }
+}
+
+/// An event of this user.
+fn event_by(user: &str) -> UsageEvent {
+    let kept = MemorySink::new(1);
+    let mut event = {
+        let service = UsageLayer::new(kept.clone(), prices()).layer(Scripted::new());
+        service.oneshot(request()).now_or_never().unwrap().unwrap();
+        kept.take().remove(0)
+    };
+    event.id = EventId::mint(SystemClock.now());
+    event.context = event.context.with_user_id(user);
+    event
+}
+
+async fn until(what: impl Fn() -> bool) {
+    while !what() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+async fn one_of_many_is_refused(says_so: bool) {
+    let store = Picky::default();
+    store.0.lock().unwrap().says_so = says_so;
+    let (sink, worker) = QueueSink::start(store.clone(), quickly().with_capacity(64)).unwrap();
+    let users = |number| if number % 8 == 3 { "mallory" } else { "ada" };
+    let tickets: Vec<_> =
+        (0..32).map(|n| sink.admit().unwrap().record_with_ticket(event_by(users(n)))).collect();
+    for (number, ticket) in tickets.into_iter().enumerate() {
+        assert_eq!(ticket.await, users(number) == "ada", "{number}");
+    }
+    until(|| sink.is_healthy()).await;
+    assert_eq!((sink.written(), sink.set_aside(), sink.pending(), sink.lost()), (28, 4, 0, 0));
+    // They have their places until somebody takes them: nothing is lost for want of room.
+    let places: Vec<_> = std::iter::from_fn(|| sink.admit().ok()).collect();
+    assert_eq!(places.len(), 60);
+    let aside = sink.take_set_aside();
+    assert_eq!(aside.len(), 4);
+    assert!(
+        aside
+            .iter()
+            .all(|one| one.event.context.user_id() == Some("mallory") && &*one.cause == "no such user")
+    );
+    let more: Vec<_> = std::iter::from_fn(|| sink.admit().ok()).collect();
+    assert_eq!(more.len(), 4);
+    drop((places, more));
+    assert!(sink.take_set_aside().is_empty());
+    let report = worker.shutdown(Duration::from_secs(30)).await;
+    assert_eq!((report.written, report.left, report.in_doubt, report.set_aside), (28, 0, 0, 4));
+    let kept = &store.0.lock().unwrap().kept;
+    assert_eq!(kept.iter().collect::<HashSet<_>>().len(), 28);
+    assert_eq!(kept.len(), 28, "none twice");
+}
+
+#[tokio::test]
+async fn an_event_that_its_store_refuses_for_ever_is_set_aside_and_blocks_no_other() {
+    one_of_many_is_refused(true).await;
+}
+
+#[tokio::test]
+async fn so_it_is_where_the_store_does_not_say_whose_fault_it_is() {
+    one_of_many_is_refused(false).await;
+}
+
+#[tokio::test]
+async fn an_event_alone_is_offered_until_another_shows_whose_fault_it_is() {
+    let store = Picky::default();
+    let (sink, worker) = QueueSink::start(store.clone(), quickly()).unwrap();
+    sink.admit().unwrap().record(event_by("mallory"));
+    until(|| store.0.lock().unwrap().offers > 20).await;
+    assert_eq!((sink.set_aside(), sink.is_healthy()), (0, false), "it may be the store");
+    sink.admit().unwrap().record(event_by("ada"));
+    until(|| sink.set_aside() == 1).await;
+    until(|| sink.is_healthy()).await;
+    let report = worker.shutdown(Duration::from_secs(30)).await;
+    assert_eq!((report.written, report.left, report.set_aside), (1, 0, 1));
+}
+
+#[tokio::test]
+async fn while_the_store_is_down_nothing_is_set_aside() {
+    let store = Picky::default();
+    store.0.lock().unwrap().is_down = true;
+    let (sink, worker) = QueueSink::start(store.clone(), quickly()).unwrap();
+    (0..20).for_each(|_| sink.admit().unwrap().record(event_by("ada")));
+    until(|| store.0.lock().unwrap().offers > 100).await;
+    assert_eq!((sink.set_aside(), sink.pending()), (0, 20));
+    store.0.lock().unwrap().is_down = false;
+    let report = worker.shutdown(Duration::from_secs(30)).await;
+    assert_eq!((report.written, report.left, report.set_aside), (20, 0, 0));
+}
+
+/// Takes as long as it is told to.
+struct Stuck(Arc<Mutex<Vec<EventId>>>, std::sync::mpsc::Receiver<()>);
+
+impl UsageStore for Stuck {
+    fn write(&mut self, group: &[UsageEvent]) -> Result<(), BoxError> {
+        self.1.recv()?;
+        self.0.lock().unwrap().extend(group.iter().map(|event| event.id));
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn what_is_left_for_certain_at_the_end_is_never_written() {
+    let (kept, (go, wait)) = (Arc::<Mutex<Vec<EventId>>>::default(), std::sync::mpsc::channel());
+    let options = quickly().with_group(4).with_linger(Duration::ZERO);
+    let (sink, worker) = QueueSink::start(Stuck(Arc::clone(&kept), wait), options).unwrap();
+    sink.admit().unwrap().record(event_by("first"));
+    until(|| worker.report().in_doubt == 1).await;
+    (0..20).for_each(|_| sink.admit().unwrap().record(event_by("ada")));
+    go.send(()).unwrap();
+    until(|| worker.report().in_doubt == 4).await;
+    let report = worker.shutdown(Duration::from_millis(10)).await;
+    assert_eq!((report.written, report.left, report.in_doubt), (1, 20, 4));
+    // The store comes to life again, with time for all of it.
+    (0..10).for_each(|_| go.send(()).unwrap_or_default());
+    until(|| go.send(()).is_err()).await;
+    assert_eq!(kept.lock().unwrap().len(), 5, "what it had in hand, and no more");
+    assert_eq!(sink.lost(), 16);
 }
 
 /// Falls over whatever it is given.

@@ -16,7 +16,7 @@ use llm_layers::{
     },
 };
 use redis_server::{Mode, Proxy, RedisCluster, RedisServer};
-use std::{collections::HashMap, time::Duration};
+use std::{collections::HashMap, slice, time::Duration};
 
 const SECONDS: Duration = Duration::from_secs(60);
 const NAME: &str = "llm-usage";
@@ -192,6 +192,87 @@ fn what_comes_out_of_a_log_is_known_again_however_late() {
     let sets = server.ask(&["KEYS", "{llm-usage}:ids:*"]);
     let ttl: u32 = server.ask(&["TTL", &sets]).parse().unwrap();
     assert!((259_100..=259_200).contains(&ttl), "{ttl}");
+}
+
+/// What a server has after it was killed in the midst of a group and its log was cut, not mended: half of the group in front of
+/// all of it.
+#[test]
+fn seed_21_a_stream_that_its_server_has_doubled_is_copied_once() {
+    let Some(server) = RedisServer::start("seed_21_a_stream_that_its_server_has_doubled") else { return };
+    let redis = handle(&server.url());
+    // Of two entries, one, two and one.
+    let events: Vec<_> = [2, 5, 6, 0, 8, 9].into_iter().map(event).collect();
+    let mut store = stream(&redis);
+    store.write(&events[..4]).unwrap();
+    let entries = |from: &str| -> Vec<Vec<String>> {
+        let said = server.ask(&["XRANGE", "{llm-usage}:events", from, "+"]);
+        let mut all: Vec<Vec<String>> = Vec::new();
+        for word in said.split('\n') {
+            match word.split_once('-') {
+                Some((time, number)) if time.parse::<u64>().is_ok() && number.parse::<u64>().is_ok() => {
+                    all.push(Vec::new());
+                }
+                _ => all.last_mut().unwrap().push(word.to_owned()),
+            }
+        }
+        all
+    };
+    let again = |entry: &[String]| {
+        let words = ["XADD", "{llm-usage}:events", "*"].into_iter().chain(entry.iter().map(String::as_str));
+        server.ask(&words.collect::<Vec<_>>());
+    };
+    // Whole events and one in part, then the same from the beginning, as often as it happens.
+    let group = entries("-");
+    assert_eq!(group.len(), 6);
+    for cut in 1..6 {
+        group[..cut].iter().for_each(|entry| again(entry));
+    }
+    group.iter().for_each(|entry| again(entry));
+    store.write(&events[4..]).unwrap();
+    // At the end of all, one in part: it may yet become whole.
+    again(&group[3]);
+
+    let ledger = |reader: &mut StreamReader, entries: usize| {
+        let directory = Directory::new();
+        let path = directory.join("usage.db");
+        let mut ledger = SqliteLedger::open(&path, Durability::Memory).unwrap();
+        runtime().block_on(async {
+            while reader.copy_to(&mut ledger, entries).await.unwrap() > 0 {}
+            let totals_of = LedgerReader::open(&path).await.unwrap();
+            let query = UsageQuery::new();
+            assert_eq!(totals_of.totals(&query).await.unwrap(), totals(&events, &query).unwrap());
+            assert_eq!(
+                totals_of.department_sums(&query, &[]).await.unwrap(),
+                department_sums(&events, &query, &[]).unwrap()
+            );
+        });
+    };
+    for at_once in [1, 2, 3, 6, 1000] {
+        let mut reader = StreamReader::new(redis.apart(), NAME);
+        ledger(&mut reader, at_once);
+        assert_eq!((reader.cut(), reader.doubled()), (1 + 1, 1 + 2 + 2 + 3 + 4), "{at_once} at once");
+    }
+    // Also for those who have no ledger that knows ids.
+    runtime().block_on(async {
+        let mut reader = StreamReader::new(redis.apart(), NAME);
+        let mut read = Vec::new();
+        loop {
+            let some = reader.read(2).await.unwrap();
+            if some.is_empty() {
+                break;
+            }
+            read.extend(numbers(&some));
+        }
+        assert_eq!(read, [2, 5, 6, 0, 8, 9]);
+        // What was at the end in part is passed over once there is more.
+        assert_eq!(reader.cut(), 2);
+        let late = event(10);
+        std::thread::scope(|scope| {
+            scope.spawn(|| stream(&redis).write(slice::from_ref(&late)).unwrap());
+        });
+        assert_eq!(numbers(&reader.read(100).await.unwrap()), [10]);
+        assert_eq!(reader.cut(), 3);
+    });
 }
 
 // ===== a server that fails =====

@@ -5,8 +5,8 @@
 
 use super::{CacheKey, Coalescing, ask::Shared, epoch::Stamp};
 use crate::{
-    Attempt, CacheStatus, ChunkStream, Completion, Error, ErrorKind, LlmResponse, ModelName, Progress,
-    ResponseBody, StreamChunk, TokenUsage, decision::Decisions, quota::Headroom,
+    Attempt, CacheStatus, ChunkStream, Completion, Error, ErrorClass, ErrorKind, LlmResponse, ModelName,
+    Progress, ResponseBody, StreamChunk, TokenUsage, decision::Decisions, quota::Headroom,
 };
 use futures_core::Stream;
 use std::{
@@ -229,6 +229,7 @@ fn in_current_span<F: Future>(future: F) -> impl Future<Output = F::Output> {
 async fn fly(flight: Arc<Flight>, mut call: Call, running: Running) {
     let landing = Landing(flight);
     let flight = &landing.0;
+    let mut unsent = 0;
     loop {
         let Call { future, progress } = call;
         let error = match future.await {
@@ -238,7 +239,9 @@ async fn fly(flight: Arc<Flight>, mut call: Call, running: Running) {
             }
             Err(error) => error,
         };
-        if concerns_all(&error, &progress) {
+        let whose = whose(&error, &progress);
+        unsent += u32::from(whose == Whose::Unsent);
+        if whose == Whose::Everybodys || unsent >= MAX_UNSENT {
             flight.land(Err(error));
             break;
         }
@@ -251,20 +254,36 @@ async fn fly(flight: Arc<Flight>, mut call: Call, running: Running) {
     drop(running);
 }
 
-/// Whether a failure is the provider's, and so everybody's, or has to do with who asked.
-fn concerns_all(error: &Error, progress: &Progress) -> bool {
+/// How many callers find out that a provider cannot be reached before all others believe it.
+const MAX_UNSENT: u32 = 2;
+
+/// Whom a failure concerns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Whose {
+    /// The one whose call it was.
+    Callers,
+    /// Nobody yet: no provider has heard of it.
+    Unsent,
+    Everybodys,
+}
+
+fn whose(error: &Error, progress: &Progress) -> Whose {
     match error.kind() {
         ErrorKind::QuotaExceeded(_)
         | ErrorKind::ModelNotAllowed { .. }
         | ErrorKind::ModelUnpriced { .. }
         | ErrorKind::RequestTooLarge { .. }
-        | ErrorKind::InvalidRequest { .. } => false,
+        | ErrorKind::InvalidRequest { .. } => Whose::Callers,
+        ErrorKind::Provider(_) if error.class() == Some(ErrorClass::Connect) && !error.was_sent(progress) => {
+            Whose::Unsent
+        }
         ErrorKind::Provider(_)
         | ErrorKind::EmptyResponse { .. }
         | ErrorKind::StreamInterrupted { .. }
         | ErrorKind::ModelNotFound { .. }
-        | ErrorKind::NoProvider => true,
-        _ => error.was_sent(progress),
+        | ErrorKind::NoProvider => Whose::Everybodys,
+        _ if error.was_sent(progress) => Whose::Everybodys,
+        _ => Whose::Callers,
     }
 }
 
@@ -568,7 +587,7 @@ impl fmt::Debug for Flights {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{ErrorClass, Period, QuotaExceeded, QuotaKind, TimeoutPhase};
+    use crate::{Period, QuotaExceeded, QuotaKind, TimeoutPhase};
     use std::time::SystemTime;
 
     #[test]
@@ -593,7 +612,7 @@ mod tests {
             ErrorKind::RequestTooLarge { quota: crate::QuotaKind::Tokens, largest: 1 },
         ];
         for kind in own {
-            assert!(!concerns_all(&Error::new(kind.clone()), &sent), "{kind:?}");
+            assert_eq!(whose(&Error::new(kind.clone()), &sent), Whose::Callers, "{kind:?}");
         }
         // By whether anything was sent.
         for kind in [
@@ -602,10 +621,17 @@ mod tests {
             ErrorKind::StoreUnavailable { store: "quota".into() },
             ErrorKind::Timeout { phase: TimeoutPhase::Head },
         ] {
-            assert!(!concerns_all(&Error::new(kind.clone()), &idle), "{kind:?}");
-            assert!(concerns_all(&Error::new(kind.clone()), &sent), "{kind:?}");
-            assert!(concerns_all(&Error::new(kind.clone()).with_dispatched(true), &idle), "{kind:?}");
+            assert_eq!(whose(&Error::new(kind.clone()), &idle), Whose::Callers, "{kind:?}");
+            assert_eq!(whose(&Error::new(kind.clone()), &sent), Whose::Everybodys, "{kind:?}");
+            let dispatched = Error::new(kind.clone()).with_dispatched(true);
+            assert_eq!(whose(&dispatched, &idle), Whose::Everybodys, "{kind:?}");
         }
-        assert!(concerns_all(&Error::provider(ErrorClass::RateLimited, "p", "m"), &idle));
+        let provider = |class| Error::provider(class, "p", "m");
+        assert_eq!(whose(&provider(ErrorClass::RateLimited), &idle), Whose::Everybodys);
+        assert_eq!(whose(&provider(ErrorClass::Connect).with_dispatched(true), &idle), Whose::Everybodys);
+        // The leaf marks it before it tries, and knows better when it could not connect.
+        for progress in [&idle, &sent] {
+            assert_eq!(whose(&provider(ErrorClass::Connect).with_dispatched(false), progress), Whose::Unsent);
+        }
     }
 }

@@ -77,6 +77,7 @@ mod sink;
 mod spent;
 #[cfg(feature = "rusqlite")]
 mod sqlite;
+mod writer;
 
 #[cfg(feature = "outbox")]
 pub use self::outbox::{
@@ -99,4 +100,5 @@ pub use self::{
     queue::{LogPosition, QueueOptions, QueueSink, Report, UsageStore, Worker},
     service::{RecordUsage, ResponseFuture},
     sink::{Place, Slot, Ticket, UsageSink},
+    writer::{Refused, SetAside},
 };

@@ -1,4 +1,7 @@
-use super::{Slot, UsageEvent, UsageSink};
+use super::{
+    Slot, UsageEvent, UsageSink,
+    writer::{SetAside, Writer},
+};
 use crate::{BoxError, Error, ErrorKind, fallback::Backoff};
 use std::{
     fmt, io,
@@ -17,8 +20,17 @@ pub trait UsageStore: Send + 'static {
     ///
     /// # Errors
     ///
-    /// The group is offered again later; it may have been written all the same.
+    /// The group is offered again later; it may have been written all the same. If it is an event that is to blame and
+    /// not the store, the error should be [`Refused`]: then the others are written without it at once. Otherwise that is
+    /// found out once a group has failed several times: an event is to blame that is refused again and again while others are
+    /// written. See [`knows_refusals`](Self::knows_refusals).
     fn write(&mut self, group: &[UsageEvent]) -> Result<(), BoxError>;
+
+    /// Whether it says [`Refused`] wherever an event is to blame. Then nothing is found out by trying: what fails otherwise
+    /// is offered until it is written.
+    fn knows_refusals(&self) -> bool {
+        false
+    }
 
     /// As [`write`](Self::write), for events that come out of a log. By where they stand in it, a store can tell for good
     /// which of them it has, however late they are offered again. Unless it wants to, it need not.
@@ -77,6 +89,10 @@ pub struct Report {
     pub written: u64,
     /// How many were recorded, and not written when the time was up.
     pub left: u64,
+    /// Of these: how many the store had been offered, so that they may be written all the same. The others will not be.
+    pub in_doubt: u64,
+    /// How many the store refuses for ever: see [`QueueSink::take_set_aside`].
+    pub set_aside: u64,
     /// Why the last group was not written, if it was not.
     pub last_error: Option<Arc<str>>,
 }
@@ -87,18 +103,21 @@ struct Gate(Arc<Inbox>);
 /// What the thread and all others share. A lock that is held for one push or one exchange costs a call less than a
 /// channel, whose permits count references and wake by themselves.
 #[derive(Debug)]
-struct Inbox {
+pub(super) struct Inbox {
     capacity: usize,
     /// Calls that have not ended, and events that are not written.
     under_way: AtomicUsize,
     recorded: AtomicU64,
     written: AtomicU64,
+    set_aside: AtomicU64,
     is_failing: AtomicBool,
     /// The thread has ended; changed while it has the letters.
     is_over: AtomicBool,
     last_error: Mutex<Option<Arc<str>>>,
     letters: Mutex<Letters>,
     changed: Condvar,
+    /// What the store refuses for ever; each keeps its place until somebody takes it.
+    aside: Mutex<Vec<SetAside>>,
 }
 
 #[derive(Debug, Default)]
@@ -112,9 +131,11 @@ struct Letters {
     is_awaited: bool,
     /// The thread waits until it is woken.
     is_asleep: bool,
+    /// How many events the store was offered, and has not taken for certain.
+    in_doubt: usize,
 }
 
-type Letter = (Box<UsageEvent>, Option<oneshot::Sender<()>>);
+pub(super) type Letter = (Box<UsageEvent>, Option<oneshot::Sender<()>>);
 
 /// A place in the queue.
 pub(super) struct QueuePlace(Option<Arc<Gate>>);
@@ -169,11 +190,13 @@ impl QueueSink {
             under_way: AtomicUsize::new(0),
             recorded: AtomicU64::new(0),
             written: AtomicU64::new(0),
+            set_aside: AtomicU64::new(0),
             is_failing: AtomicBool::new(false),
             is_over: AtomicBool::new(false),
             last_error: Mutex::default(),
             letters: Mutex::default(),
             changed: Condvar::new(),
+            aside: Mutex::default(),
         });
         let (done, finished) = oneshot::channel();
         let thread = {
@@ -209,6 +232,20 @@ impl QueueSink {
     /// How many events were written since the start.
     pub fn written(&self) -> u64 {
         self.inbox().written.load(Ordering::Acquire)
+    }
+
+    /// How many events the store has refused for ever since the start. They keep nobody else from being written.
+    pub fn set_aside(&self) -> u64 {
+        self.inbox().set_aside.load(Ordering::Acquire)
+    }
+
+    /// Takes out what the store refuses for ever, to be kept elsewhere. Until it is taken it has its place in the queue,
+    /// so that nothing is lost, and the queue may be full of it.
+    pub fn take_set_aside(&self) -> Vec<SetAside> {
+        let inbox = self.inbox();
+        let taken = std::mem::take(&mut *inbox.aside.lock().unwrap_or_else(PoisonError::into_inner));
+        inbox.under_way.fetch_sub(taken.len(), Ordering::AcqRel);
+        taken
     }
 
     fn inbox(&self) -> &Inbox {
@@ -310,30 +347,63 @@ impl Inbox {
     }
 
     fn pending(&self) -> u64 {
-        self.recorded.load(Ordering::Acquire).saturating_sub(self.written.load(Ordering::Acquire))
+        let done = self.written.load(Ordering::Acquire) + self.set_aside.load(Ordering::Acquire);
+        self.recorded.load(Ordering::Acquire).saturating_sub(done)
     }
 
-    fn report(&self) -> Report {
-        let last_error = self.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        Report { written: self.written.load(Ordering::Acquire), left: self.pending(), last_error }
+    fn report(&self, in_doubt: usize) -> Report {
+        let left = self.pending();
+        Report {
+            written: self.written.load(Ordering::Acquire),
+            left,
+            in_doubt: left.min(in_doubt as u64),
+            set_aside: self.set_aside.load(Ordering::Acquire),
+            last_error: self.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+        }
     }
 
-    fn failed(&self, error: &BoxError) {
+    pub(super) fn failed(&self, error: &BoxError) {
         // First why, so that whoever sees that it fails can read it.
         *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.to_string().into());
         self.is_failing.store(true, Ordering::Release);
     }
 
-    fn wrote(&self, events: usize) {
+    pub(super) fn works(&self) {
         self.is_failing.store(false, Ordering::Release);
         *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    pub(super) fn wrote(&self, events: usize) {
         self.under_way.fetch_sub(events, Ordering::AcqRel);
         // At the end: who sees that nothing is pending sees the rest, too.
         self.written.fetch_add(events as u64, Ordering::AcqRel);
     }
 
+    pub(super) fn put_aside(&self, refused: SetAside) {
+        self.aside.lock().unwrap_or_else(PoisonError::into_inner).push(refused);
+        self.set_aside.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Says before events are offered that they may be written from now on; `false` if there is no time left for it, and
+    /// they must not be.
+    pub(super) fn offers(&self, events: usize) -> bool {
+        let mut letters = self.letters();
+        let has_time = !letters.gives_up;
+        if has_time {
+            letters.in_doubt = events;
+        }
+        has_time
+    }
+
+    /// What has come meanwhile, up to so many.
+    pub(super) fn more(&self, most: usize, into: &mut impl Extend<Letter>) {
+        let mut letters = self.letters();
+        let most = letters.new.len().min(most);
+        into.extend(letters.new.drain(..most));
+    }
+
     /// Waits before a group is offered again; `false` if there is no time left.
-    fn wait_to_retry(&self, time: Duration) -> bool {
+    pub(super) fn wait_to_retry(&self, time: Duration) -> bool {
         let has_time = |letters: &mut Letters| !letters.gives_up;
         let waited = self.changed.wait_timeout_while(self.letters(), time, has_time);
         !waited.unwrap_or_else(PoisonError::into_inner).0.gives_up
@@ -344,25 +414,30 @@ impl Inbox {
 
 impl Worker {
     /// Writes all that was recorded, and waits for it until `deadline` has passed. Events of calls that have not ended
-    /// by then, or that are recorded afterwards, are not written. A group that the store has in hand when the time is
-    /// up is counted as left, and may be written all the same.
+    /// by then, or that are recorded afterwards, are not written. Of those that are left then, only the group that the store
+    /// was offered last may be written all the same: see [`Report::in_doubt`].
     pub async fn shutdown(self, deadline: Duration) -> Report {
         let Self { inbox, thread, finished } = self;
         inbox.letters().is_closing = true;
         inbox.changed.notify_all();
+        let mut in_doubt = 0;
         if tokio::time::timeout(deadline, finished).await.is_err() {
-            inbox.letters().gives_up = true;
+            let mut letters = inbox.letters();
+            letters.gives_up = true;
+            in_doubt = letters.in_doubt;
+            drop(letters);
             inbox.changed.notify_all();
         } else {
             // It has said that it is done.
             let _ = thread.join();
         }
-        inbox.report()
+        inbox.report(in_doubt)
     }
 
     /// What was written so far.
     pub fn report(&self) -> Report {
-        self.inbox.report()
+        let in_doubt = self.inbox.letters().in_doubt;
+        self.inbox.report(in_doubt)
     }
 }
 
@@ -386,10 +461,11 @@ impl Drop for Over<'_> {
     }
 }
 
-fn run(mut store: impl UsageStore, options: QueueOptions, inbox: &Inbox) {
+fn run(store: impl UsageStore, options: QueueOptions, inbox: &Inbox) {
     let most = options.group.max(1);
-    let (mut letters, mut group, mut tickets) = (Vec::new(), Vec::new(), Vec::new());
+    let mut letters = Vec::new();
     // Before anybody's ticket says so: it is the first to be dropped.
+    let mut writer = Writer::new(store, most, options.backoff, inbox);
     let _over = Over(inbox);
     let mut linger = options.linger;
     while inbox.take(&mut letters, linger) {
@@ -397,28 +473,11 @@ fn run(mut store: impl UsageStore, options: QueueOptions, inbox: &Inbox) {
         linger = if letters.len() < most { options.linger } else { Duration::ZERO };
         let mut waiting = letters.drain(..);
         loop {
-            for (event, ticket) in waiting.by_ref().take(most) {
-                group.push(*event);
-                tickets.extend(ticket);
-            }
-            if group.is_empty() {
+            writer.extend(waiting.by_ref().take(most));
+            if writer.is_empty() {
                 break;
             }
-            let mut tries = 0;
-            while let Err(error) = store.write(&group) {
-                inbox.failed(&error);
-                if !inbox.wait_to_retry(options.backoff.after(tries)) {
-                    return;
-                }
-                tries += 1;
-            }
-            inbox.wrote(group.len());
-            group.clear();
-            for ticket in tickets.drain(..) {
-                // Who does not wait for it need not be told.
-                let _ = ticket.send(());
-            }
-            if inbox.letters().gives_up {
+            if !writer.write() {
                 return;
             }
         }

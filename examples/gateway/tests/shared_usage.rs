@@ -123,8 +123,8 @@ async fn seed_22_a_gateway_that_is_killed_while_redis_is_away_loses_no_call_that
 }
 
 #[tokio::test]
-async fn seed_24_what_is_not_passed_on_at_the_end_is_told_and_stays_in_the_outbox() {
-    let test = "seed_24_what_is_not_passed_on";
+async fn seed_22_what_is_not_passed_on_at_the_end_is_told_and_stays_in_the_outbox() {
+    let test = "seed_22_what_is_not_passed_on";
     let Some(mut server) = RedisServer::start_durable(test) else { return };
     let directory = Directory::new(test);
     let outbox = format!("outbox = {:?}", directory.outbox());

@@ -2,18 +2,25 @@
 
 use super::{
     log::{Lock, Segment, Shared},
-    segment::{HEAD, Records},
+    segment::{self, HEAD, Records},
 };
 use crate::{
     BoxError,
     fallback::Backoff,
-    usage::{LogPosition, UsageEvent, UsageStore, record},
+    usage::{
+        LogPosition, Refused, UsageEvent, UsageStore, record,
+        writer::{PATIENCE, STRIKES},
+    },
 };
 use std::{
     fs::File,
     io::{Read as _, Seek as _, SeekFrom},
+    slice,
     sync::Arc,
 };
+
+/// What no store takes.
+const REFUSED: &str = "refused.log";
 
 pub(super) struct Forwarder<T> {
     pub(super) shared: Arc<Shared>,
@@ -25,6 +32,10 @@ pub(super) struct Forwarder<T> {
     /// Up to where records that cannot be read are counted.
     counted: u64,
     is_damaged: bool,
+    /// How often the first group has failed.
+    tries: u32,
+    /// How often its first event alone was refused, while the store took others.
+    strikes: u32,
     _lock: Lock,
 }
 
@@ -55,13 +66,14 @@ impl<T: UsageStore> Forwarder<T> {
             at: HEAD as u64,
             counted: 0,
             is_damaged: false,
+            tries: 0,
+            strikes: 0,
             _lock: lock,
         }
     }
 
     pub(super) fn run(mut self) {
         let over = Over(Arc::clone(&self.shared));
-        let mut tries = 0;
         loop {
             let result = match self.next() {
                 Next::More(segment) => self.pass_on(segment),
@@ -70,14 +82,14 @@ impl<T: UsageStore> Forwarder<T> {
             };
             let error = match result {
                 Ok(()) => {
-                    tries = 0;
+                    self.tries = 0;
                     continue;
                 }
                 Err(error) => error,
             };
             self.shared.state().last_error = Some(error.to_string().into());
-            self.shared.pause(self.backoff.after(tries));
-            tries += 1;
+            self.shared.pause(self.backoff.after(self.tries));
+            self.tries = self.tries.saturating_add(1);
         }
         drop(over);
     }
@@ -131,10 +143,44 @@ impl<T: UsageStore> Forwarder<T> {
         Ok(())
     }
 
+    /// Writes a group; if that fails for long, what is in front of the event that is to blame, or sets that one aside.
     fn write(&mut self, segment: Segment, group: &[UsageEvent], ends: &[u64]) -> Result<(), BoxError> {
-        let position = LogPosition { log: segment.id, ends };
-        self.target.write_from(position, group)?;
+        let Err(error) = self.target.write_from(LogPosition { log: segment.id, ends }, group) else {
+            return self.passed_on(group, ends);
+        };
+        if !Refused::is(&error) && self.tries < PATIENCE {
+            return Err(error);
+        }
+        for (at, end) in ends.iter().enumerate() {
+            let (event, end) = (slice::from_ref(&group[at]), slice::from_ref(end));
+            let Err(error) = self.target.write_from(LogPosition { log: segment.id, ends: end }, event) else {
+                self.passed_on(event, end)?;
+                continue;
+            };
+            if !Refused::is(&error) {
+                if self.target.knows_refusals() {
+                    return Err(error);
+                }
+                self.strikes += u32::from(self.target_works(&group[at + 1..]));
+                if self.strikes < STRIKES {
+                    return Err(error);
+                }
+            }
+            self.set_aside(&event[0], end[0])?;
+        }
+        Ok(())
+    }
+
+    /// Whether the target takes one of those behind, another one each time. Without its place, for those before it have yet
+    /// to come; then it is known by its id.
+    fn target_works(&mut self, behind: &[UsageEvent]) -> bool {
+        let other = behind.get(self.tries as usize % behind.len().max(1));
+        other.is_some_and(|other| self.target.write(slice::from_ref(other)).is_ok())
+    }
+
+    fn passed_on(&mut self, group: &[UsageEvent], ends: &[u64]) -> Result<(), BoxError> {
         self.at = ends.last().copied().unwrap_or(self.at);
+        self.strikes = 0;
         self.shared.update(|state| {
             state.events = state.events.saturating_sub(group.len() as u64);
             state.forwarded += group.len() as u64;
@@ -145,6 +191,18 @@ impl<T: UsageStore> Forwarder<T> {
             true => Err("there is no time left".into()),
             false => Ok(()),
         }
+    }
+
+    /// Keeps what the target refuses for ever in a file of its own.
+    fn set_aside(&mut self, event: &UsageEvent, end: u64) -> Result<(), BoxError> {
+        segment::append_to(&self.shared.directory.join(REFUSED), event)?;
+        (self.at, self.strikes) = (end, 0);
+        self.shared.update(|state| {
+            state.events = state.events.saturating_sub(1);
+            state.refused += 1;
+            state.last_error = None;
+        });
+        Ok(())
     }
 
     fn skip(&mut self, end: u64) {

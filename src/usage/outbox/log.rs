@@ -45,6 +45,8 @@ pub(super) struct State {
     pub(super) forwarded: u64,
     pub(super) damages: u64,
     pub(super) torn: u64,
+    /// Events that the target refuses for ever.
+    pub(super) refused: u64,
     /// Why the latest group was not passed on.
     pub(super) last_error: Option<Arc<str>>,
     /// Nothing will be appended any more.
@@ -247,6 +249,11 @@ impl Log {
 impl UsageStore for Log {
     fn write(&mut self, group: &[UsageEvent]) -> Result<(), BoxError> {
         self.append(group).map_err(Into::into)
+    }
+
+    /// What cannot be written today can be when there is room.
+    fn knows_refusals(&self) -> bool {
+        true
     }
 }
 

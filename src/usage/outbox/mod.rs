@@ -11,7 +11,7 @@ use self::{
     forward::Forwarder,
     log::{Log, Shared},
 };
-use super::{Durability, QueueOptions, QueueSink, Slot, UsageSink, UsageStore, Worker};
+use super::{Durability, QueueOptions, QueueSink, Slot, UsageEvent, UsageSink, UsageStore, Worker};
 use crate::{Error, ErrorKind, fallback::Backoff};
 use std::{fmt, io, path::Path, sync::Arc, thread, time::Duration};
 use tokio::{sync::oneshot, time::Instant};
@@ -19,12 +19,14 @@ use tokio::{sync::oneshot, time::Instant};
 /// Keeps events in a log until a store has them, for stores that are elsewhere.
 ///
 /// An event is acknowledged when it is in the log, as durably as was asked for; a thread of its own passes it on, in
-/// order, again and again until the store has taken it, also after a restart. The store writes each event once, whatever
+/// order unless the store fails, again and again until the store has taken it, also after a restart. The store writes each event once, whatever
 /// is offered again. When the log is full, or cannot be written, new calls are refused, and nothing that was acknowledged
 /// is lost.
 ///
 /// A log belongs to one process, which locks its directory. In it are files of records, `len | crc32 | body`, a body being
-/// an event in JSON. What is no whole record is skipped and counted, and its file kept aside as `.log.bad`.
+/// an event in JSON. What is no whole record is skipped and counted, and its file kept aside as `.log.bad`. An event that the
+/// store refuses for ever while it takes others ([`Refused`](super::Refused)) is moved to `refused.log`, so that it holds
+/// nobody up: [`Outbox::read`] reads both.
 #[derive(Debug)]
 pub struct Outbox;
 
@@ -75,6 +77,8 @@ pub struct OutboxStatus {
     pub damages: u64,
     /// How many files ended in the midst of a record, as after a power failure.
     pub torn: u64,
+    /// How many events were moved to `refused.log` since the start, as the store takes others and not these.
+    pub refused: u64,
     /// Why the latest group was not passed on, if it was not.
     pub last_error: Option<Arc<str>>,
 }
@@ -171,6 +175,15 @@ impl Outbox {
         let worker = OutboxWorker { queue, shared: Arc::clone(&shared), finished };
         Ok((OutboxSink { queue: sink, shared }, worker))
     }
+
+    /// Reads the events of a file that was kept aside, `….log.bad` or `refused.log`, as far as they are whole.
+    ///
+    /// # Errors
+    ///
+    /// [`Unreachable`](OutboxErrorKind::Unreachable), or it is no file of ours.
+    pub fn read(path: impl AsRef<Path>) -> Result<Vec<UsageEvent>, OutboxError> {
+        segment::read(path.as_ref())
+    }
 }
 
 // ===== impl OutboxSink =====
@@ -248,6 +261,7 @@ fn status(shared: &Shared) -> OutboxStatus {
         forwarded: state.forwarded,
         damages: state.damages,
         torn: state.torn,
+        refused: state.refused,
         last_error: state.last_error.clone(),
     }
 }

@@ -77,6 +77,32 @@ pub(super) fn append(event: &UsageEvent, into: &mut Vec<u8>) -> io::Result<()> {
     Ok(())
 }
 
+/// Appends an event to a file of its own, which is made if there is none.
+pub(super) fn append_to(path: &Path, event: &UsageEvent) -> Result<(), OutboxError> {
+    let failed = |error| OutboxError::of(path, error);
+    let mut file = match path.exists() {
+        true => OpenOptions::new().append(true).open(path).map_err(failed)?,
+        false => create(path, fastrand::u128(..))?,
+    };
+    let mut record = Vec::new();
+    append(event, &mut record).map_err(failed)?;
+    let length = file.metadata().map_err(failed)?.len();
+    file.write_all(&record).and_then(|()| file.sync_data()).map_err(|error| {
+        // Else the next one would stand behind half a record.
+        let _ = file.set_len(length);
+        failed(error)
+    })
+}
+
+/// Reads the events of a file, as far as they are whole.
+pub(super) fn read(path: &Path) -> Result<Vec<UsageEvent>, OutboxError> {
+    if read_head(path)?.is_none() {
+        return Ok(Vec::new());
+    }
+    let bytes = std::fs::read(path).map_err(|error| OutboxError::of(path, error))?;
+    Ok(Records::new(&bytes[HEAD..]).filter_map(|(body, _)| record::decode(body).ok()).collect())
+}
+
 /// Over the length too, so that a damaged one is not believed.
 fn sum(length: u32, body: &[u8]) -> u32 {
     let mut hasher = crc32fast::Hasher::new();

@@ -2,16 +2,27 @@ use super::stream::stream_key;
 use crate::{
     BoxError,
     store::{Redis, RedisError},
-    usage::{UsageEvent, UsageStore, record},
+    usage::{EventId, UsageEvent, UsageStore, record},
 };
 use redis::{Cmd, Value, from_redis_value_ref};
-use std::{collections::HashMap, fmt, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet, VecDeque},
+    fmt,
+    iter::Peekable,
+    sync::Arc,
+    vec,
+};
 
 /// Reads the events of a [`RedisStream`](super::RedisStream), in their order.
 ///
 /// It keeps no place of its own in Redis: keep [`cursor`](Self::cursor) with what you have made of the events, and go on
 /// from there. Reading something again does no harm where it is written to a store that knows events by their ids, as
 /// [`copy_to`](Self::copy_to) does.
+///
+/// A server that was killed in the middle of a write may, when it starts again, have half of a group of entries, or a group
+/// twice. What is not whole is left out: it was never acknowledged, and stands whole behind it. An event that stands
+/// there twice is given once, as long as it is one of the last thousands that this reader has read; a ledger that it is
+/// copied into has it once in any case.
 ///
 /// ```no_run
 /// # #[cfg(feature = "rusqlite")]
@@ -36,6 +47,8 @@ pub struct StreamReader {
     key: String,
     cursor: Arc<str>,
     cut: u64,
+    doubled: u64,
+    recent: Recent,
 }
 
 /// What was read.
@@ -43,7 +56,18 @@ struct Read {
     events: Vec<UsageEvent>,
     cursor: Arc<str>,
     cut: u64,
+    doubled: u64,
 }
+
+/// The events that were read last.
+#[derive(Clone, Default)]
+struct Recent {
+    order: VecDeque<EventId>,
+    ids: HashSet<EventId>,
+}
+
+/// More than are written at once.
+const RECENT: usize = 8192;
 
 /// Why a stream could not be read. The cursor has not moved.
 #[derive(Debug)]
@@ -58,7 +82,7 @@ pub enum StreamError {
         /// Its version.
         found: Box<str>,
     },
-    /// An entry is none of ours, or its event is not whole.
+    /// An entry is none of ours, or a field of it is wrong.
     Foreign {
         /// The id of the entry in the stream.
         entry: Box<str>,
@@ -67,12 +91,13 @@ pub enum StreamError {
     Store(BoxError),
 }
 
-type Entry = (String, HashMap<String, String>);
+type Entry = (String, Fields);
 
 impl StreamReader {
     /// Reads the stream of this [name](super::RedisStreamOptions::name) from its beginning.
     pub fn new(redis: Redis, name: &str) -> Self {
-        Self { redis, key: stream_key(name), cursor: "0-0".into(), cut: 0 }
+        let (key, cursor) = (stream_key(name), "0-0".into());
+        Self { redis, key, cursor, cut: 0, doubled: 0, recent: Recent::default() }
     }
 
     /// Goes on behind this [`cursor`](Self::cursor).
@@ -87,9 +112,15 @@ impl StreamReader {
         &self.cursor
     }
 
-    /// How many entries were left out because others of the same event were trimmed away.
+    /// How many entries were left out because others of the same event are not there: they were trimmed away, or the
+    /// server was killed while it wrote them.
     pub const fn cut(&self) -> u64 {
         self.cut
+    }
+
+    /// How many events were left out because they had been read just before.
+    pub const fn doubled(&self) -> u64 {
+        self.doubled
     }
 
     /// Reads the next events: about as many as have `entries` entries, at least one if there is one. None at the end.
@@ -99,8 +130,7 @@ impl StreamReader {
     /// The cursor is where it was.
     pub async fn read(&mut self, entries: usize) -> Result<Vec<UsageEvent>, StreamError> {
         let read = self.peek(entries).await?;
-        (self.cursor, self.cut) = (read.cursor, self.cut + read.cut);
-        Ok(read.events)
+        Ok(self.go_on(read))
     }
 
     /// Reads as [`read`](Self::read), writes what was read to `store`, and says how many events these were. Blocks while the
@@ -118,8 +148,16 @@ impl StreamReader {
         if !read.events.is_empty() {
             store.write(&read.events).map_err(StreamError::Store)?;
         }
-        (self.cursor, self.cut) = (read.cursor, self.cut + read.cut);
-        Ok(read.events.len())
+        Ok(self.go_on(read).len())
+    }
+
+    fn go_on(&mut self, read: Read) -> Vec<UsageEvent> {
+        let Read { events, cursor, cut, doubled } = read;
+        self.cursor = cursor;
+        self.cut += cut;
+        self.doubled += doubled;
+        events.iter().for_each(|event| self.recent.add(event.id));
+        events
     }
 
     /// Removes from the stream what was read, up to the cursor. Others who read the same stream must have read it too.
@@ -141,7 +179,7 @@ impl StreamReader {
         loop {
             let found = self.range(most).await?;
             let is_end = found.len() < most;
-            let read = assemble(found, is_end, &self.cursor)?;
+            let read = self.assemble(found)?;
             if !read.events.is_empty() || is_end {
                 return Ok(read);
             }
@@ -166,49 +204,80 @@ impl StreamReader {
     }
 }
 
-/// Puts events together of their entries; what is cut off at the end is left for the next time.
-fn assemble(found: Vec<Entry>, is_end: bool, cursor: &Arc<str>) -> Result<Read, StreamError> {
-    let mut found = found.into_iter();
-    let mut read = Read { events: Vec::new(), cursor: Arc::clone(cursor), cut: 0 };
-    while let Some((entry, fields)) = found.next() {
-        let foreign = || StreamError::Foreign { entry: entry.as_str().into() };
-        match fields.get("v") {
-            Some(version) if *version == record::VERSION.to_string() => {}
-            Some(version) => {
-                return Err(StreamError::Newer { entry: entry.into(), found: version.as_str().into() });
+impl StreamReader {
+    /// Puts events together of their entries; what is cut off at the end is left for the next time.
+    fn assemble(&self, found: Vec<Entry>) -> Result<Read, StreamError> {
+        let mut found = found.into_iter().peekable();
+        let cursor = Arc::clone(&self.cursor);
+        let mut read = Read { events: Vec::new(), cursor, cut: 0, doubled: 0 };
+        let mut seen = HashSet::new();
+        while let Some((entry, fields)) = found.next() {
+            let foreign = || StreamError::Foreign { entry: entry.as_str().into() };
+            match fields.get("v") {
+                Some(version) if *version == record::VERSION.to_string() => {}
+                Some(version) => {
+                    return Err(StreamError::Newer { entry: entry.into(), found: version.as_str().into() });
+                }
+                None => return Err(foreign()),
             }
-            None => return Err(foreign()),
-        }
-        let number = |fields: &HashMap<String, String>, name| fields.get(name)?.parse::<usize>().ok();
-        let parts = match (number(&fields, "part"), number(&fields, "parts")) {
-            (Some(0), Some(parts)) => parts,
-            // A cursor is always at the end of an event.
-            (Some(_), Some(_)) if read.events.is_empty() => {
-                (read.cut, read.cursor) = (read.cut + 1, entry.into());
+            let (Some(part), Some(parts)) = (number(&fields, "part"), number(&fields, "parts")) else {
+                return Err(foreign());
+            };
+            let mut departments: Vec<Arc<str>> = Vec::new();
+            let mut name = |fields: &Fields| {
+                departments.extend(fields.get("department").map(|name| name.as_str().into()));
+            };
+            name(&fields);
+            let (mut last, mut count) = (entry.clone(), 1);
+            while part + count < parts
+                && let Some((entry, fields)) = next_part(&mut found, &fields, part + count)
+            {
+                name(&fields);
+                (last, count) = (entry, count + 1);
+            }
+            if part + count < parts && found.peek().is_none() {
+                // There may be more of it when there is more.
+                break;
+            }
+            read.cursor = last.into();
+            if count < parts {
+                // Nobody was told that it is there.
+                read.cut += count as u64;
                 continue;
             }
-            _ => return Err(foreign()),
-        };
-        let mut departments: Vec<Arc<str>> = Vec::new();
-        departments.extend(fields.get("department").map(|name| name.as_str().into()));
-        let mut last = entry.clone();
-        for part in 1..parts {
-            match found.next() {
-                Some((entry, more))
-                    if number(&more, "part") == Some(part) && more.get("id") == fields.get("id") =>
-                {
-                    departments.extend(more.get("department").map(|name| name.as_str().into()));
-                    last = entry;
-                }
-                None if !is_end => return Ok(read),
-                _ => return Err(foreign()),
+            let get = |name: &str| fields.get(name).map(String::as_str);
+            let event = record::read(&get, departments).map_err(|_| foreign())?;
+            match self.recent.ids.contains(&event.id) || !seen.insert(event.id) {
+                true => read.doubled += 1,
+                false => read.events.push(event),
             }
         }
-        let get = |name: &str| fields.get(name).map(String::as_str);
-        read.events.push(record::read(&get, departments).map_err(|_| foreign())?);
-        read.cursor = last.into();
+        Ok(read)
     }
-    Ok(read)
+}
+
+type Fields = HashMap<String, String>;
+
+fn number(fields: &Fields, name: &str) -> Option<usize> {
+    fields.get(name)?.parse().ok()
+}
+
+/// The next entry, if it is this part of the same event.
+fn next_part(found: &mut Peekable<vec::IntoIter<Entry>>, of: &Fields, part: usize) -> Option<Entry> {
+    found.next_if(|(_, fields)| number(fields, "part") == Some(part) && fields.get("id") == of.get("id"))
+}
+
+impl Recent {
+    fn add(&mut self, id: EventId) {
+        if self.ids.insert(id) {
+            self.order.push_back(id);
+        }
+        while self.order.len() > RECENT {
+            if let Some(oldest) = self.order.pop_front() {
+                self.ids.remove(&oldest);
+            }
+        }
+    }
 }
 
 impl fmt::Debug for StreamReader {
@@ -233,7 +302,7 @@ impl fmt::Display for StreamError {
                 )
             }
             Self::Foreign { entry } => {
-                write!(f, "entry {entry} is no record of usage, or not all of it is there")
+                write!(f, "entry {entry} is no record of usage")
             }
             Self::Store(_) => f.write_str("what was read could not be written"),
         }

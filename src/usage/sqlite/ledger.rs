@@ -7,12 +7,12 @@ use crate::{
     price::Cost,
     sqlite,
     usage::{
-        Durability, QueueOptions, QueueSink, UsageEvent, UsageStore, Worker,
+        Durability, QueueOptions, QueueSink, Refused, UsageEvent, UsageStore, Worker,
         event::{stored_duration, stored_tokens},
         query::nanos,
     },
 };
-use rusqlite::{Connection, OpenFlags, Statement, TransactionBehavior};
+use rusqlite::{Connection, ErrorCode, OpenFlags, Statement, TransactionBehavior};
 use std::{fmt, path::Path, sync::Arc, time::Duration};
 
 /// Events in a file of SQLite, each once, whatever is written again.
@@ -112,7 +112,18 @@ impl SqliteLedger {
 
 impl UsageStore for SqliteLedger {
     fn write(&mut self, group: &[UsageEvent]) -> Result<(), BoxError> {
-        self.insert(group).map_err(|error| LedgerError::of(&self.path, error).into())
+        self.insert(group).map_err(|error| {
+            let is_events_fault = matches!(
+                error.sqlite_error_code(),
+                Some(ErrorCode::TooBig | ErrorCode::ConstraintViolation | ErrorCode::TypeMismatch)
+            );
+            let error = LedgerError::of(&self.path, error);
+            if is_events_fault { Refused::new(error).into() } else { error.into() }
+        })
+    }
+
+    fn knows_refusals(&self) -> bool {
+        true
     }
 }
 
@@ -286,6 +297,20 @@ mod tests {
             ledger.connection.pragma_update(None, "query_only", false).unwrap();
             ledger.write(&group).unwrap();
             assert_eq!(events(&ledger), 3);
+        });
+    }
+
+    #[test]
+    fn an_event_that_the_tables_do_not_take_is_its_own_fault_and_not_the_files() {
+        in_directory("rule", |path| {
+            let mut ledger = SqliteLedger::open(path, Durability::Memory).unwrap();
+            let rule = "CREATE TRIGGER rule BEFORE INSERT ON departments WHEN NEW.department = 'b'
+                        BEGIN SELECT RAISE(ABORT, 'not b'); END";
+            ledger.connection.execute_batch(rule).unwrap();
+            let error = ledger.write(&[event(1, "a"), event(2, "b")]).unwrap_err();
+            assert!(error.is::<Refused>(), "{error}");
+            assert!(error.source().unwrap().to_string().contains("usage.db"));
+            assert_eq!(events(&ledger), 0);
         });
     }
 
