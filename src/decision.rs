@@ -20,6 +20,7 @@
 //! # }
 //! ```
 
+use crate::cache::MissReason;
 use crate::{
     Attempt, CacheStatus, Error, ErrorKind, LlmResponse, ModelName, Period, QuotaExceeded, QuotaKind,
 };
@@ -283,6 +284,12 @@ pub(crate) fn of_answer(decisions: &Decisions, answer: &LlmResponse) -> Decision
     let mut record = decisions.record(&answer.attempts);
     if record.cache.status != answer.cache {
         record.cache = CacheDecision::new(answer.cache, "");
+    }
+    if record.cache.why.is_empty() {
+        record.cache.why = match answer.cache {
+            CacheStatus::Bypass(reason) => reason.as_str(),
+            _ => answer.cache_miss.map_or("", MissReason::as_str),
+        };
     }
     if !answer.cache.is_hit() {
         record.attempts.push(decisions.answered(&answer.model));

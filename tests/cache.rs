@@ -5,10 +5,12 @@ use llm_layers::{
     CacheStatus, ChatBody, Completion, Error, ErrorClass, ErrorKind, FinishReason, KbScope, LlmRequest,
     LlmResponse, RequestContext, ResponseBody, StreamChunk, TokenUsage,
     cache::{
-        BypassReason, CacheControl, CacheLayer, CachePolicy, CacheSecret, EpochKind, Fetch, KbCaching,
-        MokaStore, NotStored,
+        BypassReason, CacheControl, CacheKey, CacheLayer, CachePolicy, CacheSecret, CacheStore, Entry,
+        EpochKind, Fetch, KbCaching, MissReason, MokaStore, NotStored,
     },
     clock::Clock,
+    decision::Note,
+    http::cache_status_of,
     price::{NanoUsd, Price, PriceBook, Prices, Rates},
     providers::Providers,
     testing::{Contract, Reply, Scripted, Step},
@@ -379,6 +381,69 @@ async fn seed_18_invalidation_takes_back_what_was_kept_and_what_is_on_its_way() 
     settle().await;
     assert_eq!(read(&service, request()).await.1, CacheStatus::Miss);
     assert!(worker.shutdown(Duration::from_secs(5)).await.is_written);
+}
+
+/// Fails when it is told to.
+#[derive(Clone)]
+struct Failing(MokaStore, Arc<AtomicBool>);
+
+impl CacheStore for Failing {
+    fn get(&self, key: &CacheKey) -> Fetch<Option<Arc<Entry>>> {
+        match self.1.load(Ordering::SeqCst) {
+            true => Fetch::pending(async { Err("down".into()) }),
+            false => self.0.get(key),
+        }
+    }
+
+    fn put(&self, entry: Arc<Entry>) -> Fetch<()> {
+        self.0.put(entry)
+    }
+}
+
+#[tokio::test]
+async fn why_there_was_no_answer_is_told_in_answer_decisions_and_header() {
+    let (clock, is_down) = (Watch::new(), Arc::<AtomicBool>::default());
+    let policy = policy().with_ttl(Duration::from_secs(100)).with_clock(clock.clone());
+    let layer = CacheLayer::new(Failing(MokaStore::new(1 << 20), Arc::clone(&is_down)), policy);
+    let service = layer.layer(Scripted::new());
+    let told = async |asked: CacheControl| {
+        let mut request = with(ask("a"), control(asked));
+        request.keep_decisions();
+        let answer = service.clone().oneshot(request).await.unwrap();
+        let record = answer.decision_record();
+        assert_eq!(record.cache.status, answer.cache);
+        if let Some(why) = answer.cache_miss {
+            assert_eq!(record.cache.why, why.as_str());
+        }
+        let header = cache_status_of(&answer).unwrap();
+        (answer.cache_miss, header.to_str().unwrap().to_owned())
+    };
+    let any = CacheControl::new;
+    let miss = |why, header: &str| (Some(why), format!("llm-layers; fwd={header}"));
+    assert_eq!(told(any()).await, miss(MissReason::Absent, "miss"));
+    assert_eq!(told(any()).await, (None, "llm-layers; hit".to_owned()));
+    assert_eq!(told(any().with_no_cache()).await, miss(MissReason::Refresh, "request; detail=refresh"));
+    clock.forward(Duration::from_secs(10));
+    let young = any().with_max_age(Duration::from_secs(9));
+    assert_eq!(told(young).await, miss(MissReason::TooOld, "request; detail=too-old"));
+    clock.forward(Duration::from_secs(100));
+    assert_eq!(told(any()).await, miss(MissReason::Expired, "stale; detail=expired"));
+    layer.invalidate(EpochKind::User, "ada").await.unwrap();
+    assert_eq!(told(any()).await, miss(MissReason::Invalidated, "stale; detail=invalidated"));
+    is_down.store(true, Ordering::SeqCst);
+    assert_eq!(told(any()).await, miss(MissReason::StoreFailed, "miss; detail=store-failed"));
+    assert_eq!(
+        told(any().with_no_store()).await,
+        (None, "llm-layers; fwd=bypass; detail=no-store".to_owned())
+    );
+
+    // Also where there is no answer at all.
+    let mut request = with(ask("never asked"), control(any().with_only_if_cached()));
+    request.keep_decisions();
+    let decisions = request.decisions().clone();
+    service.oneshot(request).await.unwrap_err();
+    let Note::Cache(cache) = &decisions.notes()[0] else { panic!("{:?}", decisions.notes()) };
+    assert_eq!((cache.status, cache.why), (CacheStatus::Miss, "store-failed"));
 }
 
 #[tokio::test]

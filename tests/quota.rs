@@ -14,16 +14,17 @@ use llm_layers::{
     price::{NanoUsd, Price, PriceBook, Rates},
     providers::Providers,
     quota::{
-        Amount, ByteEstimator, Calendar, Day, HistoryFuture, Hits, Limits, MemoryStore, Mode, OnTight, Quota,
-        QuotaLayer, QuotaStore, Standing, Unbounded, Unpriced, Unreported, UsageHistory, Used, Worker,
-        WorkerOptions, audit, repair,
+        Adjustment, Amount, Applied, Baseline, ByteEstimator, Calendar, Day, Days, Decision, Departments,
+        HistoryFuture, Hits, LeaseId, Limits, MemoryStore, Mode, OnTight, Quota, QuotaLayer, QuotaStore,
+        Report, Reservation, Settlement, Standing, StoreFuture, Unbounded, Unpriced, Unreported,
+        UsageHistory, Used, Worker, WorkerOptions, audit, repair,
     },
     testing::{ManualClock, Reply, Scripted, Step},
 };
 use remote::{Fault, Remote};
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -804,6 +805,122 @@ async fn lost_counters_are_rebuilt_once_before_any_call_is_made() {
     assert!(in_day.settled.tokens >= 9_000 && in_month.settled.tokens >= 20_000);
 }
 
+/// Forgets everything when it is told to.
+#[derive(Clone)]
+struct Forgetful(Arc<Mutex<Remote>>, ManualClock);
+
+impl Forgetful {
+    fn forget(&self) {
+        *self.0.lock().unwrap() = Remote::new(MemoryStore::with_clock(self.1.clone()));
+    }
+
+    fn now(&self) -> Remote {
+        self.0.lock().unwrap().clone()
+    }
+}
+
+impl QuotaStore for Forgetful {
+    fn reserve(&self, reservation: &Reservation) -> StoreFuture<Decision> {
+        self.now().reserve(reservation)
+    }
+
+    fn extend(&self, id: LeaseId, departments: &Departments, by: Duration) -> StoreFuture<bool> {
+        self.now().extend(id, departments, by)
+    }
+
+    fn settle(&self, settlement: &Settlement) -> StoreFuture<Applied> {
+        self.now().settle(settlement)
+    }
+
+    fn release(&self, id: LeaseId, departments: &Departments) -> StoreFuture<()> {
+        self.now().release(id, departments)
+    }
+
+    fn usage(&self, department: &Arc<str>, days: &Days) -> StoreFuture<Standing> {
+        self.now().usage(department, days)
+    }
+
+    fn seed(&self, department: &Arc<str>, baseline: &Baseline) -> StoreFuture<bool> {
+        self.now().seed(department, baseline)
+    }
+
+    fn adjust(&self, adjustment: &Adjustment) -> StoreFuture<bool> {
+        self.now().adjust(adjustment)
+    }
+}
+
+async fn in_flight_while_the_store_forgets(with_history: bool, after: Duration) -> (Amount, Amount, Report) {
+    let clock = ManualClock::new(noon());
+    let store = Forgetful(Arc::new(Mutex::new(Remote::new(MemoryStore::with_clock(clock.clone())))), clock);
+    let limits = Limits::new().with_day_tokens(10_000);
+    let (layer, worker) = QuotaLayer::pair(store.clone(), table(limits), prices(), WorkerOptions::default());
+    let mut layer = layer.with_clock(store.1.clone());
+    if with_history {
+        let used = Used { in_day: used(500, 5), in_month: used(600, 6) };
+        layer = layer.with_history(Ledger { used, ..Ledger::default() });
+    }
+    let provider = Scripted::new().reply(whole(7, 3).after([Step::Gate]));
+    let service = layer.layer(provider.clone());
+    let held = tokio::spawn(service.clone().oneshot(request()));
+    tokio::time::sleep(SECOND).await;
+    assert_eq!(layer.stats().in_flight, 1);
+    store.forget();
+    // Another call finds it out, and is answered.
+    provider.push(whole(20, 0));
+    service.clone().oneshot(request()).await.unwrap();
+    tokio::time::sleep(after).await;
+    let days = Calendar::utc().days_around(noon());
+    let reserved = store.usage(&"research".into(), &days).await.unwrap().in_day.reserved;
+    // Into the next day: it counts where it was admitted.
+    store.1.advance(24 * 3600 * SECOND);
+    provider.open();
+    held.await.unwrap().unwrap();
+    let report = worker.shutdown(60 * SECOND).await;
+    assert_eq!((report.left, report.given_up, layer.stats().in_flight), (0, 0, 0));
+    let in_day = store.usage(&"research".into(), &Days::only(days[1])).await.unwrap().in_day;
+    assert_eq!(in_day.reserved, Amount::ZERO);
+    (reserved, in_day.settled, report)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_that_is_held_while_its_store_forgets_is_made_anew_and_charged_once() {
+    let both = Amount::new(2, 30, NanoUsd::new(126_000));
+    let before = used(500, 5);
+    for (with_history, expected) in [(false, both), (true, both.plus(&before))] {
+        // It ends before anybody has looked after it.
+        let (_, settled, report) = in_flight_while_the_store_forgets(with_history, SECOND / 2).await;
+        assert_eq!((settled, report.restored), (expected, 1), "{with_history}");
+    }
+    // Whoever is told of the loss reserves again at once, so that others cannot use it up.
+    let (reserved, settled, report) = in_flight_while_the_store_forgets(true, 6 * SECOND).await;
+    assert_eq!((reserved.requests, reserved.tokens), (1, prompt() + 100));
+    assert_eq!((settled, report.restored), (both.plus(&before), 1));
+    // Whoever is not finds out when it extends.
+    let (reserved, settled, report) = in_flight_while_the_store_forgets(false, 200 * SECOND).await;
+    assert_eq!((reserved.requests, settled, report.restored), (1, both, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_watches_is_told_what_was_reserved_and_what_was_used() {
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let told = Arc::clone(&seen);
+    let bench = Bench::new(Limits::new().with_day_tokens(10_000))
+        .with(|layer| layer.on_settle(move |settled| told.lock().unwrap().push(*settled)));
+    bench.provider.push(whole(7, 3).after([Step::Gate]));
+    let call = tokio::spawn(bench.service().oneshot(request()));
+    tokio::time::sleep(SECOND).await;
+    assert_eq!((bench.layer.stats().in_flight, seen.lock().unwrap().len()), (1, 0));
+    bench.provider.open();
+    call.await.unwrap().unwrap();
+    let settled = seen.lock().unwrap()[0];
+    assert_eq!((settled.reserved.tokens, settled.used.tokens), (prompt() + 100, 10));
+    // What was not sent is no measure of anything.
+    let unsent =
+        service_fn(|_: LlmRequest| async { Err::<LlmResponse, _>(Error::new(ErrorKind::Overloaded)) });
+    bench.layer.layer(unsent).oneshot(request()).await.unwrap_err();
+    assert_eq!((seen.lock().unwrap().len(), bench.layer.stats().in_flight), (1, 0));
+}
+
 #[tokio::test(start_paused = true)]
 async fn while_the_ledger_is_down_unknown_departments_are_refused_in_time() {
     let bench = Bench::new(Limits::new());
@@ -853,7 +970,7 @@ async fn a_request_that_keeps_its_decisions_tells_who_allowed_it_and_what_is_use
     for used in [1, 2] {
         let record = service.clone().oneshot(research()).await.unwrap().decision_record();
         assert_eq!(record.access, [AccessDecision::new("p/model", None, true)]);
-        let quota = QuotaDecision::new("research", QuotaKind::Requests, Period::Day, 2).with_use(used, 0);
+        let quota = QuotaDecision::new("research", QuotaKind::Requests, Period::Day, 2).with_use(used - 1, 0);
         assert_eq!(record.quotas, [quota]);
     }
     let record = service.clone().oneshot(research()).await.unwrap_err().decision_record();

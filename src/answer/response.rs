@@ -1,6 +1,9 @@
 use super::Completion;
 use crate::{
-    Attempt, ChunkStream, End, ModelName, Observe, body::Summary, cache::BypassReason, decision::Decisions,
+    Attempt, ChunkStream, End, ModelName, Observe,
+    body::Summary,
+    cache::{BypassReason, MissReason},
+    decision::Decisions,
     quota::Headroom,
 };
 use std::{sync::Arc, time::Duration};
@@ -18,6 +21,8 @@ pub struct LlmResponse {
     pub provider_request_id: Option<Arc<str>>,
     /// What a cache had to do with it.
     pub cache: CacheStatus,
+    /// Why a cache had no answer, if it was asked.
+    pub cache_miss: Option<MissReason>,
     /// How much is left of the tightest limit of the caller's departments, this call's reservation deducted.
     pub quota: Option<Headroom>,
     /// The attempts that failed before this answer.
@@ -74,6 +79,7 @@ impl LlmResponse {
             provider: None,
             provider_request_id: None,
             cache: CacheStatus::default(),
+            cache_miss: None,
             quota: None,
             attempts: Vec::new(),
             decisions: Decisions::default(),

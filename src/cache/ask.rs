@@ -2,6 +2,7 @@
 
 use super::{
     BypassReason, CacheControl, CacheKey, CachePolicy, CacheScope, CacheStore, Entry, Fetch, KbCaching,
+    MissReason,
     decide::{self, Asked, Kbs},
     epoch::{Bucket, Epochs, Stamp, buckets},
     flight::Flights,
@@ -49,7 +50,7 @@ pub(super) enum Look {
     /// It is not the one that was asked for.
     Foreign,
     /// It is no good for anybody any more.
-    Dead,
+    Dead(MissReason),
     /// It is older than this caller wants it.
     TooOld,
     Good(Duration),
@@ -75,11 +76,25 @@ pub(super) struct Plan {
     pub(super) kbs: Option<RequestContext>,
     pub(super) control: CacheControl,
     pub(super) streaming: bool,
+    /// Why there is no answer yet.
+    pub(super) why: MissReason,
     #[cfg(feature = "semantic")]
     pub(super) is_searched: bool,
     /// By what similar questions are to find the answer.
     #[cfg(feature = "semantic")]
     pub(super) probe: Option<Arc<super::semantic::Probe>>,
+}
+
+impl Look {
+    /// Why it is no answer.
+    const fn why(self) -> MissReason {
+        match self {
+            Self::Foreign => MissReason::Mismatch,
+            Self::Dead(why) => why,
+            Self::TooOld => MissReason::TooOld,
+            Self::Good(_) => MissReason::Shape,
+        }
+    }
 }
 
 impl Shared {
@@ -107,7 +122,7 @@ impl Shared {
         };
         let (own, kbs) = buckets(&scope, &request.model);
         let control = request.context.cache_control();
-        let plan = Plan {
+        let mut plan = Plan {
             key: CacheKey::new(&self.policy.secret, &scope, request),
             scope: scope.digest(&self.policy.secret),
             stamp: self.epochs.known(&own, &kbs),
@@ -116,6 +131,7 @@ impl Shared {
             kbs: (asked.kbs == Kbs::Unasked).then(|| request.context.clone()),
             control,
             streaming: request.body.is_streaming(),
+            why: if control.no_cache { MissReason::Refresh } else { MissReason::Absent },
             #[cfg(feature = "semantic")]
             is_searched: false,
             #[cfg(feature = "semantic")]
@@ -131,8 +147,11 @@ impl Shared {
         match self.store.get(&plan.key) {
             Fetch::Ready(None) => Asking::Now(Found::Miss(plan)),
             Fetch::Ready(Some(entry)) => match self.look_at(&entry, &plan) {
-                Look::Dead if self.store.evict(&plan.key) => self.ask_later(self.store.get(&plan.key), plan),
-                look => Asking::Now(self.judge(Some((entry, look)), plan)),
+                Look::Dead(why) if self.store.evict(&plan.key) => {
+                    plan.why = why;
+                    self.ask_later(self.store.get(&plan.key), plan)
+                }
+                look => Asking::Now(self.judge(Some(Some((entry, look))), plan)),
             },
             pending @ Fetch::Pending(_) => self.ask_later(pending, plan),
         }
@@ -141,8 +160,9 @@ impl Shared {
     fn ask_later(self: &Arc<Self>, entry: Fetch<Option<Arc<Entry>>>, plan: Plan) -> Asking {
         let shared = Arc::clone(self);
         Asking::Later(Box::pin(async move {
-            let entry = shared.within_deadline(shared.fetch(entry, &plan)).await.flatten();
-            shared.judge(entry, plan)
+            let mut plan = plan;
+            let found = shared.within_deadline(shared.fetch(entry, &mut plan)).await;
+            shared.judge(found, plan)
         }))
     }
 
@@ -150,18 +170,19 @@ impl Shared {
     async fn fetch(
         &self,
         entry: Fetch<Option<Arc<Entry>>>,
-        plan: &Plan,
+        plan: &mut Plan,
     ) -> Result<Option<(Arc<Entry>, Look)>, BoxError> {
-        let looked_at = |entry: Option<Arc<Entry>>| {
+        let looked_at = |entry: Option<Arc<Entry>>, plan: &Plan| {
             entry.map(|entry| {
                 let look = self.look_at(&entry, plan);
                 (entry, look)
             })
         };
-        let entry = looked_at(entry.wait().await?);
+        let entry = looked_at(entry.wait().await?, plan);
         match entry {
-            Some((_, Look::Dead)) if self.store.evict(&plan.key) => {
-                Ok(looked_at(self.store.get(&plan.key).wait().await?))
+            Some((_, Look::Dead(why))) if self.store.evict(&plan.key) => {
+                plan.why = why;
+                Ok(looked_at(self.store.get(&plan.key).wait().await?, plan))
             }
             entry => Ok(entry),
         }
@@ -192,7 +213,7 @@ impl Shared {
     /// As [`ask`](Self::ask), where somebody has to be waited for: settings first, then epochs and store together.
     async fn ask_all(&self, asked: Asked, mut plan: Plan, own: [Bucket; 3], kbs: Vec<Bucket>) -> Found {
         match self.find(asked, &mut plan, own, kbs).await {
-            Ok(entry) => self.judge(entry.flatten(), plan),
+            Ok(found) => self.judge(found, plan),
             Err(reason) => Found::Bypass(reason),
         }
     }
@@ -252,11 +273,17 @@ impl Shared {
         answer
     }
 
-    fn judge(&self, entry: Option<(Arc<Entry>, Look)>, plan: Plan) -> Found {
-        match entry.and_then(|(entry, look)| self.serve(&entry, look, plan.streaming)) {
-            Some(answer) => Found::Hit(answer),
-            None => Found::Miss(plan),
+    /// What was found is an answer or not; `None` if the store did not say.
+    fn judge(&self, found: Option<Option<(Arc<Entry>, Look)>>, mut plan: Plan) -> Found {
+        match found {
+            Some(Some((entry, look))) => match self.serve(&entry, look, plan.streaming) {
+                Some(answer) => return Found::Hit(answer),
+                None => plan.why = look.why(),
+            },
+            Some(None) => {}
+            None => plan.why = MissReason::StoreFailed,
         }
+        Found::Miss(plan)
     }
 
     /// Looks once more where that takes no time: the answer may have been kept in between.
@@ -274,8 +301,8 @@ impl Shared {
         }
         let age = self.policy.clock.now().duration_since(bond.created_at).unwrap_or_default();
         match plan.control.max_age {
-            _ if plan.stamp.as_ref() != Some(&bond.stamp) => Look::Dead,
-            _ if age >= bond.ttl.min(self.policy.ttl) => Look::Dead,
+            _ if plan.stamp.as_ref() != Some(&bond.stamp) => Look::Dead(MissReason::Invalidated),
+            _ if age >= bond.ttl.min(self.policy.ttl) => Look::Dead(MissReason::Expired),
             Some(most) if age > most => Look::TooOld,
             _ => Look::Good(age),
         }
@@ -288,7 +315,7 @@ impl Shared {
                 count(&self.counters.mismatches);
                 return None;
             }
-            Look::Dead | Look::TooOld => None,
+            Look::Dead(_) | Look::TooOld => None,
             Look::Good(age) => entry.body(streaming).map(|body| (body, age)),
         };
         let Some((body, age)) = body else {

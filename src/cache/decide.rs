@@ -22,6 +22,29 @@ pub enum BypassReason {
     Temperature,
 }
 
+/// Why a cache that was asked had no answer.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum MissReason {
+    /// There is none.
+    #[default]
+    Absent,
+    /// It is older than the cache keeps answers.
+    Expired,
+    /// It is from before its user, tenant, model or knowledge base was made invalid.
+    Invalidated,
+    /// It is older than this caller takes.
+    TooOld,
+    /// The caller wants a new one.
+    Refresh,
+    /// It cannot be had in the form that was asked for.
+    Shape,
+    /// What was found is not what was asked for.
+    Mismatch,
+    /// The store failed, was late, or was left alone after it had failed.
+    StoreFailed,
+}
+
 /// Why an answer was not kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -118,6 +141,22 @@ impl BypassReason {
             Self::KbUnknown => "kb-unknown",
             Self::KbDisabled => "kb-disabled",
             Self::Temperature => "temperature",
+        }
+    }
+}
+
+impl MissReason {
+    /// A name of few letters, for headers and labels.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Absent => "absent",
+            Self::Expired => "expired",
+            Self::Invalidated => "invalidated",
+            Self::TooOld => "too-old",
+            Self::Refresh => "refresh",
+            Self::Shape => "shape",
+            Self::Mismatch => "mismatch",
+            Self::StoreFailed => "store-failed",
         }
     }
 }

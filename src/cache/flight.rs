@@ -336,6 +336,7 @@ impl Flight {
             provider,
             provider_request_id,
             cache,
+            cache_miss: _,
             quota,
             attempts,
             decisions,

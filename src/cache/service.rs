@@ -1,5 +1,5 @@
 use super::{
-    BypassReason,
+    BypassReason, MissReason,
     ask::{Asking, Found, Plan, Shared},
     capture::Capture,
     flight::{Beginning, Boarding, Call, Flights, Reader, Route},
@@ -8,6 +8,7 @@ use super::{
 use crate::{
     CacheStatus, Error, ErrorKind, LlmRequest, LlmResponse, ResponseBody, TimeoutPhase,
     body::{BodyClock, Watch, Watched},
+    decision::{CacheDecision, Note},
 };
 use pin_project::pin_project;
 use std::{
@@ -54,11 +55,12 @@ enum State<S: Service<LlmRequest>> {
         call: S::Future,
         reason: BypassReason,
     },
-    Calling(#[pin] Watched<S::Future, Capture>),
+    Calling(#[pin] Watched<S::Future, Capture>, MissReason),
     /// Calls are not shared any more.
-    Alone(Pin<Box<dyn Future<Output = Result<LlmResponse, Error>> + Send>>),
+    Alone(Pin<Box<dyn Future<Output = Result<LlmResponse, Error>> + Send>>, MissReason),
     Following {
         reader: Option<Reader>,
+        why: MissReason,
         shared: Arc<Shared>,
         deadline: Option<Instant>,
         timer: Option<Pin<Box<Sleep>>>,
@@ -69,7 +71,7 @@ enum State<S: Service<LlmRequest>> {
 #[expect(clippy::large_enum_variant, reason = "most calls that are made are misses")]
 enum Purpose {
     Bypass(BypassReason),
-    Miss(Capture),
+    Miss(Capture, MissReason),
 }
 
 // ===== impl Cache =====
@@ -141,6 +143,13 @@ where
         {
             return Self::Asking { found, shared: Arc::clone(shared), rest: Some((service, request)) };
         }
+        let decided = |status, why| request.decisions().note(|| Note::Cache(CacheDecision::new(status, why)));
+        match &found {
+            // The answer says so itself.
+            Found::Hit(_) => {}
+            Found::Bypass(reason) => decided(CacheStatus::Bypass(*reason), reason.as_str()),
+            Found::Miss(plan) => decided(CacheStatus::Miss, plan.why.as_str()),
+        }
         let only_if_cached = request.context.cache_control().only_if_cached;
         let not_cached = || Self::Done(Some(Err(Error::new(ErrorKind::NotCached))));
         match found {
@@ -159,17 +168,18 @@ where
             Found::Miss(plan) => {
                 if let Some((flights, route, runtime)) = may_share(&plan, shared, &request) {
                     let deadline = request.context.deadline().map(Instant::from_std);
-                    let again = plan.clone();
+                    let (again, why) = (plan.clone(), plan.why);
                     let call = call_of(shared, plan, service, request);
                     return match flights.board(&runtime, route, call, || shared.ask_again(&again)) {
                         Boarding::Found(answer) => Self::Done(Some(Ok(answer))),
                         Boarding::Full => Self::Done(Some(Err(Error::new(ErrorKind::Overloaded)))),
                         Boarding::Closed(call) => {
                             count(&shared.counters.misses);
-                            Self::Alone(call.future)
+                            Self::Alone(call.future, why)
                         }
                         Boarding::Aboard(reader) => Self::Following {
                             reader: Some(reader),
+                            why,
                             shared: Arc::clone(shared),
                             deadline,
                             timer: None,
@@ -177,8 +187,9 @@ where
                     };
                 }
                 count(&shared.counters.misses);
+                let why = plan.why;
                 let capture = Capture::new(Arc::clone(shared), plan);
-                Self::Readying { service, rest: Some((request, Purpose::Miss(capture))) }
+                Self::Readying { service, rest: Some((request, Purpose::Miss(capture, why))) }
             }
         }
     }
@@ -242,23 +253,25 @@ where
                     let (request, purpose) = rest.take().expect("taken only here, and the state changes");
                     match purpose {
                         Purpose::Bypass(reason) => State::Passing { call: service.call(request), reason },
-                        Purpose::Miss(capture) => {
+                        Purpose::Miss(capture, why) => {
                             let watch = Watch::new(capture);
-                            State::Calling(watch.over(service.call(request)))
+                            State::Calling(watch.over(service.call(request)), why)
                         }
                     }
                 }
                 StateProj::Passing { call, reason } => {
                     let answer = ready!(call.poll(cx)).map_err(Into::into)?;
-                    return Poll::Ready(Ok(marked(answer, CacheStatus::Bypass(*reason))));
+                    return Poll::Ready(Ok(marked(answer, CacheStatus::Bypass(*reason), None)));
                 }
-                StateProj::Calling(call) => {
-                    return Poll::Ready(Ok(marked(ready!(call.poll(cx))?, CacheStatus::Miss)));
+                StateProj::Calling(call, why) => {
+                    let answer = ready!(call.poll(cx))?;
+                    return Poll::Ready(Ok(marked(answer, CacheStatus::Miss, Some(*why))));
                 }
-                StateProj::Alone(call) => {
-                    return Poll::Ready(Ok(marked(ready!(call.as_mut().poll(cx))?, CacheStatus::Miss)));
+                StateProj::Alone(call, why) => {
+                    let answer = ready!(call.as_mut().poll(cx))?;
+                    return Poll::Ready(Ok(marked(answer, CacheStatus::Miss, Some(*why))));
                 }
-                StateProj::Following { reader, shared, deadline, timer } => {
+                StateProj::Following { reader, why, shared, deadline, timer } => {
                     let following = reader.as_mut().expect("taken only below, at the end");
                     let head = match following.poll_head(cx) {
                         Poll::Ready(head) => head,
@@ -268,7 +281,7 @@ where
                         }
                     };
                     let reader = reader.take().expect("it was just there");
-                    return Poll::Ready(follow(head, reader, shared, *deadline));
+                    return Poll::Ready(follow(head, reader, *why, shared, *deadline));
                 }
             };
             state.set(next);
@@ -277,9 +290,9 @@ where
 }
 
 /// Says what the cache had to do with an answer, unless one below has given it.
-fn marked(mut answer: LlmResponse, status: CacheStatus) -> LlmResponse {
+fn marked(mut answer: LlmResponse, status: CacheStatus, why: Option<MissReason>) -> LlmResponse {
     if !answer.cache.is_hit() {
-        answer.cache = status;
+        (answer.cache, answer.cache_miss) = (status, why);
     }
     answer
 }
@@ -287,6 +300,7 @@ fn marked(mut answer: LlmResponse, status: CacheStatus) -> LlmResponse {
 fn follow(
     head: Result<Beginning, Error>,
     mut reader: Reader,
+    why: MissReason,
     shared: &Arc<Shared>,
     deadline: Option<Instant>,
 ) -> Result<LlmResponse, Error> {
@@ -301,6 +315,9 @@ fn follow(
         _ => count(&shared.counters.misses),
     }
     let mut answer = head?.answer(reader);
+    if answer.cache == CacheStatus::Miss {
+        answer.cache_miss = Some(why);
+    }
     if let (Some(_), ResponseBody::Stream(chunks)) = (deadline, &mut answer.body) {
         chunks.limit(BodyClock::new(None, None, None, deadline));
     }
@@ -324,8 +341,8 @@ impl<S: Service<LlmRequest>> fmt::Debug for ResponseFuture<S> {
             State::Asking { .. } => "Asking",
             State::Readying { .. } => "Readying",
             State::Passing { .. } => "Passing",
-            State::Calling(_) => "Calling",
-            State::Alone(_) => "Alone",
+            State::Calling(..) => "Calling",
+            State::Alone(..) => "Alone",
             State::Following { .. } => "Following",
         };
         f.debug_struct("ResponseFuture").field("state", &state).finish_non_exhaustive()

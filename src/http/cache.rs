@@ -1,4 +1,7 @@
-use crate::{CacheStatus, cache::CacheControl};
+use crate::{
+    CacheStatus, LlmResponse,
+    cache::{CacheControl, MissReason},
+};
 use http::{HeaderMap, HeaderValue, header};
 use std::time::Duration;
 
@@ -67,6 +70,29 @@ pub fn cache_status(status: CacheStatus) -> Option<HeaderValue> {
         }
     };
     Some(HeaderValue::from_static(said))
+}
+
+/// As [`cache_status`], with why there was no answer: `fwd=stale` for one that was too old or made invalid, `fwd=request` for
+/// one that the caller did not want, and the [reason](MissReason) as `detail`.
+///
+/// ```
+/// use llm_layers::{CacheStatus, Completion, LlmResponse, TokenUsage, cache::MissReason, http::cache_status_of};
+///
+/// let mut answer = LlmResponse::new("acme/one", Completion::text("hi", TokenUsage::new(1, 1)));
+/// (answer.cache, answer.cache_miss) = (CacheStatus::Miss, Some(MissReason::Expired));
+/// assert_eq!(cache_status_of(&answer).unwrap(), "llm-layers; fwd=stale; detail=expired");
+/// ```
+pub fn cache_status_of(answer: &LlmResponse) -> Option<HeaderValue> {
+    let (CacheStatus::Miss, Some(why)) = (answer.cache, answer.cache_miss) else {
+        return cache_status(answer.cache);
+    };
+    let forward = match why {
+        MissReason::Absent => return cache_status(CacheStatus::Miss),
+        MissReason::Expired | MissReason::Invalidated => "stale",
+        MissReason::TooOld | MissReason::Refresh => "request",
+        MissReason::Shape | MissReason::Mismatch | MissReason::StoreFailed => "miss",
+    };
+    format!("llm-layers; fwd={forward}; detail={}", why.as_str()).try_into().ok()
 }
 
 /// What to say in `Age`: for hits only.

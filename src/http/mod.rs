@@ -7,7 +7,7 @@
 //!   came. [`into_chunks`] gives a whole answer to a caller who asked for a stream.
 //! * [`anthropic`]: the same in Anthropic's Messages dialect.
 //! * Decisions: [`write_decisions`] shows in headers how an answer came to be, for people who debug.
-//! * The cache: [`cache_control`] reads what a client asks of it, [`cache_status`] and [`age_seconds`] say what it did.
+//! * The cache: [`cache_control`] reads what a client asks of it, [`cache_status_of`] and [`age_seconds`] say what it did.
 //! * `axum` (the feature of that name): extractor, responder, server-sent events.
 //! * `tonic` (the feature of that name): statuses, deadlines and streams of gRPC.
 
@@ -23,7 +23,7 @@ pub mod tonic;
 mod whole;
 
 pub use self::{
-    cache::{age_seconds, cache_control, cache_status},
+    cache::{age_seconds, cache_control, cache_status, cache_status_of},
     decisions::write_decisions,
     edge::{Asked, FillIn},
     sse::{DONE, KEEP_ALIVE, error_event, write_event},

@@ -1,10 +1,11 @@
 use super::{
     amount::{Amount, Departments},
+    calendar::Day,
     lease::{LeaseId, Settlement},
-    options::Unreported,
+    options::{Settled, Unreported},
     plan::Plan,
     shared::Shared,
-    worker::{Finish, Place},
+    worker::{Finish, Held, Place},
 };
 use crate::{
     CacheStatus, LlmRequest, LlmResponse, ModelName, Progress,
@@ -12,7 +13,7 @@ use crate::{
     price::NanoUsd,
     usage::{Spent, estimate, was_sent},
 };
-use std::sync::Arc;
+use std::sync::{Arc, atomic::Ordering};
 
 /// Whatever the store holds, or may hold, in the name of one call. Dropped, it is given back.
 pub(super) struct Hold {
@@ -20,6 +21,8 @@ pub(super) struct Hold {
     id: LeaseId,
     /// `None`: there is nothing to give back.
     departments: Option<Departments>,
+    /// The day that is charged, once it is known.
+    day: Option<Day>,
     /// Where its end is handed over; `None` where leases are settled at once.
     place: Option<Place>,
 }
@@ -40,7 +43,7 @@ pub(super) struct Lease {
 
 impl Hold {
     pub(super) fn new(shared: Arc<Shared>, id: LeaseId, place: Option<Place>) -> Self {
-        Self { shared, id, departments: None, place }
+        Self { shared, id, departments: None, day: None, place }
     }
 
     pub(super) const fn id(&self) -> LeaseId {
@@ -58,17 +61,22 @@ impl Hold {
     }
 
     /// The store said that it does.
-    pub(super) fn granted(mut self, departments: Departments) -> Self {
+    pub(super) fn granted(mut self, plan: &Plan, day: Day) -> Self {
+        let departments = plan.departments.clone();
         if let Some(outbox) = &self.shared.outbox {
-            outbox.keep_alive(self.id, departments.clone());
+            let (amount, on_expiry) = (plan.amount, plan.on_expiry);
+            let needs_seed = self.shared.history.is_some();
+            outbox.keep_alive(self.id, Held::new(departments.clone(), amount, on_expiry, day, needs_seed));
         }
-        self.departments = Some(departments);
+        (self.departments, self.day) = (Some(departments), Some(day));
         self
     }
 
     fn settle(mut self, amount: Amount) {
         if let Some(departments) = self.departments.take() {
-            self.finish(Finish::Settle(Settlement::new(self.id, departments, amount)));
+            let needs_seed = self.shared.history.is_some();
+            let settlement = Settlement::new(self.id, departments, amount);
+            self.finish(Finish::Settle { settlement, day: self.day, needs_seed });
         }
     }
 
@@ -79,7 +87,7 @@ impl Hold {
             None => {
                 // Ready: only such stores are settled at once.
                 let _ = match finish {
-                    Finish::Settle(settlement) => self.shared.store.settle(&settlement).now().is_ok(),
+                    Finish::Settle { settlement, .. } => self.shared.store.settle(&settlement).now().is_ok(),
                     Finish::Release(id, departments) => {
                         self.shared.store.release(id, &departments).now().is_ok()
                     }
@@ -103,6 +111,7 @@ impl Lease {
     pub(super) fn new(hold: Hold, plan: &Plan, request: &mut LlmRequest) -> Self {
         // The same request may be sent twice, by a retry or a hedge above: each call has its own.
         request.progress = request.progress.child();
+        hold.shared.state.in_flight.fetch_add(1, Ordering::Relaxed);
         Self {
             hold,
             reserved: plan.amount,
@@ -152,6 +161,7 @@ impl Observe for Lease {
     }
 
     fn on_end(self, end: End<'_>) {
+        self.hold.shared.state.in_flight.fetch_sub(1, Ordering::Relaxed);
         if self.cache.is_hit() {
             let usage = Spent::at(&end).filled(0, 0);
             let tokens = usage.input_tokens.unwrap_or(0).saturating_add(usage.output_tokens.unwrap_or(0));
@@ -163,6 +173,9 @@ impl Observe for Lease {
         // What did not reach a provider is given back as it is dropped.
         if was_sent(&end, &self.progress) {
             let truth = self.truth(&end);
+            if let Some(hook) = &self.hold.shared.on_settle {
+                hook(&Settled { reserved: self.reserved, used: truth });
+            }
             self.hold.settle(truth);
         }
     }

@@ -3,7 +3,7 @@ use super::{
     estimate::{ByteEstimator, TokenEstimator},
     history::UsageHistory,
     memory::MemoryStore,
-    options::{Hits, Mode, OnExpiry, OnTight, Stats, Unbounded, Unpriced, Unreported},
+    options::{Hits, Mode, OnExpiry, OnTight, Settled, Stats, Unbounded, Unpriced, Unreported},
     service::Quota,
     shared::{Shared, State},
     store::QuotaStore,
@@ -81,6 +81,7 @@ impl QuotaLayer {
                 deadline: Duration::from_millis(250),
                 retry_in_flight: Duration::from_secs(2),
                 history: None,
+                on_settle: None,
                 state: Arc::new(State::new()),
             }),
         }
@@ -198,9 +199,28 @@ impl QuotaLayer {
         self.with(|shared| shared.history = Some(Arc::new(history)))
     }
 
+    /// Runs this too when a call is charged, where its answer ends: it must neither block nor panic.
+    #[must_use]
+    pub fn on_settle(self, hook: impl Fn(&Settled) + Send + Sync + 'static) -> Self {
+        self.with(|shared| {
+            let before = shared.on_settle.take();
+            shared.on_settle = Some(Arc::new(move |settled: &Settled| {
+                before.iter().for_each(|before| before(settled));
+                hook(settled);
+            }));
+        })
+    }
+
     /// The store that it counts in.
     pub fn store(&self) -> &Arc<dyn QuotaStore> {
         &self.shared.store
+    }
+
+    /// Reads [`stats`](Self::stats), and keeps nothing else alive.
+    #[cfg(feature = "otel")]
+    pub(crate) fn stats_reader(&self) -> impl Fn() -> Stats + Send + Sync + use<> {
+        let state = Arc::clone(&self.shared.state);
+        move || state.stats()
     }
 
     /// What it has refused so far; all its services together.

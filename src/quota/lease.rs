@@ -67,7 +67,11 @@ pub struct Headroom {
     pub period: Period,
     /// The limit, in requests, tokens or nano-dollars.
     pub limit: u64,
-    /// What is neither used up nor reserved.
+    /// What was used up when the call came.
+    pub settled: u64,
+    /// What other calls in flight had reserved by then.
+    pub reserved: u64,
+    /// What is neither used up nor reserved, by others or by this call.
     pub remaining: u64,
     /// When the window ends.
     pub resets_at: SystemTime,
@@ -351,6 +355,8 @@ impl<'a> Verdict<'a> {
             quota: found.quota,
             period: found.period,
             limit: found.limit,
+            settled: found.settled,
+            reserved: found.reserved,
             remaining: found.remaining().unwrap_or(0),
             resets_at: resets_at(found.period),
             resets_in: resets_in(found.period),

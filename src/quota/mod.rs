@@ -83,8 +83,9 @@
 //! | the store has lost its counters | [`with_history`](QuotaLayer::with_history): they are rebuilt from the ledger, once, before any call is made |
 //! | counters and ledger differ | [`audit`] finds it, [`repair`] corrects it |
 //!
-//! A lease that is still held when its store loses everything is charged in the ledger, and not in the new counters, if the
-//! call ends after they were rebuilt: an audit finds it.
+//! A lease that is held when its store loses everything is made anew: when it is next extended, at once where this gateway was
+//! told of the loss, or else when it is settled; the call is charged where it was admitted. Only what one department of several
+//! has lost, of calls that end before that, is left for an audit.
 //!
 //! # Stores
 //!
@@ -134,7 +135,7 @@ pub use self::{
         Standing, Verdict, WindowName,
     },
     memory::MemoryStore,
-    options::{Hits, Mode, OnExpiry, OnTight, Stats, Unbounded, Unpriced, Unreported},
+    options::{Hits, Mode, OnExpiry, OnTight, Settled, Stats, Unbounded, Unpriced, Unreported},
     service::{Quota, ResponseFuture},
     store::{ENDED_KEPT, EXPIRED_KEPT, QuotaStore, SWEEP, StoreError, StoreFuture},
     worker::{Report, Worker, WorkerOptions},

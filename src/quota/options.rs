@@ -1,3 +1,4 @@
+use super::amount::Amount;
 use crate::price::Price;
 
 /// What comes of a call that is over a limit.
@@ -108,4 +109,16 @@ pub struct Stats {
     pub would_deny: u64,
     /// Calls of which the store could not be asked.
     pub unavailable: u64,
+    /// Calls that hold a reservation now.
+    pub in_flight: u64,
+}
+
+/// What a call had reserved, and what it used up in truth.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Settled {
+    /// The upper bound that was reserved.
+    pub reserved: Amount,
+    /// What is charged.
+    pub used: Amount,
 }

@@ -97,10 +97,9 @@ impl<S: Service<LlmRequest>> Calling<S> {
     }
 }
 
-/// What is used up includes what is reserved, here and for others.
 fn decision(left: &Headroom) -> QuotaDecision {
-    let used = left.limit.saturating_sub(left.remaining);
-    QuotaDecision::new(Arc::clone(&left.department), left.quota, left.period, left.limit).with_use(used, 0)
+    QuotaDecision::new(Arc::clone(&left.department), left.quota, left.period, left.limit)
+        .with_use(left.settled, left.reserved)
 }
 
 impl<S> Future for ResponseFuture<S>

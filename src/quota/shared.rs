@@ -5,7 +5,7 @@ use super::{
     history::UsageHistory,
     hold::{Hold, Lease},
     lease::{Baseline, Decision, Denial, Grant, Headroom, LeaseId, Reservation},
-    options::{Hits, Mode, OnExpiry, OnTight, Stats, Unbounded, Unpriced, Unreported},
+    options::{Hits, Mode, OnExpiry, OnTight, Settled, Stats, Unbounded, Unpriced, Unreported},
     plan::{Obstacle, Plan},
     store::{QuotaStore, StoreError},
     worker::Outbox,
@@ -55,6 +55,7 @@ pub(super) struct Shared {
     pub(super) deadline: Duration,
     pub(super) retry_in_flight: Duration,
     pub(super) history: Option<Arc<dyn UsageHistory>>,
+    pub(super) on_settle: Option<Arc<dyn Fn(&Settled) + Send + Sync>>,
     pub(super) state: Arc<State>,
 }
 
@@ -68,6 +69,7 @@ pub(super) struct State {
     denied: AtomicU64,
     would_deny: AtomicU64,
     unavailable: AtomicU64,
+    pub(super) in_flight: AtomicU64,
     /// Departments whose past is being looked up.
     seeding: Mutex<HashSet<Arc<str>>>,
     seeded: Notify,
@@ -99,6 +101,7 @@ impl State {
             denied: AtomicU64::new(0),
             would_deny: AtomicU64::new(0),
             unavailable: AtomicU64::new(0),
+            in_flight: AtomicU64::new(0),
             seeding: Mutex::default(),
             seeded: Notify::new(),
         }
@@ -109,6 +112,7 @@ impl State {
             denied: self.denied.load(Ordering::Relaxed),
             would_deny: self.would_deny.load(Ordering::Relaxed),
             unavailable: self.unavailable.load(Ordering::Relaxed),
+            in_flight: self.in_flight.load(Ordering::Relaxed),
         }
     }
 }
@@ -135,8 +139,8 @@ impl Shared {
         }
         let reservation = self.reservation(&plan, hold.id(), now);
         match self.store.reserve(&reservation).now() {
-            Ok(Ok(Decision::Granted(Grant { tightest, .. }))) => {
-                let hold = hold.granted(plan.departments.clone());
+            Ok(Ok(Decision::Granted(Grant { tightest, day, .. }))) => {
+                let hold = hold.granted(&plan, day);
                 Admission::Granted(Lease::new(hold, &plan, request), tightest)
             }
             // Nothing was written, and there is more to be tried.
@@ -175,7 +179,7 @@ impl Shared {
                 Some(obstacle) => obstacle,
                 None => match self.reserve(&plan, &mut hold, deadline).await {
                     Ok(Ok(grant)) => {
-                        let hold = hold.granted(plan.departments.clone());
+                        let hold = hold.granted(&plan, grant.day);
                         return Ok(Some((Lease::new(hold, &plan, request), grant.tightest)));
                     }
                     Ok(Err(denial)) if is_shadow => {
@@ -282,6 +286,9 @@ impl Shared {
                 StoreError::Unseeded { departments, day } if Instant::now() < deadline => {
                     self.state.breaker.succeeded();
                     hold.holds_nothing();
+                    if let Some(outbox) = &self.outbox {
+                        outbox.are_unknown(&departments);
+                    }
                     let seeded = self.state.seeded.notified();
                     self.seed(departments, day);
                     // Whoever looks for the past of a department goes on with it, also if nobody waits.

@@ -1,6 +1,7 @@
 use super::{
-    amount::Departments,
-    lease::{LeaseId, Settlement},
+    amount::{Amount, Department, Departments, Limits},
+    calendar::{Day, Days},
+    lease::{Applied, Decision, LeaseId, Reservation, Settlement},
     store::{EXPIRED_KEPT, QuotaStore, StoreError},
 };
 use crate::fallback::Backoff;
@@ -57,6 +58,8 @@ pub struct Report {
     pub left: u64,
     /// How many were given up, because no store knows their lease after a day.
     pub given_up: u64,
+    /// How many leases the store had lost while they were held, and were made anew.
+    pub restored: u64,
     /// Why the last try failed, if it did.
     pub last_error: Option<Arc<str>>,
 }
@@ -79,7 +82,12 @@ pub(super) struct Place {
 /// What is to be done at the end of a call.
 #[derive(Debug)]
 pub(super) enum Finish {
-    Settle(Settlement),
+    Settle {
+        settlement: Settlement,
+        /// In which it was admitted, and whether departments have to be seeded: should the store have lost it.
+        day: Option<Day>,
+        needs_seed: bool,
+    },
     Release(LeaseId, Departments),
 }
 
@@ -87,9 +95,26 @@ pub(super) enum Finish {
 #[derive(Default)]
 struct Live(Mutex<HashMap<LeaseId, Held>>);
 
-struct Held {
+/// What became of a lease that the store did not know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Restored {
+    Made,
+    /// It has expired or was released.
+    Over,
+    /// What its departments have used up before comes first, from the ledger, when a call needs it.
+    NotYet,
+}
+
+/// What is known of a lease: enough to make it anew.
+#[derive(Clone)]
+pub(super) struct Held {
     departments: Departments,
-    since: Instant,
+    amount: Amount,
+    on_expiry: Amount,
+    day: Day,
+    needs_seed: bool,
+    /// When it was extended; `None` if it is to be as soon as possible.
+    since: Option<Instant>,
 }
 
 #[derive(Default)]
@@ -97,6 +122,7 @@ struct State {
     sent: AtomicU64,
     settled: AtomicU64,
     given_up: AtomicU64,
+    restored: AtomicU64,
     is_failing: AtomicBool,
     last_error: Mutex<Option<Arc<str>>>,
 }
@@ -116,6 +142,9 @@ struct Run {
     extending: Option<Work>,
     is_over: bool,
 }
+
+/// How often leases are looked after, at least.
+const TICK: Duration = Duration::from_secs(5);
 
 /// How long a store is waited for that does not keep its own time.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -163,7 +192,7 @@ impl Worker {
         let (queue, receiver) = mpsc::channel(options.capacity.clamp(1, tokio::sync::Semaphore::MAX_PERMITS));
         let (stop, stopped) = oneshot::channel();
         let (live, state) = (Arc::<Live>::default(), Arc::<State>::default());
-        let mut ticks = tokio::time::interval((options.lease / 4).max(Duration::from_millis(10)));
+        let mut ticks = tokio::time::interval((options.lease / 4).clamp(Duration::from_millis(10), TICK));
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut run = Run {
             store,
@@ -214,8 +243,17 @@ impl Outbox {
     }
 
     /// The lease is extended until its end is handed over.
-    pub(super) fn keep_alive(&self, id: LeaseId, departments: Departments) {
-        self.live.lock().insert(id, Held { departments, since: Instant::now() });
+    pub(super) fn keep_alive(&self, id: LeaseId, held: Held) {
+        self.live.lock().insert(id, held);
+    }
+
+    /// The store does not know these departments: leases that are held for them have to be looked after soon.
+    pub(super) fn are_unknown(&self, departments: &[Arc<str>]) {
+        for held in self.live.lock().values_mut() {
+            if held.departments.iter().any(|held| departments.contains(&held.id)) {
+                held.since = None;
+            }
+        }
     }
 
     /// Whether settlements get through, and there is room for more.
@@ -232,10 +270,45 @@ impl Place {
     }
 }
 
+impl Held {
+    pub(super) fn new(
+        departments: Departments,
+        amount: Amount,
+        on_expiry: Amount,
+        day: Day,
+        needs_seed: bool,
+    ) -> Self {
+        Self { departments, amount, on_expiry, day, needs_seed, since: Some(Instant::now()) }
+    }
+
+    /// Makes a lease anew that the store has lost, where it was admitted, whatever limits say now.
+    async fn restore(
+        &self,
+        store: &dyn QuotaStore,
+        id: LeaseId,
+        lease: Duration,
+    ) -> Result<Restored, StoreError> {
+        let (departments, days) = (unlimited(&self.departments), Days::only(self.day));
+        let reservation = Reservation::new(id, departments, self.amount, lease, days)
+            .with_on_expiry(self.on_expiry)
+            .with_needs_seed(self.needs_seed);
+        match store.reserve(&reservation).await {
+            Ok(Decision::Granted(_)) => Ok(Restored::Made),
+            Ok(Decision::Denied(_) | Decision::Ended) => Ok(Restored::Over),
+            Err(StoreError::Unseeded { .. }) => Ok(Restored::NotYet),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+fn unlimited(departments: &Departments) -> Departments {
+    departments.iter().map(|it| Department::new(Arc::clone(&it.id), Limits::new())).collect()
+}
+
 impl Finish {
     const fn id(&self) -> LeaseId {
         match self {
-            Self::Settle(settlement) => settlement.id,
+            Self::Settle { settlement, .. } => settlement.id,
             Self::Release(id, _) => *id,
         }
     }
@@ -247,16 +320,16 @@ impl Live {
     }
 
     /// Those of which half has passed.
-    fn due(&self, lease: Duration) -> Vec<(LeaseId, Departments)> {
+    fn due(&self, lease: Duration) -> Vec<(LeaseId, Held)> {
         let now = Instant::now();
         let held = self.lock();
-        let due = held.iter().filter(|(_, held)| now.duration_since(held.since) >= lease / 2);
-        due.map(|(id, held)| (*id, held.departments.clone())).collect()
+        let is_due = |held: &Held| held.since.is_none_or(|since| now.duration_since(since) >= lease / 2);
+        held.iter().filter(|(_, held)| is_due(held)).map(|(id, held)| (*id, held.clone())).collect()
     }
 
     fn extended(&self, id: LeaseId, at: Instant) {
         if let Some(held) = self.lock().get_mut(&id) {
-            held.since = at;
+            held.since = Some(at);
         }
     }
 }
@@ -269,6 +342,7 @@ impl State {
             settled,
             left: self.sent.load(Ordering::Acquire).saturating_sub(settled + given_up),
             given_up,
+            restored: self.restored.load(Ordering::Acquire),
             last_error: self.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone(),
         }
     }
@@ -332,14 +406,33 @@ impl Run {
 
     /// Settles or releases, again until it is done.
     fn settle(&self, finish: Finish) -> Work {
-        let (store, state, backoff) =
-            (Arc::clone(&self.store), Arc::clone(&self.state), self.options.backoff);
+        let (store, state) = (Arc::clone(&self.store), Arc::clone(&self.state));
+        let (backoff, lease) = (self.options.backoff, self.options.lease);
         Box::pin(async move {
-            let started = Instant::now();
+            let (started, mut is_lost) = (Instant::now(), false);
             for tries in 0_u32.. {
                 let done = tokio::time::timeout(PATIENCE, async {
                     match &finish {
-                        Finish::Settle(settlement) => store.settle(settlement).await.map(drop),
+                        Finish::Settle { settlement, day: Some(day), needs_seed } if is_lost => {
+                            let id = settlement.id;
+                            let departments = unlimited(&settlement.departments);
+                            let none = Held::new(departments, Amount::ZERO, Amount::ZERO, *day, *needs_seed);
+                            if none.restore(&*store, id, lease).await? == Restored::Made {
+                                // From now on it is as any other: settled once.
+                                is_lost = false;
+                                state.restored.fetch_add(1, Ordering::AcqRel);
+                                store.settle(settlement).await?;
+                            }
+                            Ok(())
+                        }
+                        Finish::Settle { settlement, .. } => match store.settle(settlement).await? {
+                            // Nobody has ended it before: the store has lost it.
+                            Applied::Duplicate if tries == 0 => {
+                                is_lost = true;
+                                Err(StoreError::definite("the store does not know the lease"))
+                            }
+                            _ => Ok(()),
+                        },
                         Finish::Release(id, departments) => store.release(*id, departments).await,
                     }
                 });
@@ -349,6 +442,8 @@ impl Run {
                         state.settled.fetch_add(1, Ordering::AcqRel);
                         return;
                     }
+                    // At once.
+                    Err(_) if is_lost && tries == 0 => continue,
                     Err(error) => state.failed(&error),
                 }
                 if started.elapsed() > EXPIRED_KEPT {
@@ -364,15 +459,24 @@ impl Run {
     /// Extends what is due. What fails is due again at the next tick.
     fn extend(&self) -> Work {
         let (store, live, lease) = (Arc::clone(&self.store), Arc::clone(&self.live), self.options.lease);
+        let state = Arc::clone(&self.state);
         let parallel = self.options.parallel.max(1);
         Box::pin(async move {
             let due = futures_util::stream::iter(live.due(lease));
-            due.for_each_concurrent(parallel, |(id, departments)| {
-                let (store, live) = (&store, &live);
+            due.for_each_concurrent(parallel, |(id, held)| {
+                let (store, live, state) = (&store, &live, &state);
                 async move {
                     let at = Instant::now();
-                    let extended = tokio::time::timeout(PATIENCE, store.extend(id, &departments, lease));
-                    if let Ok(Ok(_)) = extended.await {
+                    let extended = tokio::time::timeout(PATIENCE, async {
+                        if store.extend(id, &held.departments, lease).await? {
+                            return Ok(true);
+                        }
+                        // It has expired, and is charged in part; or it is lost.
+                        let restored = held.restore(&**store, id, lease).await?;
+                        state.restored.fetch_add(u64::from(restored == Restored::Made), Ordering::AcqRel);
+                        Ok::<_, StoreError>(restored != Restored::NotYet)
+                    });
+                    if let Ok(Ok(true)) = extended.await {
                         live.extended(id, at);
                     }
                 }

@@ -5,12 +5,17 @@ use crate::{
     seen::{Attr, Backend, Metric, Otel},
 };
 use llm_layers::{
-    BoxError, CacheStatus, Completion, Error, ErrorClass, ErrorKind, FinishReason, LlmRequest, LlmResponse,
-    ProviderFailure, RequestContext, StreamChunk, TokenUsage,
+    BoxError, CacheStatus, ChatBody, Completion, Error, ErrorClass, ErrorKind, FinishReason, LlmRequest,
+    LlmResponse, ProviderFailure, RequestContext, StreamChunk, TokenUsage,
     fallback::{Chains, FallbackLayer},
+    policies::{DepartmentPolicy, PolicyTable},
     price::Prices,
     providers::{Deployment, Providers},
-    telemetry::{OtelObserver, SemConv, TelemetryLayer, otel::observe_queue},
+    quota::{Limits, MemoryStore, QuotaLayer},
+    telemetry::{
+        OtelObserver, SemConv, TelemetryLayer,
+        otel::{observe_queue, observe_quota},
+    },
     testing::{Reply, Scripted, Step},
     usage::{QueueOptions, QueueSink, UsageEvent, UsageLayer, UsageStore},
 };
@@ -317,6 +322,33 @@ async fn fallbacks_cache_and_quota_are_counted_of_the_facts_on_answer_and_error(
     assert_eq!(calls, 6);
     let told = backend.everything();
     assert!(!SECRETS.iter().any(|secret| told.contains(secret)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn quotas_show_reservations_in_flight_and_how_far_estimates_are_off() {
+    let backend = Otel::new(SemConv::V1_41);
+    let policies = PolicyTable::new(DepartmentPolicy::new(Limits::new().with_day_tokens(100_000)));
+    let layer =
+        observe_quota(&backend.meter(), QuotaLayer::new(MemoryStore::new(), policies, Prices::default()));
+    let provider = Scripted::new();
+    let service = layer.layer(provider.clone());
+    let asked = |department: &str| {
+        let body = ChatBody::builder().user("Hello?").max_output_tokens(50).build().unwrap();
+        LlmRequest::new("openai/a", body).with_context(RequestContext::new().with_departments([department]))
+    };
+    let bound = asked("a").body.input_bytes() as f64 + 50.0;
+    provider.push(Reply::complete(Completion::text("hi", TokenUsage::new(7, 3))).after([Step::Gate]));
+    let call = tokio::spawn(service.clone().oneshot(asked("a")));
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let value = |name: &str| backend.metrics()[name].points[0].sum;
+    assert_eq!(value("llm_layers.quota.reservations"), 1.0);
+    provider.open();
+    call.await.unwrap().unwrap();
+    service.oneshot(asked("another department")).await.unwrap();
+    assert_eq!(value("llm_layers.quota.reservations"), 0.0);
+    let ratio = &backend.metrics()["llm_layers.quota.estimate_ratio"];
+    assert_eq!((ratio.unit.as_str(), ratio.points.len(), ratio.points[0].count), ("1", 1, 2));
+    assert!(ratio.points[0].sum >= bound / 10.0, "{} of {bound}", ratio.points[0].sum);
 }
 
 /// Takes nothing until it is told to.

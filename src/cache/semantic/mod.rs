@@ -373,7 +373,7 @@ impl Shared {
                     search.index.remove(&partition, &item.key);
                     Found::Miss(plan)
                 }
-                Ok(Some(None | Some((_, Look::Dead)))) => {
+                Ok(Some(None | Some((_, Look::Dead(_))))) => {
                     search.index.remove(&partition, &item.key);
                     Found::Miss(plan)
                 }

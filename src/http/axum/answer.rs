@@ -4,7 +4,7 @@ use crate::{
     http::{
         Asked, FillIn, age_seconds,
         anthropic::{self, MessageEvents},
-        cache_status, into_stream, rate_limit_headers, write_decisions,
+        cache_status_of, into_stream, rate_limit_headers, write_decisions,
     },
 };
 use axum_core::{
@@ -58,12 +58,13 @@ impl ChatAnswer {
         });
         let mut response = match result {
             Ok(answer) => {
-                let (limits, cache) = (answer.quota.as_ref().map(rate_limit_headers), answer.cache);
+                let limits = answer.quota.as_ref().map(rate_limit_headers);
+                let (age, cache) = (age_seconds(answer.cache), cache_status_of(&answer));
                 let mut response = dialect.answer(&asked, answer, keep_alive);
                 let headers = response.headers_mut();
                 headers.extend(limits.into_iter().flatten());
-                headers.extend(cache_status(cache).map(|said| (CACHE_STATUS, said)));
-                headers.extend(age_seconds(cache).map(|age| (header::AGE, age.into())));
+                headers.extend(cache.map(|said| (CACHE_STATUS, said)));
+                headers.extend(age.map(|age| (header::AGE, age.into())));
                 response
             }
             Err(error) => dialect.error(error),

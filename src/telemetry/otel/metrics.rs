@@ -2,7 +2,7 @@ use super::super::{
     observer::CallEnd,
     semconv::{self, SemConv},
 };
-use crate::{CacheStatus, ErrorKind, TokenUsage, usage::QueueSink};
+use crate::{CacheStatus, ErrorKind, TokenUsage, quota::QuotaLayer, usage::QueueSink};
 use opentelemetry::{
     Key, KeyValue, StringValue, Value,
     metrics::{Counter, Histogram, Meter},
@@ -30,6 +30,9 @@ const TOKENS: [f64; 14] = [
     16_777_216.0,
     67_108_864.0,
 ];
+
+/// Bounds for how much too high an estimate is; below 1 it was too low.
+const RATIOS: [f64; 14] = [0.5, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0, 50.0, 100.0, 1000.0];
 
 /// All that is counted and measured; made once.
 pub(super) struct Instruments {
@@ -282,8 +285,33 @@ fn label(error_type: &str) -> Value {
     }
 }
 
-/// Shows how a queue of usage records does: `llm_layers.usage.queue.depth`, `llm_layers.usage.records.written` and
-/// `llm_layers.usage.records.lost`, which is always 0 unless the process ended while its store was down.
+/// Shows how quotas do: `llm_layers.quota.reservations`, the calls that hold one now, and `llm_layers.quota.estimate_ratio`, by
+/// how much what was reserved is more than what was used up, in tokens. Gives the layer back that is to be stacked.
+pub fn observe_quota(meter: &Meter, layer: QuotaLayer) -> QuotaLayer {
+    let ratio = meter
+        .f64_histogram("llm_layers.quota.estimate_ratio")
+        .with_unit("1")
+        .with_description("Tokens that were reserved for a call, for each that it used up")
+        .with_boundaries(RATIOS.to_vec())
+        .build();
+    let layer = layer.on_settle(move |settled| {
+        if settled.used.tokens > 0 {
+            ratio.record(settled.reserved.tokens as f64 / settled.used.tokens as f64, &[]);
+        }
+    });
+    let stats = layer.stats_reader();
+    meter
+        .u64_observable_gauge("llm_layers.quota.reservations")
+        .with_unit("{reservation}")
+        .with_description("Calls that hold a reservation of a quota")
+        .with_callback(move |gauge| gauge.observe(stats().in_flight, &[]))
+        .build();
+    layer
+}
+
+/// Shows how a queue of usage records does: `llm_layers.usage.queue.depth`, `llm_layers.usage.records.written`,
+/// `llm_layers.usage.records.set_aside`, which the store refuses, and `llm_layers.usage.records.lost`, which is always 0 unless the
+/// process ended while its store was down.
 pub fn observe_queue(meter: &Meter, queue: &QueueSink) {
     let shown = queue.clone();
     meter
@@ -298,6 +326,13 @@ pub fn observe_queue(meter: &Meter, queue: &QueueSink) {
         .with_unit("{record}")
         .with_description("Usage records that are written")
         .with_callback(move |counter| counter.observe(shown.written(), &[]))
+        .build();
+    let shown = queue.clone();
+    meter
+        .u64_observable_counter("llm_layers.usage.records.set_aside")
+        .with_unit("{record}")
+        .with_description("Usage records that the store refuses while it takes others")
+        .with_callback(move |counter| counter.observe(shown.set_aside(), &[]))
         .build();
     let shown = queue.clone();
     meter

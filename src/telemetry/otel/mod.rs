@@ -6,7 +6,7 @@ mod propagation;
 mod span;
 
 pub use self::{
-    metrics::observe_queue,
+    metrics::{observe_queue, observe_quota},
     propagation::{extract, inject},
     span::{OtelScope, OtelSpan},
 };
