@@ -57,6 +57,10 @@ pub(super) enum Look {
 }
 
 /// [`Found`] now or later.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "most stores answer at once, and a box would be an allocation each"
+)]
 pub(super) enum Asking {
     Now(Found),
     Later(Pin<Box<dyn Future<Output = Found> + Send>>),

@@ -55,9 +55,12 @@ pub(super) struct Shared {
     pub(super) deadline: Duration,
     pub(super) retry_in_flight: Duration,
     pub(super) history: Option<Arc<dyn UsageHistory>>,
-    pub(super) on_settle: Option<Arc<dyn Fn(&Settled) + Send + Sync>>,
+    pub(super) on_settle: Option<OnSettle>,
     pub(super) state: Arc<State>,
 }
+
+/// Who learns of each call that is settled.
+pub(super) type OnSettle = Arc<dyn Fn(&Settled) + Send + Sync>;
 
 /// What changes.
 pub(super) struct State {
