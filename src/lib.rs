@@ -83,6 +83,8 @@
 //! | [`price`] | what models cost, and what a call cost |
 //! | [`store`] | where layers keep their state |
 //! | [`http`] | what errors and answers mean in HTTP |
+//! | `config` | one configuration for all of it, from a file; feature `config` |
+//! | `stack` | the layers of a configuration in this order, as one call; feature `config` |
 //! | `testing` | the contract that every layer keeps, and a scripted provider; feature `testing` |
 //!
 //! # Features
@@ -107,6 +109,7 @@
 //! | `time-zones` | limits by the calendar of a time zone other than UTC |
 //! | `tokenizer` | counts the tokens of a prompt whose upper bound does not fit into a limit |
 //! | `toml` | price lists of your own, in TOML |
+//! | `config` | a configuration in TOML, and the stack that it describes |
 //! | `testing` | the contract suite and a scripted provider |
 //!
 //! # Where to go next
@@ -128,6 +131,8 @@ mod calendar;
 mod chat;
 pub mod clock;
 pub mod concurrency;
+#[cfg(feature = "config")]
+pub mod config;
 mod context;
 pub mod decision;
 mod error;
@@ -146,6 +151,8 @@ pub mod quota;
 mod request;
 #[cfg(feature = "rusqlite")]
 mod sqlite;
+#[cfg(feature = "config")]
+pub mod stack;
 pub mod store;
 pub mod telemetry;
 #[cfg(feature = "testing")]
@@ -179,6 +186,9 @@ mod pages {
     mod readme {}
     #[doc = include_str!("../docs/order.md")]
     mod order {}
+    #[cfg(feature = "config")]
+    #[doc = include_str!("../docs/configuration.md")]
+    mod configuration {}
     #[cfg(feature = "tracing")]
     #[doc = include_str!("../docs/telemetry.md")]
     mod telemetry {}

@@ -45,7 +45,7 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 /// Applies [`CallTimeout`] to a service. Without a setting nothing is bounded but by the caller's deadline.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct CallTimeoutLayer {
     limits: Limits,
 }
@@ -57,7 +57,7 @@ pub struct CallTimeout<S> {
     limits: Limits,
 }
 
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Limits {
     head: Option<Duration>,
     first_content: Option<Duration>,

@@ -93,8 +93,21 @@ impl AliasTable {
 
     /// All canonical names that `model` can come to, for whichever tenant, sorted.
     pub fn ends(&self, model: &ModelName) -> Vec<ModelName> {
+        self.ends_of(model, self.tenants.keys().map(|tenant| Some(&**tenant)).chain([None]))
+    }
+
+    /// All canonical names that `model` can come to for one tenant, sorted.
+    pub fn ends_for(&self, model: &ModelName, tenant: Option<&str>) -> Vec<ModelName> {
+        self.ends_of(model, [tenant].into_iter())
+    }
+
+    fn ends_of<'t>(
+        &self,
+        model: &ModelName,
+        tenants: impl Iterator<Item = Option<&'t str>>,
+    ) -> Vec<ModelName> {
         let mut ends = Vec::new();
-        for tenant in self.tenants.keys().map(|tenant| Some(&**tenant)).chain([None]) {
+        for tenant in tenants {
             let (mut seen, mut next) = (Vec::new(), vec![model.clone()]);
             while let Some(name) = next.pop() {
                 if seen.contains(&name) {

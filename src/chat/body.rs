@@ -82,11 +82,15 @@ pub struct BodyLimits {
     pub max_depth: usize,
     /// Top-level members; 256 unless told.
     pub max_members: usize,
+    /// Messages; 10,000 unless told.
+    pub max_messages: usize,
+    /// Tools on offer, and functions; 512 unless told.
+    pub max_tools: usize,
 }
 
 impl Default for BodyLimits {
     fn default() -> Self {
-        Self { max_bytes: 32 << 20, max_depth: 128, max_members: 256 }
+        Self { max_bytes: 32 << 20, max_depth: 128, max_members: 256, max_messages: 10_000, max_tools: 512 }
     }
 }
 
@@ -109,6 +113,20 @@ impl BodyLimits {
     #[must_use]
     pub const fn with_max_members(mut self, members: usize) -> Self {
         self.max_members = members;
+        self
+    }
+
+    /// Sets [`max_messages`](Self::max_messages).
+    #[must_use]
+    pub const fn with_max_messages(mut self, messages: usize) -> Self {
+        self.max_messages = messages;
+        self
+    }
+
+    /// Sets [`max_tools`](Self::max_tools).
+    #[must_use]
+    pub const fn with_max_tools(mut self, tools: usize) -> Self {
+        self.max_tools = tools;
         self
     }
 }
@@ -147,7 +165,7 @@ impl ChatBody {
             return Err(Error::invalid_body(InvalidReason::TooDeep { limit: limits.max_depth }));
         }
         let members = index(&source, limits.max_members)?;
-        let attached = check(&source, &members)?;
+        let attached = check(&source, &members, limits)?;
         Ok(Self::new(source, members, attached))
     }
 
@@ -281,7 +299,7 @@ impl ChatBody {
         let invalid = || Error::invalid(name, InvalidReason::Mistyped { expected: "a JSON value" });
         let value = serde_json::to_vec(&value).map_err(|_| invalid())?;
         check_member(name, &value)?;
-        let attached = if name == "messages" { check_messages(&value)? } else { self.0.attached };
+        let attached = if name == "messages" { check_messages(&value, usize::MAX)? } else { self.0.attached };
         let mut members = self.0.members.clone();
         let value = Text::Own(value.into());
         match members.iter_mut().find(|m| m.name(&self.0.source) == name) {
@@ -450,7 +468,7 @@ fn span(source: &[u8], part: &str) -> Text {
 
 // ===== checks =====
 
-fn check(source: &Bytes, members: &[Member]) -> Result<Attached, Error> {
+fn check(source: &Bytes, members: &[Member], limits: &BodyLimits) -> Result<Attached, Error> {
     let mut messages = None;
     for (at, member) in members.iter().enumerate() {
         let (name, value) = (member.name(source), member.value.get(source));
@@ -458,11 +476,16 @@ fn check(source: &Bytes, members: &[Member]) -> Result<Attached, Error> {
             return Err(Error::invalid(name, InvalidReason::Duplicate));
         }
         check_member(name, value)?;
-        if name == "messages" {
-            messages = Some(value);
+        match name {
+            "messages" => messages = Some(value),
+            "tools" | "functions" if json::items(value).nth(limits.max_tools).is_some() => {
+                return Err(Error::invalid(name, InvalidReason::TooMany { limit: limits.max_tools }));
+            }
+            _ => {}
         }
     }
-    check_messages(messages.ok_or_else(|| Error::invalid("messages", InvalidReason::Missing))?)
+    let messages = messages.ok_or_else(|| Error::invalid("messages", InvalidReason::Missing))?;
+    check_messages(messages, limits.max_messages)
 }
 
 /// With its quotes.
@@ -502,10 +525,13 @@ fn is_name(value: &[u8]) -> bool {
     json::string(value).is_some_and(|name| !name.trim().is_empty() && !name.contains(char::is_control))
 }
 
-fn check_messages(messages: &[u8]) -> Result<Attached, Error> {
+fn check_messages(messages: &[u8], limit: usize) -> Result<Attached, Error> {
     let (mut any, mut attached) = (false, Attached::default());
     for (at, message) in json::items(messages).enumerate() {
         any = true;
+        if at == limit {
+            return Err(Error::invalid("messages", InvalidReason::TooMany { limit }));
+        }
         if message.first() != Some(&b'{') {
             return Err(Error::invalid(
                 format!("messages[{at}]"),

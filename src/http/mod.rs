@@ -8,6 +8,7 @@
 //! * [`anthropic`]: the same in Anthropic's Messages dialect.
 //! * Decisions: [`write_decisions`] shows in headers how an answer came to be, for people who debug.
 //! * The cache: [`cache_control`] reads what a client asks of it, [`cache_status_of`] and [`age_seconds`] say what it did.
+//! * Who asks: an application that is trusted says in [headers](STATED) for whom; [`stated_context`] reads them.
 //! * `axum` (the feature of that name): extractor, responder, server-sent events.
 //! * `tonic` (the feature of that name): statuses, deadlines and streams of gRPC.
 
@@ -18,6 +19,7 @@ mod cache;
 mod decisions;
 mod edge;
 mod sse;
+mod stated;
 #[cfg(feature = "tonic")]
 pub mod tonic;
 mod whole;
@@ -27,6 +29,7 @@ pub use self::{
     decisions::write_decisions,
     edge::{Asked, FillIn},
     sse::{DONE, KEEP_ALIVE, error_event, write_event},
+    stated::{STATED, StatedError, stated_context, states_identity},
     whole::{into_chunks, into_stream},
 };
 

@@ -42,7 +42,7 @@ impl Default for CoolDown {
 
 /// How one deployment is doing.
 #[derive(Debug)]
-pub(super) struct Health {
+pub(crate) struct Health {
     in_flight: AtomicUsize,
     failures: AtomicU32,
     /// In milliseconds since `epoch`.
@@ -52,7 +52,7 @@ pub(super) struct Health {
 }
 
 impl Health {
-    pub(super) fn new(cool_down: CoolDown) -> Self {
+    pub(crate) fn new(cool_down: CoolDown) -> Self {
         Self {
             in_flight: AtomicUsize::new(0),
             failures: AtomicU32::new(0),

@@ -64,6 +64,32 @@ impl<S> Deployment<S> {
         self.marks_dispatch = true;
         self
     }
+
+    /// The same, with its service in something else.
+    #[cfg(feature = "config")]
+    pub(crate) fn map_service<T>(self, into: impl FnOnce(S) -> T) -> Deployment<T> {
+        Deployment { service: into(self.service), address: self.address, marks_dispatch: self.marks_dispatch }
+    }
+
+    /// What a layer around it is told.
+    pub(crate) fn endpoint(&self, provider: Arc<str>) -> Endpoint {
+        Endpoint { provider, address: self.address.clone() }
+    }
+
+    /// With a layer around it, and how it has been doing.
+    pub(crate) fn into_place<L>(self, layer: &L, health: Arc<Health>) -> Place
+    where
+        L: Layer<S>,
+        L::Service: Service<LlmRequest, Response = LlmResponse, Error: Into<Error>, Future: Send>
+            + Clone
+            + Send
+            + Sync
+            + 'static,
+    {
+        let into_error: fn(<L::Service as Service<LlmRequest>>::Error) -> Error = Into::into;
+        let service = MapErr::new(layer.layer(self.service), into_error);
+        Place { service: BoxCloneSyncService::new(service), health, marks_dispatch: self.marks_dispatch }
+    }
 }
 
 impl ProvidersBuilder {
@@ -113,14 +139,16 @@ impl<F> ProvidersBuilder<F> {
             + 'static,
     {
         let name = name.into();
-        let endpoint = Endpoint { provider: Arc::clone(&name), address: deployment.address };
-        let service = (self.each)(&endpoint).layer(deployment.service);
-        let into_error: fn(<L::Service as Service<LlmRequest>>::Error) -> Error = Into::into;
-        self.providers.entry(name).or_default().push(Place {
-            service: BoxCloneSyncService::new(MapErr::new(service, into_error)),
-            health: Arc::new(Health::new(self.cool_down)),
-            marks_dispatch: deployment.marks_dispatch,
-        });
+        let layer = (self.each)(&deployment.endpoint(Arc::clone(&name)));
+        let place = deployment.into_place(&layer, Arc::new(Health::new(self.cool_down)));
+        self.providers.entry(name).or_default().push(place);
+        self
+    }
+
+    /// Adds a deployment that is ready to be asked.
+    #[cfg(feature = "config")]
+    pub(crate) fn place(mut self, name: impl Into<Arc<str>>, place: Place) -> Self {
+        self.providers.entry(name.into()).or_default().push(place);
         self
     }
 

@@ -43,6 +43,9 @@ mod builder;
 mod names;
 mod service;
 
+pub(crate) use self::balance::Health;
+#[cfg(feature = "config")]
+pub(crate) use self::service::Place;
 pub use self::{
     balance::CoolDown,
     builder::{Deployment, Endpoint, ProvidersBuilder, ProvidersError},

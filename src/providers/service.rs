@@ -34,10 +34,19 @@ struct Provider {
     healths: Vec<Arc<Health>>,
 }
 
-pub(super) struct Place {
+/// A deployment, with how it has been doing. Clones share that.
+#[derive(Clone)]
+pub(crate) struct Place {
     pub(super) service: BoxProvider,
     pub(super) health: Arc<Health>,
     pub(super) marks_dispatch: bool,
+}
+
+#[cfg(feature = "config")]
+impl Place {
+    pub(crate) fn health(&self) -> &Arc<Health> {
+        &self.health
+    }
 }
 
 /// Response future of [`Providers`].

@@ -211,6 +211,12 @@ impl QuotaLayer {
         })
     }
 
+    /// The same counters, by other policies and prices.
+    #[cfg(feature = "config")]
+    pub(crate) fn with_tables(self, policies: Policies, prices: Prices) -> Self {
+        self.with(|shared| (shared.policies, shared.prices) = (policies, prices))
+    }
+
     /// The store that it counts in.
     pub fn store(&self) -> &Arc<dyn QuotaStore> {
         &self.shared.store

@@ -59,6 +59,8 @@
 //!
 //! A call that is dropped is recorded as [`Aborted`](Outcome::Aborted), if it was sent.
 
+#[cfg(all(feature = "redis", feature = "rusqlite"))]
+mod collector;
 mod durability;
 mod event;
 mod layer;
@@ -79,6 +81,8 @@ mod spent;
 mod sqlite;
 mod writer;
 
+#[cfg(all(feature = "redis", feature = "rusqlite"))]
+pub use self::collector::Collector;
 #[cfg(feature = "outbox")]
 pub use self::outbox::{
     Outbox, OutboxError, OutboxErrorKind, OutboxOptions, OutboxReport, OutboxSink, OutboxStatus, OutboxWorker,

@@ -1,5 +1,6 @@
 //! The log, each line with the trace that it belongs to.
 
+use llm_layers::config::Log;
 use opentelemetry::{Context, trace::TraceContextExt};
 use std::fmt;
 use tracing::{Event, Subscriber};
@@ -13,7 +14,8 @@ use tracing_subscriber::{
 };
 
 /// Writes the log to standard error.
-pub(crate) fn init(json: bool) {
+pub(crate) fn init(log: Log) {
+    let json = log == Log::Json;
     let filter = EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| EnvFilter::new("info,opentelemetry=warn,opentelemetry_sdk=warn"));
     let builder =

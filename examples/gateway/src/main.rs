@@ -1,93 +1,162 @@
 //! A gateway for language models: an OpenAI-compatible server in front of any number of providers.
 //!
-//! `gateway [--config FILE] [--listen ADDR]`
+//! ```text
+//! gateway [--config FILE] [--listen ADDR]      serves; without a file, an echo to anybody
+//! gateway check FILE [--model NAME]            says what FILE comes to, or what NAME does
+//! ```
+//!
+//! It ends with 0 if all is well, 1 if it cannot go on (or NAME leads nowhere), and 2 if the command line or the file is wrong.
 
 mod access;
-mod auth;
-mod cache;
-mod collect;
-mod config;
-mod ledger;
 mod log;
-mod quota;
 mod routes;
 mod server;
-mod stack;
 mod telemetry;
 
-use self::{config::Config, server::Server};
-use std::{io::Write, net::SocketAddr, path::PathBuf, process::ExitCode};
+use self::server::Server;
+use llm_layers::{
+    config::{Config, Identity},
+    stack::{StackBuilder, StackError},
+};
+use std::{ffi::OsString, io::Write, net::SocketAddr, path::PathBuf, process::ExitCode};
 use tokio::net::TcpListener;
 
 /// The exit code of a command line or configuration that cannot work.
 const MISUSED: u8 = 2;
 
-#[derive(Default)]
-struct Arguments {
+const USAGE: &str =
+    "usage: gateway [--config FILE] [--listen ADDR]\n       gateway check FILE [--model NAME]";
+
+/// What runs without a file: a provider that echoes.
+const WITHOUT_FILE: &str = r#"
+[providers.echo]
+kind = "echo"
+models = ["echo"]
+[aliases]
+fast = "echo/echo"
+"#;
+
+/// What the command line says.
+#[derive(Debug, Default)]
+pub(crate) struct Arguments {
     config: Option<PathBuf>,
+    /// Goes before the file's, now and whenever it is read again.
     listen: Option<SocketAddr>,
+    model: Option<String>,
+    is_check: bool,
 }
 
 fn main() -> ExitCode {
-    let config = match arguments().map_err(|problem| vec![problem]).and_then(configuration) {
-        Ok(config) => config,
-        Err(problems) => {
-            for problem in problems {
-                eprintln!("gateway: {problem}");
-            }
-            return ExitCode::from(MISUSED);
-        }
+    let arguments = match Arguments::read(std::env::args_os().skip(1)) {
+        Ok(arguments) => arguments,
+        Err(problem) => return misused(&format!("{problem}\n{USAGE}")),
     };
-    log::init(config.telemetry.json_log);
-    match run(config) {
+    let config = match arguments.configuration() {
+        Ok(config) => config,
+        Err(problems) => return misused(&problems),
+    };
+    if arguments.is_check {
+        return check(config, arguments.model.as_deref());
+    }
+    log::init(config.telemetry.log);
+    match run(config, arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("gateway: {error}");
+            match error.downcast_ref() {
+                Some(StackError::Config(_)) => ExitCode::from(MISUSED),
+                _ => ExitCode::FAILURE,
+            }
+        }
+    }
+}
+
+fn misused(problems: &str) -> ExitCode {
+    for line in problems.lines() {
+        eprintln!("gateway: {line}");
+    }
+    ExitCode::from(MISUSED)
+}
+
+impl Arguments {
+    pub(crate) fn file(&self) -> Option<&PathBuf> {
+        self.config.as_ref()
+    }
+
+    fn read(mut arguments: impl Iterator<Item = OsString>) -> Result<Self, String> {
+        let mut read = Self::default();
+        while let Some(name) = arguments.next() {
+            let mut value = || arguments.next().ok_or(format!("{} needs a value", name.display()));
+            match name.to_str() {
+                Some("check") if !read.is_check && read.config.is_none() => {
+                    read.is_check = true;
+                    read.config = Some(value()?.into());
+                }
+                Some("--model") if read.is_check => {
+                    read.model = Some(value()?.to_string_lossy().into_owned())
+                }
+                Some("--config") if !read.is_check => read.config = Some(value()?.into()),
+                Some("--listen") if !read.is_check => {
+                    let address = value()?;
+                    let parsed = address.to_str().and_then(|address| address.parse().ok());
+                    read.listen = Some(parsed.ok_or("--listen needs an address such as 127.0.0.1:8080")?);
+                }
+                _ => return Err(format!("unknown argument {}", name.display())),
+            }
+        }
+        Ok(read)
+    }
+
+    fn configuration(&self) -> Result<Config, String> {
+        let config = match &self.config {
+            None => Config::parse(WITHOUT_FILE).map_err(|error| error.to_string())?,
+            Some(path) => Config::read(path).map_err(|error| error.to_string())?,
+        };
+        let config = self.applied_to(config);
+        match config.identity {
+            Identity::Keys => Ok(config),
+            _ => Err("identity: this server is not told who asks but by keys".to_owned()),
+        }
+    }
+
+    /// The file as the command line changes it.
+    pub(crate) fn applied_to(&self, mut config: Config) -> Config {
+        if let Some(listen) = self.listen {
+            config.listen.0 = listen;
+        }
+        config
+    }
+}
+
+fn check(config: Config, model: Option<&str>) -> ExitCode {
+    let description = match StackBuilder::new(config).describe() {
+        Ok(description) => description,
+        Err(error) => return misused(&error.to_string()),
+    };
+    for warning in description.warnings() {
+        eprintln!("gateway: warning: {warning}");
+    }
+    let Some(model) = model else {
+        print!("{description}");
+        return ExitCode::SUCCESS;
+    };
+    match description.explain(model) {
+        Some(text) => {
+            println!("{text}");
+            ExitCode::SUCCESS
+        }
+        None => {
+            eprintln!("gateway: no provider serves {model:?}");
             ExitCode::FAILURE
         }
     }
 }
 
-fn arguments() -> Result<Arguments, String> {
-    let mut read = Arguments::default();
-    let mut arguments = std::env::args_os().skip(1);
-    while let Some(name) = arguments.next() {
-        let mut value = || arguments.next().ok_or(format!("{} needs a value", name.display()));
-        match name.to_str() {
-            Some("--config") => read.config = Some(value()?.into()),
-            Some("--listen") => {
-                let address = value()?;
-                let parsed = address.to_str().and_then(|address| address.parse().ok());
-                read.listen = Some(parsed.ok_or("--listen needs an address such as 127.0.0.1:8080")?);
-            }
-            _ => {
-                let usage = "usage: gateway [--config FILE] [--listen ADDR]";
-                return Err(format!("unknown argument {}\n{usage}", name.display()));
-            }
-        }
-    }
-    Ok(read)
-}
-
-fn configuration(arguments: Arguments) -> Result<Config, Vec<String>> {
-    let mut config = match arguments.config {
-        None => Config::without_file(),
-        Some(path) => {
-            let text = std::fs::read_to_string(&path);
-            let text = text.map_err(|error| vec![format!("{}: {error}", path.display())])?;
-            Config::read(&text, &|name| std::env::var(name).ok())?
-        }
-    };
-    config.listen = arguments.listen.unwrap_or(config.listen);
-    Ok(config)
-}
-
 #[tokio::main]
-async fn run(config: Config) -> Result<(), Box<dyn std::error::Error>> {
-    let listener = TcpListener::bind(config.listen).await?;
+async fn run(config: Config, arguments: Arguments) -> Result<(), Box<dyn std::error::Error>> {
+    let listener = TcpListener::bind(config.listen.0).await?;
     let address = listener.local_addr()?;
-    let server = Server::new(listener, &config).await?;
-    drop(config);
+    let server = Server::new(listener, config, arguments).await?;
     let mut stdout = std::io::stdout();
     writeln!(stdout, "listening on http://{address}")?;
     stdout.flush()?;

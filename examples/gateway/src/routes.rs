@@ -2,46 +2,42 @@
 
 use crate::{
     access::{self, Account, Accounts, UnderWay},
-    auth::{self, Keys},
-    cache::{self, Cache},
-    config::Config,
-    ledger::{self, Ledger},
-    quota::{self, Quotas},
-    stack::{self, Stack},
     telemetry::Telemetry,
 };
 use axum::{
     Extension, Router,
     body::Bytes,
-    extract::{FromRequest, Request, State},
-    http::{HeaderValue, StatusCode, header},
+    extract::{
+        FromRequest, Path, Query, Request, State,
+        rejection::{PathRejection, QueryRejection},
+    },
+    http::{HeaderMap, HeaderValue, StatusCode, header},
     middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::{get, post},
 };
 use llm_layers::{
-    BodyLimits, LlmRequest, LlmResponse,
+    LlmRequest, LlmResponse,
     cache::CacheControl,
     http::{
         Asked,
-        axum::{ChatAnswer, ChatRequest, ErrorResponse, MessagesAnswer, MessagesRequest},
+        axum::{
+            ChatAnswer, ChatRequest, ErrorResponse, MessagesAnswer, MessagesRequest,
+            admin::{self, UsageQuestion, json_response},
+            identify, too_many_in_flight,
+        },
         cache_control,
     },
+    stack::{BoxService, Caller, Handle, KeyPermit},
 };
-use serde_json::json;
 use std::{
-    error::Error,
     future::ready,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
 };
 use tower::ServiceExt;
-
-/// How long a client may take to send its request's body.
-const READ_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Whether the process is about to end.
 #[derive(Debug, Clone, Default)]
@@ -59,46 +55,28 @@ impl Stopping {
 
 #[derive(Clone)]
 struct Chat {
-    stack: Stack,
-    keep_alive: Duration,
-    shows_decisions: bool,
-}
-
-/// What the stack and the other routes share.
-#[derive(Clone)]
-pub(crate) struct Parts {
-    pub(crate) ledger: Option<Ledger>,
-    pub(crate) quotas: Option<Quotas>,
-    pub(crate) cache: Option<Cache>,
-    pub(crate) telemetry: Telemetry,
+    stack: BoxService,
+    handle: Handle,
 }
 
 pub(crate) fn router(
-    config: &Config,
+    stack: BoxService,
+    handle: &Handle,
     stopping: &Stopping,
     under_way: &UnderWay,
-    parts: Parts,
-) -> Result<Router, Box<dyn Error>> {
-    let Parts { ledger, quotas, cache, telemetry } = parts;
-    let chat = Chat {
-        stack: stack::build(config, ledger.as_ref(), quotas.as_ref(), cache.as_ref(), &telemetry)?,
-        keep_alive: config.server.keep_alive,
-        shows_decisions: config.telemetry.decision_headers,
-    };
+    telemetry: &Telemetry,
+) -> Router {
     let accounts = Accounts::new(under_way.clone(), telemetry.tracer());
-    let limits = BodyLimits::default().with_max_bytes(config.server.max_body_bytes);
-    let models = models(config);
+    let chat = Chat { stack, handle: handle.clone() };
     let api = Router::new()
-        .route(
-            "/v1/chat/completions",
-            post(complete).with_state(chat.clone()).layer(Extension(limits.clone())),
-        )
-        .route("/v1/messages", post(message).with_state(chat).layer(Extension(limits)))
-        .route("/v1/models", get(move || ready(json_response(models.clone()))))
-        .route("/v1/usage", get(ledger::usage).with_state(ledger.clone()))
-        .route("/v1/quota/{department}", get(quota::standing).with_state(quotas.clone()))
-        .route("/v1/cache/invalidate", post(cache::invalidate).with_state(cache))
-        .route_layer(middleware::from_fn_with_state(Keys::new(config), auth::authenticate))
+        .route("/v1/chat/completions", post(complete).with_state(chat.clone()))
+        .route("/v1/messages", post(message).with_state(chat))
+        .route("/v1/models", get(models))
+        .route("/v1/usage", get(usage))
+        .route("/v1/quota/{department}", get(quota))
+        .route("/v1/cache/invalidate", post(invalidate))
+        .with_state(handle.clone())
+        .route_layer(middleware::from_fn_with_state(handle.clone(), authenticate))
         .route_layer(middleware::from_fn_with_state(stopping.clone(), refuse_when_stopping));
     let metrics = match telemetry.has_metrics() {
         true => {
@@ -107,103 +85,136 @@ pub(crate) fn router(
         }
         false => Router::new(),
     };
-    Ok(Router::new()
+    Router::new()
         .route("/healthz", get(|| ready(json_response(r#"{"status":"ok"}"#))))
-        .route("/readyz", get(readiness).with_state((stopping.clone(), ledger, quotas)))
+        .route("/readyz", get(readiness).with_state((stopping.clone(), handle.clone())))
         .merge(api)
         .merge(metrics)
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
         .layer(middleware::from_fn_with_state(stopping.clone(), close_when_stopping))
-        .layer(middleware::from_fn_with_state(accounts, access::account)))
+        .layer(middleware::from_fn_with_state(accounts, access::account))
+}
+
+/// Lets in who has a key, as who it is.
+async fn authenticate(State(handle): State<Handle>, mut request: Request, next: Next) -> Response {
+    match identify(&handle, &mut request) {
+        Ok(()) => next.run(request).await,
+        Err(refused) => refused.into_response(),
+    }
 }
 
 /// `POST /v1/chat/completions`
 async fn complete(
     State(chat): State<Chat>,
     Extension(account): Extension<Account>,
+    Extension(caller): Extension<Caller>,
     request: Request,
 ) -> Result<ChatAnswer, ErrorResponse> {
+    let permit = caller.admit().ok_or_else(|| too_many_in_flight(false))?;
     let control = cache_control(request.headers());
-    let read = tokio::time::timeout(READ_TIMEOUT, ChatRequest::from_request(request, &()));
+    let config = chat.handle.config();
+    let read = tokio::time::timeout(config.server.body_timeout.0, ChatRequest::from_request(request, &()));
     let late = |_| {
         let (kind, message) = ("invalid_request_error", LATE_BODY);
         ErrorResponse::custom(StatusCode::REQUEST_TIMEOUT, kind, None, message)
     };
     let ChatRequest(request) = read.await.map_err(late)??;
-    let (asked, result) = chat.ask(account, request, control).await;
-    let answer = ChatAnswer::new(asked, result).with_keep_alive(Some(chat.keep_alive));
-    Ok(answer.with_decisions(chat.shows_decisions))
+    let shows_decisions = config.telemetry.decision_headers;
+    let (asked, result) = chat.ask(account, permit, request, control, shows_decisions).await;
+    let answer = ChatAnswer::new(asked, result).with_keep_alive(Some(config.server.keep_alive.0));
+    Ok(answer.with_decisions(shows_decisions))
 }
 
 /// `POST /v1/messages`
 async fn message(
     State(chat): State<Chat>,
     Extension(account): Extension<Account>,
+    Extension(caller): Extension<Caller>,
     request: Request,
 ) -> Result<MessagesAnswer, ErrorResponse> {
+    let permit = caller.admit().ok_or_else(|| too_many_in_flight(true))?;
     let control = cache_control(request.headers());
-    let read = tokio::time::timeout(READ_TIMEOUT, MessagesRequest::from_request(request, &()));
+    let config = chat.handle.config();
+    let read =
+        tokio::time::timeout(config.server.body_timeout.0, MessagesRequest::from_request(request, &()));
     let late = |_| ErrorResponse::custom_of_messages(StatusCode::REQUEST_TIMEOUT, LATE_BODY);
     let MessagesRequest(request) = read.await.map_err(late)??;
-    let (asked, result) = chat.ask(account, request, control).await;
-    let answer = MessagesAnswer::new(asked, result).with_keep_alive(Some(chat.keep_alive));
-    Ok(answer.with_decisions(chat.shows_decisions))
+    let shows_decisions = config.telemetry.decision_headers;
+    let (asked, result) = chat.ask(account, permit, request, control, shows_decisions).await;
+    let answer = MessagesAnswer::new(asked, result).with_keep_alive(Some(config.server.keep_alive.0));
+    Ok(answer.with_decisions(shows_decisions))
 }
 
 const LATE_BODY: &str = "the request's body did not come in time";
 
 impl Chat {
     async fn ask(
-        &self,
+        self,
         account: Account,
+        permit: KeyPermit,
         mut request: LlmRequest,
         control: CacheControl,
+        shows_decisions: bool,
     ) -> (Asked, Result<LlmResponse, llm_layers::Error>) {
         account.asked(&request);
         // It can only narrow what is done anyhow.
         request.context = request.context.with_cache_control(control);
-        if self.shows_decisions {
+        if shows_decisions {
             request.keep_decisions();
         }
         let asked = Asked::by(&request);
-        let result = self.stack.clone().oneshot(request).await.map(|answer| {
+        let result = self.stack.oneshot(request).await.map(|answer| {
             account.answered(&answer);
-            answer.observe(account)
+            answer.observe(account).observe(permit)
         });
         (asked, result)
     }
 }
 
-/// What may be asked for, as JSON: aliases, and each provider's models.
-fn models(config: &Config) -> Bytes {
-    let aliases = config.aliases.load();
-    let entry =
-        |id: &str, owner: &str| json!({ "id": id, "object": "model", "created": 0, "owned_by": owner });
-    let models = config.providers.iter().flat_map(|(provider, settings)| {
-        settings.models.iter().map(move |model| entry(&format!("{provider}/{model}"), provider))
-    });
-    let all: Vec<_> = aliases.names().into_iter().map(|name| entry(name, "gateway")).chain(models).collect();
-    Bytes::from(json!({ "object": "list", "data": all }).to_string())
+/// `GET /v1/models`
+async fn models(State(handle): State<Handle>) -> Response {
+    admin::models(&handle)
 }
 
-type Ready = (Stopping, Option<Ledger>, Option<Quotas>);
+/// `GET /v1/usage?department=r-and-d&by=model,day&from=2026-11-01`
+async fn usage(
+    State(handle): State<Handle>,
+    Extension(caller): Extension<Caller>,
+    question: Result<Query<UsageQuestion>, QueryRejection>,
+) -> Result<Response, ErrorResponse> {
+    admin::usage(&handle, &caller, question.ok().map(|Query(question)| question).as_ref()).await
+}
 
-async fn readiness(State((stopping, ledger, quotas)): State<Ready>) -> Response {
-    if stopping.has_begun() {
-        return going().into_response();
+/// `GET /v1/quota/{department}`
+async fn quota(
+    State(handle): State<Handle>,
+    Extension(caller): Extension<Caller>,
+    department: Result<Path<String>, PathRejection>,
+) -> Result<Response, ErrorResponse> {
+    let Path(department) = department.map_err(|_| {
+        let message = "the department's name is not valid";
+        ErrorResponse::custom(StatusCode::BAD_REQUEST, "invalid_request_error", None, message)
+    })?;
+    admin::quota(&handle, &caller, &department).await
+}
+
+/// `POST /v1/cache/invalidate`
+async fn invalidate(
+    State(handle): State<Handle>,
+    Extension(caller): Extension<Caller>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Result<Response, ErrorResponse> {
+    admin::invalidate(&handle, &caller, &headers, &body).await
+}
+
+/// `GET /readyz`
+async fn readiness(State((stopping, handle)): State<(Stopping, Handle)>) -> Result<Response, ErrorResponse> {
+    match stopping.has_begun() {
+        true => Err(going()),
+        false => admin::readiness(&handle),
     }
-    if ledger.is_some_and(|ledger| !ledger.is_healthy()) {
-        let (message, code) = ("usage cannot be recorded", Some("usage_store_unavailable"));
-        return ErrorResponse::custom(StatusCode::SERVICE_UNAVAILABLE, "server_error", code, message)
-            .into_response();
-    }
-    if quotas.is_some_and(|quotas| !quotas.is_healthy()) {
-        let (message, code) = ("quotas cannot be counted", Some("quota_store_unavailable"));
-        return ErrorResponse::custom(StatusCode::SERVICE_UNAVAILABLE, "server_error", code, message)
-            .into_response();
-    }
-    json_response(r#"{"status":"ready"}"#)
 }
 
 async fn not_found() -> ErrorResponse {
@@ -236,8 +247,4 @@ async fn close_when_stopping(State(stopping): State<Stopping>, request: Request,
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     response
-}
-
-fn json_response(json: impl Into<Bytes>) -> Response {
-    ([(header::CONTENT_TYPE, "application/json")], json.into()).into_response()
 }

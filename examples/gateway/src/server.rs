@@ -1,11 +1,8 @@
-//! Takes connections, until it is told to stop and all answers have ended.
+//! Takes connections, until it is told to stop and all answers have ended; and another configuration, whenever there is one.
 
 use crate::{
+    Arguments,
     access::UnderWay,
-    cache::Cache,
-    config::Config,
-    ledger::Ledger,
-    quota::Quotas,
     routes::{self, Stopping},
     telemetry::Telemetry,
 };
@@ -15,6 +12,10 @@ use hyper_util::{
     rt::{TokioIo, TokioTimer},
     server::graceful::GracefulShutdown,
     service::TowerToHyperService,
+};
+use llm_layers::{
+    config::{self, Config},
+    stack::{Handle, ShutdownReport, StackBuilder, Watch},
 };
 use std::{error::Error, io, time::Duration};
 use tokio::{
@@ -29,55 +30,60 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long idle connections may take to close once all answers have ended.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// How long the workers may take to finish when the server ends.
+const FINISH_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How often it is looked whether the file has changed.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
 pub(crate) struct Server {
     listener: TcpListener,
+    limits: config::Server,
     router: Router,
     signals: Signals,
     stopping: Stopping,
     under_way: UnderWay,
-    grace: Duration,
-    ledger: Option<Ledger>,
-    quotas: Option<Quotas>,
-    cache: Option<Cache>,
+    handle: Handle,
     telemetry: Telemetry,
+    reload: Option<Reload>,
 }
 
 impl Server {
     /// All that can fail: afterwards it serves until a signal comes.
-    pub(crate) async fn new(listener: TcpListener, config: &Config) -> Result<Self, Box<dyn Error>> {
-        let (stopping, under_way) = (Stopping::default(), UnderWay::default());
-        let ledger = match &config.usage {
-            Some(usage) => Some(Ledger::open(usage).await?),
-            None => None,
-        };
+    pub(crate) async fn new(
+        listener: TcpListener,
+        config: Config,
+        arguments: Arguments,
+    ) -> Result<Self, Box<dyn Error>> {
+        let (stopping, under_way, limits) = (Stopping::default(), UnderWay::default(), config.server.clone());
+        let watch = arguments.file().map(|path| Watch::new(path, &config));
+        let hangup = signal(SignalKind::hangup())?;
         let telemetry = Telemetry::start(&config.telemetry)?;
-        if let Some(ledger) = &ledger {
-            telemetry.watch(ledger.queue());
+        let (stack, handle) = StackBuilder::new(config)
+            .with_observer(telemetry.observer())
+            .with_content(telemetry.capture())
+            .on_bad_policies(|error| tracing::error!(%error, "the policies stay as they were"))
+            .build()
+            .await?;
+        if let Some(queue) = handle.usage_queue() {
+            telemetry.watch(queue);
         }
-        let quotas = match &config.limits {
-            Some(limits) => Some(Quotas::open(limits, config, ledger.as_ref()).await?),
-            None => None,
-        };
-        let cache = config.cache.as_ref().map(Cache::start);
-        let parts = routes::Parts {
-            ledger: ledger.clone(),
-            quotas: quotas.clone(),
-            cache: cache.clone(),
-            telemetry: telemetry.clone(),
-        };
-        let router = routes::router(config, &stopping, &under_way, parts)?;
-        let (signals, grace) = (Signals::new()?, config.server.shutdown_grace);
-        Ok(Self { listener, router, signals, stopping, under_way, grace, ledger, quotas, cache, telemetry })
+        let router = routes::router(stack, &handle, &stopping, &under_way, &telemetry);
+        let signals = Signals::new()?;
+        let reload = watch.map(|watch| Reload { watch, hangup, arguments, handle: handle.clone() });
+        Ok(Self { listener, limits, router, signals, stopping, under_way, handle, telemetry, reload })
     }
 
     pub(crate) async fn run(self) {
-        let Self { listener, router, mut signals, stopping, under_way, grace, .. } = self;
-        let Self { ledger, quotas, cache, telemetry, .. } = self;
+        let Self { listener, limits, router, mut signals, stopping, under_way, handle, .. } = self;
+        let Self { telemetry, reload, .. } = self;
+        let reloading = reload.map(|reload| tokio::spawn(reload.run()));
         let connections = GracefulShutdown::new();
         let stop = async {
             signals.next().await;
             tracing::info!(under_way = under_way.count(), "stopping");
             stopping.begin();
+            let grace = handle.config().server.shutdown_grace.0;
             tokio::select! {
                 finished = timeout(grace, under_way.none()) => if finished.is_err() {
                     tracing::warn!(under_way = under_way.count(), "stopped before all answers had ended");
@@ -87,23 +93,75 @@ impl Server {
         };
         // Connections are taken to the end: whoever asks is told that the server is going.
         tokio::select! {
-            () = take(&listener, &router, &connections) => {}
+            () = take(&listener, &limits, &router, &connections) => {}
             () = stop => {}
         }
         drop(listener);
+        if let Some(reloading) = reloading {
+            reloading.abort();
+        }
         let _ = timeout(CLOSE_TIMEOUT, connections.shutdown()).await;
-        // From the outside in: what one leaves to be done is the next one's.
-        if let Some(cache) = cache {
-            cache.close().await;
-        }
-        if let Some(quotas) = quotas {
-            quotas.close().await;
-        }
-        if let Some(ledger) = ledger {
-            ledger.close().await;
-        }
+        tell(&handle.shutdown(FINISH_TIMEOUT).await);
         // Last, so that it tells of all that went before.
         telemetry.close().await;
+    }
+}
+
+fn tell(report: &ShutdownReport) {
+    if report.cut_flights > 0 {
+        tracing::warn!(calls = report.cut_flights, "shared calls were cut off");
+    }
+    if let Some(quota) = &report.quota {
+        match quota.left {
+            0 => tracing::info!(settled = quota.settled, "quotas are settled"),
+            left => {
+                let error = quota.last_error.as_deref();
+                tracing::error!(left, error, "quotas are not settled; the leases will run out");
+            }
+        }
+    }
+    if report.quota_file_is_busy {
+        tracing::error!("the file of quotas is still busy");
+    }
+    if let Some(usage) = &report.usage {
+        let (left, written, error) = (usage.left, usage.written, usage.last_error.as_deref());
+        if usage.kept > 0 {
+            tracing::warn!(left = usage.kept, error, "usage is left in the outbox for the next start");
+        }
+        if usage.set_aside > 0 {
+            tracing::error!(events = usage.set_aside, "usage that the store refuses for ever");
+        }
+        match left {
+            0 => tracing::info!(written, "usage is recorded"),
+            left => tracing::error!(left, written, error, "usage is not recorded"),
+        }
+    }
+}
+
+/// Takes another configuration when the file changes, and on SIGHUP.
+struct Reload {
+    watch: Watch,
+    hangup: Signal,
+    arguments: Arguments,
+    handle: Handle,
+}
+
+impl Reload {
+    async fn run(mut self) {
+        loop {
+            let read = tokio::select! {
+                read = self.watch.changed(LOOK_EVERY) => read,
+                _ = self.hangup.recv() => self.watch.read(),
+            };
+            match read.and_then(|config| self.handle.reload(self.arguments.applied_to(config))) {
+                Ok(()) => tracing::info!("the configuration was read again"),
+                Err(error) => {
+                    for problem in error.problems() {
+                        tracing::error!(%problem, "the configuration stays as it was");
+                    }
+                }
+            }
+        }
     }
 }
 
@@ -119,9 +177,15 @@ impl Signals {
     }
 }
 
-async fn take(listener: &TcpListener, router: &Router, connections: &GracefulShutdown) {
+async fn take(
+    listener: &TcpListener,
+    limits: &config::Server,
+    router: &Router,
+    connections: &GracefulShutdown,
+) {
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
+    http.max_buf_size(limits.max_header_bytes).max_headers(limits.max_headers);
     loop {
         let Some(stream) = accept(listener).await else { continue };
         let service = TowerToHyperService::new(router.clone());

@@ -1,6 +1,5 @@
 //! Spans and metrics: by OTLP where the environment says so, and for Prometheus.
 
-use crate::config;
 use axum::{
     body::Bytes,
     http::{Request, Response, header},
@@ -9,7 +8,7 @@ use axum::{
 use http_body_util::{BodyExt, Full, Limited};
 use llm_layers::{
     provider::openai::{HyperClient, hyper_client},
-    telemetry::{CaptureContent, OtelObserver, SemConv, TelemetryLayer, TracingObserver, otel},
+    telemetry::{CaptureContent, OtelObserver, SemConv, TracingObserver, otel},
     usage::QueueSink,
 };
 use opentelemetry::{
@@ -52,7 +51,7 @@ pub(crate) struct Telemetry {
 
 impl Telemetry {
     /// As the environment and the file say. Must be called where tokio runs.
-    pub(crate) fn start(config: &config::Telemetry) -> Result<Self, Box<dyn Error>> {
+    pub(crate) fn start(config: &llm_layers::config::Telemetry) -> Result<Self, Box<dyn Error>> {
         let wanted = Wanted::read(&|name| std::env::var(name).ok());
         let resource = resource();
         let tracers = match wanted.traces {
@@ -106,11 +105,6 @@ impl Telemetry {
     /// What of prompts and answers is put on spans.
     pub(crate) fn capture(&self) -> CaptureContent {
         self.capture.clone()
-    }
-
-    /// The span around everything that is tried for a request.
-    pub(crate) fn gateway(&self) -> TelemetryLayer<Observer> {
-        TelemetryLayer::gateway(self.observer())
     }
 
     /// What the spans of requests are made by, if anybody gets them.

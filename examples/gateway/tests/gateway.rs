@@ -181,7 +181,8 @@ fast = "gone/x"
     assert_eq!(output.status.code(), Some(2));
     assert!(output.stdout.is_empty());
     let stderr = String::from_utf8(output.stderr).unwrap();
-    for entry in ["server.max_body_byte", "keys[0].key", "keys[2].key", "providers.a.base_url", "alias fast"]
+    for entry in
+        ["server.max_body_byte", "keys[0].key", "keys[2].key", "providers.a.base_url", "aliases.fast"]
     {
         assert!(stderr.contains(entry), "{entry}: {stderr}");
     }

@@ -6,6 +6,8 @@
 //!   [`BodyLimits`](crate::BodyLimits) in the extensions; axum's own `DefaultBodyLimit` is not asked.
 //! * [`ChatAnswer`] responds with JSON, or with server-sent events to those who asked for a stream.
 //! * [`MessagesRequest`] and [`MessagesAnswer`] are the same for Anthropic's Messages API.
+//! * With the feature `config`, `identify` finds out who asks by the keys of a configuration, and `admin` answers what is asked beside
+//!   answers.
 //! * [`ErrorResponse`] is an error in the shape that the one or the other's clients read.
 //!
 //! ```
@@ -22,11 +24,17 @@
 //! }
 //! ```
 
+#[cfg(feature = "config")]
+pub mod admin;
 mod answer;
 mod error;
 mod events;
+#[cfg(feature = "config")]
+mod identify;
 mod request;
 
+#[cfg(feature = "config")]
+pub use self::identify::{identify, too_many_in_flight};
 pub use self::{
     answer::{ChatAnswer, MessagesAnswer},
     error::ErrorResponse,

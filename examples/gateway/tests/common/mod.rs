@@ -64,6 +64,19 @@ pub(crate) async fn run(config: &str) -> Output {
     output
 }
 
+/// `gateway check`, with further arguments.
+pub(crate) async fn check(config: &str, more: &[&str]) -> Output {
+    let (_, folder) = command(None, &[]);
+    std::fs::write(folder.join("gateway.toml"), config).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_gateway"));
+    command.args(["check", "gateway.toml"]).args(more).current_dir(&folder).stdin(Stdio::null());
+    let output = soon(command.output()).await.unwrap();
+    let left: Vec<_> = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left, ["gateway.toml"], "it opens nothing");
+    std::fs::remove_dir_all(folder).unwrap();
+    output
+}
+
 impl Gateway {
     pub(crate) async fn start(config: &str) -> Self {
         Self::start_with(Some(config), &[]).await
@@ -141,8 +154,34 @@ impl Gateway {
     }
 
     pub(crate) fn terminate(&self) {
+        self.signal("-TERM");
+    }
+
+    pub(crate) fn hang_up(&self) {
+        self.signal("-HUP");
+    }
+
+    fn signal(&self, signal: &str) {
         let id = self.child.id().unwrap().to_string();
-        assert!(std::process::Command::new("kill").args(["-TERM", &id]).status().unwrap().success());
+        assert!(std::process::Command::new("kill").args([signal, &id]).status().unwrap().success());
+    }
+
+    /// Puts another file in the place of its configuration, as editors do.
+    pub(crate) fn rewrite(&self, config: &str) {
+        let (new, path) = (self.folder.join("gateway.toml.new"), self.folder.join("gateway.toml"));
+        std::fs::write(&new, config).unwrap();
+        std::fs::rename(new, path).unwrap();
+    }
+
+    /// Waits until it lists a model of this name.
+    pub(crate) async fn lists(&self, headers: &[(&str, &str)], model: &str) {
+        let model = format!("\"id\":{model:?}");
+        soon(async {
+            while !self.send("GET", "/v1/models", headers, b"").await.body.contains(&model) {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        })
+        .await;
     }
 
     pub(crate) async fn ended(&mut self) -> i32 {

@@ -1,0 +1,507 @@
+//! Which models there are, what they are called, and what they cost.
+
+use super::{Check, Revealed, field, place};
+use crate::{
+    alias::{AliasProblem, AliasTable, AliasTableBuilder, Aliases},
+    config::{
+        Action, Alias, Deployment, Fallback, Kind, Model, ModelPrice, Provider, Secret, schema::closest,
+    },
+    fallback::{self, Backoff, ChainProblem, Chains},
+    price::{Price, PriceBook, PriceErrorKind, Rate, Rates},
+    providers::ProviderNames,
+    timeout::CallTimeoutLayer,
+};
+use std::{
+    collections::{BTreeMap, HashSet},
+    path::Path,
+    sync::Arc,
+};
+
+/// A provider, ready to be made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct PlannedProvider {
+    pub(crate) name: Arc<str>,
+    pub(crate) kind: Kind,
+    pub(crate) deployments: Vec<PlannedDeployment>,
+    pub(crate) timeouts: CallTimeoutLayer,
+    /// What is listed.
+    pub(crate) models: Vec<Box<str>>,
+    /// Models that answer with at most so many tokens.
+    pub(crate) max_outputs: Vec<(Box<str>, u64)>,
+}
+
+/// One server of a provider.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct PlannedDeployment {
+    pub(crate) base_url: Box<str>,
+    pub(crate) api_key: Option<Revealed>,
+    pub(crate) headers: Vec<(Box<str>, Revealed)>,
+    pub(crate) trace_headers: bool,
+}
+
+impl Check<'_> {
+    pub(super) fn providers(&mut self) -> (Vec<PlannedProvider>, ProviderNames) {
+        let config = self.config;
+        if config.providers.is_empty() {
+            self.problem("providers", "there must be one");
+        }
+        let mut planned = Vec::new();
+        for (name, provider) in &config.providers {
+            let path = field("providers", name);
+            if name.trim().is_empty() || name.contains('/') {
+                self.problem(&path, "the name must not be empty or have a slash in it");
+            }
+            let deployments = self.deployments(&path, provider);
+            let mut models = Vec::<Box<str>>::new();
+            let mut max_outputs = Vec::new();
+            for (at, model) in provider.models.iter().enumerate() {
+                let listed = match model {
+                    Model::Name(name) => name,
+                    Model::Details(model) => {
+                        max_outputs.extend(
+                            model
+                                .max_output_tokens
+                                .map(|tokens| (format!("{name}/{}", model.name).into(), tokens)),
+                        );
+                        &model.name
+                    }
+                };
+                let entry = place(&field(&path, "models"), at);
+                if listed.trim().is_empty() {
+                    self.problem(entry, "must be a text that is not empty");
+                } else if models.iter().any(|other| **other == **listed) {
+                    self.problem(entry, "is listed twice");
+                } else {
+                    models.push(listed.as_str().into());
+                }
+            }
+            planned.push(PlannedProvider {
+                name: name.as_str().into(),
+                kind: provider.kind,
+                deployments,
+                timeouts: self.timeouts_of(provider),
+                models,
+                max_outputs,
+            });
+        }
+        // A provider that is there, but wrong, is one problem, not one for each entry that names it.
+        let names = ProviderNames::new(config.providers.keys().map(String::as_str));
+        (planned, names)
+    }
+
+    fn timeouts_of(&self, provider: &Provider) -> CallTimeoutLayer {
+        let (all, own) = (self.config.timeouts, provider.timeouts.unwrap_or_default());
+        CallTimeoutLayer::new()
+            .with_head(own.head.unwrap_or(all.head).0)
+            .with_first_content(own.first_content.unwrap_or(all.first_content).0)
+            .with_idle(own.idle.unwrap_or(all.idle).0)
+            .with_total(own.total.unwrap_or(all.total).0)
+    }
+
+    fn deployments(&mut self, path: &str, provider: &Provider) -> Vec<PlannedDeployment> {
+        let Provider { base_url, api_key, headers, trace_headers, deployments, .. } = provider;
+        let own = [
+            ("base_url", base_url.is_some()),
+            ("api_key", api_key.is_some()),
+            ("headers", !headers.is_empty()),
+            ("trace_headers", *trace_headers),
+        ];
+        let told: Vec<_> =
+            own.into_iter().filter(|(name, differs)| self.is_told(&field(path, name), *differs)).collect();
+        match provider.kind {
+            Kind::Echo | Kind::Own => {
+                let is_several = deployments.is_some().then_some(("deployments", true));
+                for (name, _) in told.into_iter().chain(is_several) {
+                    self.problem(field(path, name), "is for a provider that is a server");
+                }
+                return Vec::new();
+            }
+            Kind::Openai if !cfg!(feature = "hyper-client") => {
+                self.needs(path, "the client for OpenAI-compatible servers", "hyper-client");
+            }
+            Kind::Openai => {}
+            _ if !cfg!(feature = "genai") => {
+                self.needs(field(path, "kind"), "this dialect", "genai");
+                return Vec::new();
+            }
+            _ => {}
+        }
+        let kind = provider.kind;
+        match deployments {
+            None => match base_url.as_deref().or_else(|| default_base_url(kind)) {
+                Some(base_url) => {
+                    let only = Deployment {
+                        base_url: base_url.to_owned(),
+                        api_key: api_key.clone(),
+                        headers: headers.clone(),
+                        trace_headers: *trace_headers,
+                    };
+                    vec![self.deployment(path, kind, &only)]
+                }
+                None => {
+                    self.problem(field(path, "base_url"), "is missing");
+                    Vec::new()
+                }
+            },
+            Some(all) => {
+                for (name, _) in told {
+                    self.problem(field(path, name), "belongs into each of the deployments");
+                }
+                if all.is_empty() {
+                    self.problem(field(path, "deployments"), "there must be one");
+                }
+                let path = field(path, "deployments");
+                let each =
+                    all.iter().enumerate().map(|(at, one)| self.deployment(&place(&path, at), kind, one));
+                each.collect()
+            }
+        }
+    }
+
+    fn deployment(&mut self, path: &str, kind: Kind, one: &Deployment) -> PlannedDeployment {
+        let api_key = self.secret(&field(path, "api_key"), one.api_key.as_ref());
+        let headers = self.headers(&field(path, "headers"), &one.headers);
+        if one.trace_headers && kind != Kind::Openai {
+            self.problem(field(path, "trace_headers"), "is for kind = \"openai\"");
+        } else if one.trace_headers && !cfg!(feature = "otel") {
+            self.needs(field(path, "trace_headers"), "OpenTelemetry", "otel");
+        }
+        if let Err(what) = check_address(kind, &one.base_url) {
+            self.problem(field(path, "base_url"), what);
+        }
+        let base_url = one.base_url.as_str().into();
+        PlannedDeployment { base_url, api_key, headers, trace_headers: one.trace_headers }
+    }
+
+    /// Headers of the connection, and those that the client writes itself, are not for a file to change.
+    fn headers(&mut self, path: &str, headers: &BTreeMap<String, Secret>) -> Vec<(Box<str>, Revealed)> {
+        const OURS: [&str; 10] = [
+            "host",
+            "content-length",
+            "content-type",
+            "transfer-encoding",
+            "connection",
+            "te",
+            "trailer",
+            "upgrade",
+            "keep-alive",
+            "x-request-id",
+        ];
+        let mut all = Vec::new();
+        for (name, value) in headers {
+            let entry = field(path, name);
+            if http::HeaderName::try_from(name.as_str()).is_err() {
+                self.problem(&entry, "is not the name of a header");
+            } else if OURS.contains(&name.to_ascii_lowercase().as_str()) {
+                self.problem(&entry, "is a header that the client writes itself");
+            }
+            all.extend(self.secret(&entry, Some(value)).map(|value| (name.as_str().into(), value)));
+        }
+        all
+    }
+
+    /// The table, without what is wrong with it, and the names that are.
+    pub(super) fn aliases(&mut self, names: &ProviderNames) -> (Option<Aliases>, HashSet<String>) {
+        let mut bad = HashSet::new();
+        for is_first in [true, false, false, false, false, false, false, false] {
+            let mut table = self.add_aliases(
+                AliasTable::builder().providers(names.clone()),
+                "aliases",
+                &self.config.aliases,
+                &bad,
+            );
+            for (tenant, own) in &self.config.tenants {
+                let path = field(&field("tenants", tenant), "aliases");
+                table = self.add_aliases(table.for_tenant(tenant.as_str()), &path, &own.aliases, &bad);
+            }
+            let error = match table.build() {
+                Ok(table) => return (Some(table.into()), bad),
+                Err(error) => error,
+            };
+            for problem in error.problems() {
+                let name = match problem {
+                    AliasProblem::Cycle { path } => {
+                        path.first().map(|name| name.as_str()).unwrap_or_default()
+                    }
+                    AliasProblem::Shadowed { name } | AliasProblem::Empty { name } => name,
+                    AliasProblem::Dangling { name, .. } | AliasProblem::TooLong { name } => name.as_str(),
+                };
+                if is_first {
+                    self.alias_problem(name, problem, names);
+                }
+                for entry in self.alias_entries(name) {
+                    bad.insert(entry);
+                }
+            }
+        }
+        (None, bad)
+    }
+
+    fn add_aliases(
+        &self,
+        mut table: AliasTableBuilder,
+        path: &str,
+        aliases: &BTreeMap<String, Alias>,
+        bad: &HashSet<String>,
+    ) -> AliasTableBuilder {
+        for (name, alias) in aliases.iter().filter(|(name, _)| !bad.contains(&field(path, name))) {
+            let shares = |all: &[crate::config::Share]| -> Vec<(String, u32)> {
+                all.iter().map(|share| (share.model.clone(), share.weight)).collect()
+            };
+            table = match alias {
+                Alias::Model(model) => table.alias(name.as_str(), model.as_str()),
+                Alias::Split(all) => table.split(name.as_str(), shares(all)),
+                Alias::Sticky(all) => table.sticky_split(name.as_str(), shares(&all.sticky)),
+            };
+        }
+        table
+    }
+
+    /// All entries of an alias, everybody's and those of tenants.
+    fn alias_entries(&self, name: &str) -> Vec<String> {
+        let tenants = self.config.tenants.iter().filter(|(_, own)| own.aliases.contains_key(name));
+        let mut entries: Vec<_> =
+            tenants.map(|(tenant, _)| field(&field(&field("tenants", tenant), "aliases"), name)).collect();
+        if self.config.aliases.contains_key(name) || entries.is_empty() {
+            entries.insert(0, field("aliases", name));
+        }
+        entries
+    }
+
+    fn alias_problem(&mut self, name: &str, problem: &AliasProblem, names: &ProviderNames) {
+        let what = match problem {
+            AliasProblem::Cycle { path } => {
+                let path: Vec<_> = path.iter().map(|name| name.as_str()).collect();
+                format!("leads in a circle: {}", path.join(" -> "))
+            }
+            AliasProblem::Shadowed { .. } => "is defined twice".into(),
+            AliasProblem::Dangling { target, .. } => {
+                format!("leads to {target}, which no provider serves{}", self.meant(target, names))
+            }
+            AliasProblem::TooLong { .. } => "leads through too many others".into(),
+            AliasProblem::Empty { .. } => "the name or the target is empty, or all weights are 0".into(),
+        };
+        let own = |check: &Self, entry: &String| match problem {
+            AliasProblem::Dangling { target, .. } => check.leads_to(entry, name, target),
+            _ => true,
+        };
+        let entries = self.alias_entries(name);
+        let meant: Vec<_> = entries.iter().filter(|entry| own(self, entry)).cloned().collect();
+        let entry = meant.into_iter().next().unwrap_or_else(|| entries[0].clone());
+        self.problem(entry, what);
+    }
+
+    /// Whether the alias at this entry names `target`.
+    fn leads_to(&self, entry: &str, name: &str, target: &str) -> bool {
+        let names = |alias: &Alias| match alias {
+            Alias::Model(model) => model == target,
+            Alias::Split(all) => all.iter().any(|share| share.model == target),
+            Alias::Sticky(all) => all.sticky.iter().any(|share| share.model == target),
+        };
+        let everybody = self.config.aliases.get(name).filter(|_| entry == field("aliases", name));
+        let tenants = self.config.tenants.iter().filter_map(|(tenant, own)| {
+            let path = field(&field(&field("tenants", tenant), "aliases"), name);
+            own.aliases.get(name).filter(|_| path == entry)
+        });
+        everybody.into_iter().chain(tenants).any(names)
+    }
+
+    /// The name that is most like one that leads nowhere.
+    fn meant(&self, target: &str, names: &ProviderNames) -> String {
+        let meant = match target.split_once('/') {
+            Some((provider, model)) => {
+                closest(provider, names.iter()).map(|provider| format!("{provider}/{model}"))
+            }
+            None => closest(target, self.config.aliases.keys().map(String::as_str)).map(str::to_owned),
+        };
+        meant.map(|meant| format!("; did you mean {meant:?}?")).unwrap_or_default()
+    }
+
+    pub(super) fn chains(
+        &mut self,
+        names: &ProviderNames,
+        aliases: Option<&Aliases>,
+        bad: &HashSet<String>,
+    ) -> Option<Chains> {
+        let retry = &self.config.retry;
+        let mut builder = Chains::builder()
+            .retries(retry.retries)
+            .backoff(Backoff::new(retry.base.0.min(retry.max.0), retry.max.0))
+            .max_wait(retry.max_wait.0)
+            .providers(names.clone());
+        for (cause, action) in retry.on.named() {
+            let action = match action {
+                Action::Retry => fallback::Action::Retry,
+                Action::Next => fallback::Action::Next,
+                Action::Stop => fallback::Action::Stop,
+            };
+            builder = builder.on(cause, action);
+        }
+        for (model, fallback) in &self.config.fallbacks {
+            match fallback {
+                Fallback::Models(models) => {
+                    builder = builder.chain(model.as_str(), models.iter().map(String::as_str))
+                }
+                Fallback::ByCause(all) => {
+                    if !all.otherwise.is_empty() {
+                        builder = builder.chain(model.as_str(), all.otherwise.iter().map(String::as_str));
+                    }
+                    for (_, cause, models) in all.named() {
+                        builder = builder.chain_on(cause, model.as_str(), models.iter().map(String::as_str));
+                    }
+                }
+            }
+        }
+        for model in self.config.fallbacks.keys() {
+            let is_alias = self.config.aliases.contains_key(model);
+            if !is_alias && names.provider_for(model).is_none() {
+                let meant = self.meant(model, names);
+                self.problem(field("fallbacks", model), format_args!("no provider serves it{meant}"));
+            }
+        }
+        let aliases = aliases?;
+        let error = match builder.aliases(aliases.clone()).build() {
+            Ok(chains) => return Some(chains),
+            Err(error) => error,
+        };
+        for problem in error.problems() {
+            let is_of_bad = |target: &str| bad.contains(&field("aliases", target));
+            let (model, what) = match problem {
+                ChainProblem::Cycle { model, target } if model == target => {
+                    (model, "leads to the model itself".into())
+                }
+                ChainProblem::Cycle { model, target } => (model, format!("{target} is the model itself")),
+                ChainProblem::Repeated { model, target } => (model, format!("{target} is listed twice")),
+                ChainProblem::Dangling { target, .. } if is_of_bad(target) => continue,
+                ChainProblem::Dangling { model, target } => {
+                    let meant = self.meant(target, names);
+                    (model, format!("{target} leads to no provider{meant}"))
+                }
+                ChainProblem::KeyIsAlias { model, .. } if is_of_bad(model) => continue,
+                ChainProblem::KeyIsAlias { model, target } => {
+                    (model, format!("is never used, for it is an alias; name what it stands for: {target:?}"))
+                }
+            };
+            self.problem(field("fallbacks", model), what);
+        }
+        None
+    }
+
+    pub(super) fn prices(&mut self) -> PriceBook {
+        let mut book = PriceBook::new();
+        let lists = &self.config.prices;
+        for (name, path) in [("litellm", &lists.litellm), ("own", &lists.own)] {
+            let Some(path) = path else { continue };
+            let entry = field("prices", name);
+            match self.price_list(&entry, path) {
+                Some(list) => book = book.with_overrides(list),
+                None => continue,
+            }
+        }
+        let mut own = Vec::new();
+        for (name, provider) in &self.config.providers {
+            let path = field("providers", name);
+            let listed = provider.models.iter().enumerate().filter_map(|(at, model)| match model {
+                Model::Details(model) => {
+                    let entry = field(&place(&field(&path, "models"), at), "price");
+                    Some((entry, model.name.clone(), model.price.clone()?))
+                }
+                Model::Name(_) => None,
+            });
+            let listed: Vec<_> = listed.collect();
+            for (model, price) in &provider.prices {
+                let entry = field(&field(&path, "prices"), model);
+                if listed.iter().any(|(_, other, _)| other == model) {
+                    self.problem(&entry, "stands beside a price in models; one of the two is enough");
+                } else if model.trim().is_empty() {
+                    self.problem(&entry, "the name must not be empty");
+                } else if let Some(price) = self.price(&entry, price) {
+                    own.push((format!("{name}/{model}"), price));
+                }
+            }
+            for (entry, model, price) in listed {
+                own.extend(self.price(&entry, &price).map(|price| (format!("{name}/{model}"), price)));
+            }
+        }
+        own.sort_by(|(a, _), (b, _)| a.cmp(b));
+        own.dedup_by(|(a, _), (b, _)| a == b);
+        if own.is_empty() {
+            return book;
+        }
+        match PriceBook::of("configuration", own) {
+            Ok(list) => book.with_overrides(list),
+            Err(error) => {
+                self.problem("providers", error);
+                book
+            }
+        }
+    }
+
+    fn price_list(&mut self, entry: &str, path: &Path) -> Option<PriceBook> {
+        match PriceBook::read(path) {
+            Ok(list) => return Some(list),
+            Err(error) => match error.kind() {
+                // Each with its line, which is one of the other file.
+                PriceErrorKind::Entries(problems) => {
+                    for problem in problems {
+                        self.problem(entry, format_args!("{}: {problem}", path.display()));
+                    }
+                }
+                _ => self.problem(entry, error),
+            },
+        }
+        None
+    }
+
+    fn price(&mut self, entry: &str, price: &ModelPrice) -> Option<Price> {
+        let ModelPrice { input, output, cache_read, cache_write, reasoning, request } = price;
+        if input.is_none() && output.is_none() && request.is_none() {
+            self.problem(entry, "needs input, output or request");
+            return None;
+        }
+        let mut rates = Rates::new();
+        type With = fn(Rates, Rate) -> Rates;
+        let all: [(_, With); 5] = [
+            (input, Rates::with_input),
+            (output, Rates::with_output),
+            (cache_read, Rates::with_cache_read),
+            (cache_write, Rates::with_cache_write),
+            (reasoning, Rates::with_reasoning),
+        ];
+        for (rate, with) in all {
+            if let Some(rate) = rate {
+                rates = with(rates, rate.0);
+            }
+        }
+        if let Some(request) = request {
+            match Rate::each(&request.0.to_string()) {
+                Ok(rate) => rates = rates.with_request(rate),
+                Err(error) => {
+                    self.problem(field(entry, "request"), crate::config::value::amount(error.reason()));
+                }
+            }
+        }
+        Some(Price::new(rates))
+    }
+}
+
+#[cfg_attr(not(feature = "genai"), expect(unused_variables, reason = "none of those that are left has one"))]
+fn default_base_url(kind: Kind) -> Option<&'static str> {
+    #[cfg(feature = "genai")]
+    return kind.dialect()?.default_base_url();
+    #[cfg(not(feature = "genai"))]
+    None
+}
+
+/// Whether a leaf could ask there.
+#[cfg_attr(not(feature = "openai"), expect(unused_variables, reason = "there is nothing to ask with"))]
+fn check_address(kind: Kind, base_url: &str) -> Result<(), String> {
+    #[cfg(feature = "genai")]
+    if let Some(dialect) = kind.dialect() {
+        use crate::provider::genai::Genai;
+        return Genai::new(dialect, base_url).map(drop).map_err(|error| error.to_string());
+    }
+    #[cfg(feature = "openai")]
+    crate::provider::openai::OpenAiCompatible::new((), base_url).map_err(|error| error.to_string())?;
+    Ok(())
+}

@@ -1,0 +1,369 @@
+//! What is asked of a gateway beside answers: models, usage, quotas, the cache, whether it is ready.
+//!
+//! Each function is what a handler does, given the [`Handle`] and the [`Caller`] whom [`identify`](super::identify) has put into the request's
+//! extensions; where it is served is the host's to say.
+
+use super::ErrorResponse;
+use crate::{
+    Period, QuotaKind,
+    cache::EpochKind,
+    price::NanoUsd,
+    stack::{Caller, Handle, QuotaView, Readiness},
+};
+use axum_core::{body::Body, response::Response};
+use http::{HeaderMap, HeaderValue, StatusCode, header};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+/// A response of JSON.
+pub fn json_response(json: impl Into<Body>) -> Response {
+    let mut response = Response::new(json.into());
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+fn refused(
+    status: StatusCode,
+    kind: &str,
+    code: impl Into<Option<&'static str>>,
+    message: &str,
+) -> ErrorResponse {
+    ErrorResponse::custom(status, kind, code.into(), message)
+}
+
+fn forbidden(code: &'static str, message: &str) -> ErrorResponse {
+    refused(StatusCode::FORBIDDEN, "permission_error", code, message)
+}
+
+fn invalid(message: &str) -> ErrorResponse {
+    refused(StatusCode::BAD_REQUEST, "invalid_request_error", None, message)
+}
+
+fn disabled(code: &'static str, message: &str) -> ErrorResponse {
+    refused(StatusCode::NOT_FOUND, "invalid_request_error", code, message)
+}
+
+fn unavailable(code: &'static str, message: &str) -> ErrorResponse {
+    refused(StatusCode::SERVICE_UNAVAILABLE, "server_error", code, message)
+}
+
+/// What may be asked for, as OpenAI's `GET /v1/models` answers: aliases, and the models that providers list.
+pub fn models(handle: &Handle) -> Response {
+    let all: Vec<_> = handle
+        .models()
+        .iter()
+        .map(|model| {
+            let owner = model.provider.as_deref().unwrap_or("gateway");
+            json!({ "id": model.id, "object": "model", "created": 0, "owned_by": owner })
+        })
+        .collect();
+    json_response(json!({ "object": "list", "data": all }).to_string())
+}
+
+/// Whether calls can be made.
+///
+/// # Errors
+///
+/// 503, and what is missing.
+#[expect(clippy::result_large_err, reason = "it is answered at once")]
+pub fn readiness(handle: &Handle) -> Result<Response, ErrorResponse> {
+    match handle.readiness() {
+        Readiness::Ready => Ok(json_response(r#"{"status":"ready"}"#)),
+        Readiness::UsageUnavailable => {
+            Err(unavailable("usage_store_unavailable", "usage cannot be recorded"))
+        }
+        Readiness::QuotaUnavailable => {
+            Err(unavailable("quota_store_unavailable", "quotas cannot be counted"))
+        }
+    }
+}
+
+/// What a department may use and has used, for one of its keys or an administrator.
+///
+/// # Errors
+///
+/// 403 for others, 404 if nothing is limited, 503 if it cannot be read.
+pub async fn quota(handle: &Handle, caller: &Caller, department: &str) -> Result<Response, ErrorResponse> {
+    // Whoever may not know does not learn whether there is anything to know.
+    if !caller.may_ask_about(department) {
+        return Err(forbidden("not_in_department", "this key may not ask about this department"));
+    }
+    match handle.quota(department).await {
+        Ok(Some(view)) => Ok(json_response(standing(&view).to_string())),
+        Ok(None) => Err(disabled("quota_disabled", "nothing is limited here")),
+        Err(error) => {
+            told(&error, "quotas cannot be read");
+            Err(unavailable("usage_store_unavailable", "quotas cannot be read"))
+        }
+    }
+}
+
+/// What the client is not told is for the log.
+#[cfg_attr(not(feature = "tracing"), expect(unused_variables, reason = "there is nobody to tell"))]
+fn told(error: &dyn std::fmt::Display, what: &str) {
+    #[cfg(feature = "tracing")]
+    tracing::error!(%error, "{what}");
+}
+
+const KINDS: [(&str, QuotaKind); 3] =
+    [("requests", QuotaKind::Requests), ("tokens", QuotaKind::Tokens), ("cost_usd", QuotaKind::Cost)];
+
+fn standing(view: &QuotaView) -> Value {
+    let QuotaView { department, policy, standing, .. } = view;
+    let windows = [
+        ("day", Period::Day, standing.day.ends_at()),
+        ("month", Period::Month, standing.day.month_ends_at()),
+    ];
+    let windows = windows.map(|(name, period, resets_at)| {
+        let used = standing.over(period);
+        let amounts = KINDS.map(|(name, kind)| {
+            let shown = |amount: u64| match kind {
+                QuotaKind::Cost => NanoUsd::new(i64::try_from(amount).unwrap_or(i64::MAX)).to_string().into(),
+                _ => json!(amount),
+            };
+            let (settled, reserved) = (used.settled.get(kind), used.reserved.get(kind));
+            let limit = policy.limits.get(period, kind);
+            let remaining = limit.map(|limit| limit.saturating_sub(settled).saturating_sub(reserved));
+            let amount = json!({
+                "limit": limit.map(shown),
+                "settled": shown(settled),
+                "reserved": shown(reserved),
+                "remaining": remaining.map(shown),
+            });
+            (name.to_owned(), amount)
+        });
+        let mut window = Map::from_iter(amounts);
+        window
+            .insert("resets_at".to_owned(), humantime::format_rfc3339_seconds(resets_at).to_string().into());
+        (name.to_owned(), Value::Object(window))
+    });
+    let mut answer = Map::from_iter(windows);
+    answer.insert("department".to_owned(), (**department).into());
+    Value::Object(answer)
+}
+
+/// What is to be forgotten: `{"user": "ada"}`, `{"tenant": …}`, `{"model": …}` or `{"knowledge_base": …}`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "snake_case")]
+enum Forget {
+    Tenant(String),
+    User(String),
+    Model(String),
+    KnowledgeBase(String),
+}
+
+/// Makes all invalid that the cache has kept of a user, a tenant, a model or a knowledge base, for an administrator.
+///
+/// # Errors
+///
+/// 403 for others, 404 if nothing is cached, 400 for another body, 503 if others may not have heard of it.
+pub async fn invalidate(
+    handle: &Handle,
+    caller: &Caller,
+    headers: &HeaderMap,
+    body: &[u8],
+) -> Result<Response, ErrorResponse> {
+    if !caller.is_admin() {
+        return Err(forbidden("not_admin", "this key may not make cached answers invalid"));
+    }
+    if handle.cache_stats().is_none() {
+        return Err(disabled("cache_disabled", "nothing is cached here"));
+    }
+    let is_json = headers
+        .get(header::CONTENT_TYPE)
+        .is_some_and(|kind| kind.as_bytes().starts_with(b"application/json"));
+    let forget = is_json.then(|| serde_json::from_slice(body)).and_then(Result::ok);
+    let (kind, id) = match forget {
+        Some(Forget::Tenant(id)) => (EpochKind::Tenant, id),
+        Some(Forget::User(id)) => (EpochKind::User, id),
+        Some(Forget::Model(id)) => (EpochKind::Model, id),
+        Some(Forget::KnowledgeBase(id)) => (EpochKind::KnowledgeBase, id),
+        None => {
+            let message = "the body must be JSON with one of tenant, user, model, knowledge_base, and a text";
+            return Err(invalid(message));
+        }
+    };
+    handle.invalidate(kind, &id).await?;
+    Ok(json_response(json!({ "invalidated": true }).to_string()))
+}
+
+#[cfg(feature = "rusqlite")]
+pub use self::usage::{UsageQuestion, usage};
+
+#[cfg(feature = "rusqlite")]
+mod usage {
+    use super::{
+        Caller, ErrorResponse, Handle, Map, Response, Value, disabled, forbidden, invalid, json,
+        json_response, told, unavailable,
+    };
+    use crate::{
+        clock::{Clock, SystemClock},
+        usage::{GroupBy, LedgerError, LedgerReader, Outcome, UsageQuery, UsageTotals, Window},
+    };
+    use serde::Deserialize;
+    use std::time::SystemTime;
+
+    /// What to ask the ledger, as in `?department=r-and-d&by=model,day&from=2026-11-01`. `None` is a question that cannot be read.
+    #[derive(Debug, Clone, Default, Deserialize)]
+    #[serde(default, deny_unknown_fields)]
+    #[non_exhaustive]
+    pub struct UsageQuestion {
+        /// Only calls of this agent.
+        pub agent: Option<String>,
+        /// Only calls of this user.
+        pub user: Option<String>,
+        /// Only calls of this tenant.
+        pub tenant: Option<String>,
+        /// Only calls that this department was charged for.
+        pub department: Option<String>,
+        /// Only calls of this model.
+        pub model: Option<String>,
+        /// Only calls of this provider.
+        pub provider: Option<String>,
+        /// Only calls of this kind of task.
+        pub task_type: Option<String>,
+        /// Only calls that ended so.
+        pub outcome: Option<String>,
+        /// Only calls that ended from then on: a day, or a time as in RFC 3339.
+        pub from: Option<String>,
+        /// Only calls that ended before.
+        pub until: Option<String>,
+        /// `day` or `month`: the one that it is now, in UTC.
+        pub window: Option<String>,
+        /// What the sums are told by, with commas between them.
+        pub by: Option<String>,
+    }
+
+    /// What was used, for an administrator.
+    ///
+    /// # Errors
+    ///
+    /// 403 for others, 404 if it is not recorded, 400 for a question that cannot be read, 503 if the ledger cannot be.
+    pub async fn usage(
+        handle: &Handle,
+        caller: &Caller,
+        question: Option<&UsageQuestion>,
+    ) -> Result<Response, ErrorResponse> {
+        if !caller.is_admin() {
+            return Err(forbidden("not_admin", "this key may not ask what was used"));
+        }
+        let Some(ledger) = handle.usage() else {
+            return Err(disabled("usage_disabled", "usage is not recorded here"));
+        };
+        let question = question.ok_or_else(|| invalid("a parameter is unknown or stands twice"))?;
+        let (query, by) = read(question).map_err(|name| invalid(&format!("`{name}` is not valid")))?;
+        let answer = answer(ledger, &query, &by).await.map_err(|error| {
+            told(&error, "the ledger cannot be read");
+            unavailable("usage_store_unavailable", "the record of usage cannot be read")
+        })?;
+        Ok(json_response(answer.to_string()))
+    }
+
+    /// The query, or the name of the parameter at fault.
+    fn read(question: &UsageQuestion) -> Result<(UsageQuery, Vec<GroupBy>), &'static str> {
+        let mut query = UsageQuery::new();
+        let mut only = |value: &Option<String>, with: fn(UsageQuery, String) -> UsageQuery| {
+            if let Some(value) = value {
+                query = with(std::mem::take(&mut query), value.clone());
+            }
+        };
+        only(&question.agent, UsageQuery::with_agent);
+        only(&question.user, UsageQuery::with_user);
+        only(&question.tenant, UsageQuery::with_tenant);
+        only(&question.department, UsageQuery::with_department);
+        only(&question.model, UsageQuery::with_model);
+        only(&question.provider, UsageQuery::with_provider);
+        only(&question.task_type, UsageQuery::with_task_type);
+        if let Some(outcome) = &question.outcome {
+            query = query.with_outcome(Outcome::from_name(outcome).ok_or("outcome")?);
+        }
+        let now = SystemClock.now();
+        query = match question.window.as_deref() {
+            None => query,
+            Some("day") => query.within(Window::day(now)),
+            Some("month") => query.within(Window::month(now)),
+            Some(_) => return Err("window"),
+        };
+        if let Some(from) = &question.from {
+            query = query.from(time(from).ok_or("from")?);
+        }
+        if let Some(until) = &question.until {
+            query = query.until(time(until).ok_or("until")?);
+        }
+        let by = question.by.as_deref().unwrap_or_default().split(',').filter(|name| !name.is_empty());
+        let by = by.map(|name| group(name).ok_or("by")).collect::<Result<_, _>>()?;
+        Ok((query, by))
+    }
+
+    fn time(text: &str) -> Option<SystemTime> {
+        let is_day = text.len() == 10;
+        let time = if is_day {
+            humantime::parse_rfc3339(&format!("{text}T00:00:00Z"))
+        } else {
+            humantime::parse_rfc3339(text)
+        };
+        time.ok()
+    }
+
+    const GROUPS: [(&str, GroupBy); 9] = [
+        ("agent", GroupBy::Agent),
+        ("user", GroupBy::User),
+        ("tenant", GroupBy::Tenant),
+        ("model", GroupBy::Model),
+        ("provider", GroupBy::Provider),
+        ("task_type", GroupBy::TaskType),
+        ("outcome", GroupBy::Outcome),
+        ("day", GroupBy::Day),
+        ("month", GroupBy::Month),
+    ];
+
+    fn group(name: &str) -> Option<GroupBy> {
+        GROUPS.iter().find(|(known, _)| *known == name).map(|(_, group)| *group)
+    }
+
+    async fn answer(reader: &LedgerReader, query: &UsageQuery, by: &[GroupBy]) -> Result<Value, LedgerError> {
+        let totals = reader.totals(query).await?;
+        let groups = reader.totals_by(query, by).await?;
+        let departments = reader.department_sums(query, by).await?;
+        let named = |key: &[Option<Box<str>>]| -> Map<String, Value> {
+            let name = |group: &GroupBy| {
+                GROUPS.iter().find(|(_, known)| known == group).map_or("", |(name, _)| *name)
+            };
+            by.iter().zip(key).map(|(group, value)| (name(group).to_owned(), json!(value))).collect()
+        };
+        let groups =
+            groups.iter().map(|group| json!({ "key": named(&group.key), "totals": sums(&group.totals) }));
+        let departments = departments.iter().map(
+            |sum| json!({ "department": sum.department, "key": named(&sum.key), "sums": sums(&sum.sums) }),
+        );
+        Ok(json!({
+            // Each call once.
+            "totals": sums(&totals),
+            "groups": groups.collect::<Vec<_>>(),
+            // Each call in full for every department that it is charged to.
+            "department_sums": departments.collect::<Vec<_>>(),
+        }))
+    }
+
+    fn sums(totals: &UsageTotals) -> Value {
+        json!({
+            "calls": totals.calls,
+            "estimated_calls": totals.estimated_calls,
+            "unpriced_calls": totals.unpriced_calls,
+            "input_tokens": tokens(totals.input_tokens),
+            "output_tokens": tokens(totals.output_tokens),
+            "cache_read_tokens": tokens(totals.cache_read_tokens),
+            "cache_write_tokens": tokens(totals.cache_write_tokens),
+            "reasoning_tokens": tokens(totals.reasoning_tokens),
+            "cost_nano_usd": totals.cost.nanos(),
+            "cost_usd": totals.cost.to_string(),
+            "saved_calls": totals.saved_calls,
+            "saved_cost_nano_usd": totals.saved_cost.nanos(),
+        })
+    }
+
+    /// Sums of tokens fit, or a few thousand years have passed.
+    fn tokens(sum: u128) -> u64 {
+        u64::try_from(sum).unwrap_or(u64::MAX)
+    }
+}

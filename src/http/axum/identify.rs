@@ -1,0 +1,74 @@
+use super::ErrorResponse;
+use crate::{
+    BodyLimits,
+    http::{stated_context, states_identity},
+    stack::Handle,
+};
+use http::{HeaderMap, HeaderValue, Request, StatusCode, header};
+
+/// Finds out who asks, by the key in `Authorization: Bearer KEY` or `x-api-key`, and puts into the request's extensions what the extractors look
+/// for there: the [`RequestContext`](crate::RequestContext), the [`BodyLimits`] of the configuration, and the [`Caller`](crate::stack::Caller).
+///
+/// An application whose key is trusted may say in [headers](crate::http::STATED) for whom it asks. Of anybody else those headers are refused,
+/// never believed, and never ignored: who sends them is wrong about his rights.
+///
+/// # Errors
+///
+/// 401 without a key that is known. 400 for such a header of somebody who is not trusted, or one that cannot be read.
+#[expect(clippy::result_large_err, reason = "it is answered at once")]
+pub fn identify<B>(handle: &Handle, request: &mut Request<B>) -> Result<(), ErrorResponse> {
+    let path = request.uri().path();
+    let is_messages = path.ends_with("/v1/messages");
+    let refused = |status, code, message: &str| match is_messages {
+        true => ErrorResponse::custom_of_messages(status, message),
+        false => ErrorResponse::custom(status, "invalid_request_error", Some(code), message),
+    };
+    let Some(caller) = handle.caller(key(request.headers())) else {
+        let message = "the API key is missing or wrong; send it as `Authorization: Bearer KEY`";
+        return Err(refused(StatusCode::UNAUTHORIZED, "invalid_api_key", message)
+            .with_header(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")));
+    };
+    let context = match states_identity(request.headers()) {
+        false => caller.context().clone(),
+        true if caller.is_trusted() => stated_context(request.headers(), caller.context())
+            .map_err(|error| refused(StatusCode::BAD_REQUEST, "invalid_identity", &error.to_string()))?,
+        true => {
+            let message = "this key may not say in x-llm headers for whom it asks";
+            return Err(refused(StatusCode::BAD_REQUEST, "untrusted_identity", message));
+        }
+    };
+    let config = handle.config();
+    let limits = BodyLimits::default()
+        .with_max_bytes(config.server.max_body_bytes)
+        .with_max_depth(config.server.max_depth)
+        .with_max_messages(config.server.max_messages)
+        .with_max_tools(config.server.max_tools);
+    let extensions = request.extensions_mut();
+    extensions.insert(context);
+    extensions.insert(limits);
+    extensions.insert(caller);
+    Ok(())
+}
+
+/// As OpenAI's clients send it, or as Anthropic's do.
+fn key(headers: &HeaderMap) -> Option<&[u8]> {
+    bearer(headers).or_else(|| Some(headers.get("x-api-key")?.as_bytes().trim_ascii()))
+}
+
+fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
+    let (scheme, key) = headers.get(header::AUTHORIZATION)?.as_bytes().split_at_checked(7)?;
+    scheme.eq_ignore_ascii_case(b"bearer ").then(|| key.trim_ascii())
+}
+
+/// The refusal of a caller who has as many calls in flight as his key may have.
+pub fn too_many_in_flight(is_messages: bool) -> ErrorResponse {
+    let message = "too many calls of this key are in flight";
+    let refused = match is_messages {
+        true => ErrorResponse::custom_of_messages(StatusCode::TOO_MANY_REQUESTS, message),
+        false => {
+            let (kind, code) = ("rate_limit_error", Some("too_many_in_flight"));
+            ErrorResponse::custom(StatusCode::TOO_MANY_REQUESTS, kind, code, message)
+        }
+    };
+    refused.with_header(header::RETRY_AFTER, HeaderValue::from_static("1"))
+}

@@ -1,0 +1,138 @@
+//! Answers that are given again.
+
+use crate::{
+    Error, KbScope, RequestContext,
+    cache::{
+        CacheLayer, CachePolicy, CacheSecret, CacheStore, CacheWorker, Coalescing, EpochKind, Fetch,
+        KbCaching, KbSettings,
+    },
+    config::{self, plan::CachePlan},
+};
+use arc_swap::ArcSwap;
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+/// The cache of all calls.
+pub(super) struct Answers {
+    layer: CacheLayer,
+    allowed: AllowedKbs,
+    worker: Mutex<Option<CacheWorker>>,
+}
+
+/// The knowledge bases that allow it. Exchanged with each configuration.
+#[derive(Clone, Default)]
+struct AllowedKbs(Arc<ArcSwap<BTreeSet<Arc<str>>>>);
+
+impl KbSettings for AllowedKbs {
+    fn caching(&self, kb: &KbScope, _: &RequestContext) -> Fetch<KbCaching> {
+        Fetch::Ready(match self.0.load().contains(&kb.id) {
+            true => KbCaching::Allowed,
+            false => KbCaching::Disabled,
+        })
+    }
+}
+
+/// What the host gives in place of what the configuration says.
+#[derive(Clone, Default)]
+pub(super) struct Own {
+    pub(super) store: Option<Arc<dyn CacheStore>>,
+    pub(super) kbs: Option<Arc<dyn KbSettings>>,
+}
+
+impl Answers {
+    pub(super) fn start(settings: &config::Cache, plan: &CachePlan, own: Own) -> Self {
+        let secret = match &plan.secret {
+            Some(secret) => CacheSecret::new(*blake3::hash(secret.reveal().as_bytes()).as_bytes()),
+            None => CacheSecret::random(),
+        };
+        let allowed = AllowedKbs::default();
+        let mut policy = CachePolicy::new(secret.clone())
+            .with_ttl(settings.ttl.0)
+            .with_max_entry_bytes(settings.max_entry_bytes);
+        policy = match own.kbs {
+            Some(kbs) => policy
+                .with_kb_settings(move |kb: &KbScope, context: &RequestContext| kbs.caching(kb, context)),
+            None => policy.with_kb_settings(allowed.clone()),
+        };
+        if let Some(temperature) = settings.max_temperature {
+            policy = policy.with_max_temperature(temperature);
+        }
+        if settings.tool_calls {
+            policy = policy.with_tool_calls();
+        }
+        if settings.coalesce {
+            let most = settings.max_flights;
+            let coalescing = Coalescing::new();
+            policy =
+                policy.with_coalescing(most.map_or(coalescing, |most| coalescing.with_max_flights(most)));
+        }
+        #[cfg(all(feature = "semantic", feature = "hyper-client"))]
+        if let (Some(semantic), Some(plan)) = (&settings.semantic, &plan.semantic) {
+            policy = policy.with_semantic(super::embedder::semantic(semantic, plan));
+        }
+        let (layer, worker) = match own.store {
+            Some(store) => CacheLayer::start(store, policy),
+            None => Self::own_store(settings, plan, &secret, policy),
+        };
+        let answers = Self { layer, allowed, worker: Mutex::new(Some(worker)) };
+        answers.take(plan);
+        answers
+    }
+
+    #[cfg(feature = "moka")]
+    fn own_store(
+        settings: &config::Cache,
+        plan: &CachePlan,
+        secret: &CacheSecret,
+        policy: CachePolicy,
+    ) -> (CacheLayer, CacheWorker) {
+        let near = crate::cache::MokaStore::new(settings.max_bytes);
+        match &plan.shared {
+            None => CacheLayer::start(near, policy),
+            #[cfg(feature = "redis")]
+            Some(shared) => {
+                use crate::cache::{RedisBytes, SealedStore, TieredStore};
+                let bytes = RedisBytes::new(&shared.redis, "llm-cache");
+                let policy = policy.with_epochs(Arc::new(bytes.clone()));
+                let far = SealedStore::new(bytes, secret.clone());
+                #[cfg(feature = "encrypt")]
+                let far = if settings.encrypt { far.encrypted() } else { far };
+                CacheLayer::start(TieredStore::new(near, far), policy)
+            }
+            #[cfg(not(feature = "redis"))]
+            Some(_) => unreachable!("refused by the configuration's check: {secret:?}"),
+        }
+    }
+
+    #[cfg(not(feature = "moka"))]
+    fn own_store(
+        _: &config::Cache,
+        _: &CachePlan,
+        _: &CacheSecret,
+        _: CachePolicy,
+    ) -> (CacheLayer, CacheWorker) {
+        unreachable!("refused by the configuration's check")
+    }
+
+    /// Goes by another configuration from now on.
+    pub(super) fn take(&self, plan: &CachePlan) {
+        self.allowed.0.store(Arc::new(plan.allowed_kbs.clone()));
+    }
+
+    pub(super) fn layer(&self) -> CacheLayer {
+        self.layer.clone()
+    }
+
+    pub(super) async fn invalidate(&self, kind: EpochKind, id: &str) -> Result<(), Error> {
+        self.layer.invalidate(kind, id).await
+    }
+
+    /// Lets shared calls end, and writes what is left. How many shared calls were cut off, and whether all was written.
+    pub(super) async fn close(&self, deadline: Duration) -> Option<crate::cache::CacheReport> {
+        let worker = self.worker.lock().unwrap_or_else(PoisonError::into_inner).take();
+        Some(worker?.shutdown(deadline).await)
+    }
+}

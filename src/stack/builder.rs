@@ -1,0 +1,352 @@
+use super::{
+    BoxService, Description, Handle, StackError,
+    answers::{self, Answers},
+    assemble::{self, Layers},
+    counters::{OnBadPolicies, Quotas},
+    deployments::{Around, Deployments, Leaves},
+    handle::{Lasting, Rebuild},
+    ledger::Ledger,
+    live::Live,
+    order::{self, Needs, Part, Place},
+};
+use crate::{
+    BoxError, Error, LlmRequest, LlmResponse,
+    cache::{CacheStore, KbSettings},
+    concurrency::ConcurrencyLimitLayer,
+    config::{Config, Kind, Problem, field, plan::Plan, process_env},
+    providers::Deployment,
+    quota::QuotaStore,
+    telemetry::{CaptureContent, Observer},
+    usage::UsageSink,
+};
+use arc_swap::ArcSwap;
+use std::{fmt, sync::Arc};
+use tower::util::{BoxCloneSyncService, MapErr};
+use tower_layer::Layer;
+use tower_service::Service;
+
+/// Where the variables are that secrets are read from.
+pub(super) type Env = Arc<dyn Fn(&str) -> Option<String> + Send + Sync>;
+
+/// Builds a stack of a configuration, and of what a program has of its own.
+///
+/// ```
+/// use llm_layers::{
+///     ChatBody, LlmRequest, config::Config, provider::Echo,
+///     stack::{Part, StackBuilder},
+///     usage::MemorySink,
+/// };
+/// use tower::ServiceExt;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// // A leaf and a sink of one's own; the configuration says where the leaf is used.
+/// let config = Config::parse("usage = { enabled = false }\nproviders.mine = { kind = \"own\" }\naliases = { fast = \"mine/one\" }")?;
+/// let sink = MemorySink::new(1024);
+/// let (service, _handle) = StackBuilder::new(config)
+///     .without(Part::Concurrency)
+///     .with_provider("mine", Echo::new())
+///     .with_usage_sink(sink.clone())
+///     .build()
+///     .await?;
+/// service.oneshot(LlmRequest::new("fast", ChatBody::builder().user("Hello").build()?)).await?;
+/// assert_eq!(sink.take().len(), 1);
+/// # Ok(())
+/// # }
+/// ```
+#[must_use = "nothing happens before it is built"]
+pub struct StackBuilder<O = ()> {
+    config: Config,
+    env: Env,
+    observer: O,
+    capture: CaptureContent,
+    order: Vec<Part>,
+    is_own_order: bool,
+    leaves: Leaves,
+    usage_sink: Option<Arc<dyn UsageSink>>,
+    quota_store: Option<Arc<dyn QuotaStore>>,
+    answers: answers::Own,
+    layers: assemble::Own,
+    on_bad_policies: Option<OnBadPolicies>,
+}
+
+impl StackBuilder {
+    /// The documented order with all that `config` asks for.
+    pub fn new(config: Config) -> Self {
+        Self {
+            config,
+            env: Arc::new(process_env),
+            observer: (),
+            capture: CaptureContent::Nothing,
+            order: Part::ORDER.to_vec(),
+            is_own_order: false,
+            leaves: Leaves::new(),
+            usage_sink: None,
+            quota_store: None,
+            answers: answers::Own::default(),
+            layers: assemble::Own::default(),
+            on_bad_policies: None,
+        }
+    }
+}
+
+impl<O: Observer> StackBuilder<O> {
+    /// Reads secrets from `env` rather than from the environment of this process.
+    pub fn with_env(mut self, env: impl Fn(&str) -> Option<String> + Send + Sync + 'static) -> Self {
+        self.env = Arc::new(env);
+        self
+    }
+
+    /// Tells `observer` of every call, as a whole and at each deployment.
+    pub fn with_observer<P: Observer>(self, observer: P) -> StackBuilder<P> {
+        let Self { config, env, observer: _, capture, order, is_own_order, leaves, .. } = self;
+        let Self { usage_sink, quota_store, answers, layers, on_bad_policies, .. } = self;
+        StackBuilder {
+            config,
+            env,
+            observer,
+            capture,
+            order,
+            is_own_order,
+            leaves,
+            usage_sink,
+            quota_store,
+            answers,
+            layers,
+            on_bad_policies,
+        }
+    }
+
+    /// Puts what is said on the spans of clients. **Prompts and answers then leave the process.**
+    pub fn with_content(mut self, capture: CaptureContent) -> Self {
+        self.capture = capture;
+        self
+    }
+
+    /// Leaves a part out. What the configuration says that this part would do is an error then.
+    pub fn without(mut self, part: Part) -> Self {
+        self.order.retain(|other| *other != part);
+        self
+    }
+
+    /// Another order, from the outside in; what it does not have is left out. Each layer is boxed then, for their types are no longer known.
+    pub fn with_order(mut self, order: impl IntoIterator<Item = Part>) -> Self {
+        self.order = order.into_iter().collect();
+        self.is_own_order = true;
+        self
+    }
+
+    /// The leaf of a provider that the configuration names, with `kind = "own"` or in place of what it says; called again, a further
+    /// deployment of it.
+    pub fn with_provider<S>(self, name: impl Into<Arc<str>>, leaf: S) -> Self
+    where
+        S: Service<LlmRequest, Response = LlmResponse, Error: Into<Error>, Future: Send>
+            + Clone
+            + Send
+            + Sync
+            + 'static,
+    {
+        self.with_deployment(name, Deployment::new(leaf))
+    }
+
+    /// As [`with_provider`](Self::with_provider), with what is known of where it is.
+    pub fn with_deployment<S>(mut self, name: impl Into<Arc<str>>, leaf: Deployment<S>) -> Self
+    where
+        S: Service<LlmRequest, Response = LlmResponse, Error: Into<Error>, Future: Send>
+            + Clone
+            + Send
+            + Sync
+            + 'static,
+    {
+        let into_error: fn(S::Error) -> Error = Into::into;
+        let leaf = leaf.map_service(|leaf| BoxCloneSyncService::new(MapErr::new(leaf, into_error)));
+        self.leaves.entry(name.into()).or_default().push(leaf);
+        self
+    }
+
+    /// Records into `sink`, whatever `[usage]` says.
+    pub fn with_usage_sink(mut self, sink: impl UsageSink) -> Self {
+        self.usage_sink = Some(Arc::new(sink));
+        self
+    }
+
+    /// Counts in `store`, whatever `[quota]` says of stores.
+    pub fn with_quota_store(mut self, store: impl QuotaStore) -> Self {
+        self.quota_store = Some(Arc::new(store));
+        self
+    }
+
+    /// Keeps answers in `store`, whatever `[cache]` says of stores.
+    pub fn with_cache_store(mut self, store: impl CacheStore) -> Self {
+        self.answers.store = Some(Arc::new(store));
+        self
+    }
+
+    /// Asks `settings` about knowledge bases, whatever `[cache.knowledge_bases]` says.
+    pub fn with_kb_settings(mut self, settings: impl KbSettings) -> Self {
+        self.answers.kbs = Some(Arc::new(settings));
+        self
+    }
+
+    /// Puts a layer of your own at a place; of several at one place the first is the outermost. It is applied anew to each configuration: what
+    /// is to last belongs into the layer, not into the service that it makes.
+    pub fn with_layer<L>(mut self, place: Place, layer: L) -> Self
+    where
+        L: Layer<BoxService> + Send + Sync + 'static,
+        L::Service: Service<LlmRequest, Response = LlmResponse, Error: Into<Error>, Future: Send>
+            + Clone
+            + Send
+            + Sync
+            + 'static,
+    {
+        self.layers.add(place, layer);
+        self
+    }
+
+    /// Is told when policies that are followed (`quota.policies`) cannot be read; they stay as they were.
+    pub fn on_bad_policies(mut self, told: impl Fn(&BoxError) + Send + Sync + 'static) -> Self {
+        self.on_bad_policies = Some(Arc::new(told));
+        self
+    }
+
+    /// What would be built. Opens nothing.
+    ///
+    /// # Errors
+    ///
+    /// All that is wrong with the configuration, and with what the builder was told beside it.
+    pub fn describe(&self) -> Result<Description, StackError> {
+        let plan = self.plan()?;
+        let order: Vec<_> = self.order.iter().copied().filter(|part| self.is_there(*part, &plan)).collect();
+        Ok(Description::new(self.config.clone(), plan, order, self.layers.places().collect()))
+    }
+
+    /// Opens the stores, starts the workers, and puts the layers together.
+    ///
+    /// # Errors
+    ///
+    /// All that is wrong with the configuration and with what the builder was told beside it; or a store that cannot be opened.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime.
+    pub async fn build(self) -> Result<(BoxService, Handle), StackError> {
+        let plan = self.plan()?;
+        let has = |part| self.is_there(part, &plan);
+        let ledger = match (&self.usage_sink, &plan.usage) {
+            _ if !self.order.contains(&Part::Usage) && !self.order.contains(&Part::Hits) => None,
+            (Some(sink), _) => Some(Ledger::of_host(Arc::clone(sink))),
+            (None, Some(usage)) => Some(Ledger::open(usage).await?),
+            (None, None) => None,
+        };
+        let quotas = match &plan.limits {
+            Some(limits) if has(Part::Quota) => {
+                let told = self.on_bad_policies.clone();
+                Some(Quotas::open(limits, self.quota_store.clone(), ledger.as_ref(), told).await?)
+            }
+            _ => None,
+        };
+        let answers = match (&self.config.cache, &plan.cache) {
+            (Some(settings), Some(plan)) if has(Part::Cache) => {
+                Some(Answers::start(settings, plan, self.answers.clone()))
+            }
+            _ => None,
+        };
+        let server = &self.config.server;
+        let concurrency = ConcurrencyLimitLayer::new(server.max_in_flight)
+            .with_queue(server.max_waiting, server.max_wait.0);
+        let wrap = Around { observer: self.observer.clone(), capture: self.capture };
+        let lasting = Lasting {
+            order: self.order.clone(),
+            env: self.env,
+            ledger,
+            quotas,
+            answers,
+            concurrency,
+            deployments: Deployments::new(self.leaves, Box::new(wrap)),
+        };
+        let layers = lasting.layers(&self.config, &plan)?;
+        let (own, order, observer) = (self.layers, self.order, self.observer);
+        let (service, rebuild): (BoxService, Rebuild) = if self.is_own_order {
+            let build = move |layers: &Layers| assemble::reordered(layers, &own, &order, &observer);
+            live(build, &layers.0)
+        } else {
+            let build = move |layers: &Layers| assemble::documented(layers, &own, &order, &observer);
+            live(build, &layers.0)
+        };
+        Ok((service, Handle::new(self.config, plan, lasting, layers, rebuild)))
+    }
+
+    fn is_there(&self, part: Part, plan: &Plan) -> bool {
+        let is_recorded = plan.usage.is_some() || self.usage_sink.is_some();
+        self.order.contains(&part)
+            && match part {
+                Part::Quota | Part::Access => plan.limits.is_some(),
+                Part::Cache => plan.cache.is_some(),
+                Part::Hits => plan.cache.is_some() && is_recorded,
+                Part::Usage => is_recorded,
+                _ => true,
+            }
+    }
+
+    fn plan(&self) -> Result<Plan, StackError> {
+        let env = &*self.env;
+        let plan = Plan::new(&self.config, &|name| env(name))?;
+        let needs = Needs {
+            is_own_order: self.is_own_order,
+            has_quota: plan.limits.is_some(),
+            has_cache: plan.cache.is_some(),
+            has_usage: plan.usage.is_some() || self.usage_sink.is_some(),
+        };
+        let mut problems = order::check(&self.order, &plan, &self.config, &needs);
+        let mut wrong = |entry: String, what: &str| problems.push(Problem::new(entry, what));
+        for provider in plan.providers.iter().filter(|provider| provider.kind == Kind::Own) {
+            if !self.leaves.contains_key(&provider.name) {
+                wrong(
+                    field("providers", &provider.name),
+                    "kind = \"own\" is for a leaf that the program gives, and it gives none",
+                );
+            }
+        }
+        for name in self.leaves.keys().filter(|name| !self.config.providers.contains_key(&***name)) {
+            wrong(
+                field("providers", name),
+                "the program gives a leaf for it, and the configuration does not name it",
+            );
+        }
+        if self.quota_store.is_some() && !needs.has_quota {
+            wrong("quota".into(), "the program gives a store, and nothing is limited");
+        }
+        if self.answers.store.is_some() && !needs.has_cache {
+            wrong("cache".into(), "the program gives a store, and nothing is to be kept");
+        }
+        for problem in &mut problems {
+            problem.line = self.config.lines().of(&problem.entry);
+        }
+        if problems.is_empty() { Ok(plan) } else { Err(StackError::of(problems)) }
+    }
+}
+
+/// A service that is exchanged, boxed once, and what exchanges it.
+fn live<S>(build: impl Fn(&Layers) -> S + Send + Sync + 'static, layers: &Layers) -> (BoxService, Rebuild)
+where
+    S: Service<LlmRequest, Response = LlmResponse, Error = Error, Future: Send>
+        + Clone
+        + Send
+        + Sync
+        + 'static,
+{
+    let current = Arc::new(ArcSwap::from_pointee(build(layers)));
+    let service = BoxCloneSyncService::new(Live::new(Arc::clone(&current)));
+    (service, Box::new(move |layers| current.store(Arc::new(build(layers)))))
+}
+
+impl<O> fmt::Debug for StackBuilder<O> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StackBuilder")
+            .field("config", &self.config)
+            .field("order", &self.order)
+            .field("leaves", &self.leaves.keys())
+            .field("layers", &self.layers)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,182 @@
+//! Limits, allow-lists, and the counters.
+
+use super::{QuotaView, ShutdownReport, StackError};
+use crate::{
+    access::AccessLayer,
+    clock::{Clock, SystemClock},
+    config::plan::{Counters, LimitsPlan, PlannedProvider},
+    policies::{Policies, PolicyTable},
+    price::Prices,
+    quota::{self, Calendar, MemoryStore, QuotaLayer, QuotaStore, StoreError, WorkerOptions},
+};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+/// What keeps departments within their limits, whatever these are at the moment.
+pub(super) struct Quotas {
+    /// With no tables of its own.
+    base: QuotaLayer,
+    /// `None`: the policies are those of the configuration.
+    followed: Option<Policies>,
+    calendar: Calendar,
+    workers: Mutex<Option<Workers>>,
+    #[cfg(feature = "rusqlite")]
+    _follower: Option<crate::policies::Follower>,
+}
+
+#[derive(Default)]
+struct Workers {
+    settling: Option<quota::Worker>,
+    #[cfg(feature = "rusqlite")]
+    file: Option<Arc<crate::quota::SqliteStore>>,
+}
+
+/// Told when policies that are followed cannot be read.
+pub(super) type OnBadPolicies = Arc<dyn Fn(&crate::BoxError) + Send + Sync>;
+
+impl Quotas {
+    pub(super) async fn open(
+        plan: &LimitsPlan,
+        own: Option<Arc<dyn QuotaStore>>,
+        ledger: Option<&super::ledger::Ledger>,
+        on_bad_policies: Option<OnBadPolicies>,
+    ) -> Result<Self, StackError> {
+        #[cfg(feature = "rusqlite")]
+        let (followed, follower) = match &plan.policies_file {
+            Some(path) => {
+                use crate::policies::SqlitePolicies;
+                let failed = |error: crate::BoxError| StackError::store("quota.policies", error);
+                let source = SqlitePolicies::open(path).map_err(|error| failed(error.into()))?;
+                let policies = Policies::default();
+                let told = move |error| {
+                    if let Some(told) = &on_bad_policies {
+                        told(&error);
+                    }
+                };
+                let follower = policies.follow(source, SqlitePolicies::EVERY, told).map_err(failed)?;
+                (Some(policies), Some(follower))
+            }
+            None => (None, None),
+        };
+        #[cfg(not(feature = "rusqlite"))]
+        let (followed, _) = (None, on_bad_policies);
+        let (base, workers) = match own {
+            Some(store) => Self::pair(store, Workers::default()),
+            None => Self::counters(plan).await?,
+        };
+        let base = base.with_calendar(plan.calendar.clone()).with_deadline(plan.timeout);
+        #[cfg(feature = "rusqlite")]
+        let base = match ledger.and_then(super::ledger::Ledger::reader) {
+            Some(reader) => base.with_history(reader.clone()),
+            None => base,
+        };
+        #[cfg(not(feature = "rusqlite"))]
+        let _ = ledger;
+        Ok(Self {
+            base,
+            followed,
+            calendar: plan.calendar.clone(),
+            workers: Mutex::new(Some(workers)),
+            #[cfg(feature = "rusqlite")]
+            _follower: follower,
+        })
+    }
+
+    fn pair(store: impl QuotaStore, workers: Workers) -> (QuotaLayer, Workers) {
+        let (policies, prices) = (Policies::default(), Prices::default());
+        let (layer, worker) = QuotaLayer::pair(store, policies, prices, WorkerOptions::default());
+        (layer, Workers { settling: Some(worker), ..workers })
+    }
+
+    async fn counters(plan: &LimitsPlan) -> Result<(QuotaLayer, Workers), StackError> {
+        Ok(match &plan.counters {
+            Counters::Memory => {
+                let layer = QuotaLayer::new(MemoryStore::new(), Policies::default(), Prices::default());
+                (layer, Workers::default())
+            }
+            #[cfg(feature = "rusqlite")]
+            Counters::File(path) => {
+                use crate::quota::{SqliteOptions, SqliteStore};
+                let options = SqliteOptions::new().with_timeout(plan.timeout);
+                let store = SqliteStore::open(path, options)
+                    .map_err(|error| StackError::store("quota.path", error))?;
+                let store = Arc::new(store);
+                Self::pair(Arc::clone(&store), Workers { file: Some(store), ..Workers::default() })
+            }
+            #[cfg(feature = "redis")]
+            Counters::Redis(redis) => {
+                use crate::quota::{RedisQuotaStore, RedisUnfit};
+                let store = RedisQuotaStore::new(redis.redis.clone()).with_deadline(plan.timeout);
+                match store.check().await {
+                    Ok(()) => {}
+                    // It may come yet; until then calls are refused, and the stack is not ready.
+                    #[cfg_attr(
+                        not(feature = "tracing"),
+                        expect(unused_variables, reason = "there is nobody to tell")
+                    )]
+                    Err(RedisUnfit::Unavailable(error)) => {
+                        #[cfg(feature = "tracing")]
+                        tracing::error!(%error, "quotas cannot be counted");
+                    }
+                    Err(unfit) => return Err(StackError::store("quota.redis", unfit)),
+                }
+                Self::pair(store, Workers::default())
+            }
+            #[cfg(not(all(feature = "rusqlite", feature = "redis")))]
+            _ => unreachable!("refused by the configuration's check"),
+        })
+    }
+
+    /// Both layers, by the tables of one configuration. Without limits in it, nobody has any.
+    pub(super) fn layers(
+        &self,
+        plan: Option<&LimitsPlan>,
+        table: &PolicyTable,
+        providers: &[PlannedProvider],
+        prices: &Prices,
+    ) -> (AccessLayer, QuotaLayer, Policies) {
+        let policies = self.followed.clone().unwrap_or_else(|| Policies::new(table.clone()));
+        let mut layer = self.base.clone().with_tables(policies.clone(), prices.clone());
+        if let Some(plan) = plan {
+            layer = layer
+                .with_mode(plan.mode)
+                .with_unbounded(plan.unbounded)
+                .with_on_tight(plan.on_tight)
+                .with_unpriced(plan.unpriced.clone());
+        }
+        for (model, tokens) in providers.iter().flat_map(|provider| &provider.max_outputs) {
+            layer = layer.with_model_output([model], *tokens);
+        }
+        (AccessLayer::new(policies.clone()), layer, policies)
+    }
+
+    /// Whether calls can be admitted.
+    pub(super) fn is_healthy(&self) -> bool {
+        self.base.is_available()
+    }
+
+    pub(super) async fn view(&self, department: &str, policies: &Policies) -> Result<QuotaView, StoreError> {
+        let department: Arc<str> = department.into();
+        let days = self.calendar.days_around(SystemClock.now());
+        let standing = self.base.store().usage(&department, &days).await?;
+        let policy = policies.load().of(&department).clone();
+        Ok(QuotaView { department, policy, standing })
+    }
+
+    /// Settles what is left.
+    pub(super) async fn close(&self, deadline: tokio::time::Instant, report: &mut ShutdownReport) {
+        let workers = self.workers.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(workers) = workers else { return };
+        let left =
+            || deadline.saturating_duration_since(tokio::time::Instant::now()).max(Duration::from_millis(1));
+        if let Some(worker) = workers.settling {
+            report.quota = Some(worker.shutdown(left()).await);
+        }
+        #[cfg(feature = "rusqlite")]
+        if let Some(file) = workers.file {
+            report.quota_file_is_busy = !file.shutdown(left()).await;
+        }
+    }
+}

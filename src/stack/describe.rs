@@ -1,0 +1,326 @@
+//! A stack in words, for people.
+
+use super::order::{Part, Place};
+use crate::{
+    config::{
+        Config, Kind, Problem, RecordDurability, Secret,
+        plan::{Counters, Plan},
+    },
+    price::{PriceBook, ServiceTier, TokenClass},
+    quota::{Mode, OnTight, Unbounded, Unpriced},
+};
+use std::fmt::{self, Write};
+
+/// What a stack is made of, its layers in order with their settings, and what names of models come to. Shows no secret.
+#[derive(Debug)]
+pub struct Description {
+    config: Config,
+    plan: Plan,
+    order: Vec<Part>,
+    places: Vec<Place>,
+}
+
+impl Description {
+    pub(super) const fn new(config: Config, plan: Plan, order: Vec<Part>, places: Vec<Place>) -> Self {
+        Self { config, plan, order, places }
+    }
+
+    /// What is odd about the configuration, and may be meant.
+    pub fn warnings(&self) -> &[Problem] {
+        &self.plan.warnings
+    }
+
+    /// The layers, from the outside in.
+    pub fn parts(&self) -> &[Part] {
+        &self.order
+    }
+
+    /// What a name of a model comes to, a line for each step: aliases, provider, price, what is tried next, and who may use it; `None` if no provider
+    /// serves it.
+    pub fn explain(&self, model: &str) -> Option<String> {
+        self.explain_to(model, None)
+    }
+
+    /// As [`explain`](Self::explain), for a tenant with aliases of its own.
+    pub fn explain_to(&self, model: &str, tenant: Option<&str>) -> Option<String> {
+        let table = self.plan.aliases.load();
+        let mut text = table.explain_to(model, tenant);
+        let ends = table.ends_for(&model.into(), tenant);
+        let mut is_served = false;
+        for end in &ends {
+            let Some(provider) = self.plan.names.provider_for(end) else {
+                let _ = write!(text, "\n{end}: no provider serves it");
+                continue;
+            };
+            is_served = true;
+            let bare = end.split_once('/').map_or(end.as_str(), |(_, bare)| bare);
+            let _ = write!(text, "\n{end}: asked of {} as {bare}", self.provider(provider));
+            let _ = write!(text, "\n  price: {}", price(&self.plan.prices, end));
+            for (cause, models) in self.chains(end) {
+                let _ = write!(text, "\n  after a failure{cause}: {}", models.join(", "));
+            }
+            let refused = self.plan.policies.departments().filter(|(_, policy)| !policy.allows(end));
+            let mut refused: Vec<_> = refused.map(|(name, _)| &**name).collect();
+            if !self.plan.policies.otherwise().allows(end) {
+                refused.push("all others");
+            }
+            refused.sort_unstable();
+            if !refused.is_empty() {
+                let _ = write!(text, "\n  not for: {}", refused.join(", "));
+            }
+        }
+        is_served.then_some(text)
+    }
+
+    fn provider(&self, name: &str) -> String {
+        let Some(provider) = self.plan.providers.iter().find(|provider| *provider.name == *name) else {
+            return name.to_owned();
+        };
+        match provider.kind {
+            Kind::Echo => format!("{name}, which echoes"),
+            Kind::Own => format!("{name}, the program's own"),
+            _ => {
+                let urls: Vec<_> = provider.deployments.iter().map(|one| &*one.base_url).collect();
+                format!("{name} at {}", urls.join(" or "))
+            }
+        }
+    }
+
+    fn chains(&self, model: &str) -> Vec<(String, Vec<String>)> {
+        use crate::config::Fallback;
+        match self.config.fallbacks.get(model) {
+            None => Vec::new(),
+            Some(Fallback::Models(models)) => vec![(String::new(), models.clone())],
+            Some(Fallback::ByCause(all)) => {
+                let named = all.named().into_iter();
+                let named =
+                    named.map(|(name, _, models)| (format!(" ({})", name.replace('_', " ")), models.clone()));
+                let otherwise =
+                    Some((String::new(), all.otherwise.clone())).filter(|(_, models)| !models.is_empty());
+                otherwise.into_iter().chain(named).collect()
+            }
+        }
+    }
+
+    fn settings(&self, part: Part) -> String {
+        let config = &self.config;
+        match part {
+            Part::Telemetry => "a span around the whole call".into(),
+            Part::Concurrency => {
+                let server = &config.server;
+                let (most, waiting, wait) = (server.max_in_flight, server.max_waiting, server.max_wait);
+                format!("{most} calls in flight, {waiting} more wait for up to {wait}")
+            }
+            Part::Alias => {
+                let tenants = config.tenants.len();
+                let own =
+                    if tenants > 0 { format!(", and those of {tenants} tenants") } else { String::new() };
+                format!("{} names{own}", config.aliases.len())
+            }
+            Part::Fallback => {
+                let retry = &config.retry;
+                format!(
+                    "{} chains, {} retries, at most {} attempts within {}",
+                    config.fallbacks.len(),
+                    retry.retries,
+                    retry.max_attempts,
+                    retry.deadline
+                )
+            }
+            Part::Access => match &self.plan.limits {
+                Some(limits) if limits.policies_file.is_some() => "lists from the table of policies".into(),
+                _ => {
+                    let lists = config.departments.values().filter(|department| department.models.is_some());
+                    format!("{} lists of models", lists.count())
+                }
+            },
+            Part::Hits => "answers from the cache, at cost 0".into(),
+            Part::Cache => self.cache(),
+            Part::Quota => self.quota(),
+            Part::Usage => self.usage(),
+        }
+    }
+
+    fn cache(&self) -> String {
+        let (Some(cache), Some(plan)) = (&self.config.cache, &self.plan.cache) else { return String::new() };
+        let mut text = format!("{} bytes in memory, for {}", cache.max_bytes, cache.ttl);
+        if let Some(redis) = &cache.redis {
+            let _ = write!(text, ", in redis ({})", source(redis));
+            text += if cache.encrypt { ", encrypted" } else { "" };
+        }
+        text += if cache.tool_calls { ", with calls of tools" } else { "" };
+        text += if cache.coalesce { ", equal calls share one" } else { "" };
+        if let Some(most) = cache.max_temperature {
+            let _ = write!(text, ", up to temperature {most}");
+        }
+        let kbs: Vec<_> = plan.allowed_kbs.iter().map(|kb| &**kb).collect();
+        match &kbs[..] {
+            [] => text += ", nothing that draws on a knowledge base",
+            kbs => _ = write!(text, ", of knowledge bases {}", kbs.join(", ")),
+        }
+        if let Some(semantic) = &cache.semantic {
+            let mode = format!("{:?}", semantic.mode).to_lowercase();
+            let _ =
+                write!(text, "; similar questions: {mode}, by {} at {}", semantic.model, semantic.base_url);
+        }
+        text
+    }
+
+    fn quota(&self) -> String {
+        let Some(limits) = &self.plan.limits else { return String::new() };
+        let mut text = match &limits.policies_file {
+            Some(path) => format!("policies in {}", path.display()),
+            None => {
+                let limited = self.config.departments.values().filter(|d| crate::config::plan::is_limited(d));
+                format!("{} departments are limited", limited.count())
+            }
+        };
+        text += &match &limits.counters {
+            Counters::Memory => ", counted in memory".to_owned(),
+            Counters::File(path) => format!(", counted in {}", path.display()),
+            Counters::Redis(_) => {
+                let redis = self.config.quota.as_ref().and_then(|quota| quota.redis.as_ref());
+                format!(", counted in redis ({})", redis.map(source).unwrap_or_default())
+            }
+        };
+        if limits.mode == Mode::Shadow {
+            text += ", nothing is refused";
+        }
+        match limits.unbounded {
+            Unbounded::Inject(tokens) => {
+                _ = write!(text, ", answers of up to {tokens} tokens unless asked otherwise")
+            }
+            Unbounded::Reject => text += ", answers must be bounded",
+        }
+        if let OnTight::ShrinkMaxTokens { min } = limits.on_tight {
+            let _ = write!(text, ", shortened down to {min}");
+        }
+        text += match limits.unpriced {
+            Unpriced::Reject => ", models without a price are refused where money is limited",
+            Unpriced::Free => ", models without a price are free",
+            Unpriced::Assume(_) => ", models without a price are priced as assumed",
+        };
+        if let Some(zone) = self.config.quota.as_ref().and_then(|quota| quota.time_zone.as_ref()) {
+            let _ = write!(text, ", days of {zone}");
+        }
+        text
+    }
+
+    fn usage(&self) -> String {
+        let usage = &self.config.usage;
+        if self.plan.usage.is_none() {
+            return "into a sink of the program's own".into();
+        }
+        let survives = match usage.durability {
+            RecordDurability::Memory => "the process",
+            RecordDurability::Kill => "a kill",
+            RecordDurability::PowerLoss => "a power failure",
+        };
+        let mut text = match &usage.redis {
+            None => format!("in {}", usage.path.display()),
+            Some(redis) => format!("in redis ({}), copied to {}", source(redis), usage.path.display()),
+        };
+        let _ = write!(text, ", records survive {survives}");
+        if let Some(limit) = usage.hold_last_byte {
+            let _ = write!(text, ", the last byte waits for its record, up to {limit}");
+        }
+        text
+    }
+}
+
+/// Where a secret comes from.
+fn source(secret: &Secret) -> String {
+    match secret {
+        Secret::Text(_) => "address not shown".into(),
+        Secret::Env(name) => format!("from ${name}"),
+        Secret::File(path) => format!("from {}", path.display()),
+    }
+}
+
+fn price(book: &PriceBook, model: &str) -> String {
+    let Some(quote) = book.quote(model) else { return "none, it is recorded as unpriced".into() };
+    let rates = quote.price.rates(ServiceTier::Standard, 0);
+    let named = [
+        (TokenClass::Input, rates.input),
+        (TokenClass::Output, rates.output),
+        // The same as the whole is not worth a word.
+        (TokenClass::CacheRead, rates.cache_read.filter(|rate| Some(*rate) != rates.input)),
+        (TokenClass::CacheWrite, rates.cache_write.filter(|rate| Some(*rate) != rates.input)),
+        (TokenClass::Reasoning, rates.reasoning.filter(|rate| Some(*rate) != rates.output)),
+    ];
+    let named: Vec<_> = named
+        .into_iter()
+        .filter_map(|(class, rate)| Some(format!("{} {}", class.name().replace('_', " "), rate?)))
+        .collect();
+    format!("{} dollars per million tokens, from {}", named.join(", "), quote.origin.source)
+}
+
+/// The layers, a line for each, then the providers.
+impl fmt::Display for Description {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let own = |f: &mut fmt::Formatter<'_>, place: Place, name: &str| {
+            self.places
+                .iter()
+                .filter(|at| **at == place)
+                .try_for_each(|_| writeln!(f, "  (yours)        {name}"))
+        };
+        writeln!(f, "layers, from the outside in:")?;
+        own(f, Place::Outermost, "around everything")?;
+        for part in &self.order {
+            if *part == Part::Fallback {
+                own(f, Place::Call, "around each call")?;
+            }
+            writeln!(f, "  {:<14} {}", part.name(), self.settings(*part))?;
+            if *part == Part::Fallback {
+                own(f, Place::Attempt, "around each attempt")?;
+            }
+        }
+        own(f, Place::Provider, "around each call to a provider")?;
+        writeln!(f, "  {:<14} {}", "providers", self.plan.providers.len())?;
+        for provider in &self.plan.providers {
+            write!(f, "    {}", self.provider(&provider.name))?;
+            let deployments = &provider.deployments;
+            if deployments.iter().any(|one| one.api_key.is_some()) {
+                f.write_str(", with a key")?;
+            }
+            if deployments.iter().any(|one| !one.headers.is_empty()) {
+                f.write_str(", with headers")?;
+            }
+            let own = self.config.providers.get(&*provider.name).and_then(|settings| settings.timeouts);
+            let (all, own) = (self.config.timeouts, own.unwrap_or_default());
+            writeln!(
+                f,
+                "; head within {}, content within {}, silence up to {}, {} in all",
+                own.head.unwrap_or(all.head),
+                own.first_content.unwrap_or(all.first_content),
+                own.idle.unwrap_or(all.idle),
+                own.total.unwrap_or(all.total)
+            )?;
+        }
+        match &self.config.keys {
+            Some(keys) => {
+                let (admins, trusted) = (
+                    keys.iter().filter(|key| key.admin).count(),
+                    keys.iter().filter(|key| key.trusted).count(),
+                );
+                writeln!(
+                    f,
+                    "keys: {}, of which {admins} may administer and {trusted} may speak for others",
+                    keys.len()
+                )?;
+            }
+            None => match self.config.identity {
+                crate::config::Identity::Host => writeln!(f, "keys: none, the program says who asks")?,
+                crate::config::Identity::Keys => writeln!(f, "keys: none, everybody may ask everything")?,
+            },
+        }
+        let aliases = self.plan.aliases.load();
+        if !aliases.names().is_empty() {
+            writeln!(f, "aliases:")?;
+            for line in aliases.to_string().lines() {
+                writeln!(f, "  {line}")?;
+            }
+        }
+        Ok(())
+    }
+}

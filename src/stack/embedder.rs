@@ -1,0 +1,93 @@
+//! Vectors from an OpenAI-compatible server.
+
+use crate::{
+    BoxError,
+    cache::{Embedder, Fetch, Semantic},
+    config::{SemanticCache, SemanticMode, plan::SemanticPlan},
+    provider::openai::{HyperClient, hyper_client},
+};
+use bytes::Bytes;
+use http::{HeaderValue, Request, header};
+use http_body_util::{BodyExt, Full, Limited};
+use serde::Deserialize;
+use serde_json::json;
+use std::sync::Arc;
+use tower::ServiceExt;
+
+/// More than any vector takes.
+const MAX_ANSWER: usize = 1 << 20;
+
+struct Server {
+    http: HyperClient,
+    uri: http::Uri,
+    authorization: Option<HeaderValue>,
+    model: Arc<str>,
+}
+
+pub(super) fn semantic(settings: &SemanticCache, plan: &SemanticPlan) -> Semantic {
+    let authorization = plan.api_key.as_ref().and_then(|key| {
+        let mut value = HeaderValue::try_from(format!("Bearer {}", key.reveal())).ok()?;
+        value.set_sensitive(true);
+        Some(value)
+    });
+    let server = Server {
+        http: hyper_client(),
+        uri: format!("{}/embeddings", settings.base_url.trim().trim_end_matches('/'))
+            .parse()
+            .unwrap_or_default(),
+        authorization,
+        model: settings.model.as_str().into(),
+    };
+    let mut semantic = Semantic::new(server);
+    if settings.mode == SemanticMode::Answer {
+        semantic = semantic.answering();
+    }
+    if settings.other_words {
+        semantic = semantic.with_other_words();
+    }
+    if let Some(threshold) = settings.threshold {
+        semantic = semantic.with_threshold(threshold as f32);
+    }
+    if let Some(timeout) = settings.timeout {
+        semantic = semantic.with_deadline(timeout.0);
+    }
+    if let Some(calls) = settings.concurrency {
+        semantic = semantic.with_concurrency(calls);
+    }
+    if let Some(bytes) = settings.max_text_bytes {
+        semantic = semantic.with_max_text_bytes(bytes);
+    }
+    semantic
+}
+
+#[derive(Deserialize)]
+struct Answer {
+    data: Vec<Data>,
+}
+
+#[derive(Deserialize)]
+struct Data {
+    embedding: Vec<f32>,
+}
+
+impl Embedder for Server {
+    fn embed(&self, text: &str) -> Fetch<Vec<f32>> {
+        let body = json!({ "model": &*self.model, "input": text, "encoding_format": "float" }).to_string();
+        let mut request = Request::post(self.uri.clone()).header(header::CONTENT_TYPE, "application/json");
+        if let Some(authorization) = &self.authorization {
+            request = request.header(header::AUTHORIZATION, authorization);
+        }
+        let request = request.body(Full::new(Bytes::from(body)));
+        let http = self.http.clone();
+        Fetch::pending(async move {
+            let answer = http.oneshot(request?).await?;
+            if !answer.status().is_success() {
+                return Err(BoxError::from(format!("the server of embeddings answers {}", answer.status())));
+            }
+            let body = Limited::new(answer.into_body(), MAX_ANSWER).collect().await?.to_bytes();
+            let Answer { data } = serde_json::from_slice(&body)?;
+            let first = data.into_iter().next().ok_or("the server of embeddings gave none")?;
+            Ok(first.embedding)
+        })
+    }
+}

@@ -1,0 +1,349 @@
+use super::{
+    Caller, StackError, answers::Answers, assemble::Layers, builder::Env, counters::Quotas,
+    deployments::Deployments, keys::Keys, ledger::Ledger, order::Part, restart,
+};
+use crate::{
+    Error,
+    access::AccessLayer,
+    alias::AliasLayer,
+    cache::{CacheStats, EpochKind},
+    concurrency::ConcurrencyLimitLayer,
+    config::{Config, ConfigError, plan::Plan},
+    fallback::FallbackLayer,
+    policies::{DepartmentPolicy, Policies},
+    price::Prices,
+    quota::{self, Standing, StoreError},
+    usage::QueueSink,
+};
+use arc_swap::{ArcSwap, Guard};
+use std::{
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+use tokio::time::Instant;
+
+/// All that is around the calls of a stack. Clones share it.
+#[derive(Clone)]
+pub struct Handle(Arc<Shared>);
+
+struct Shared {
+    lasting: Lasting,
+    running: ArcSwap<Running>,
+    rebuild: Rebuild,
+    /// One configuration after another.
+    reloading: Mutex<()>,
+}
+
+/// Puts the layers of another configuration in the place of those that are there.
+pub(super) type Rebuild = Box<dyn Fn(&Layers) + Send + Sync>;
+
+/// What stays when the configuration changes.
+pub(super) struct Lasting {
+    pub(super) order: Vec<Part>,
+    pub(super) env: Env,
+    pub(super) ledger: Option<Ledger>,
+    pub(super) quotas: Option<Quotas>,
+    pub(super) answers: Option<Answers>,
+    pub(super) concurrency: ConcurrencyLimitLayer,
+    pub(super) deployments: Deployments,
+}
+
+/// What does not.
+struct Running {
+    config: Arc<Config>,
+    plan: Plan,
+    layers: Layers,
+    policies: Policies,
+    keys: Keys,
+}
+
+/// A model that may be asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ListedModel {
+    /// What it is asked for as.
+    pub id: Box<str>,
+    /// Its provider; `None` for an alias.
+    pub provider: Option<Arc<str>>,
+}
+
+/// What a department may use, and what it has used.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct QuotaView {
+    /// The department.
+    pub department: Arc<str>,
+    /// What it may do.
+    pub policy: DepartmentPolicy,
+    /// What it has used, and what is reserved.
+    pub standing: Standing,
+}
+
+/// Whether calls can be made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Readiness {
+    /// They can.
+    Ready,
+    /// They cannot be recorded.
+    UsageUnavailable,
+    /// Quotas cannot be counted.
+    QuotaUnavailable,
+}
+
+/// What was done and what was left when a stack was shut down.
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct ShutdownReport {
+    /// Shared calls that were hung up.
+    pub cut_flights: usize,
+    /// Answers that were to be kept were not written.
+    pub cache_is_unwritten: bool,
+    /// What became of quotas that were to be settled; `None` if none had to be.
+    pub quota: Option<quota::Report>,
+    /// The file of quotas was still busy.
+    pub quota_file_is_busy: bool,
+    /// What became of the records; `None` if none is ours to write.
+    pub usage: Option<UsageReport>,
+}
+
+/// What became of records of usage.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct UsageReport {
+    /// How many were written since the start.
+    pub written: u64,
+    /// How many were not.
+    pub left: u64,
+    /// Of these: how many may be written all the same.
+    pub in_doubt: u64,
+    /// How many the store refuses for ever.
+    pub set_aside: u64,
+    /// How many wait on the disk for the next start.
+    pub kept: u64,
+    /// Why the last of them were not written.
+    pub last_error: Option<Arc<str>>,
+}
+
+impl ShutdownReport {
+    /// Whether nothing was lost or cut off.
+    pub fn is_clean(&self) -> bool {
+        let Self { cut_flights, cache_is_unwritten, quota, quota_file_is_busy, usage } = self;
+        *cut_flights == 0
+            && !cache_is_unwritten
+            && quota.as_ref().is_none_or(|quota| quota.left == 0)
+            && !quota_file_is_busy
+            && usage.as_ref().is_none_or(|usage| usage.left == 0 && usage.set_aside == 0)
+    }
+}
+
+impl Lasting {
+    /// The layers of a configuration.
+    pub(super) fn layers(&self, config: &Config, plan: &Plan) -> Result<(Layers, Policies), StackError> {
+        let has = |part| self.order.contains(&part);
+        let prices = Prices::new(plan.prices.clone());
+        let providers =
+            self.deployments.build(&plan.providers).map_err(|error| StackError::store("providers", error))?;
+        let names = providers.names();
+        let (access, quota, policies) = match (&self.quotas, &plan.limits) {
+            (Some(quotas), limits) => {
+                let (access, quota, policies) =
+                    quotas.layers(limits.as_ref(), &plan.policies, &plan.providers, &prices);
+                (Some(access), Some(quota), policies)
+            }
+            (None, limits) => {
+                let policies = Policies::new(plan.policies.clone());
+                let access = limits.as_ref().map(|_| AccessLayer::new(policies.clone()));
+                (access, None, policies)
+            }
+        };
+        let fallback = FallbackLayer::new(plan.chains.clone())
+            .with_providers(names)
+            .with_max_attempts(plan.max_attempts)
+            .with_deadline(plan.deadline);
+        if let (Some(answers), Some(plan)) = (&self.answers, &plan.cache) {
+            answers.take(plan);
+        }
+        let hold_last_byte = config.usage.hold_last_byte.map(|time| time.0);
+        let ledger = self.ledger.as_ref();
+        let layers = Layers {
+            concurrency: self.concurrency.clone(),
+            alias: AliasLayer::new(plan.aliases.clone()),
+            fallback,
+            access: access.filter(|_| has(Part::Access)),
+            hits: ledger
+                .filter(|_| self.answers.is_some() && has(Part::Hits))
+                .map(|ledger| ledger.hits(&prices)),
+            cache: self.answers.as_ref().map(Answers::layer),
+            quota,
+            usage: ledger.filter(|_| has(Part::Usage)).map(|ledger| ledger.layer(&prices, hold_last_byte)),
+            providers,
+        };
+        Ok((layers, policies))
+    }
+}
+
+impl Handle {
+    pub(super) fn new(
+        config: Config,
+        plan: Plan,
+        lasting: Lasting,
+        (layers, policies): (Layers, Policies),
+        rebuild: Rebuild,
+    ) -> Self {
+        let keys = Keys::new(plan.keys.as_deref(), &Keys::default());
+        let running = Running { config: Arc::new(config), plan, layers, policies, keys };
+        let (running, reloading) = (ArcSwap::from_pointee(running), Mutex::new(()));
+        Self(Arc::new(Shared { lasting, running, rebuild, reloading }))
+    }
+
+    fn running(&self) -> Guard<Arc<Running>> {
+        self.0.running.load()
+    }
+
+    /// The configuration that calls are made by.
+    pub fn config(&self) -> Arc<Config> {
+        Arc::clone(&self.running().config)
+    }
+
+    /// The layers of this moment, for a stack of your own.
+    pub fn layers(&self) -> Layers {
+        self.running().layers.clone()
+    }
+
+    /// Goes by another configuration from now on: calls that come are under its tables, those in flight stay under the ones that they
+    /// began with. Blocks for as long as price lists take to read.
+    ///
+    /// # Errors
+    ///
+    /// All that is wrong with it, and all that would need a restart. Nothing has changed then.
+    pub fn reload(&self, config: Config) -> Result<(), ConfigError> {
+        let shared = &*self.0;
+        let _one = shared.reloading.lock().unwrap_or_else(PoisonError::into_inner);
+        let env = &*shared.lasting.env;
+        let plan = Plan::new(&config, &|name| env(name))?;
+        let running = shared.running.load_full();
+        let mut problems =
+            restart::needed((&running.config, &running.plan), (&config, &plan), &shared.lasting);
+        for problem in &mut problems {
+            problem.line = config.lines().of(&problem.entry);
+        }
+        ConfigError::unless_empty(problems)?;
+        let (layers, policies) = shared.lasting.layers(&config, &plan).map_err(|error| match error {
+            StackError::Config(error) => error,
+            error @ StackError::Store { .. } => {
+                ConfigError::new(vec![crate::config::Problem::new("", error.to_string())])
+            }
+        })?;
+        let keys = Keys::new(plan.keys.as_deref(), &running.keys);
+        // A call that was let in by the old keys may be under the new tables: it is who it was.
+        (shared.rebuild)(&layers);
+        shared.running.store(Arc::new(Running { config: Arc::new(config), plan, layers, policies, keys }));
+        Ok(())
+    }
+
+    /// Who has this key, compared by its hash; `None` if nobody has. Without any keys in the configuration everybody is the
+    /// same nobody, who may ask everything.
+    pub fn caller(&self, key: Option<&[u8]>) -> Option<Caller> {
+        self.running().keys.find(key)
+    }
+
+    /// What may be asked for by its name: aliases of everybody, and of each provider the models that it lists.
+    pub fn models(&self) -> Vec<ListedModel> {
+        let running = self.running();
+        let aliases = running.plan.aliases.load();
+        let aliases = aliases.names().into_iter().map(|name| ListedModel { id: name.into(), provider: None });
+        let models = running.plan.providers.iter().flat_map(|provider| {
+            let name = &provider.name;
+            provider.models.iter().map(move |model| ListedModel {
+                id: format!("{name}/{model}").into(),
+                provider: Some(Arc::clone(name)),
+            })
+        });
+        aliases.chain(models).collect()
+    }
+
+    /// Whether calls can be made, as far as it is known without making one.
+    pub fn readiness(&self) -> Readiness {
+        let Lasting { ledger, quotas, .. } = &self.0.lasting;
+        if ledger.as_ref().is_some_and(|ledger| !ledger.is_healthy()) {
+            return Readiness::UsageUnavailable;
+        }
+        match quotas.as_ref().is_some_and(|quotas| !quotas.is_healthy()) {
+            true => Readiness::QuotaUnavailable,
+            false => Readiness::Ready,
+        }
+    }
+
+    /// What was used, to be asked; `None` if it is not recorded, or into a sink of the host's.
+    #[cfg(feature = "rusqlite")]
+    pub fn usage(&self) -> Option<&crate::usage::LedgerReader> {
+        self.0.lasting.ledger.as_ref()?.reader()
+    }
+
+    /// Through which records go; `None` if they do not go through ours.
+    pub fn usage_queue(&self) -> Option<&QueueSink> {
+        self.0.lasting.ledger.as_ref()?.queue()
+    }
+
+    /// What a department may use and has used; `None` if nothing is limited.
+    ///
+    /// # Errors
+    ///
+    /// The store cannot be asked.
+    pub async fn quota(&self, department: &str) -> Result<Option<QuotaView>, StoreError> {
+        let Some(quotas) = &self.0.lasting.quotas else { return Ok(None) };
+        let policies = self.running().policies.clone();
+        quotas.view(department, &policies).await.map(Some)
+    }
+
+    /// Makes all invalid that was kept of somebody or something; `false` if nothing is cached.
+    ///
+    /// # Errors
+    ///
+    /// As [`CacheLayer::invalidate`](crate::cache::CacheLayer::invalidate).
+    pub async fn invalidate(&self, kind: EpochKind, id: &str) -> Result<bool, Error> {
+        match &self.0.lasting.answers {
+            Some(answers) => answers.invalidate(kind, id).await.map(|()| true),
+            None => Ok(false),
+        }
+    }
+
+    /// What the cache has done so far; `None` if nothing is cached.
+    pub fn cache_stats(&self) -> Option<CacheStats> {
+        self.0.lasting.answers.as_ref().map(|answers| answers.layer().stats())
+    }
+
+    /// Lets the workers finish what has ended, and stops them: from the outside in, for what one leaves to be done is the next one's. Belongs
+    /// after the last answer has ended; calls that come later are refused, or not settled and not recorded.
+    pub async fn shutdown(&self, deadline: Duration) -> ShutdownReport {
+        let until = Instant::now() + deadline.min(Duration::from_secs(365 * 24 * 60 * 60));
+        let left = || until.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+        let mut report = ShutdownReport::default();
+        let Lasting { ledger, quotas, answers, .. } = &self.0.lasting;
+        if let Some(answers) = answers
+            && let Some(done) = answers.close(left()).await
+        {
+            (report.cut_flights, report.cache_is_unwritten) = (done.flights, !done.is_written);
+        }
+        if let Some(quotas) = quotas {
+            quotas.close(until, &mut report).await;
+        }
+        if let Some(ledger) = ledger {
+            ledger.close(left(), &mut report).await;
+        }
+        report
+    }
+}
+
+impl fmt::Debug for Handle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let running = self.running();
+        f.debug_struct("Handle")
+            .field("order", &self.0.lasting.order)
+            .field("providers", &running.layers.providers)
+            .field("keys", &running.keys)
+            .finish_non_exhaustive()
+    }
+}

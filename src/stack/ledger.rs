@@ -1,0 +1,165 @@
+//! Where usage is recorded.
+
+use super::{ShutdownReport, StackError, UsageReport};
+use crate::{
+    config::plan::UsagePlan,
+    price::Prices,
+    usage::{UsageLayer, UsageSink},
+};
+use std::{sync::Arc, time::Duration};
+
+/// Where calls are recorded, and who writes it down.
+pub(super) struct Ledger {
+    sink: Arc<dyn UsageSink>,
+    #[cfg(feature = "rusqlite")]
+    own: Option<Own>,
+}
+
+#[cfg(feature = "rusqlite")]
+struct Own {
+    kind: OwnSink,
+    reader: crate::usage::LedgerReader,
+    workers: std::sync::Mutex<Option<Workers>>,
+}
+
+#[cfg(feature = "rusqlite")]
+enum OwnSink {
+    File(crate::usage::QueueSink),
+    #[cfg(feature = "redis")]
+    Redis(crate::usage::OutboxSink),
+}
+
+#[cfg(feature = "rusqlite")]
+enum Workers {
+    File(crate::usage::Worker),
+    #[cfg(feature = "redis")]
+    Redis(crate::usage::OutboxWorker, crate::usage::Collector),
+}
+
+impl Ledger {
+    /// A sink of the host's.
+    pub(super) fn of_host(sink: Arc<dyn UsageSink>) -> Self {
+        Self {
+            sink,
+            #[cfg(feature = "rusqlite")]
+            own: None,
+        }
+    }
+
+    #[cfg(feature = "rusqlite")]
+    pub(super) async fn open(plan: &UsagePlan) -> Result<Self, StackError> {
+        use crate::usage::{LedgerReader, QueueOptions, SqliteLedger};
+        let (sink, kind, workers): (Arc<dyn UsageSink>, _, _) = match &plan.shared {
+            None => {
+                let (sink, worker) =
+                    SqliteLedger::start(&plan.path, plan.durability, QueueOptions::default())
+                        .map_err(|error| StackError::store("usage.path", error))?;
+                (Arc::new(sink.clone()), OwnSink::File(sink), Workers::File(worker))
+            }
+            #[cfg(feature = "redis")]
+            Some(shared) => {
+                use crate::usage::{Collector, Outbox, OutboxOptions, RedisStream, RedisStreamOptions, Trim};
+                let options = RedisStreamOptions::default().with_trim(Trim::Age(shared.keep));
+                let name = Arc::clone(&options.name);
+                let stream = RedisStream::new(&shared.redis.redis, options);
+                let options = OutboxOptions::default().with_max_bytes(shared.outbox_max_bytes);
+                let (sink, worker) = Outbox::start(&shared.outbox, plan.durability, stream, options)
+                    .map_err(|error| StackError::store("usage.outbox", error))?;
+                let collector = Collector::start(&shared.redis.redis, &name, &plan.path)
+                    .map_err(|error| StackError::store("usage.path", error))?;
+                (Arc::new(sink.clone()), OwnSink::Redis(sink), Workers::Redis(worker, collector))
+            }
+            #[cfg(not(feature = "redis"))]
+            Some(_) => unreachable!("refused by the configuration's check"),
+        };
+        let reader =
+            LedgerReader::open(&plan.path).await.map_err(|error| StackError::store("usage.path", error))?;
+        let workers = std::sync::Mutex::new(Some(workers));
+        Ok(Self { sink, own: Some(Own { kind, reader, workers }) })
+    }
+
+    #[cfg(not(feature = "rusqlite"))]
+    pub(super) async fn open(_: &UsagePlan) -> Result<Self, StackError> {
+        unreachable!("refused by the configuration's check")
+    }
+
+    pub(super) fn layer(
+        &self,
+        prices: &Prices,
+        hold_last_byte: Option<Duration>,
+    ) -> UsageLayer<Arc<dyn UsageSink>> {
+        let layer = UsageLayer::new(Arc::clone(&self.sink), prices.clone());
+        match hold_last_byte {
+            Some(limit) => layer.durable(limit),
+            None => layer,
+        }
+    }
+
+    pub(super) fn hits(&self, prices: &Prices) -> UsageLayer<Arc<dyn UsageSink>> {
+        UsageLayer::hits(Arc::clone(&self.sink), prices.clone())
+    }
+
+    #[cfg(feature = "rusqlite")]
+    pub(super) fn reader(&self) -> Option<&crate::usage::LedgerReader> {
+        self.own.as_ref().map(|own| &own.reader)
+    }
+
+    /// Through which all records go, if they go through ours.
+    pub(super) fn queue(&self) -> Option<&crate::usage::QueueSink> {
+        #[cfg(feature = "rusqlite")]
+        return self.own.as_ref().map(|own| match &own.kind {
+            OwnSink::File(sink) => sink,
+            #[cfg(feature = "redis")]
+            OwnSink::Redis(sink) => sink.queue(),
+        });
+        #[cfg(not(feature = "rusqlite"))]
+        None
+    }
+
+    /// Whether calls can be recorded, as far as it is known.
+    pub(super) fn is_healthy(&self) -> bool {
+        #[cfg(feature = "rusqlite")]
+        return self.own.as_ref().is_none_or(|own| match &own.kind {
+            OwnSink::File(sink) => sink.is_healthy(),
+            #[cfg(feature = "redis")]
+            OwnSink::Redis(sink) => sink.is_healthy(),
+        });
+        #[cfg(not(feature = "rusqlite"))]
+        true
+    }
+
+    /// Writes what is left.
+    pub(super) async fn close(&self, deadline: Duration, report: &mut ShutdownReport) {
+        #[cfg(feature = "rusqlite")]
+        {
+            let workers = self
+                .own
+                .as_ref()
+                .and_then(|own| own.workers.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take());
+            report.usage = match workers {
+                None => return,
+                Some(Workers::File(worker)) => {
+                    let crate::usage::Report { left, written, in_doubt, set_aside, last_error } =
+                        worker.shutdown(deadline).await;
+                    Some(UsageReport { written, left, in_doubt, set_aside, kept: 0, last_error })
+                }
+                #[cfg(feature = "redis")]
+                Some(Workers::Redis(worker, collector)) => {
+                    collector.stop();
+                    let done = worker.shutdown(deadline).await;
+                    let last_error = done.last_error.or(done.log.last_error);
+                    Some(UsageReport {
+                        written: done.log.forwarded,
+                        left: done.unlogged,
+                        in_doubt: 0,
+                        set_aside: 0,
+                        kept: done.log.events,
+                        last_error,
+                    })
+                }
+            };
+        }
+        #[cfg(not(feature = "rusqlite"))]
+        let _ = (deadline, report);
+    }
+}
