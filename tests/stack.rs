@@ -1,5 +1,6 @@
 //! The documented order as one call: what it is made of, what it refuses, and how it takes another configuration.
 
+use futures_util::FutureExt as _;
 use llm_layers::{
     ChatBody, Error, ErrorKind, KbScope, LlmRequest, LlmResponse, RequestContext, StreamChunk,
     cache::EpochKind,
@@ -130,6 +131,64 @@ async fn seed_16_only_knowledge_bases_that_allow_it_are_cached() {
     assert!(!ask(KbScope::new("open").with_acl_hash("1")).await.unwrap().cache.is_hit());
 }
 
+/// A server of embeddings that says the same of every text, and what it was sent.
+#[cfg(all(feature = "semantic", feature = "hyper-client"))]
+async fn embeddings() -> (String, Arc<std::sync::Mutex<Vec<String>>>) {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/v1", listener.local_addr().unwrap());
+    let seen = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let log = Arc::clone(&seen);
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let log = Arc::clone(&log);
+            tokio::spawn(async move {
+                let (mut read, mut buffer) = (Vec::new(), [0; 4096]);
+                while !read.ends_with(b"}") {
+                    let count = stream.read(&mut buffer).await.unwrap();
+                    assert!(count > 0);
+                    read.extend_from_slice(&buffer[..count]);
+                }
+                log.lock().unwrap().push(String::from_utf8(read).unwrap());
+                let body = r#"{"object":"list","data":[{"index":0,"embedding":[0.6,0.8]}]}"#;
+                let head =
+                    format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", body.len());
+                stream.write_all(format!("{head}{body}").as_bytes()).await.unwrap();
+            });
+        }
+    });
+    (url, seen)
+}
+
+#[cfg(all(feature = "semantic", feature = "hyper-client"))]
+#[tokio::test]
+async fn seed_18_similar_questions_are_counted_unless_they_are_to_be_answered() {
+    for mode in ["shadow", "answer"] {
+        let (url, seen) = embeddings().await;
+        let semantic = if mode == "shadow" { "" } else { "mode = \"answer\"\n" };
+        let text = format!(
+            "[cache.semantic]\nbase_url = {url:?}\napi_key = \"sk-embed\"\nmodel = \"small\"\ntimeout = \"20s\"\n{semantic}"
+        );
+        let (service, handle) = stack(config(&text)).await.unwrap();
+        let ask = |text: &str, user: &str| {
+            let request = LlmRequest::new("echo/a", ChatBody::builder().user(text).build().unwrap());
+            service.clone().oneshot(of(request, user, &[]))
+        };
+        assert!(!ask("What is the capital of France?", "ada").await.unwrap().cache.is_hit());
+        let similar = ask("Please, what is the capital of France", "ada").await.unwrap();
+        assert_eq!(similar.cache.is_hit(), mode == "answer");
+        assert!(!ask("Please, what is the capital of France", "eve").await.unwrap().cache.is_hit());
+        let stats = handle.cache_stats().unwrap();
+        let counted = (stats.semantic_would_hit, stats.semantic_hits);
+        assert_eq!(counted, if mode == "answer" { (0, 1) } else { (1, 0) });
+        let sent = seen.lock().unwrap();
+        assert!(sent[0].starts_with("POST /v1/embeddings HTTP/1.1\r\n"), "{}", sent[0]);
+        assert!(
+            sent[0].contains("authorization: Bearer sk-embed\r\n") && sent[0].contains(r#""model":"small""#)
+        );
+    }
+}
+
 #[tokio::test]
 async fn layers_of_ones_own_stand_where_they_are_put() {
     let seen = Arc::new(std::sync::Mutex::new(Vec::new()));
@@ -192,6 +251,41 @@ async fn layers_of_ones_own_stand_where_they_are_put() {
     }
     let said = builder.describe().unwrap().to_string();
     assert!(said.contains("around each attempt"), "{said}");
+}
+
+/// What the exchange of configurations costs is one load: nothing is made for it.
+#[test]
+fn a_call_makes_no_more_than_through_the_same_layers_by_hand() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let text =
+            "aliases.fast = \"echo/one\"\nquota.store = \"memory\"\ndepartments.a.day_tokens = 1000000000\n";
+        let (service, handle) = stack(config(text)).await.unwrap();
+        let layers = handle.layers();
+        let by_hand = tower::ServiceBuilder::new()
+            .layer(layers.concurrency)
+            .layer(layers.alias)
+            .layer(layers.fallback)
+            .layer(layers.access.unwrap())
+            .layer(layers.quota.unwrap())
+            .service(layers.providers);
+        let by_hand = BoxService::new(by_hand);
+        let count = |service: &BoxService| {
+            let call = |service: BoxService| {
+                let request = of(request("fast"), "ada", &["a"]);
+                let mut made = 0;
+                let info = allocation_counter::measure(|| {
+                    let answer = service.oneshot(request).now_or_never().expect("nothing to wait for");
+                    made += usize::from(answer.is_ok());
+                });
+                assert_eq!(made, 1);
+                info.count_total
+            };
+            call(service.clone());
+            call(service.clone())
+        };
+        assert_eq!(count(&service), count(&by_hand));
+    });
 }
 
 #[tokio::test]

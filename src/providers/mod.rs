@@ -43,6 +43,7 @@ mod builder;
 mod names;
 mod service;
 
+#[cfg(feature = "config")]
 pub(crate) use self::balance::Health;
 #[cfg(feature = "config")]
 pub(crate) use self::service::Place;

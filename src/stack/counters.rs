@@ -63,7 +63,7 @@ impl Quotas {
         #[cfg(not(feature = "rusqlite"))]
         let (followed, _) = (None, on_bad_policies);
         let (base, workers) = match own {
-            Some(store) => Self::pair(store, Workers::default()),
+            Some(store) => Self::pair(store),
             None => Self::counters(plan).await?,
         };
         let base = base.with_calendar(plan.calendar.clone()).with_deadline(plan.timeout);
@@ -84,10 +84,10 @@ impl Quotas {
         })
     }
 
-    fn pair(store: impl QuotaStore, workers: Workers) -> (QuotaLayer, Workers) {
+    fn pair(store: impl QuotaStore) -> (QuotaLayer, Workers) {
         let (policies, prices) = (Policies::default(), Prices::default());
         let (layer, worker) = QuotaLayer::pair(store, policies, prices, WorkerOptions::default());
-        (layer, Workers { settling: Some(worker), ..workers })
+        (layer, Workers { settling: Some(worker), ..Workers::default() })
     }
 
     async fn counters(plan: &LimitsPlan) -> Result<(QuotaLayer, Workers), StackError> {
@@ -103,7 +103,8 @@ impl Quotas {
                 let store = SqliteStore::open(path, options)
                     .map_err(|error| StackError::store("quota.path", error))?;
                 let store = Arc::new(store);
-                Self::pair(Arc::clone(&store), Workers { file: Some(store), ..Workers::default() })
+                let (layer, workers) = Self::pair(Arc::clone(&store));
+                (layer, Workers { file: Some(store), ..workers })
             }
             #[cfg(feature = "redis")]
             Counters::Redis(redis) => {
@@ -122,7 +123,7 @@ impl Quotas {
                     }
                     Err(unfit) => return Err(StackError::store("quota.redis", unfit)),
                 }
-                Self::pair(store, Workers::default())
+                Self::pair(store)
             }
             #[cfg(not(all(feature = "rusqlite", feature = "redis")))]
             _ => unreachable!("refused by the configuration's check"),

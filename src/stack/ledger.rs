@@ -1,6 +1,8 @@
 //! Where usage is recorded.
 
-use super::{ShutdownReport, StackError, UsageReport};
+#[cfg(feature = "rusqlite")]
+use super::UsageReport;
+use super::{ShutdownReport, StackError};
 use crate::{
     config::plan::UsagePlan,
     price::Prices,

@@ -494,7 +494,7 @@ fn default_base_url(kind: Kind) -> Option<&'static str> {
 }
 
 /// Whether a leaf could ask there.
-#[cfg_attr(not(feature = "openai"), expect(unused_variables, reason = "there is nothing to ask with"))]
+#[cfg_attr(not(feature = "genai"), expect(unused_variables, reason = "there is one dialect, or none"))]
 fn check_address(kind: Kind, base_url: &str) -> Result<(), String> {
     #[cfg(feature = "genai")]
     if let Some(dialect) = kind.dialect() {

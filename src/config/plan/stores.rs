@@ -14,6 +14,7 @@ use std::{collections::BTreeSet, path::PathBuf, sync::Arc, time::Duration};
 
 /// Where usage is recorded.
 #[derive(Debug, Clone)]
+#[cfg_attr(not(feature = "rusqlite"), expect(dead_code, reason = "nothing is recorded without it"))]
 pub(crate) struct UsagePlan {
     pub(crate) path: PathBuf,
     pub(crate) durability: Durability,
@@ -22,6 +23,10 @@ pub(crate) struct UsagePlan {
 
 /// Where several record usage together.
 #[derive(Debug, Clone)]
+#[cfg_attr(
+    not(all(feature = "redis", feature = "rusqlite")),
+    expect(dead_code, reason = "nothing is recorded together without both")
+)]
 pub(crate) struct SharedUsage {
     pub(crate) redis: RedisPlan,
     pub(crate) keep: Duration,
