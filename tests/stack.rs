@@ -412,6 +412,16 @@ async fn seed_17_keys_say_who_asks_and_hashes_do_as_well() {
 }
 
 #[tokio::test]
+async fn without_keys_everybody_may_ask_everything_but_not_where_the_host_knows_who_asks() {
+    let (_, handle) = stack(config("")).await.unwrap();
+    assert!(handle.caller(None).is_none() && handle.caller(Some(b"any")).is_none());
+    let open = Config::parse("usage.enabled = false\nproviders.echo.kind = \"echo\"\n").unwrap();
+    let (_, handle) = stack(open).await.unwrap();
+    let nobody = handle.caller(None).unwrap();
+    assert!(nobody.is_admin() && !nobody.is_trusted() && nobody.context().user_id().is_none());
+}
+
+#[tokio::test]
 async fn a_key_has_so_many_calls_in_flight_also_after_a_reload() {
     let text = "usage.enabled = false\nproviders.echo.kind = \"echo\"\n[[keys]]\nkey = \"k\"\nuser = \"ada\"\nmax_in_flight = 2\n";
     let config = || Config::parse(text).unwrap();

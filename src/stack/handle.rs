@@ -244,9 +244,10 @@ impl Handle {
     }
 
     /// Who has this key, compared by its hash; `None` if nobody has. Without any keys in the configuration everybody is the
-    /// same nobody, who may ask everything.
+    /// same nobody, who may ask everything; but with `identity = "host"` nobody is, for then it is not keys that tell.
     pub fn caller(&self, key: Option<&[u8]>) -> Option<Caller> {
-        self.running().keys.find(key)
+        let running = self.running();
+        running.keys.find(key, running.config.identity)
     }
 
     /// What may be asked for by its name: aliases of everybody, and of each provider the models that it lists.
