@@ -21,12 +21,12 @@ pub trait UsageStore: Send + 'static {
     /// # Errors
     ///
     /// The group is offered again later; it may have been written all the same. If it is an event that is to blame and
-    /// not the store, the error should be [`Refused`]: then the others are written without it at once. Otherwise that is
+    /// not the store, the error should be [`Refused`](super::Refused): then the others are written without it at once. Otherwise that is
     /// found out once a group has failed several times: an event is to blame that is refused again and again while others are
     /// written. See [`knows_refusals`](Self::knows_refusals).
     fn write(&mut self, group: &[UsageEvent]) -> Result<(), BoxError>;
 
-    /// Whether it says [`Refused`] wherever an event is to blame. Then nothing is found out by trying: what fails otherwise
+    /// Whether it says [`Refused`](super::Refused) wherever an event is to blame. Then nothing is found out by trying: what fails otherwise
     /// is offered until it is written.
     fn knows_refusals(&self) -> bool {
         false

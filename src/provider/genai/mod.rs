@@ -1,4 +1,4 @@
-//! Providers with dialects of their own, by the crate [genai](::genai).
+//! Providers with dialects of their own, by the crate [genai](https://docs.rs/genai).
 //!
 //! [`Genai`] is a leaf for one provider, in one [`Dialect`]: it translates a request of OpenAI's dialect, and what comes
 //! back again, so that a layer, or a client, need not know whom it talks to.
