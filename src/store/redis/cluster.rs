@@ -2,7 +2,7 @@
 
 use super::{
     RedisError, RedisErrorKind,
-    node::{Node, Replies, Request},
+    node::{Node, Reply},
     options::Settings,
 };
 use arc_swap::ArcSwapOption;
@@ -10,7 +10,7 @@ use futures_util::{
     future::{FutureExt as _, Shared},
     stream::{FuturesUnordered, StreamExt as _},
 };
-use redis::{ConnectionAddr, ConnectionInfo, Value};
+use redis::{Cmd, ConnectionAddr, ConnectionInfo, Value};
 use std::{
     collections::HashMap,
     pin::Pin,
@@ -75,9 +75,9 @@ impl Cluster {
     pub(super) async fn ask(
         self: &Arc<Self>,
         slot: u16,
-        request: Request<'_>,
+        command: &Cmd,
         was_sent: &AtomicBool,
-    ) -> Result<Replies, RedisError> {
+    ) -> Result<Reply, RedisError> {
         let mut redirected: Option<(Arc<Node>, bool)> = None;
         let mut last = RedisError::definite(RedisErrorKind::NoNode);
         for hop in 0..HOPS {
@@ -101,21 +101,23 @@ impl Cluster {
                 }
             };
             was_sent.store(true, Ordering::Release);
-            let replies = match is_moving {
-                false => link.ask(request).await,
-                true => link.ask_while_moving(request).await,
+            let reply = match is_moving {
+                false => link.ask(command).await,
+                true => link.ask_while_moving(command).await,
             };
-            let replies = match replies {
-                Ok(replies) => replies,
+            let reply = match reply {
+                Ok(reply) => reply,
                 Err(error) => {
                     self.look_soon();
                     return Err(error);
                 }
             };
-            let Some(error) = all_elsewhere(&replies) else { return Ok(replies) };
+            let error = match reply {
+                Err(error) if is_elsewhere(&error) => error,
+                reply => return Ok(reply),
+            };
             // Nobody has begun with it.
             was_sent.store(false, Ordering::Release);
-            last = error.clone();
             match error.code() {
                 Some(code @ ("MOVED" | "ASK")) => {
                     let (host, port) = error.redirect(&node).ok_or_else(RedisError::unexpected)?;
@@ -133,6 +135,7 @@ impl Cluster {
                 }
                 _ => tokio::time::sleep(PAUSE).await,
             }
+            last = error;
         }
         Err(last)
     }
@@ -262,8 +265,8 @@ impl Cluster {
             command
         };
         let link = node.link().await.ok()?;
-        let replies = tokio::time::timeout(self.settings.connect_timeout, link.ask(Request::One(&command)));
-        let value = replies.await.ok()?.ok()?.pop()?.ok()?;
+        let reply = tokio::time::timeout(self.settings.connect_timeout, link.ask(&command));
+        let value = reply.await.ok()?.ok()?.ok()?;
         let Value::Array(ranges) = value else { return None };
         let mut map = Map { ranges: Vec::with_capacity(ranges.len()) };
         for range in ranges {
@@ -299,14 +302,9 @@ impl Map {
     }
 }
 
-/// The reason why nobody has begun with any of it, if so.
-fn all_elsewhere(replies: &Replies) -> Option<&RedisError> {
-    let is_elsewhere = |error: &RedisError| {
-        matches!(error.code(), Some("MOVED" | "ASK" | "TRYAGAIN" | "READONLY" | "CLUSTERDOWN"))
-    };
-    let mut errors = replies.iter().map(|reply| reply.as_ref().err().filter(|error| is_elsewhere(error)));
-    let first = errors.next()??;
-    errors.all(|error| error.is_some()).then_some(first)
+/// Whether nobody has begun with it there.
+fn is_elsewhere(error: &RedisError) -> bool {
+    matches!(error.code(), Some("MOVED" | "ASK" | "TRYAGAIN" | "READONLY" | "CLUSTERDOWN"))
 }
 
 fn address(info: &ConnectionInfo) -> Option<(&str, u16)> {

@@ -19,10 +19,10 @@ pub use self::{
 
 use self::{
     cluster::Cluster,
-    node::{Node, Replies, Request},
+    node::{Node, Reply},
 };
 use futures_util::future::join_all;
-use redis::{Cmd, ConnectionInfo, Pipeline, Value};
+use redis::{Cmd, ConnectionInfo, Value};
 use std::{
     fmt,
     sync::{
@@ -152,10 +152,8 @@ impl Redis {
 
     /// Asks the server, or each node of a cluster that serves slots, as [`ping`](Self::ping) does. By their names.
     pub(crate) async fn ask_each(&self, command: &Cmd) -> Result<Vec<(Arc<str>, Value)>, RedisError> {
-        let request = Request::One(command);
         let ask = async |node: Arc<Node>| {
-            let mut replies = node.link().await?.ask(request).await?;
-            let value = replies.pop().ok_or_else(RedisError::unexpected)??;
+            let value = node.link().await?.ask(command).await??;
             Ok((Arc::clone(node.name()), value))
         };
         let all = async {
@@ -186,48 +184,25 @@ impl Redis {
     ///
     /// Any.
     pub(crate) async fn command(&self, route: Option<&[u8]>, command: &Cmd) -> Result<Value, RedisError> {
-        let mut replies = self.ask(route, Request::One(command)).await?;
-        replies.pop().unwrap_or_else(|| Err(RedisError::unexpected()))
+        self.ask(route, command).await?
     }
 
-    /// Runs commands one after another in one round trip; in a cluster, all on the node of the key `route`. Others'
-    /// commands may come in between. Each has its own result.
-    ///
-    /// # Errors
-    ///
-    /// The round trip failed as a whole.
-    #[allow(dead_code, reason = "for stores with many small runs")]
-    pub(crate) async fn pipeline(
-        &self,
-        route: Option<&[u8]>,
-        commands: &Pipeline,
-    ) -> Result<Replies, RedisError> {
-        if commands.is_empty() {
-            return Ok(Vec::new());
-        }
-        let replies = self.ask(route, Request::Many(commands)).await?;
-        match replies.len() == commands.len() {
-            true => Ok(replies),
-            false => Err(replies.into_iter().find_map(Result::err).unwrap_or_else(RedisError::unexpected)),
-        }
-    }
-
-    async fn ask(&self, route: Option<&[u8]>, request: Request<'_>) -> Result<Replies, RedisError> {
+    async fn ask(&self, route: Option<&[u8]>, command: &Cmd) -> Result<Reply, RedisError> {
         let was_sent = AtomicBool::new(false);
-        let replies = async {
+        let reply = async {
             match &self.servers {
                 Servers::One(node) => {
                     let link = node.link().await?;
                     was_sent.store(true, Ordering::Release);
-                    link.ask(request).await
+                    link.ask(command).await
                 }
                 Servers::Cluster(cluster) => {
-                    cluster.ask(slot(route.unwrap_or(b"")), request, &was_sent).await
+                    cluster.ask(slot(route.unwrap_or(b"")), command, &was_sent).await
                 }
             }
         };
-        if let Ok(replies) = tokio::time::timeout(self.deadline, replies).await {
-            return replies;
+        if let Ok(reply) = tokio::time::timeout(self.deadline, reply).await {
+            return reply;
         }
         if let Servers::Cluster(cluster) = &self.servers {
             cluster.look_soon();

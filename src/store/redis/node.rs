@@ -35,15 +35,8 @@ enum State {
 /// An attempt goes on by itself, so that callers with less time than it takes do not each begin anew.
 type Attempt = Shared<Pin<Box<dyn Future<Output = Result<Arc<Link>, RedisError>> + Send>>>;
 
-/// What is asked.
-#[derive(Clone, Copy)]
-pub(super) enum Request<'a> {
-    One(&'a Cmd),
-    Many(&'a Pipeline),
-}
-
-/// What came back for each command.
-pub(super) type Replies = Vec<Result<Value, RedisError>>;
+/// What a server said to a command: a value, or that it refuses.
+pub(super) type Reply = Result<Value, RedisError>;
 
 /// A connection that many ask on at once.
 pub(super) struct Link {
@@ -183,50 +176,36 @@ impl Link {
     /// # Errors
     ///
     /// The connection broke: ambiguous.
-    pub(super) async fn ask(&self, request: Request<'_>) -> Result<Replies, RedisError> {
+    pub(super) async fn ask(&self, command: &Cmd) -> Result<Reply, RedisError> {
+        let mut connection = self.connection.clone();
+        self.waited_for(connection.send_packed_command(command)).await
+    }
+
+    /// As [`ask`](Self::ask), for a key that is just being moved to this node.
+    pub(super) async fn ask_while_moving(&self, command: &Cmd) -> Result<Reply, RedisError> {
+        let mut both = Pipeline::new();
+        both.cmd("ASKING").add_command(command.clone());
         let mut connection = self.connection.clone();
         self.waited_for(async {
-            match request {
-                Request::One(command) => {
-                    connection.send_packed_command(command).await.map(|value| vec![value])
-                }
-                Request::Many(commands) => connection.send_packed_commands(commands, 0, commands.len()).await,
-            }
+            let mut values = connection.send_packed_commands(&both, 0, 2).await?;
+            Ok(values.pop().unwrap_or(Value::Nil))
         })
         .await
     }
 
-    /// As [`ask`](Self::ask), for keys that are just being moved to this node.
-    pub(super) async fn ask_while_moving(&self, request: Request<'_>) -> Result<Replies, RedisError> {
-        let mut pipeline = Pipeline::new();
-        let mut add = |command: &Cmd| {
-            pipeline.cmd("ASKING");
-            pipeline.add_command(command.clone());
-        };
-        match request {
-            Request::One(command) => add(command),
-            Request::Many(commands) => commands.cmd_iter().for_each(add),
-        }
-        let replies = self.ask(Request::Many(&pipeline)).await?;
-        Ok(replies.into_iter().skip(1).step_by(2).collect())
-    }
-
     async fn waited_for(
         &self,
-        replies: impl Future<Output = redis::RedisResult<Vec<Value>>>,
-    ) -> Result<Replies, RedisError> {
+        reply: impl Future<Output = redis::RedisResult<Value>>,
+    ) -> Result<Reply, RedisError> {
         let mut waiting = Waiting::new(self);
-        let replies = replies.await;
+        let reply = reply.await;
         waiting.is_answered = true;
-        let answered = |error| RedisError::answered(error).at(&self.node);
-        match replies {
-            Ok(values) => {
-                Ok(values.into_iter().map(|value| value.extract_error().map_err(answered)).collect())
-            }
+        match reply.and_then(Value::extract_error) {
+            Ok(value) => Ok(Ok(value)),
             Err(error) => {
-                let error = answered(error);
+                let error = RedisError::answered(error).at(&self.node);
                 if error.code().is_some() {
-                    return Ok(vec![Err(error)]);
+                    return Ok(Err(error));
                 }
                 self.is_closed.store(true, Ordering::Release);
                 Err(error)

@@ -1,5 +1,5 @@
 use super::{Redis, RedisError};
-use redis::{Arg, Cmd, Pipeline, ToRedisArgs, Value};
+use redis::{Arg, Cmd, ToRedisArgs, Value};
 use tokio::time::Instant;
 
 /// A script of Lua. Sent by its digest, and in full to a server that does not know it.
@@ -36,7 +36,6 @@ impl Script {
 }
 
 impl Run<'_> {
-    #[allow(dead_code, reason = "stores differ in how they fill it")]
     #[must_use]
     pub(crate) fn arg(mut self, arg: impl ToRedisArgs) -> Self {
         self.command.arg(arg);
@@ -88,44 +87,5 @@ impl Redis {
             }
             result => result,
         }
-    }
-
-    /// Runs scripts one after another in one round trip, two where the server does not know one of them yet. In a
-    /// cluster all must be of one slot. Each has its own result; the runs that a server did not know come last.
-    ///
-    /// # Errors
-    ///
-    /// The round trip failed as a whole.
-    #[allow(dead_code, reason = "for stores with many small runs")]
-    pub(crate) async fn run_all(
-        &self,
-        runs: &[Run<'_>],
-    ) -> Result<Vec<Result<Value, RedisError>>, RedisError> {
-        let Some(first) = runs.first() else { return Ok(Vec::new()) };
-        let route = first.route();
-        let mut pipeline = Pipeline::with_capacity(runs.len());
-        runs.iter().for_each(|run| {
-            pipeline.add_command(run.command.clone());
-        });
-        let mut results = self.pipeline(route, &pipeline).await?;
-        let unknown: Vec<_> = (0..runs.len())
-            .filter(|at| results.get(*at).is_some_and(|result| result.as_ref().is_err_and(is_unknown)))
-            .collect();
-        if unknown.is_empty() {
-            return Ok(results);
-        }
-        pipeline.clear();
-        unknown.iter().for_each(|at| {
-            pipeline.add_command(runs[*at].in_full());
-        });
-        let again = match self.pipeline(route, &pipeline).await {
-            Ok(again) => again,
-            // The others were done.
-            Err(error) => vec![Err(error); unknown.len()],
-        };
-        for (at, result) in unknown.into_iter().zip(again) {
-            results[at] = result;
-        }
-        Ok(results)
     }
 }
