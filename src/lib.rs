@@ -67,6 +67,7 @@
 //! | [`fallback`] | tries again, and tries other models |
 //! | [`peek`] | holds an answer back until it proves to have content |
 //! | [`access`] | refuses models that a department may not use |
+//! | [`drain`] | reads on where a caller has left, so that what he used up is known |
 //! | [`quota`] | keeps departments within limits of requests, tokens and money |
 //! | [`cache`] | gives the same answer to the same question and the same rights |
 //! | [`usage`] | records what every call used up and cost |
@@ -135,6 +136,7 @@ pub mod concurrency;
 pub mod config;
 mod context;
 pub mod decision;
+pub mod drain;
 mod error;
 pub mod fallback;
 pub mod http;

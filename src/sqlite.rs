@@ -148,3 +148,125 @@ impl From<rusqlite::Error> for Problem {
         Self::Sqlite(error)
     }
 }
+
+/// An error that names its file, and its kinds: those of every file of SQLite, and those of its own.
+macro_rules! file_error {
+    (
+        $(#[$error_docs:meta])* $error:ident, $what:literal of the store $store:literal,
+        $(#[$kind_docs:meta])* $kind:ident { $($(#[$own_docs:meta])* $own:ident => $says:literal,)* }
+    ) => {
+        $(#[$error_docs])*
+        #[derive(Debug, Clone)]
+        pub struct $error {
+            path: std::sync::Arc<std::path::Path>,
+            kind: $kind,
+            source: Option<std::sync::Arc<dyn std::error::Error + Send + Sync>>,
+        }
+
+        $(#[$kind_docs])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        #[non_exhaustive]
+        pub enum $kind {
+            /// The file cannot be opened: no such directory, no right to it, or a directory itself.
+            Unreachable,
+            /// Somebody else has locked it for longer than was waited.
+            Locked,
+            /// There is no room for more.
+            Full,
+            /// It may be read, but not written.
+            ReadOnly,
+            /// It was written by a newer version of this crate, whose rows are not known here.
+            Newer {
+                /// The version of its tables.
+                found: i64,
+                /// The newest that is known here.
+                known: i64,
+            },
+            /// It is a database, but of something else.
+            Foreign,
+            /// It is no database, or a damaged one.
+            Corrupt,
+            $($(#[$own_docs])* $own,)*
+            /// Something else; the source says what.
+            Failed,
+        }
+
+        impl $error {
+            pub(super) fn new(path: &std::sync::Arc<std::path::Path>, kind: $kind) -> Self {
+                Self { path: std::sync::Arc::clone(path), kind, source: None }
+            }
+
+            pub(super) fn failed(
+                path: &std::sync::Arc<std::path::Path>,
+                source: impl Into<$crate::BoxError>,
+            ) -> Self {
+                Self { source: Some(source.into().into()), ..Self::new(path, $kind::Failed) }
+            }
+
+            pub(super) fn of(
+                path: &std::sync::Arc<std::path::Path>,
+                problem: impl Into<$crate::sqlite::Problem>,
+            ) -> Self {
+                use $crate::sqlite::{Problem, Trouble};
+                let error = match problem.into() {
+                    Problem::ReadOnly => return Self::new(path, $kind::ReadOnly),
+                    Problem::Newer { found, known } => return Self::new(path, $kind::Newer { found, known }),
+                    Problem::Foreign => return Self::new(path, $kind::Foreign),
+                    Problem::Other(error) => return Self::failed(path, error),
+                    Problem::Sqlite(error) => error,
+                };
+                let kind = match Trouble::of(&error) {
+                    Trouble::Unreachable => $kind::Unreachable,
+                    Trouble::Locked => $kind::Locked,
+                    Trouble::Full => $kind::Full,
+                    Trouble::ReadOnly => $kind::ReadOnly,
+                    Trouble::Corrupt => $kind::Corrupt,
+                    Trouble::Failed => $kind::Failed,
+                };
+                Self { source: Some(std::sync::Arc::new(error)), ..Self::new(path, kind) }
+            }
+
+            /// What is wrong.
+            pub const fn kind(&self) -> $kind {
+                self.kind
+            }
+
+            /// The file.
+            pub fn path(&self) -> &std::path::Path {
+                &self.path
+            }
+        }
+
+        impl std::fmt::Display for $error {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                write!(f, concat!($what, " {}: "), self.path.display())?;
+                f.write_str(match self.kind {
+                    $kind::Unreachable => "cannot be opened",
+                    $kind::Locked => "locked by somebody else",
+                    $kind::Full => "no room for more",
+                    $kind::ReadOnly => "may not be written",
+                    $kind::Newer { found, known } => {
+                        return write!(f, "its version is {found}, and {known} is the newest known here");
+                    }
+                    $kind::Foreign => "a database of something else",
+                    $kind::Corrupt => "no database, or a damaged one",
+                    $($kind::$own => $says,)*
+                    $kind::Failed => "failed",
+                })
+            }
+        }
+
+        impl std::error::Error for $error {
+            fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+                self.source.as_ref().map(|source| &**source as _)
+            }
+        }
+
+        impl From<$error> for $crate::Error {
+            fn from(error: $error) -> Self {
+                Self::new($crate::ErrorKind::StoreUnavailable { store: $store.into() }).with_source(error)
+            }
+        }
+    };
+}
+pub(crate) use file_error;

@@ -45,7 +45,7 @@ async fn seed_02_an_alias_reaches_the_provider_by_its_target_and_requested_is_ke
 }
 
 #[tokio::test]
-async fn tenant_and_user_come_from_the_context() {
+async fn seed_02_tenant_and_user_come_from_the_context() {
     let provider = Scripted::new();
     let split = [("acme/a", 1), ("acme/b", 1)];
     let table = table()
@@ -78,7 +78,7 @@ async fn tenant_and_user_come_from_the_context() {
 }
 
 #[tokio::test]
-async fn a_new_table_is_seen_by_the_next_call_and_not_by_one_in_flight() {
+async fn seed_02_a_new_table_is_seen_by_the_next_call_and_not_by_one_in_flight() {
     let provider = Scripted::new().reply(Reply::text("hi").after([llm_layers::testing::Step::Gate]));
     let aliases = Aliases::new(table().alias("fast", "acme/old").build().unwrap());
     let mut service = AliasLayer::new(aliases.clone()).layer(provider.clone());
@@ -99,7 +99,7 @@ async fn a_new_table_is_seen_by_the_next_call_and_not_by_one_in_flight() {
 // ===== what wins =====
 
 #[test]
-fn an_exact_name_wins_over_any_glob_and_the_longest_literal_over_other_globs() {
+fn seed_02_an_exact_name_wins_over_any_glob_and_the_longest_literal_over_other_globs() {
     let table = table()
         .alias("*", "acme/any")
         .alias("gpt-*", "acme/short")
@@ -137,7 +137,7 @@ fn globs_of_the_same_length_win_in_an_order_that_does_not_depend_on_how_they_wer
 }
 
 #[test]
-fn a_tenants_entries_go_before_everybodys_even_where_they_are_wider() {
+fn seed_02_a_tenants_entries_go_before_everybodys_even_where_they_are_wider() {
     let table = table()
         .alias("gpt-4o", "acme/everybody")
         .alias("plain", "acme/plain")
@@ -206,7 +206,7 @@ fn shares(table: &AliasTable, name: &str, user: impl Fn(usize) -> Option<String>
 }
 
 #[test]
-fn a_split_keeps_its_weights_by_chance_and_by_user() {
+fn seed_02_a_split_keeps_its_weights_by_chance_and_by_user() {
     fastrand::seed(4711);
     let targets = [("acme/a", 70), ("acme/never", 0), ("acme/b", 25), ("acme/c", 5)];
     let table = table().split("chance", targets).sticky_split("sticky", targets).build().unwrap();
@@ -257,7 +257,7 @@ fn sticky_splits_of_different_names_are_independent() {
 // ===== what is wrong =====
 
 #[test]
-fn cycles_are_found_wherever_they_lie() {
+fn seed_02_cycles_are_found_wherever_they_lie() {
     let cyclic = [
         table().alias("a", "b").alias("b", "a"),
         table().alias("start", "a").alias("a", "b").alias("b", "c").alias("c", "a"),

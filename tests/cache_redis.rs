@@ -8,7 +8,7 @@ use llm_layers::{
     CacheStatus, ChatBody, Completion, Error, LlmRequest, LlmResponse, RequestContext, TokenUsage,
     cache::{
         Bucket, ByteStore, CacheKey, CacheLayer, CachePolicy, CacheSecret, CacheWorker, EpochKind,
-        EpochStore, MokaStore, RedisBytes, SealedStore, TieredStore,
+        EpochStore, Fetch, MokaStore, RedisBytes, SealedStore, Semantic, TieredStore,
     },
     store::{Redis, RedisOptions},
 };
@@ -156,6 +156,57 @@ async fn what_is_kept_has_a_time_and_any_bytes_come_back() {
         store.put(&key(9), Bytes::from_static(b"x"), ttl).wait().await.unwrap();
     }
     assert!(server.ask(&["PTTL", &format!("c:e:{}", key(9))]).trim().parse::<i64>().unwrap() > 0);
+}
+
+/// Vectors are of a process; what they lead to is in Redis, checked as any other entry.
+#[cfg(feature = "semantic")]
+#[tokio::test]
+async fn seed_18_similar_questions_find_what_is_kept_in_redis_until_it_is_gone_or_made_invalid() {
+    let Some(server) = RedisServer::start("cache_redis: semantic") else { return };
+    let redis = redis(&server.url());
+    let process = || {
+        let embedder = |text: &str| {
+            let mut bag = vec![0.0_f32; 64];
+            for word in
+                text.to_lowercase().split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty())
+            {
+                bag[word.bytes().fold(7_usize, |sum, byte| sum * 31 % 8191 + usize::from(byte)) % 64] += 1.0;
+            }
+            Fetch::pending(async move { Ok(bag) })
+        };
+        let semantic = Semantic::new(embedder).with_threshold(0.8).answering();
+        let policy = policy().with_semantic(semantic).with_epoch_max_age(Duration::ZERO);
+        CacheLayer::start(SealedStore::new(RedisBytes::new(&redis, "s"), CacheSecret::new(SECRET)), policy)
+    };
+    let ((here, worker), (there, other)) = (process(), process());
+    let calls = Calls::default();
+    let (service, elsewhere) = (here.layer(calls.leaf()), there.layer(calls.leaf()));
+    const ONE: &str = "What is the capital of France?";
+    const SIMILAR: &str = "Please, what is the capital of France";
+    assert_eq!(read(&service, ask("ada", ONE)).await.1, CacheStatus::Miss);
+    until("it is kept", || here.stats().stored == 1).await;
+    let (text, status) = read(&service, ask("ada", SIMILAR)).await;
+    assert!(status.is_hit() && text.starts_with(ONE), "{text}");
+    assert_eq!(here.stats().semantic_hits, 1);
+    // Not for others, not for another question, and not where nobody has asked it.
+    assert_eq!(read(&service, ask("eve", SIMILAR)).await.1, CacheStatus::Miss);
+    assert_eq!(read(&service, ask("ada", "What is the capital of Spain?")).await.1, CacheStatus::Miss);
+    assert!(read(&elsewhere, ask("ada", ONE)).await.1.is_hit(), "the same one is found by its key");
+    assert_eq!(
+        read(&elsewhere, ask("ada", "what is the capital of France, please")).await.1,
+        CacheStatus::Miss
+    );
+    // Made invalid by another process.
+    there.invalidate(EpochKind::User, "ada").await.unwrap();
+    assert_eq!(read(&service, ask("ada", SIMILAR)).await.1, CacheStatus::Miss);
+    until("it is kept again", || here.stats().stored == 4).await;
+    // Gone, as if it had been evicted.
+    server.ask(&["FLUSHALL"]);
+    assert_eq!(read(&service, ask("ada", ONE)).await.1, CacheStatus::Miss);
+    assert_eq!(here.stats().mismatches, 0);
+    drop((service, elsewhere));
+    assert!(worker.shutdown(Duration::from_secs(5)).await.is_written);
+    assert!(other.shutdown(Duration::from_secs(5)).await.is_written);
 }
 
 #[tokio::test]

@@ -1,11 +1,11 @@
 //! Similar questions: found only by the same caller with the same rights, and only where the words agree too.
 
 use llm_layers::{
-    ChatBody, Completion, Error, ErrorKind, KbScope, LlmRequest, LlmResponse, Message, Part, RequestContext,
-    TokenUsage,
+    CacheStatus, ChatBody, Completion, Error, ErrorKind, KbScope, LlmRequest, LlmResponse, Message, Part,
+    RequestContext, TokenUsage,
     cache::{
-        Cache, CacheControl, CacheLayer, CachePolicy, CacheSecret, EpochKind, Fetch, KbCaching, MokaStore,
-        Semantic,
+        Cache, CacheControl, CacheLayer, CachePolicy, CacheSecret, Coalescing, EpochKind, Fetch, KbCaching,
+        MokaStore, Semantic,
     },
     clock::Clock,
 };
@@ -94,7 +94,7 @@ async fn hits(service: &Cache<Leaf>, body: ChatBody, context: RequestContext) ->
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_similar_question_has_the_kept_answer_and_another_has_not() {
+async fn seed_18_a_similar_question_has_the_kept_answer_and_another_has_not() {
     let counted = Counted::default();
     let layer = layer(policy(counted.semantic()));
     let service = over(&layer);
@@ -115,6 +115,53 @@ async fn a_similar_question_has_the_kept_answer_and_another_has_not() {
     }
     assert_eq!((layer.stats().guarded_off, layer.stats().semantic_hits), (3, 2));
     assert_eq!((layer.stats().misses, layer.stats().stored), (4, 4));
+}
+
+/// Equal questions share a call, and so does nobody who only asks alike.
+#[tokio::test(start_paused = true)]
+async fn seed_18_with_coalescing_a_similar_question_waits_for_no_call_and_finds_its_answer_afterwards() {
+    let counted = Counted::default();
+    let layer = layer(policy(counted.semantic()).with_coalescing(Coalescing::new()));
+    let (calls, gate) = (Arc::<AtomicUsize>::default(), Arc::new(tokio::sync::Semaphore::new(0)));
+    let service = {
+        let (calls, gate) = (Arc::clone(&calls), Arc::clone(&gate));
+        layer.layer(BoxCloneSyncService::new(tower::service_fn(move |request: LlmRequest| {
+            calls.fetch_add(1, Ordering::SeqCst);
+            let gate = Arc::clone(&gate);
+            async move {
+                gate.acquire().await.unwrap().forget();
+                Ok::<_, Error>(LlmResponse::new(
+                    request.model,
+                    Completion::text("Paris", TokenUsage::new(9, 1)),
+                ))
+            }
+        })))
+    };
+    let ask = |text: &str, context: RequestContext| {
+        tokio::spawn(service.clone().oneshot(LlmRequest::new("acme/one", body(text)).with_context(context)))
+    };
+    let turn = || tokio::time::sleep(Duration::from_millis(1));
+    let equal: Vec<_> = (0..5).map(|_| ask(ONE, ada())).collect();
+    turn().await;
+    let similar = ask(SIMILAR, ada());
+    let others = ask(SIMILAR, RequestContext::new().with_user_id("eve"));
+    turn().await;
+    assert_eq!((calls.load(Ordering::SeqCst), layer.flights()), (3, 3), "what is not there yet is not found");
+    gate.add_permits(10);
+    let mut how = Vec::new();
+    for call in equal {
+        how.push(call.await.unwrap().unwrap().cache);
+    }
+    assert_eq!(how.iter().filter(|cache| **cache == CacheStatus::Miss).count(), 1);
+    assert_eq!(how.iter().filter(|cache| **cache == CacheStatus::Coalesced).count(), 4);
+    assert_eq!(similar.await.unwrap().unwrap().cache, CacheStatus::Miss);
+    assert_eq!(others.await.unwrap().unwrap().cache, CacheStatus::Miss);
+    // Now it is there, for her and for nobody else.
+    let third = "what is the capital of France, please";
+    assert!(ask(third, ada()).await.unwrap().unwrap().cache.is_hit());
+    assert_eq!((calls.load(Ordering::SeqCst), layer.flights(), layer.stats().semantic_hits), (3, 0, 1));
+    let stranger = RequestContext::new().with_user_id("mallory");
+    assert_eq!(ask(third, stranger).await.unwrap().unwrap().cache, CacheStatus::Miss);
 }
 
 #[tokio::test(start_paused = true)]

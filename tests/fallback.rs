@@ -226,7 +226,7 @@ impl Policy for Endless {
 }
 
 #[tokio::test]
-async fn an_endless_policy_comes_to_its_end() {
+async fn seed_05_an_endless_policy_comes_to_its_end() {
     let provider = (0..99).fold(Scripted::new(), |p, _| p.reply(Reply::error(down())));
     let error =
         FallbackLayer::new(Endless).layer(provider.clone()).oneshot(request("p/a")).await.unwrap_err();
@@ -273,7 +273,7 @@ async fn final_errors_are_final() {
 }
 
 #[tokio::test]
-async fn a_forbidden_or_unpriced_target_is_skipped() {
+async fn seed_10_a_forbidden_or_unpriced_target_is_skipped() {
     for kind in [
         ErrorKind::ModelNotAllowed { department_id: "d".into(), model: "p/b".into() },
         ErrorKind::ModelUnpriced { model: "p/b".into() },
@@ -311,7 +311,7 @@ async fn each_attempt_has_its_own_progress() {
 // ===== retries, waiting, deadlines =====
 
 #[tokio::test(start_paused = true)]
-async fn the_same_model_is_tried_again_before_the_next() {
+async fn seed_05_the_same_model_is_tried_again_before_the_next() {
     let provider = (0..4).fold(Scripted::new(), |p, _| p.reply(Reply::error(down())));
     let backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(3));
     let started = Instant::now();
@@ -322,7 +322,7 @@ async fn the_same_model_is_tried_again_before_the_next() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn retry_after_is_waited_for_if_it_is_short_and_a_reason_to_leave_if_it_is_long() {
+async fn seed_05_retry_after_is_waited_for_if_it_is_short_and_a_reason_to_leave_if_it_is_long() {
     let provider = Scripted::new().reply(Reply::error(retry_after(7)));
     let started = Instant::now();
     ask(&provider, chains().retries(1)).await.unwrap();
@@ -337,7 +337,7 @@ async fn retry_after_is_waited_for_if_it_is_short_and_a_reason_to_leave_if_it_is
 }
 
 #[tokio::test]
-async fn rules_say_what_to_do_about_each_cause() {
+async fn seed_05_rules_say_what_to_do_about_each_cause() {
     let rules = |class, chains: ChainsBuilder| async move {
         let provider = Scripted::new().reply(Reply::error(failure(class)));
         let result = ask(&provider, chains).await;
@@ -354,7 +354,7 @@ async fn rules_say_what_to_do_about_each_cause() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_retry_budget_ends_retries_but_not_fallbacks() {
+async fn seed_05_a_retry_budget_ends_retries_but_not_fallbacks() {
     let budget = tower::retry::budget::TpsBudget::new(Duration::from_secs(10), 0, 0.0);
     let provider = Scripted::new().reply(Reply::error(down()));
     ask(&provider, chains().retries(5).retry_budget(budget)).await.unwrap();
@@ -362,7 +362,7 @@ async fn a_retry_budget_ends_retries_but_not_fallbacks() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_deadline_bounds_all_attempts() {
+async fn seed_05_one_deadline_bounds_all_attempts() {
     let layer = || FallbackLayer::new(chains().build().unwrap()).with_deadline(Duration::from_secs(5));
     let provider = Scripted::new()
         .reply(Reply::error(down()).after([Step::Wait(Duration::from_secs(3))]))
@@ -478,7 +478,7 @@ fn a_split_is_judged_by_all_that_it_may_come_to() {
 }
 
 #[tokio::test]
-async fn a_fallback_over_a_fallback_keeps_all_attempts() {
+async fn seed_05_a_fallback_over_a_fallback_keeps_all_attempts() {
     let provider =
         Scripted::new().reply(Reply::error(down())).reply(Reply::error(down())).reply(Reply::error(down()));
     let inner = FallbackLayer::new(Chains::builder().chain("p/b", ["p/c"]).retries(0).build().unwrap());

@@ -46,7 +46,7 @@ fn a_policy_is_read_from_text_and_refuses_what_it_does_not_know() {
 }
 
 #[test]
-fn a_table_tells_what_has_to_be_enforced() {
+fn seed_14_a_table_tells_what_has_to_be_enforced() {
     let table = PolicyTable::default();
     assert!(!table.has_limits() && !table.has_allow_lists());
     let limited = table.clone().with("a", DepartmentPolicy::new(Limits::new().with_day_requests(1)));

@@ -312,7 +312,7 @@ fn cost(model: &str, usage: TokenUsage) -> NanoUsd {
 }
 
 #[test]
-fn known_points() {
+fn seed_24_known_points_of_the_catalogue_cost_what_they_should() {
     assert_eq!(cost("openai/gpt-4o", TokenUsage::new(1000, 100)), usd("0.0035"));
     assert_eq!(cost("openai/gpt-4o", TokenUsage::new(1000, 100).with_cache_read_tokens(400)), usd("0.0030"));
     let gemini = |input| cost("vertex_ai/gemini-2.5-pro", TokenUsage::new(input, 1000));

@@ -139,7 +139,7 @@ fn is_unavailable(error: &Error) -> bool {
 // ===== what is reserved and settled =====
 
 #[tokio::test]
-async fn the_upper_bound_is_reserved_and_replaced_by_the_truth() {
+async fn seed_12_the_upper_bound_is_reserved_and_replaced_by_the_truth() {
     let bench = Bench::new(Limits::new().with_day_tokens(10_000));
     bench.provider.push(whole(7, 3).after([Step::Gate]));
     let service = bench.service();
@@ -250,7 +250,7 @@ async fn more_than_was_reserved_is_charged_in_full_and_the_next_call_is_refused(
 }
 
 #[tokio::test]
-async fn each_department_is_charged_in_full_and_once() {
+async fn seed_10_each_department_is_charged_in_full_and_once() {
     let bench = Bench::new(Limits::new());
     bench.provider.push(whole(7, 3));
     let context = RequestContext::new().with_departments(["operations", "research", "operations"]);
@@ -331,7 +331,7 @@ async fn seed_11_a_refusal_says_all_there_is_to_know_and_nobody_is_asked() {
 
 #[cfg(feature = "axum")]
 #[tokio::test]
-async fn answers_and_refusals_say_how_much_is_left_in_their_headers() {
+async fn seed_11_answers_and_refusals_say_how_much_is_left_in_their_headers() {
     use axum_core::response::IntoResponse;
     use llm_layers::http::{Asked, axum::ChatAnswer};
     let bench = Bench::new(Limits::new().with_day_cost("12.5".parse().unwrap()).with_day_requests(1));

@@ -14,7 +14,7 @@ use llm_layers::{
         RedisQuotaStore, RedisUnfit, Reservation, Settlement, Standing, StoreError,
     },
     store::{Redis, RedisOptions},
-    testing::StoreCheck,
+    testing::{StoreCheck, quota::Script},
 };
 use std::{
     io::{BufRead, BufReader},
@@ -150,6 +150,66 @@ async fn a_cluster_answers_as_the_reference() {
         .await;
     let sizes = cluster.nodes.iter().map(|node| node.ask(&["DBSIZE"]).parse::<u64>().unwrap());
     assert!(sizes.clone().all(|size| size > 100), "{:?}", sizes.collect::<Vec<_>>());
+}
+
+/// As long as those of one server, and longer: other scripts than [`a_cluster_answers_as_the_reference`] has tried.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_answers_as_the_reference_in_long_sequences_too() {
+    let Some(cluster) = RedisCluster::start("quota_redis: long sequences") else { return };
+    let store = cluster_store(&cluster).with_deadline(Duration::from_secs(10));
+    let clock = store.clone();
+    let check = StoreCheck::new(store).with_advance(move |by| {
+        clock.advance(by);
+        async {}
+    });
+    let (began, mut steps) = (Instant::now(), 0);
+    for seed in 1000.. {
+        let script = Script::random(seed, [6, 60, 250][seed as usize % 3]);
+        steps += script.steps.len();
+        if let Err(mismatch) = check.run(&script).await {
+            panic!("{seed}: {mismatch}");
+        }
+        // At least so many, and on a fast machine more.
+        if seed >= 1060 && began.elapsed() > Duration::from_secs(5) {
+            break;
+        }
+    }
+    println!("{steps} steps");
+}
+
+/// What each node was asked: one script before a call, one more where departments are of several slots.
+#[tokio::test]
+async fn a_reservation_is_one_round_trip_and_two_where_departments_span_slots() {
+    let Some(cluster) = RedisCluster::start("quota_redis: round trips") else { return };
+    let store = cluster_store(&cluster).with_deadline(Duration::from_secs(10));
+    let scripts = || -> u64 {
+        let count = |node: &RedisServer| {
+            let stats = node.ask(&["INFO", "commandstats"]);
+            let calls = |line: &str| line.split(['=', ',']).nth(1).unwrap().parse::<u64>().unwrap();
+            let evals = stats.lines().filter(|line| line.starts_with("cmdstat_eval"));
+            evals.map(calls).sum::<u64>()
+        };
+        cluster.nodes.iter().map(count).sum()
+    };
+    let names = one_of_each(&cluster, &store);
+    let (one, all) = (unlimited(&names[..1]), unlimited(&names));
+    // Each node learns its scripts first.
+    for departments in [&one, &all] {
+        let id = granted(&store, departments, 10).await;
+        settle(&store, id, departments, 5).await;
+    }
+    let asked = async |departments: &Departments| {
+        let before = scripts();
+        let id = granted(&store, departments, 10).await;
+        let reserved = scripts();
+        settle(&store, id, departments, 5).await;
+        (reserved - before, scripts() - reserved)
+    };
+    assert_eq!(asked(&one).await, (1, 1));
+    let nodes = names.len() as u64;
+    assert!(nodes >= 2);
+    // In each slot it is taken, and confirmed: two round trips, for each trip asks all slots at once.
+    assert_eq!(asked(&all).await, (2 * nodes, nodes));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -543,7 +543,7 @@ async fn one_of_many_is_refused(says_so: bool) {
 }
 
 #[tokio::test]
-async fn an_event_that_its_store_refuses_for_ever_is_set_aside_and_blocks_no_other() {
+async fn seed_22_an_event_that_its_store_refuses_for_ever_is_set_aside_and_blocks_no_other() {
     one_of_many_is_refused(true).await;
 }
 

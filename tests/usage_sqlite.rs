@@ -258,7 +258,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(96))]
 
     #[test]
-    fn sqlite_answers_as_the_model_does(
+    fn seed_23_sqlite_answers_as_the_model_does(
         events in events(),
         queries in vec((query(), vec(select(&GROUPS[..]), 0..4)), 1..6),
     ) {
@@ -277,7 +277,7 @@ proptest! {
     }
 
     #[test]
-    fn what_is_delivered_again_changes_nothing(
+    fn seed_21_what_is_delivered_again_changes_nothing(
         events in events(),
         deliveries in vec((0..24_usize, 0..24_usize), 0..8),
     ) {
@@ -299,7 +299,7 @@ proptest! {
     }
 
     #[test]
-    fn parts_sum_to_the_whole(events in events(), groups in vec(select(&GROUPS[..]), 0..4)) {
+    fn seed_21_parts_sum_to_the_whole(events in events(), groups in vec(select(&GROUPS[..]), 0..4)) {
         let whole = totals(&events, &all()).unwrap();
         let parts = totals_by(&events, &all(), &groups).unwrap();
         prop_assert_eq!(parts.iter().map(|part| part.totals.calls).sum::<u64>(), whole.calls);

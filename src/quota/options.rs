@@ -62,7 +62,8 @@ pub enum Unpriced {
 /// What is charged for a call that was sent and whose usage nobody reports: its caller left, its stream broke, it
 /// failed.
 ///
-/// A provider that refuses a request by its status bills nothing for it, and neither does any of these.
+/// A provider that refuses a request by its status bills nothing for it, and neither does any of these. To know rather than
+/// to guess where callers leave: [`drain`](crate::drain).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Unreported {

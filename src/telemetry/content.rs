@@ -6,7 +6,7 @@ use serde::de::IgnoredAny;
 use serde_json::Value as Json;
 use std::{borrow::Cow, collections::BTreeMap, fmt, sync::Arc};
 
-/// Whether prompts and answers are put on spans. They are not unless you say so.
+/// Whether prompts and answers are told. They are not unless you say so.
 #[derive(Debug, Clone, Default)]
 #[non_exhaustive]
 pub enum CaptureContent {
@@ -18,6 +18,21 @@ pub enum CaptureContent {
         /// How many bytes of JSON each attribute may have; what does not fit is cut, and the JSON stays valid.
         max_bytes: usize,
         /// What is done to each text before.
+        redact: Redact,
+    },
+    /// As attributes of an event, `gen_ai.client.inference.operation.details`, when the call has ended: of the subscriber under
+    /// `tracing`, of the [logger](super::OtelObserver::with_logger) under OpenTelemetry.
+    Event {
+        /// As for [`Span`](Self::Span).
+        max_bytes: usize,
+        /// As for [`Span`](Self::Span).
+        redact: Redact,
+    },
+    /// Both.
+    SpanAndEvent {
+        /// As for [`Span`](Self::Span).
+        max_bytes: usize,
+        /// As for [`Span`](Self::Span).
         redact: Redact,
     },
 }
@@ -71,20 +86,51 @@ impl CaptureContent {
         Self::Span { max_bytes, redact: Redact::default() }
     }
 
-    /// As `OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT` says: on spans for `SPAN_ONLY`, `SPAN_AND_EVENT` and the
-    /// older `true`, otherwise nothing. Events are not made. The environment is never read unless you call this.
+    /// On events, with at most this many bytes of JSON in each attribute.
+    pub fn event(max_bytes: usize) -> Self {
+        Self::Event { max_bytes, redact: Redact::default() }
+    }
+
+    /// On spans and events, with at most this many bytes of JSON in each attribute.
+    pub fn span_and_event(max_bytes: usize) -> Self {
+        Self::SpanAndEvent { max_bytes, redact: Redact::default() }
+    }
+
+    /// As `OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT` says: `SPAN_ONLY` or the older `true`, `EVENT_ONLY`,
+    /// `SPAN_AND_EVENT`, otherwise nothing. The environment is never read unless you call this.
     pub fn from_env(max_bytes: usize) -> Self {
         let wanted = std::env::var("OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT").unwrap_or_default();
-        match wanted.to_ascii_uppercase().as_str() {
-            "SPAN_ONLY" | "SPAN_AND_EVENT" | "TRUE" => Self::span(max_bytes),
+        Self::named(&wanted, max_bytes)
+    }
+
+    fn named(wanted: &str, max_bytes: usize) -> Self {
+        match wanted.trim().to_ascii_uppercase().as_str() {
+            "SPAN_ONLY" | "TRUE" => Self::span(max_bytes),
+            "EVENT_ONLY" => Self::event(max_bytes),
+            "SPAN_AND_EVENT" => Self::span_and_event(max_bytes),
             _ => Self::Nothing,
         }
+    }
+
+    /// Whether nothing is told.
+    pub const fn is_nothing(&self) -> bool {
+        matches!(self, Self::Nothing)
+    }
+
+    pub(super) const fn on_span(&self) -> bool {
+        matches!(self, Self::Span { .. } | Self::SpanAndEvent { .. })
+    }
+
+    pub(super) const fn on_event(&self) -> bool {
+        matches!(self, Self::Event { .. } | Self::SpanAndEvent { .. })
     }
 
     pub(super) fn collector(&self, body: &ChatBody) -> Option<Box<Collector>> {
         match self {
             Self::Nothing => None,
-            Self::Span { max_bytes, redact } => Some(Box::new(Collector {
+            Self::Span { max_bytes, redact }
+            | Self::Event { max_bytes, redact }
+            | Self::SpanAndEvent { max_bytes, redact } => Some(Box::new(Collector {
                 body: body.clone(),
                 max_bytes: *max_bytes,
                 redact: redact.clone(),
@@ -562,6 +608,19 @@ mod tests {
             json!([{ "type": "function", "name": "look", "description": "Looks.",
                      "parameters": { "type": "object" } }])
         );
+    }
+
+    #[test]
+    fn what_the_environment_says_is_where_it_is_told() {
+        let told = |wanted: &str| {
+            let capture = CaptureContent::named(wanted, 9);
+            (capture.on_span(), capture.on_event())
+        };
+        for nothing in ["", "NO_CONTENT", "false", "everything"] {
+            assert_eq!(told(nothing), (false, false), "{nothing}");
+        }
+        assert_eq!((told("SPAN_ONLY"), told("true")), ((true, false), (true, false)));
+        assert_eq!((told("event_only"), told(" SPAN_AND_EVENT ")), ((false, true), (true, true)));
     }
 
     #[test]

@@ -108,8 +108,10 @@ pub struct CallEnd<'a> {
     pub head: Option<Head<'a>>,
     /// What it cost, in US dollars, if that is known and wanted.
     pub cost: Option<f64>,
-    /// What was said, if that is wanted.
+    /// What was said, if that is wanted on spans.
     pub content: Option<&'a Content>,
+    /// What was said, if that is wanted as an event.
+    pub event: Option<&'a Content>,
     /// What was decided on the way, for the gateway's span.
     pub record: Option<&'a DecisionRecord>,
     pub(super) choices: u32,

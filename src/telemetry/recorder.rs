@@ -26,6 +26,8 @@ struct Inner<S: CallSpan> {
     head: Option<Kept>,
     decisions: Decisions,
     content: Option<Box<Collector>>,
+    on_span: bool,
+    on_event: bool,
     prices: Option<(Prices, ModelName)>,
 }
 
@@ -46,7 +48,9 @@ impl<S: CallSpan> Recorder<S> {
     ) -> Self {
         let role = settings.target.role;
         let is_client = role == Role::Client && span.is_recording();
-        let content = if is_client { settings.capture.collector(&request.body) } else { None };
+        let on_span = is_client && settings.capture.on_span();
+        let on_event = role == Role::Client && settings.capture.on_event();
+        let content = if on_span || on_event { settings.capture.collector(&request.body) } else { None };
         let prices = settings.prices.as_ref().filter(|_| is_client).map(|prices| {
             // Prices are listed under the canonical name.
             let provider = &settings.target.prefix;
@@ -66,6 +70,8 @@ impl<S: CallSpan> Recorder<S> {
             head: None,
             decisions: request.decisions().clone(),
             content,
+            on_span,
+            on_event,
             prices,
         }))
     }
@@ -92,7 +98,8 @@ impl<S: CallSpan> Observe for Recorder<S> {
     }
 
     fn on_end(self, end: End<'_>) {
-        let Inner { span, handed_down, role, started, choices, head, decisions, content, prices } = *self.0;
+        let Inner { span, handed_down, role, started, choices, head, decisions, .. } = *self.0;
+        let Inner { content, on_span, on_event, prices, .. } = *self.0;
         let duration = started.elapsed();
         let content = content.map(|mut collector| {
             let is_cut = match end {
@@ -122,7 +129,8 @@ impl<S: CallSpan> Observe for Recorder<S> {
                 attempts: &kept.attempts,
             }),
             cost: None,
-            content: content.as_ref(),
+            content: content.as_ref().filter(|_| on_span),
+            event: content.as_ref().filter(|_| on_event),
             record: record.as_deref().or(head.as_ref().and_then(|kept| kept.record.as_deref())),
             choices,
         };

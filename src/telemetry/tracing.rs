@@ -231,6 +231,34 @@ impl TracingSpan {
         if self.role == Role::Gateway {
             return;
         }
+        if let Some(content) = end.event {
+            let (mut instructions, mut input, mut output, mut tools) = (None, None, None, None);
+            content.attributes(&mut |name, value| {
+                let Value::Str(json) = value else { return };
+                let place = match name {
+                    "gen_ai.system_instructions" => &mut instructions,
+                    "gen_ai.input.messages" => &mut input,
+                    "gen_ai.output.messages" => &mut output,
+                    _ => &mut tools,
+                };
+                *place = Some(json.to_owned());
+            });
+            tracing::event!(
+                name: "gen_ai.client.inference.operation.details",
+                target: TARGET,
+                Level::INFO,
+                gen_ai.operation.name = self.asked.as_ref().map(|asked| asked.operation),
+                gen_ai.provider.name = self.asked.as_ref().map(|asked| &*asked.provider),
+                gen_ai.request.model = self.asked.as_ref().map(|asked| &*asked.model),
+                gen_ai.response.id = end.response_id().as_deref(),
+                gen_ai.system_instructions = instructions,
+                gen_ai.input.messages = input,
+                gen_ai.output.messages = output,
+                gen_ai.tool.definitions = tools,
+                "error.type" = end.error_type(),
+                "what was said in a call to a model"
+            );
+        }
         if let (Some(error_type), Some(error)) = (end.error_type(), end.error()) {
             tracing::event!(
                 name: "gen_ai.client.operation.exception",

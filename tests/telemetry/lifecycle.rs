@@ -10,10 +10,11 @@ use llm_layers::{
     ProviderFailure, RequestContext, ResponseBody, StreamChunk, TokenUsage,
     price::{Price, PriceBook, Rates},
     providers::{Deployment, Providers},
-    telemetry::{CaptureContent, SemConv, TelemetryLayer, TracingObserver},
+    telemetry::{CallSpan, CaptureContent, Observer, SemConv, TelemetryLayer, TracingObserver},
     testing::{Contract, Reply, Scripted, Step},
     timeout::CallTimeoutLayer,
 };
+use opentelemetry::logs::Severity;
 use std::{
     future::ready,
     panic::{AssertUnwindSafe, catch_unwind},
@@ -462,6 +463,72 @@ async fn content<B: Backend>(backend: &B, semconv: SemConv) {
     for (name, json) in said {
         assert_eq!(spans[0].text(name), Some(&*json), "{name}");
     }
+}
+
+fn saying<O: Observer>(observer: O, capture: CaptureContent, provider: Scripted) -> Providers
+where
+    <O::Span as CallSpan>::Scope: Sync,
+{
+    Providers::builder()
+        .each(move |endpoint| TelemetryLayer::at(observer.clone(), endpoint).with_content(capture.clone()))
+        .provider("openai", provider)
+        .build()
+        .unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_said_is_an_event_where_that_is_asked_for() {
+    const DETAILS: &str = "gen_ai.client.inference.operation.details";
+    for (capture, on_span) in
+        [(CaptureContent::event(2000), false), (CaptureContent::span_and_event(2000), true)]
+    {
+        let backend = Otel::new(SemConv::V1_41);
+        let provider = Scripted::new().reply(Reply::stream(stream()));
+        let service = saying(backend.observer(), capture.clone(), provider);
+        service.oneshot(ask(true)).await.unwrap().text().await.unwrap();
+        let (spans, events) = (backend.spans(), backend.events());
+        assert_eq!((spans.len(), events.len()), (1, 1));
+        assert_eq!(spans[0].get("gen_ai.input.messages").is_some(), on_span);
+        let (name, severity, span, attributes) = &events[0];
+        assert_eq!((&**name, *severity, *span), (DETAILS, Severity::Info, spans[0].id));
+        assert!(attributes["gen_ai.input.messages"].contains(PROMPT));
+        assert!(attributes["gen_ai.output.messages"].contains("sesame-answer-19bdbc"));
+        assert!(attributes["gen_ai.system_instructions"].contains(PROMPT));
+        assert_eq!(attributes["gen_ai.operation.name"], "chat");
+
+        let backend = Tracing::new(SemConv::V1_41);
+        let provider = Scripted::new().reply(Reply::stream(stream()));
+        let service = saying(backend.observer(), capture, provider);
+        service.oneshot(ask(true)).await.unwrap().text().await.unwrap();
+        assert_eq!(backend.spans()[0].get("gen_ai.input.messages").is_some(), on_span);
+        let told = backend.events();
+        assert!(
+            told.starts_with(&format!("INFO {DETAILS}")) && told.contains("sesame-answer-19bdbc"),
+            "{told}"
+        );
+    }
+    // On spans alone, or not at all: no event.
+    for capture in [CaptureContent::span(2000), CaptureContent::Nothing] {
+        let backend = Otel::new(SemConv::V1_41);
+        saying(backend.observer(), capture, Scripted::new()).oneshot(ask(false)).await.unwrap();
+        assert_eq!(backend.events(), []);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn seed_25_a_failure_is_an_event_of_its_span_with_its_type_and_nothing_of_the_call() {
+    let backend = Otel::new(SemConv::V1_41);
+    let provider = Scripted::new().reply(Reply::error(limited()));
+    saying(backend.observer(), CaptureContent::Nothing, provider).oneshot(ask(false)).await.unwrap_err();
+    let events = backend.events();
+    assert_eq!(events.len(), 1);
+    let (name, severity, span, attributes) = &events[0];
+    assert_eq!((&**name, *severity), ("gen_ai.client.operation.exception", Severity::Warn));
+    assert_eq!(*span, backend.spans()[0].id);
+    assert_eq!(attributes["exception.type"], "429");
+    assert!(!attributes["exception.message"].is_empty());
+    let told = backend.everything();
+    assert!(!SECRETS.iter().any(|secret| told.contains(secret)));
 }
 
 async fn cost<B: Backend>(backend: &B, _: SemConv) {

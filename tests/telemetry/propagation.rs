@@ -27,7 +27,7 @@ use tower::{Layer, ServiceExt, service_fn};
 const ANSWER: &str = r#"{"choices":[{"index":0,"message":{"content":"hi"},"finish_reason":"stop"}]}"#;
 
 #[tokio::test]
-async fn those_who_opt_in_get_the_clients_span_and_no_baggage() {
+async fn seed_25_those_who_opt_in_get_the_clients_span_and_no_baggage() {
     // Global, and for all tests of this file's process: with baggage, which must not go out.
     let both: Vec<Box<dyn opentelemetry::propagation::TextMapPropagator + Send + Sync>> =
         vec![Box::new(TraceContextPropagator::new()), Box::new(BaggagePropagator::new())];

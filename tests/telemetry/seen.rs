@@ -3,10 +3,12 @@
 use llm_layers::telemetry::{Observer, OtelObserver, SemConv, TracingObserver};
 use opentelemetry::{
     Array, Value,
+    logs::{AnyValue, LoggerProvider, Severity},
     metrics::MeterProvider,
     trace::{SpanKind, Status, TracerProvider},
 };
 use opentelemetry_sdk::{
+    logs::{InMemoryLogExporter, SdkLoggerProvider},
     metrics::{
         InMemoryMetricExporter, PeriodicReader, SdkMeterProvider,
         data::{AggregatedMetrics, MetricData},
@@ -101,6 +103,29 @@ pub(crate) struct Otel {
     tracers: SdkTracerProvider,
     metrics: InMemoryMetricExporter,
     meters: SdkMeterProvider,
+    logs: InMemoryLogExporter,
+    loggers: SdkLoggerProvider,
+}
+
+impl Otel {
+    /// The events: name, severity, span and attributes of each.
+    pub(crate) fn events(&self) -> Vec<(String, Severity, u64, BTreeMap<String, String>)> {
+        let logs = self.logs.get_emitted_logs().unwrap();
+        let events = logs.iter().map(|log| {
+            let record = &log.record;
+            let span = record.trace_context().map_or(0, |context| id(context.span_id));
+            let attributes = record.attributes_iter().map(|(key, value)| {
+                let value = match value {
+                    AnyValue::String(text) => text.to_string(),
+                    other => format!("{other:?}"),
+                };
+                (key.to_string(), value)
+            });
+            let name = record.event_name().unwrap_or_default().to_owned();
+            (name, record.severity_number().unwrap(), span, attributes.collect())
+        });
+        events.collect()
+    }
 }
 
 impl Backend for Otel {
@@ -114,11 +139,15 @@ impl Backend for Otel {
         let reader =
             PeriodicReader::builder(metrics.clone()).with_interval(Duration::from_secs(3600)).build();
         let meters = SdkMeterProvider::builder().with_reader(reader).build();
-        Self { semconv, exporter, tracers, metrics, meters }
+        let logs = InMemoryLogExporter::default();
+        let loggers = SdkLoggerProvider::builder().with_simple_exporter(logs.clone()).build();
+        Self { semconv, exporter, tracers, metrics, meters, logs, loggers }
     }
 
     fn observer(&self) -> OtelObserver {
-        OtelObserver::new(self.tracers.tracer("test"), self.meters.meter("test")).with_semconv(self.semconv)
+        OtelObserver::new(self.tracers.tracer("test"), self.meters.meter("test"))
+            .with_semconv(self.semconv)
+            .with_logger(self.loggers.logger("test"))
     }
 
     fn spans(&self) -> Vec<Seen> {
@@ -128,7 +157,8 @@ impl Backend for Otel {
     fn everything(&self) -> String {
         let spans = self.exporter.get_finished_spans().unwrap();
         self.meters.force_flush().unwrap();
-        format!("{spans:?} {:?}", self.metrics.get_finished_metrics().unwrap())
+        let logs = self.logs.get_emitted_logs().unwrap();
+        format!("{spans:?} {:?} {logs:?}", self.metrics.get_finished_metrics().unwrap())
     }
 
     fn current() -> Option<u64> {

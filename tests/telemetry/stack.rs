@@ -151,7 +151,7 @@ async fn what_is_current_goes_before_what_the_request_brings() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refusal_is_on_the_gateways_span_and_there_is_no_client() {
+async fn seed_25_a_refusal_is_on_the_gateways_span_and_there_is_no_client() {
     let backend = Otel::new(SemConv::V1_41);
     let refuse = service_fn(|_: LlmRequest| async {
         Err::<LlmResponse, _>(Error::new(llm_layers::ErrorKind::StoreUnavailable { store: "usage".into() }))
@@ -167,7 +167,7 @@ async fn a_refusal_is_on_the_gateways_span_and_there_is_no_client() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_hit_is_on_the_gateways_span_and_costs_no_tokens() {
+async fn seed_25_a_hit_is_on_the_gateways_span_and_costs_no_tokens() {
     let backend = Otel::new(SemConv::V1_41);
     let hit = service_fn(|request: LlmRequest| async move {
         let mut answer = LlmResponse::new(request.model, Completion::text("hi", TokenUsage::new(1, 1)));

@@ -39,7 +39,7 @@ async fn get(gateway: &Gateway, key: &str, path: &str) -> Reply {
 const DEPARTMENT: &str = "/v1/quota/r%20%26%20d%2F%C3%A4";
 
 #[tokio::test]
-async fn a_department_is_refused_beyond_its_limit_and_told_until_when() {
+async fn seed_11_a_department_is_refused_beyond_its_limit_and_told_until_when() {
     let config = format!("{KEYS}[departments.\"r & d/ä\"]\nday_requests = 2\nmonth_tokens = 100000\n");
     let gateway = Gateway::start(&config).await;
     for left in ["1", "0"] {
@@ -113,7 +113,7 @@ async fn counters_survive_a_restart_and_the_loss_of_their_file() {
 }
 
 #[tokio::test]
-async fn a_model_that_is_not_on_the_list_is_refused_cached_or_not() {
+async fn seed_10_a_model_that_is_not_on_the_list_is_refused_cached_or_not() {
     let config = format!("{KEYS}[cache]\nenabled = true\n[departments.ops]\nmodels = [\"echo/other\"]\n");
     let gateway = Gateway::start(&config).await;
     assert_eq!(ask(&gateway, "ada-key", "hi", &[]).await.status, 200);
@@ -165,7 +165,7 @@ fn status(reply: &Reply) -> &str {
 }
 
 #[tokio::test]
-async fn the_same_question_of_the_same_user_is_answered_from_the_cache() {
+async fn seed_15_the_same_question_of_the_same_user_is_answered_from_the_cache() {
     let gateway = Gateway::start(&format!("{KEYS}[cache]\nenabled = true\n")).await;
     let first = ask(&gateway, "ada-key", "hi", &[]).await;
     assert_eq!(status(&first), "llm-layers; fwd=miss");

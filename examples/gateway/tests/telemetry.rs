@@ -12,7 +12,9 @@ use opentelemetry_proto::tonic::{
 use serde_json::Value as Json;
 use std::{
     collections::{BTreeMap, BTreeSet},
+    io::Write as _,
     net::{IpAddr, Ipv4Addr},
+    process::Stdio,
     time::Duration,
 };
 
@@ -127,10 +129,65 @@ fn text<'a>(span: &'a Span, name: &str) -> Option<&'a str> {
     }
 }
 
-async fn a_collector_receives(protocol: Protocol, name: &str) {
-    let collector = collector(protocol).await;
+/// A collector as a process of its own, which sends on what it gets.
+struct Rotel {
+    process: tokio::process::Child,
+    endpoint: String,
+}
+
+impl Rotel {
+    /// `None` if it is not installed, and says so.
+    async fn start(protocol: Protocol, to: &ServerHandle) -> Option<Self> {
+        let Some(agent) = common::collector() else {
+            let line = "SKIPPED telemetry: rotel is not installed, run scripts/peers";
+            let _ = writeln!(std::io::stderr(), "{line}");
+            return None;
+        };
+        let address = |url: String| url.trim_start_matches("http://").to_owned();
+        let (grpc, http) = (address(common::nowhere().await), address(common::nowhere().await));
+        let process = tokio::process::Command::new(agent)
+            .args(["start", "--exporter", "otlp", "--otlp-exporter-protocol", "grpc", "--disable-batching"])
+            .args(["--otlp-grpc-endpoint", &grpc, "--otlp-http-endpoint", &http])
+            .args(["--otlp-exporter-endpoint", &format!("http://{}", to.addr())])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .kill_on_drop(true)
+            .spawn()
+            .expect("rotel starts");
+        for address in [&grpc, &http] {
+            common::soon(async {
+                while tokio::net::TcpStream::connect(address).await.is_err() {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+            })
+            .await;
+        }
+        let endpoint = if matches!(protocol, Protocol::Grpc) { grpc } else { http };
+        Some(Self { process, endpoint: format!("http://{endpoint}") })
+    }
+}
+
+/// How a gateway's telemetry gets to where it is looked at.
+#[derive(Clone, Copy, PartialEq)]
+enum Way {
+    Straight,
+    /// Through a collector that others have made.
+    ThroughRotel,
+}
+
+async fn a_collector_receives(protocol: Protocol, name: &str, way: Way) {
+    let collector = collector(if way == Way::Straight { protocol } else { Protocol::Grpc }).await;
     let mut upstream = Upstream::start().await;
-    let endpoint = format!("http://{}", collector.addr());
+    let mut rotel = None;
+    if way == Way::ThroughRotel {
+        rotel = Rotel::start(protocol, &collector).await;
+        if rotel.is_none() {
+            return;
+        }
+    }
+    let straight = format!("http://{}", collector.addr());
+    let endpoint = rotel.as_ref().map_or(straight, |rotel| rotel.endpoint.clone());
     let env = [
         ("OTEL_EXPORTER_OTLP_ENDPOINT", &*endpoint),
         ("OTEL_EXPORTER_OTLP_PROTOCOL", name),
@@ -144,6 +201,23 @@ async fn a_collector_receives(protocol: Protocol, name: &str) {
     // What is left is sent before the process ends.
     gateway.terminate();
     assert_eq!(gateway.ended().await, 0);
+    if let Some(rotel) = &mut rotel {
+        common::soon(async {
+            let is_there = async || {
+                collector
+                    .with_collector(|all| {
+                        all.spans().len() >= 8
+                            && all.metrics().iter().any(|m| m.metric().name == "gen_ai.client.token.usage")
+                    })
+                    .await
+            };
+            while !is_there().await {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        })
+        .await;
+        assert!(rotel.process.try_wait().unwrap().is_none(), "the collector is still there");
+    }
     let (spans, metrics, everything) = collector
         .with_collector(|collector| {
             let spans: Vec<Span> = collector.spans().iter().map(|span| span.span().clone()).collect();
@@ -240,12 +314,22 @@ async fn a_collector_receives(protocol: Protocol, name: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_collector_receives_spans_and_metrics_by_http() {
-    a_collector_receives(Protocol::HttpBinary, "http/protobuf").await;
+    a_collector_receives(Protocol::HttpBinary, "http/protobuf", Way::Straight).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_real_collector_takes_spans_and_metrics_by_http_and_passes_them_on() {
+    a_collector_receives(Protocol::HttpBinary, "http/protobuf", Way::ThroughRotel).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_real_collector_takes_spans_and_metrics_by_grpc_and_passes_them_on() {
+    a_collector_receives(Protocol::Grpc, "grpc", Way::ThroughRotel).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_collector_receives_spans_and_metrics_by_grpc() {
-    a_collector_receives(Protocol::Grpc, "grpc").await;
+    a_collector_receives(Protocol::Grpc, "grpc", Way::Straight).await;
 }
 
 #[tokio::test]

@@ -1,5 +1,6 @@
 //! OpenTelemetry by its API alone: without an SDK nothing is exported, and it costs little.
 
+mod events;
 mod labels;
 mod metrics;
 mod propagation;
@@ -11,13 +12,18 @@ pub use self::{
     span::{OtelScope, OtelSpan},
 };
 
-use self::{labels::Labels, metrics::Instruments};
+use self::{
+    events::{Emit, Events},
+    labels::Labels,
+    metrics::Instruments,
+};
 use super::{
     observer::{CallStart, Observer},
     semconv::SemConv,
 };
 use opentelemetry::{
     Context, InstrumentationScope, global,
+    logs::Logger,
     metrics::Meter,
     trace::{Span, SpanBuilder, TraceContextExt, Tracer},
 };
@@ -40,6 +46,7 @@ pub struct OtelObserver {
     meter: Meter,
     instruments: Arc<Instruments>,
     labels: Labels,
+    events: Option<Arc<dyn Emit>>,
     semconv: SemConv,
 }
 
@@ -58,6 +65,7 @@ impl OtelObserver {
             meter,
             instruments,
             labels: Labels::new(MAX_MODELS),
+            events: None,
             semconv,
         }
     }
@@ -85,6 +93,14 @@ impl OtelObserver {
     pub fn with_semconv(mut self, semconv: SemConv) -> Self {
         self.instruments = Arc::new(Instruments::new(&self.meter, semconv));
         self.semconv = semconv;
+        self
+    }
+
+    /// Tells of failures by events of this logger, `gen_ai.client.operation.exception`, and of what was said where
+    /// [`CaptureContent::Event`](super::CaptureContent::Event) asks for it. Each belongs to the span of its call.
+    #[must_use]
+    pub fn with_logger(mut self, logger: impl Logger + Send + Sync + 'static) -> Self {
+        self.events = Some(Arc::new(Events(logger)));
         self
     }
 

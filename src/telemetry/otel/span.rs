@@ -4,6 +4,7 @@ use super::{
         semconv::{self, SemConv, Value},
     },
     OtelObserver,
+    events::{Emit, Event},
     labels::Labels,
     metrics::{Attributes, Instruments},
 };
@@ -15,6 +16,7 @@ use crate::{
 };
 use opentelemetry::{
     Array, Context, KeyValue, StringValue,
+    logs::Severity,
     trace::{SpanBuilder, SpanKind, SpanRef, Status, TraceContextExt},
 };
 use std::{
@@ -31,6 +33,7 @@ pub struct OtelSpan {
     started_at: Option<SystemTime>,
     instruments: Arc<Instruments>,
     labels: Labels,
+    events: Option<Arc<dyn Emit>>,
     semconv: SemConv,
     role: Role,
     measured: Measured,
@@ -89,6 +92,7 @@ impl OtelSpan {
             started_at,
             instruments: Arc::clone(&observer.instruments),
             labels: observer.labels.clone(),
+            events: observer.events.clone(),
             semconv: observer.semconv,
             role: start.role,
             measured: Measured {
@@ -117,6 +121,46 @@ impl OtelSpan {
             all.push("server.port", i64::from(*port));
         }
         all
+    }
+}
+
+impl OtelSpan {
+    /// Tells of a failure, and of what was said.
+    fn tell(&self, events: &dyn Emit, end: &CallEnd<'_>) {
+        let error_type = end.error_type().filter(|_| end.error().is_some());
+        if error_type.is_none() && end.event.is_none() {
+            return;
+        }
+        let at = SystemClock.now();
+        let span = self.context.as_ref().map(|context| context.span().span_context().clone());
+        let Measured { operation, provider, model, address, .. } = &self.measured;
+        let mut identity = vec![
+            attribute("gen_ai.operation.name", Value::Static(operation)),
+            attribute("gen_ai.provider.name", Value::Shared(provider)),
+        ];
+        if !model.is_empty() {
+            identity.push(attribute("gen_ai.request.model", Value::Shared(model)));
+        }
+        if let Some((host, port)) = address {
+            identity.push(attribute("server.address", Value::Shared(host)));
+            identity.push(attribute("server.port", Value::Int((*port).into())));
+        }
+        if let Some(content) = end.event {
+            let mut attributes = identity.clone();
+            let mut set = |name, value: Value<'_>| attributes.push(attribute(name, value));
+            CallEnd { content: Some(content), ..*end }.attributes(self.semconv, &mut set);
+            let name = "gen_ai.client.inference.operation.details";
+            events.emit(Event { name, severity: Severity::Info, at, span: span.clone(), attributes });
+        }
+        if let Some(error_type) = error_type {
+            let mut attributes = identity;
+            attributes.push(attribute("exception.type", Value::Str(error_type)));
+            if let Some(message) = end.description() {
+                attributes.push(attribute("exception.message", Value::Static(message)));
+            }
+            let name = "gen_ai.client.operation.exception";
+            events.emit(Event { name, severity: Severity::Warn, at, span, attributes });
+        }
     }
 }
 
@@ -159,6 +203,9 @@ impl CallSpan for OtelSpan {
                 self.instruments.client(end, &mut attributes);
             }
             Role::Gateway => self.instruments.gateway(end),
+        }
+        if let (Role::Client, Some(events)) = (self.role, &self.events) {
+            self.tell(&**events, end);
         }
         let Some(context) = self.context.filter(|_| self.is_recording) else { return };
         let span = context.span();

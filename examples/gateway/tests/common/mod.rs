@@ -22,6 +22,16 @@ use tokio::{
 /// Longer than anything here takes, on however slow a machine.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// The collector that `scripts/peers` installs, if it has.
+pub(crate) fn collector() -> Option<PathBuf> {
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
+    let peers = std::env::var_os("LLM_LAYERS_PEERS").map_or_else(|| target.join("peers"), PathBuf::from);
+    let pythons = std::fs::read_dir(peers.join("collector/lib")).ok()?;
+    let agents = pythons.filter_map(Result::ok).map(|it| it.path().join("site-packages/rotel/rotel-agent"));
+    agents.into_iter().find(|agent| agent.exists())
+}
+
 pub(crate) async fn soon<T>(future: impl Future<Output = T>) -> T {
     timeout(PATIENCE, future).await.expect("in good time")
 }
