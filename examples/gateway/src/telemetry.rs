@@ -75,8 +75,8 @@ impl Telemetry {
         let meters = (wanted.metrics || registry.is_some()).then(|| meters.build());
 
         let capture = CaptureContent::from_env(MAX_CONTENT);
-        if tracers.is_some() && matches!(capture, CaptureContent::Span { .. }) {
-            tracing::warn!("prompts and answers are exported, as the environment says");
+        if !capture.is_nothing() {
+            tracing::warn!("prompts and answers are exported or logged, as the environment says");
         }
         let mut telemetry = Self { tracers, meters, registry, observer: None, capture };
         if telemetry.tracers.is_some() || telemetry.meters.is_some() {

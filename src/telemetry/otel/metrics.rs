@@ -381,6 +381,7 @@ mod tests {
                 head: None,
                 cost: None,
                 content: None,
+                event: None,
                 record: None,
                 choices: 1,
             });
