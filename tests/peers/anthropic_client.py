@@ -159,14 +159,14 @@ def refused(client, kind, type, **options):
 
 def denied(client):
     blocked = client.with_options(api_key=BLOCKED_KEY, max_retries=2)
-    error = at_once(lambda: refused(blocked, anthropic.PermissionDeniedError, "permission_error"))
+    error = tries(2, lambda: refused(blocked, anthropic.PermissionDeniedError, "permission_error"))
     return error.body["error"]["message"]
 
 
 def quota(client):
     spent = client.with_options(api_key=SPENT_KEY, max_retries=2)
     spent.messages.create(model=MODEL, **HELLO)
-    error = at_once(lambda: refused(spent, anthropic.RateLimitError, "rate_limit_error"))
+    error = tries(2, lambda: refused(spent, anthropic.RateLimitError, "rate_limit_error"))
     until_reset(error.response.headers.get("retry-after"))
     same("x-should-retry", error.response.headers.get("x-should-retry"), "false")
     return error.body["error"]["message"]
@@ -176,7 +176,7 @@ def upstream(client):
     error = refused(client, anthropic.InternalServerError, "api_error", model=BROKEN_MODEL)
     same("status", error.status_code, 502)
     keen = client.with_options(max_retries=2)
-    at_once(lambda: refused(keen, anthropic.InternalServerError, "api_error", model=LOCKED_MODEL))
+    tries(2, lambda: refused(keen, anthropic.InternalServerError, "api_error", model=LOCKED_MODEL))
     return error.body["error"]["message"]
 
 
@@ -213,5 +213,11 @@ CASES = dict(
 run(
     CASES,
     "anthropic_client.py BASE_URL",
-    lambda url: anthropic.Anthropic(base_url=url, api_key=KEY, max_retries=0, timeout=20),
+    lambda url: anthropic.Anthropic(
+        base_url=url,
+        api_key=KEY,
+        max_retries=0,
+        timeout=20,
+        http_client=anthropic.DefaultHttpxClient(event_hooks={"request": [REQUESTS.append]}),
+    ),
 )

@@ -1,33 +1,21 @@
-// One conversation of the openai SDK with an OpenAI-compatible server.
+// A conversation of the openai SDK with an OpenAI-compatible server.
 //
-//     openai_client.mjs BASE_URL CASE       (BASE_URL ends in /v1)
+//     openai_client.mjs BASE_URL CASE...    (BASE_URL ends in /v1)
 //
-// Cases, environment and expectations are those of openai_client.py, and in addition
-//     LLM_LAYERS_PEERS=target/peers         where scripts/peers has put its packages
+// Cases and expectations are those of openai_client.py.
 
-import { createRequire } from "node:module";
-import { resolve } from "node:path";
+import {
+  BLOCKED_KEY, BROKEN_MODEL, BUSY_MODEL, BUSY_ONCE_MODEL, CAPITAL, CAPITAL_QUESTION, CUT_BEGINNING, CUT_CODE, CUT_MODEL,
+  HELLO_TEXT, HELLO_USAGE, KEY, LOCKED_MODEL, MODEL, ORPHAN_URL, SILENT_MODEL, SPENT_KEY, UNKNOWN_MODEL, WEATHER_ARGUMENTS,
+  WEATHER_QUESTION, WEATHER_RESULT, WEATHER_TEXT, countingFetch, keepsSecret, packages, raises, require, run, same, tries, untilReset,
+} from "./peer.mjs";
 
-const env = process.env;
-const peers = resolve(env.LLM_LAYERS_PEERS ?? "target/peers");
-const OpenAI = createRequire(`${peers}/node/`)("openai");
-
-const KEY = env.PEER_KEY ?? "peer-key";
-const MODEL = env.PEER_MODEL ?? "aimock/gpt-4o-mini";
-const CUT_MODEL = env.PEER_CUT_MODEL ?? "aimock/cut";
-const CUT_CODE = env.PEER_CUT_CODE ?? "upstream_error";
-const BUSY_MODEL = env.PEER_BUSY_MODEL ?? "aimock/busy";
-const BUSY_ONCE_MODEL = env.PEER_BUSY_ONCE_MODEL ?? "aimock/busy-once";
-const UNKNOWN_MODEL = env.PEER_UNKNOWN_MODEL ?? "no-such-model";
+const OpenAI = packages("openai");
+const { zodResponseFormat } = packages("openai/helpers/zod");
+const { z } = packages("zod");
 
 const HELLO = [{ role: "user", content: "Say hello." }];
-const HELLO_TEXT = "Hello from the other side of the gateway.";
-const HELLO_USAGE = [12, 9, 21];
-const WEATHER = [{ role: "user", content: "What is the weather in Paris?" }];
-const WEATHER_ARGUMENTS = { city: "Paris", unit: "celsius" };
-const WEATHER_RESULT = "18 degrees";
-const WEATHER_TEXT = "It is 18 degrees in Paris.";
-const CUT_BEGINNING = "Once upon a time";
+const WEATHER = [{ role: "user", content: WEATHER_QUESTION }];
 const TOOLS = [
   {
     type: "function",
@@ -42,28 +30,6 @@ const TOOLS = [
     },
   },
 ];
-
-class Wrong extends Error {}
-
-function same(what, seen, expected) {
-  const [a, b] = [JSON.stringify(seen), JSON.stringify(expected)];
-  if (a !== b) throw new Wrong(`${what}: expected ${b}, saw ${a}`);
-}
-
-function require(true_, otherwise) {
-  if (!true_) throw new Wrong(otherwise);
-}
-
-async function raises(kind, call) {
-  let answer;
-  try {
-    answer = await call();
-  } catch (error) {
-    if (error instanceof kind) return error;
-    throw error;
-  }
-  throw new Wrong(`expected ${kind.name}, saw an answer: ${JSON.stringify(answer)}`);
-}
 
 function counts(usage) {
   require(usage, "no usage");
@@ -264,6 +230,72 @@ async function errors(client) {
   return "401, 404, 404 of a stream, 400 temperature, 400 messages, 404 of a path";
 }
 
+const Capital = z.object({ city: z.string(), country: z.string() });
+
+async function structured(client) {
+  const ask = { model: MODEL, messages: [{ role: "user", content: CAPITAL_QUESTION }] };
+  const response_format = zodResponseFormat(Capital, "capital");
+  const answer = await client.chat.completions.parse({ ...ask, response_format });
+  same("parsed", answer.choices[0].message.parsed, CAPITAL);
+  const final = await client.chat.completions.stream({ ...ask, response_format }).finalChatCompletion();
+  same("parsed of .stream()", final.choices[0].message.parsed, CAPITAL);
+  const plain = await client.chat.completions.create({ ...ask, response_format: { type: "json_object" } });
+  same("object", JSON.parse(plain.choices[0].message.content), CAPITAL);
+  return JSON.stringify(answer.choices[0].message.parsed);
+}
+
+/** Whole and streamed, and not tried again where that is of no use. */
+async function refused(client, kind, type, code, model = MODEL) {
+  let error;
+  for (const stream of [false, true]) {
+    error = await raises(kind, () => client.chat.completions.create({ model, messages: HELLO, stream }));
+    same("type and code", [error.type, error.code], [type, code]);
+    require(error.error?.message, "no message");
+    keepsSecret(error.error, error.message);
+    require(error.requestID, "no x-request-id");
+  }
+  return error;
+}
+
+async function denied(client) {
+  const blocked = client.withOptions({ apiKey: BLOCKED_KEY, maxRetries: 2 });
+  const error = await tries(2, () => refused(blocked, OpenAI.PermissionDeniedError, "permission_error", "model_not_allowed"));
+  same("param", error.param, "model");
+  return error.message;
+}
+
+async function quota(client) {
+  const spent = client.withOptions({ apiKey: SPENT_KEY, maxRetries: 2 });
+  await spent.chat.completions.create({ model: MODEL, messages: HELLO });
+  const error = await tries(2, () => refused(spent, OpenAI.RateLimitError, "insufficient_quota", "insufficient_quota"));
+  untilReset(error.headers.get("retry-after"));
+  same("x-should-retry", error.headers.get("x-should-retry"), "false");
+  same("limit", error.headers.get("x-ratelimit-limit-requests"), "1");
+  return error.message;
+}
+
+async function upstream(client) {
+  const error = await refused(client, OpenAI.InternalServerError, "server_error", "upstream_error", BROKEN_MODEL);
+  same("status", error.status, 502);
+  const keen = client.withOptions({ maxRetries: 2 });
+  await tries(2, () => refused(keen, OpenAI.InternalServerError, "server_error", "upstream_error", LOCKED_MODEL));
+  return error.message;
+}
+
+async function timeout(client) {
+  const error = await refused(client, OpenAI.InternalServerError, "server_error", "timeout", SILENT_MODEL);
+  same("status", error.status, 504);
+  return error.message;
+}
+
+async function storeDown(client) {
+  const orphan = client.withOptions({ baseURL: `${ORPHAN_URL}/v1` });
+  const error = await refused(orphan, OpenAI.InternalServerError, "server_error", "usage_store_unavailable");
+  same("status", error.status, 503);
+  require(error.headers.get("retry-after") >= 1, "no retry-after");
+  return error.message;
+}
+
 async function models(client) {
   const listed = await collect(client.models.list());
   const ids = listed.map((model) => model.id);
@@ -280,18 +312,17 @@ const CASES = {
   rate_limited: rateLimited,
   request_id: requestId,
   errors,
+  structured,
+  denied,
+  quota,
+  upstream,
+  timeout,
+  store_down: storeDown,
   models,
 };
 
-const [baseURL, name] = process.argv.slice(2);
-if (process.argv.length !== 4 || !Object.hasOwn(CASES, name)) {
-  console.error(`usage: openai_client.mjs BASE_URL ${Object.keys(CASES).join("|")}`);
-  process.exit(1);
-}
-const client = new OpenAI({ baseURL, apiKey: KEY, maxRetries: 0, timeout: 20_000 });
-try {
-  console.log(`${name}: ${await CASES[name](client)}`);
-} catch (error) {
-  console.error(`${name}: ${error instanceof Wrong ? error.message : `${error.constructor.name}: ${error.message}`}`);
-  process.exit(1);
-}
+await run(
+  CASES,
+  "openai_client.mjs BASE_URL",
+  (baseURL) => new OpenAI({ baseURL, apiKey: KEY, maxRetries: 0, timeout: 20_000, fetch: countingFetch }),
+);

@@ -250,7 +250,7 @@ def refused(client, kind, type, code, **options):
 
 def denied(client):
     blocked = client.with_options(api_key=BLOCKED_KEY, max_retries=2)
-    error = at_once(lambda: refused(blocked, openai.PermissionDeniedError, "permission_error", "model_not_allowed"))
+    error = tries(2, lambda: refused(blocked, openai.PermissionDeniedError, "permission_error", "model_not_allowed"))
     same("param", error.param, "model")
     return error.message
 
@@ -258,7 +258,7 @@ def denied(client):
 def quota(client):
     spent = client.with_options(api_key=SPENT_KEY, max_retries=2)
     spent.chat.completions.create(model=MODEL, messages=HELLO)
-    error = at_once(lambda: refused(spent, openai.RateLimitError, "insufficient_quota", "insufficient_quota"))
+    error = tries(2, lambda: refused(spent, openai.RateLimitError, "insufficient_quota", "insufficient_quota"))
     headers = error.response.headers
     until_reset(headers.get("retry-after"))
     same("x-should-retry", headers.get("x-should-retry"), "false")
@@ -271,7 +271,7 @@ def upstream(client):
     same("status", error.status_code, 502)
     # Its key is wrong, which no further try makes right.
     keen = client.with_options(max_retries=2)
-    error = at_once(lambda: refused(keen, openai.InternalServerError, "server_error", "upstream_error", model=LOCKED_MODEL))
+    error = tries(2, lambda: refused(keen, openai.InternalServerError, "server_error", "upstream_error", model=LOCKED_MODEL))
     same("status", error.status_code, 502)
     return error.message
 
@@ -353,5 +353,11 @@ CASES = dict(
 run(
     CASES,
     "openai_client.py BASE_URL",
-    lambda url: openai.OpenAI(base_url=url, api_key=KEY, max_retries=0, timeout=20),
+    lambda url: openai.OpenAI(
+        base_url=url,
+        api_key=KEY,
+        max_retries=0,
+        timeout=20,
+        http_client=openai.DefaultHttpxClient(event_hooks={"request": [REQUESTS.append]}),
+    ),
 )

@@ -1,8 +1,8 @@
 """What the conversations of all clients share: what is asked, what is expected, and how it is said that it was not so."""
 
+import asyncio
 import os
 import sys
-import time
 
 KEY = os.environ.get("PEER_KEY", "peer-key")
 BLOCKED_KEY = os.environ.get("PEER_BLOCKED_KEY", "blocked-key")
@@ -14,7 +14,7 @@ BUSY_MODEL = os.environ.get("PEER_BUSY_MODEL", "aimock/busy")
 BUSY_ONCE_MODEL = os.environ.get("PEER_BUSY_ONCE_MODEL", "aimock/busy-once")
 BROKEN_MODEL = os.environ.get("PEER_BROKEN_MODEL", "aimock/broken")
 LOCKED_MODEL = os.environ.get("PEER_LOCKED_MODEL", "aimock/locked")
-SILENT_MODEL = os.environ.get("PEER_SILENT_MODEL", "aimock/silent")
+SILENT_MODEL = os.environ.get("PEER_SILENT_MODEL", "quiet/silent")
 UNKNOWN_MODEL = os.environ.get("PEER_UNKNOWN_MODEL", "no-such-model")
 ORPHAN_URL = os.environ.get("PEER_ORPHAN_URL")
 CACHED = os.environ.get("PEER_CACHED")
@@ -59,11 +59,17 @@ def raises(kind, call):
     raise Wrong(f"expected {kind.__name__}, saw an answer: {answer!r}")
 
 
-def at_once(call, what="it was tried again"):
-    """What a client tries again by itself takes it half a second at least."""
-    start = time.monotonic()
+REQUESTS = []
+
+# One for all: clients keep connections, which belong to the loop that they were made in.
+wait = asyncio.new_event_loop().run_until_complete
+
+
+def tries(expected, call):
+    """What clients try again by themselves is seen by how many requests they make: see `REQUESTS`."""
+    before = len(REQUESTS)
     result = call()
-    require(time.monotonic() - start < 0.4, what)
+    same("requests made", len(REQUESTS) - before, expected)
     return result
 
 

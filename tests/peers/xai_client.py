@@ -7,7 +7,6 @@ Prints a line for each case that the server behaved in; exits 1 and says what wa
 Cases: whole streamed tools structured batch images errors rate_limited quota midstream deadline metadata retries
 """
 
-import asyncio
 import datetime
 import json
 import sys
@@ -82,7 +81,7 @@ def streamed(target):
         check_hello(await hello(of).sample())
         await of.close()
 
-    asyncio.run(asynchronous())
+    wait(asynchronous())
     return f"{len(pieces)} chunks"
 
 

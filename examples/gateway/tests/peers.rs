@@ -1,6 +1,11 @@
 //! Real clients talk to the real gateway, and the gateway to a real mock upstream. `scripts/peers` installs them;
 //! without them these tests say `SKIPPED`, and `scripts/test` then fails.
 
+mod common;
+#[path = "../../../tests/support/redis.rs"]
+mod redis_server;
+
+use redis_server::RedisServer;
 use serde_json::{Value, json};
 use std::{
     io::{BufRead as _, BufReader, Write as _},
@@ -63,8 +68,9 @@ fn tempfile(text: &str) -> PathBuf {
 fn peers(name: &str) -> Option<PathBuf> {
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
     let peers = std::env::var_os("LLM_LAYERS_PEERS").map_or_else(|| target.join("peers"), PathBuf::from);
-    let there =
-        ["py/bin/python", "node/node_modules/.bin/llmock"].iter().all(|file| peers.join(file).exists());
+    let there = ["py/bin/python", "instructor/bin/python", "node/node_modules/.bin/llmock"]
+        .iter()
+        .all(|file| peers.join(file).exists());
     if !there {
         // Not by `println!`, which is shown of failed tests only.
         let _ = writeln!(std::io::stderr(), "SKIPPED {name}: the peers are not installed, run scripts/peers");
@@ -79,11 +85,30 @@ fn config(aimock: &Server, rest: &str) -> String {
         [[keys]]
         key = "peer-key"
         user = "ada"
+        departments = ["all"]
+        [[keys]]
+        key = "blocked-key"
+        user = "bob"
+        departments = ["blocked"]
+        [[keys]]
+        key = "spent-key"
+        user = "eve"
+        departments = ["spent"]
+        [departments.all]
+        day_requests = 100000
+        [departments.blocked]
+        models = ["aimock/another"]
+        [departments.spent]
+        day_requests = 1
         [providers.aimock]
         kind = "openai"
         base_url = "{url}/v1"
         api_key = "upstream-key"
         models = ["gpt-4o-mini", "cut", "busy", "busy-once"]
+        [providers.quiet]
+        base_url = "{url}/v1"
+        api_key = "upstream-key"
+        timeouts.head = "1s"
         [providers.echo]
         kind = "echo"
         models = ["echo"]
@@ -92,39 +117,104 @@ fn config(aimock: &Server, rest: &str) -> String {
     )
 }
 
+/// Counters of this gateway alone.
+const ALONE: &str = "[quota]\nstore = \"memory\"\n";
+
 // ===== the SDKs =====
 
-const CASES: [&str; 8] =
-    ["whole", "streamed", "tools", "midstream", "rate_limited", "request_id", "errors", "models"];
+const CASES: [&str; 12] = [
+    "whole",
+    "streamed",
+    "tools",
+    "structured",
+    "midstream",
+    "rate_limited",
+    "errors",
+    "denied",
+    "quota",
+    "upstream",
+    "timeout",
+    "store_down",
+];
 
-fn converse(peers: &Path, url: &str, client: &Path, script: &str, case: &str) {
-    let mut command = Command::new(client);
-    // "cached whole" is the case "whole" of a gateway with a cache.
-    let case = case.strip_prefix("cached ").map_or(case, |case| {
-        command.env("PEER_CACHED", "yes");
-        case
-    });
-    command.arg(root().join("tests/peers").join(script)).arg(url).arg(case);
-    let output = command.env("LLM_LAYERS_PEERS", peers).output().expect("runs");
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{script} {case}: {said}{}", String::from_utf8_lossy(&output.stdout));
-    assert!(!output.stdout.is_empty(), "{script} {case} says what it has seen");
+/// Runs all cases in one process of a client, which says what each has seen.
+fn converse(client: &mut Command, script: &str, arguments: &[&str]) {
+    let output = client.arg(root().join("tests/peers").join(script)).args(arguments).output().expect("runs");
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{script}: {err}\n{out}");
+    let said = out.lines().filter(|line| line.contains(": ")).count();
+    assert_eq!(said, arguments.len() - 1, "{script}: a line for each case: {out}");
+}
+
+fn python(peers: &Path) -> Command {
+    Command::new(peers.join("py/bin/python"))
+}
+
+/// In an environment of its own: it wants an older SDK.
+fn instructor(peers: &Path) -> Command {
+    Command::new(peers.join("instructor/bin/python"))
+}
+
+fn node(peers: &Path) -> Command {
+    let mut node = Command::new("node");
+    node.env("LLM_LAYERS_PEERS", peers);
+    node
+}
+
+/// A client passes `CASES`, and more, of a gateway of its own, and of one whose store of quotas is down.
+fn passes(test: &str, script: &str, client: fn(&Path) -> Command, path: &str, more: &[&str]) {
+    let Some(peers) = peers(test) else { return };
+    let Some(mut redis) = RedisServer::start(test) else { return };
+    let aimock = Server::aimock(&peers);
+    let gateway = Server::gateway(&config(&aimock, ALONE));
+    let shared = format!("[quota]\nstore = \"redis\"\nredis = {:?}\n", redis.url());
+    let orphan = Server::gateway(&config(&aimock, &shared));
+    redis.kill();
+    let url = format!("{}{path}", gateway.url);
+    let arguments: Vec<&str> = std::iter::once(&*url).chain(CASES).chain(more.iter().copied()).collect();
+    converse(client(&peers).env("PEER_ORPHAN_URL", &orphan.url), script, &arguments);
 }
 
 #[test]
 fn the_openai_sdk_for_python_talks_to_the_gateway() {
-    let Some(peers) = peers("the_openai_sdk_for_python_talks_to_the_gateway") else { return };
+    let test = "the_openai_sdk_for_python_talks_to_the_gateway";
+    passes(test, "openai_client.py", python, "/v1", &["request_id", "models"]);
+}
+
+#[test]
+fn the_openai_sdk_for_node_talks_to_the_gateway() {
+    let test = "the_openai_sdk_for_node_talks_to_the_gateway";
+    passes(test, "openai_client.mjs", node, "/v1", &["request_id", "models"]);
+}
+
+#[test]
+fn the_anthropic_sdk_for_python_talks_to_the_gateway() {
+    let test = "the_anthropic_sdk_for_python_talks_to_the_gateway";
+    passes(test, "anthropic_client.py", python, "", &["request_id"]);
+}
+
+#[test]
+fn langchain_talks_to_the_gateway() {
+    passes("langchain_talks_to_the_gateway", "langchain_client.py", python, "/v1", &[]);
+}
+
+#[test]
+fn instructor_talks_to_the_gateway() {
+    let Some(peers) = peers("instructor_talks_to_the_gateway") else { return };
     let aimock = Server::aimock(&peers);
-    let gateway = Server::gateway(&config(&aimock, ""));
-    for case in CASES {
-        converse(
-            &peers,
-            &format!("{}/v1", gateway.url),
-            &peers.join("py/bin/python"),
-            "openai_client.py",
-            case,
-        );
-    }
+    let gateway = Server::gateway(&config(&aimock, ALONE));
+    let arguments = [&*format!("{}/v1", gateway.url), "structured", "tools", "errors", "quota"];
+    converse(&mut instructor(&peers), "instructor_client.py", &arguments);
+}
+
+#[test]
+fn pydantic_ai_talks_to_the_gateway() {
+    passes("pydantic_ai_talks_to_the_gateway", "pydantic_ai_client.py", python, "/v1", &[]);
+}
+
+#[test]
+fn the_ai_sdk_talks_to_the_gateway() {
+    passes("the_ai_sdk_talks_to_the_gateway", "ai_sdk_client.mjs", node, "/v1", &[]);
 }
 
 /// Twice: the second time, what can be is answered from the cache, and no client can tell.
@@ -132,35 +222,26 @@ fn the_openai_sdk_for_python_talks_to_the_gateway() {
 fn the_openai_sdk_cannot_tell_a_cached_answer_but_by_its_headers() {
     let Some(peers) = peers("the_openai_sdk_cannot_tell_a_cached_answer_but_by_its_headers") else { return };
     let aimock = Server::aimock(&peers);
-    let gateway = Server::gateway(&config(&aimock, "[cache]\nenabled = true\ntool_calls = true\n"));
-    let again = ["whole", "streamed", "tools", "whole", "streamed", "tools", "midstream", "errors"];
-    for case in std::iter::once("cached".to_owned()).chain(again.map(|case| format!("cached {case}"))) {
-        let url = format!("{}/v1", gateway.url);
-        converse(&peers, &url, &peers.join("py/bin/python"), "openai_client.py", &case);
-    }
-}
-
-#[test]
-fn the_openai_sdk_for_node_talks_to_the_gateway() {
-    let Some(peers) = peers("the_openai_sdk_for_node_talks_to_the_gateway") else { return };
-    let aimock = Server::aimock(&peers);
-    let gateway = Server::gateway(&config(&aimock, ""));
-    for case in CASES {
-        converse(&peers, &format!("{}/v1", gateway.url), Path::new("node"), "openai_client.mjs", case);
-    }
-}
-
-#[test]
-fn the_anthropic_sdk_for_python_talks_to_the_gateway() {
-    let Some(peers) = peers("the_anthropic_sdk_for_python_talks_to_the_gateway") else { return };
-    let aimock = Server::aimock(&peers);
-    let gateway = Server::gateway(&config(&aimock, ""));
-    for case in ["whole", "streamed", "tools", "midstream", "rate_limited", "request_id", "errors"] {
-        converse(&peers, &gateway.url, &peers.join("py/bin/python"), "anthropic_client.py", case);
-    }
+    let rest = "[quota]\nstore = \"memory\"\n[cache]\nenabled = true\ntool_calls = true\n";
+    let gateway = Server::gateway(&config(&aimock, rest));
+    let url = format!("{}/v1", gateway.url);
+    let twice = ["whole", "streamed", "tools", "structured"];
+    let cases = [&["cached"][..], &twice, &twice, &["midstream", "errors"]].concat();
+    let arguments: Vec<&str> = std::iter::once(&*url).chain(cases).collect();
+    converse(python(&peers).env("PEER_CACHED", "yes"), "openai_client.py", &arguments);
 }
 
 // ===== an upstream that fails =====
+
+async fn post(server: &Server, path: &str, key: &str, body: &Value) -> (u16, String) {
+    let bearer = format!("Bearer {key}");
+    let headers = [("content-type", "application/json"), ("authorization", &*bearer)];
+    let address = server.url.strip_prefix("http://").expect("plain HTTP");
+    let mut client = common::Client::connect(address).await;
+    client.ask("POST", path, &headers, body.to_string().as_bytes()).await;
+    let reply = client.reply().await;
+    (reply.status, reply.body)
+}
 
 async fn ask(gateway: &Server, model: &str, streaming: bool) -> (u16, String) {
     let body = json!({
@@ -168,9 +249,7 @@ async fn ask(gateway: &Server, model: &str, streaming: bool) -> (u16, String) {
         "stream": streaming,
         "messages": [{ "role": "user", "content": "Say hello to the echo" }],
     });
-    let request = reqwest::Client::new().post(format!("{}/v1/chat/completions", gateway.url));
-    let answer = request.bearer_auth("peer-key").json(&body).send().await.expect("an answer");
-    (answer.status().as_u16(), answer.text().await.expect("a body"))
+    post(gateway, common::CHAT, "peer-key", &body).await
 }
 
 /// The text of an answer, whole or streamed.
@@ -206,7 +285,9 @@ async fn whatever_aimock_does_wrong_the_answer_is_the_fallbacks() {
     ];
     let chains: String =
         wrong.iter().map(|model| format!("\"aimock/{model}\" = [\"echo/echo\"]\n")).collect();
-    let rest = format!("[timeouts]\nhead = \"2s\"\nfirst_content = \"2s\"\n[fallbacks]\n{chains}");
+    let rest = format!(
+        "[quota]\nstore = \"memory\"\n[timeouts]\nhead = \"2s\"\nfirst_content = \"2s\"\n[fallbacks]\n{chains}"
+    );
     let gateway = Server::gateway(&config(&aimock, &rest));
     for model in wrong {
         for streaming in [false, true] {
@@ -229,11 +310,10 @@ async fn whatever_aimock_does_wrong_the_answer_is_the_fallbacks() {
 async fn under_chaos_every_answer_is_aimocks_or_the_fallbacks() {
     let Some(peers) = peers("under_chaos_every_answer_is_aimocks_or_the_fallbacks") else { return };
     let aimock = Server::aimock(&peers);
-    let rest = "[fallbacks]\n\"aimock/gpt-4o-mini\" = [\"echo/echo\"]\n";
+    let rest = "[quota]\nstore = \"memory\"\n[fallbacks]\n\"aimock/gpt-4o-mini\" = [\"echo/echo\"]\n";
     let gateway = Server::gateway(&config(&aimock, rest));
     let chaos = json!({ "dropRate": 0.2, "malformedRate": 0.2, "rateLimitRate": 0.2, "disconnectRate": 0.2 });
-    let chaos = reqwest::Client::new().post(format!("{}/__aimock/chaos", aimock.url)).json(&chaos);
-    assert!(chaos.bearer_auth("upstream-key").send().await.expect("chaos").status().is_success());
+    assert_eq!(post(&aimock, "/__aimock/chaos", "upstream-key", &chaos).await.0, 200);
 
     let (mut own, mut fallback) = (0, 0);
     for at in 0..100 {

@@ -241,7 +241,7 @@ impl Reply {
 }
 
 impl Client {
-    async fn connect(address: &str) -> Self {
+    pub(crate) async fn connect(address: &str) -> Self {
         let stream = soon(TcpStream::connect(address)).await.unwrap();
         stream.set_nodelay(true).unwrap();
         Self(BufReader::new(stream))
