@@ -332,3 +332,42 @@ fn a_stream_of_messages_is_send() {
     fn send<T: Send + Stream>(_: T) {}
     send(Messages::new(scripted([]), text));
 }
+
+// ===== who asks =====
+
+#[cfg(all(feature = "config", feature = "rusqlite"))]
+#[tokio::test]
+async fn a_key_says_who_asks_and_only_a_trusted_one_says_for_whom() {
+    use llm_layers::{config::Config, http::tonic::identify, stack::stack};
+
+    let config = r#"
+        usage.enabled = false
+        providers.echo.kind = "echo"
+        [[keys]]
+        key = "ada-key"
+        user = "ada"
+        max_in_flight = 1
+        [[keys]]
+        key = "app-key"
+        user = "app"
+        trusted = true
+    "#;
+    let (_service, handle) = stack(Config::parse(config).unwrap()).await.unwrap();
+    let code = |entries: &[(&'static str, &str)]| {
+        identify(&handle, &metadata(entries)).map_err(|status| status.code())
+    };
+    assert_eq!(code(&[]).err(), Some(Code::Unauthenticated));
+    assert_eq!(code(&[("authorization", "Bearer other")]).err(), Some(Code::Unauthenticated));
+
+    let (context, caller) = code(&[("authorization", "Bearer ada-key"), ("grpc-timeout", "5S")]).unwrap();
+    assert_eq!(context.user_id(), Some("ada"));
+    assert!(context.deadline().is_some());
+    let place = caller.admit().expect("a place");
+    assert!(caller.admit().is_none());
+    drop(place);
+    assert!(caller.admit().is_some());
+
+    let stated = |key: &str| code(&[("authorization", key), ("x-llm-user", "eve")]);
+    assert_eq!(stated("Bearer ada-key").err(), Some(Code::InvalidArgument));
+    assert_eq!(stated("Bearer app-key").unwrap().0.user_id(), Some("eve"));
+}

@@ -5,27 +5,22 @@ use crate::{
     request,
     xai::{self, chat_server::Chat},
 };
-use blake3::Hash;
 use llm_layers::{
-    BodyLimits, Error, LlmRequest, LlmResponse, RequestContext, StreamChunk,
-    http::tonic::{Messages, bearer, context, write_head, write_request_id},
+    BodyLimits, Error, LlmResponse, RequestContext, StreamChunk,
+    http::tonic::{Messages, identify, write_head, write_request_id},
+    stack::{BoxService, Handle, KeyPermit},
 };
-use std::collections::HashMap;
 use tonic::{Extensions, Request, Response, Status, metadata::MetadataMap};
-use tower::{ServiceExt as _, util::BoxCloneSyncService};
-
-/// All layers as one service.
-pub(crate) type Stack = BoxCloneSyncService<LlmRequest, LlmResponse, Error>;
-
-/// Who has which key, by the keys' hashes, so that the time it takes tells nothing about a key. `None`: anybody may ask, as
-/// nobody in particular.
-pub(crate) type Keys = Option<HashMap<Hash, RequestContext>>;
+use tower::ServiceExt as _;
 
 pub(crate) struct Service {
-    pub(crate) stack: Stack,
-    pub(crate) keys: Keys,
+    pub(crate) stack: BoxService,
+    pub(crate) handle: Handle,
     pub(crate) limits: BodyLimits,
 }
+
+/// Who asks, and his place among the calls of his key.
+type Admitted = (RequestContext, KeyPermit);
 
 type Translate = Box<dyn FnMut(&StreamChunk) -> Result<Option<xai::GetChatCompletionChunk>, Error> + Send>;
 
@@ -37,9 +32,9 @@ impl Chat for Service {
         &self,
         request: Request<xai::GetCompletionsRequest>,
     ) -> Result<Response<xai::GetChatCompletionResponse>, Status> {
-        let (context, asked) = self.identify(request)?;
+        let ((context, place), asked) = self.admit(request)?;
         let answer = async {
-            let (answer, choices) = self.ask(&asked, false, &context).await?;
+            let (answer, choices) = self.ask(&asked, false, &context, place).await?;
             let head = head(&answer);
             Ok((head, answer::whole(answer, choices).await?))
         };
@@ -50,8 +45,8 @@ impl Chat for Service {
         &self,
         request: Request<xai::GetCompletionsRequest>,
     ) -> Result<Response<Self::GetCompletionChunkStream>, Status> {
-        let (context, asked) = self.identify(request)?;
-        let answer = self.ask(&asked, true, &context).await.map(|(answer, choices)| {
+        let ((context, place), asked) = self.admit(request)?;
+        let answer = self.ask(&asked, true, &context, place).await.map(|(answer, choices)| {
             let head = head(&answer);
             let mut chunks = Chunks::new(&answer.model, choices);
             let translate: Translate = Box::new(move |chunk| chunks.next(chunk));
@@ -62,18 +57,15 @@ impl Chat for Service {
 }
 
 impl Service {
-    fn identify<T>(&self, request: Request<T>) -> Result<(RequestContext, T), Status> {
+    fn admit<T>(&self, request: Request<T>) -> Result<(Admitted, T), Status> {
         let (metadata, _, asked) = request.into_parts();
-        let who = match &self.keys {
-            None => Some(RequestContext::new()),
-            Some(keys) => bearer(&metadata).and_then(|key| keys.get(&blake3::hash(key)).cloned()),
-        };
-        let message = "the API key is missing or wrong; send it as `authorization: Bearer KEY`";
-        let mut context = context(&metadata, who.ok_or_else(|| Status::unauthenticated(message))?);
+        let (mut context, caller) = identify(&self.handle, &metadata)?;
+        let too_many = || Status::resource_exhausted("too many calls of this key are in flight");
+        let place = caller.admit().ok_or_else(too_many)?;
         if context.request_id().is_none() {
             context = context.with_request_id(format!("{:032x}", fastrand::u128(..)));
         }
-        Ok((context, asked))
+        Ok(((context, place), asked))
     }
 
     /// The answer, and how many choices it was asked for.
@@ -82,10 +74,11 @@ impl Service {
         asked: &xai::GetCompletionsRequest,
         streaming: bool,
         context: &RequestContext,
+        place: KeyPermit,
     ) -> Result<(LlmResponse, u64), Error> {
         let request = request::read(asked, streaming, &self.limits)?.with_context(context.clone());
         let choices = request.body.n().unwrap_or(1);
-        Ok((self.stack.clone().oneshot(request).await?, choices))
+        Ok((self.stack.clone().oneshot(request).await?.observe(place), choices))
     }
 }
 

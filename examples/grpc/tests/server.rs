@@ -1,9 +1,12 @@
 //! The real server as a process, real clients, and upstreams real and scripted.
 
 mod common;
+#[path = "../../../tests/support/redis.rs"]
+mod redis_server;
 
 use common::{Server, Upstream, peers};
 use hyper_util::{client::legacy::connect::HttpConnector, rt::TokioExecutor};
+use redis_server::RedisServer;
 use std::process::Command;
 use tonic::{Code, Request, metadata::MetadataMap};
 use tonic_types::StatusExt as _;
@@ -34,7 +37,7 @@ fn metadata<'a>(metadata: &'a MetadataMap, name: &str) -> Option<&'a str> {
 
 async fn over(upstream: &Upstream) -> (Server, Client) {
     let server =
-        Server::start(&format!("[providers.up]\nkind = \"openai\"\nbase_url = \"{}\"\n", upstream.url));
+        Server::start(&format!("usage.enabled = false\n[providers.up]\nbase_url = \"{}\"\n", upstream.url));
     let client = server.client().await;
     (server, client)
 }
@@ -119,7 +122,7 @@ async fn the_callers_deadline_ends_a_call_and_a_stream_on_the_server() {
 async fn what_is_asked_reaches_the_provider_and_neither_the_key_nor_the_caller_does() {
     let mut upstream = Upstream::start().await;
     let server = Server::start(&format!(
-        "[[keys]]\nkey = \"secret-key\"\nuser = \"ada\"\n[providers.up]\nkind = \"openai\"\nbase_url = \"{}\"\n",
+        "usage.enabled = false\n[[keys]]\nkey = \"secret-key\"\nuser = \"ada\"\n[providers.up]\nbase_url = \"{}\"\n",
         upstream.url
     ));
     let mut client = server.client().await;
@@ -186,33 +189,46 @@ fn the_contract_is_the_one_that_xais_client_has() {
 #[test]
 fn the_xai_sdk_talks_to_the_server() {
     let Some(peers) = peers("the_xai_sdk_talks_to_the_server") else { return };
+    let Some(mut redis) = RedisServer::start("the_xai_sdk_talks_to_the_server") else { return };
     let aimock = Server::aimock(&peers);
-    let server = Server::start(&format!(
-        r#"
-        [providers.aimock]
-        kind = "openai"
-        base_url = "http://{}/v1"
-        api_key = "upstream-key"
-        [providers.echo]
-        kind = "echo"
-        [[keys]]
-        key = "peer-key"
-        user = "ada"
-        [[keys]]
-        key = "blocked-key"
-        user = "bob"
-        departments = ["blocked"]
-        [[keys]]
-        key = "spent-key"
-        user = "eve"
-        departments = ["spent"]
-        [departments.blocked]
-        models = ["aimock/another"]
-        [departments.spent]
-        day_requests = 1
-        "#,
-        aimock.address
-    ));
+    let config = |quota: &str| {
+        let upstream = &aimock.address;
+        format!(
+            r#"
+            usage.enabled = false
+            [providers.aimock]
+            base_url = "http://{upstream}/v1"
+            api_key = "upstream-key"
+            [providers.quiet]
+            base_url = "http://{upstream}/v1"
+            api_key = "upstream-key"
+            timeouts.head = "1s"
+            [[keys]]
+            key = "peer-key"
+            user = "ada"
+            departments = ["all"]
+            [[keys]]
+            key = "blocked-key"
+            user = "bob"
+            departments = ["blocked"]
+            [[keys]]
+            key = "spent-key"
+            user = "eve"
+            departments = ["spent"]
+            [departments.all]
+            day_requests = 100000
+            [departments.blocked]
+            models = ["aimock/another"]
+            [departments.spent]
+            day_requests = 1
+            [quota]
+            {quota}
+            "#
+        )
+    };
+    let server = Server::start(&config("store = \"memory\""));
+    let orphan = Server::start(&config(&format!("store = \"redis\"\nredis = {:?}", redis.url())));
+    redis.kill();
     let cases = [
         "whole",
         "streamed",
@@ -229,5 +245,7 @@ fn the_xai_sdk_talks_to_the_server() {
         "retries",
     ];
     let arguments: Vec<&str> = std::iter::once(&*server.address).chain(cases).collect();
-    common::converse(&peers, &arguments, |_| {});
+    common::converse(&peers, &arguments, |command| {
+        command.env("PEER_ORPHAN_URL", &orphan.address);
+    });
 }

@@ -1,6 +1,6 @@
 use crate::{
     LlmResponse, RequestContext,
-    http::{age_seconds, cache_control, cache_status, rate_limit_headers, request_id},
+    http::{age_seconds, cache_control, cache_status_of, rate_limit_headers, request_id},
 };
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 use std::time::{Duration, Instant};
@@ -79,7 +79,7 @@ fn earlier(a: Option<Instant>, b: Option<Instant>) -> Option<Instant> {
 pub fn write_head(answer: &LlmResponse, metadata: &mut MetadataMap) {
     let headers = metadata.as_mut();
     headers.extend(answer.quota.as_ref().map(rate_limit_headers).into_iter().flatten());
-    if let Some(status) = cache_status(answer.cache) {
+    if let Some(status) = cache_status_of(answer) {
         headers.insert(HeaderName::from_static("cache-status"), status);
     }
     if let Some(age) = age_seconds(answer.cache) {

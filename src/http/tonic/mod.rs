@@ -1,7 +1,8 @@
 //! The edge for [tonic](https://docs.rs/tonic): what a gRPC service of yours needs around the stack, whatever its contract.
 //!
 //! * Errors: an [`Error`](crate::Error) becomes a [`Status`](tonic::Status), so that `?` is enough in a handler: see [`status`].
-//! * Who asks: [`bearer`] finds the key that you check; who it belongs to is yours to say.
+//! * Who asks: [`bearer`] finds the key that you check; who it belongs to is yours to say. Where a stack's
+//!   configuration has the keys (feature `config`), `identify` does both.
 //! * How long: [`context`] makes the caller's `grpc-timeout` the deadline of the call.
 //! * Answers: [`Messages`] makes a stream of your messages of an answer, and [`write_head`] tells in metadata what is
 //!   known of it.
@@ -46,10 +47,14 @@
 //! # }
 //! ```
 
+#[cfg(feature = "config")]
+mod identify;
 mod messages;
 mod metadata;
 mod status;
 
+#[cfg(feature = "config")]
+pub use self::identify::identify;
 pub use self::{
     messages::Messages,
     metadata::{bearer, context, timeout, write_head, write_request_id},

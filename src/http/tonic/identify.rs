@@ -1,0 +1,34 @@
+use super::{bearer, context};
+use crate::{
+    RequestContext,
+    http::{stated_context, states_identity},
+    stack::{Caller, Handle},
+};
+use tonic::{Status, metadata::MetadataMap};
+
+/// Finds out who asks, by the key in `authorization: Bearer KEY`, and what their metadata says of the call: see [`context`].
+///
+/// An application whose key is trusted may say in [metadata](crate::http::STATED) for whom it asks. Of anybody else that
+/// is refused, never believed, and never ignored: who sends it is wrong about his rights. The caller's
+/// [place](Caller::admit) among the calls of his key is yours to take.
+///
+/// # Errors
+///
+/// `UNAUTHENTICATED` without a key that is known. `INVALID_ARGUMENT` for metadata of the kind from somebody who is not trusted, or that
+/// cannot be read.
+pub fn identify(handle: &Handle, metadata: &MetadataMap) -> Result<(RequestContext, Caller), Status> {
+    let caller = handle.caller(bearer(metadata)).ok_or_else(|| {
+        Status::unauthenticated("the API key is missing or wrong; send it as `authorization: Bearer KEY`")
+    })?;
+    let headers = metadata.as_ref();
+    let who = match states_identity(headers) {
+        false => caller.context().clone(),
+        true if caller.is_trusted() => stated_context(headers, caller.context())
+            .map_err(|error| Status::invalid_argument(error.to_string()))?,
+        true => {
+            let message = "this key may not say in x-llm metadata for whom it asks";
+            return Err(Status::invalid_argument(message));
+        }
+    };
+    Ok((context(metadata, who), caller))
+}
