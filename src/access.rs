@@ -36,6 +36,10 @@
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! # Cancel safety
+//!
+//! The layer holds nothing: a dropped call leaves nothing behind.
 
 use crate::{
     Error, ErrorKind, LlmRequest, LlmResponse,

@@ -1,4 +1,14 @@
 //! What time it is, by the calendar.
+//!
+//! ```
+//! use llm_layers::clock::{Clock, SystemClock};
+//! use std::time::{Duration, SystemTime};
+//!
+//! // For tests: a clock that stands.
+//! let noon = SystemTime::UNIX_EPOCH + Duration::from_secs(12 * 3600);
+//! assert_eq!(noon.now(), noon);
+//! assert!(SystemClock.now() > noon);
+//! ```
 
 use std::{fmt::Debug, time::SystemTime};
 

@@ -120,7 +120,8 @@
 //! - An answer is read whole by [`LlmResponse::text`], or chunk by chunk from its [`ChunkStream`].
 //! - What went wrong is an [`Error`]: [`kind`](Error::kind) for facts, [`attempts`](Error::attempts) for what was tried.
 //! - A layer of your own: [`Watch`] and [`Observe`] for how calls end, `docs/writing-a-layer.md` for the rest.
-//! - `examples/gateway` is a whole gateway made of these layers.
+//! - `docs/guide.md` goes from nothing to a stack with limits in Redis, step by step.
+//! - `examples/gateway` is a whole gateway made of these layers, and `examples/grpc` serves them over gRPC.
 
 pub mod access;
 pub mod alias;
@@ -186,6 +187,15 @@ pub use self::{
 mod pages {
     #[doc = include_str!("../README.md")]
     mod readme {}
+    #[cfg(all(
+        feature = "axum",
+        feature = "config",
+        feature = "hyper-client",
+        feature = "redis",
+        feature = "rusqlite"
+    ))]
+    #[doc = include_str!("../docs/guide.md")]
+    mod guide {}
     #[doc = include_str!("../docs/order.md")]
     mod order {}
     #[cfg(feature = "config")]

@@ -11,6 +11,15 @@
 //! * Who asks: an application that is trusted says in [headers](STATED) for whom; [`stated_context`] reads them.
 //! * `axum` (the feature of that name): extractor, responder, server-sent events.
 //! * `tonic` (the feature of that name): statuses, deadlines and streams of gRPC.
+//!
+//! ```
+//! use llm_layers::{Error, ErrorClass, http::{error_body, retry_after_seconds, should_retry, status}};
+//!
+//! // Its key is wrong: 502 to the caller, for whom trying again is of no use.
+//! let error = Error::provider(ErrorClass::Auth, "acme", "one");
+//! assert_eq!((status(&error).as_u16(), should_retry(&error), retry_after_seconds(&error)), (502, Some(false), None));
+//! assert!(error_body(&error).starts_with(br#"{"error":{"message":"provider acme refused the credentials"#));
+//! ```
 
 pub mod anthropic;
 #[cfg(feature = "axum")]

@@ -9,7 +9,26 @@
 //! speaks the dialects of Anthropic, Google, Amazon, Cohere and Ollama. A leaf of your own marks
 //! [`progress`](crate::Progress::mark_dispatched) before it sends, names itself in its
 //! [errors](crate::Error::provider), and ends each good stream with a
-//! [terminal chunk](crate::StreamChunk::end).
+//! [terminal chunk](crate::StreamChunk::end). `testing::check_leaf` (feature `testing`) checks one.
+//!
+//! ```
+//! use llm_layers::{ChatBody, Completion, Error, LlmRequest, LlmResponse, TokenUsage};
+//! use tower::{ServiceExt, service_fn};
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Error> {
+//! let leaf = service_fn(|request: LlmRequest| async move {
+//!     request.progress.mark_dispatched();
+//!     // Here it would ask somebody.
+//!     Ok::<_, Error>(LlmResponse::new(request.model, Completion::text("Hello!", TokenUsage::new(9, 2))))
+//! });
+//! let request = LlmRequest::new("one", ChatBody::builder().user("Say hello.").build()?);
+//! assert_eq!(leaf.oneshot(request).await?.text().await?, "Hello!");
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! `examples/custom_client.rs` has one that streams.
 
 mod echo;
 #[cfg(feature = "genai")]

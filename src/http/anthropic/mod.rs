@@ -13,6 +13,21 @@
 //! | `top_k`, members that nobody knows | themselves: the provider may know them |
 //! | tools that Anthropic runs, `mcp_servers`, `container`, `inference_geo`, files by id | an error that names the member |
 //!
+//! ```
+//! use llm_layers::{BodyLimits, ResponseBody, http::anthropic, provider::Echo};
+//! use tower::ServiceExt;
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let said = r#"{"model":"fast","max_tokens":64,"messages":[{"role":"user","content":[{"type":"text","text":"Hello"}]}]}"#;
+//! let answer = Echo::new().oneshot(anthropic::chat_request(said, &BodyLimits::default())?).await?;
+//! let ResponseBody::Complete(whole) = answer.body else { unreachable!("it was not asked to stream") };
+//! let message: serde_json::Value = serde_json::from_slice(&anthropic::message(&whole, &answer.model))?;
+//! assert_eq!((&message["content"][0]["text"], &message["stop_reason"]), (&"Hello".into(), &"end_turn".into()));
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! Which stop sequence was met is not known of other providers: `stop_reason` is then `end_turn`.
 
 mod answer;

@@ -1,4 +1,23 @@
 //! OpenTelemetry by its API alone: without an SDK nothing is exported, and it costs little.
+//!
+//! ```
+//! use llm_layers::{
+//!     ChatBody, LlmRequest, ServiceBuilderExt as _, provider::Echo,
+//!     telemetry::{OtelObserver, TelemetryLayer},
+//! };
+//! use opentelemetry::global;
+//! use tower::{ServiceBuilder, ServiceExt};
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), llm_layers::Error> {
+//! // Of whatever SDK your program has set up.
+//! let observer = OtelObserver::new(global::tracer("my-program"), global::meter("my-program"));
+//! let stack = ServiceBuilder::new().telemetry(TelemetryLayer::gateway(observer)).service(Echo::new());
+//! let request = LlmRequest::new("any", ChatBody::builder().user("Hello").build()?);
+//! assert_eq!(stack.oneshot(request).await?.text().await?, "Hello");
+//! # Ok(())
+//! # }
+//! ```
 
 mod events;
 mod labels;
