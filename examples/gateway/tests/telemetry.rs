@@ -143,12 +143,13 @@ impl Rotel {
             let _ = writeln!(std::io::stderr(), "{line}");
             return None;
         };
-        let address = |url: String| url.trim_start_matches("http://").to_owned();
+        let address = |url: String| url.split('/').nth(2).expect("http://ADDRESS/…").to_owned();
         let (grpc, http) = (address(common::nowhere().await), address(common::nowhere().await));
         let process = tokio::process::Command::new(agent)
             .args(["start", "--exporter", "otlp", "--otlp-exporter-protocol", "grpc", "--disable-batching"])
             .args(["--otlp-grpc-endpoint", &grpc, "--otlp-http-endpoint", &http])
             .args(["--otlp-exporter-endpoint", &format!("http://{}", to.addr())])
+            .args(["--otlp-exporter-compression", "none"])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
