@@ -37,13 +37,13 @@ fn golden_vectors() {
         .with_kb(KbScope::new("atlas").with_acl_hash("77"));
     let full = r#"{"model":"fast","temperature":0.20,"messages":[{"role":"user","content":"Grüße, \"Welt\""}],"tools":[],"top_k":3.0,"stream":true}"#;
     let cases = [
-        (key(HELLO), "175d75033101125cd0d9b27edc47b3936c9c8149470868a113f4d1307e15d16a"),
-        (key(&long), "8863dd798144ba9da81932db0adb415c95957fff276a8d7c4f7de5e4d0e2c390"),
+        (key(HELLO), "52182de9537c50ae2cbbffa5ed522ae60b411f43501ce3291818f0b4515db27c"),
+        (key(&long), "3dd3910dfd40b2ad129d2503ed9d146f9a12e1ef5b2427c5d7a34f62b771a4d4"),
         (
             key_of("acme/one", full, &rights),
-            "f7647ed5cbdf7aaac2c5f9c40236e047974d81216b6cdfd3cf28e69810396f3b",
+            "1a98591de72f8b4f260a108466febae97272a230590e65de543e52c5d2862177",
         ),
-        (key_of("other", HELLO, &rights), "706764418754b99e1f88a912adcf2f713c6e67897536ab546aa23c7401cba1b1"),
+        (key_of("other", HELLO, &rights), "108452b27f73d0a2222ed95bf8a27ee5f34e70a2cb2998ade5bd0d81141aa749"),
     ];
     let (keys, golden): (Vec<_>, Vec<_>) =
         cases.iter().map(|(k, g)| (k.to_string(), (*g).to_owned())).unzip();
@@ -56,7 +56,7 @@ fn the_encoding_is_tag_length_bytes() {
     let messages = br#"[{"role":"user","content":"Hello"}]"#;
     let said: &[&[u8]] = &[
         // Version, operation, model.
-        &[1, 1, 8],
+        &[2, 1, 8],
         b"acme/one",
         // No tenant, a user, no knowledge bases.
         &[0, 1, 3],
@@ -70,6 +70,23 @@ fn the_encoding_is_tag_length_bytes() {
     ];
     let derived = blake3::derive_key("llm-layers 2026 cache v1: key", &[7; 32]);
     assert_eq!(key(HELLO).as_bytes(), blake3::keyed_hash(&derived, &said.concat()).as_bytes());
+}
+
+/// And the second: a long value stands there by its length and its hash, and a long body by a hash of its own.
+#[test]
+fn long_values_and_long_bodies_are_hashed_by_themselves() {
+    let messages = format!(r#"[{{"role":"user","content":"{}"}}]"#, "x".repeat(5000));
+    let derive = |purpose| blake3::derive_key(purpose, &[7; 32]);
+    let (of_body, of_key) =
+        (derive("llm-layers 2026 cache v1: body"), derive("llm-layers 2026 cache v1: key"));
+    let value = blake3::keyed_hash(&of_body, messages.as_bytes());
+    // 5030 bytes: seven bits a byte.
+    let body: &[&[u8]] = &[&[1, 8], b"messages", &[0xa6, 0x27], value.as_bytes()];
+    let body = blake3::keyed_hash(&of_body, &body.concat());
+    let said: &[&[u8]] = &[&[2, 1, 8], b"acme/one", &[0, 1, 3], b"ada", &[0], &[1], body.as_bytes()];
+    let long = format!(r#"{{"messages":{messages}}}"#);
+    assert_eq!(messages.len(), 5030);
+    assert_eq!(key(&long).as_bytes(), blake3::keyed_hash(&of_key, &said.concat()).as_bytes());
 }
 
 #[test]

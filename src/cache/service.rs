@@ -14,9 +14,10 @@ use pin_project::pin_project;
 use std::{
     fmt,
     future::poll_fn,
+    mem,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll, Waker, ready},
 };
 use tokio::{
     runtime::Handle,
@@ -67,6 +68,13 @@ enum State<S: Service<LlmRequest>> {
     },
 }
 
+/// What comes after the question.
+#[allow(clippy::large_enum_variant, reason = "it is taken apart at once")]
+enum Next<S: Service<LlmRequest>> {
+    State(State<S>),
+    Call(LlmRequest, Purpose),
+}
+
 /// What a call is made for.
 #[expect(clippy::large_enum_variant, reason = "most calls that are made are misses")]
 enum Purpose {
@@ -92,6 +100,27 @@ impl<S> Cache<S> {
     }
 }
 
+impl<S> Cache<S>
+where
+    S: Service<LlmRequest, Response = LlmResponse> + Clone,
+    S::Error: Into<Error>,
+{
+    /// Makes the call at once if the inner service is ready for it, as it mostly is: a clone of all that is below costs
+    /// two changes of a shared count for each layer.
+    fn make(&mut self, request: LlmRequest, purpose: Purpose) -> State<S> {
+        match self.inner.poll_ready(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(Ok(())) => purpose.call(&mut self.inner, request),
+            Poll::Ready(Err(error)) => State::Done(Some(Err(error.into()))),
+            // The instance that was asked is the one that is waited for.
+            Poll::Pending => {
+                let clone = self.inner.clone();
+                let service = mem::replace(&mut self.inner, clone);
+                State::Readying { service, rest: Some((request, purpose)) }
+            }
+        }
+    }
+}
+
 /// Always ready: the inner service is only needed, and waited for inside the call, where there is no answer yet.
 impl<S> Service<LlmRequest> for Cache<S>
 where
@@ -108,8 +137,10 @@ where
 
     fn call(&mut self, request: LlmRequest) -> Self::Future {
         let state = match self.shared.ask(&request) {
-            Asking::Now(Found::Hit(answer)) => State::Done(Some(Ok(answer))),
-            Asking::Now(found) => State::after(found, &self.shared, self.inner.clone(), request),
+            Asking::Now(found) => match State::after(found, &self.shared, || self.inner.clone(), request) {
+                Next::State(state) => state,
+                Next::Call(request, purpose) => self.make(request, purpose),
+            },
             Asking::Later(found) => State::Asking {
                 found,
                 shared: Arc::clone(&self.shared),
@@ -128,20 +159,42 @@ impl<S: fmt::Debug> fmt::Debug for Cache<S> {
 
 // ===== impl State =====
 
+impl Purpose {
+    fn call<S>(self, ready: &mut S, request: LlmRequest) -> State<S>
+    where
+        S: Service<LlmRequest, Response = LlmResponse>,
+        S::Error: Into<Error>,
+    {
+        match self {
+            Self::Bypass(reason) => State::Passing { call: ready.call(request), reason },
+            Self::Miss(capture, why) => {
+                let watch = Watch::new(capture);
+                State::Calling(watch.over(ready.call(request)), why)
+            }
+        }
+    }
+}
+
 impl<S> State<S>
 where
     S: Service<LlmRequest, Response = LlmResponse, Future: Send + 'static> + Send + 'static,
     S::Error: Into<Error>,
 {
     /// What to do once it is known what the cache has.
-    fn after(found: Found, shared: &Arc<Shared>, service: S, request: LlmRequest) -> Self {
+    fn after(
+        found: Found,
+        shared: &Arc<Shared>,
+        service: impl FnOnce() -> S,
+        request: LlmRequest,
+    ) -> Next<S> {
         #[cfg(feature = "semantic")]
         let mut found = found;
         #[cfg(feature = "semantic")]
         if let Found::Miss(plan) = &mut found
             && let Some(found) = shared.ask_similar(plan, &request)
         {
-            return Self::Asking { found, shared: Arc::clone(shared), rest: Some((service, request)) };
+            let rest = Some((service(), request));
+            return Next::State(Self::Asking { found, shared: Arc::clone(shared), rest });
         }
         let decided = |status, why| request.decisions().note(|| Note::Cache(CacheDecision::new(status, why)));
         match &found {
@@ -152,13 +205,13 @@ where
         }
         let only_if_cached = request.context.cache_control().only_if_cached;
         let not_cached = || Self::Done(Some(Err(Error::new(ErrorKind::NotCached))));
-        match found {
+        Next::State(match found {
             Found::Hit(answer) => Self::Done(Some(Ok(answer))),
             Found::Bypass(reason) => {
                 shared.counters.bypass(reason);
                 match only_if_cached {
                     true => not_cached(),
-                    false => Self::Readying { service, rest: Some((request, Purpose::Bypass(reason))) },
+                    false => return Next::Call(request, Purpose::Bypass(reason)),
                 }
             }
             Found::Miss(_) if only_if_cached => {
@@ -169,29 +222,31 @@ where
                 if let Some((flights, route, runtime)) = may_share(&plan, shared, &request) {
                     let deadline = request.context.deadline().map(Instant::from_std);
                     let (again, why) = (plan.clone(), plan.why);
-                    let call = call_of(shared, plan, service, request);
-                    return match flights.board(&runtime, route, call, || shared.ask_again(&again)) {
-                        Boarding::Found(answer) => Self::Done(Some(Ok(answer))),
-                        Boarding::Full => Self::Done(Some(Err(Error::new(ErrorKind::Overloaded)))),
-                        Boarding::Closed(call) => {
-                            count(&shared.counters.misses);
-                            Self::Alone(call.future, why)
-                        }
-                        Boarding::Aboard(reader) => Self::Following {
-                            reader: Some(reader),
-                            why,
-                            shared: Arc::clone(shared),
-                            deadline,
-                            timer: None,
+                    let call = call_of(shared, plan, service(), request);
+                    return Next::State(
+                        match flights.board(&runtime, route, call, || shared.ask_again(&again)) {
+                            Boarding::Found(answer) => Self::Done(Some(Ok(answer))),
+                            Boarding::Full => Self::Done(Some(Err(Error::new(ErrorKind::Overloaded)))),
+                            Boarding::Closed(call) => {
+                                count(&shared.counters.misses);
+                                Self::Alone(call.future, why)
+                            }
+                            Boarding::Aboard(reader) => Self::Following {
+                                reader: Some(reader),
+                                why,
+                                shared: Arc::clone(shared),
+                                deadline,
+                                timer: None,
+                            },
                         },
-                    };
+                    );
                 }
                 count(&shared.counters.misses);
                 let why = plan.why;
                 let capture = Capture::new(Arc::clone(shared), plan);
-                Self::Readying { service, rest: Some((request, Purpose::Miss(capture, why))) }
+                return Next::Call(request, Purpose::Miss(capture, why));
             }
-        }
+        })
     }
 }
 
@@ -246,18 +301,20 @@ where
                 StateProj::Asking { found, shared, rest } => {
                     let found = ready!(found.as_mut().poll(cx));
                     let (service, request) = rest.take().expect("taken only here, and the state changes");
-                    State::after(found, shared, service, request)
+                    let mut service = Some(service);
+                    let take = || service.take().expect("taken once");
+                    match State::after(found, shared, take, request) {
+                        Next::State(state) => state,
+                        Next::Call(request, purpose) => State::Readying {
+                            service: service.take().expect("nobody has taken it"),
+                            rest: Some((request, purpose)),
+                        },
+                    }
                 }
                 StateProj::Readying { service, rest } => {
                     ready!(service.poll_ready(cx)).map_err(Into::into)?;
                     let (request, purpose) = rest.take().expect("taken only here, and the state changes");
-                    match purpose {
-                        Purpose::Bypass(reason) => State::Passing { call: service.call(request), reason },
-                        Purpose::Miss(capture, why) => {
-                            let watch = Watch::new(capture);
-                            State::Calling(watch.over(service.call(request)), why)
-                        }
-                    }
+                    purpose.call(service, request)
                 }
                 StateProj::Passing { call, reason } => {
                     let answer = ready!(call.poll(cx)).map_err(Into::into)?;

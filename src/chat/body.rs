@@ -172,9 +172,11 @@ impl ChatBody {
     fn new(source: Bytes, members: Vec<Member>, attached: Attached) -> Self {
         let (mut streaming, mut input_bytes) = (false, 0);
         for member in &members {
-            match member.name(&source) {
-                "stream" => streaming = member.value.get(&source) == b"true",
-                "messages" | "tools" | "functions" | "response_format" => input_bytes += member.value.len(),
+            match member.name_bytes(&source) {
+                b"stream" => streaming = member.value.get(&source) == b"true",
+                b"messages" | b"tools" | b"functions" | b"response_format" => {
+                    input_bytes += member.value.len()
+                }
                 _ => {}
             }
         }
@@ -186,7 +188,7 @@ impl ChatBody {
     /// The JSON of one top-level member, as it came.
     pub fn raw(&self, name: &str) -> Option<&[u8]> {
         let source = &self.0.source;
-        self.0.members.iter().find(|m| m.name(source) == name).map(|m| m.value.get(source))
+        self.0.members.iter().find(|m| m.is(source, name)).map(|m| m.value.get(source))
     }
 
     /// One top-level member as a `T`; `None` if it is absent or null.
@@ -283,6 +285,13 @@ impl ChatBody {
         self.0.members.iter().map(move |m| (m.name(source), m.value.get(source)))
     }
 
+    /// As [`members`](Self::members), for what every call does: that names are text was checked when the body was read,
+    /// and to check it again costs more than what is done with them.
+    pub(crate) fn raw_members(&self) -> impl ExactSizeIterator<Item = (&[u8], &[u8])> {
+        let source = &self.0.source;
+        self.0.members.iter().map(move |m| (m.name_bytes(source), m.value.get(source)))
+    }
+
     /// Where a digest over the members is kept, so that further attempts need not hash again.
     pub(crate) fn digest(&self) -> &OnceLock<KeyedDigest> {
         &self.0.digest
@@ -302,7 +311,7 @@ impl ChatBody {
         let attached = if name == "messages" { check_messages(&value, usize::MAX)? } else { self.0.attached };
         let mut members = self.0.members.clone();
         let value = Text::Own(value.into());
-        match members.iter_mut().find(|m| m.name(&self.0.source) == name) {
+        match members.iter_mut().find(|m| m.is(&self.0.source, name)) {
             Some(member) => member.value = value,
             None => {
                 let raw_name = Text::Own(serde_json::to_vec(name).map_err(|_| invalid())?.into());
@@ -316,7 +325,7 @@ impl ChatBody {
     #[must_use]
     pub fn without(&self, name: &str) -> Self {
         let mut members = self.0.members.clone();
-        members.retain(|m| m.name(&self.0.source) != name);
+        members.retain(|m| !m.is(&self.0.source, name));
         let attached = if name == "messages" { Attached::default() } else { self.0.attached };
         Self::new(self.0.source.clone(), members, attached)
     }
@@ -328,7 +337,7 @@ impl ChatBody {
         let source = &self.0.source;
         out.reserve(self.encoded_len() + 2 * model.len() + 16);
         let mut separator = b'{';
-        if !self.names().any(|name| name == "model") {
+        if !self.0.members.iter().any(|m| m.is(source, "model")) {
             out.put_u8(separator);
             write_model(model, out);
             separator = b',';
@@ -336,7 +345,7 @@ impl ChatBody {
         for member in &self.0.members {
             out.put_u8(separator);
             separator = b',';
-            if member.name(source) == "model" {
+            if member.is(source, "model") {
                 write_model(model, out);
             } else {
                 out.put_slice(member.raw_name.get(source));
@@ -375,14 +384,22 @@ fn write_model(model: &str, out: &mut BytesMut) {
 
 impl Member {
     fn name<'a>(&'a self, source: &'a [u8]) -> &'a str {
+        // Checked when it was indexed.
+        std::str::from_utf8(self.name_bytes(source)).unwrap_or_default()
+    }
+
+    fn name_bytes<'a>(&'a self, source: &'a [u8]) -> &'a [u8] {
         match &self.unescaped {
-            Some(name) => name,
+            Some(name) => name.as_bytes(),
             None => {
                 let raw = self.raw_name.get(source);
-                // Checked when it was indexed.
-                std::str::from_utf8(&raw[1..raw.len() - 1]).unwrap_or_default()
+                &raw[1..raw.len() - 1]
             }
         }
+    }
+
+    fn is(&self, source: &[u8], name: &str) -> bool {
+        self.name_bytes(source) == name.as_bytes()
     }
 }
 
@@ -472,7 +489,7 @@ fn check(source: &Bytes, members: &[Member], limits: &BodyLimits) -> Result<Atta
     let mut messages = None;
     for (at, member) in members.iter().enumerate() {
         let (name, value) = (member.name(source), member.value.get(source));
-        if members[..at].iter().any(|m| m.name(source) == name) {
+        if members[..at].iter().any(|m| m.is(source, name)) {
             return Err(Error::invalid(name, InvalidReason::Duplicate));
         }
         check_member(name, value)?;

@@ -1,5 +1,5 @@
 use super::{
-    layer::Bounds,
+    layer::Shared,
     policy::{Cause, Decision, Failure, Policy},
 };
 use crate::{
@@ -10,6 +10,7 @@ use pin_project::pin_project;
 use std::{
     fmt, mem,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -19,7 +20,9 @@ use tower_service::Service;
 /// Response future of [`Fallback`](super::Fallback).
 #[pin_project]
 pub struct ResponseFuture<S: Service<LlmRequest>, P> {
-    service: S,
+    shared: Arc<Shared<S>>,
+    /// Of its own, from the second attempt on.
+    service: Option<S>,
     attempts: Attempts<P>,
     #[pin]
     state: State<S::Future>,
@@ -43,8 +46,8 @@ enum State<F> {
 struct Attempts<P> {
     policy: P,
     request: LlmRequest,
-    progress: Progress,
-    providers: Option<ProviderNames>,
+    /// That of all attempts together; `None` as long as it is that of the request.
+    progress: Option<Progress>,
     models: Vec<ModelName>,
     failed: Vec<Attempt>,
     calls_left: u16,
@@ -66,16 +69,16 @@ where
     S: Service<LlmRequest>,
     P: Policy,
 {
-    pub(super) fn new(mut ready: S, request: LlmRequest, mut policy: P, bounds: &Bounds) -> Self {
+    pub(super) fn new(ready: &mut S, request: LlmRequest, mut policy: P, shared: Arc<Shared<S>>) -> Self {
         policy.begin(&request);
         let started = Instant::now();
+        let bounds = &shared.bounds;
         let deadline = bounds.deadline.and_then(|limit| started.checked_add(limit));
         let deadline = deadline.into_iter().chain(request.context.deadline().map(Into::into)).min();
         let mut attempts = Attempts {
             policy,
-            progress: request.progress.clone(),
             request,
-            providers: bounds.providers.clone(),
+            progress: None,
             models: Vec::new(),
             failed: Vec::new(),
             calls_left: bounds.max_attempts,
@@ -84,18 +87,18 @@ where
             wait: Duration::ZERO,
             started,
         };
-        let state = if attempts.is_routable() {
-            State::Calling(attempts.call(&mut ready, started))
+        let state = if attempts.is_routable(&bounds.providers) {
+            State::Calling(attempts.call(ready, started))
         } else {
             State::Unroutable
         };
-        Self { service: ready, attempts, state, deadline, timer: None }
+        Self { shared, service: None, attempts, state, deadline, timer: None }
     }
 }
 
 impl<S, P> Future for ResponseFuture<S, P>
 where
-    S: Service<LlmRequest, Response = LlmResponse>,
+    S: Service<LlmRequest, Response = LlmResponse> + Clone,
     S::Error: Into<Error>,
     P: Policy,
 {
@@ -125,23 +128,26 @@ where
                     this.state.set(State::Readying);
                     continue;
                 }
-                StateProj::Readying => match this.service.poll_ready(cx) {
-                    Poll::Ready(Ok(())) => {
-                        let call = this.attempts.call(this.service, Instant::now());
-                        this.state.set(State::Calling(call));
-                        continue;
+                StateProj::Readying => {
+                    let service = this.service.get_or_insert_with(|| this.shared.spare());
+                    match service.poll_ready(cx) {
+                        Poll::Ready(Ok(())) => {
+                            let call = this.attempts.call(service, Instant::now());
+                            this.state.set(State::Calling(call));
+                            continue;
+                        }
+                        Poll::Ready(Err(error)) => return Poll::Ready(Err(error.into())),
+                        Poll::Pending => {
+                            ready!(poll_deadline(*this.deadline, this.timer, cx));
+                            Error::new(ErrorKind::Timeout { phase: TimeoutPhase::Deadline })
+                        }
                     }
-                    Poll::Ready(Err(error)) => return Poll::Ready(Err(error.into())),
-                    Poll::Pending => {
-                        ready!(poll_deadline(*this.deadline, this.timer, cx));
-                        Error::new(ErrorKind::Timeout { phase: TimeoutPhase::Deadline })
-                    }
-                },
+                }
                 StateProj::Unroutable => not_found(&this.attempts.request.model),
             };
             // Dropping the failed attempt here also hangs up on its provider.
             this.state.set(State::Readying);
-            match this.attempts.after(failure, *this.deadline) {
+            match this.attempts.after(failure, *this.deadline, &this.shared.bounds.providers) {
                 Next::Call => {}
                 Next::CallAfter(wait) => this.state.set(State::Waiting(Box::pin(tokio::time::sleep(wait)))),
                 Next::Stop(error) => return Poll::Ready(Err(error)),
@@ -188,15 +194,15 @@ impl<P: Policy> Attempts<P> {
         ready.call(self.request.clone())
     }
 
-    fn is_routable(&self) -> bool {
-        self.providers.as_ref().is_none_or(|providers| {
+    fn is_routable(&self, providers: &Option<ProviderNames>) -> bool {
+        providers.as_ref().is_none_or(|providers| {
             // With no provider at all the innermost service says so.
             providers.is_empty() || providers.provider_for(&self.request.model).is_some()
         })
     }
 
     /// Notes a failure and finds out what to do about it.
-    fn after(&mut self, error: Error, deadline: Option<Instant>) -> Next {
+    fn after(&mut self, error: Error, deadline: Option<Instant>, providers: &Option<ProviderNames>) -> Next {
         let now = Instant::now();
         let latency = now.saturating_duration_since(self.started);
         self.note(error, latency);
@@ -227,7 +233,7 @@ impl<P: Policy> Attempts<P> {
                 Decision::Next(model) => {
                     self.wait = Duration::ZERO;
                     self.request.model = model;
-                    if self.is_routable() {
+                    if self.is_routable(providers) {
                         self.prepare();
                         return Next::Call;
                     }
@@ -261,17 +267,19 @@ impl<P: Policy> Attempts<P> {
 
     fn prepare(&mut self) {
         self.request.attempt = self.request.attempt.saturating_add(1);
-        self.request.progress = self.progress.child();
+        let progress = self.progress.get_or_insert_with(|| self.request.progress.clone());
+        self.request.progress = progress.child();
     }
 
     /// The last failure of a model that was really asked; if none was, why the first was not.
     fn verdict(&mut self) -> Error {
         let failed = mem::take(&mut self.failed);
         let real = failed.iter().rev().find(|attempt| Cause::of(&attempt.error) != Some(Cause::Skipped));
+        let progress = self.progress.as_ref().unwrap_or(&self.request.progress);
         match real.or_else(|| failed.first()) {
             Some(attempt) => {
                 let error = attempt.error.clone();
-                let dispatched = error.dispatched() || self.progress.is_dispatched();
+                let dispatched = error.dispatched() || progress.is_dispatched();
                 let decisions = self.request.decisions();
                 error.with_dispatched(dispatched).with_attempts(failed).with_decisions(decisions)
             }

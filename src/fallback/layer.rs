@@ -5,7 +5,8 @@ use crate::{
     providers::ProviderNames,
 };
 use std::{
-    mem,
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
     time::Duration,
 };
@@ -21,11 +22,25 @@ pub struct FallbackLayer<P> {
 }
 
 /// Sends a failed request again, as its [`Policy`] says.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Fallback<S, P> {
     inner: S,
     policy: P,
-    bounds: Bounds,
+    shared: Arc<Shared<S>>,
+}
+
+/// What all clones share.
+pub(super) struct Shared<S> {
+    pub(super) bounds: Bounds,
+    /// What further attempts are made with. Most calls need none, and a clone of all that is below costs two changes of a
+    /// shared count for each layer. Behind a lock so that a service need not be `Sync`.
+    spare: Mutex<S>,
+}
+
+impl<S: Clone> Shared<S> {
+    pub(super) fn spare(&self) -> S {
+        self.spare.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -76,12 +91,14 @@ impl<P> FallbackLayer<P> {
     }
 }
 
-impl<S, P: Clone> Layer<S> for FallbackLayer<P> {
+impl<S: Clone, P: Clone> Layer<S> for FallbackLayer<P> {
     // `Peek` is part of this layer, not advice: without it a stream could not fall back.
     type Service = Fallback<Peek<S>, P>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        Fallback { inner: self.peek.layer(inner), policy: self.policy.clone(), bounds: self.bounds.clone() }
+        let inner = self.peek.layer(inner);
+        let shared = Shared { bounds: self.bounds.clone(), spare: Mutex::new(inner.clone()) };
+        Fallback { inner, policy: self.policy.clone(), shared: Arc::new(shared) }
     }
 }
 
@@ -112,9 +129,16 @@ where
     }
 
     fn call(&mut self, request: LlmRequest) -> Self::Future {
-        // The instance that is ready goes into the future; a fresh clone stays behind.
-        let clone = self.inner.clone();
-        let ready = mem::replace(&mut self.inner, clone);
-        ResponseFuture::new(ready, request, self.policy.clone(), &self.bounds)
+        ResponseFuture::new(&mut self.inner, request, self.policy.clone(), Arc::clone(&self.shared))
+    }
+}
+
+impl<S: fmt::Debug, P: fmt::Debug> fmt::Debug for Fallback<S, P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Fallback")
+            .field("inner", &self.inner)
+            .field("policy", &self.policy)
+            .field("bounds", &self.shared.bounds)
+            .finish_non_exhaustive()
     }
 }

@@ -346,6 +346,11 @@ impl Prices {
         self.0.load().price(model).cloned()
     }
 
+    /// What a call of `model` cost in the standard tier, if there is a price for all of it, and nothing more.
+    pub(crate) fn amount(&self, model: &str, usage: &TokenUsage) -> Option<NanoUsd> {
+        self.0.load().price(model)?.cost(usage).ok()
+    }
+
     /// What a call of `model` cost in the standard tier.
     pub fn cost(&self, model: &str, usage: &TokenUsage) -> Cost {
         self.cost_at(ServiceTier::Standard, model, usage)

@@ -1,14 +1,12 @@
 use super::{
     balance::{CoolDown, Health},
     names::ProviderNames,
-    service::{Place, Providers},
+    place::Place,
+    service::Providers,
 };
 use crate::{Error, LlmRequest, LlmResponse};
 use std::{collections::BTreeMap, fmt, sync::Arc};
-use tower::{
-    layer::util::Identity,
-    util::{BoxCloneSyncService, MapErr},
-};
+use tower::layer::util::Identity;
 use tower_layer::Layer;
 use tower_service::Service;
 
@@ -86,9 +84,7 @@ impl<S> Deployment<S> {
             + Sync
             + 'static,
     {
-        let into_error: fn(<L::Service as Service<LlmRequest>>::Error) -> Error = Into::into;
-        let service = MapErr::new(layer.layer(self.service), into_error);
-        Place { service: BoxCloneSyncService::new(service), health, marks_dispatch: self.marks_dispatch }
+        Place::new(layer.layer(self.service), health, self.marks_dispatch)
     }
 }
 

@@ -41,12 +41,13 @@
 mod balance;
 mod builder;
 mod names;
+mod place;
 mod service;
 
 #[cfg(feature = "config")]
 pub(crate) use self::balance::Health;
 #[cfg(feature = "config")]
-pub(crate) use self::service::Place;
+pub(crate) use self::place::Place;
 pub use self::{
     balance::CoolDown,
     builder::{Deployment, Endpoint, ProvidersBuilder, ProvidersError},

@@ -1,26 +1,17 @@
 use super::{
-    balance::{Health, InFlight, choose},
+    balance::{Health, choose},
     builder::ProvidersBuilder,
     names::ProviderNames,
+    place::{Place, Reply},
 };
-use crate::{
-    End, Error, ErrorKind, LlmRequest, LlmResponse, ModelName, Observe, Progress, TimeoutPhase,
-    body::{Summary, Watch, Watched},
-    decision::Decisions,
-};
-use pin_project::pin_project;
+use crate::{Error, ErrorKind, LlmRequest, LlmResponse, ModelName, Progress, decision::Decisions};
 use std::{
     fmt, mem,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
 };
-use tokio::time::{Instant, Sleep};
-use tower::util::BoxCloneSyncService;
 use tower_service::Service;
-
-type BoxProvider = BoxCloneSyncService<LlmRequest, LlmResponse, Error>;
-type BoxFuture = <BoxProvider as Service<LlmRequest>>::Future;
 
 /// All providers, as one service. Cloning costs two reference counts.
 #[derive(Clone)]
@@ -34,45 +25,18 @@ struct Provider {
     healths: Vec<Arc<Health>>,
 }
 
-/// A deployment, with how it has been doing. Clones share that.
-#[derive(Clone)]
-pub(crate) struct Place {
-    pub(super) service: BoxProvider,
-    pub(super) health: Arc<Health>,
-    pub(super) marks_dispatch: bool,
-}
-
-#[cfg(feature = "config")]
-impl Place {
-    pub(crate) fn health(&self) -> &Arc<Health> {
-        &self.health
-    }
-}
-
 /// Response future of [`Providers`].
-#[pin_project]
 pub struct ResponseFuture {
-    #[pin]
     state: State,
     progress: Progress,
     decisions: Decisions,
     provider: Option<Arc<str>>,
     model: ModelName,
-    /// Until when the caller waits for a deployment to be ready; from then on its own time limits hold.
-    deadline: Option<Instant>,
-    timer: Option<Pin<Box<Sleep>>>,
 }
 
-#[pin_project(project = StateProj)]
 enum State {
     Refused(Option<Error>),
-    Readying {
-        service: BoxProvider,
-        request: Option<LlmRequest>,
-        in_flight: Option<InFlight>,
-        marks_dispatch: bool,
-    },
-    Calling(#[pin] Watched<BoxFuture, InFlight>),
+    Asking(Reply),
 }
 
 // ===== impl Providers =====
@@ -85,7 +49,7 @@ impl Providers {
 
     pub(super) fn new(names: ProviderNames, providers: impl Iterator<Item = Vec<Place>>) -> Self {
         let providers = providers.map(|places| {
-            let healths = places.iter().map(|place| Arc::clone(&place.health)).collect();
+            let healths = places.iter().map(|place| Arc::clone(place.health())).collect();
             Provider { places, healths }
         });
         Self { names, providers: providers.collect() }
@@ -107,16 +71,16 @@ impl Providers {
         self.names.provider_for(model)
     }
 
-    fn route(&self, request: &mut LlmRequest) -> Result<(&Place, Arc<str>), Error> {
+    fn route(&self, model: &mut ModelName) -> Result<(&Place, Arc<str>), Error> {
         if self.names.is_empty() {
             return Err(Error::new(ErrorKind::NoProvider));
         }
-        let Some((at, bare)) = self.names.route(&request.model) else {
-            return Err(Error::new(ErrorKind::ModelNotFound { model: request.model.clone() }));
+        let Some((at, bare)) = self.names.route(model) else {
+            return Err(Error::new(ErrorKind::ModelNotFound { model: model.clone() }));
         };
         let (provider, name) = (&self.providers[at], self.names.at(at));
-        if bare.len() != request.model.len() {
-            request.model = bare.into();
+        if bare.len() != model.len() {
+            *model = bare.into();
         }
         Ok((&provider.places[choose(&provider.healths)], name))
     }
@@ -135,25 +99,17 @@ impl Service<LlmRequest> for Providers {
     fn call(&mut self, mut request: LlmRequest) -> Self::Future {
         let (asked, progress) = (request.model.clone(), request.progress.clone());
         let decisions = request.decisions().clone();
-        let deadline = request.context.deadline().map(Instant::from_std);
-        let routed = self.route(&mut request).map(|(place, provider)| {
-            let model = match asked.split() {
-                Some(_) => asked.clone(),
-                None => ModelName::in_provider(&provider, &asked),
-            };
-            let state = State::Readying {
-                service: place.service.clone(),
-                request: Some(request),
-                in_flight: Some(InFlight::new(Arc::clone(&place.health))),
-                marks_dispatch: place.marks_dispatch,
-            };
-            (state, provider, model)
-        });
-        let (state, provider, model) = match routed {
-            Ok((state, provider, model)) => (state, Some(provider), model),
+        let (state, provider, model) = match self.route(&mut request.model) {
+            Ok((place, provider)) => {
+                let model = match asked.split() {
+                    Some(_) => asked,
+                    None => ModelName::in_provider(&provider, &asked),
+                };
+                (State::Asking(place.ask(request)), Some(provider), model)
+            }
             Err(error) => (State::Refused(Some(error)), None, asked),
         };
-        ResponseFuture { state, progress, decisions, provider, model, deadline, timer: None }
+        ResponseFuture { state, progress, decisions, provider, model }
     }
 }
 
@@ -170,67 +126,35 @@ impl Future for ResponseFuture {
     type Output = Result<LlmResponse, Error>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let mut this = self.project();
-        loop {
-            let next = match this.state.as_mut().project() {
-                StateProj::Refused(error) => {
-                    return Poll::Ready(Err(error.take().expect("polled after completion")));
-                }
-                StateProj::Readying { service, request, in_flight, marks_dispatch } => {
-                    let ready = match service.poll_ready(cx) {
-                        Poll::Ready(ready) => ready,
-                        Poll::Pending => ready!(poll_deadline(*this.deadline, this.timer, cx)),
-                    };
-                    if let Err(error) = ready {
-                        if let Some(in_flight) = in_flight.take() {
-                            in_flight.on_end(End::Failed(&error, &Summary::default()));
-                        }
-                        return Poll::Ready(Err(error));
-                    }
-                    let request = request.take().expect("taken only here, and the state changes");
-                    let in_flight = in_flight.take().expect("taken only here, and the state changes");
-                    if !*marks_dispatch {
-                        request.progress.mark_dispatched();
-                    }
-                    let watch = Watch::new(in_flight);
-                    State::Calling(watch.over(service.call(request)))
-                }
-                StateProj::Calling(future) => {
-                    return Poll::Ready(match ready!(future.poll(cx)) {
-                        Ok(mut answer) => {
-                            answer.provider = this.provider.take();
-                            answer.model = this.model.clone();
-                            answer.decisions = mem::take(this.decisions);
-                            Ok(answer)
-                        }
-                        Err(error) => {
-                            let sent = error.was_sent(this.progress);
-                            Err(error.with_dispatched(sent).with_decisions(this.decisions))
-                        }
-                    });
-                }
-            };
-            this.state.set(next);
-        }
+        let this = self.get_mut();
+        let reply = match &mut this.state {
+            State::Refused(error) => {
+                return Poll::Ready(Err(error.take().expect("polled after completion")));
+            }
+            State::Asking(reply) => reply,
+        };
+        Poll::Ready(match ready!(reply.as_mut().poll(cx)) {
+            Ok(mut answer) => {
+                answer.provider = this.provider.take();
+                answer.model = this.model.clone();
+                answer.decisions = mem::take(&mut this.decisions);
+                Ok(answer)
+            }
+            Err(error) if reply.is_called() => {
+                let sent = error.was_sent(&this.progress);
+                Err(error.with_dispatched(sent).with_decisions(&this.decisions))
+            }
+            Err(error) => Err(error),
+        })
     }
-}
-
-fn poll_deadline(
-    deadline: Option<Instant>,
-    timer: &mut Option<Pin<Box<Sleep>>>,
-    cx: &mut Context<'_>,
-) -> Poll<Result<(), Error>> {
-    let Some(deadline) = deadline else { return Poll::Pending };
-    let timer = timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
-    timer.as_mut().poll(cx).map(|()| Err(Error::new(ErrorKind::Timeout { phase: TimeoutPhase::Deadline })))
 }
 
 impl fmt::Debug for ResponseFuture {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let state = match self.state {
+        let state = match &self.state {
             State::Refused(_) => "Refused",
-            State::Readying { .. } => "Readying",
-            State::Calling(_) => "Calling",
+            State::Asking(reply) if reply.is_called() => "Calling",
+            State::Asking(_) => "Readying",
         };
         f.debug_struct("ResponseFuture")
             .field("state", &state)

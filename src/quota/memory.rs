@@ -1,5 +1,5 @@
 use super::{
-    amount::{Amount, Delta, Departments, WindowUsage},
+    amount::{Amount, Delta, Department, Departments, WindowUsage},
     calendar::{Day, Days, millis, system_time, unix_millis},
     lease::{
         Adjustment, Applied, Baseline, Decision, LeaseId, Reservation, Settlement, Standing, Verdict,
@@ -13,7 +13,7 @@ use std::{
     fmt,
     hash::{BuildHasherDefault, Hasher},
     mem,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockWriteGuard},
     time::Duration,
 };
 
@@ -116,40 +116,45 @@ impl QuotaStore for MemoryStore {
     fn reserve(&self, reservation: &Reservation) -> StoreFuture<Decision> {
         let now = self.shared.now();
         StoreFuture::ready(
-            self.shared.swept(&reservation.departments, now, |accounts| reserve(accounts, reservation, now)),
+            self.shared.locked(&reservation.departments, now, |held| reserve(held, reservation, now)),
         )
     }
 
     fn extend(&self, id: LeaseId, departments: &Departments, by: Duration) -> StoreFuture<bool> {
         let now = self.shared.now();
         let until = now.saturating_add(millis(by));
-        StoreFuture::ready(Ok(self.shared.swept(departments, now, |accounts| {
+        StoreFuture::ready(Ok(self.shared.locked(departments, now, |held| {
             let mut is_held = true;
-            for account in accounts {
+            held.each(&mut |_, account| {
+                account.sweep(now);
                 is_held &= account.extend(id, until);
-            }
+            });
             is_held
         })))
     }
 
     fn settle(&self, settlement: &Settlement) -> StoreFuture<Applied> {
         let now = self.shared.now();
-        StoreFuture::ready(Ok(self.shared.swept(&settlement.departments, now, |accounts| {
-            accounts.iter_mut().fold(Applied::Duplicate, |applied, account| {
-                applied.and(account.finish(settlement.id, settlement.amount))
-            })
+        StoreFuture::ready(Ok(self.shared.locked(&settlement.departments, now, |held| {
+            let mut applied = Applied::Duplicate;
+            held.each(&mut |_, account| {
+                account.sweep(now);
+                applied = applied.and(account.finish(settlement.id, settlement.amount));
+            });
+            applied
         })))
     }
 
     fn release(&self, id: LeaseId, departments: &Departments) -> StoreFuture<()> {
         let now = self.shared.now();
-        self.shared.swept(departments, now, |accounts| {
-            for account in accounts {
+        self.shared.locked(departments, now, |held| {
+            held.each(&mut |_, account| {
+                account.sweep(now);
                 if !account.leases.contains_key(&id) {
                     account.bury(id, now);
                 }
                 account.finish(id, Amount::ZERO);
-            }
+            });
         });
         StoreFuture::ready(Ok(()))
     }
@@ -205,28 +210,38 @@ impl QuotaStore for MemoryStore {
     }
 }
 
-fn reserve(
-    accounts: &mut [MutexGuard<'_, Account>],
-    reservation: &Reservation,
+fn reserve<'a>(
+    held: &mut Held<'a, '_>,
+    reservation: &'a Reservation,
     now: u64,
 ) -> Result<Decision, StoreError> {
-    let Reservation { id, departments, amount, on_expiry, lease, days, needs_seed } = reservation;
-    let Some(day) = days.at(now) else { return Err(StoreError::OffCalendar { now: system_time(now) }) };
-    let state = |account: &Account| account.leases.get(id).map(|lease| lease.state);
-    if accounts.iter().any(|account| matches!(state(account), Some(State::Expired | State::Ended))) {
+    let Reservation { id, amount, on_expiry, lease, days, needs_seed, .. } = reservation;
+    let day = days.at(now);
+    let mut verdict = day.map(|day| (day, Verdict::new(reservation, day, now)));
+    let (mut has_ended, mut unknown) = (false, Vec::new());
+    held.each(&mut |department, account| {
+        account.sweep(now);
+        let Some((day, verdict)) = &mut verdict else { return };
+        match account.leases.get(id).map(|lease| lease.state) {
+            Some(State::Expired | State::Ended) => has_ended = true,
+            Some(State::Reserved) => {}
+            None => {
+                let (in_day, in_month) = account.used(day);
+                verdict.consider(department, &in_day, &in_month);
+            }
+        }
+        if *needs_seed && !account.is_known {
+            unknown.push(Arc::clone(&department.id));
+        }
+    });
+    let Some((day, verdict)) = verdict else {
+        return Err(StoreError::OffCalendar { now: system_time(now) });
+    };
+    if has_ended {
         return Ok(Decision::Ended);
     }
-    if *needs_seed && accounts.iter().any(|account| !account.is_known) {
-        let unknown = departments.iter().zip(accounts).filter(|(_, account)| !account.is_known);
-        let departments = unknown.map(|(department, _)| Arc::clone(&department.id)).collect();
-        return Err(StoreError::Unseeded { departments, day: *day });
-    }
-    let mut verdict = Verdict::new(reservation, day, now);
-    for (department, account) in departments.iter().zip(&mut *accounts) {
-        if !account.leases.contains_key(id) {
-            let (in_day, in_month) = account.used(day);
-            verdict.consider(department, &in_day, &in_month);
-        }
+    if !unknown.is_empty() {
+        return Err(StoreError::Unseeded { departments: unknown, day: *day });
     }
     if verdict.fits() {
         let lease = Lease {
@@ -237,11 +252,40 @@ fn reserve(
             on_expiry: *on_expiry,
             expires_at: now.saturating_add(millis(*lease)),
         };
-        for account in accounts {
-            account.admit(*id, lease, day);
-        }
+        held.each(&mut |_, account| account.admit(*id, lease, day));
     }
     Ok(verdict.decision())
+}
+
+// ===== impl Held =====
+
+/// So many departments are locked one by one.
+const FEW: usize = 8;
+
+/// The accounts of some departments, all of them locked at once, and no list of them on the heap.
+enum Held<'d, 'a> {
+    One(&'d Department, MutexGuard<'a, Account>),
+    Few([Option<(&'d Department, MutexGuard<'a, Account>)>; FEW]),
+    /// Of many departments it is cheaper to lock everybody out, for as long as it takes to look them all up.
+    Many(&'d Departments, RwLockWriteGuard<'a, Accounts>),
+}
+
+impl<'d> Held<'d, '_> {
+    /// Shows all accounts to `f`, in the order of their departments.
+    fn each(&mut self, f: &mut dyn FnMut(&'d Department, &mut Account)) {
+        match self {
+            Held::One(department, account) => f(department, account),
+            Held::Few(all) => {
+                all.iter_mut().flatten().for_each(|(department, account)| f(department, account))
+            }
+            Held::Many(departments, accounts) => {
+                for department in departments.iter() {
+                    let account = accounts.by_department.get_mut(&department.id).expect("it was just opened");
+                    f(department, account.get_mut().unwrap_or_else(PoisonError::into_inner));
+                }
+            }
+        }
+    }
 }
 
 // ===== impl Shared =====
@@ -251,28 +295,35 @@ impl Shared {
         unix_millis(self.clock.now())
     }
 
-    /// Runs `work` on the accounts of these departments, all of them locked and swept.
-    fn swept<T>(
+    /// Runs `work` on the accounts of these departments, all of them locked.
+    fn locked<'d, T>(
         &self,
-        departments: &Departments,
+        departments: &'d Departments,
         now: u64,
-        work: impl FnOnce(&mut [MutexGuard<'_, Account>]) -> T,
+        work: impl FnOnce(&mut Held<'d, '_>) -> T,
     ) -> T {
+        if departments.len() > FEW {
+            let mut accounts = self.accounts.write().unwrap_or_else(PoisonError::into_inner);
+            accounts.open(departments.iter().map(|department| &department.id), now);
+            return work(&mut Held::Many(departments, accounts));
+        }
         loop {
             let accounts = self.accounts.read().unwrap_or_else(PoisonError::into_inner);
+            let find = |department: &'d Department| accounts.by_department.get(&department.id).map(lock);
             if let [department] = &departments[..] {
-                if let Some(account) = accounts.by_department.get(&department.id) {
-                    let mut account = lock(account);
-                    account.sweep(now);
-                    return work(&mut [account]);
+                if let Some(account) = find(department) {
+                    return work(&mut Held::One(department, account));
                 }
             } else {
                 // In the order of their ids: nobody waits for one that waits for him.
-                let mut found = Vec::with_capacity(departments.len());
-                found.extend(departments.iter().map_while(|it| accounts.by_department.get(&it.id)).map(lock));
-                if found.len() == departments.len() {
-                    found.iter_mut().for_each(|account| account.sweep(now));
-                    return work(&mut found);
+                let mut few = [const { None }; FEW];
+                let mut is_whole = true;
+                for (place, department) in few.iter_mut().zip(departments.iter()) {
+                    *place = find(department).map(|account| (department, account));
+                    is_whole &= place.is_some();
+                }
+                if is_whole {
+                    return work(&mut Held::Few(few));
                 }
             }
             drop(accounts);
@@ -293,21 +344,26 @@ impl Shared {
         }
     }
 
-    /// Opens accounts for those that have none.
     fn open<'a>(&self, departments: impl IntoIterator<Item = &'a Arc<str>>, now: u64) {
-        let mut accounts = self.accounts.write().unwrap_or_else(PoisonError::into_inner);
-        let Accounts { by_department, prune_at } = &mut *accounts;
-        if by_department.len() >= *prune_at {
-            by_department.retain(|_, account| {
+        self.accounts.write().unwrap_or_else(PoisonError::into_inner).open(departments, now);
+    }
+}
+
+impl Accounts {
+    /// Opens accounts for those that have none.
+    fn open<'a>(&mut self, departments: impl IntoIterator<Item = &'a Arc<str>>, now: u64) {
+        // Before any is opened: a new one looks as if it could be forgotten.
+        if self.by_department.len() >= self.prune_at {
+            self.by_department.retain(|_, account| {
                 let account = account.get_mut().unwrap_or_else(PoisonError::into_inner);
                 account.sweep(now);
                 !account.leases.is_empty() || now < account.idle_from
             });
-            *prune_at = (by_department.len() * 2).max(PRUNE_AT_LEAST);
+            self.prune_at = (self.by_department.len() * 2).max(PRUNE_AT_LEAST);
         }
         for department in departments {
-            if !by_department.contains_key(department) {
-                by_department.insert(Arc::clone(department), Mutex::default());
+            if !self.by_department.contains_key(department) {
+                self.by_department.insert(Arc::clone(department), Mutex::default());
             }
         }
     }

@@ -178,11 +178,13 @@ impl Plan {
     fn update(&mut self, shared: &Shared) -> bool {
         let answer = self.output.saturating_mul(self.choices);
         let tokens = self.prompt.saturating_add(answer);
-        let (cost, of_prompt) = (self.cost(self.prompt, answer), self.cost(self.prompt, 0));
-        let money = |cost: &Option<NanoUsd>| cost.unwrap_or(NanoUsd::ZERO);
-        self.amount = Amount::new(1, tokens, money(&cost)).clamped();
+        let cost = self.cost(self.prompt, answer);
+        self.amount = Amount::new(1, tokens, cost.unwrap_or(NanoUsd::ZERO)).clamped();
         self.on_expiry = match shared.on_expiry {
-            OnExpiry::ChargePrompt => Amount::new(1, self.prompt, money(&of_prompt)).clamped(),
+            OnExpiry::ChargePrompt => {
+                let cost = self.cost(self.prompt, 0).unwrap_or(NanoUsd::ZERO);
+                Amount::new(1, self.prompt, cost).clamped()
+            }
             OnExpiry::ChargeAll => self.amount,
             OnExpiry::Release => Amount::ZERO,
         };
@@ -275,19 +277,23 @@ impl Default for Asked {
 
 fn asked(body: &ChatBody) -> Result<Asked, Error> {
     let mut asked = Asked::default();
-    for (name, value) in body.members().filter(|(_, value)| *value != b"null") {
+    for (name, value) in body.raw_members() {
+        let is_number = matches!(name, b"n" | b"max_tokens" | b"max_completion_tokens");
+        if !is_number && name != b"service_tier" || value == b"null" {
+            continue;
+        }
         let number = || {
             let number = std::str::from_utf8(value).ok().and_then(|text| text.parse::<u64>().ok());
-            number.ok_or_else(|| Error::invalid(name, InvalidReason::Mistyped { expected: "a whole number" }))
+            let reason = InvalidReason::Mistyped { expected: "a whole number" };
+            number.ok_or_else(|| Error::invalid(&*String::from_utf8_lossy(name), reason))
         };
         match name {
-            "n" => asked.choices = number()?.max(1),
-            "max_tokens" | "max_completion_tokens" => asked.output = asked.output.max(Some(number()?)),
-            "service_tier" => {
+            b"n" => asked.choices = number()?.max(1),
+            b"service_tier" => {
                 let named = json::string(value).and_then(|name| ServiceTier::from_name(&name));
                 asked.tier = named.unwrap_or(ServiceTier::Standard);
             }
-            _ => {}
+            _ => asked.output = asked.output.max(Some(number()?)),
         }
     }
     Ok(asked)

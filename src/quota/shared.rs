@@ -15,7 +15,7 @@ use crate::{
     clock::Clock,
     policies::AllowList,
     policies::Policies,
-    price::{NanoUsd, Price, Prices},
+    price::{NanoUsd, Prices},
     store::Breaker,
 };
 use arc_swap::ArcSwapOption;
@@ -366,9 +366,8 @@ impl Shared {
 
     /// What a call cost, if there is a price.
     pub(super) fn cost(&self, model: &str, usage: &TokenUsage) -> Option<NanoUsd> {
-        let cost = |price: &Price| price.cost(usage).ok();
-        self.prices.price(model).and_then(|price| cost(&price)).or_else(|| match &self.unpriced {
-            Unpriced::Assume(price) => cost(price),
+        self.prices.amount(model, usage).or_else(|| match &self.unpriced {
+            Unpriced::Assume(price) => price.cost(usage).ok(),
             Unpriced::Reject | Unpriced::Free => None,
         })
     }

@@ -11,7 +11,8 @@ pub struct MemorySink(Arc<Mutex<Events>>);
 
 #[derive(Debug)]
 struct Events {
-    kept: Vec<UsageEvent>,
+    #[expect(clippy::vec_box, reason = "kept as they came: nobody's call waits until they are moved")]
+    kept: Vec<Box<UsageEvent>>,
     /// Events that are to come.
     admitted: usize,
     capacity: usize,
@@ -29,7 +30,8 @@ impl MemorySink {
 
     /// Takes all events out.
     pub fn take(&self) -> Vec<UsageEvent> {
-        std::mem::take(&mut self.lock().kept)
+        let kept = std::mem::take(&mut self.lock().kept);
+        kept.into_iter().map(|event| *event).collect()
     }
 
     /// How many events are to come: calls that have not ended.
@@ -40,18 +42,18 @@ impl MemorySink {
     /// Adds up the events that are kept, each once. `None` if the cost is more than
     /// [`NanoUsd::MAX`](crate::price::NanoUsd::MAX).
     pub fn totals(&self, query: &UsageQuery) -> Option<UsageTotals> {
-        query::totals(&self.lock().kept, query)
+        query::totals(self.lock().kept.iter().map(|event| &**event), query)
     }
 
     /// As [`totals`](Self::totals), for each group; in the order of their keys.
     pub fn totals_by(&self, query: &UsageQuery, groups: &[GroupBy]) -> Option<Vec<UsageGroup>> {
-        query::totals_by(&self.lock().kept, query, groups)
+        query::totals_by(self.lock().kept.iter().map(|event| &**event), query, groups)
     }
 
     /// Adds up the events that are kept, each in full for every department that it is charged to; in the order of
     /// departments, then keys.
     pub fn department_sums(&self, query: &UsageQuery, groups: &[GroupBy]) -> Option<Vec<DepartmentSums>> {
-        query::department_sums(&self.lock().kept, query, groups)
+        query::department_sums(self.lock().kept.iter().map(|event| &**event), query, groups)
     }
 
     fn lock(&self) -> MutexGuard<'_, Events> {
@@ -75,7 +77,7 @@ impl MemoryPlace {
         let Some(sink) = self.0.take() else { return };
         let mut events = sink.lock();
         events.admitted -= 1;
-        events.kept.push(*event);
+        events.kept.push(event);
         drop(events);
         if let Some(done) = done {
             // Who does not wait for it need not be told.

@@ -5,7 +5,7 @@ use super::{
     spent::{Spent, estimate, was_sent},
 };
 use crate::{
-    CacheStatus, Error, ErrorKind, LlmRequest, LlmResponse, Progress, TokenUsage,
+    CacheStatus, Error, ErrorKind, LlmRequest, LlmResponse, ModelName, Progress, RequestContext, TokenUsage,
     body::{End, Observe},
     price::Cost,
 };
@@ -14,7 +14,7 @@ use std::{
     future::poll_fn,
     sync::{Arc, Mutex, PoisonError},
     task::Poll,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 use tokio::time::Instant;
 
@@ -31,9 +31,8 @@ pub(super) struct Recorder {
     slot: Slot,
     settings: Arc<Settings>,
     committed: Option<Committed>,
+    started: Instant,
     call: Call,
-    /// Made at the beginning, and handed on as it is: it is not moved on the request's path.
-    event: Box<UsageEvent>,
 }
 
 /// By what whoever hands the answer out learns that its record is safe.
@@ -41,10 +40,25 @@ pub(super) struct Recorder {
 pub(super) struct Committed(Arc<Mutex<Option<Ticket>>>);
 
 /// What is known of a call before its end.
-struct Call {
+enum Call {
+    Sure {
+        input_bytes: usize,
+        progress: Progress,
+        /// Made at the beginning, and handed on as it is: it is not moved on the request's path.
+        event: Box<UsageEvent>,
+    },
+    /// Recorded only if it is found to be a hit, as most are not.
+    Maybe(Asked, CacheStatus),
+}
+
+struct Asked {
+    context: RequestContext,
+    requested: ModelName,
+    model: ModelName,
+    provider: Option<Arc<str>>,
+    attempt: u16,
+    streamed: bool,
     input_bytes: usize,
-    progress: Progress,
-    started: Instant,
 }
 
 /// How a call ended, in the terms of its record.
@@ -79,59 +93,68 @@ impl Recorder {
         committed: Option<Committed>,
         request: &LlmRequest,
     ) -> Self {
-        let began_at = settings.clock.now();
-        let event = Box::new(UsageEvent {
-            id: EventId::mint(began_at),
-            // Until there is a latency to add.
-            ended_at: began_at,
+        let asked = Asked {
             context: request.context.clone(),
             requested: request.requested.clone(),
             model: request.model.clone(),
-            answered: None,
             provider: None,
             attempt: request.attempt,
             streamed: request.body.is_streaming(),
-            usage: TokenUsage::default(),
-            cost: Cost::unpriced(),
-            saved: None,
-            latency: Duration::ZERO,
-            first_content: None,
-            outcome: Outcome::Aborted,
-            cache: CacheStatus::default(),
-        });
-        let call = Call {
             input_bytes: request.body.input_bytes(),
-            progress: request.progress.clone(),
-            started: Instant::now(),
         };
-        Self { slot, settings: Arc::clone(settings), committed, call, event }
+        let call = match settings.which {
+            Which::Calls => Call::Sure {
+                input_bytes: asked.input_bytes,
+                progress: request.progress.clone(),
+                event: asked.event(settings.clock.now()),
+            },
+            Which::Hits => Call::Maybe(asked, CacheStatus::default()),
+        };
+        Self { slot, settings: Arc::clone(settings), committed, started: Instant::now(), call }
     }
 }
 
 impl Observe for Recorder {
     fn on_head(&mut self, head: &LlmResponse) {
-        if head.provider.is_some() {
+        let (model, provider, cache) = match &mut self.call {
+            Call::Sure { event, .. } => (&mut event.model, &mut event.provider, &mut event.cache),
+            Call::Maybe(asked, cache) => (&mut asked.model, &mut asked.provider, cache),
+        };
+        *cache = head.cache;
+        let is_recorded = self.settings.which == Which::Calls || cache.is_hit();
+        if head.provider.is_some() && is_recorded {
             // Canonical, and of the model that answered, wherever this layer stands.
-            self.event.model.clone_from(&head.model);
-            self.event.provider.clone_from(&head.provider);
+            model.clone_from(&head.model);
+            provider.clone_from(&head.provider);
         }
-        self.event.cache = head.cache;
     }
 
     fn on_end(self, end: End<'_>) {
-        let Self { slot, settings, committed, call, mut event } = self;
-        let is_hit = event.cache.is_hit();
-        // What did not reach a provider used nothing up.
-        let counts = is_hit || (settings.which == Which::Calls && was_sent(&end, &call.progress));
-        if !counts {
-            return;
-        }
-        event.latency = call.started.elapsed();
-        event.ended_at = event.ended_at.checked_add(event.latency).unwrap_or(event.ended_at);
-        let ended = call.ended(&end, event.latency);
+        let Self { slot, settings, committed, started, call } = self;
+        let (mut event, latency, input_bytes) = match call {
+            // What did not reach a provider used nothing up.
+            Call::Sure { progress, event, .. } if !event.cache.is_hit() && !was_sent(&end, &progress) => {
+                return;
+            }
+            Call::Sure { mut event, input_bytes, .. } => {
+                let latency = started.elapsed();
+                event.ended_at = event.ended_at.checked_add(latency).unwrap_or(event.ended_at);
+                (event, latency, input_bytes)
+            }
+            Call::Maybe(_, cache) if !cache.is_hit() => return,
+            Call::Maybe(asked, cache) => {
+                let input_bytes = asked.input_bytes;
+                let (ended_at, latency) = (settings.clock.now(), started.elapsed());
+                let mut event = asked.event(ended_at.checked_sub(latency).unwrap_or(ended_at));
+                (event.ended_at, event.cache) = (ended_at, cache);
+                (event, latency, input_bytes)
+            }
+        };
+        event.latency = latency;
+        let ended = ended(&end, started, latency, input_bytes);
         (event.answered, event.first_content) = (ended.answered, ended.first_content);
         let cost = settings.prices.cost(&event.model, &ended.usage);
-        match is_hit {
+        match event.cache.is_hit() {
             false => (event.usage, event.cost) = (ended.usage, cost),
             true => {
                 (event.usage, event.cost) = (TokenUsage::new(0, 0), Cost::nothing());
@@ -150,35 +173,56 @@ impl Observe for Recorder {
     }
 }
 
-impl Call {
-    fn ended(&self, end: &End<'_>, latency: Duration) -> Ended {
-        let spent = Spent::at(end);
-        let usage = spent.filled(estimate(self.input_bytes as u64), estimate(spent.text_bytes));
-        let said = |has_content| if has_content { Outcome::Ok } else { Outcome::Empty };
-        let (outcome, summary) = match end {
-            End::Whole(completion) => {
-                return Ended {
-                    outcome: said(completion.has_content()),
-                    usage,
-                    answered: completion.model().map(Into::into),
-                    first_content: completion.has_content().then_some(latency),
-                };
-            }
-            End::StreamEnded(summary) => (said(summary.has_content), summary),
-            End::Failed(_, summary) => (Outcome::Error, summary),
-            End::Abandoned(summary) => (Outcome::Aborted, summary),
-        };
-        let first_content =
-            summary.first_content_at.map(|at| Instant::from_std(at).saturating_duration_since(self.started));
-        Ended { outcome, usage, answered: summary.model.clone(), first_content }
+impl Asked {
+    /// An event of which nothing more is known than when it began.
+    fn event(self, began_at: SystemTime) -> Box<UsageEvent> {
+        let Self { context, requested, model, provider, attempt, streamed, .. } = self;
+        Box::new(UsageEvent {
+            id: EventId::mint(began_at),
+            // Until there is a latency to add.
+            ended_at: began_at,
+            context,
+            requested,
+            model,
+            answered: None,
+            provider,
+            attempt,
+            streamed,
+            usage: TokenUsage::default(),
+            cost: Cost::unpriced(),
+            saved: None,
+            latency: Duration::ZERO,
+            first_content: None,
+            outcome: Outcome::Aborted,
+            cache: CacheStatus::default(),
+        })
     }
+}
+
+fn ended(end: &End<'_>, started: Instant, latency: Duration, input_bytes: usize) -> Ended {
+    let spent = Spent::at(end);
+    let usage = spent.filled(estimate(input_bytes as u64), estimate(spent.text_bytes));
+    let said = |has_content| if has_content { Outcome::Ok } else { Outcome::Empty };
+    let (outcome, summary) = match end {
+        End::Whole(completion) => {
+            return Ended {
+                outcome: said(completion.has_content()),
+                usage,
+                answered: completion.model().map(Into::into),
+                first_content: completion.has_content().then_some(latency),
+            };
+        }
+        End::StreamEnded(summary) => (said(summary.has_content), summary),
+        End::Failed(_, summary) => (Outcome::Error, summary),
+        End::Abandoned(summary) => (Outcome::Aborted, summary),
+    };
+    let first_content =
+        summary.first_content_at.map(|at| Instant::from_std(at).saturating_duration_since(started));
+    Ended { outcome, usage, answered: summary.model.clone(), first_content }
 }
 
 impl fmt::Debug for Recorder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Recorder")
-            .field("id", &self.event.id)
-            .field("which", &self.settings.which)
-            .finish_non_exhaustive()
+        f.debug_struct("Recorder").field("which", &self.settings.which).finish_non_exhaustive()
     }
 }

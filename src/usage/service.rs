@@ -1,6 +1,6 @@
 use super::{
     layer::Settings,
-    recorder::{Committed, Recorder},
+    recorder::{Committed, Recorder, Which},
     sink::UsageSink,
 };
 use crate::{
@@ -77,8 +77,10 @@ where
             Ok(slot) => slot,
             Err(error) => return ResponseFuture { state: State::Refused(Some(error)), durable: None },
         };
-        // The same request may be sent twice, by a retry or a hedge above: each call has its own.
-        request.progress = request.progress.child();
+        if self.settings.which == Which::Calls {
+            // The same request may be sent twice, by a retry or a hedge above: each call has its own.
+            request.progress = request.progress.child();
+        }
         let durable = self.settings.durable_within.map(|limit| (Committed::default(), limit));
         let committed = durable.as_ref().map(|(committed, _)| committed.clone());
         let watch = Watch::new(Recorder::start(&self.settings, slot, committed, &request));

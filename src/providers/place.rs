@@ -1,0 +1,152 @@
+//! One deployment of whatever type, asked by one box: of a service's clone, the request and the call together.
+
+use super::balance::{Health, InFlight};
+use crate::{
+    End, Error, ErrorKind, LlmRequest, LlmResponse, Observe, TimeoutPhase,
+    body::{Summary, Watch, Watched},
+};
+use pin_project::pin_project;
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+use tokio::time::{Instant, Sleep};
+use tower_service::Service;
+
+/// A deployment, with how it has been doing. Clones share that.
+#[derive(Clone)]
+pub(crate) struct Place(Arc<dyn Dispatch>);
+
+/// A deployment of this type.
+struct Of<S> {
+    service: S,
+    health: Arc<Health>,
+    marks_dispatch: bool,
+}
+
+trait Dispatch: Send + Sync {
+    fn health(&self) -> &Arc<Health>;
+
+    fn ask(&self, request: LlmRequest) -> Reply;
+}
+
+pub(super) type Reply = Pin<Box<dyn Replying + Send>>;
+
+pub(super) trait Replying: Future<Output = Result<LlmResponse, Error>> {
+    /// Whether the service was called: an error before that is of waiting for it.
+    fn is_called(&self) -> bool;
+}
+
+#[pin_project]
+struct Ask<S: Service<LlmRequest>> {
+    #[pin]
+    state: State<S>,
+    /// Until when the caller waits for a deployment to be ready; from then on its own time limits hold.
+    deadline: Option<Instant>,
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+#[pin_project(project = StateProj)]
+#[allow(clippy::large_enum_variant, reason = "it is in a box, and becomes the other one")]
+enum State<S: Service<LlmRequest>> {
+    Readying { service: S, rest: Option<(LlmRequest, InFlight)>, marks_dispatch: bool },
+    Calling(#[pin] Watched<S::Future, InFlight>),
+}
+
+impl Place {
+    pub(super) fn new<S>(service: S, health: Arc<Health>, marks_dispatch: bool) -> Self
+    where
+        S: Service<LlmRequest, Response = LlmResponse, Error: Into<Error>, Future: Send>
+            + Clone
+            + Send
+            + Sync
+            + 'static,
+    {
+        Self(Arc::new(Of { service, health, marks_dispatch }))
+    }
+
+    pub(crate) fn health(&self) -> &Arc<Health> {
+        self.0.health()
+    }
+
+    /// Waits until the service is ready, then calls it.
+    pub(super) fn ask(&self, request: LlmRequest) -> Reply {
+        self.0.ask(request)
+    }
+}
+
+impl<S> Dispatch for Of<S>
+where
+    S: Service<LlmRequest, Response = LlmResponse, Error: Into<Error>, Future: Send>
+        + Clone
+        + Send
+        + Sync
+        + 'static,
+{
+    fn health(&self) -> &Arc<Health> {
+        &self.health
+    }
+
+    fn ask(&self, request: LlmRequest) -> Reply {
+        let deadline = request.context.deadline().map(Instant::from_std);
+        let state = State::Readying {
+            service: self.service.clone(),
+            rest: Some((request, InFlight::new(Arc::clone(&self.health)))),
+            marks_dispatch: self.marks_dispatch,
+        };
+        Box::pin(Ask { state, deadline, timer: None })
+    }
+}
+
+impl<S> Replying for Ask<S>
+where
+    S: Service<LlmRequest, Response = LlmResponse, Error: Into<Error>>,
+{
+    fn is_called(&self) -> bool {
+        matches!(self.state, State::Calling(_))
+    }
+}
+
+impl<S> Future for Ask<S>
+where
+    S: Service<LlmRequest, Response = LlmResponse, Error: Into<Error>>,
+{
+    type Output = Result<LlmResponse, Error>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut this = self.project();
+        loop {
+            let next = match this.state.as_mut().project() {
+                StateProj::Readying { service, rest, marks_dispatch } => {
+                    let ready = match service.poll_ready(cx) {
+                        Poll::Ready(ready) => ready.map_err(Into::into),
+                        Poll::Pending => ready!(poll_deadline(*this.deadline, this.timer, cx)),
+                    };
+                    let (request, in_flight) = rest.take().expect("taken only here, and the state changes");
+                    if let Err(error) = ready {
+                        in_flight.on_end(End::Failed(&error, &Summary::default()));
+                        return Poll::Ready(Err(error));
+                    }
+                    if !*marks_dispatch {
+                        request.progress.mark_dispatched();
+                    }
+                    let watch = Watch::new(in_flight);
+                    State::Calling(watch.over(service.call(request)))
+                }
+                StateProj::Calling(future) => return future.poll(cx),
+            };
+            this.state.set(next);
+        }
+    }
+}
+
+fn poll_deadline(
+    deadline: Option<Instant>,
+    timer: &mut Option<Pin<Box<Sleep>>>,
+    cx: &mut Context<'_>,
+) -> Poll<Result<(), Error>> {
+    let Some(deadline) = deadline else { return Poll::Pending };
+    let timer = timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
+    timer.as_mut().poll(cx).map(|()| Err(Error::new(ErrorKind::Timeout { phase: TimeoutPhase::Deadline })))
+}

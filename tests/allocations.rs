@@ -1,0 +1,127 @@
+//! How often a call through the whole stack asks the allocator for memory: bounds that only ever go down.
+
+#[allow(dead_code, unreachable_pub, reason = "shared with the bench of the stack")]
+#[path = "../benches/stack/preset.rs"]
+mod preset;
+
+use allocation_counter::AllocationInfo;
+use futures_util::FutureExt;
+use llm_layers::{
+    CallId, LlmRequest,
+    clock::{Clock, SystemClock},
+    price::NanoUsd,
+    quota::{
+        Amount, Calendar, Decision, Department, Departments, Limits, MemoryStore, QuotaStore, Reservation,
+        Settlement,
+    },
+};
+use preset::{CHUNKS, Leaf, Parts, Stack, preset, request, run};
+use std::time::Duration;
+use tower::Service;
+
+/// The usual of many runs: now and then a table doubles, or a cache tidies up.
+fn usual<T>(mut make: impl FnMut() -> T, mut run: impl FnMut(T)) -> AllocationInfo {
+    for _ in 0..200 {
+        run(make());
+    }
+    let runs = (0..101).map(|_| {
+        let made = make();
+        allocation_counter::measure(|| run(made))
+    });
+    let mut runs: Vec<_> = runs.collect();
+    runs.sort_by_key(|info| info.count_total);
+    runs[runs.len() / 2]
+}
+
+fn fresh(bytes: usize, streaming: bool) -> impl FnMut() -> LlmRequest {
+    let mut salt = 0;
+    move || {
+        salt += 1;
+        request(bytes, salt, streaming)
+    }
+}
+
+fn misses(bytes: usize, streaming: bool) -> AllocationInfo {
+    let mut stack = preset(Leaf::new(), Parts::in_memory(false));
+    usual(fresh(bytes, streaming), |request| run(&mut stack, request))
+}
+
+fn hits(bytes: usize, streaming: bool) -> AllocationInfo {
+    let mut stack = preset(Leaf::new(), Parts::in_memory(false));
+    usual(|| request(bytes, 0, streaming), |request| run(&mut stack, request))
+}
+
+fn of_the_leaf(streaming: bool) -> u64 {
+    let mut leaf = Stack::new(Leaf::new());
+    // Boxed for itself, as the stack is boxed for itself.
+    usual(fresh(200, streaming), |request| run(&mut leaf, request)).count_total - 1
+}
+
+#[test]
+fn a_miss_allocates_at_most_16_times_whatever_the_prompts_size() {
+    let (small, large) = (misses(200, false), misses(100_000, false));
+    assert!(small.count_total <= 16, "{} allocations", small.count_total);
+    assert_eq!(small.count_total, large.count_total);
+    assert!(
+        large.bytes_total.abs_diff(small.bytes_total) < 256,
+        "{} B, {} B",
+        large.bytes_total,
+        small.bytes_total
+    );
+}
+
+#[test]
+fn a_coalesced_miss_allocates_at_most_3_times_more() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    let count = |coalescing: bool| {
+        let mut stack = preset(Leaf::new(), Parts::in_memory(coalescing));
+        let call = |request| {
+            let answer = runtime.block_on(stack.call(request)).unwrap();
+            preset::read(answer);
+        };
+        usual(fresh(200, false), call).count_total
+    };
+    let (alone, shared) = (count(false), count(true));
+    assert!(shared <= alone + 3, "{alone} allocations alone, {shared} shared");
+}
+
+#[test]
+fn a_hit_allocates_at_most_6_times_whatever_the_prompts_size() {
+    let (small, large) = (hits(200, false), hits(100_000, false));
+    assert!(small.count_total <= 6, "{} allocations", small.count_total);
+    assert_eq!((small.count_total, small.bytes_total), (large.count_total, large.bytes_total));
+}
+
+#[test]
+fn a_stream_allocates_at_most_32_times_for_head_and_end_and_never_for_a_chunk() {
+    let (miss, leaf) = (misses(200, true).count_total, of_the_leaf(true));
+    assert!(miss <= 32, "{miss} allocations");
+    // What the leaf needs for its stream is in it; far fewer than chunks are left.
+    assert!(miss - leaf < CHUNKS as u64, "{miss} allocations, {leaf} of the leaf");
+    assert_eq!(miss, misses(100_000, true).count_total);
+    assert!(hits(200, true).count_total <= 16);
+}
+
+#[test]
+fn quotas_in_memory_allocate_nothing_however_many_departments_a_call_has() {
+    let limits = Limits::new().with_day_tokens(1 << 60).with_month_cost(NanoUsd::new(1 << 60));
+    for count in [1, 2, 8, 9, 64] {
+        let store = MemoryStore::new();
+        let names = (0..count).map(|n| Department::new(format!("department {n}"), limits));
+        let departments: Departments = names.collect();
+        let amount = Amount::new(1, 500, NanoUsd::new(500));
+        let days = Calendar::utc().days_around(SystemClock.now());
+        let pair = usual(
+            || CallId::mint(SystemClock.now()),
+            |id| {
+                let lease = Duration::from_secs(60);
+                let reservation = Reservation::new(id, departments.clone(), amount, lease, days.clone());
+                let decision = store.reserve(&reservation).now_or_never().unwrap().unwrap();
+                assert!(matches!(decision, Decision::Granted(_)));
+                let settlement = Settlement::new(id, departments.clone(), amount);
+                store.settle(&settlement).now_or_never().unwrap().unwrap();
+            },
+        );
+        assert_eq!(pair.count_total, 0, "{count} departments");
+    }
+}
