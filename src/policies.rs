@@ -25,6 +25,7 @@ pub use crate::quota::sqlite::{BadPolicies, BadPolicy, SqlitePolicies};
 
 use crate::{BoxError, alias::Glob, price::NanoUsd, quota::Limits};
 use arc_swap::{ArcSwap, Guard};
+use foldhash::fast::RandomState;
 use serde::{Deserialize, Deserializer, de::Error as _};
 use std::{
     collections::{HashMap, HashSet},
@@ -41,7 +42,7 @@ pub struct Policies(Arc<ArcSwap<PolicyTable>>);
 /// The policies of all departments, at one moment.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PolicyTable {
-    departments: HashMap<Arc<str>, DepartmentPolicy>,
+    departments: HashMap<Arc<str>, DepartmentPolicy, RandomState>,
     otherwise: DepartmentPolicy,
 }
 
@@ -61,7 +62,7 @@ pub struct DepartmentPolicy {
 /// Models by their canonical names, `provider/model`, or by patterns in which `*` stands for any text.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct AllowList {
-    names: HashSet<Box<str>>,
+    names: HashSet<Box<str>, RandomState>,
     globs: Vec<Glob>,
 }
 
@@ -148,7 +149,7 @@ impl From<PolicyTable> for Policies {
 impl PolicyTable {
     /// Only a policy for departments without an entry.
     pub fn new(otherwise: DepartmentPolicy) -> Self {
-        Self { departments: HashMap::new(), otherwise }
+        Self { departments: HashMap::default(), otherwise }
     }
 
     /// Sets the policy of a department.

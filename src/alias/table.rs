@@ -20,7 +20,8 @@ pub struct AliasTable {
 
 #[derive(Debug, Clone, Default)]
 pub(super) struct Entries {
-    pub(super) exact: HashMap<Arc<str>, Target>,
+    /// Nobody outside chooses what is in it: what is won by a hash that no one can collide is lost on every call.
+    pub(super) exact: HashMap<Arc<str>, Target, foldhash::fast::RandomState>,
     /// The narrowest first.
     pub(super) globs: Vec<(Glob, Target)>,
 }

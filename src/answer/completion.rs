@@ -15,7 +15,8 @@ pub struct Completion(Arc<Whole>);
 /// Apart, because every layer that an answer goes through moves it.
 struct Whole {
     data: Bytes,
-    facts: Facts,
+    /// Shared with copies whose bytes are their own.
+    facts: Arc<Facts>,
 }
 
 impl Completion {
@@ -26,7 +27,7 @@ impl Completion {
     /// What is not one JSON object, or has choices that are no array of objects.
     pub fn parse(data: impl Into<Bytes>) -> Result<Self, serde_json::Error> {
         let data = data.into();
-        Ok(Self(Arc::new(Whole { facts: Facts::read(&data)?, data })))
+        Ok(Self(Arc::new(Whole { facts: Arc::new(Facts::read(&data)?), data })))
     }
 
     /// An answer of one text, for tests and leaves of your own.
@@ -93,7 +94,7 @@ impl Completion {
     /// With bytes of its own: what a provider sends may be a part of a larger buffer.
     pub(crate) fn detached(&self) -> Self {
         let Whole { data, facts } = &*self.0;
-        Self(Arc::new(Whole { data: Bytes::copy_from_slice(data), facts: facts.clone() }))
+        Self(Arc::new(Whole { data: Bytes::copy_from_slice(data), facts: Arc::clone(facts) }))
     }
 
     pub(crate) fn facts(&self) -> &Facts {
