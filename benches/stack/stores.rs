@@ -79,7 +79,7 @@ fn in_redis(directory: &Path) {
         let redis = Redis::new(&server.url(), RedisOptions::default()).expect("an address");
         let events = RedisStream::new(&redis, RedisStreamOptions::default());
         let (usage, _usage) =
-            Outbox::start(&directory.join("outbox"), Durability::Kill, events, OutboxOptions::default())
+            Outbox::start(directory.join("outbox"), Durability::Kill, events, OutboxOptions::default())
                 .expect("an outbox");
         let secret = llm_layers::cache::CacheSecret::new([7; 32]);
         let far = SealedStore::new(RedisBytes::new(&redis, "bench"), secret);
