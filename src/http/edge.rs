@@ -176,8 +176,12 @@ impl FillIn {
         edits.apply(completion.data())
     }
 
-    /// The JSON of the next chunk.
+    /// The JSON of the next chunk; nothing for the terminal one.
     pub fn chunk(&mut self, chunk: &StreamChunk) -> Bytes {
+        // It has no JSON.
+        if chunk.is_final() {
+            return chunk.data().clone();
+        }
         let facts = chunk.facts();
         let lacks = facts.lacks;
         let envelope = lacks.id || lacks.object || lacks.created || lacks.model || lacks.choices;

@@ -1,0 +1,3 @@
+//! What fuzzing looks for: see `laws`.
+
+pub mod laws;
