@@ -12,3 +12,5 @@ mod requests;
 mod server;
 #[path = "openai/streams.rs"]
 mod streams;
+#[path = "openai/tls.rs"]
+mod tls;

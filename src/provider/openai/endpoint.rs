@@ -38,6 +38,8 @@ pub enum ConfigError {
         /// Its name, if that is one.
         name: Option<HeaderName>,
     },
+    /// There is no certificate in it, or one that cannot be read.
+    Certificate,
 }
 
 impl Endpoint {
@@ -117,6 +119,7 @@ impl fmt::Display for ConfigError {
             Self::BaseUrl { reason } => write!(f, "the base URL cannot be used: {reason}"),
             Self::ApiKey => f.write_str("the API key is empty or cannot be sent in a header"),
             Self::Header { name: Some(name) } => write!(f, "the value of the header {name} cannot be sent"),
+            Self::Certificate => f.write_str("there is no certificate, or one that cannot be read"),
             Self::Header { name: None } => f.write_str("a header's name is not one"),
         }
     }

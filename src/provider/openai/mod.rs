@@ -49,7 +49,7 @@ mod stream;
 mod wire;
 
 #[cfg(feature = "hyper-client")]
-pub use self::hyper::{HyperClient, hyper_client};
+pub use self::hyper::{HyperClient, hyper_client, hyper_client_trusting};
 #[cfg(feature = "reqwest")]
 pub use self::reqwest::{ReqwestClient, ReqwestFuture};
 pub use self::{endpoint::ConfigError, future::ResponseFuture, service::OpenAiCompatible};

@@ -1,7 +1,10 @@
 #[path = "../../../tests/support/redis.rs"]
 mod server;
+#[path = "../../../tests/support/tls.rs"]
+mod tls;
 
 use self::server::{Mode, Proxy, RedisCluster, RedisServer, free_port};
+use self::tls::Authority;
 use super::*;
 use tokio::time::Instant;
 
@@ -297,13 +300,21 @@ async fn not_held_up(redis: &Redis, key: &str) {
 
 #[tokio::test]
 async fn over_tls_only_a_server_that_is_known_is_spoken_to() {
-    let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/tls");
     let name = "over_tls_only_a_server_that_is_known_is_spoken_to";
     if !server::is_installed(name) {
         return;
     }
     let port = free_port();
-    let (certificate, key) = (format!("{directory}/server.pem"), format!("{directory}/server.key"));
+    let authority = Authority::new();
+    let signed = authority.sign(&["127.0.0.1"]);
+    let directory = std::env::temp_dir().join(format!("llm-layers-tls-{}", std::process::id()));
+    std::fs::create_dir_all(&directory).unwrap();
+    let file = |name: &str, text: &str| {
+        let path = directory.join(name);
+        std::fs::write(&path, text).unwrap();
+        path.display().to_string()
+    };
+    let (certificate, key) = (file("server.pem", &signed.pem), file("server.key", &signed.key));
     let number = port.to_string();
     let server = RedisServer::with_options(&[
         "--tls-port",
@@ -316,8 +327,8 @@ async fn over_tls_only_a_server_that_is_known_is_spoken_to() {
         "no",
     ]);
     let url = format!("rediss://127.0.0.1:{port}");
-    let root = std::fs::read(format!("{directory}/ca.pem")).unwrap();
-    let trusting = options().with_root_certificate(root);
+    std::fs::remove_dir_all(&directory).unwrap();
+    let trusting = options().with_root_certificate(authority.pem().as_bytes());
     let known = Redis::new(&url, trusting.clone()).unwrap();
     assert_eq!(add(&known, "n").await.unwrap(), 1);
     known.ping().await.unwrap();
