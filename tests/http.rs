@@ -200,6 +200,33 @@ async fn a_body_over_the_limit_is_413_with_or_without_a_length() {
     assert!(extract(request).await.is_ok());
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_body_that_is_announced_too_large_is_refused_though_it_does_not_come() {
+    struct Announced(u64);
+    impl http_body::Body for Announced {
+        type Data = Bytes;
+        type Error = Error;
+
+        fn poll_frame(
+            self: std::pin::Pin<&mut Self>,
+            _: &mut std::task::Context<'_>,
+        ) -> std::task::Poll<Option<Result<http_body::Frame<Bytes>, Error>>> {
+            std::task::Poll::Pending
+        }
+
+        fn size_hint(&self) -> http_body::SizeHint {
+            http_body::SizeHint::with_exact(self.0)
+        }
+    }
+    for (size, seconds) in [(1 << 40, 0), (1001, 5)] {
+        let mut request = post("application/json", Body::new(Announced(size)));
+        request.extensions_mut().insert(BodyLimits::default().with_max_bytes(1000));
+        let since = tokio::time::Instant::now();
+        assert_eq!(extract(request).await.unwrap_err().0, 413);
+        assert_eq!(since.elapsed().as_secs(), seconds, "{size}");
+    }
+}
+
 #[tokio::test]
 async fn a_bad_body_names_the_member() {
     for (body, param) in [
@@ -377,6 +404,11 @@ async fn a_whole_answer_is_json() {
     let body: Value = serde_json::from_slice(&body).unwrap();
     assert_eq!(body["choices"][0]["message"]["content"], "Hello");
     assert_eq!(body["model"], "acme/m");
+}
+
+#[test]
+fn the_terminal_chunk_is_nothing_and_stays_nothing() {
+    assert!(fill().chunk(&StreamChunk::end()).is_empty());
 }
 
 #[tokio::test]

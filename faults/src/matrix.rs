@@ -64,8 +64,8 @@ impl Verdict {
 const HEAD: &str = "\
 # What fails, and what comes of it
 
-Made by `scripts/test --faults --write`, from what a real gateway did; each row is asserted in every run of the tests. The time limits of these gateways are short: 1.5 s for a head, 2 s for the first content, 1.5 s of silence,
-5 s in all. What takes hours with yours takes seconds there.
+Made by `scripts/test --faults --write`, from what a real gateway did; each row is asserted in every run of the tests. The time limits of these gateways are short: 4 s for a head, 5 s for the first content, 4 s of silence,
+10 s in all. What takes hours with yours takes seconds there.
 
 *Recorded* is what the record of usage has of the call, *charged* what the counters of the department's limits have. A call that
 has reached a provider is charged at least for its prompt, whatever the provider says afterwards. *Recovery* is the bound, from

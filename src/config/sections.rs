@@ -57,6 +57,8 @@ pub struct Server {
     pub shutdown_grace: Time,
     /// After how much silence of the provider a comment is sent to the client of a stream.
     pub keep_alive: Time,
+    /// How long a client may take nothing of what it is sent, until it is hung up on.
+    pub write_timeout: Time,
 }
 
 impl Default for Server {
@@ -75,6 +77,7 @@ impl Default for Server {
             body_timeout: Time::secs(60),
             shutdown_grace: Time::secs(30),
             keep_alive: Time::secs(15),
+            write_timeout: Time::secs(60),
         }
     }
 }

@@ -31,7 +31,7 @@ pub(super) fn needed(
         told,
         "server",
         Server {
-            restart: [max_header_bytes, max_headers, max_in_flight, max_waiting, max_wait],
+            restart: [max_header_bytes, max_headers, max_in_flight, max_waiting, max_wait, write_timeout],
             live: [
                 max_body_bytes,
                 max_depth,

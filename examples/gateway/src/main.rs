@@ -9,6 +9,7 @@
 
 mod access;
 mod log;
+mod patience;
 mod routes;
 mod server;
 mod telemetry;

@@ -3,6 +3,7 @@
 use crate::{
     Arguments,
     access::UnderWay,
+    patience::Patient,
     routes::{self, Stopping},
     telemetry::Telemetry,
 };
@@ -189,7 +190,9 @@ async fn take(
     loop {
         let Some(stream) = accept(listener).await else { continue };
         let service = TowerToHyperService::new(router.clone());
-        let connection = connections.watch(http.serve_connection(TokioIo::new(stream), service));
+        let connection = connections.watch(
+            http.serve_connection(TokioIo::new(Patient::new(stream, limits.write_timeout.0)), service),
+        );
         tokio::spawn(async move {
             if let Err(error) = connection.await {
                 tracing::debug!(%error, "a connection broke");

@@ -17,6 +17,8 @@ enum Leave {
     /// After so many pieces of a stream.
     After(usize),
     Resetting(usize),
+    /// It stays, and reads nothing.
+    Deaf,
 }
 
 struct Fault {
@@ -29,6 +31,12 @@ struct Fault {
 
 pub(crate) async fn leave() -> Vec<Verdict> {
     let content = vec![Act::Head, Act::say("All"), Act::say(" is"), Act::Stall];
+    let flood = Act::Drip(
+        serde_json::json!({ "choices": [{ "index": 0, "delta": { "content": "x".repeat(64 << 10) } }] })
+            .to_string(),
+        Duration::from_millis(5),
+        100_000,
+    );
     let (prompt, said) = ("the prompt", "the prompt, and what was said");
     let faults = vec![
         Fault {
@@ -66,10 +74,20 @@ pub(crate) async fn leave() -> Vec<Verdict> {
             script: content,
             expected: ["1 aborted, estimated", said],
         },
+        Fault {
+            name: "deaf",
+            event: "it stays, and reads nothing",
+            leave: Leave::Deaf,
+            script: vec![Act::Head, flood],
+            expected: ["1 aborted, estimated", said],
+        },
     ];
     let scripts = faults.iter().map(|fault| (fault.name.to_owned(), fault.script.clone()));
     let upstream = Upstream::start(scripts).await;
-    let mut config = format!("{LIMITS}\n[providers.up]\nbase_url = {:?}\n", upstream.url);
+    let mut config = format!(
+        "{LIMITS}\n[server]\nwrite_timeout = \"2s\"\n[providers.up]\nbase_url = {:?}\n",
+        upstream.url
+    );
     for fault in &faults {
         let name = fault.name;
         let _ = write!(config, "[[keys]]\nkey = {name:?}\nuser = {name:?}\ndepartments = [{name:?}]\n");
@@ -86,10 +104,16 @@ async fn judge(gateway: &Gateway, upstream: &Upstream, fault: Fault) -> Verdict 
     let Fault { name, event, leave, expected, .. } = fault;
     let request = Client::chat_request(name, &chat(&format!("up/{name}"), true));
     let asked = async || (upstream.asked(name) > 0).then_some(());
+    let mut kept = None;
     match leave {
         Leave::InTheBody => {
             let mut client = gateway.connect().await;
             client.write(&request[..request.len() - 10]).await.expect("it listens");
+        }
+        Leave::Deaf => {
+            let mut client = Client::connect_narrow(&gateway.address).await.expect("it listens");
+            client.write(&request).await.expect("it listens");
+            kept = Some(client);
         }
         Leave::Waiting => {
             let mut client = gateway.connect().await;
@@ -121,6 +145,10 @@ async fn judge(gateway: &Gateway, upstream: &Upstream, fault: Fault) -> Verdict 
     };
     let hung_up = until(Duration::from_secs(2), hung_up).await.is_some();
     let is_settled = gateway.is_settled(name, name, Duration::from_secs(10)).await;
+    let is_let_go = match &mut kept {
+        Some(client) => client.is_hung_up_on(Duration::from_secs(5)).await,
+        None => true,
+    };
     let standing = gateway.standing(name, name).await;
     let row = Row {
         section: "The client",
@@ -134,5 +162,6 @@ async fn judge(gateway: &Gateway, upstream: &Upstream, fault: Fault) -> Verdict 
     let good = gateway.ask(name, &chat("up/good", true)).await;
     row.judge(["–", expected[0], expected[1], "nothing"])
         .and(hung_up, "the provider is not hung up on")
+        .and(is_let_go, "the connection is kept")
         .and(good.is_ok_and(|reply| reply.shown() == "a whole stream"), "the next call fails")
 }

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use http::{HeaderMap, header};
 use http_body::Body as _;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
+use std::time::Duration;
 
 /// Extracts an OpenAI-style chat request.
 ///
@@ -51,6 +52,9 @@ impl<S: Sync> FromRequest<S> for MessagesRequest {
     }
 }
 
+/// How long the rest of a body that is too large may take to come.
+const DRAIN: Duration = Duration::from_secs(5);
+
 type Refused = (Error, Option<Box<str>>);
 
 async fn read(
@@ -76,8 +80,8 @@ async fn read(
 }
 
 async fn collect(mut body: Body, limit: usize) -> Result<Bytes, Error> {
-    let is_declared_larger = body.size_hint().lower() > limit as u64;
-    if !is_declared_larger {
+    let declared = body.size_hint().lower();
+    if declared <= limit as u64 {
         match Limited::new(&mut body, limit).collect().await {
             Ok(body) => return Ok(body.to_bytes()),
             Err(error) if is_length_limit(&*error) => {}
@@ -86,9 +90,12 @@ async fn collect(mut body: Body, limit: usize) -> Result<Bytes, Error> {
         }
     }
     // Many clients read no answer before they have sent all, and would see nothing but a connection that is
-    // cut: up to twice as much again is read and thrown away.
-    let mut rest = Limited::new(body, limit.saturating_mul(2));
-    while let Some(Ok(_)) = rest.frame().await {}
+    // cut: up to twice as much again is read and thrown away, if it comes soon.
+    let patience = limit.saturating_mul(2);
+    if declared <= patience as u64 {
+        let mut rest = Limited::new(body, patience);
+        let _ = tokio::time::timeout(DRAIN, async { while let Some(Ok(_)) = rest.frame().await {} }).await;
+    }
     Err(Error::invalid_body(InvalidReason::TooLarge { limit }))
 }
 
