@@ -3,7 +3,10 @@
 use serde_json::{Value, json};
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 use tokio::{
@@ -49,6 +52,8 @@ pub struct Seen {
     pub request_id: String,
     /// The model, as it was asked for here.
     pub model: String,
+    /// Which request it was, of all that came.
+    pub number: usize,
     /// The whole request.
     pub body: Value,
     /// The head of the request.
@@ -78,6 +83,9 @@ struct Shared {
     scripts: Mutex<HashMap<String, Script>>,
     log: Mutex<Vec<Seen>>,
     gone: Mutex<HashMap<String, Seen>>,
+    is_lean: AtomicBool,
+    is_numbering: AtomicBool,
+    numbers: AtomicUsize,
 }
 
 /// Bytes on their way to a gateway.
@@ -154,6 +162,20 @@ impl Upstream {
         Self { url, shared }
     }
 
+    /// Keeps of each request no more than its id and model, for there will be many.
+    #[must_use]
+    pub fn lean(self) -> Self {
+        self.shared.is_lean.store(true, Ordering::Release);
+        self
+    }
+
+    /// Gives each good answer the number of its request.
+    #[must_use]
+    pub fn numbering(self) -> Self {
+        self.shared.is_numbering.store(true, Ordering::Release);
+        self
+    }
+
     /// From now on does this for this model.
     pub fn set(&self, model: &str, script: Script) {
         lock(&self.shared.scripts).insert(model.to_owned(), script);
@@ -180,10 +202,18 @@ impl Shared {
     async fn serve(&self, stream: &mut Connection) -> Option<()> {
         let mut seen = read(stream).await?;
         let is_stream = seen.body["stream"] == true;
+        if self.is_lean.load(Ordering::Acquire) {
+            (seen.body, seen.head) = (Value::Null, String::new());
+        }
         let script = lock(&self.scripts).get(&seen.model).cloned();
+        seen.number = self.numbers.fetch_add(1, Ordering::Relaxed);
+        let last = match self.is_numbering.load(Ordering::Acquire) {
+            true => format!("number {}.", seen.number),
+            false => "well.".to_owned(),
+        };
         let script = script.unwrap_or_else(|| match is_stream {
-            true => Upstream::stream(&["All", " is", " well."]),
-            false => vec![Upstream::whole("All is well.")],
+            true => Upstream::stream(&["All is ", &last]),
+            false => vec![Upstream::whole(&format!("All is {last}"))],
         });
         let key = format!("{}-{:x}", seen.request_id, fastrand::u64(..));
         lock(&self.gone).insert(key.clone(), seen.clone());
