@@ -85,9 +85,9 @@ pub fn answer(bytes: &[u8]) {
         let filled = FillIn::new("p/m").completion(&completion);
         serde_json::from_slice::<Value>(&filled).expect("JSON");
         serde_json::from_slice::<Value>(&anthropic::message(&completion, "p/m")).expect("JSON");
-        let chunks = into_chunks(&completion);
-        for chunk in chunks {
-            serde_json::from_slice::<Value>(&FillIn::new("p/m").chunk(&chunk)).expect("JSON");
+        // The terminal chunk has no JSON.
+        for chunk in into_chunks(&completion).iter().filter(|chunk| !chunk.is_final()) {
+            serde_json::from_slice::<Value>(&FillIn::new("p/m").chunk(chunk)).expect("JSON");
         }
     }
     if let Ok(chunk) = StreamChunk::parse(bytes.to_vec()) {
