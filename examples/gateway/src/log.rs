@@ -18,6 +18,8 @@ pub(crate) fn init(log: Log) {
     let json = log == Log::Json;
     let filter = EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| EnvFilter::new("info,opentelemetry=warn,opentelemetry_sdk=warn"));
+    // What it says may quote what a provider said.
+    let filter = filter.add_directive("genai=off".parse().expect("a directive"));
     let builder =
         tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false);
     if json {

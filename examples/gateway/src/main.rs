@@ -3,11 +3,13 @@
 //! ```text
 //! gateway [--config FILE] [--listen ADDR]      serves; without a file, an echo to anybody
 //! gateway check FILE [--model NAME]            says what FILE comes to, or what NAME does
+//! gateway convert litellm|seed FILE            makes a configuration of another gateway's
 //! ```
 //!
 //! It ends with 0 if all is well, 1 if it cannot go on (or NAME leads nowhere), and 2 if the command line or the file is wrong.
 
 mod access;
+mod convert;
 mod log;
 mod patience;
 mod routes;
@@ -26,7 +28,7 @@ use tokio::net::TcpListener;
 const MISUSED: u8 = 2;
 
 const USAGE: &str =
-    "usage: gateway [--config FILE] [--listen ADDR]\n       gateway check FILE [--model NAME]";
+    "usage: gateway [--config FILE] [--listen ADDR]\n       gateway check FILE [--model NAME]\n       gateway convert litellm|seed FILE";
 
 /// What runs without a file: a provider that echoes.
 const WITHOUT_FILE: &str = r#"
@@ -48,6 +50,10 @@ pub(crate) struct Arguments {
 }
 
 fn main() -> ExitCode {
+    let mut convert = std::env::args_os().skip(1).peekable();
+    if convert.next_if(|first| first == "convert").is_some() {
+        return self::convert(convert);
+    }
     let arguments = match Arguments::read(std::env::args_os().skip(1)) {
         Ok(arguments) => arguments,
         Err(problem) => return misused(&format!("{problem}\n{USAGE}")),
@@ -126,6 +132,29 @@ impl Arguments {
             config.listen.0 = listen;
         }
         config
+    }
+}
+
+fn convert(mut arguments: impl Iterator<Item = OsString>) -> ExitCode {
+    let from = arguments.next().and_then(|name| convert::From::named(name.to_str()?));
+    let (Some(from), Some(path), None) = (from, arguments.next(), arguments.next()) else {
+        return misused(USAGE);
+    };
+    let converted = match convert::file(from, path.as_ref()) {
+        Ok(converted) => converted,
+        Err(problem) => return misused(&problem),
+    };
+    print!("{}", converted.toml);
+    for note in &converted.notes {
+        eprintln!("gateway: {note}");
+    }
+    match converted.problems {
+        None => ExitCode::SUCCESS,
+        Some(problems) => {
+            eprintln!("gateway: the result cannot be used yet");
+            misused(&problems.to_string());
+            ExitCode::FAILURE
+        }
     }
 }
 

@@ -231,6 +231,41 @@ fn the_openai_sdk_cannot_tell_a_cached_answer_but_by_its_headers() {
     converse(python(&peers).env("PEER_CACHED", "yes"), "openai_client.py", &arguments);
 }
 
+/// Behind the gateway each provider has its own dialect; in front of it none can be told from another.
+#[test]
+fn the_sdks_talk_to_providers_in_their_own_dialects() {
+    let Some(peers) = peers("the_sdks_talk_to_providers_in_their_own_dialects") else { return };
+    let aimock = Server::aimock(&peers);
+    let url = &aimock.url;
+    let all = [
+        ("anthropic", url.clone(), "claude-sonnet-4-5"),
+        ("gemini", url.clone(), "gemini-2.5-flash"),
+        ("vertex", format!("{url}/v1/projects/p/locations/l"), "gemini-2.5-flash"),
+        ("bedrock", url.clone(), "us.anthropic.claude-sonnet-4-5-20250929-v1:0"),
+    ];
+    let mut config = String::from("[[keys]]\nkey = \"peer-key\"\nuser = \"ada\"\n");
+    for (kind, url, model) in &all {
+        config += &format!(
+            "[providers.{kind}]\nkind = \"{kind}\"\nbase_url = \"{url}\"\napi_key = \"upstream-key\"\nmodels = [\"{model}\"]\n"
+        );
+    }
+    let gateway = Server::gateway(&config);
+    for (kind, _, model) in &all {
+        for (script, url) in
+            [("openai_client.py", format!("{}/v1", gateway.url)), ("anthropic_client.py", gateway.url.clone())]
+        {
+            for case in ["whole", "streamed", "tools"] {
+                let mut command = Command::new(peers.join("py/bin/python"));
+                command.arg(root().join("tests/peers").join(script)).args([&url, case]);
+                command.env("PEER_MODEL", format!("{kind}/{model}")).env("LLM_LAYERS_PEERS", &peers);
+                let output = command.output().expect("runs");
+                let said = String::from_utf8_lossy(&output.stderr);
+                assert!(output.status.success(), "{kind} {script} {case}: {said}");
+            }
+        }
+    }
+}
+
 // ===== an upstream that fails =====
 
 async fn post(server: &Server, path: &str, key: &str, body: &Value) -> (u16, String) {

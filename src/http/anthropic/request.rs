@@ -79,11 +79,12 @@ fn translate(source: &[u8], limits: &BodyLimits) -> Result<Vec<u8>, Error> {
                 if let Some(format) = json::member(value, "format") {
                     output_format("output_config.format", format, &mut out)?;
                 }
-                effort = json::member(value, "effort").and_then(json::string).map(|said| match &*said {
+                let said = json::member(value, "effort").and_then(json::string).map(|said| match &*said {
                     "low" => "low",
                     "medium" => "medium",
                     _ => "high",
                 });
+                effort = said.or(effort);
             }
             "output_format" => output_format("output_format", value, &mut out)?,
             "service_tier" => {

@@ -1,0 +1,69 @@
+//! LiteLLM's `config.yaml`.
+
+mod budgets;
+mod models;
+mod settings;
+
+use super::{
+    draft::{Draft, Key, Secret},
+    read::{table, text},
+};
+use serde_json::{Map, Value};
+
+pub(super) fn convert(root: &Map<String, Value>, draft: &mut Draft) {
+    let empty = Map::new();
+    let part = |name| table(root.get(name)).unwrap_or(&empty);
+    let (general, litellm, router) = (part("general_settings"), part("litellm_settings"), part("router_settings"));
+
+    models::list(root.get("model_list"), draft);
+    for (path, settings) in [("router_settings", router), ("litellm_settings", litellm)] {
+        models::aliases(path, settings, draft);
+    }
+    for (path, settings) in [("litellm_settings", litellm), ("router_settings", router)] {
+        models::fallbacks(path, settings, draft);
+    }
+    master_key(general, draft);
+    budgets::convert(root, general, litellm, draft);
+    settings::convert(general, litellm, router, draft);
+
+    for name in root.keys() {
+        match name.as_str() {
+            "model_list" | "general_settings" | "litellm_settings" | "router_settings" => {}
+            name if budgets::TABLES.contains(&name) => {}
+            "environment_variables" => draft.note(name, "set them in the environment of the process"),
+            "include" => draft.note(name, "is not followed; convert the files that it names, too"),
+            _ => draft.note(name, LEFT_OUT),
+        }
+    }
+}
+
+const LEFT_OUT: &str = "is not carried over";
+
+fn master_key(general: &Map<String, Value>, draft: &mut Draft) {
+    let path = "general_settings.master_key";
+    let Some(key) = text(general.get("master_key")) else {
+        if !general.contains_key("master_key") {
+            draft.note(path, "is missing, so the gateway answers everybody who has no key either");
+        }
+        return;
+    };
+    match secret(path, &key, draft) {
+        Some(key) => draft.keys.push(Key {
+            key,
+            user: "admin".to_owned(),
+            departments: Vec::new(),
+            admin: true,
+            trusted: false,
+        }),
+        None => draft.note(path, "cannot be sent in a header, and is left out"),
+    }
+}
+
+/// A secret; one that stands in the file itself is carried over, and pointed out.
+fn secret(path: &str, text: &str, draft: &mut Draft) -> Option<Secret> {
+    let secret = Secret::read(text)?;
+    if matches!(secret, Secret::Text(_)) {
+        draft.note(path, "stands in the file itself; { env = \"NAME\" } would keep it out");
+    }
+    Some(secret)
+}

@@ -1,0 +1,210 @@
+use super::{Converted, From, convert};
+use llm_layers::config::Config;
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+fn converted(from: From, text: &str) -> Converted {
+    let converted = convert(from, text).unwrap();
+    assert!(converted.problems.is_none(), "{}\n{}", converted.problems.unwrap(), converted.toml);
+    converted
+}
+
+fn notes(converted: &Converted, about: &str) -> usize {
+    converted.notes.iter().filter(|note| note.contains(about)).count()
+}
+
+/// What Rust makes of it, for what must not depend on how it is spelled.
+fn config(converted: &Converted) -> Value {
+    toml::from_str(&converted.toml).unwrap()
+}
+
+const PROXY: &str = include_str!("../../tests/convert/litellm.yaml");
+const SEED: &str = include_str!("../../tests/convert/seed.yaml");
+
+#[test]
+fn a_proxy_of_litellms_becomes_a_gateway() {
+    let converted = converted(From::LiteLlm, PROXY);
+    let config = config(&converted);
+    let providers = &config["providers"];
+    assert_eq!(providers["anthropic"]["kind"], "anthropic");
+    assert_eq!(providers["anthropic"]["api_key"], json!({ "env": "ANTHROPIC_API_KEY" }));
+    // Two regions of one deployment can take each other's place.
+    let azure = &providers["gpt-4o"]["deployments"];
+    assert_eq!(azure.as_array().unwrap().len(), 2);
+    assert_eq!(
+        azure[0]["base_url"],
+        "https://eu.openai.azure.com/openai/deployments/gpt-4o-eu?api-version=2024-10-21"
+    );
+    assert_eq!(azure[0]["headers"], json!({ "api-key": { "env": "AZURE_EU_KEY" } }));
+    assert_eq!(config["aliases"]["gpt-4o"], "gpt-4o/gpt-4o-eu");
+    assert_eq!(config["aliases"]["smart"], "gpt-4o/gpt-4o-eu");
+    assert_eq!(
+        config["aliases"]["fast"],
+        json!([{ "model": "openai/gpt-4o-mini", "weight": 3 }, { "model": "groq/llama-3.1-8b-instant" }])
+    );
+    assert_eq!(config["aliases"]["local"], "hosted_vllm/meta-llama/Llama-3.1-8B-Instruct");
+    let mini = json!({ "input": "0.15", "output": "0.6" });
+    assert_eq!(providers["openai"]["models"][0]["price"], mini);
+    assert_eq!(
+        config["fallbacks"]["gpt-4o/gpt-4o-eu"],
+        json!({
+            "otherwise": ["anthropic/claude-sonnet-4-5"],
+            "context_window": ["anthropic/claude-sonnet-4-5"],
+            "content_filter": ["hosted_vllm/meta-llama/Llama-3.1-8B-Instruct"],
+        })
+    );
+    assert_eq!(config["retry"]["retries"], 2);
+    assert_eq!(config["timeouts"]["total"], "300s");
+    assert_eq!(config["cache"]["ttl"], "600s");
+    assert_eq!(config["departments"]["research"]["month_cost"], "250.5");
+    assert_eq!(config["departments"]["research"]["models"], json!(["gpt-4o/gpt-4o-eu", "anthropic/claude-sonnet-4-5"]));
+    assert_eq!(config["departments"]["everybody"]["day_cost"], "1000");
+    assert_eq!(config["keys"][0]["admin"], true);
+    assert_eq!(config["keys"][1]["departments"], json!(["research", "key:ada-laptop", "everybody"]));
+
+    for about in [
+        "text-embedding-3-small", "rpm", "routing_strategy", "cooldown_time", "success_callback", "guardrails",
+        "budget_duration", "ANTHROPIC_API_KEY", "stands in the file itself",
+    ] {
+        assert!(notes(&converted, about) > 0, "{about}: {:#?}", converted.notes);
+    }
+    let shown = converted.notes.join("\n");
+    assert!(!shown.contains("sk-ada-secret") && !shown.contains("hunter2"), "{shown}");
+}
+
+#[test]
+fn the_seeds_cents_become_dollars() {
+    let converted = converted(From::Seed, SEED);
+    let config = config(&converted);
+    assert_eq!(config["departments"]["sales"]["day_cost"], "5");
+    assert_eq!(config["departments"]["sales"]["month_cost"], "99.99");
+    assert_eq!(config["departments"]["sales"]["day_tokens"], 100_000);
+    assert_eq!(config["departments"]["sales"]["models"], json!(["deepseek/deepseek-chat"]));
+    let chat = json!({ "input": "0.27", "output": "1.1" });
+    assert_eq!(config["providers"]["deepseek"]["models"][0]["price"], chat);
+    assert_eq!(config["aliases"]["fast"], "deepseek/deepseek-chat");
+    assert_eq!(config["fallbacks"]["deepseek/deepseek-chat"], json!(["openai/gpt-4o-mini"]));
+    assert_eq!(config["keys"][0]["trusted"], true);
+    assert_eq!(config["cache"]["secret"], json!({ "env": "CACHE_SECRET" }));
+}
+
+#[test]
+fn what_is_no_configuration_is_told_by_its_line_and_not_shown() {
+    for text in ["- a\n- b", "just text", "", "a: [sk-secret\nb: }"] {
+        let problem = convert(From::LiteLlm, text).unwrap_err();
+        assert!(!problem.contains("sk-secret"), "{problem}");
+    }
+}
+
+#[test]
+fn an_empty_list_of_models_is_a_gateway_that_echoes() {
+    let converted = converted(From::LiteLlm, "model_list: []");
+    assert_eq!(config(&converted)["providers"]["echo"]["kind"], "echo");
+}
+
+fn name() -> impl Strategy<Value = String> {
+    prop_oneof![
+        prop::sample::select(vec![
+            "gpt-4o", "fast", "a/b", "openai/gpt-4o", "*", "openai/*", "x*y", " ", "", "everybody", "ünï cödé", "q\"uo\\te", "a.b",
+            "echo", "anthropic", "os.environ/X",
+        ])
+        .prop_map(ToOwned::to_owned),
+        "[a-z]{1,6}",
+        ".{0,12}",
+    ]
+}
+
+fn anything() -> impl Strategy<Value = Value> {
+    prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Into::into),
+        any::<i64>().prop_map(Into::into),
+        (0.0..1e12).prop_map(Into::into),
+        name().prop_map(Into::into),
+        prop::sample::select(vec!["1d", "30d", "7d", "redis", "local", "os.environ/KEY", "https://x.example", "sk-1"]).prop_map(Into::into),
+        prop::collection::vec(name(), 0..3).prop_map(Into::into),
+    ]
+}
+
+fn entries(names: &'static [&'static str]) -> impl Strategy<Value = Value> {
+    prop::collection::vec((prop::sample::select(names), anything()), 0..6)
+        .prop_map(|all| Value::Object(all.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()))
+}
+
+fn model() -> impl Strategy<Value = Value> {
+    let providers = prop::sample::select(vec![
+        "", "openai/", "azure/", "anthropic/", "gemini/", "vertex_ai/", "bedrock/", "bedrock/converse/", "ollama/", "cohere/",
+        "groq/", "hosted_vllm/", "nobody/",
+    ]);
+    let params = entries(&[
+        "api_key", "api_base", "api_version", "rpm", "weight", "timeout", "organization", "extra_headers", "aws_region_name",
+        "vertex_project", "custom_llm_provider", "input_cost_per_token", "temperature",
+    ]);
+    let info = entries(&["mode", "input_cost_per_token", "output_cost_per_token", "id"]);
+    (name(), providers, name(), params, info).prop_map(|(group, provider, model, mut params, info)| {
+        params["model"] = format!("{provider}{model}").into();
+        json!({ "model_name": group, "litellm_params": params, "model_info": info })
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(192))]
+
+    #[test]
+    fn whatever_litellm_is_told_what_comes_out_is_valid(
+        models in prop::collection::vec(model(), 0..6),
+        aliases in prop::collection::hash_map(name(), name(), 0..4),
+        fallbacks in prop::collection::vec((name(), prop::collection::vec(name(), 0..3)), 0..4),
+        litellm in entries(&[
+            "num_retries", "request_timeout", "cache", "max_budget", "budget_duration", "default_fallbacks", "drop_params",
+        ]),
+        params in entries(&["type", "host", "port", "password", "ttl", "mode"]),
+        router in entries(&["timeout", "stream_timeout", "retry_after", "routing_strategy", "num_retries"]),
+        master in prop::option::of(anything()),
+        teams in prop::collection::vec(entries(&["team_id", "team_alias", "max_budget", "budget_duration", "models"]), 0..3),
+        users in prop::collection::vec(entries(&["user_id", "max_budget", "budget_duration", "models"]), 0..3),
+        keys in prop::collection::vec(entries(&["key", "key_alias", "user_id", "team_id", "max_budget", "budget_duration", "models"]), 0..3),
+    ) {
+        let mut litellm = litellm;
+        litellm["cache_params"] = params;
+        let fallbacks: Vec<_> = fallbacks.into_iter().map(|(model, targets)| json!({ model: targets })).collect();
+        litellm["fallbacks"] = fallbacks.clone().into();
+        litellm["context_window_fallbacks"] = fallbacks.into();
+        let mut router = router;
+        router["model_group_alias"] = json!(aliases);
+        let mut file = json!({
+            "model_list": models, "litellm_settings": litellm, "router_settings": router, "teams": teams, "users": users,
+            "keys": keys,
+        });
+        if let Some(master) = master {
+            file["general_settings"] = json!({ "master_key": master });
+        }
+        let converted = convert(From::LiteLlm, &file.to_string()).unwrap();
+        prop_assert!(converted.problems.is_none(), "{}\n{}\n{file}", converted.problems.unwrap(), converted.toml);
+        prop_assert!(converted.notes.iter().all(|note| !note.contains('\n')));
+    }
+
+    #[test]
+    fn whatever_the_seed_is_told_what_comes_out_is_valid(
+        providers in prop::collection::hash_map(
+            name(), entries(&["type", "base_url", "api_key", "models", "timeout", "enabled"]), 0..4,
+        ),
+        aliases in prop::collection::hash_map(name(), name(), 0..4),
+        fallbacks in prop::collection::hash_map(name(), prop::collection::vec(name(), 0..3), 0..3),
+        cache in entries(&["enabled", "backend", "ttl", "similarity_threshold"]),
+        quotas in prop::collection::vec(entries(&["department_id", "quota_type", "period", "limit_value"]), 0..4),
+    ) {
+        let file = json!({
+            "providers": providers, "model_aliases": aliases, "fallbacks": fallbacks, "cache": cache, "quotas": quotas,
+        });
+        let converted = convert(From::Seed, &file.to_string()).unwrap();
+        prop_assert!(converted.problems.is_none(), "{}\n{}\n{file}", converted.problems.unwrap(), converted.toml);
+    }
+}
+
+#[test]
+fn what_is_written_is_read_again_as_it_was() {
+    let converted = converted(From::LiteLlm, PROXY);
+    let read = Config::parse_with(&converted.toml, &|name| Some(super::sample(name))).unwrap();
+    assert_eq!(read.keys.unwrap().len(), 2);
+}
