@@ -13,6 +13,8 @@ use tower::{ServiceExt, util::BoxCloneSyncService};
 type Provider = BoxCloneSyncService<LlmRequest, LlmResponse, Error>;
 
 fn clients(url: &str) -> [(&'static str, Provider); 2] {
+    // With the feature `genai`, reqwest has TLS and does not choose whose.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     let reqwest = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).build().unwrap();
     [
         ("hyper", Provider::new(OpenAiCompatible::hyper(url).unwrap())),

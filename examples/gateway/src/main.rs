@@ -27,8 +27,7 @@ use tokio::net::TcpListener;
 /// The exit code of a command line or configuration that cannot work.
 const MISUSED: u8 = 2;
 
-const USAGE: &str =
-    "usage: gateway [--config FILE] [--listen ADDR]\n       gateway check FILE [--model NAME]\n       gateway convert litellm|seed FILE";
+const USAGE: &str = "usage: gateway [--config FILE] [--listen ADDR]\n       gateway check FILE [--model NAME]\n       gateway convert litellm|seed FILE";
 
 /// What runs without a file: a provider that echoes.
 const WITHOUT_FILE: &str = r#"

@@ -251,9 +251,10 @@ fn the_sdks_talk_to_providers_in_their_own_dialects() {
     }
     let gateway = Server::gateway(&config);
     for (kind, _, model) in &all {
-        for (script, url) in
-            [("openai_client.py", format!("{}/v1", gateway.url)), ("anthropic_client.py", gateway.url.clone())]
-        {
+        for (script, url) in [
+            ("openai_client.py", format!("{}/v1", gateway.url)),
+            ("anthropic_client.py", gateway.url.clone()),
+        ] {
             for case in ["whole", "streamed", "tools"] {
                 let mut command = Command::new(peers.join("py/bin/python"));
                 command.arg(root().join("tests/peers").join(script)).args([&url, case]);

@@ -13,7 +13,8 @@ use tower_service::Service;
 ///
 /// Build the client with `redirect(reqwest::redirect::Policy::none())`: followed to another host, a request
 /// would take its prompt there, and each header but `authorization`. TLS is what the features of your own
-/// `reqwest` say it is.
+/// `reqwest` say it is. The feature `genai` of this crate turns on its `rustls-no-provider`: a program that builds clients of its own
+/// then installs a provider of rustls first, or turns on `rustls` of its own `reqwest`.
 #[derive(Debug, Clone)]
 pub struct ReqwestClient(pub reqwest::Client);
 

@@ -146,8 +146,21 @@ impl Draft {
         }
     }
 
+    /// What a provider's own model is called leads there, and stands for nothing else.
+    pub(super) fn drop_aliases_of_models(&mut self) {
+        let names: Vec<_> = self.aliases.keys().filter(|name| self.is_served(name)).cloned().collect();
+        for name in names {
+            self.aliases.remove(&name);
+            self.note(
+                &name,
+                "is what a provider's own model is called, and leads there; rename one of the two",
+            );
+        }
+    }
+
     pub(super) fn is_served(&self, name: &str) -> bool {
-        name.split_once('/').is_some_and(|(provider, model)| !model.is_empty() && self.providers.contains_key(provider))
+        name.split_once('/')
+            .is_some_and(|(provider, model)| !model.is_empty() && self.providers.contains_key(provider))
     }
 
     /// A name for a provider that is not taken.
@@ -165,7 +178,12 @@ impl Draft {
         let mut out = String::new();
         let mut variables = std::mem::take(&mut self.variables);
         for key in &self.keys {
-            let _ = writeln!(out, "[[keys]]\nkey = {}\nuser = {}", key.key.write(&mut variables), quoted(&key.user));
+            let _ = writeln!(
+                out,
+                "[[keys]]\nkey = {}\nuser = {}",
+                key.key.write(&mut variables),
+                quoted(&key.user)
+            );
             if !key.departments.is_empty() {
                 let _ = writeln!(out, "departments = {}", list(&key.departments));
             }
@@ -235,9 +253,11 @@ impl Draft {
         out.push_str("[fallbacks]\n");
         for (model, Fallback { otherwise, context_window, content_filter }) in fallbacks {
             let mut causes = Vec::new();
-            for (name, models) in
-                [("otherwise", &otherwise), ("context_window", &context_window), ("content_filter", &content_filter)]
-            {
+            for (name, models) in [
+                ("otherwise", &otherwise),
+                ("context_window", &context_window),
+                ("content_filter", &content_filter),
+            ] {
                 if !models.is_empty() {
                     causes.push(format!("{name} = {}", list(models)));
                 }
@@ -312,8 +332,9 @@ impl Place {
         }
         if !self.headers.is_empty() {
             let headers = self.headers.iter();
-            let headers: Vec<_> =
-                headers.map(|(name, value)| format!("{} = {}", name_of(name), value.write(variables))).collect();
+            let headers: Vec<_> = headers
+                .map(|(name, value)| format!("{} = {}", name_of(name), value.write(variables)))
+                .collect();
             let _ = writeln!(out, "headers = {{ {} }}", headers.join(", "));
         }
     }
@@ -327,8 +348,10 @@ impl Price {
             ("cache_read", &self.cache_read),
             ("cache_write", &self.cache_write),
         ];
-        let rates: Vec<_> =
-            rates.into_iter().filter_map(|(name, rate)| Some(format!("{name} = {}", quoted(rate.as_ref()?)))).collect();
+        let rates: Vec<_> = rates
+            .into_iter()
+            .filter_map(|(name, rate)| Some(format!("{name} = {}", quoted(rate.as_ref()?))))
+            .collect();
         match rates.is_empty() || (self.input.is_none() && self.output.is_none()) {
             true => quoted(model),
             false => format!("{{ name = {}, price = {{ {} }} }}", quoted(model), rates.join(", ")),

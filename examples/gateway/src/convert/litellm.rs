@@ -13,7 +13,8 @@ use serde_json::{Map, Value};
 pub(super) fn convert(root: &Map<String, Value>, draft: &mut Draft) {
     let empty = Map::new();
     let part = |name| table(root.get(name)).unwrap_or(&empty);
-    let (general, litellm, router) = (part("general_settings"), part("litellm_settings"), part("router_settings"));
+    let (general, litellm, router) =
+        (part("general_settings"), part("litellm_settings"), part("router_settings"));
 
     models::list(root.get("model_list"), draft);
     for (path, settings) in [("router_settings", router), ("litellm_settings", litellm)] {

@@ -13,6 +13,7 @@ mod tests;
 
 use self::draft::Draft;
 use llm_layers::config::{Config, ConfigError};
+use serde_json::{Map, Value};
 use std::path::Path;
 
 /// Whose configuration it is.
@@ -47,18 +48,21 @@ pub(crate) fn file(from: From, path: &Path) -> Result<Converted, String> {
     convert(from, &text).map_err(|problem| format!("{shown}: {problem}"))
 }
 
-pub(crate) fn convert(from: From, text: &str) -> Result<Converted, String> {
-    let root = read::yaml(text)?;
+fn convert(from: From, text: &str) -> Result<Converted, String> {
+    Ok(convert_table(from, &read::yaml(text)?))
+}
+
+fn convert_table(from: From, root: &Map<String, Value>) -> Converted {
     let mut draft = Draft::default();
     match from {
-        From::LiteLlm => litellm::convert(&root, &mut draft),
-        From::Seed => seed::convert(&root, &mut draft),
+        From::LiteLlm => litellm::convert(root, &mut draft),
+        From::Seed => seed::convert(root, &mut draft),
     }
     let (toml, mut notes) = draft.finish();
     // Variables need not be set here: what stands for them is right wherever it is asked for.
     let problems = Config::parse_with(&toml, &|name| Some(sample(name))).err();
     notes.dedup();
-    Ok(Converted { toml, notes, problems })
+    Converted { toml, notes, problems }
 }
 
 /// A value that an environment variable may have.
@@ -66,6 +70,6 @@ fn sample(name: &str) -> String {
     match name.ends_with("_REDIS_URL") {
         true => "redis://127.0.0.1:6379".to_owned(),
         // Keys must differ from each other, and what seals a cache be long enough.
-        false => format!("{name:_<32}"),
+        false => format!("{name:.<32}"),
     }
 }

@@ -1,5 +1,6 @@
 //! YAML as plain values, and the few ways to look at them.
 
+use llm_layers::price::{NanoUsd, Rate};
 use serde_json::{Map, Value};
 
 /// Reads YAML, of which JSON is a part. What is wrong is told by its place, and not shown.
@@ -52,9 +53,19 @@ pub(super) fn is_true(value: Option<&Value>) -> bool {
     value == Some(&Value::Bool(true))
 }
 
+/// Dollars, as they may be written; nobody has so many that they do not fit.
+pub(super) fn dollars(value: Option<&Value>, shift: i32) -> Option<String> {
+    decimal(value, shift).filter(|dollars| dollars.parse::<NanoUsd>().is_ok())
+}
+
+/// Dollars for a million tokens, as they may be written.
+pub(super) fn price(value: Option<&Value>, shift: i32) -> Option<String> {
+    decimal(value, shift).filter(|dollars| Rate::per_million(dollars).is_ok())
+}
+
 /// A number as a decimal with at most nine places, `shift` places to the left: what costs 2.5e-06 a token costs 2.5
 /// a million.
-pub(super) fn decimal(value: Option<&Value>, shift: i32) -> Option<String> {
+fn decimal(value: Option<&Value>, shift: i32) -> Option<String> {
     let written = match value? {
         Value::Number(number) => number.to_string(),
         Value::String(text) => text.trim().to_owned(),
@@ -74,6 +85,10 @@ pub(super) fn decimal(value: Option<&Value>, shift: i32) -> Option<String> {
     } else {
         let (whole, fraction) = digits.split_at(usize::try_from(point).ok()?);
         format!("{whole}.{fraction}")
+    };
+    let decimal = match decimal.trim_start_matches('0') {
+        rest if rest.is_empty() || rest.starts_with('.') => format!("0{rest}"),
+        rest => rest.to_owned(),
     };
     Some(match decimal.split_once('.') {
         None => decimal,

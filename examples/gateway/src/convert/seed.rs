@@ -4,7 +4,7 @@
 
 use super::{
     draft::{Department, Draft, Fallback, Key, Place, Price, Provider, Secret, quoted, time},
-    read::{decimal, is_true, number, table, text, texts, whole},
+    read::{dollars, is_true, number, price, table, text, texts, whole},
 };
 use serde_json::{Map, Value};
 use std::{collections::BTreeMap, time::Duration};
@@ -29,8 +29,11 @@ pub(super) fn convert(root: &Map<String, Value>, draft: &mut Draft) {
         }
     }
     // It had no keys: whoever called it said who asked.
-    draft.note("keys", "the application that calls has a key of its own, and says in headers for whom it asks");
-    let departments = draft.departments.keys().cloned().collect();
+    draft.note(
+        "keys",
+        "the application that calls has a key of its own, and says in headers for whom it asks",
+    );
+    let departments = draft.departments.keys().filter(|name| *name != "*").cloned().collect();
     draft.keys.push(Key {
         key: Secret::Env(KEY.to_owned()),
         user: "application".to_owned(),
@@ -43,7 +46,15 @@ pub(super) fn convert(root: &Map<String, Value>, draft: &mut Draft) {
         draft.set("timeouts", "total", time(Duration::from_secs_f64(seconds.min(31_536_000.0))));
     }
     let known = [
-        "llm", "providers", "model_aliases", "aliases", "fallbacks", "quotas", "department_quotas", "departments", "cache",
+        "llm",
+        "providers",
+        "model_aliases",
+        "aliases",
+        "fallbacks",
+        "quotas",
+        "department_quotas",
+        "departments",
+        "cache",
         "timeout",
     ];
     for name in llm.keys().filter(|name| !known.contains(&name.as_str())) {
@@ -81,13 +92,27 @@ fn providers(llm: &Map<String, Value>, draft: &mut Draft) -> BTreeMap<String, St
             draft.note(&path, "has no base_url that can be asked, and is left out");
             continue;
         }
-        let api_key = text(provider.get("api_key")).and_then(|key| Secret::read(&key)).filter(|_| kind != "echo");
+        let api_key =
+            text(provider.get("api_key")).and_then(|key| Secret::read(&key)).filter(|_| kind != "echo");
         if matches!(api_key, Some(Secret::Text(_))) {
-            draft.note(&format!("{path}.api_key"), "stands in the file itself; { env = \"NAME\" } would keep it out");
+            draft.note(
+                &format!("{path}.api_key"),
+                "stands in the file itself; { env = \"NAME\" } would keep it out",
+            );
         }
         let models = models(&path, provider.get("models"), draft);
         let seconds = number(provider.get("timeout")).filter(|seconds| *seconds > 0.0);
-        let known = ["type", "provider_type", "kind", "base_url", "api_base", "api_key", "models", "timeout", "enabled"];
+        let known = [
+            "type",
+            "provider_type",
+            "kind",
+            "base_url",
+            "api_base",
+            "api_key",
+            "models",
+            "timeout",
+            "enabled",
+        ];
         for member in provider.keys().filter(|member| !known.contains(&member.as_str())) {
             draft.note(&format!("{path}.{member}"), LEFT_OUT);
         }
@@ -113,13 +138,15 @@ fn models(path: &str, models: Option<&Value>, draft: &mut Draft) -> BTreeMap<Str
     let mut all = BTreeMap::new();
     for (name, settings) in table.iter().filter(|(name, _)| !name.trim().is_empty()) {
         let settings = settings.as_object();
-        let rate = |member| decimal(settings.and_then(|settings| settings.get(member)), 3);
+        let rate = |member| price(settings.and_then(|settings| settings.get(member)), 3);
         let price = Price {
             input: rate("cost_per_1k_input"),
             output: rate("cost_per_1k_output"),
             ..Price::default()
         };
-        for member in settings.into_iter().flat_map(Map::keys).filter(|member| !member.starts_with("cost_per_1k_")) {
+        for member in
+            settings.into_iter().flat_map(Map::keys).filter(|member| !member.starts_with("cost_per_1k_"))
+        {
             draft.note(&format!("{path}.models.{name}.{member}"), LEFT_OUT);
         }
         all.insert(name.clone(), price);
@@ -129,8 +156,11 @@ fn models(path: &str, models: Option<&Value>, draft: &mut Draft) -> BTreeMap<Str
 
 /// `provider/model`, or a model of the only provider.
 fn canonical(name: &str, names: &BTreeMap<String, String>) -> Option<String> {
+    let name = name.trim();
     match (name.split_once('/'), names.values().next()) {
-        (Some((provider, model)), _) if !model.is_empty() => Some(format!("{}/{model}", names.get(provider)?)),
+        (Some((provider, model)), _) if !model.is_empty() => {
+            Some(format!("{}/{model}", names.get(provider)?))
+        }
         (None, Some(only)) if names.len() == 1 && !name.is_empty() => Some(format!("{only}/{name}")),
         _ => None,
     }
@@ -142,13 +172,16 @@ fn aliases(llm: &Map<String, Value>, names: &BTreeMap<String, String>, draft: &m
             let path = format!("{table_name}.{alias}");
             let end = text(Some(target)).and_then(|target| canonical(&target, names));
             match end {
-                _ if alias.trim().is_empty() || alias.contains('*') => draft.note(&path, "its name cannot be used"),
+                _ if alias.trim().is_empty() || alias.contains('*') => {
+                    draft.note(&path, "its name cannot be used")
+                }
                 Some(end) if end == *alias => {}
                 Some(end) => drop(draft.aliases.insert(alias.clone(), vec![(end, 1)])),
                 None => draft.note(&path, "leads to no provider, and is left out"),
             }
         }
     }
+    draft.drop_aliases_of_models();
 }
 
 fn fallbacks(llm: &Map<String, Value>, names: &BTreeMap<String, String>, draft: &mut Draft) {
@@ -189,7 +222,7 @@ fn quotas(path: &str, quotas: Option<&Value>, names: &BTreeMap<String, String>, 
             }
         }
         Some(Value::Object(departments)) => {
-            for (department, limits) in departments {
+            for (department, limits) in departments.iter().filter(|(name, _)| !name.trim().is_empty()) {
                 draft.departments.entry(department.clone()).or_default();
                 for (kind, value) in limits.as_object().into_iter().flatten() {
                     let path = format!("{path}.{department}.{kind}");
@@ -232,7 +265,7 @@ fn quota(
             whole(value).map(|tokens| (if day { "day_tokens" } else { "month_tokens" }, tokens.to_string()))
         }
         ("cost_limit" | "cost", Some(day)) => {
-            decimal(value, -2).map(|cost| (if day { "day_cost" } else { "month_cost" }, quoted(&cost)))
+            dollars(value, -2).map(|cost| (if day { "day_cost" } else { "month_cost" }, quoted(&cost)))
         }
         ("model_whitelist" | "whitelist" | "allowed_models" | "models", _) => {
             let told = texts(value);
@@ -275,7 +308,10 @@ fn cache(llm: &Map<String, Value>, draft: &mut Draft) {
         match name.as_str() {
             "enabled" | "backend" | "ttl" | "ttl_seconds" | "redis_url" => {}
             "similarity_threshold" => {
-                draft.note("cache.similarity_threshold", "is not carried over: see [cache.semantic], and its warning");
+                draft.note(
+                    "cache.similarity_threshold",
+                    "is not carried over: see [cache.semantic], and its warning",
+                );
             }
             name => draft.note(&format!("cache.{name}"), LEFT_OUT),
         }

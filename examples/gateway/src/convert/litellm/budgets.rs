@@ -3,7 +3,7 @@
 use super::{
     super::{
         draft::{Department, Draft, Key, quoted},
-        read::{decimal, text, texts},
+        read::{dollars, text, texts},
     },
     LEFT_OUT, secret,
 };
@@ -32,7 +32,7 @@ pub(super) fn convert(
             draft.note("teams", "one has neither team_id nor team_alias, and is left out");
             continue;
         };
-        let name = text(team.get("team_alias")).unwrap_or_else(|| id.clone());
+        let name = department(text(team.get("team_alias")).unwrap_or_else(|| id.clone()));
         limit(&format!("teams.{name}"), &name, team, &["team_id", "team_alias"], draft);
         draft.departments.entry(name.clone()).or_default();
         teams.push((id, name));
@@ -44,7 +44,8 @@ pub(super) fn convert(
             continue;
         };
         let name = format!("user:{id}");
-        if limit(&format!("users.{id}"), &name, user, &["user_id", "user_email", "user_role", "teams"], draft) {
+        if limit(&format!("users.{id}"), &name, user, &["user_id", "user_email", "user_role", "teams"], draft)
+        {
             users.push((id, name));
         }
     }
@@ -63,12 +64,14 @@ pub(super) fn convert(
                 Some((_, name)) => departments.push(name.clone()),
                 None => {
                     draft.note(&path, "its team is not in the file; a department stands for it");
+                    let team = department(team);
                     draft.departments.entry(team.clone()).or_default();
                     departments.push(team);
                 }
             }
         }
-        departments.extend(users.iter().find(|(id, _)| Some(id) == user.as_ref()).map(|(_, name)| name.clone()));
+        departments
+            .extend(users.iter().find(|(id, _)| Some(id) == user.as_ref()).map(|(_, name)| name.clone()));
         let own = format!("key:{}", alias.clone().unwrap_or_else(|| at.to_string()));
         if limit(&path, &own, key, &["key", "token", "key_alias", "user_id", "team_id"], draft) {
             departments.push(own);
@@ -82,15 +85,21 @@ pub(super) fn convert(
     }
 
     let for_all = Map::from_iter(
-        ["max_budget", "budget_duration"].iter().filter_map(|name| Some(((*name).to_owned(), litellm.get(*name)?.clone()))),
+        ["max_budget", "budget_duration"]
+            .iter()
+            .filter_map(|name| Some(((*name).to_owned(), litellm.get(*name)?.clone()))),
     );
     if limit("litellm_settings", EVERYBODY, &for_all, &[], draft) {
         for key in &mut draft.keys {
+            key.departments.retain(|name| name != EVERYBODY);
             key.departments.push(EVERYBODY.to_owned());
         }
     }
     if draft.keys.is_empty() && !draft.departments.is_empty() {
-        draft.note("general_settings.master_key", "is missing: without keys nobody is limited, and the limits are left out");
+        draft.note(
+            "general_settings.master_key",
+            "is missing: without keys nobody is limited, and the limits are left out",
+        );
         draft.departments.clear();
     }
     let money = |department: &Department| department.limits.keys().any(|limit| limit.ends_with("cost"));
@@ -102,19 +111,38 @@ pub(super) fn convert(
     }
 }
 
+/// A team's name, unless that has a meaning of its own.
+fn department(team: String) -> String {
+    if matches!(team.as_str(), "*" | EVERYBODY) { format!("team:{team}") } else { team }
+}
+
 /// Limits of one department; whether there are any.
-fn limit(path: &str, department: &str, entry: &Map<String, Value>, known: &[&str], draft: &mut Draft) -> bool {
+fn limit(
+    path: &str,
+    department: &str,
+    entry: &Map<String, Value>,
+    known: &[&str],
+    draft: &mut Draft,
+) -> bool {
     let mut limits = Department::default();
-    if let Some(money) = decimal(entry.get("max_budget"), 0) {
+    if entry.get("max_budget").is_some_and(|budget| !budget.is_null()) {
         let path = format!("{path}.max_budget");
+        let money = dollars(entry.get("max_budget"), 0);
         match text(entry.get("budget_duration")).as_deref() {
-            Some("1d" | "24h" | "86400s" | "daily") => drop(limits.limits.insert("day_cost", quoted(&money))),
+            _ if money.is_none() => draft.note(&path, "is no amount of dollars, and is left out"),
+            Some("1d" | "24h" | "86400s" | "daily") => {
+                limits.limits.extend(money.map(|money| ("day_cost", quoted(&money))))
+            }
             Some("30d" | "31d" | "28d" | "1mo" | "monthly") => {
                 draft.note(&path, "is for each month of the calendar now, and not from its first use on");
-                limits.limits.insert("month_cost", quoted(&money));
+                limits.limits.extend(money.map(|money| ("month_cost", quoted(&money))));
             }
-            Some(_) => draft.note(&path, "is not carried over: there are days and months, and no other times"),
-            None => draft.note(&path, "is not carried over: it is for ever, and there are only days and months"),
+            Some(_) => {
+                draft.note(&path, "is not carried over: there are days and months, and no other times")
+            }
+            None => {
+                draft.note(&path, "is not carried over: it is for ever, and there are only days and months")
+            }
         }
     }
     let models = texts(entry.get("models"));

@@ -3,7 +3,7 @@
 use super::{
     super::{
         draft::{self, Draft, Fallback, Place, Price, Provider, Secret},
-        read::{decimal, number, table, text, texts, whole},
+        read::{number, price, table, text, texts, whole},
     },
     LEFT_OUT, secret,
 };
@@ -31,7 +31,14 @@ const COMPATIBLE: &[(&str, &str, &str)] = &[
 
 /// The same, wherever they are told to be.
 const SELF_HOSTED: &[&str] = &[
-    "custom_openai", "hosted_vllm", "litellm_proxy", "llamafile", "lm_studio", "openai_like", "vllm", "xinference",
+    "custom_openai",
+    "hosted_vllm",
+    "litellm_proxy",
+    "llamafile",
+    "lm_studio",
+    "openai_like",
+    "vllm",
+    "xinference",
 ];
 
 /// Dialects of their own.
@@ -72,7 +79,10 @@ pub(super) fn list(list: Option<&Value>, draft: &mut Draft) {
             continue;
         };
         let path = format!("{path} ({group})");
-        for name in entry.keys().filter(|name| !["model_name", "litellm_params", "model_info"].contains(&name.as_str())) {
+        for name in entry
+            .keys()
+            .filter(|name| !["model_name", "litellm_params", "model_info"].contains(&name.as_str()))
+        {
             draft.note(&format!("{path}.{name}"), LEFT_OUT);
         }
         if let Some(deployment) = deployment(&path, entry, draft) {
@@ -90,6 +100,7 @@ pub(super) fn list(list: Option<&Value>, draft: &mut Draft) {
         };
         name_group(&group, ends, draft);
     }
+    draft.drop_aliases_of_models();
     if draft.providers.is_empty() {
         draft.note("model_list", "has nothing that could be carried over; an echo stands in for it");
         let echo = Provider { kind: "echo", ..Provider::default() };
@@ -102,7 +113,8 @@ fn one_provider(group: &str, deployments: &[Deployment], draft: &mut Draft) -> O
     let [first, rest @ ..] = deployments else { return None };
     let alike = |one: &Deployment| {
         let Deployment { kind, model, weight, timeout, .. } = one;
-        (*kind, model.as_str(), *weight, *timeout) == (first.kind, first.model.as_str(), first.weight, first.timeout)
+        (*kind, model.as_str(), *weight, *timeout)
+            == (first.kind, first.model.as_str(), first.weight, first.timeout)
     };
     if rest.is_empty() || !rest.iter().all(alike) || first.model.contains('*') {
         return None;
@@ -154,7 +166,8 @@ fn name_group(group: &str, ends: Vec<(String, u64)>, draft: &mut Draft) {
         let is_served = ends.iter().all(|(end, _)| end == group && end.ends_with("/*"));
         if !is_served {
             let ends: Vec<_> = ends.iter().map(|(end, _)| end.as_str()).collect();
-            draft.note(&path, format_args!("patterns do not carry names over; ask for {}", ends.join(" or ")));
+            draft
+                .note(&path, format_args!("patterns do not carry names over; ask for {}", ends.join(" or ")));
         }
         return;
     }
@@ -166,7 +179,10 @@ fn name_group(group: &str, ends: Vec<(String, u64)>, draft: &mut Draft) {
         }
     }
     if shares.len() > 1 {
-        draft.note(&path, "is split by chance among models of different providers, each the fallback of the others");
+        draft.note(
+            &path,
+            "is split by chance among models of different providers, each the fallback of the others",
+        );
         let all: Vec<String> = shares.iter().map(|(end, _)| end.clone()).collect();
         for end in &all {
             draft.fallbacks.entry(end.clone()).or_default().otherwise.extend(all.iter().cloned());
@@ -191,10 +207,12 @@ fn deployment(path: &str, entry: &Map<String, Value>, draft: &mut Draft) -> Opti
         return None;
     };
     let params_path = format!("{path}.litellm_params");
-    let (name, model) = split(&asked, text(params.get("custom_llm_provider")), params.contains_key("api_base"));
+    let (name, model) =
+        split(&asked, text(params.get("custom_llm_provider")), params.contains_key("api_base"));
     let own_base = |draft: &mut Draft| base(&params_path, params, draft);
     let mut headers = BTreeMap::new();
-    let (kind, base_url, variable, model): (&'static str, Option<String>, &str, String) = match name.as_str() {
+    let (kind, base_url, variable, model): (&'static str, Option<String>, &str, String) = match name.as_str()
+    {
         "azure" | "azure_text" => {
             let base = own_base(draft)?;
             let version = text(params.get("api_version")).unwrap_or_else(|| "2025-02-01-preview".to_owned());
@@ -220,7 +238,10 @@ fn deployment(path: &str, entry: &Map<String, Value>, draft: &mut Draft) -> Opti
                     (kind, base_url, variable, model)
                 }
                 (None, None) => {
-                    draft.note(path, format_args!("{name:?} is no provider that is known here; the model is left out"));
+                    draft.note(
+                        path,
+                        format_args!("{name:?} is no provider that is known here; the model is left out"),
+                    );
                     return None;
                 }
             }
@@ -251,9 +272,21 @@ fn deployment(path: &str, entry: &Map<String, Value>, draft: &mut Draft) -> Opti
     }
     for name in params.keys() {
         match name.as_str() {
-            "model" | "api_key" | "api_base" | "base_url" | "api_version" | "custom_llm_provider" | "organization"
-            | "extra_headers" | "timeout" | "weight" | "vertex_project" | "vertex_location" | "aws_region_name"
-            | "input_cost_per_token" | "output_cost_per_token" => {}
+            "model"
+            | "api_key"
+            | "api_base"
+            | "base_url"
+            | "api_version"
+            | "custom_llm_provider"
+            | "organization"
+            | "extra_headers"
+            | "timeout"
+            | "weight"
+            | "vertex_project"
+            | "vertex_location"
+            | "aws_region_name"
+            | "input_cost_per_token"
+            | "output_cost_per_token" => {}
             "rpm" | "tpm" | "max_parallel_requests" => draft.note(
                 &format!("{params_path}.{name}"),
                 "limits are of departments, in a day or a month; a provider's own limit is met by fallbacks",
@@ -262,13 +295,18 @@ fn deployment(path: &str, entry: &Map<String, Value>, draft: &mut Draft) -> Opti
         }
     }
     let known = [
-        "id", "mode", "base_model", "input_cost_per_token", "output_cost_per_token", "cache_read_input_token_cost",
+        "id",
+        "mode",
+        "base_model",
+        "input_cost_per_token",
+        "output_cost_per_token",
+        "cache_read_input_token_cost",
         "cache_creation_input_token_cost",
     ];
     for name in info.keys().filter(|name| !known.contains(&name.as_str())) {
         draft.note(&format!("{path}.model_info.{name}"), LEFT_OUT);
     }
-    let rate = |name| decimal(info.get(name).or_else(|| params.get(name)), 6);
+    let rate = |name| price(info.get(name).or_else(|| params.get(name)), 6);
     Some(Deployment {
         kind,
         name,
@@ -330,13 +368,14 @@ fn native(
                 Some((region, model)) if is_region(region) => (Some(region.to_owned()), model.to_owned()),
                 _ => (None, model),
             };
-            let region = match text(params.get("aws_region_name")).filter(|text| !text.starts_with("os.environ/")) {
-                Some(region) => region,
-                None => in_name.unwrap_or_else(|| {
-                    draft.note(path, "names no region; us-east-1 is written");
-                    "us-east-1".to_owned()
-                }),
-            };
+            let region =
+                match text(params.get("aws_region_name")).filter(|text| !text.starts_with("os.environ/")) {
+                    Some(region) => region,
+                    None => in_name.unwrap_or_else(|| {
+                        draft.note(path, "names no region; us-east-1 is written");
+                        "us-east-1".to_owned()
+                    }),
+                };
             draft.note(path, "is asked with an API key of Bedrock; AWS's own signatures are not made");
             let url = match told {
                 true => base(path, params, draft)?,
@@ -378,10 +417,15 @@ fn base(path: &str, params: &Map<String, Value>, draft: &mut Draft) -> Option<St
     match base.strip_prefix("os.environ/") {
         None => Some(base),
         Some(variable) => {
-            let variable: String =
-                variable.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' }).collect();
+            let variable: String = variable
+                .chars()
+                .map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' })
+                .collect();
             let variable = variable.trim_matches('-');
-            draft.note(&format!("{path}.api_base"), "is in the environment; write it where base_url ends in .invalid");
+            draft.note(
+                &format!("{path}.api_base"),
+                "is in the environment; write it where base_url ends in .invalid",
+            );
             Some(format!("https://{variable}.invalid"))
         }
     }
@@ -389,15 +433,25 @@ fn base(path: &str, params: &Map<String, Value>, draft: &mut Draft) -> Option<St
 
 fn may_be_told(header: &str) -> bool {
     const OURS: [&str; 10] = [
-        "host", "content-length", "content-type", "transfer-encoding", "connection", "te", "trailer", "upgrade",
-        "keep-alive", "x-request-id",
+        "host",
+        "content-length",
+        "content-type",
+        "transfer-encoding",
+        "connection",
+        "te",
+        "trailer",
+        "upgrade",
+        "keep-alive",
+        "x-request-id",
     ];
     let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_');
     !header.is_empty() && header.bytes().all(plain) && !OURS.contains(&header.to_ascii_lowercase().as_str())
 }
 
 pub(super) fn seconds(value: Option<&Value>) -> Option<Duration> {
-    number(value).filter(|seconds| *seconds > 0.0).map(|seconds| Duration::from_secs_f64(seconds.min(31_536_000.0)))
+    number(value)
+        .filter(|seconds| *seconds > 0.0)
+        .map(|seconds| Duration::from_secs_f64(seconds.min(31_536_000.0)))
 }
 
 /// `model_group_alias` and `model_alias_map`.
@@ -410,7 +464,11 @@ pub(super) fn aliases(path: &str, settings: &Map<String, Value>, draft: &mut Dra
             let ends = draft.aliases.get(&target).cloned();
             let ends = ends.or_else(|| draft.is_served(&target).then(|| vec![(target.clone(), 1)]));
             match ends {
-                _ if name.trim().is_empty() || name.contains('*') || draft.aliases.contains_key(name) => {
+                _ if name.trim().is_empty()
+                    || name.contains('*')
+                    || draft.is_served(name)
+                    || draft.aliases.contains_key(name) =>
+                {
                     draft.note(&path, "its name is taken or cannot be used, and it is left out");
                 }
                 Some(ends) => drop(draft.aliases.insert(name.clone(), ends)),
@@ -448,7 +506,9 @@ pub(super) fn fallbacks(path: &str, settings: &Map<String, Value>, draft: &mut D
             }
         }
     }
-    let targets = settings.get("default_fallbacks").map(|all| ends_of(&format!("{path}.default_fallbacks"), all, draft));
+    let targets = settings
+        .get("default_fallbacks")
+        .map(|all| ends_of(&format!("{path}.default_fallbacks"), all, draft));
     if let Some(targets) = targets.filter(|targets| !targets.is_empty()) {
         for model in all_models(draft) {
             let fallback = draft.fallbacks.entry(model).or_default();
@@ -461,7 +521,9 @@ pub(super) fn fallbacks(path: &str, settings: &Map<String, Value>, draft: &mut D
 
 fn all_models(draft: &Draft) -> Vec<String> {
     let providers = draft.providers.iter();
-    providers.flat_map(|(name, provider)| provider.models.keys().map(move |model| format!("{name}/{model}"))).collect()
+    providers
+        .flat_map(|(name, provider)| provider.models.keys().map(move |model| format!("{name}/{model}")))
+        .collect()
 }
 
 fn ends_of(path: &str, targets: &Value, draft: &mut Draft) -> Vec<String> {

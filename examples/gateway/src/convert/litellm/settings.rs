@@ -8,6 +8,7 @@ use super::{
     LEFT_OUT,
     models::seconds,
 };
+use llm_layers::store::{Redis, RedisOptions};
 use serde_json::{Map, Value};
 use std::time::Duration;
 
@@ -24,22 +25,22 @@ pub(super) fn convert(
     if let Some(wait) = seconds(router.get("retry_after")) {
         draft.set("retry", "base", time(wait.min(Duration::from_secs(2))));
     }
-    if let Some(total) = seconds(router.get("timeout")).or_else(|| seconds(litellm.get("request_timeout"))) {
+    let total = seconds(router.get("timeout")).or_else(|| seconds(litellm.get("request_timeout")));
+    if let Some(total) = total {
         draft.set("timeouts", "total", time(total));
     }
     if let Some(first) = seconds(router.get("stream_timeout")) {
-        draft.set("timeouts", "first_content", time(first));
-        if seconds(told("timeout")).is_none() && seconds(litellm.get("request_timeout")).is_none() {
-            draft.set("timeouts", "total", time(first.max(Duration::from_secs(600))));
-        } else {
-            draft.note("router_settings.stream_timeout", "is the time until the first content now");
-        }
+        draft.note("router_settings.stream_timeout", "is the time until the first content now");
+        // No part of a call lasts longer than all of it.
+        draft.set("timeouts", "first_content", time(total.map_or(first, |total| first.min(total))));
     }
     let most = general.get("global_max_parallel_requests").or_else(|| general.get("max_parallel_requests"));
     if let Some(most) = whole(most).filter(|most| *most > 0) {
         draft.set("server", "max_in_flight", most.to_string());
     }
-    if let Some(megabytes) = whole(general.get("max_request_size_mb")).filter(|size| (1..=4000).contains(size)) {
+    if let Some(megabytes) =
+        whole(general.get("max_request_size_mb")).filter(|size| (1..=4000).contains(size))
+    {
         draft.set("server", "max_body_bytes", (megabytes << 20).to_string());
     }
     if is_true(litellm.get("json_logs")) {
@@ -48,19 +49,57 @@ pub(super) fn convert(
     cache(litellm, draft);
 
     let parts: [(&str, &Map<String, Value>, &[&str]); 3] = [
-        ("general_settings", general, &[
-            "master_key", "max_parallel_requests", "global_max_parallel_requests", "max_request_size_mb", "teams",
-            "users", "keys",
-        ]),
-        ("litellm_settings", litellm, &[
-            "num_retries", "request_timeout", "json_logs", "cache", "cache_params", "max_budget", "budget_duration",
-            "fallbacks", "context_window_fallbacks", "content_policy_fallbacks", "default_fallbacks",
-            "model_alias_map", "model_group_alias", "teams", "users", "keys",
-        ]),
-        ("router_settings", router, &[
-            "num_retries", "retry_after", "timeout", "stream_timeout", "fallbacks", "context_window_fallbacks",
-            "content_policy_fallbacks", "default_fallbacks", "model_group_alias", "model_alias_map",
-        ]),
+        (
+            "general_settings",
+            general,
+            &[
+                "master_key",
+                "max_parallel_requests",
+                "global_max_parallel_requests",
+                "max_request_size_mb",
+                "teams",
+                "users",
+                "keys",
+            ],
+        ),
+        (
+            "litellm_settings",
+            litellm,
+            &[
+                "num_retries",
+                "request_timeout",
+                "json_logs",
+                "cache",
+                "cache_params",
+                "max_budget",
+                "budget_duration",
+                "fallbacks",
+                "context_window_fallbacks",
+                "content_policy_fallbacks",
+                "default_fallbacks",
+                "model_alias_map",
+                "model_group_alias",
+                "teams",
+                "users",
+                "keys",
+            ],
+        ),
+        (
+            "router_settings",
+            router,
+            &[
+                "num_retries",
+                "retry_after",
+                "timeout",
+                "stream_timeout",
+                "fallbacks",
+                "context_window_fallbacks",
+                "content_policy_fallbacks",
+                "default_fallbacks",
+                "model_group_alias",
+                "model_alias_map",
+            ],
+        ),
     ];
     for (path, settings, known) in parts {
         for (name, value) in settings.iter().filter(|(name, _)| !known.contains(&name.as_str())) {
@@ -80,7 +119,9 @@ pub(super) fn convert(
                     "is not carried over: see telemetry, by OTLP and for Prometheus"
                 }
                 "drop_params" => "is not carried over: members of a request go to the provider as they are",
-                "provider_budget_config" => "is not carried over: limits are of departments, not of providers",
+                "provider_budget_config" => {
+                    "is not carried over: limits are of departments, not of providers"
+                }
                 "retry_policy" | "model_group_retry_policy" => "is not carried over: see [retry.on]",
                 "default_internal_user_params" | "default_team_settings" | "max_internal_user_budget" => {
                     "is not carried over: give each user's key a department with a limit"
@@ -102,7 +143,10 @@ fn cache(litellm: &Map<String, Value>, draft: &mut Draft) {
         return;
     }
     if draft.keys.is_empty() {
-        draft.note("litellm_settings.cache", "is not carried over: answers are kept for users, and without keys there are none");
+        draft.note(
+            "litellm_settings.cache",
+            "is not carried over: answers are kept for users, and without keys there are none",
+        );
         return;
     }
     draft.note("litellm_settings.cache", "answers are kept for each user now, and not for all");
@@ -115,14 +159,21 @@ fn cache(litellm: &Map<String, Value>, draft: &mut Draft) {
         "redis" => {
             draft.set_secret("cache", "redis", &redis(params));
             draft.set_secret("cache", "secret", &Secret::Env("CACHE_SECRET".to_owned()));
-            draft.note("litellm_settings.cache_params", "CACHE_SECRET is new: 32 characters or more that nobody can guess");
+            draft.note(
+                "litellm_settings.cache_params",
+                "CACHE_SECRET is new: 32 characters or more that nobody can guess",
+            );
         }
-        _ => draft.note("litellm_settings.cache_params.type", "there is a cache in memory, or in Redis; it is in memory now"),
+        _ => draft.note(
+            "litellm_settings.cache_params.type",
+            "there is a cache in memory, or in Redis; it is in memory now",
+        ),
     }
     for name in params.keys() {
         match name.as_str() {
             "type" | "ttl" | "host" | "port" | "password" | "url" => {}
-            "mode" => draft.note("litellm_settings.cache_params.mode", "a call says itself that it is not to be cached"),
+            "mode" => draft
+                .note("litellm_settings.cache_params.mode", "a call says itself that it is not to be cached"),
             name => draft.note(&format!("litellm_settings.cache_params.{name}"), LEFT_OUT),
         }
     }
@@ -134,13 +185,17 @@ fn redis(params: &Map<String, Value>) -> Secret {
     let plain = |text: &String| text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._~".contains(&b));
     let (host, password) = (text(params.get("host")), text(params.get("password")));
     let port = whole(params.get("port")).unwrap_or(6379);
-    match (host, password) {
-        (Some(host), None) if plain(&host) && port <= 65_535 && !params.contains_key("url") => {
-            Secret::Text(format!("redis://{host}:{port}"))
+    let url = match (host, password) {
+        (Some(host), None) if plain(&host) && !params.contains_key("url") => {
+            format!("redis://{host}:{port}")
         }
-        (Some(host), Some(password)) if plain(&host) && plain(&password) && port <= 65_535 => {
-            Secret::Text(format!("redis://:{password}@{host}:{port}"))
+        (Some(host), Some(password)) if plain(&host) && plain(&password) => {
+            format!("redis://:{password}@{host}:{port}")
         }
-        _ => in_environment,
+        _ => return in_environment,
+    };
+    match Redis::new(&url, RedisOptions::default()) {
+        Ok(_) => Secret::Text(url),
+        Err(_) => in_environment,
     }
 }
