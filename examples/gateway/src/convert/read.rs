@@ -35,7 +35,7 @@ pub(super) fn number(value: Option<&Value>) -> Option<f64> {
 
 pub(super) fn whole(value: Option<&Value>) -> Option<u64> {
     let number = number(value)?;
-    (number >= 0.0 && number <= 9e15).then_some(number as u64)
+    (0.0..=9e15).contains(&number).then_some(number as u64)
 }
 
 pub(super) fn texts(value: Option<&Value>) -> Vec<String> {

@@ -3,7 +3,7 @@
 //! Its prices are dollars for a thousand tokens, its limits of cost are cents.
 
 use super::{
-    draft::{Department, Draft, Fallback, Key, Place, Price, Provider, Secret, quoted, time},
+    draft::{Department, Draft, Key, Place, Price, Provider, Secret, quoted, time},
     read::{dollars, is_true, number, price, table, text, texts, whole},
 };
 use serde_json::{Map, Value};
@@ -197,7 +197,7 @@ fn fallbacks(llm: &Map<String, Value>, names: &BTreeMap<String, String>, draft: 
         match canonical(model, names) {
             // The name is one after aliasing.
             Some(model) => {
-                draft.fallbacks.entry(model).or_insert_with(Fallback::default).otherwise.extend(otherwise);
+                draft.fallbacks.entry(model).or_default().otherwise.extend(otherwise);
             }
             None => draft.note(&path, "no provider serves it, and it is left out"),
         }
