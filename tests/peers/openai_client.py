@@ -108,7 +108,10 @@ def tools(client):
                 call["function"]["arguments"] += part.function.arguments or ""
                 fragments.append(part)
     # From the cache, what was whole comes as one.
-    require(len(fragments) > (0 if CACHED else 2), f"only {len(fragments)} fragments")
+    if CACHED:
+        require(fragments, "no fragments")
+    else:
+        in_fragments(len(fragments))
     same("finish_reason of the stream", reason, "tool_calls")
     second_turn({"role": "assistant", "tool_calls": [call]})
 

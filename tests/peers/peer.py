@@ -18,6 +18,10 @@ SILENT_MODEL = os.environ.get("PEER_SILENT_MODEL", "quiet/silent")
 UNKNOWN_MODEL = os.environ.get("PEER_UNKNOWN_MODEL", "no-such-model")
 ORPHAN_URL = os.environ.get("PEER_ORPHAN_URL")
 CACHED = os.environ.get("PEER_CACHED")
+# Whether the provider says a call of a tool in one piece, as Gemini's protocol has it.
+WHOLE_CALLS = os.environ.get("PEER_WHOLE_CALLS")
+# Whether the provider cannot be told to call one tool at a time: who asks for that is refused.
+NO_SERIAL_CALLS = os.environ.get("PEER_NO_SERIAL_CALLS")
 
 HELLO_TEXT = "Hello from the other side of the gateway."
 HELLO_USAGE = (12, 9, 21)
@@ -49,6 +53,13 @@ def same(what, seen, expected):
 def require(true, otherwise):
     if not true:
         raise Wrong(otherwise)
+
+
+def in_fragments(count):
+    if WHOLE_CALLS:
+        same("fragments", count, 1)
+    else:
+        require(count > 2, f"only {count} fragments")
 
 
 def raises(kind, call):

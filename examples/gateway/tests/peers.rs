@@ -259,6 +259,12 @@ fn the_sdks_talk_to_providers_in_their_own_dialects() {
                 let mut command = Command::new(peers.join("py/bin/python"));
                 command.arg(root().join("tests/peers").join(script)).args([&url, case]);
                 command.env("PEER_MODEL", format!("{kind}/{model}")).env("LLM_LAYERS_PEERS", &peers);
+                if model.starts_with("gemini") {
+                    command.env("PEER_WHOLE_CALLS", "yes");
+                }
+                if *kind != "anthropic" {
+                    command.env("PEER_NO_SERIAL_CALLS", "yes");
+                }
                 let output = command.output().expect("runs");
                 let said = String::from_utf8_lossy(&output.stderr);
                 assert!(output.status.success(), "{kind} {script} {case}: {said}");
