@@ -37,6 +37,17 @@ async fn get(gateway: &Gateway, key: &str, path: &str) -> Reply {
     gateway.send("GET", path, &[("authorization", &format!("Bearer {key}"))], b"").await
 }
 
+/// Waits until the day's calls are settled, which they are after their answers.
+async fn all_settled(gateway: &Gateway, calls: u64) {
+    for _ in 0..400 {
+        if get(gateway, "ada-key", DEPARTMENT).await.json()["day"]["requests"]["settled"] == calls {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("{calls} calls are not settled");
+}
+
 const DEPARTMENT: &str = "/v1/quota/r%20%26%20d%2F%C3%A4";
 
 #[tokio::test]
@@ -49,6 +60,7 @@ async fn seed_11_a_department_is_refused_beyond_its_limit_and_told_until_when() 
         assert_eq!(reply.header("x-ratelimit-limit-requests"), Some("2"));
         assert_eq!(reply.header("x-ratelimit-remaining-requests"), Some(left));
     }
+    all_settled(&gateway, 2).await;
     for key in ["ada-key", "bob-key"] {
         let reply = ask(&gateway, key, "hi", &[]).await;
         assert_eq!(reply.status, 429);
