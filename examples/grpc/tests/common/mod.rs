@@ -48,7 +48,7 @@ impl Server {
 
     /// Starts `command` and waits for the address that it says it listens on.
     fn spawn(command: &mut Command) -> Self {
-        let mut process = command.stdout(Stdio::piped()).spawn().expect("starts");
+        let mut process = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("starts");
         let mut lines = BufReader::new(process.stdout.take().expect("piped")).lines();
         let address = lines.find_map(|line| {
             let line = line.expect("text");
