@@ -15,7 +15,7 @@ use crate::{
     concurrency::ConcurrencyLimitLayer,
     config::{Config, Kind, Problem, field, plan::Plan, process_env},
     providers::Deployment,
-    quota::QuotaStore,
+    quota::{QuotaLayer, QuotaStore},
     telemetry::{CaptureContent, Observer},
     usage::UsageSink,
 };
@@ -65,10 +65,13 @@ pub struct StackBuilder<O = ()> {
     leaves: Leaves,
     usage_sink: Option<Arc<dyn UsageSink>>,
     quota_store: Option<Arc<dyn QuotaStore>>,
+    map_quota: Option<MapQuota>,
     answers: answers::Own,
     layers: assemble::Own,
     on_bad_policies: Option<OnBadPolicies>,
 }
+
+type MapQuota = Box<dyn FnOnce(QuotaLayer) -> QuotaLayer + Send>;
 
 impl StackBuilder {
     /// The documented order with all that `config` asks for.
@@ -83,6 +86,7 @@ impl StackBuilder {
             leaves: Leaves::new(),
             usage_sink: None,
             quota_store: None,
+            map_quota: None,
             answers: answers::Own::default(),
             layers: assemble::Own::default(),
             on_bad_policies: None,
@@ -100,7 +104,7 @@ impl<O: Observer> StackBuilder<O> {
     /// Tells `observer` of every call, as a whole and at each deployment.
     pub fn with_observer<P: Observer>(self, observer: P) -> StackBuilder<P> {
         let Self { config, env, observer: _, capture, order, is_own_order, leaves, .. } = self;
-        let Self { usage_sink, quota_store, answers, layers, on_bad_policies, .. } = self;
+        let Self { usage_sink, quota_store, map_quota, answers, layers, on_bad_policies, .. } = self;
         StackBuilder {
             config,
             env,
@@ -111,6 +115,7 @@ impl<O: Observer> StackBuilder<O> {
             leaves,
             usage_sink,
             quota_store,
+            map_quota,
             answers,
             layers,
             on_bad_policies,
@@ -176,6 +181,22 @@ impl<O: Observer> StackBuilder<O> {
         self
     }
 
+    /// Stacks what `map` makes of the layer of quotas: one that is watched, for instance. It is given the layer once; reloads
+    /// change policies and prices of what comes back, whose counters, hooks and store last.
+    ///
+    /// ```
+    /// # use llm_layers::{config::Config, stack::StackBuilder};
+    /// # fn watched(config: Config) -> StackBuilder {
+    /// StackBuilder::new(config).map_quota(|layer| {
+    ///     layer.on_settle(|settled| println!("{} of {} tokens", settled.used.tokens, settled.reserved.tokens))
+    /// })
+    /// # }
+    /// ```
+    pub fn map_quota(mut self, map: impl FnOnce(QuotaLayer) -> QuotaLayer + Send + 'static) -> Self {
+        self.map_quota = Some(Box::new(map));
+        self
+    }
+
     /// Keeps answers in `store`, whatever `[cache]` says of stores.
     pub fn with_cache_store(mut self, store: impl CacheStore) -> Self {
         self.answers.store = Some(Arc::new(store));
@@ -229,7 +250,8 @@ impl<O: Observer> StackBuilder<O> {
     /// # Panics
     ///
     /// Outside of a tokio runtime.
-    pub async fn build(self) -> Result<(BoxService, Handle), StackError> {
+    pub async fn build(mut self) -> Result<(BoxService, Handle), StackError> {
+        let map_quota = self.map_quota.take();
         let plan = self.plan()?;
         let has = |part| self.is_there(part, &plan);
         let ledger = match (&self.usage_sink, &plan.usage) {
@@ -241,7 +263,8 @@ impl<O: Observer> StackBuilder<O> {
         let quotas = match &plan.limits {
             Some(limits) if has(Part::Quota) => {
                 let told = self.on_bad_policies.clone();
-                Some(Quotas::open(limits, self.quota_store.clone(), ledger.as_ref(), told).await?)
+                let quotas = Quotas::open(limits, self.quota_store.clone(), ledger.as_ref(), told).await?;
+                Some(quotas.map(map_quota))
             }
             _ => None,
         };

@@ -84,6 +84,14 @@ impl Quotas {
         })
     }
 
+    /// What the host makes of the layer.
+    pub(super) fn map(self, map: Option<impl FnOnce(QuotaLayer) -> QuotaLayer>) -> Self {
+        match map {
+            Some(map) => Self { base: map(self.base), ..self },
+            None => self,
+        }
+    }
+
     fn pair(store: impl QuotaStore) -> (QuotaLayer, Workers) {
         let (policies, prices) = (Policies::default(), Prices::default());
         let (layer, worker) = QuotaLayer::pair(store, policies, prices, WorkerOptions::default());

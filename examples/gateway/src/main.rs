@@ -4,6 +4,7 @@
 //! gateway [--config FILE] [--listen ADDR]      serves; without a file, an echo to anybody
 //! gateway check FILE [--model NAME]            says what FILE comes to, or what NAME does
 //! gateway convert litellm|seed FILE            makes a configuration of another gateway's
+//! gateway --help | --version
 //! ```
 //!
 //! It ends with 0 if all is well, 1 if it cannot go on (or NAME leads nowhere), and 2 if the command line or the file is wrong.
@@ -53,6 +54,11 @@ fn main() -> ExitCode {
     if convert.next_if(|first| first == "convert").is_some() {
         return self::convert(convert);
     }
+    match std::env::args_os().nth(1).and_then(|first| first.into_string().ok()).as_deref() {
+        Some("--help" | "-h") => return said(USAGE),
+        Some("--version" | "-V") => return said(concat!("gateway ", env!("CARGO_PKG_VERSION"))),
+        _ => {}
+    }
     let arguments = match Arguments::read(std::env::args_os().skip(1)) {
         Ok(arguments) => arguments,
         Err(problem) => return misused(&format!("{problem}\n{USAGE}")),
@@ -74,6 +80,13 @@ fn main() -> ExitCode {
                 _ => ExitCode::FAILURE,
             }
         }
+    }
+}
+
+fn said(text: &str) -> ExitCode {
+    match writeln!(std::io::stdout(), "{text}") {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
     }
 }
 

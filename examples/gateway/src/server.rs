@@ -63,6 +63,7 @@ impl Server {
         let (stack, handle) = StackBuilder::new(config)
             .with_observer(telemetry.observer())
             .with_content(telemetry.capture())
+            .map_quota(telemetry.watch_quota())
             .on_bad_policies(|error| tracing::error!(%error, "the policies stay as they were"))
             .build()
             .await?;

@@ -1,4 +1,4 @@
-//! Spans and metrics: by OTLP where the environment says so, and for Prometheus.
+//! Spans, metrics and events: by OTLP where the environment says so, and for Prometheus.
 
 use axum::{
     body::Bytes,
@@ -8,19 +8,22 @@ use axum::{
 use http_body_util::{BodyExt, Full, Limited};
 use llm_layers::{
     provider::openai::{HyperClient, hyper_client},
+    quota::QuotaLayer,
     telemetry::{CaptureContent, OtelObserver, SemConv, TracingObserver, otel},
     usage::QueueSink,
 };
 use opentelemetry::{
+    logs::LoggerProvider,
     metrics::{Meter, MeterProvider},
     trace::{TracerProvider, noop::NoopTracer},
 };
 use opentelemetry_http::{HttpClient, HttpError};
 use opentelemetry_otlp::{
-    ExporterBuildError, MetricExporter, Protocol, SpanExporter, WithExportConfig, WithHttpConfig,
+    ExporterBuildError, LogExporter, MetricExporter, Protocol, SpanExporter, WithExportConfig, WithHttpConfig,
 };
 use opentelemetry_sdk::{
     Resource,
+    logs::SdkLoggerProvider,
     metrics::{PeriodicReader, SdkMeterProvider},
     propagation::TraceContextPropagator,
     trace::{SdkTracer, SdkTracerProvider},
@@ -44,6 +47,7 @@ const MAX_CONTENT: usize = 16 << 10;
 pub(crate) struct Telemetry {
     tracers: Option<SdkTracerProvider>,
     meters: Option<SdkMeterProvider>,
+    loggers: Option<SdkLoggerProvider>,
     registry: Option<Registry>,
     observer: Option<OtelObserver>,
     capture: CaptureContent,
@@ -63,6 +67,13 @@ impl Telemetry {
             }
             false => None,
         };
+        let loggers = match wanted.logs {
+            true => {
+                let loggers = SdkLoggerProvider::builder().with_batch_exporter(log_exporter(wanted.timeout)?);
+                Some(loggers.with_resource(resource.clone()).build())
+            }
+            false => None,
+        };
         let mut meters = SdkMeterProvider::builder().with_resource(resource);
         if wanted.metrics {
             meters = meters.with_reader(PeriodicReader::builder(metric_exporter(wanted.timeout)?).build());
@@ -78,12 +89,16 @@ impl Telemetry {
         if !capture.is_nothing() {
             tracing::warn!("prompts and answers are exported or logged, as the environment says");
         }
-        let mut telemetry = Self { tracers, meters, registry, observer: None, capture };
-        if telemetry.tracers.is_some() || telemetry.meters.is_some() {
+        let mut telemetry = Self { tracers, meters, loggers, registry, observer: None, capture };
+        if telemetry.tracers.is_some() || telemetry.meters.is_some() || telemetry.loggers.is_some() {
             let meter = telemetry.meter();
             let observer = match &telemetry.tracers {
                 Some(tracers) => OtelObserver::new(tracers.tracer_with_scope(otel::scope()), meter),
                 None => OtelObserver::new(NoopTracer::new(), meter),
+            };
+            let observer = match &telemetry.loggers {
+                Some(loggers) => observer.with_logger(loggers.logger_with_scope(otel::scope())),
+                None => observer,
             };
             telemetry.observer = Some(observer.with_semconv(SemConv::from_env()));
         }
@@ -120,6 +135,15 @@ impl Telemetry {
         }
     }
 
+    /// Shows how quotas do.
+    pub(crate) fn watch_quota(&self) -> impl FnOnce(QuotaLayer) -> QuotaLayer + use<> {
+        let meter = self.meters.is_some().then(|| self.meter());
+        move |layer| match &meter {
+            Some(meter) => otel::observe_quota(meter, layer),
+            None => layer,
+        }
+    }
+
     /// Whether there is anything at `GET /metrics`.
     pub(crate) const fn has_metrics(&self) -> bool {
         self.registry.is_some()
@@ -138,7 +162,7 @@ impl Telemetry {
 
     /// Sends what is left.
     pub(crate) async fn close(self) {
-        let Self { tracers, meters, .. } = self;
+        let Self { tracers, meters, loggers, .. } = self;
         // On a thread of its own: what sends needs this one.
         let closed = spawn_blocking(move || {
             if let Some(Err(error)) = tracers.map(|tracers| tracers.shutdown_with_timeout(FLUSH_TIMEOUT)) {
@@ -146,6 +170,9 @@ impl Telemetry {
             }
             if let Some(Err(error)) = meters.map(|meters| meters.shutdown_with_timeout(FLUSH_TIMEOUT)) {
                 tracing::warn!(%error, "the last metrics are lost");
+            }
+            if let Some(Err(error)) = loggers.map(|loggers| loggers.shutdown_with_timeout(FLUSH_TIMEOUT)) {
+                tracing::warn!(%error, "the last events are lost");
             }
         });
         let _ = closed.await;
@@ -157,6 +184,7 @@ impl Telemetry {
 struct Wanted {
     traces: bool,
     metrics: bool,
+    logs: bool,
     timeout: Duration,
 }
 
@@ -176,6 +204,7 @@ impl Wanted {
         Self {
             traces: wanted("TRACES"),
             metrics: wanted("METRICS"),
+            logs: wanted("LOGS"),
             timeout: Duration::from_millis(timeout.unwrap_or(10_000)),
         }
     }
@@ -207,6 +236,14 @@ fn metric_exporter(timeout: Duration) -> Result<MetricExporter, ExporterBuildErr
         return MetricExporter::builder().with_tonic().build();
     }
     let http = MetricExporter::builder().with_http().with_protocol(Protocol::HttpBinary);
+    http.with_http_client(Client::new(timeout)).build()
+}
+
+fn log_exporter(timeout: Duration) -> Result<LogExporter, ExporterBuildError> {
+    if is_grpc("LOGS") {
+        return LogExporter::builder().with_tonic().build();
+    }
+    let http = LogExporter::builder().with_http().with_protocol(Protocol::HttpBinary);
     http.with_http_client(Client::new(timeout)).build()
 }
 
@@ -248,6 +285,7 @@ impl std::fmt::Debug for Telemetry {
         f.debug_struct("Telemetry")
             .field("traces", &self.tracers.is_some())
             .field("metrics", &self.meters.is_some())
+            .field("logs", &self.loggers.is_some())
             .field("prometheus", &self.registry.is_some())
             .finish_non_exhaustive()
     }
@@ -257,25 +295,26 @@ impl std::fmt::Debug for Telemetry {
 mod tests {
     use super::*;
 
-    fn wanted(variables: &[(&str, &str)]) -> (bool, bool) {
+    fn wanted(variables: &[(&str, &str)]) -> (bool, bool, bool) {
         let env = |name: &str| {
             let found = variables.iter().find(|(known, _)| *known == name);
             found.map(|(_, value)| (*value).to_owned())
         };
-        let Wanted { traces, metrics, .. } = Wanted::read(&env);
-        (traces, metrics)
+        let Wanted { traces, metrics, logs, .. } = Wanted::read(&env);
+        (traces, metrics, logs)
     }
 
     #[test]
     fn the_standard_variables_decide() {
         let endpoint = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4318");
-        assert_eq!(wanted(&[]), (false, false));
-        assert_eq!(wanted(&[endpoint]), (true, true));
-        assert_eq!(wanted(&[("OTEL_EXPORTER_OTLP_ENDPOINT", "")]), (false, false));
-        assert_eq!(wanted(&[("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://x")]), (true, false));
-        assert_eq!(wanted(&[endpoint, ("OTEL_METRICS_EXPORTER", "none")]), (true, false));
-        assert_eq!(wanted(&[endpoint, ("OTEL_METRICS_EXPORTER", "prometheus")]), (true, false));
-        assert_eq!(wanted(&[("OTEL_TRACES_EXPORTER", "otlp")]), (true, false));
-        assert_eq!(wanted(&[endpoint, ("OTEL_SDK_DISABLED", "true")]), (false, false));
+        assert_eq!(wanted(&[]), (false, false, false));
+        assert_eq!(wanted(&[endpoint]), (true, true, true));
+        assert_eq!(wanted(&[("OTEL_EXPORTER_OTLP_ENDPOINT", "")]), (false, false, false));
+        assert_eq!(wanted(&[("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://x")]), (true, false, false));
+        assert_eq!(wanted(&[endpoint, ("OTEL_METRICS_EXPORTER", "none")]), (true, false, true));
+        assert_eq!(wanted(&[endpoint, ("OTEL_METRICS_EXPORTER", "prometheus")]), (true, false, true));
+        assert_eq!(wanted(&[endpoint, ("OTEL_LOGS_EXPORTER", "none")]), (true, true, false));
+        assert_eq!(wanted(&[("OTEL_TRACES_EXPORTER", "otlp")]), (true, false, false));
+        assert_eq!(wanted(&[endpoint, ("OTEL_SDK_DISABLED", "true")]), (false, false, false));
     }
 }

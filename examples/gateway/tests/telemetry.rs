@@ -44,6 +44,10 @@ fn config(url: &str, more: &str) -> String {
         fast = "a/m"
         [fallbacks]
         "a/m" = ["a/n"]
+        [departments.r-and-d]
+        day_tokens = 1_000_000
+        [quota]
+        store = "memory"
         {more}
         "#
     )
@@ -219,14 +223,15 @@ async fn a_collector_receives(protocol: Protocol, name: &str, way: Way) {
         .await;
         assert!(rotel.process.try_wait().unwrap().is_none(), "the collector is still there");
     }
-    let (spans, metrics, everything) = collector
+    let (spans, metrics, records, everything) = collector
         .with_collector(|collector| {
             let spans: Vec<Span> = collector.spans().iter().map(|span| span.span().clone()).collect();
             let metrics: Vec<_> = collector.metrics().iter().map(|metric| metric.metric().clone()).collect();
             let resources: Vec<_> =
                 collector.spans().iter().map(|span| format!("{:?}", span.resource_attrs())).collect();
             assert!(resources.iter().all(|resource| resource.contains("gateway-under-test")));
-            (spans, metrics, collector.dump())
+            let records: Vec<_> = collector.logs().iter().map(|record| record.log_record().clone()).collect();
+            (spans, metrics, records, collector.dump())
         })
         .await;
 
@@ -279,7 +284,9 @@ async fn a_collector_receives(protocol: Protocol, name: &str, way: Way) {
     assert_eq!(text(&gateway_span, "llm_layers.requested_model"), Some("fast"));
     assert_eq!(int(&gateway_span, "llm_layers.attempts"), Some(2));
     let events: Vec<_> = gateway_span.events.iter().map(|event| event.name.as_str()).collect();
-    assert_eq!(events, ["llm_layers.alias", "llm_layers.attempt", "llm_layers.attempt"]);
+    let twice = ["access", "access", "quota", "quota", "attempt", "attempt"];
+    let decided: Vec<_> = ["alias"].iter().chain(&twice).map(|name| format!("llm_layers.{name}")).collect();
+    assert_eq!(events, decided);
 
     let metric = |name: &str| {
         let found = metrics.iter().rev().find(|metric| metric.name == name);
@@ -291,8 +298,18 @@ async fn a_collector_receives(protocol: Protocol, name: &str, way: Way) {
     let Some(Data::Histogram(duration)) = metric("gen_ai.client.operation.duration").data else { panic!() };
     assert_eq!(duration.data_points.iter().map(|point| point.count).sum::<u64>(), 3);
     assert_eq!(duration.data_points[0].explicit_bounds.len(), 14);
+    let Some(Data::Gauge(held)) = metric("llm_layers.quota.reservations").data else { panic!() };
+    assert_eq!(held.data_points.len(), 1);
+    let Some(Data::Histogram(ratio)) = metric("llm_layers.quota.estimate_ratio").data else { panic!() };
+    // Two answers; the attempt that failed used nothing up.
+    assert_eq!(ratio.data_points.iter().map(|point| point.count).sum::<u64>(), 2);
     let Some(Data::Sum(fallbacks)) = metric("llm_layers.fallbacks").data else { panic!() };
     assert_eq!(fallbacks.data_points.len(), 1);
+
+    // What failed is an event too, of its call's span.
+    let [event] = &records[..] else { panic!("{records:#?}") };
+    assert_eq!(event.event_name, "gen_ai.client.operation.exception");
+    assert_eq!((&event.trace_id, &event.span_id), (&failed.trace_id, &failed.span_id));
 
     // The log is JSON, and each line of a request has its trace.
     let log = gateway.log(&["\"request\"", TRACE]).await;
@@ -305,7 +322,7 @@ async fn a_collector_receives(protocol: Protocol, name: &str, way: Way) {
     assert_eq!(warned["trace_id"], hex(&failed.trace_id));
     assert_eq!(warned["exception.type"], "500");
 
-    let exported = format!("{spans:?} {metrics:?} {everything}");
+    let exported = format!("{spans:?} {metrics:?} {records:?} {everything}");
     for secret in SECRETS {
         for (what, told) in [("exported", &exported), ("the log", &log), ("/metrics", &printed)] {
             assert!(!told.contains(secret), "{secret} is in {what}");

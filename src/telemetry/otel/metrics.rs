@@ -290,7 +290,7 @@ fn label(error_type: &str) -> Value {
 pub fn observe_quota(meter: &Meter, layer: QuotaLayer) -> QuotaLayer {
     let ratio = meter
         .f64_histogram("llm_layers.quota.estimate_ratio")
-        .with_unit("1")
+        // Without a unit: Prometheus' exporter would say the name's last word twice.
         .with_description("Tokens that were reserved for a call, for each that it used up")
         .with_boundaries(RATIOS.to_vec())
         .build();
