@@ -28,7 +28,7 @@
 //!
 //! Dropping the future drops the answer that it holds, and so hangs up on the provider.
 
-use crate::{ChunkStream, Error, ErrorKind, LlmRequest, LlmResponse, ResponseBody, StreamChunk};
+use crate::{ChunkStream, Error, ErrorKind, LlmRequest, LlmResponse, ResponseBody, body::ReadAhead};
 use futures_core::Stream;
 use pin_project::pin_project;
 use std::{
@@ -72,7 +72,7 @@ pub struct ResponseFuture<F> {
 #[expect(clippy::large_enum_variant, reason = "a box would cost every streamed answer an allocation")]
 enum State<F> {
     Calling(#[pin] F),
-    Peeking { answer: Option<LlmResponse>, held: Vec<StreamChunk>, bytes: usize },
+    Peeking { answer: Option<LlmResponse>, held: ReadAhead },
 }
 
 // ===== impl PeekLayer =====
@@ -156,23 +156,23 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
         loop {
-            let (answer, held, bytes) = match this.state.as_mut().project() {
+            let (answer, held) = match this.state.as_mut().project() {
                 StateProj::Calling(future) => {
                     let answer = ready!(future.poll(cx)).map_err(Into::into)?;
-                    this.state.set(State::Peeking { answer: Some(answer), held: Vec::new(), bytes: 0 });
+                    this.state.set(State::Peeking { answer: Some(answer), held: ReadAhead::default() });
                     continue;
                 }
-                StateProj::Peeking { answer, held, bytes } => (answer, held, bytes),
+                StateProj::Peeking { answer, held } => (answer, held),
             };
             let found = match &mut answer.as_mut().expect("polled after completion").body {
                 ResponseBody::Complete(completion) => Ok(completion.has_content()),
-                ResponseBody::Stream(chunks) => ready!(poll_content(chunks, held, bytes, *this.bounds, cx)),
+                ResponseBody::Stream(chunks) => ready!(poll_content(chunks, held, *this.bounds, cx)),
             };
             let mut answer = answer.take().expect("just borrowed");
             return Poll::Ready(match found {
                 Ok(true) => {
                     if let ResponseBody::Stream(chunks) = &mut answer.body {
-                        chunks.unread(mem::take(held).into_iter());
+                        chunks.unread(mem::take(held));
                     }
                     Ok(answer)
                 }
@@ -187,16 +187,14 @@ where
 /// without any.
 fn poll_content(
     chunks: &mut ChunkStream,
-    held: &mut Vec<StreamChunk>,
-    bytes: &mut usize,
+    held: &mut ReadAhead,
     bounds: Bounds,
     cx: &mut Context<'_>,
 ) -> Poll<Result<bool, Error>> {
     while let Some(chunk) = ready!(Pin::new(&mut *chunks).poll_next(cx)?) {
         let (found, last) = (chunk.has_content(), chunk.is_final());
-        *bytes += chunk.data().len();
         held.push(chunk);
-        if found || last || held.len() >= bounds.chunks || *bytes >= bounds.bytes {
+        if found || last || held.chunks() >= bounds.chunks || held.bytes() >= bounds.bytes {
             return Poll::Ready(Ok(found || !last));
         }
     }

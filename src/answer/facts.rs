@@ -7,7 +7,7 @@ use serde::{
     de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor},
 };
 use serde_json::value::RawValue;
-use std::{borrow::Cow, fmt, ops::Range};
+use std::{borrow::Cow, fmt, ops::Range, sync::Arc};
 
 /// Why a choice ended.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -68,7 +68,7 @@ pub(crate) struct Facts {
     pub(crate) text_bytes: u32,
     pub(crate) finishes: Vec<ChoiceFinish>,
     /// Few chunks have any.
-    pub(crate) usage: Option<Box<TokenUsage>>,
+    pub(crate) usage: Option<Arc<TokenUsage>>,
     pub(crate) choices: u32,
     /// Which choices are there, a bit each; all from the 128th on share the last.
     pub(crate) begun: u128,
@@ -215,7 +215,7 @@ impl<'de> Visitor<'de> for Top<'_> {
                 "usage" => {
                     let raw = map.next_value::<&RawValue>()?;
                     if let Some(usage) = TokenUsage::read(raw.get().as_bytes()) {
-                        self.facts.usage = Some(Box::new(usage));
+                        self.facts.usage = Some(Arc::new(usage));
                     }
                 }
                 // Groq reports the usage of a stream here.
@@ -223,7 +223,7 @@ impl<'de> Visitor<'de> for Top<'_> {
                     let raw = map.next_value::<&RawValue>()?.get().as_bytes();
                     if self.facts.usage.is_none() {
                         let usage = json::member(raw, "usage").and_then(TokenUsage::read);
-                        self.facts.usage = usage.map(Box::new);
+                        self.facts.usage = usage.map(Arc::new);
                     }
                 }
                 "error" => {

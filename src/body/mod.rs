@@ -41,7 +41,7 @@ mod observe;
 mod stream;
 mod watch;
 
-pub(crate) use self::clock::BodyClock;
+pub(crate) use self::{clock::BodyClock, stream::ReadAhead};
 pub use self::{
     observe::{Arrival, End, Observe, Summary},
     stream::ChunkStream,

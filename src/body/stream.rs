@@ -34,13 +34,19 @@ struct Inner {
     source: Source,
     state: State,
     ends_cleanly: bool,
-    /// Read ahead, with the number of observers that have seen it.
-    held: VecDeque<(StreamChunk, usize)>,
+    held: ReadAhead,
     /// Innermost layer first; empty once the source has ended.
     observers: Vec<Box<dyn DynObserve>>,
     summary: Summary,
-    clock: Option<Box<BodyClock>>,
+    clock: Option<BodyClock>,
     barrier: Option<Barrier>,
+}
+
+/// Chunks that were read before anybody asked for them, each with the number of observers that have seen it.
+#[derive(Debug, Default)]
+pub(crate) struct ReadAhead {
+    chunks: VecDeque<(StreamChunk, usize)>,
+    bytes: usize,
 }
 
 /// What must have happened before the terminal chunk is handed out.
@@ -66,7 +72,7 @@ impl ChunkStream {
             source: Box::pin(source),
             state: State::Open,
             ends_cleanly: false,
-            held: VecDeque::new(),
+            held: ReadAhead::default(),
             observers: Vec::new(),
             summary: Summary::default(),
             clock: None,
@@ -104,6 +110,10 @@ impl ChunkStream {
 
     /// Lets `observer` see all that is still to be handed out.
     pub fn observe(&mut self, observer: impl Observe) {
+        if self.0.observers.is_empty() {
+            // As many as the recommended stack has.
+            self.0.observers.reserve(8);
+        }
         self.0.observers.push(Box::new(observer));
     }
 
@@ -111,7 +121,7 @@ impl ChunkStream {
     pub(crate) fn limit(&mut self, clock: BodyClock) {
         match &mut self.0.clock {
             Some(present) => present.tighten(&clock),
-            unset => *unset = Some(Box::new(clock)),
+            unset => *unset = Some(clock),
         }
     }
 
@@ -135,11 +145,12 @@ impl ChunkStream {
     }
 
     /// Puts back what was read ahead. Who has watched it pass does not see it again.
-    pub(crate) fn unread(&mut self, chunks: impl DoubleEndedIterator<Item = StreamChunk>) {
-        let seen = self.0.observers.len();
-        for chunk in chunks.rev() {
-            self.0.held.push_front((chunk, seen));
+    pub(crate) fn unread(&mut self, mut ahead: ReadAhead) {
+        for (_, seen) in &mut ahead.chunks {
+            *seen = self.0.observers.len();
         }
+        ahead.chunks.append(&mut self.0.held.chunks);
+        self.0.held = ahead;
     }
 }
 
@@ -155,9 +166,26 @@ impl fmt::Debug for ChunkStream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ChunkStream")
             .field("state", &self.0.state)
-            .field("held", &self.0.held.len())
+            .field("held", &self.0.held.chunks())
             .field("observers", &self.0.observers.len())
             .finish_non_exhaustive()
+    }
+}
+
+// ===== impl ReadAhead =====
+
+impl ReadAhead {
+    pub(crate) fn push(&mut self, chunk: StreamChunk) {
+        self.bytes += chunk.data().len();
+        self.chunks.push_back((chunk, 0));
+    }
+
+    pub(crate) fn chunks(&self) -> usize {
+        self.chunks.len()
+    }
+
+    pub(crate) const fn bytes(&self) -> usize {
+        self.bytes
     }
 }
 
@@ -224,7 +252,7 @@ impl Inner {
     }
 
     fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<StreamChunk, Error>>> {
-        if let Some((chunk, seen)) = self.held.pop_front() {
+        if let Some((chunk, seen)) = self.held.chunks.pop_front() {
             self.hand_out(&chunk, seen, &Arrival::default());
             return Poll::Ready(Some(Ok(chunk)));
         }

@@ -149,6 +149,11 @@ impl Observe for Capture {
             self.chunks = Vec::new();
             return;
         }
+        if self.chunks.is_empty() {
+            // Room for a short answer: lists that start empty double many times until they have it.
+            self.json.reserve(8 << 10);
+            self.chunks.reserve(64);
+        }
         let facts = chunk.facts();
         self.begun |= facts.begun;
         self.has_error |= facts.error.is_some();

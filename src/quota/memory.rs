@@ -34,7 +34,7 @@ struct Shared {
 
 #[derive(Default)]
 struct Accounts {
-    by_department: HashMap<Arc<str>, Mutex<Account>>,
+    by_department: HashMap<Arc<str>, Mutex<Account>, foldhash::fast::RandomState>,
     /// From how many on it is worth looking for those that can be forgotten.
     prune_at: usize,
 }
