@@ -762,7 +762,101 @@ async fn a_lease_is_extended_while_its_stream_is_held_and_nobody_reads() {
     assert_eq!(reserved().await.settled, used(10, 66_000));
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_call_that_ends_while_its_lease_is_extended_is_settled_once_and_leaves_no_lease() {
+    #[derive(Debug)]
+    struct Paused(Instant);
+    impl Clock for Paused {
+        fn now(&self) -> SystemTime {
+            noon() + self.0.elapsed()
+        }
+    }
+    let bench = Bench::new(Limits::new());
+    let bench = Bench { store: MemoryStore::with_clock(Paused(Instant::now())), ..bench };
+    let options = WorkerOptions::default().with_lease(60 * SECOND);
+    let (remote, layer, worker) = far(&bench, options);
+    bench.provider.push(Reply::stream([Step::Chunk(StreamChunk::usage_only(TokenUsage::new(7, 3)))]));
+    let answer = layer.layer(bench.provider.clone()).oneshot(request()).await.unwrap();
+    let asked = remote.asked();
+    // What is asked for first is done last.
+    remote.fail(Fault::Slow(2 * SECOND));
+    while remote.asked() == asked {
+        tokio::time::sleep(SECOND / 10).await;
+    }
+    remote.fail(Fault::None);
+    answer.text().await.unwrap();
+    // Longer than any lease.
+    tokio::time::sleep(300 * SECOND).await;
+    let days = Calendar::utc().days_around(noon());
+    let in_day = bench.store.usage(&"research".into(), &days).await.unwrap().in_day;
+    assert_eq!((in_day.settled, in_day.reserved), (used(10, 66_000), Amount::ZERO));
+    assert_eq!(worker.report().restored, 0);
+    worker.shutdown(60 * SECOND).await;
+}
+
 // ===== lost counters, audits =====
+
+/// Has lost one of several departments when it is told what became of a call.
+#[derive(Debug, Clone)]
+struct LosesOne(MemoryStore, Arc<AtomicU64>);
+
+impl QuotaStore for LosesOne {
+    fn reserve(&self, reservation: &Reservation) -> StoreFuture<Decision> {
+        let mut reservation = reservation.clone();
+        if self.1.fetch_add(1, Ordering::Relaxed) == 0 {
+            let kept = reservation.departments.iter().filter(|it| &*it.id != "lost").cloned();
+            reservation.departments = kept.collect();
+        }
+        let answer = self.0.reserve(&reservation);
+        StoreFuture::boxed(answer)
+    }
+
+    fn extend(&self, id: LeaseId, departments: &Departments, by: Duration) -> StoreFuture<bool> {
+        StoreFuture::boxed(self.0.extend(id, departments, by))
+    }
+
+    fn settle(&self, settlement: &Settlement) -> StoreFuture<Applied> {
+        StoreFuture::boxed(self.0.settle(settlement))
+    }
+
+    fn settle_each(&self, settlement: &Settlement) -> StoreFuture<Vec<Applied>> {
+        StoreFuture::boxed(self.0.settle_each(settlement))
+    }
+
+    fn release(&self, id: LeaseId, departments: &Departments) -> StoreFuture<()> {
+        StoreFuture::boxed(self.0.release(id, departments))
+    }
+
+    fn usage(&self, department: &Arc<str>, days: &Days) -> StoreFuture<Standing> {
+        StoreFuture::boxed(self.0.usage(department, days))
+    }
+
+    fn seed(&self, department: &Arc<str>, baseline: &Baseline) -> StoreFuture<bool> {
+        StoreFuture::boxed(self.0.seed(department, baseline))
+    }
+
+    fn adjust(&self, adjustment: &Adjustment) -> StoreFuture<bool> {
+        StoreFuture::boxed(self.0.adjust(adjustment))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_department_that_alone_has_lost_its_lease_is_charged_at_the_end_and_the_others_once() {
+    let store = LosesOne(MemoryStore::with_clock(ManualClock::new(noon())), Arc::default());
+    let (layer, worker) =
+        QuotaLayer::pair(store.clone(), table(Limits::new()), prices(), WorkerOptions::default());
+    let provider = Scripted::new().reply(whole(7, 3));
+    let context = RequestContext::new().with_departments(["kept", "lost"]);
+    let layer = layer.with_clock(ManualClock::new(noon()));
+    layer.layer(provider).oneshot(request().with_context(context)).await.unwrap();
+    let report = worker.shutdown(60 * SECOND).await;
+    assert_eq!((report.settled, report.left, report.restored), (1, 0, 1));
+    let days = Calendar::utc().days_around(noon());
+    for department in ["kept", "lost"] {
+        let in_day = store.usage(&department.into(), &days).await.unwrap().in_day;
+        assert_eq!((in_day.settled, in_day.reserved), (used(10, 66_000), Amount::ZERO), "{department}");
+    }
+}
 
 #[derive(Debug, Clone, Default)]
 struct Ledger {

@@ -119,6 +119,27 @@ async fn refused(store: &impl QuotaStore, departments: &Departments) -> (CallId,
     (id, error)
 }
 
+async fn says_what_it_did_in_each(store: &impl QuotaStore) {
+    // In as many slots as there are, if it is a cluster.
+    let names: Vec<String> = (0..9).map(|at| format!("department {at}")).collect();
+    let call = granted(store, &unlimited(&names[3..]), 60).await;
+    let settlement = Settlement::new(call, unlimited(&names), tokens(30));
+    let each = store.settle_each(&settlement).await.unwrap();
+    assert_eq!((&each[..3], &each[3..]), (&[Applied::Duplicate; 3][..], &[Applied::First; 6][..]));
+    assert_eq!(store.settle_each(&settlement).await.unwrap(), [Applied::Duplicate; 9]);
+    for (at, name) in names.iter().enumerate() {
+        assert_eq!(counted(store, name).await, (if at < 3 { 0 } else { 30 }, 0), "{name}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_settlement_says_for_each_department_what_it_did_there() {
+    let Some(server) = RedisServer::start("quota_redis: each department") else { return };
+    says_what_it_did_in_each(&store(&server.url())).await;
+    let Some(cluster) = RedisCluster::start("quota_redis: each department") else { return };
+    says_what_it_did_in_each(&cluster_store(&cluster)).await;
+}
+
 // ===== the same answers as the reference =====
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

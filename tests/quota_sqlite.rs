@@ -125,6 +125,18 @@ fn count(path: &Path, what: &str) -> i64 {
 }
 
 #[tokio::test]
+async fn a_settlement_says_for_each_department_what_it_did_there() {
+    let directory = Directory::new();
+    let clock = ManualClock::new(noon());
+    let store = SqliteStore::open(directory.db(), patient().with_clock(clock)).unwrap();
+    let both = ["a", "b"].map(|name| Department::new(name, Limits::new())).into_iter().collect();
+    let settlement = Settlement::new(reserve(&store, "b", 60, noon()).await, both, tokens(30));
+    assert_eq!(store.settle_each(&settlement).await.unwrap(), [Applied::Duplicate, Applied::First]);
+    assert_eq!(store.settle_each(&settlement).await.unwrap(), [Applied::Duplicate; 2]);
+    assert_eq!((in_day(&store, "a", noon()).await, in_day(&store, "b", noon()).await), ((0, 0), (30, 0)));
+}
+
+#[tokio::test]
 async fn counters_and_leases_are_there_after_a_restart() {
     let directory = Directory::new();
     let clock = ManualClock::new(noon());

@@ -122,6 +122,18 @@ async fn overshoot_is_charged_in_full() {
 }
 
 #[tokio::test]
+async fn a_settlement_says_for_each_department_what_it_did_there() {
+    let bench = Bench::new();
+    let both = ["a", "b"].map(|name| Department::new(name, Limits::new())).into_iter().collect();
+    let call = bench.granted(&Departments::one(Department::new("b", Limits::new())), tokens(60)).await;
+    let settlement = Settlement::new(call, both, tokens(30));
+    let each = bench.store.settle_each(&settlement).await.unwrap();
+    assert_eq!(each, [Applied::Duplicate, Applied::First]);
+    assert_eq!(bench.store.settle_each(&settlement).await.unwrap(), [Applied::Duplicate; 2]);
+    assert_eq!((bench.tokens("a").await, bench.tokens("b").await), ((0, 0), (30, 0)));
+}
+
+#[tokio::test]
 async fn an_expired_lease_charges_its_part_and_is_trued_up_once() {
     let (bench, a) = (Bench::new(), limited(1000));
     let [settled, released] = [bench.granted(&a, tokens(100)).await, bench.granted(&a, tokens(200)).await];

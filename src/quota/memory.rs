@@ -145,6 +145,18 @@ impl QuotaStore for MemoryStore {
         })))
     }
 
+    fn settle_each(&self, settlement: &Settlement) -> StoreFuture<Vec<Applied>> {
+        let now = self.shared.now();
+        StoreFuture::ready(Ok(self.shared.locked(&settlement.departments, now, |held| {
+            let mut each = Vec::with_capacity(settlement.departments.len());
+            held.each(&mut |_, account| {
+                account.sweep(now);
+                each.push(account.finish(settlement.id, settlement.amount));
+            });
+            each
+        })))
+    }
+
     fn release(&self, id: LeaseId, departments: &Departments) -> StoreFuture<()> {
         let now = self.shared.now();
         self.shared.locked(departments, now, |held| {

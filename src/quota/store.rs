@@ -87,6 +87,14 @@ pub trait QuotaStore: Send + Sync + 'static {
     /// Never because the amount is larger than what was reserved, or than a limit: it is charged in full.
     fn settle(&self, settlement: &Settlement) -> StoreFuture<Applied>;
 
+    /// As [`settle`](Self::settle), and says for each department, in order, what it did there. What it says of all together
+    /// is all that is known unless a store says more: then one that has lost the lease for some of several departments is
+    /// noticed at the end of the call, and not by an [`audit`](super::audit) only.
+    fn settle_each(&self, settlement: &Settlement) -> StoreFuture<Vec<Applied>> {
+        let (applied, departments) = (self.settle(settlement), settlement.departments.len());
+        StoreFuture::boxed(async move { Ok(vec![applied.await?; departments]) })
+    }
+
     /// Gives a reservation back of which nothing was used up; if it has not come yet, keeps it from coming.
     fn release(&self, id: LeaseId, departments: &Departments) -> StoreFuture<()>;
 
@@ -254,6 +262,10 @@ macro_rules! forward {
 
             fn settle(&self, settlement: &Settlement) -> StoreFuture<Applied> {
                 (**self).settle(settlement)
+            }
+
+            fn settle_each(&self, settlement: &Settlement) -> StoreFuture<Vec<Applied>> {
+                (**self).settle_each(settlement)
             }
 
             fn release(&self, id: LeaseId, departments: &Departments) -> StoreFuture<()> {

@@ -7,7 +7,7 @@ use super::{
 use crate::fallback::Backoff;
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fmt,
     future::poll_fn,
     pin::Pin,
@@ -19,7 +19,7 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::{Notify, mpsc, oneshot},
     task::JoinHandle,
     time::{Instant, Interval, MissedTickBehavior},
 };
@@ -93,7 +93,21 @@ pub(super) enum Finish {
 
 /// The leases of calls that go on.
 #[derive(Default)]
-struct Live(Mutex<HashMap<LeaseId, Held>>);
+struct Live {
+    leases: Mutex<Leases>,
+    /// Somebody is done with looking after one.
+    freed: Notify,
+}
+
+#[derive(Default)]
+struct Leases {
+    held: HashMap<LeaseId, Held>,
+    /// Those that are being looked after: such a one must not be settled meanwhile, for it would be made anew.
+    busy: HashSet<LeaseId>,
+}
+
+/// A lease that is being looked after.
+struct Busy<'a>(&'a Live, LeaseId);
 
 /// What became of a lease that the store did not know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -244,12 +258,12 @@ impl Outbox {
 
     /// The lease is extended until its end is handed over.
     pub(super) fn keep_alive(&self, id: LeaseId, held: Held) {
-        self.live.lock().insert(id, held);
+        self.live.lock().held.insert(id, held);
     }
 
     /// The store does not know these departments: leases that are held for them have to be looked after soon.
     pub(super) fn are_unknown(&self, departments: &[Arc<str>]) {
-        for held in self.live.lock().values_mut() {
+        for held in self.live.lock().held.values_mut() {
             if held.departments.iter().any(|held| departments.contains(&held.id)) {
                 held.since = None;
             }
@@ -264,7 +278,7 @@ impl Outbox {
 
 impl Place {
     pub(super) fn hand_over(self, finish: Finish) {
-        self.live.lock().remove(&finish.id());
+        self.live.lock().held.remove(&finish.id());
         self.state.sent.fetch_add(1, Ordering::AcqRel);
         self.permit.send(finish);
     }
@@ -315,22 +329,47 @@ impl Finish {
 }
 
 impl Live {
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<LeaseId, Held>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> std::sync::MutexGuard<'_, Leases> {
+        self.leases.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps the end of a call waiting, unless it has ended.
+    fn begin(&self, id: LeaseId) -> Option<Busy<'_>> {
+        let mut leases = self.lock();
+        let is_live = leases.held.contains_key(&id);
+        (is_live && leases.busy.insert(id)).then(|| Busy(self, id))
+    }
+
+    /// Waits until nobody looks after it. Nobody will begin again with one whose end was handed over.
+    async fn is_free(&self, id: LeaseId) {
+        loop {
+            let freed = self.freed.notified();
+            if !self.lock().busy.contains(&id) {
+                return;
+            }
+            freed.await;
+        }
     }
 
     /// Those of which half has passed.
     fn due(&self, lease: Duration) -> Vec<(LeaseId, Held)> {
         let now = Instant::now();
-        let held = self.lock();
+        let leases = self.lock();
         let is_due = |held: &Held| held.since.is_none_or(|since| now.duration_since(since) >= lease / 2);
-        held.iter().filter(|(_, held)| is_due(held)).map(|(id, held)| (*id, held.clone())).collect()
+        leases.held.iter().filter(|(_, held)| is_due(held)).map(|(id, held)| (*id, held.clone())).collect()
     }
 
     fn extended(&self, id: LeaseId, at: Instant) {
-        if let Some(held) = self.lock().get_mut(&id) {
+        if let Some(held) = self.lock().held.get_mut(&id) {
             held.since = Some(at);
         }
+    }
+}
+
+impl Drop for Busy<'_> {
+    fn drop(&mut self) {
+        self.0.lock().busy.remove(&self.1);
+        self.0.freed.notify_waiters();
     }
 }
 
@@ -406,33 +445,39 @@ impl Run {
 
     /// Settles or releases, again until it is done.
     fn settle(&self, finish: Finish) -> Work {
-        let (store, state) = (Arc::clone(&self.store), Arc::clone(&self.state));
+        let (store, state, live) = (Arc::clone(&self.store), Arc::clone(&self.state), Arc::clone(&self.live));
         let (backoff, lease) = (self.options.backoff, self.options.lease);
         Box::pin(async move {
-            let (started, mut is_lost) = (Instant::now(), false);
+            live.is_free(finish.id()).await;
+            // What the store has lost of it.
+            let (started, mut lost) = (Instant::now(), None::<Settlement>);
             for tries in 0_u32.. {
                 let done = tokio::time::timeout(PATIENCE, async {
                     match &finish {
-                        Finish::Settle { settlement, day: Some(day), needs_seed } if is_lost => {
-                            let id = settlement.id;
-                            let departments = unlimited(&settlement.departments);
+                        Finish::Settle { day: Some(day), needs_seed, .. } if lost.is_some() => {
+                            let Some(settlement) = &lost else { return Ok(()) };
+                            let (id, departments) = (settlement.id, unlimited(&settlement.departments));
                             let none = Held::new(departments, Amount::ZERO, Amount::ZERO, *day, *needs_seed);
                             if none.restore(&*store, id, lease).await? == Restored::Made {
-                                // From now on it is as any other: settled once.
-                                is_lost = false;
+                                // From now on it is as any other: settled once, whoever does it again.
                                 state.restored.fetch_add(1, Ordering::AcqRel);
-                                store.settle(settlement).await?;
+                                store.settle(&lost.take().expect("it is there")).await?;
                             }
                             Ok(())
                         }
-                        Finish::Settle { settlement, .. } => match store.settle(settlement).await? {
-                            // Nobody has ended it before: the store has lost it.
-                            Applied::Duplicate if tries == 0 => {
-                                is_lost = true;
-                                Err(StoreError::definite("the store does not know the lease"))
+                        Finish::Settle { settlement, .. } if tries == 0 => {
+                            let each = store.settle_each(settlement).await?;
+                            // Nobody has ended it before: where there is none, the store has lost it.
+                            let departments = settlement.departments.iter().zip(each);
+                            let unknown = departments.filter(|(_, applied)| *applied == Applied::Duplicate);
+                            let unknown: Departments = unknown.map(|(it, _)| it.clone()).collect();
+                            if unknown.is_empty() {
+                                return Ok(());
                             }
-                            _ => Ok(()),
-                        },
+                            lost = Some(Settlement::new(settlement.id, unknown, settlement.amount));
+                            Err(StoreError::definite("the store does not know the lease"))
+                        }
+                        Finish::Settle { settlement, .. } => store.settle(settlement).await.map(drop),
                         Finish::Release(id, departments) => store.release(*id, departments).await,
                     }
                 });
@@ -443,7 +488,7 @@ impl Run {
                         return;
                     }
                     // At once.
-                    Err(_) if is_lost && tries == 0 => continue,
+                    Err(_) if lost.is_some() && tries == 0 => continue,
                     Err(error) => state.failed(&error),
                 }
                 if started.elapsed() > EXPIRED_KEPT {
@@ -466,6 +511,7 @@ impl Run {
             due.for_each_concurrent(parallel, |(id, held)| {
                 let (store, live, state) = (&store, &live, &state);
                 async move {
+                    let Some(_busy) = live.begin(id) else { return };
                     let at = Instant::now();
                     let extended = tokio::time::timeout(PATIENCE, async {
                         if store.extend(id, &held.departments, lease).await? {

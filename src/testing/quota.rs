@@ -434,7 +434,17 @@ impl Run<'_> {
             }
             Op::Settle(call, amount) => {
                 let (id, departments) = &self.calls[call];
-                store.settle(&Settlement::new(*id, departments.clone(), amount)).await.map(Answer::Applied)
+                let settlement = Settlement::new(*id, departments.clone(), amount);
+                // Both say the same of all together.
+                match amount.tokens % 2 {
+                    0 => store.settle(&settlement).await.map(Answer::Applied),
+                    _ => store.settle_each(&settlement).await.map(|each| {
+                        match each.len() == departments.len() {
+                            true => Answer::Applied(each.into_iter().fold(Applied::Duplicate, Applied::and)),
+                            false => Answer::Failed(format!("{} answers", each.len())),
+                        }
+                    }),
+                }
             }
             Op::Release(call) => {
                 let (id, departments) = &self.calls[call];

@@ -103,6 +103,11 @@ impl QuotaStore for Remote {
         self.late(move |store| store.settle(&settlement))
     }
 
+    fn settle_each(&self, settlement: &Settlement) -> StoreFuture<Vec<Applied>> {
+        let settlement = settlement.clone();
+        self.late(move |store| store.settle_each(&settlement))
+    }
+
     fn release(&self, id: LeaseId, departments: &Departments) -> StoreFuture<()> {
         let departments = departments.clone();
         self.late(move |store| store.release(id, &departments))

@@ -212,17 +212,17 @@ impl RedisQuotaStore {
         id: LeaseId,
         departments: &Departments,
         truth: &Amount,
-    ) -> Result<Applied, StoreError> {
+    ) -> Result<Vec<Applied>, StoreError> {
         let build = |accounts: &[&Account]| steps::finish(accounts, self.offset(), how, id, truth);
         let values = self.run_everywhere(departments, build).await?;
-        values.iter().try_fold(Applied::Duplicate, |applied, value| {
-            Ok(applied.and(match steps::text(value) {
-                Some("first") => Applied::First,
-                Some("true-up") => Applied::TrueUp,
-                Some("none") => Applied::Duplicate,
-                _ => return Err(unexpected()),
-            }))
-        })
+        let mut each = vec![Applied::Duplicate; departments.len()];
+        for (group, value) in self.groups(&self.accounts(departments)).iter().zip(&values) {
+            let said = steps::finished(value).filter(|said| said.len() == group.len());
+            for (at, applied) in group.iter().zip(said.ok_or_else(unexpected)?) {
+                each[*at] = applied;
+            }
+        }
+        Ok(each)
     }
 
     async fn run_one(&self, run: &Run<'_>) -> Result<bool, StoreError> {
@@ -262,6 +262,15 @@ impl QuotaStore for RedisQuotaStore {
     }
 
     fn settle(&self, settlement: &Settlement) -> StoreFuture<Applied> {
+        let (store, settlement) = (self.clone(), settlement.clone());
+        StoreFuture::boxed(async move {
+            let Settlement { id, departments, amount } = &settlement;
+            let each = store.finish(Ending::Settle, *id, departments, amount).await?;
+            Ok(each.into_iter().fold(Applied::Duplicate, Applied::and))
+        })
+    }
+
+    fn settle_each(&self, settlement: &Settlement) -> StoreFuture<Vec<Applied>> {
         let (store, settlement) = (self.clone(), settlement.clone());
         StoreFuture::boxed(async move {
             let Settlement { id, departments, amount } = &settlement;

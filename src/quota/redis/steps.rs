@@ -4,8 +4,8 @@ use super::Account;
 use crate::{
     price::NanoUsd,
     quota::{
-        Adjustment, Amount, Baseline, Day, Days, Delta, Department, ENDED_KEPT, EXPIRED_KEPT, LeaseId,
-        Reservation, SWEEP, WindowName, WindowUsage,
+        Adjustment, Amount, Applied, Baseline, Day, Days, Delta, Department, ENDED_KEPT, EXPIRED_KEPT,
+        LeaseId, Reservation, SWEEP, WindowName, WindowUsage,
         amount::{KINDS, PERIODS},
     },
     store::redis::{Run, Script},
@@ -253,12 +253,24 @@ fn count(value: &Value) -> Option<u64> {
     }
 }
 
-pub(super) fn text(value: &Value) -> Option<&str> {
+fn text(value: &Value) -> Option<&str> {
     match value {
         Value::BulkString(text) => std::str::from_utf8(text).ok(),
         Value::SimpleString(text) => Some(text),
         _ => None,
     }
+}
+
+/// What became of a lease in each department.
+pub(super) fn finished(value: &Value) -> Option<Vec<Applied>> {
+    let Value::Array(values) = value else { return None };
+    let each = values.iter().map(|value| match text(value)? {
+        "first" => Some(Applied::First),
+        "true-up" => Some(Applied::TrueUp),
+        "none" => Some(Applied::Duplicate),
+        _ => None,
+    });
+    each.collect()
 }
 
 pub(super) fn flag(value: &Value) -> Option<bool> {

@@ -230,7 +230,15 @@ impl QuotaStore for SqliteStore {
 
     fn settle(&self, settlement: &Settlement) -> StoreFuture<Applied> {
         let settlement = settlement.clone();
-        self.submit(move |tables| tables.settle(&settlement))
+        self.submit(move |tables| {
+            let each = tables.settle_each(&settlement)?;
+            Ok(each.map(|each| each.into_iter().fold(Applied::Duplicate, Applied::and)))
+        })
+    }
+
+    fn settle_each(&self, settlement: &Settlement) -> StoreFuture<Vec<Applied>> {
+        let settlement = settlement.clone();
+        self.submit(move |tables| tables.settle_each(&settlement))
     }
 
     fn release(&self, id: LeaseId, departments: &Departments) -> StoreFuture<()> {

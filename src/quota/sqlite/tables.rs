@@ -185,14 +185,16 @@ impl Tables<'_> {
         Ok(Ok(is_held))
     }
 
-    pub(super) fn settle(&self, settlement: &Settlement) -> Answer<Applied> {
-        let mut applied = Applied::Duplicate;
-        for account in self.swept(&settlement.departments)?.into_iter().flatten() {
-            if let Some(lease) = self.lease(&account, settlement.id)? {
-                applied = applied.and(self.finish(&account, settlement.id, &lease, settlement.amount)?);
+    pub(super) fn settle_each(&self, settlement: &Settlement) -> Answer<Vec<Applied>> {
+        let accounts = self.swept(&settlement.departments)?.into_iter();
+        let each = accounts.map(|account| {
+            let Some(account) = account else { return Ok(Applied::Duplicate) };
+            match self.lease(&account, settlement.id)? {
+                Some(lease) => self.finish(&account, settlement.id, &lease, settlement.amount),
+                None => Ok(Applied::Duplicate),
             }
-        }
-        Ok(Ok(applied))
+        });
+        each.collect::<rusqlite::Result<_>>().map(Ok)
     }
 
     pub(super) fn release(&self, id: LeaseId, departments: &Departments) -> Answer<()> {
