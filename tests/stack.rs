@@ -8,7 +8,7 @@ use llm_layers::{
     price::NanoUsd,
     provider::Echo,
     quota::MemoryStore,
-    stack::{BoxService, Handle, Part, Place, StackBuilder, StackError, Watch, stack},
+    stack::{BoxService, Handle, Part, Place, Readiness, StackBuilder, StackError, Watch, stack},
     testing::{Reply, Scripted, Step},
     usage::MemorySink,
 };
@@ -505,18 +505,101 @@ async fn a_changed_store_address_needs_a_restart_wherever_it_comes_from() {
 }
 
 #[tokio::test]
-async fn the_first_limits_need_a_restart_and_the_last_may_go() {
-    let (_, handle) = stack(config("")).await.unwrap();
-    let limited = "quota.store = \"memory\"\ndepartments.a.day_requests = 1\n";
-    let error = handle.reload(config(limited)).unwrap_err();
-    assert!(error.to_string().contains("needs a restart"), "{error}");
+async fn the_first_limits_and_lists_hold_without_a_restart_and_the_last_may_go() {
+    let base = "";
+    let (service, handle) = stack(config(base)).await.unwrap();
+    let ask = |department: &str| service.clone().oneshot(of(request("echo/a"), "ada", &[department]));
+    ask("a").await.unwrap();
+    assert!(handle.quota("a").await.unwrap().is_none());
 
-    let (service, handle) = stack(config(limited)).await.unwrap();
+    let limited = format!(
+        "{base}quota.store = \"memory\"\ndepartments.a.day_requests = 1\ndepartments.b.models = []\n"
+    );
+    handle.reload(config(&limited)).unwrap();
+    ask("a").await.unwrap();
+    let error = ask("a").await.unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::QuotaExceeded(_)), "{error}");
+    let error = ask("b").await.unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::ModelNotAllowed { .. }), "{error}");
+    assert_eq!(handle.quota("a").await.unwrap().unwrap().policy.limits.day_requests, Some(1));
+
+    // Without any, nobody has one; and the counters are still there for those that come.
+    handle.reload(config(base)).unwrap();
+    ask("a").await.unwrap();
+    ask("b").await.unwrap();
+    handle.reload(config(&limited)).unwrap();
+    ask("a").await.unwrap_err();
+    // They stay where they are.
+    let elsewhere = limited.replace("\"memory\"", "\"sqlite\"");
+    for _ in 0..2 {
+        let error = handle.reload(config(&elsewhere)).unwrap_err();
+        assert!(
+            said(&error)[0].starts_with("quota.store: ") && said(&error)[0].contains("needs a restart"),
+            "{error}"
+        );
+        handle.reload(config(base)).unwrap();
+    }
+    assert!(handle.shutdown(Duration::from_secs(1)).await.is_clean());
+}
+
+#[tokio::test]
+async fn first_limits_know_what_the_ledger_has_and_are_counted_where_they_are_told() {
+    let folder = folder("first");
+    let config = |text: &str| {
+        Config::parse(&format!("identity = \"host\"\nproviders.echo.kind = \"echo\"\n{text}")).unwrap()
+    };
+    let base = format!("usage.path = {:?}\n", folder.join("usage.db"));
+    let (service, handle) = stack(config(&base)).await.unwrap();
     let ask = || service.clone().oneshot(of(request("echo/a"), "ada", &["a"]));
+    for _ in 0..3 {
+        ask().await.unwrap();
+    }
+    while handle.usage_queue().unwrap().pending() > 0 {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    let path = folder.join("quota.db");
+    let limited = format!("{base}quota.path = {path:?}\ndepartments.a.day_requests = 4\n");
+    // Not where nothing can be opened: nothing has changed then, and another place may be told.
+    let nowhere = limited.replace("quota.db", "nowhere/quota.db");
+    let error = handle.reload(config(&nowhere)).unwrap_err();
+    assert!(said(&error)[0].starts_with("quota.path: ") && !path.exists(), "{error}");
+    handle.reload(config(&limited)).unwrap();
+    assert!(path.exists());
     ask().await.unwrap();
-    ask().await.unwrap_err();
-    handle.reload(config("quota.store = \"memory\"\n")).unwrap();
-    ask().await.unwrap();
+    let error = ask().await.unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::QuotaExceeded(exceeded) if exceeded.limit == 4), "{error}");
+    assert!(handle.shutdown(Duration::from_secs(5)).await.is_clean());
+}
+
+#[tokio::test]
+async fn first_limits_in_a_redis_that_is_away_refuse_calls_and_make_it_unready() {
+    let (service, handle) = stack(config("")).await.unwrap();
+    let limited =
+        "quota.redis = \"redis://127.0.0.1:1\"\nquota.timeout = \"50ms\"\ndepartments.a.day_requests = 1\n";
+    handle.reload(config(limited)).unwrap();
+    let error = service.clone().oneshot(of(request("echo/a"), "ada", &["a"])).await.unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::StoreUnavailable { .. }), "{error}");
+    service.clone().oneshot(of(request("echo/a"), "ada", &[])).await.unwrap();
+    assert_eq!(handle.readiness(), Readiness::QuotaUnavailable);
+}
+
+#[tokio::test]
+async fn what_a_stack_was_built_without_cannot_come_by_another_configuration() {
+    let base = "quota.store = \"memory\"\ndepartments.a.models = [\"echo/*\"]\n";
+    for (part, more, entry) in [
+        (Part::Quota, "departments.a.day_requests = 1\n", "departments.a"),
+        (Part::Access, "departments.b.models = []\n", "departments.b.models"),
+        (Part::Alias, "aliases.fast = \"echo/one\"\n", "aliases"),
+        (Part::Fallback, "fallbacks.\"echo/a\" = [\"echo/b\"]\n", "fallbacks"),
+        (Part::Cache, "cache.ttl = \"1h\"\n", "cache"),
+    ] {
+        let base = if part == Part::Access { "" } else { base };
+        let (service, handle) = StackBuilder::new(config(base)).without(part).build().await.unwrap();
+        handle.reload(config(base)).unwrap();
+        let error = handle.reload(config(&format!("{base}{more}"))).unwrap_err();
+        assert!(said(&error).iter().any(|said| said.starts_with(&format!("{entry}: "))), "{part}: {error}");
+        service.oneshot(of(request("echo/a"), "ada", &["a"])).await.unwrap();
+    }
 }
 
 #[tokio::test]

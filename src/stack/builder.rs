@@ -20,7 +20,10 @@ use crate::{
     usage::UsageSink,
 };
 use arc_swap::ArcSwap;
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    sync::{Arc, Mutex, OnceLock},
+};
 use tower::util::{BoxCloneSyncService, MapErr};
 use tower_layer::Layer;
 use tower_service::Service;
@@ -71,7 +74,7 @@ pub struct StackBuilder<O = ()> {
     on_bad_policies: Option<OnBadPolicies>,
 }
 
-type MapQuota = Box<dyn FnOnce(QuotaLayer) -> QuotaLayer + Send>;
+pub(super) type MapQuota = Box<dyn FnOnce(QuotaLayer) -> QuotaLayer + Send>;
 
 impl StackBuilder {
     /// The documented order with all that `config` asks for.
@@ -251,7 +254,7 @@ impl<O: Observer> StackBuilder<O> {
     ///
     /// Outside of a tokio runtime.
     pub async fn build(mut self) -> Result<(BoxService, Handle), StackError> {
-        let map_quota = self.map_quota.take();
+        let mut map_quota = self.map_quota.take();
         let plan = self.plan()?;
         let has = |part| self.is_there(part, &plan);
         let ledger = match (&self.usage_sink, &plan.usage) {
@@ -262,11 +265,11 @@ impl<O: Observer> StackBuilder<O> {
         };
         let quotas = match &plan.limits {
             Some(limits) if has(Part::Quota) => {
-                let told = self.on_bad_policies.clone();
+                let (limits, told) = ((&self.config, limits), self.on_bad_policies.clone());
                 let quotas = Quotas::open(limits, self.quota_store.clone(), ledger.as_ref(), told).await?;
-                Some(quotas.map(map_quota))
+                OnceLock::from(quotas.map(map_quota.take()))
             }
-            _ => None,
+            _ => OnceLock::new(),
         };
         let answers = match (&self.config.cache, &plan.cache) {
             (Some(settings), Some(plan)) if has(Part::Cache) => {
@@ -283,11 +286,14 @@ impl<O: Observer> StackBuilder<O> {
             env: self.env,
             ledger,
             quotas,
+            on_bad_policies: self.on_bad_policies,
+            map_quota: Mutex::new(map_quota),
+            runtime: tokio::runtime::Handle::current(),
             answers,
             concurrency,
             deployments: Deployments::new(self.leaves, Box::new(wrap)),
         };
-        let layers = lasting.layers(&self.config, &plan)?;
+        let layers = lasting.layers(&self.config, &plan, lasting.quotas.get())?;
         let (own, order, observer) = (self.layers, self.order, self.observer);
         let (service, rebuild): (BoxService, Rebuild) = if self.is_own_order {
             let build = move |layers: &Layers| assemble::reordered(layers, &own, &order, &observer);

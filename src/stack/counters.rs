@@ -4,13 +4,19 @@ use super::{QuotaView, ShutdownReport, StackError};
 use crate::{
     access::AccessLayer,
     clock::{Clock, SystemClock},
-    config::plan::{Counters, LimitsPlan, PlannedProvider},
+    config::{
+        Config, Quota, Revealed,
+        plan::{Counters, LimitsPlan, PlannedProvider},
+    },
     policies::{Policies, PolicyTable},
     price::Prices,
     quota::{self, Calendar, MemoryStore, QuotaLayer, QuotaStore, StoreError, WorkerOptions},
 };
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -22,8 +28,18 @@ pub(super) struct Quotas {
     followed: Option<Policies>,
     calendar: Calendar,
     workers: Mutex<Option<Workers>>,
+    opened_by: OpenedBy,
+    /// Nobody has been able to ask the store yet.
+    is_awaited: Arc<AtomicBool>,
     #[cfg(feature = "rusqlite")]
     _follower: Option<crate::policies::Follower>,
+}
+
+/// What counters were opened by, which lasts as long as they do.
+#[derive(Clone)]
+pub(super) struct OpenedBy {
+    pub(super) quota: Quota,
+    pub(super) address: Option<Revealed>,
 }
 
 #[derive(Default)]
@@ -33,12 +49,104 @@ struct Workers {
     file: Option<Arc<crate::quota::SqliteStore>>,
 }
 
+/// How soon a store that could not be asked is asked again.
+#[cfg(feature = "redis")]
+const AGAIN: Duration = Duration::from_millis(500);
+
 /// Told when policies that are followed cannot be read.
 pub(super) type OnBadPolicies = Arc<dyn Fn(&crate::BoxError) + Send + Sync>;
 
+impl OpenedBy {
+    pub(super) fn new(config: &Config, plan: &LimitsPlan) -> Self {
+        let address = match &plan.counters {
+            Counters::Redis(redis) => Some(redis.address.clone()),
+            Counters::Memory | Counters::File(_) => None,
+        };
+        Self { quota: config.quota.clone().unwrap_or_default(), address }
+    }
+}
+
 impl Quotas {
     pub(super) async fn open(
-        plan: &LimitsPlan,
+        (config, plan): (&Config, &LimitsPlan),
+        own: Option<Arc<dyn QuotaStore>>,
+        ledger: Option<&super::ledger::Ledger>,
+        on_bad_policies: Option<OnBadPolicies>,
+    ) -> Result<Self, StackError> {
+        #[cfg(feature = "redis")]
+        if let (None, Counters::Redis(redis)) = (&own, &plan.counters) {
+            let is_reached = Self::check(redis.redis.clone(), plan.timeout).await?;
+            let quotas = Self::start((config, plan), own, ledger, on_bad_policies)?;
+            return Ok(quotas.reached(is_reached, redis.redis.clone(), plan.timeout));
+        }
+        Self::start((config, plan), own, ledger, on_bad_policies)
+    }
+
+    /// As [`open`](Self::open), where nobody can wait: blocks.
+    pub(super) fn open_blocking(
+        (config, plan): (&Config, &LimitsPlan),
+        ledger: Option<&super::ledger::Ledger>,
+        on_bad_policies: Option<OnBadPolicies>,
+    ) -> Result<Self, StackError> {
+        #[cfg(feature = "redis")]
+        if let Counters::Redis(redis) = &plan.counters {
+            // On connections and a runtime of its own: the one that calls are made on must not be blocked in.
+            let (apart, timeout) = (redis.redis.apart(), plan.timeout);
+            let check = move || {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+                let runtime = runtime.map_err(|error| StackError::store("quota.redis", error))?;
+                runtime.block_on(Self::check(apart, timeout))
+            };
+            let checked = std::thread::spawn(check).join();
+            let is_reached = checked.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+            let quotas = Self::start((config, plan), None, ledger, on_bad_policies)?;
+            return Ok(quotas.reached(is_reached, redis.redis.clone(), timeout));
+        }
+        Self::start((config, plan), None, ledger, on_bad_policies)
+    }
+
+    /// Refuses a server that must not be trusted with counters. One that cannot be asked may come yet; until then calls are
+    /// refused, and the stack is not ready.
+    #[cfg(feature = "redis")]
+    async fn check(redis: crate::store::Redis, timeout: Duration) -> Result<bool, StackError> {
+        use crate::quota::{RedisQuotaStore, RedisUnfit};
+        match RedisQuotaStore::new(redis).with_deadline(timeout).check().await {
+            Ok(()) => Ok(true),
+            #[cfg_attr(
+                not(feature = "tracing"),
+                expect(unused_variables, reason = "there is nobody to tell")
+            )]
+            Err(RedisUnfit::Unavailable(error)) => {
+                #[cfg(feature = "tracing")]
+                tracing::error!(%error, "quotas cannot be counted");
+                Ok(false)
+            }
+            Err(unfit) => Err(StackError::store("quota.redis", unfit)),
+        }
+    }
+
+    /// Where the server could not be asked, it is asked again and again whether it has come, and is what it must be.
+    #[cfg(feature = "redis")]
+    fn reached(self, is_reached: bool, redis: crate::store::Redis, timeout: Duration) -> Self {
+        self.is_awaited.store(!is_reached, Ordering::Release);
+        if !is_reached {
+            let is_awaited = Arc::downgrade(&self.is_awaited);
+            tokio::spawn(async move {
+                while is_awaited.strong_count() > 0 {
+                    tokio::time::sleep(AGAIN).await;
+                    let store = crate::quota::RedisQuotaStore::new(redis.clone()).with_deadline(timeout);
+                    if let (Ok(()), Some(is_awaited)) = (store.check().await, is_awaited.upgrade()) {
+                        is_awaited.store(false, Ordering::Release);
+                        return;
+                    }
+                }
+            });
+        }
+        self
+    }
+
+    fn start(
+        (config, plan): (&Config, &LimitsPlan),
         own: Option<Arc<dyn QuotaStore>>,
         ledger: Option<&super::ledger::Ledger>,
         on_bad_policies: Option<OnBadPolicies>,
@@ -64,7 +172,7 @@ impl Quotas {
         let (followed, _) = (None, on_bad_policies);
         let (base, workers) = match own {
             Some(store) => Self::pair(store),
-            None => Self::counters(plan).await?,
+            None => Self::counters(plan)?,
         };
         let base = base.with_calendar(plan.calendar.clone()).with_deadline(plan.timeout);
         #[cfg(feature = "rusqlite")]
@@ -79,6 +187,8 @@ impl Quotas {
             followed,
             calendar: plan.calendar.clone(),
             workers: Mutex::new(Some(workers)),
+            opened_by: OpenedBy::new(config, plan),
+            is_awaited: Arc::default(),
             #[cfg(feature = "rusqlite")]
             _follower: follower,
         })
@@ -98,7 +208,7 @@ impl Quotas {
         (layer, Workers { settling: Some(worker), ..Workers::default() })
     }
 
-    async fn counters(plan: &LimitsPlan) -> Result<(QuotaLayer, Workers), StackError> {
+    fn counters(plan: &LimitsPlan) -> Result<(QuotaLayer, Workers), StackError> {
         Ok(match &plan.counters {
             Counters::Memory => {
                 let layer = QuotaLayer::new(MemoryStore::new(), Policies::default(), Prices::default());
@@ -116,22 +226,8 @@ impl Quotas {
             }
             #[cfg(feature = "redis")]
             Counters::Redis(redis) => {
-                use crate::quota::{RedisQuotaStore, RedisUnfit};
-                let store = RedisQuotaStore::new(redis.redis.clone()).with_deadline(plan.timeout);
-                match store.check().await {
-                    Ok(()) => {}
-                    // It may come yet; until then calls are refused, and the stack is not ready.
-                    #[cfg_attr(
-                        not(feature = "tracing"),
-                        expect(unused_variables, reason = "there is nobody to tell")
-                    )]
-                    Err(RedisUnfit::Unavailable(error)) => {
-                        #[cfg(feature = "tracing")]
-                        tracing::error!(%error, "quotas cannot be counted");
-                    }
-                    Err(unfit) => return Err(StackError::store("quota.redis", unfit)),
-                }
-                Self::pair(store)
+                use crate::quota::RedisQuotaStore;
+                Self::pair(RedisQuotaStore::new(redis.redis.clone()).with_deadline(plan.timeout))
             }
             #[cfg(not(all(feature = "rusqlite", feature = "redis")))]
             _ => unreachable!("refused by the configuration's check"),
@@ -161,9 +257,14 @@ impl Quotas {
         (AccessLayer::new(policies.clone()), layer, policies)
     }
 
+    /// What may not change while it is there.
+    pub(super) const fn opened_by(&self) -> &OpenedBy {
+        &self.opened_by
+    }
+
     /// Whether calls can be admitted.
     pub(super) fn is_healthy(&self) -> bool {
-        self.base.is_available()
+        !self.is_awaited.load(Ordering::Acquire) && self.base.is_available()
     }
 
     pub(super) async fn view(&self, department: &str, policies: &Policies) -> Result<QuotaView, StoreError> {

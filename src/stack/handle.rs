@@ -1,6 +1,14 @@
 use super::{
-    Caller, StackError, answers::Answers, assemble::Layers, builder::Env, counters::Quotas,
-    deployments::Deployments, keys::Keys, ledger::Ledger, order::Part, restart,
+    Caller, StackError,
+    answers::Answers,
+    assemble::Layers,
+    builder::{Env, MapQuota},
+    counters::{OnBadPolicies, Quotas},
+    deployments::Deployments,
+    keys::Keys,
+    ledger::Ledger,
+    order::{self, Needs, Part},
+    restart,
 };
 use crate::{
     Error,
@@ -8,7 +16,7 @@ use crate::{
     alias::AliasLayer,
     cache::{CacheStats, EpochKind},
     concurrency::ConcurrencyLimitLayer,
-    config::{Config, ConfigError, plan::Plan},
+    config::{Config, ConfigError, Problem, plan::Plan},
     fallback::FallbackLayer,
     policies::{DepartmentPolicy, Policies},
     price::Prices,
@@ -18,7 +26,7 @@ use crate::{
 use arc_swap::{ArcSwap, Guard};
 use std::{
     fmt,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     time::Duration,
 };
 use tokio::time::Instant;
@@ -43,7 +51,12 @@ pub(super) struct Lasting {
     pub(super) order: Vec<Part>,
     pub(super) env: Env,
     pub(super) ledger: Option<Ledger>,
-    pub(super) quotas: Option<Quotas>,
+    /// From the first limits on.
+    pub(super) quotas: OnceLock<Quotas>,
+    pub(super) on_bad_policies: Option<OnBadPolicies>,
+    /// For the first limits, once.
+    pub(super) map_quota: Mutex<Option<MapQuota>>,
+    pub(super) runtime: tokio::runtime::Handle,
     pub(super) answers: Option<Answers>,
     pub(super) concurrency: ConcurrencyLimitLayer,
     pub(super) deployments: Deployments,
@@ -140,13 +153,18 @@ impl ShutdownReport {
 
 impl Lasting {
     /// The layers of a configuration.
-    pub(super) fn layers(&self, config: &Config, plan: &Plan) -> Result<(Layers, Policies), StackError> {
+    pub(super) fn layers(
+        &self,
+        config: &Config,
+        plan: &Plan,
+        quotas: Option<&Quotas>,
+    ) -> Result<(Layers, Policies), StackError> {
         let has = |part| self.order.contains(&part);
         let prices = Prices::new(plan.prices.clone());
         let providers =
             self.deployments.build(&plan.providers).map_err(|error| StackError::store("providers", error))?;
         let names = providers.names();
-        let (access, quota, policies) = match (&self.quotas, &plan.limits) {
+        let (access, quota, policies) = match (quotas, &plan.limits) {
             (Some(quotas), limits) => {
                 let (access, quota, policies) =
                     quotas.layers(limits.as_ref(), &plan.policies, &plan.providers, &prices);
@@ -184,6 +202,34 @@ impl Lasting {
     }
 }
 
+/// What a stack was built with, and another configuration asks for all the same, is refused.
+impl Lasting {
+    fn order_problems(&self, config: &Config, plan: &Plan) -> Vec<Problem> {
+        let needs = Needs {
+            is_own_order: false,
+            has_quota: plan.limits.is_some(),
+            has_cache: plan.cache.is_some(),
+            has_usage: self.ledger.is_some(),
+        };
+        order::check(&self.order, plan, config, &needs)
+    }
+
+    /// Counters for the first limits, if these are the first.
+    fn first_quotas(&self, config: &Config, plan: &Plan) -> Result<Option<Quotas>, StackError> {
+        match &plan.limits {
+            Some(limits) if self.quotas.get().is_none() && self.order.contains(&Part::Quota) => {
+                // For the workers.
+                let _runtime = self.runtime.enter();
+                let told = self.on_bad_policies.clone();
+                let quotas = Quotas::open_blocking((config, limits), self.ledger.as_ref(), told)?;
+                let map = self.map_quota.lock().unwrap_or_else(PoisonError::into_inner).take();
+                Ok(Some(quotas.map(map)))
+            }
+            _ => Ok(None),
+        }
+    }
+}
+
 impl Handle {
     pub(super) fn new(
         config: Config,
@@ -213,7 +259,7 @@ impl Handle {
     }
 
     /// Goes by another configuration from now on: calls that come are under its tables, those in flight stay under the ones that they
-    /// began with. Blocks for as long as price lists take to read.
+    /// began with. Blocks for as long as price lists take to read, and where the first limits come, the store that counts them to open.
     ///
     /// # Errors
     ///
@@ -224,18 +270,28 @@ impl Handle {
         let env = &*shared.lasting.env;
         let plan = Plan::new(&config, &|name| env(name))?;
         let running = shared.running.load_full();
-        let mut problems =
-            restart::needed((&running.config, &running.plan), (&config, &plan), &shared.lasting);
+        let lasting = &shared.lasting;
+        let mut problems = restart::needed((&running.config, &running.plan), (&config, &plan), lasting);
+        problems.extend(lasting.order_problems(&config, &plan));
         for problem in &mut problems {
             problem.line = config.lines().of(&problem.entry);
         }
         ConfigError::unless_empty(problems)?;
-        let (layers, policies) = shared.lasting.layers(&config, &plan).map_err(|error| match error {
+        let refused = |error| match error {
             StackError::Config(error) => error,
-            error @ StackError::Store { .. } => {
-                ConfigError::new(vec![crate::config::Problem::new("", error.to_string())])
+            StackError::Store { entry, source } => {
+                let mut problem = Problem::new(entry, source);
+                problem.line = config.lines().of(entry);
+                ConfigError::new(vec![problem])
             }
-        })?;
+        };
+        let first = lasting.first_quotas(&config, &plan).map_err(refused)?;
+        let quotas = first.as_ref().or(lasting.quotas.get());
+        let (layers, policies) = lasting.layers(&config, &plan, quotas).map_err(refused)?;
+        if let Some(quotas) = first {
+            // One configuration after another: nobody was faster.
+            let _ = lasting.quotas.set(quotas);
+        }
         let keys = Keys::new(plan.keys.as_deref(), &running.keys);
         // A call that was let in by the old keys may be under the new tables: it is who it was.
         (shared.rebuild)(&layers);
@@ -271,7 +327,7 @@ impl Handle {
         if ledger.as_ref().is_some_and(|ledger| !ledger.is_healthy()) {
             return Readiness::UsageUnavailable;
         }
-        match quotas.as_ref().is_some_and(|quotas| !quotas.is_healthy()) {
+        match quotas.get().is_some_and(|quotas| !quotas.is_healthy()) {
             true => Readiness::QuotaUnavailable,
             false => Readiness::Ready,
         }
@@ -294,7 +350,7 @@ impl Handle {
     ///
     /// The store cannot be asked.
     pub async fn quota(&self, department: &str) -> Result<Option<QuotaView>, StoreError> {
-        let Some(quotas) = &self.0.lasting.quotas else { return Ok(None) };
+        let Some(quotas) = self.0.lasting.quotas.get() else { return Ok(None) };
         let policies = self.running().policies.clone();
         quotas.view(department, &policies).await.map(Some)
     }
@@ -328,7 +384,7 @@ impl Handle {
         {
             (report.cut_flights, report.cache_is_unwritten) = (done.flights, !done.is_written);
         }
-        if let Some(quotas) = quotas {
+        if let Some(quotas) = quotas.get() {
             quotas.close(until, &mut report).await;
         }
         if let Some(ledger) = ledger {

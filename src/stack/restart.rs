@@ -1,6 +1,9 @@
 //! What cannot be exchanged while calls are made.
 
-use super::handle::Lasting;
+use super::{
+    counters::{OpenedBy, Quotas},
+    handle::Lasting,
+};
 use crate::config::{Cache, Config, Kind, Problem, Quota, Server, Telemetry, Usage, field, plan::Plan};
 
 /// Compares fields, of which none is forgotten: all have to be named, as one that needs a restart or as one that does not.
@@ -70,14 +73,10 @@ pub(super) fn needed(
     if usage(old_plan) != usage(new_plan) {
         told("usage.redis".into());
     }
-    // Limits that come first have no counters, and those that go keep theirs.
-    match (lasting.quotas.is_some(), &new_plan.limits) {
-        (false, Some(_)) if old_plan.limits.is_none() => {
-            told(if new.quota.is_some() { "quota".into() } else { "departments".into() });
-        }
-        (true, _) => {
-            let default = Quota::default();
-            let (old, new) = (old.quota.as_ref().unwrap_or(&default), new.quota.as_ref().unwrap_or(&default));
+    // Limits that come first are counted from then on, and those that go leave their counters where they are.
+    if let Some(OpenedBy { quota, address }) = lasting.quotas.get().map(Quotas::opened_by) {
+        if let Some(limits) = &new_plan.limits {
+            let new = OpenedBy::new(new, limits);
             compare!(
                 told,
                 "quota",
@@ -93,18 +92,15 @@ pub(super) fn needed(
                         assume_output_cost
                     ]
                 },
-                old,
-                new
+                quota,
+                &new.quota
             );
-            let redis = |plan: &Plan| match plan.limits.as_ref().map(|limits| &limits.counters) {
-                Some(crate::config::plan::Counters::Redis(redis)) => Some(redis.address.clone()),
-                _ => None,
-            };
-            if new_plan.limits.is_some() && old_plan.limits.is_some() && redis(old_plan) != redis(new_plan) {
+            if *address != new.address {
                 told("quota.redis".into());
             }
+        } else if quota.policies.is_some() {
+            told("quota.policies".into());
         }
-        _ => {}
     }
     match (&old.cache, &new.cache) {
         (Some(old), Some(new)) => {
