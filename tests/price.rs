@@ -173,6 +173,10 @@ fn exact_cost(steps: &[Step], tier: ServiceTier, usage: &TokenUsage) -> Option<B
         (usage.output_tokens.unwrap() - thought, named(4)),
         (thought, thought_or_said.and_then(|(_, rates)| rates[5].as_ref().or(rates[4].as_ref()))),
     ];
+    if (0..6).all(|class| named(class).is_none()) && named(6).is_some() {
+        // By the request, and by nothing else.
+        return named(6).map(|written| written.exact.clone());
+    }
     let mut sum = named(6).map_or_else(|| fraction("0"), |written| written.exact.clone());
     for (tokens, rate) in charges.into_iter().filter(|(tokens, _)| *tokens > 0) {
         sum += &rate?.exact * fraction(&tokens.to_string());
@@ -242,6 +246,25 @@ fn what_is_not_known_is_not_free() {
     assert_eq!(embedding.at_most(ServiceTier::Standard, 1, 1), unpriced(TokenClass::Output));
     let free = Price::new(million("0", "0.0"));
     assert_eq!(free.cost(&TokenUsage::default()), Ok(NanoUsd::ZERO));
+}
+
+#[test]
+fn a_price_of_requests_alone_is_the_whole_price() {
+    let cent = Rate::each("0.01").unwrap();
+    let price = Price::new(Rates::new().with_request(cent));
+    for usage in [TokenUsage::new(1_000_000, 1_000_000), TokenUsage::new(0, 0), TokenUsage::default()] {
+        assert_eq!(price.cost(&usage), Ok(usd("0.01")));
+    }
+    assert_eq!(price.at_most(ServiceTier::Standard, u64::MAX, u64::MAX), Ok(usd("0.01")));
+    // But not where it says something of tokens, and not enough.
+    let half = Price::new(Rates::new().with_request(cent).with_output(cent));
+    assert_eq!(half.cost(&TokenUsage::new(1, 1)), Err(CostError::Unpriced { class: TokenClass::Input }));
+    let parts = Price::new(Rates::new().with_request(cent).with_reasoning(cent));
+    assert_eq!(parts.cost(&TokenUsage::new(1, 1)), Err(CostError::Unpriced { class: TokenClass::Input }));
+    // As LiteLLM's list has it too.
+    let list = br#"{"acme/search": {"input_cost_per_request": 0.005, "mode": "chat"}}"#;
+    let book = PriceBook::from_litellm("list", list).unwrap();
+    assert_eq!(book.quote("acme/search").unwrap().price.cost(&TokenUsage::new(10, 10)), Ok(usd("0.005")));
 }
 
 #[test]

@@ -247,7 +247,7 @@ pub struct ModelPrice {
     pub cache_write: Option<PerMillion>,
     /// Output that is thought and not said; as output unless told.
     pub reasoning: Option<PerMillion>,
-    /// Dollars for each request, whatever its length.
+    /// Dollars for each request, whatever its length; alone, all that it costs.
     pub request: Option<Dollars>,
 }
 

@@ -144,7 +144,7 @@ impl Price {
     pub fn cost_at(&self, tier: ServiceTier, usage: &TokenUsage) -> Result<NanoUsd, CostError> {
         let stepped;
         let rates = match &*self.steps {
-            [Step { above: None, tier: ServiceTier::Standard, rates }] => rates,
+            [Step { above: None, tier: ServiceTier::Standard, rates }] if !rates.is_by_request() => rates,
             _ => {
                 stepped = self.rates(tier, usage.input_tokens.unwrap_or(u64::MAX));
                 &stepped

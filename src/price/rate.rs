@@ -103,7 +103,8 @@ pub struct Rates {
     pub output: Option<Rate>,
     /// Output that is thoughts.
     pub reasoning: Option<Rate>,
-    /// Each request, whatever its tokens. Unknown: nothing.
+    /// Each request, whatever its tokens. Unknown: nothing. Where it is the only rate that is known, it is the whole price, and
+    /// tokens are free.
     pub request: Option<Rate>,
 }
 
@@ -216,9 +217,29 @@ impl Rates {
         }
     }
 
+    /// Whether requests have a price and tokens have none.
+    #[inline]
+    pub(super) const fn is_by_request(&self) -> bool {
+        matches!(
+            self,
+            Self {
+                input: None,
+                cache_read: None,
+                cache_write: None,
+                cache_write_1h: None,
+                output: None,
+                reasoning: None,
+                request: Some(_)
+            }
+        )
+    }
+
     /// With the rate of the whole where that of a part is not known.
     #[inline]
-    pub(super) fn completed(self) -> Self {
+    pub(super) fn completed(mut self) -> Self {
+        if self.is_by_request() {
+            (self.input, self.output) = (Some(Rate::FREE), Some(Rate::FREE));
+        }
         let cache_write = self.cache_write.or(self.input);
         Self {
             cache_read: self.cache_read.or(self.input),
