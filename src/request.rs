@@ -1,5 +1,7 @@
 use crate::{
-    BodyLimits, ChatBody, Error, InvalidReason, ModelName, Progress, RequestContext, decision::Decisions,
+    BodyLimits, CacheStatus, ChatBody, Error, InvalidReason, ModelName, Progress, RequestContext,
+    cache::{BypassReason, MissReason},
+    decision::Decisions,
 };
 use bytes::Bytes;
 use std::{
@@ -43,10 +45,19 @@ pub struct LlmRequest {
     /// of leases and records are minted for each call.
     pub attempt: u16,
     decisions: Decisions,
+    /// What a cache further out had for it, if there is one: no answer.
+    cache: Option<NoAnswer>,
     /// What a span further out has left for those within, where no thread-local carries it.
     /// Weak, for requests are kept by anybody, and a span must not live as long as they do.
     scope: Option<Weak<dyn Any + Send + Sync>>,
     extensions: Option<Arc<http::Extensions>>,
+}
+
+/// Why a cache gave no answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum NoAnswer {
+    Bypass(BypassReason),
+    Miss(MissReason),
 }
 
 /// What a request asks a provider to do.
@@ -71,6 +82,7 @@ impl LlmRequest {
             operation: Operation::Chat,
             attempt: 0,
             decisions: Decisions::default(),
+            cache: None,
             scope: None,
             extensions: None,
         }
@@ -115,6 +127,19 @@ impl LlmRequest {
         &self.decisions
     }
 
+    /// What a cache further out had to do with it.
+    pub(crate) const fn cache(&self) -> (CacheStatus, Option<MissReason>) {
+        match self.cache {
+            None => (CacheStatus::Unused, None),
+            Some(NoAnswer::Bypass(reason)) => (CacheStatus::Bypass(reason), None),
+            Some(NoAnswer::Miss(why)) => (CacheStatus::Miss, Some(why)),
+        }
+    }
+
+    pub(crate) const fn set_cache(&mut self, had: NoAnswer) {
+        self.cache = Some(had);
+    }
+
     pub(crate) fn scope<T: Send + Sync + 'static>(&self) -> Option<Arc<T>> {
         self.scope.as_ref()?.upgrade()?.downcast().ok()
     }
@@ -136,6 +161,7 @@ impl LlmRequest {
             operation,
             attempt: _,
             decisions: _,
+            cache: _,
             scope: _,
             // No layer of this crate decides anything on them.
             extensions: _,

@@ -686,6 +686,22 @@ async fn seed_19_a_hit_costs_nothing_in_whatever_order_the_layers_stand() {
         assert_eq!((saved.cost.amount, saved.usage), (Some(paid), TokenUsage::new(1000, 500)));
     }
 
+    // Why a provider had to be asked is recorded with the call, though that layer stands within.
+    let calls = MemorySink::new(8);
+    let service = layer(policy()).layer(UsageLayer::new(calls.clone(), prices()).layer(Scripted::new()));
+    read(&service, ask("a")).await;
+    read(&service, with(ask("a"), control(CacheControl::new().with_no_cache()))).await;
+    read(&service, with(ask("a"), control(CacheControl::new().with_no_store()))).await;
+    service.get_ref().clone().oneshot(ask("a")).await.unwrap();
+    let found: Vec<_> = calls.take().iter().map(|event| (event.cache, event.cache_miss)).collect();
+    let expected = [
+        (CacheStatus::Miss, Some(MissReason::Absent)),
+        (CacheStatus::Miss, Some(MissReason::Refresh)),
+        (CacheStatus::Bypass(BypassReason::NoStore), None),
+        (CacheStatus::Unused, None),
+    ];
+    assert_eq!(found, expected);
+
     // Everything is recorded outside: still paid once.
     let all = MemorySink::new(8);
     let cache = layer(policy()).layer(Scripted::new().reply(reply()));
@@ -716,6 +732,7 @@ async fn nothing_of_a_caller_shows_in_debug() {
     let request = with(ask("geheim"), |context| context.with_tenant_id("acme"));
     let future = service.clone().oneshot(request);
     let shown = format!("{layer:?} {service:?} {future:?} {:?} {:?}", layer.stats(), policy());
+    let shown = shown.replace("unreadable", "");
     assert!(!shown.contains("geheim") && !shown.contains("ada"), "{shown}");
 }
 

@@ -17,6 +17,7 @@ use std::{
     },
     time::Duration,
 };
+use tokio::time::Instant;
 use tokio_test::{assert_pending, assert_ready, task};
 use tower::{Layer, Service, ServiceExt, service_fn};
 
@@ -177,7 +178,7 @@ async fn a_call_goes_on_alone_where_that_is_asked_for() {
 #[tokio::test]
 async fn callers_who_are_never_polled_hold_nobody_up() {
     let layer = layer();
-    let refused = || Reply::error(Error::new(ErrorKind::Overloaded)).after([Step::Gate]);
+    let refused = || Reply::error(refusal()).after([Step::Gate]);
     let provider = Provider::new([Some(refused()), Some(refused()), None]);
     let mut service = layer.layer(provider.clone());
     let _first = service.call(ask("q"));
@@ -283,6 +284,41 @@ async fn where_nothing_was_sent_the_next_caller_tries_and_after_two_all_believe_
         }
     }
     assert_eq!((failed, provider.scripted.requests().len()), (1, 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn fifty_who_wait_for_what_is_down_wait_no_longer_than_two_tries() {
+    const TRY: Duration = Duration::from_millis(250);
+    for kind in [
+        ErrorKind::StoreUnavailable { store: "quota".into() },
+        ErrorKind::Overloaded,
+        ErrorKind::Timeout { phase: TimeoutPhase::Head },
+    ] {
+        let tries = Arc::new(AtomicUsize::new(0));
+        let below = {
+            let (tries, kind) = (Arc::clone(&tries), kind.clone());
+            service_fn(move |_: LlmRequest| {
+                tries.fetch_add(1, Ordering::SeqCst);
+                let kind = kind.clone();
+                async move {
+                    tokio::time::sleep(TRY).await;
+                    Err::<LlmResponse, _>(Error::new(kind))
+                }
+            })
+        };
+        let (layer, began) = (layer(), Instant::now());
+        let service = layer.layer(below);
+        let calls: Vec<_> = (0..50).map(|_| tokio::spawn(service.clone().oneshot(ask("q")))).collect();
+        for call in calls {
+            let error = call.await.unwrap().unwrap_err();
+            assert_eq!(
+                (std::mem::discriminant(error.kind()), error.dispatched()),
+                (std::mem::discriminant(&kind), false)
+            );
+        }
+        assert_eq!((tries.load(Ordering::SeqCst), layer.flights()), (2, 0), "{kind:?}");
+        assert!(began.elapsed() <= 2 * TRY + Duration::from_millis(10), "{:?}", began.elapsed());
+    }
 }
 
 #[tokio::test]

@@ -1,13 +1,21 @@
 //! A thousand callers of one shared call, in a process of their own, so that its time can be measured.
 
 use llm_layers::{
-    ChatBody, FinishReason, LlmRequest, RequestContext, StreamChunk, TokenUsage,
+    ChatBody, End, FinishReason, LlmRequest, Observe, RequestContext, StreamChunk, TokenUsage,
+    body::Arrival,
     cache::{CacheLayer, CachePolicy, CacheSecret, Coalescing, MokaStore},
     price::{Price, PriceBook},
     testing::{Reply, Scripted, Step},
     usage::{MemorySink, Outcome, UsageLayer},
 };
-use std::time::Duration;
+use std::{
+    future::poll_fn,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 use tower::{Layer, ServiceExt};
 
 fn stream(text: &str) -> LlmRequest {
@@ -22,12 +30,25 @@ fn gated(text: &[&str]) -> Reply {
     Reply::stream(chunks.flat_map(|chunk| [Step::Gate, Step::Chunk(chunk)]))
 }
 
-/// How long this process has had a processor, so far.
+/// How long the threads of this process have had a processor, so far: however many others there are that want one.
 fn cpu_time() -> Duration {
-    let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
-    let fields: Vec<_> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
-    let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
-    Duration::from_millis(ticks * 10)
+    let threads = std::fs::read_dir("/proc/self/task").unwrap();
+    let times = threads.filter_map(|thread| {
+        let stat = std::fs::read_to_string(thread.unwrap().path().join("schedstat")).ok()?;
+        stat.split_whitespace().next()?.parse::<u64>().ok()
+    });
+    Duration::from_nanos(times.sum())
+}
+
+/// Counts what it sees.
+struct Count(Arc<AtomicUsize>);
+
+impl Observe for Count {
+    fn on_chunk(&mut self, _: &StreamChunk, _: &Arrival) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn on_end(self, _: End<'_>) {}
 }
 
 #[test]
@@ -54,16 +75,22 @@ async fn thousand(seed: u64) {
     let provider = Scripted::new();
     (0..5).for_each(|_| provider.push(gated(&text)));
     let service = layer.layer(record(&sink).layer(provider.clone()));
-    let ask = || {
-        let service = service.clone();
-        tokio::spawn(async move { service.oneshot(stream("q")).await?.text().await })
+    let (seen, polls) = (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
+    let ask = |seen: &Arc<AtomicUsize>| {
+        let (service, seen, polls) = (service.clone(), Count(Arc::clone(seen)), Arc::clone(&polls));
+        let read = async move { service.oneshot(stream("q")).await?.observe(seen).text().await };
+        let mut read = Box::pin(read);
+        tokio::spawn(poll_fn(move |cx| {
+            polls.fetch_add(1, Ordering::SeqCst);
+            read.as_mut().poll(cx)
+        }))
     };
-    let initiator = ask();
+    let initiator = ask(&Arc::default());
     // Until it flies.
     while provider.requests().is_empty() {
         tokio::task::yield_now().await;
     }
-    let followers: Vec<_> = (0..999).map(|_| ask()).collect();
+    let followers: Vec<_> = (0..999).map(|_| ask(&seen)).collect();
     let leaves_at = random.usize(..43);
     for at in 0..43 {
         if at == leaves_at {
@@ -75,16 +102,15 @@ async fn thousand(seed: u64) {
         }
         if at == 20 {
             // All wait for what comes next: that costs nothing.
-            let mut before = Duration::ZERO;
-            for _ in 0..100 {
-                tokio::time::sleep(Duration::from_millis(50)).await;
-                let so_far = cpu_time();
-                if so_far == std::mem::replace(&mut before, so_far) {
-                    break;
-                }
+            while seen.load(Ordering::SeqCst) < 999 * (at + 1) {
+                tokio::time::sleep(Duration::from_millis(10)).await;
             }
+            // The last of them may still be at it.
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            let before = (polls.load(Ordering::SeqCst), cpu_time());
             tokio::time::sleep(Duration::from_millis(500)).await;
-            let spent = cpu_time() - before;
+            let (polls, spent) = (polls.load(Ordering::SeqCst) - before.0, cpu_time() - before.1);
+            assert_eq!(polls, 0, "nobody is woken for nothing");
             assert!(spent < Duration::from_millis(50), "{spent:?} of waiting");
         }
     }

@@ -341,6 +341,7 @@ fn every_field_is_in_its_column() {
         .with_tenant_id("acme")
         .with_agent_name("reviewer")
         .with_task_type("review")
+        .with_conversation_id("talk-1")
         .with_request_id("req-1");
     event.requested = "fast".into();
     event.model = "p/m".into();
@@ -394,7 +395,7 @@ fn every_field_is_in_its_column() {
         reasoning_tokens=4 certainty=estimated cost=3000000 price_entry=p/m price_source=sheet price_version=v7 latency=77 \
         first_content=33 outcome=cache_hit cache=hit cache_age=9 saved_input_tokens=5 saved_output_tokens=6 \
         saved_cache_read_tokens=7 saved_cache_write_tokens=- saved_cache_write_1h_tokens=- saved_reasoning_tokens=- \
-        saved_certainty=exact saved_cost=15000000 saved_price_entry=p/m saved_price_source=sheet saved_price_version=v7";
+        saved_certainty=exact saved_cost=15000000 saved_price_entry=p/m saved_price_source=sheet saved_price_version=v7 cache_reason=- conversation=talk-1";
     assert_eq!(found, expected.split(' ').collect::<Vec<_>>());
     assert_eq!(rows(&path, "departments"), 2);
 }
@@ -418,7 +419,7 @@ fn bad_files_are_refused_by_name_and_stay_as_they_are() {
     };
     let newer = in_directory("newer.db");
     drop(ledger(&newer));
-    Connection::open(&newer).unwrap().pragma_update(None, "user_version", 3).unwrap();
+    Connection::open(&newer).unwrap().pragma_update(None, "user_version", 4).unwrap();
     let text = in_directory("text.db");
     fs::write(&text, "dear diary, ".repeat(500)).unwrap();
     let torn = in_directory("torn.db");
@@ -431,7 +432,7 @@ fn bad_files_are_refused_by_name_and_stay_as_they_are() {
     bytes.truncate(4096 + 100);
     fs::write(&torn, bytes).unwrap();
     let cases = [
-        (newer, LedgerErrorKind::Newer { found: 3, known: 2 }),
+        (newer, LedgerErrorKind::Newer { found: 4, known: 3 }),
         (made("foreign.db", "CREATE TABLE t (x); INSERT INTO t VALUES (1)"), LedgerErrorKind::Foreign),
         (made("versioned.db", "PRAGMA user_version = 1"), LedgerErrorKind::Foreign),
         (text, LedgerErrorKind::Corrupt),
@@ -476,7 +477,7 @@ async fn a_file_of_the_first_version_is_read_and_brought_up_to_date() {
 
     let mut ledger = ledger(&path);
     let connection = Connection::open(&path).unwrap();
-    assert_eq!(version(&connection), 2);
+    assert_eq!(version(&connection), 3);
     let untimed = "SELECT count(*) FROM departments JOIN events ON seq = event \
                    WHERE departments.ended_at <> events.ended_at";
     assert_eq!(connection.query_row(untimed, (), |row| row.get::<_, i64>(0)).unwrap(), 0);

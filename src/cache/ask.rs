@@ -2,7 +2,7 @@
 
 use super::{
     BypassReason, CacheControl, CacheKey, CachePolicy, CacheScope, CacheStore, Entry, Fetch, KbCaching,
-    MissReason,
+    MissReason, Unreadable,
     decide::{self, Asked, Kbs},
     epoch::{Bucket, Epochs, Stamp, buckets},
     flight::Flights,
@@ -55,6 +55,9 @@ pub(super) enum Look {
     TooOld,
     Good(Duration),
 }
+
+/// What a store has said, or why it has not.
+pub(super) type Read = Result<Option<(Arc<Entry>, Look)>, MissReason>;
 
 /// [`Found`] now or later.
 #[expect(
@@ -155,7 +158,7 @@ impl Shared {
                     plan.why = why;
                     self.ask_later(self.store.get(&plan.key), plan)
                 }
-                look => Asking::Now(self.judge(Some(Some((entry, look))), plan)),
+                look => Asking::Now(self.judge(Ok(Some((entry, look))), plan)),
             },
             pending @ Fetch::Pending(_) => self.ask_later(pending, plan),
         }
@@ -222,14 +225,14 @@ impl Shared {
         }
     }
 
-    /// What there is for `plan`, which learns the epochs; `None` if the store did not say.
+    /// What there is for `plan`, which learns the epochs.
     pub(super) async fn find(
         &self,
         asked: Asked,
         plan: &mut Plan,
         own: [Bucket; 3],
         kbs: Vec<Bucket>,
-    ) -> Result<Option<Option<(Arc<Entry>, Look)>>, BypassReason> {
+    ) -> Result<Read, BypassReason> {
         if let Some(context) = &plan.kbs {
             let kbs = self.ask_kbs(context).await;
             decide::admit(&Asked { kbs, ..asked })?;
@@ -240,9 +243,10 @@ impl Shared {
         };
         let both = async {
             let epochs = self.epochs.read(&own, &kbs);
-            let (stamp, entry) = futures_util::future::try_join(epochs, entry.wait()).await?;
-            plan.stamp = Some(stamp);
-            self.fetch(Fetch::Ready(entry), plan).await
+            let (stamp, entry) = futures_util::future::join(epochs, entry.wait()).await;
+            // Also if what is there is of no use: then the answer takes its place.
+            plan.stamp = Some(stamp?);
+            self.fetch(Fetch::Ready(entry?), plan).await
         };
         Ok(self.within_deadline(both).await)
     }
@@ -259,33 +263,42 @@ impl Shared {
         }
     }
 
-    async fn within_deadline<T>(&self, answer: impl Future<Output = Result<T, BoxError>>) -> Option<T> {
-        let answer = match self.breaker.lets_through() {
-            true => tokio::time::timeout(self.policy.read_deadline, answer).await.ok().and_then(Result::ok),
-            false => {
-                count(&self.counters.store_failures);
-                return None;
+    async fn within_deadline<T>(
+        &self,
+        answer: impl Future<Output = Result<T, BoxError>>,
+    ) -> Result<T, MissReason> {
+        if !self.breaker.lets_through() {
+            count(&self.counters.store_failures);
+            return Err(MissReason::StoreFailed);
+        }
+        match tokio::time::timeout(self.policy.read_deadline, answer).await {
+            Ok(Ok(answer)) => {
+                self.breaker.succeeded();
+                Ok(answer)
             }
-        };
-        match &answer {
-            Some(_) => self.breaker.succeeded(),
-            None => {
+            // It is there, and answers: others may get theirs.
+            Ok(Err(error)) if error.is::<Unreadable>() => {
+                self.breaker.succeeded();
+                count(&self.counters.unreadable);
+                Err(MissReason::Unreadable)
+            }
+            Ok(Err(_)) | Err(_) => {
                 self.breaker.failed();
                 count(&self.counters.store_failures);
+                Err(MissReason::StoreFailed)
             }
         }
-        answer
     }
 
-    /// What was found is an answer or not; `None` if the store did not say.
-    fn judge(&self, found: Option<Option<(Arc<Entry>, Look)>>, mut plan: Plan) -> Found {
+    /// What was found is an answer or not.
+    fn judge(&self, found: Read, mut plan: Plan) -> Found {
         match found {
-            Some(Some((entry, look))) => match self.serve(&entry, look, plan.streaming) {
+            Ok(Some((entry, look))) => match self.serve(&entry, look, plan.streaming) {
                 Some(answer) => return Found::Hit(answer),
                 None => plan.why = look.why(),
             },
-            Some(None) => {}
-            None => plan.why = MissReason::StoreFailed,
+            Ok(None) => {}
+            Err(why) => plan.why = why,
         }
         Found::Miss(plan)
     }

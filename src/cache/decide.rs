@@ -41,6 +41,8 @@ pub enum MissReason {
     Shape,
     /// What was found is not what was asked for.
     Mismatch,
+    /// What the store has under this key cannot be read: it is encrypted or sealed with another secret, cut off, or changed.
+    Unreadable,
     /// The store failed, was late, or was left alone after it had failed.
     StoreFailed,
 }
@@ -146,6 +148,23 @@ impl BypassReason {
 }
 
 impl MissReason {
+    const ALL: [Self; 9] = [
+        Self::Absent,
+        Self::Expired,
+        Self::Invalidated,
+        Self::TooOld,
+        Self::Refresh,
+        Self::Shape,
+        Self::Mismatch,
+        Self::Unreadable,
+        Self::StoreFailed,
+    ];
+
+    /// The reason of this [name](Self::as_str), if there is one.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|reason| reason.as_str() == name)
+    }
+
     /// A name of few letters, for headers and labels.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -156,6 +175,7 @@ impl MissReason {
             Self::Refresh => "refresh",
             Self::Shape => "shape",
             Self::Mismatch => "mismatch",
+            Self::Unreadable => "unreadable",
             Self::StoreFailed => "store-failed",
         }
     }

@@ -254,7 +254,8 @@ async fn fly(flight: Arc<Flight>, mut call: Call, running: Running) {
     drop(running);
 }
 
-/// How many callers find out that a provider cannot be reached before all others believe it.
+/// How many callers find out that a provider cannot be reached, or a store or a place not be had, before all others believe it:
+/// one after another they would wait many times as long as one.
 const MAX_UNSENT: u32 = 2;
 
 /// Whom a failure concerns.
@@ -275,6 +276,12 @@ fn whose(error: &Error, progress: &Progress) -> Whose {
         | ErrorKind::RequestTooLarge { .. }
         | ErrorKind::InvalidRequest { .. } => Whose::Callers,
         ErrorKind::Provider(_) if error.class() == Some(ErrorClass::Connect) && !error.was_sent(progress) => {
+            Whose::Unsent
+        }
+        // What stands in everybody's way, and may be gone for the next: a place, a store, or time that was waited for.
+        ErrorKind::Overloaded | ErrorKind::StoreUnavailable { .. } | ErrorKind::Timeout { .. }
+            if !error.was_sent(progress) =>
+        {
             Whose::Unsent
         }
         ErrorKind::Provider(_)
@@ -616,13 +623,13 @@ mod tests {
             assert_eq!(whose(&Error::new(kind.clone()), &sent), Whose::Callers, "{kind:?}");
         }
         // By whether anything was sent.
-        for kind in [
-            ErrorKind::Overloaded,
-            ErrorKind::Other,
-            ErrorKind::StoreUnavailable { store: "quota".into() },
-            ErrorKind::Timeout { phase: TimeoutPhase::Head },
+        for (kind, unsent) in [
+            (ErrorKind::Overloaded, Whose::Unsent),
+            (ErrorKind::Other, Whose::Callers),
+            (ErrorKind::StoreUnavailable { store: "quota".into() }, Whose::Unsent),
+            (ErrorKind::Timeout { phase: TimeoutPhase::Head }, Whose::Unsent),
         ] {
-            assert_eq!(whose(&Error::new(kind.clone()), &idle), Whose::Callers, "{kind:?}");
+            assert_eq!(whose(&Error::new(kind.clone()), &idle), unsent, "{kind:?}");
             assert_eq!(whose(&Error::new(kind.clone()), &sent), Whose::Everybodys, "{kind:?}");
             let dispatched = Error::new(kind.clone()).with_dispatched(true);
             assert_eq!(whose(&dispatched, &idle), Whose::Everybodys, "{kind:?}");

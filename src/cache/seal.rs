@@ -14,7 +14,7 @@ use std::{
 /// Keeps entries in a [`ByteStore`], each with a seal over the key that it is for and everything that it says.
 ///
 /// What comes back is an entry only if its seal is right: an entry of another key, of another deployment, cut off, or
-/// with a single bit changed is an error of the store, and so a miss. Sealing runs off the path of calls.
+/// with a single bit changed is [`Unreadable`], and so a miss. Sealing runs off the path of calls.
 #[derive(Clone)]
 pub struct SealedStore<B> {
     bytes: Arc<B>,
@@ -22,6 +22,20 @@ pub struct SealedStore<B> {
     #[cfg(feature = "encrypt")]
     encrypts: bool,
 }
+
+/// What a store fails with where there is something under a key, and it is not what was put there. The call is a miss, and the
+/// store is asked again for the next: it is there.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Unreadable;
+
+impl fmt::Display for Unreadable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the store has answered with something else than was kept")
+    }
+}
+
+impl std::error::Error for Unreadable {}
 
 /// The first byte: how the rest is to be read.
 const SEALED: u8 = 1;
@@ -96,7 +110,7 @@ impl<B: ByteStore> CacheStore for SealedStore<B> {
             let (store, key) = (self.clone_ref(), *key);
             move |sealed: Option<Bytes>| -> Result<Option<Arc<Entry>>, BoxError> {
                 let Some(sealed) = sealed else { return Ok(None) };
-                let entry = store.open(&key, &sealed).ok_or("the store has answered with something else")?;
+                let entry = store.open(&key, &sealed).ok_or(Unreadable)?;
                 Ok(Some(Arc::new(entry)))
             }
         };

@@ -9,6 +9,7 @@ use crate::{
     CacheStatus, Error, ErrorKind, LlmRequest, LlmResponse, ResponseBody, TimeoutPhase,
     body::{BodyClock, Watch, Watched},
     decision::{CacheDecision, Note},
+    request::NoAnswer,
 };
 use pin_project::pin_project;
 use std::{
@@ -160,14 +161,18 @@ impl<S: fmt::Debug> fmt::Debug for Cache<S> {
 // ===== impl State =====
 
 impl Purpose {
-    fn call<S>(self, ready: &mut S, request: LlmRequest) -> State<S>
+    fn call<S>(self, ready: &mut S, mut request: LlmRequest) -> State<S>
     where
         S: Service<LlmRequest, Response = LlmResponse>,
         S::Error: Into<Error>,
     {
         match self {
-            Self::Bypass(reason) => State::Passing { call: ready.call(request), reason },
+            Self::Bypass(reason) => {
+                request.set_cache(NoAnswer::Bypass(reason));
+                State::Passing { call: ready.call(request), reason }
+            }
             Self::Miss(capture, why) => {
+                request.set_cache(NoAnswer::Miss(why));
                 let watch = Watch::new(capture);
                 State::Calling(watch.over(ready.call(request)), why)
             }
@@ -273,6 +278,7 @@ where
     let progress = request.progress.clone();
     // Each caller keeps his own; the call is hung up when nobody is left.
     request.context = request.context.without_deadline();
+    request.set_cache(NoAnswer::Miss(plan.why));
     let shared = Arc::clone(shared);
     let future = Box::pin(async move {
         poll_fn(|cx| service.poll_ready(cx)).await.map_err(Into::into)?;

@@ -22,6 +22,9 @@ pub struct CacheStats {
     pub stale: u64,
     /// Entries that were not those that had been asked for. Should be 0.
     pub mismatches: u64,
+    /// Entries that could not be read: of another secret or another key, cut off, or changed. Many of them after the secret has
+    /// changed are no fault; else the store or the way to it gives out what was not put in.
+    pub unreadable: u64,
     /// Times that a store failed, was late, or was not asked because it had failed before.
     pub store_failures: u64,
     /// Of the hits, those that answered a similar question.
@@ -50,6 +53,7 @@ pub(super) struct Counters {
     pub(super) stored: AtomicU64,
     pub(super) stale: AtomicU64,
     pub(super) mismatches: AtomicU64,
+    pub(super) unreadable: AtomicU64,
     pub(super) store_failures: AtomicU64,
     #[cfg(feature = "semantic")]
     pub(super) semantic_hits: AtomicU64,
@@ -98,6 +102,7 @@ impl Counters {
             not_stored: some(&NotStored::ALL, &self.not_stored),
             stale: self.stale.load(Relaxed),
             mismatches: self.mismatches.load(Relaxed),
+            unreadable: self.unreadable.load(Relaxed),
             store_failures: self.store_failures.load(Relaxed),
             #[cfg(feature = "semantic")]
             semantic_hits: self.semantic_hits.load(Relaxed),

@@ -90,7 +90,7 @@ pub fn cache_status_of(answer: &LlmResponse) -> Option<HeaderValue> {
         MissReason::Absent => return cache_status(CacheStatus::Miss),
         MissReason::Expired | MissReason::Invalidated => "stale",
         MissReason::TooOld | MissReason::Refresh => "request",
-        MissReason::Shape | MissReason::Mismatch | MissReason::StoreFailed => "miss",
+        MissReason::Shape | MissReason::Mismatch | MissReason::Unreadable | MissReason::StoreFailed => "miss",
     };
     format!("llm-layers; fwd={forward}; detail={}", why.as_str()).try_into().ok()
 }

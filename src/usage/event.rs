@@ -1,4 +1,4 @@
-use crate::{CacheStatus, CallId, ModelName, RequestContext, TokenUsage, price::Cost};
+use crate::{CacheStatus, CallId, ModelName, RequestContext, TokenUsage, cache::MissReason, price::Cost};
 use std::{
     sync::Arc,
     time::{Duration, SystemTime},
@@ -40,8 +40,10 @@ pub struct UsageEvent {
     pub first_content: Option<Duration>,
     /// How it ended.
     pub outcome: Outcome,
-    /// What the cache had to do with it.
+    /// What the cache had to do with it, be it further out or further in.
     pub cache: CacheStatus,
+    /// Why the cache had no answer, if it was asked.
+    pub cache_miss: Option<MissReason>,
 }
 
 /// What was not spent.

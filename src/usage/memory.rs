@@ -2,10 +2,15 @@ use super::{
     DepartmentSums, GroupBy, Slot, UsageEvent, UsageGroup, UsageQuery, UsageSink, UsageTotals, query,
 };
 use crate::{Error, ErrorKind};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{
+    collections::HashSet,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 use tokio::sync::oneshot;
 
 /// Keeps events in memory, up to a bound: for tests, and for programs that read them soon. Clones share them.
+///
+/// An event that is recorded again, which is known by its id, takes a place again, but is taken out and added up once.
 #[derive(Debug, Clone)]
 pub struct MemorySink(Arc<Mutex<Events>>);
 
@@ -30,8 +35,10 @@ impl MemorySink {
 
     /// Takes all events out.
     pub fn take(&self) -> Vec<UsageEvent> {
-        let kept = std::mem::take(&mut self.lock().kept);
-        kept.into_iter().map(|event| *event).collect()
+        let mut events = std::mem::take(&mut self.lock().kept);
+        let mut seen = HashSet::with_capacity(events.len());
+        events.retain(|event| seen.insert(event.id));
+        events.into_iter().map(|event| *event).collect()
     }
 
     /// How many events are to come: calls that have not ended.
@@ -42,22 +49,29 @@ impl MemorySink {
     /// Adds up the events that are kept, each once. `None` if the cost is more than
     /// [`NanoUsd::MAX`](crate::price::NanoUsd::MAX).
     pub fn totals(&self, query: &UsageQuery) -> Option<UsageTotals> {
-        query::totals(self.lock().kept.iter().map(|event| &**event), query)
+        query::totals(self.lock().each_once(), query)
     }
 
     /// As [`totals`](Self::totals), for each group; in the order of their keys.
     pub fn totals_by(&self, query: &UsageQuery, groups: &[GroupBy]) -> Option<Vec<UsageGroup>> {
-        query::totals_by(self.lock().kept.iter().map(|event| &**event), query, groups)
+        query::totals_by(self.lock().each_once(), query, groups)
     }
 
     /// Adds up the events that are kept, each in full for every department that it is charged to; in the order of
     /// departments, then keys.
     pub fn department_sums(&self, query: &UsageQuery, groups: &[GroupBy]) -> Option<Vec<DepartmentSums>> {
-        query::department_sums(self.lock().kept.iter().map(|event| &**event), query, groups)
+        query::department_sums(self.lock().each_once(), query, groups)
     }
 
     fn lock(&self) -> MutexGuard<'_, Events> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Events {
+    fn each_once(&self) -> impl Iterator<Item = &UsageEvent> {
+        let mut seen = HashSet::with_capacity(self.kept.len());
+        self.kept.iter().map(|event| &**event).filter(move |event| seen.insert(event.id))
     }
 }
 

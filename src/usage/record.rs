@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     CacheStatus, Certainty, RequestContext, TokenUsage,
-    cache::BypassReason,
+    cache::{BypassReason, MissReason},
     price::{Cost, NanoUsd, PriceOrigin},
 };
 use serde::{Deserialize, Serialize, Serializer, ser::SerializeMap};
@@ -74,7 +74,7 @@ const SAVED: Names = Names {
 pub(super) fn write(event: &UsageEvent, put: &mut dyn FnMut(&'static str, &str)) {
     let UsageEvent { id, ended_at, context, requested, model, answered, provider, attempt, streamed, .. } =
         event;
-    let UsageEvent { usage, cost, saved, latency, first_content, outcome, cache, .. } = event;
+    let UsageEvent { usage, cost, saved, latency, first_content, outcome, cache, cache_miss, .. } = event;
     let mut fields = Fields { put, text: String::new() };
     fields.shown("id", id);
     fields.shown("ended_at", nanos(*ended_at));
@@ -99,7 +99,10 @@ pub(super) fn write(event: &UsageEvent, put: &mut dyn FnMut(&'static str, &str))
     let (name, age) = match cache {
         CacheStatus::Unused => ("unused", None),
         CacheStatus::Hit { age } => ("hit", Some(*age)),
-        CacheStatus::Miss => ("miss", None),
+        CacheStatus::Miss => {
+            fields.text("cache_miss", cache_miss.map(MissReason::as_str));
+            ("miss", None)
+        }
         CacheStatus::Bypass(reason) => {
             fields.text("cache_bypass", Some(reason.as_str()));
             ("bypass", None)
@@ -173,6 +176,8 @@ pub(super) fn read<'a>(
             "coalesced" => CacheStatus::Coalesced,
             _ => return Err(BadField("cache")),
         },
+        // One that a newer version gives is not worth losing the record for.
+        cache_miss: get("cache_miss").and_then(MissReason::from_name),
     })
 }
 

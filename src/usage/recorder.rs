@@ -103,11 +103,11 @@ impl Recorder {
             input_bytes: request.body.input_bytes(),
         };
         let call = match settings.which {
-            Which::Calls => Call::Sure {
-                input_bytes: asked.input_bytes,
-                progress: request.progress.clone(),
-                event: asked.event(settings.clock.now()),
-            },
+            Which::Calls => {
+                let (input_bytes, mut event) = (asked.input_bytes, asked.event(settings.clock.now()));
+                (event.cache, event.cache_miss) = request.cache();
+                Call::Sure { input_bytes, progress: request.progress.clone(), event }
+            }
             Which::Hits => Call::Maybe(asked, CacheStatus::default()),
         };
         Self { slot, settings: Arc::clone(settings), committed, started: Instant::now(), call }
@@ -117,10 +117,17 @@ impl Recorder {
 impl Observe for Recorder {
     fn on_head(&mut self, head: &LlmResponse) {
         let (model, provider, cache) = match &mut self.call {
-            Call::Sure { event, .. } => (&mut event.model, &mut event.provider, &mut event.cache),
+            Call::Sure { event, .. } => {
+                if head.cache != CacheStatus::Unused {
+                    event.cache_miss = head.cache_miss;
+                }
+                (&mut event.model, &mut event.provider, &mut event.cache)
+            }
             Call::Maybe(asked, cache) => (&mut asked.model, &mut asked.provider, cache),
         };
-        *cache = head.cache;
+        if head.cache != CacheStatus::Unused {
+            *cache = head.cache;
+        }
         let is_recorded = self.settings.which == Which::Calls || cache.is_hit();
         if head.provider.is_some() && is_recorded {
             // Canonical, and of the model that answered, wherever this layer stands.
@@ -195,6 +202,7 @@ impl Asked {
             first_content: None,
             outcome: Outcome::Aborted,
             cache: CacheStatus::default(),
+            cache_miss: None,
         })
     }
 }

@@ -4,7 +4,7 @@
 use futures_util::FutureExt as _;
 use llm_layers::{
     CacheStatus, Certainty, ChatBody, LlmRequest, RequestContext, TokenUsage,
-    cache::BypassReason,
+    cache::{BypassReason, MissReason},
     price::{NanoUsd, Price, PriceBook, Prices, Rates},
     provider::Echo,
     usage::{EventId, MemorySink, Outcome, Saved, UsageEvent, UsageLayer},
@@ -172,6 +172,10 @@ pub fn any_event() -> UsageEvent {
         3 => CacheStatus::Bypass(BypassReason::NoUser),
         _ => CacheStatus::Hit { age: duration() },
     };
+    if event.cache == CacheStatus::Miss {
+        event.cache_miss =
+            [None, Some(MissReason::Absent), Some(MissReason::Unreadable)][fastrand::usize(..3)];
+    }
     event
 }
 

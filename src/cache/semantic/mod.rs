@@ -88,7 +88,7 @@ use self::{
     index::{Bounds, Index, Item},
 };
 use super::{
-    Fetch,
+    Fetch, MissReason,
     ask::{Found, Look, MOST_FAILURES, PAUSE, Plan, Shared},
     decide,
     entry::Bond,
@@ -355,7 +355,7 @@ impl Shared {
             let mut other = Plan { key: item.key, kbs: context, ..plan.clone() };
             match shared.find(asked, &mut other, own, kbs).await {
                 Err(reason) => Found::Bypass(reason),
-                Ok(Some(Some((entry, look @ Look::Good(_))))) => match search.rules.answers {
+                Ok(Ok(Some((entry, look @ Look::Good(_))))) => match search.rules.answers {
                     true => match shared.serve(&entry, look, plan.streaming) {
                         Some(answer) => {
                             count(&shared.counters.semantic_hits);
@@ -368,12 +368,12 @@ impl Shared {
                         Found::Miss(plan)
                     }
                 },
-                Ok(Some(Some((_, Look::Foreign)))) => {
+                Ok(Ok(Some((_, Look::Foreign)))) => {
                     count(&shared.counters.mismatches);
                     search.index.remove(&partition, &item.key);
                     Found::Miss(plan)
                 }
-                Ok(Some(None | Some((_, Look::Dead(_))))) => {
+                Ok(Ok(None | Some((_, Look::Dead(_)))) | Err(MissReason::Unreadable)) => {
                     search.index.remove(&partition, &item.key);
                     Found::Miss(plan)
                 }

@@ -39,7 +39,7 @@ use tokio::runtime::{Builder, Runtime};
 /// | `price_entry`, `price_source`, `price_version` | by which price |
 /// | `latency`, `first_content` | nanoseconds |
 /// | `outcome` | `ok`, `empty`, `error`, `aborted`, `cache_hit`, `coalesced` |
-/// | `cache`, `cache_age`, `cache_bypass` | `unused`, `hit`, `miss`, `bypass`, `coalesced`; nanoseconds; why |
+/// | `cache`, `cache_age`, `cache_bypass`, `cache_miss` | `unused`, `hit`, `miss`, `bypass`, `coalesced`; nanoseconds; why it was not asked, or had no answer |
 /// | `saved_…` | tokens, `certainty`, `cost` and `price_…` of what was not spent |
 ///
 /// The keys are `{name}:events`, the stream; `{name}:ids:DAY`, sets of ids; `{name}:log:…`, one for each file of an

@@ -4,6 +4,7 @@ use super::{
 };
 use crate::{
     BoxError, CacheStatus, Certainty, TokenUsage,
+    cache::MissReason,
     price::Cost,
     sqlite,
     usage::{
@@ -143,25 +144,25 @@ INSERT INTO events (
     cost, price_entry, price_source, price_version, latency, first_content, outcome, cache, cache_age,
     saved_input_tokens, saved_output_tokens, saved_cache_read_tokens, saved_cache_write_tokens,
     saved_cache_write_1h_tokens, saved_reasoning_tokens, saved_certainty,
-    saved_cost, saved_price_entry, saved_price_source, saved_price_version
+    saved_cost, saved_price_entry, saved_price_source, saved_price_version, cache_reason, conversation
 ) VALUES (
     ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?,
     ?, ?, ?, ?, ?, ?, ?,
     ?, ?, ?, ?, ?, ?, ?, ?, ?,
     ?, ?, ?, ?, ?, ?, ?,
-    ?, ?, ?, ?
+    ?, ?, ?, ?, ?, ?
 ) ON CONFLICT DO NOTHING";
 
 fn bind(row: &mut Statement<'_>, event: &UsageEvent) -> rusqlite::Result<()> {
     let UsageEvent { id, ended_at, context, requested, model, answered, provider, attempt, streamed, .. } =
         event;
-    let UsageEvent { usage, cost, saved, latency, first_content, outcome, cache, .. } = event;
-    let (cache, age) = match cache {
-        CacheStatus::Unused => ("unused", None),
-        CacheStatus::Hit { age } => ("hit", Some(stored_duration(*age))),
-        CacheStatus::Miss => ("miss", None),
-        CacheStatus::Bypass(_) => ("bypass", None),
-        CacheStatus::Coalesced => ("coalesced", None),
+    let UsageEvent { usage, cost, saved, latency, first_content, outcome, cache, cache_miss, .. } = event;
+    let (cache, age, reason) = match cache {
+        CacheStatus::Unused => ("unused", None, None),
+        CacheStatus::Hit { age } => ("hit", Some(stored_duration(*age)), None),
+        CacheStatus::Miss => ("miss", None, cache_miss.map(MissReason::as_str)),
+        CacheStatus::Bypass(reason) => ("bypass", None, Some(reason.as_str())),
+        CacheStatus::Coalesced => ("coalesced", None, None),
     };
     let mut columns = Columns { row, next: 1 };
     columns.bind(id.to_bytes())?;
@@ -185,7 +186,9 @@ fn bind(row: &mut Statement<'_>, event: &UsageEvent) -> rusqlite::Result<()> {
     columns.bind(cache)?;
     columns.bind(age)?;
     columns.usage(saved.as_ref().map(|saved| &saved.usage))?;
-    columns.cost(saved.as_ref().map(|saved| &saved.cost))
+    columns.cost(saved.as_ref().map(|saved| &saved.cost))?;
+    columns.bind(reason)?;
+    columns.bind(context.conversation_id())
 }
 
 /// Fills a row from left to right.
@@ -257,6 +260,7 @@ mod tests {
             first_content: None,
             outcome: Outcome::Ok,
             cache: CacheStatus::Unused,
+            cache_miss: None,
         }
     }
 

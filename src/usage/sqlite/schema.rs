@@ -3,7 +3,8 @@ use crate::sqlite::{self, Schema};
 use rusqlite::{Connection, OpenFlags};
 use std::{path::Path, sync::Arc, time::Duration};
 
-pub(super) const SCHEMA: Schema = Schema { application: 0x4c4c_6c75, versions: &[TABLES, BY_DEPARTMENT] };
+pub(super) const SCHEMA: Schema =
+    Schema { application: 0x4c4c_6c75, versions: &[TABLES, BY_DEPARTMENT, REASONS] };
 
 /// The version from which on `departments` tells the time too.
 pub(super) const TIMED_DEPARTMENTS: i64 = 2;
@@ -67,6 +68,12 @@ const BY_DEPARTMENT: &str = "
 ALTER TABLE departments ADD COLUMN ended_at INTEGER NOT NULL DEFAULT 0;
 UPDATE departments SET ended_at = (SELECT ended_at FROM events WHERE seq = event);
 CREATE INDEX departments_by_time ON departments (department, ended_at);
+";
+
+/// Why a cache was not asked (`no-user`), or had no answer (`expired`), beside what it had to do with a call; and the conversation.
+const REASONS: &str = "
+ALTER TABLE events ADD COLUMN cache_reason TEXT;
+ALTER TABLE events ADD COLUMN conversation TEXT;
 ";
 
 /// Opens a file, without changing anything in it.
