@@ -11,7 +11,7 @@ use axum::{
         FromRequest, Path, Query, Request, State,
         rejection::{PathRejection, QueryRejection},
     },
-    http::{HeaderMap, HeaderValue, StatusCode, header},
+    http::{HeaderMap, HeaderValue, StatusCode, Uri, header},
     middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::{get, post},
@@ -72,6 +72,7 @@ pub(crate) fn router(
         .route("/v1/chat/completions", post(complete).with_state(chat.clone()))
         .route("/v1/messages", post(message).with_state(chat))
         .route("/v1/models", get(models))
+        .route("/v1/models/{*model}", get(model))
         .route("/v1/usage", get(usage))
         .route("/v1/quota/{department}", get(quota))
         .route("/v1/cache/invalidate", post(invalidate))
@@ -177,6 +178,17 @@ async fn models(State(handle): State<Handle>) -> Response {
     admin::models(&handle)
 }
 
+/// `GET /v1/models/openai/gpt-4o-mini`
+async fn model(
+    State(handle): State<Handle>,
+    name: Result<Path<String>, PathRejection>,
+) -> Result<Response, ErrorResponse> {
+    match name {
+        Ok(Path(name)) => admin::model(&handle, &name),
+        Err(_) => Err(not_found(Uri::default()).await),
+    }
+}
+
 /// `GET /v1/usage?department=r-and-d&by=model,day&from=2026-11-01`
 async fn usage(
     State(handle): State<Handle>,
@@ -217,14 +229,20 @@ async fn readiness(State((stopping, handle)): State<(Stopping, Handle)>) -> Resu
     }
 }
 
-async fn not_found() -> ErrorResponse {
-    let message = "there is nothing at this path";
-    ErrorResponse::custom(StatusCode::NOT_FOUND, "invalid_request_error", Some("unknown_url"), message)
+async fn not_found(path: Uri) -> ErrorResponse {
+    wrong(&path, StatusCode::NOT_FOUND, "unknown_url", "there is nothing at this path")
 }
 
-async fn method_not_allowed() -> ErrorResponse {
-    let (message, code) = ("this path takes another method", Some("method_not_allowed"));
-    ErrorResponse::custom(StatusCode::METHOD_NOT_ALLOWED, "invalid_request_error", code, message)
+async fn method_not_allowed(path: Uri) -> ErrorResponse {
+    wrong(&path, StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "this path takes another method")
+}
+
+/// In the shape that whoever asks there reads.
+fn wrong(path: &Uri, status: StatusCode, code: &'static str, message: &str) -> ErrorResponse {
+    match path.path().starts_with("/v1/messages") {
+        true => ErrorResponse::custom_of_messages(status, message),
+        false => ErrorResponse::custom(status, "invalid_request_error", Some(code), message),
+    }
 }
 
 fn going() -> ErrorResponse {

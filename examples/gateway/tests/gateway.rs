@@ -53,6 +53,18 @@ async fn without_a_file_it_echoes_to_anybody() {
     assert_eq!(models["object"], "list");
     let ids: Vec<_> = models["data"].as_array().unwrap().iter().map(|model| &model["id"]).collect();
     assert_eq!(ids, ["fast", "echo/echo"]);
+    for id in ["fast", "echo/echo"] {
+        let model = gateway.get(&format!("/v1/models/{id}")).await.json();
+        assert_eq!((&model["id"], &model["object"]), (&json!(id), &json!("model")));
+    }
+    let unlisted = gateway.get("/v1/models/echo/other").await;
+    let code = (String::from("invalid_request_error"), json!("model_not_found"));
+    assert_eq!((unlisted.status, unlisted.error()), (404, code));
+    // Anthropic's clients are told what is wrong in their own shape.
+    for (method, path, status) in [("GET", "/v1/messages", 405), ("POST", "/v1/messages/batches", 404)] {
+        let reply = gateway.send(method, path, &[], b"").await;
+        assert_eq!((reply.status, reply.json()["type"].as_str()), (status, Some("error")), "{path}");
+    }
 }
 
 #[tokio::test]

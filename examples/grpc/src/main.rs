@@ -3,6 +3,9 @@
 //! ```text
 //! grpc [--config FILE] [--listen ADDR]      without a file, an echo to anybody
 //! ```
+//!
+//! Beside it are the standard services that operators expect, for anybody: `grpc.health.v1.Health`, which says of the whole and of `xai_api.Chat`
+//! whether calls can be made, and server reflection.
 
 mod answer;
 mod chat;
@@ -18,7 +21,7 @@ use self::{chat::Service, xai::chat_server::ChatServer};
 use llm_layers::{
     BodyLimits,
     config::Config,
-    stack::{Handle, Watch, stack},
+    stack::{Handle, Readiness, Watch, stack},
 };
 use std::{error::Error, io::Write as _, net::SocketAddr, path::PathBuf, time::Duration};
 use tokio::{
@@ -26,13 +29,22 @@ use tokio::{
     signal::unix::{SignalKind, signal},
     time::timeout,
 };
-use tonic::transport::{Server, server::TcpIncoming};
+use tonic::{
+    server::NamedService,
+    transport::{Server, server::TcpIncoming},
+};
+use tonic_health::{ServingStatus, server::HealthReporter};
 
 const WITHOUT_FILE: &str = r#"
 usage.enabled = false
 providers.echo.kind = "echo"
 aliases.fast = "echo/echo"
 "#;
+
+const CONTRACT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/chat.bin"));
+
+/// What health is told of: the whole, and the one service that it comes down to.
+const WATCHED: [&str; 2] = ["", ChatServer::<Service>::NAME];
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
@@ -53,6 +65,13 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let max_bytes = limits.max_bytes;
     let service = ChatServer::new(Service { stack, handle: handle.clone(), limits });
     let service = service.max_decoding_message_size(max_bytes);
+    let (mut health, health_service) = tonic_health::server::health_reporter();
+    let telling = tokio::spawn(tell_health(health.clone(), handle.clone()));
+    let reflection = || {
+        let builder = tonic_reflection::server::Builder::configure();
+        builder.register_encoded_file_descriptor_set(CONTRACT)
+    };
+    let (reflection, former_reflection) = (reflection().build_v1()?, reflection().build_v1alpha()?);
     let listener = TcpListener::bind(listen).await?;
     let mut stdout = std::io::stdout();
     writeln!(stdout, "listening on {}", listener.local_addr()?)?;
@@ -61,12 +80,22 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let (stop, stopped) = tokio::sync::oneshot::channel();
     let stopping = async move {
         tokio::select! { _ = terminated.recv() => {}, _ = tokio::signal::ctrl_c() => {} }
+        telling.abort();
+        for service in WATCHED {
+            health.set_service_status(service, ServingStatus::NotServing).await;
+            // Whoever watches is told so, and waited for no longer.
+            health.clear_service_status(service).await;
+        }
         let _ = stop.send(());
     };
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     let server = Server::builder().http2_keepalive_interval(Some(Duration::from_secs(30)));
-    let mut server =
-        std::pin::pin!({ server }.add_service(service).serve_with_incoming_shutdown(incoming, stopping));
+    let routes = { server }
+        .add_service(service)
+        .add_service(health_service)
+        .add_service(reflection)
+        .add_service(former_reflection);
+    let mut server = std::pin::pin!(routes.serve_with_incoming_shutdown(incoming, stopping));
     // To the end of all answers, but not for ever.
     tokio::select! {
         served = &mut server => served?,
@@ -77,6 +106,21 @@ async fn main() -> Result<(), Box<dyn Error>> {
         eprintln!("grpc: {report:?}");
     }
     Ok(())
+}
+
+/// Whether calls can be made, as far as it is known without making one.
+async fn tell_health(health: HealthReporter, handle: Handle) {
+    let mut ticks = tokio::time::interval(Duration::from_millis(500));
+    loop {
+        ticks.tick().await;
+        let status = match handle.readiness() {
+            Readiness::Ready => ServingStatus::Serving,
+            _ => ServingStatus::NotServing,
+        };
+        for service in WATCHED {
+            health.set_service_status(service, status).await;
+        }
+    }
 }
 
 async fn reload(mut watch: Watch, handle: Handle) {

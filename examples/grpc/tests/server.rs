@@ -49,6 +49,54 @@ impl Server {
 }
 
 #[tokio::test]
+async fn operators_find_health_and_reflection() {
+    use tonic_health::pb::{
+        HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
+    };
+    use tonic_reflection::pb::v1::{
+        ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
+        server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
+    };
+
+    let server = Server::start("");
+    let channel = tonic::transport::Channel::from_shared(format!("http://{}", server.address)).unwrap();
+    let channel = channel.connect().await.unwrap();
+    let mut health = HealthClient::new(channel.clone());
+    let of = |service: &str| HealthCheckRequest { service: service.to_owned() };
+    for service in ["", "xai_api.Chat"] {
+        // It is told right after it listens.
+        let status = loop {
+            match health.check(of(service)).await {
+                Ok(answer) => break answer.into_inner().status(),
+                Err(status) => assert_eq!(status.code(), Code::NotFound),
+            }
+        };
+        assert_eq!(status, ServingStatus::Serving);
+    }
+    assert_eq!(health.check(of("other.Service")).await.unwrap_err().code(), Code::NotFound);
+    let ask = ServerReflectionRequest {
+        host: String::new(),
+        message_request: Some(MessageRequest::ListServices(String::new())),
+    };
+    let mut reflection = ServerReflectionClient::new(channel);
+    let asked = tokio_stream::iter([ask]);
+    let mut answers = reflection.server_reflection_info(asked).await.unwrap().into_inner();
+    let answer = answers.message().await.unwrap().unwrap().message_response.unwrap();
+    let MessageResponse::ListServicesResponse(listed) = answer else { panic!("{answer:?}") };
+    assert!(listed.service.iter().any(|service| service.name == "xai_api.Chat"), "{listed:?}");
+
+    // What counts is away: no calls, and it says so; but it goes on.
+    let server = Server::start(
+        "usage.enabled = false\nproviders.echo.kind = \"echo\"\nquota.redis = \"redis://127.0.0.1:1\"\n\
+         keys = [{ key = \"k\", user = \"u\", departments = [\"d\"] }]\ndepartments.d.day_requests = 1\n",
+    );
+    let channel = tonic::transport::Channel::from_shared(format!("http://{}", server.address)).unwrap();
+    let mut health = HealthClient::new(channel.connect().await.unwrap());
+    let mut watched = health.watch(of("")).await.unwrap().into_inner();
+    while watched.message().await.unwrap().unwrap().status() != ServingStatus::NotServing {}
+}
+
+#[tokio::test]
 async fn without_a_configuration_an_echo_answers() {
     let server = Server::start("");
     let mut client = server.client().await;

@@ -8,7 +8,7 @@ use crate::{
     Period, QuotaKind,
     cache::EpochKind,
     price::NanoUsd,
-    stack::{Caller, Handle, QuotaView, Readiness},
+    stack::{Caller, Handle, ListedModel, QuotaView, Readiness},
 };
 use axum_core::{body::Body, response::Response};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
@@ -49,15 +49,26 @@ fn unavailable(code: &'static str, message: &str) -> ErrorResponse {
 
 /// What may be asked for, as OpenAI's `GET /v1/models` answers: aliases, and the models that providers list.
 pub fn models(handle: &Handle) -> Response {
-    let all: Vec<_> = handle
-        .models()
-        .iter()
-        .map(|model| {
-            let owner = model.provider.as_deref().unwrap_or("gateway");
-            json!({ "id": model.id, "object": "model", "created": 0, "owned_by": owner })
-        })
-        .collect();
+    let all: Vec<_> = handle.models().iter().map(listed).collect();
     json_response(json!({ "object": "list", "data": all }).to_string())
+}
+
+/// One of them, as OpenAI's `GET /v1/models/{model}` answers.
+///
+/// # Errors
+///
+/// 404 for a name that is not listed, whether a provider would take it or not.
+#[expect(clippy::result_large_err, reason = "it is answered at once")]
+pub fn model(handle: &Handle, name: &str) -> Result<Response, ErrorResponse> {
+    match handle.models().iter().find(|model| *model.id == *name) {
+        Some(model) => Ok(json_response(listed(model).to_string())),
+        None => Err(disabled("model_not_found", "no model of this name is listed here")),
+    }
+}
+
+fn listed(model: &ListedModel) -> Value {
+    let owner = model.provider.as_deref().unwrap_or("gateway");
+    json!({ "id": model.id, "object": "model", "created": 0, "owned_by": owner })
 }
 
 /// Whether calls can be made.
@@ -201,7 +212,7 @@ mod usage {
         usage::{GroupBy, LedgerError, LedgerReader, Outcome, UsageQuery, UsageTotals, Window},
     };
     use serde::Deserialize;
-    use std::time::SystemTime;
+    use std::time::{Duration, SystemTime};
 
     /// What to ask the ledger, as in `?department=r-and-d&by=model,day&from=2026-11-01`. `None` is a question that cannot be read.
     #[derive(Debug, Clone, Default, Deserialize)]
@@ -224,13 +235,14 @@ mod usage {
         pub task_type: Option<String>,
         /// Only calls that ended so.
         pub outcome: Option<String>,
-        /// Only calls that ended from then on: a day, or a time as in RFC 3339.
+        /// Only calls that ended from then on: a day in UTC, or a time as in RFC 3339.
         pub from: Option<String>,
         /// Only calls that ended before.
         pub until: Option<String>,
-        /// `day` or `month`: the one that it is now, in UTC.
+        /// `day` or `month`: the one that it is now, in UTC, in place of `from` and `until`.
         pub window: Option<String>,
-        /// What the sums are told by, with commas between them.
+        /// What the sums are told by, with commas between them. Those over departments are told by department whether it is
+        /// among them or not.
         pub by: Option<String>,
     }
 
@@ -280,6 +292,7 @@ mod usage {
         let now = SystemClock.now();
         query = match question.window.as_deref() {
             None => query,
+            Some(_) if question.from.is_some() || question.until.is_some() => return Err("window"),
             Some("day") => query.within(Window::day(now)),
             Some("month") => query.within(Window::month(now)),
             Some(_) => return Err("window"),
@@ -290,19 +303,34 @@ mod usage {
         if let Some(until) = &question.until {
             query = query.until(time(until).ok_or("until")?);
         }
-        let by = question.by.as_deref().unwrap_or_default().split(',').filter(|name| !name.is_empty());
+        let by = question
+            .by
+            .as_deref()
+            .unwrap_or_default()
+            .split(',')
+            .filter(|name| !matches!(*name, "" | "department"));
         let by = by.map(|name| group(name).ok_or("by")).collect::<Result<_, _>>()?;
         Ok((query, by))
     }
 
     fn time(text: &str) -> Option<SystemTime> {
         let is_day = text.len() == 10;
-        let time = if is_day {
-            humantime::parse_rfc3339(&format!("{text}T00:00:00Z"))
-        } else {
-            humantime::parse_rfc3339(text)
+        if is_day {
+            return humantime::parse_rfc3339(&format!("{text}T00:00:00Z")).ok();
+        }
+        // A plus sign in a query is a space to most who read it.
+        let zone = text.get(11..)?.find(['+', '-', ' ']).map(|at| at + 11);
+        let Some((time, zone)) = zone.and_then(|at| text.split_at_checked(at)) else {
+            return humantime::parse_rfc3339(text).ok();
         };
-        time.ok()
+        let local = humantime::parse_rfc3339(&format!("{time}Z")).ok()?;
+        let (hours, minutes) = zone.get(1..)?.split_once(':')?;
+        let number = |text: &str, most: u64| match text.len() {
+            2 => text.parse::<u64>().ok().filter(|number| *number <= most),
+            _ => None,
+        };
+        let ahead = Duration::from_secs(number(hours, 23)? * 3600 + number(minutes, 59)? * 60);
+        if zone.starts_with('-') { local.checked_add(ahead) } else { local.checked_sub(ahead) }
     }
 
     const GROUPS: [(&str, GroupBy); 9] = [
@@ -354,16 +382,63 @@ mod usage {
             "output_tokens": tokens(totals.output_tokens),
             "cache_read_tokens": tokens(totals.cache_read_tokens),
             "cache_write_tokens": tokens(totals.cache_write_tokens),
+            "cache_write_1h_tokens": tokens(totals.cache_write_1h_tokens),
             "reasoning_tokens": tokens(totals.reasoning_tokens),
             "cost_nano_usd": totals.cost.nanos(),
             "cost_usd": totals.cost.to_string(),
             "saved_calls": totals.saved_calls,
+            "unpriced_saved_calls": totals.unpriced_saved_calls,
+            "saved_input_tokens": tokens(totals.saved_input_tokens),
+            "saved_output_tokens": tokens(totals.saved_output_tokens),
             "saved_cost_nano_usd": totals.saved_cost.nanos(),
+            "saved_cost_usd": totals.saved_cost.to_string(),
+            "latency_seconds": totals.latency.as_secs_f64(),
         })
     }
 
     /// Sums of tokens fit, or a few thousand years have passed.
     fn tokens(sum: u128) -> u64 {
         u64::try_from(sum).unwrap_or(u64::MAX)
+    }
+
+    #[cfg(test)]
+    mod tests {
+        use super::*;
+
+        #[test]
+        fn times_are_those_of_rfc_3339_wherever_they_were_written() {
+            let noon = humantime::parse_rfc3339("2026-11-27T12:00:00Z").unwrap();
+            for same in [
+                "2026-11-27T12:00:00Z",
+                "2026-11-27T13:00:00+01:00",
+                "2026-11-27T13:00:00 01:00",
+                "2026-11-27T06:30:00-05:30",
+                "2026-11-27T12:00:00.000Z",
+            ] {
+                assert_eq!(time(same), Some(noon), "{same}");
+            }
+            assert_eq!(time("2026-11-27"), noon.checked_sub(Duration::from_secs(12 * 3600)));
+            for bad in [
+                "",
+                "today",
+                "2026-11-27T12:00:00+1:00",
+                "2026-11-27T12:00:00+01:99",
+                "2026-13-01",
+                "ü2026-11-27",
+            ] {
+                assert_eq!(time(bad), None, "{bad}");
+            }
+        }
+
+        #[test]
+        fn a_question_is_read_as_a_whole_or_its_parameter_is_named() {
+            let asked = |by: &str| UsageQuestion { by: Some(by.into()), ..UsageQuestion::default() };
+            assert_eq!(read(&asked("department,model,day")).unwrap().1, [GroupBy::Model, GroupBy::Day]);
+            assert!(read(&asked("department")).unwrap().1.is_empty());
+            assert_eq!(read(&asked("model,colour")).unwrap_err(), "by");
+            let day = Some("2026-11-27".to_owned());
+            let both = UsageQuestion { window: Some("day".into()), from: day, ..UsageQuestion::default() };
+            assert_eq!(read(&both).unwrap_err(), "window");
+        }
     }
 }
