@@ -11,6 +11,8 @@
 //! - What is recorded then has ended well: that its caller had left is on the gateway's span.
 //!
 //! Belongs directly outside of [`quota`](crate::quota). A call that is dropped before its head is hung up at once.
+//! A stack of a [configuration](crate::config) has no entry for it, for it spends money: a program adds it with
+//! `StackBuilder::with_layer(Place::Attempt, drain)`, and holds the worker.
 //!
 //! ```
 //! use llm_layers::{

@@ -5,6 +5,7 @@ use llm_layers::{
     access::AccessLayer,
     alias::{AliasLayer, AliasTable},
     concurrency::ConcurrencyLimitLayer,
+    drain::{DrainLayer, DrainOptions},
     fallback::{Chains, FallbackLayer},
     peek::PeekLayer,
     policies::{DepartmentPolicy, PolicyTable},
@@ -100,6 +101,14 @@ async fn quota() {
     let report = worker.shutdown(Duration::from_secs(60)).await;
     assert_eq!((report.left, report.given_up), (0, 0));
     assert!(report.settled > 50, "{report:?}");
+}
+
+/// With nobody who would read on: what is read on is given back only when it has ended, which is what tests/drain.rs is about.
+#[tokio::test(start_paused = true)]
+async fn drain() {
+    let (drain, worker) = DrainLayer::start(DrainOptions::within(Duration::from_secs(60)));
+    worker.shutdown(Duration::ZERO).await;
+    Contract::layer(drain).check().await;
 }
 
 #[tokio::test(start_paused = true)]
