@@ -77,6 +77,7 @@ async fn each_kind_of_error_has_one_meaning() {
         (whole(InvalidReason::TooMany { limit: 1 }), 400, request, None, None, None),
         (whole(InvalidReason::TooLarge { limit: 1 }), 413, request, None, None, None),
         (whole(InvalidReason::MediaType), 415, request, None, None, None),
+        (whole(InvalidReason::Encoded), 415, request, None, None, None),
         (ErrorKind::RequestTooLarge { quota: llm_layers::QuotaKind::Tokens, largest: 1 }, 400, request, Some("request_exceeds_limit"), None, None),
         (ErrorKind::ModelNotAllowed { department_id: "d".into(), model: "m".into() }, 403, rights, Some("model_not_allowed"), None, None),
         (ErrorKind::ModelUnpriced { model: "m".into() }, 403, rights, Some("model_unpriced"), None, None),
@@ -178,6 +179,13 @@ async fn what_is_not_json_by_its_content_type_is_refused_unread() {
             (415, &json!("invalid_request_error")),
             "{content_type}"
         );
+    }
+    for (encoding, status) in
+        [("gzip", Some(415)), ("identity", None), ("Identity", None), ("br, gzip", Some(415))]
+    {
+        let mut request = post("application/json", CHAT);
+        request.headers_mut().insert("content-encoding", http::HeaderValue::from_static(encoding));
+        assert_eq!(extract(request).await.err().map(|(status, _)| status), status, "{encoding}");
     }
     let bare = Request::post("/").body(Body::from(CHAT)).unwrap();
     assert_eq!(extract(bare).await.unwrap_err().0, 415);

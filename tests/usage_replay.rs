@@ -141,7 +141,7 @@ fn through_outbox<S: UsageStore>(events: &[UsageEvent], deliveries: &[Delivery],
         // The thread of the one before has the directory until it has noticed that it is over.
         for _ in 0..500 {
             let store = if store.is_some() { Some(open()) } else { None };
-            let options = options.clone().with_group(group);
+            let options = options.with_group(group);
             match Outbox::start(&path, Durability::Kill, Maybe(store), options) {
                 Ok(started) => return started,
                 Err(_) => std::thread::sleep(Duration::from_millis(10)),

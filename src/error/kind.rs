@@ -115,6 +115,8 @@ pub enum InvalidReason {
     },
     /// The body is not JSON by its content type.
     MediaType,
+    /// The body is compressed, or encoded otherwise.
+    Encoded,
     /// There is nothing that it could become at other providers.
     Unsupported,
 }
@@ -344,6 +346,7 @@ impl fmt::Display for InvalidReason {
             Self::TooMany { limit } => write!(f, "has more than {limit} members"),
             Self::TooLarge { limit } => write!(f, "is larger than {limit} bytes"),
             Self::MediaType => f.write_str("must have the content type application/json"),
+            Self::Encoded => f.write_str("must come as it is, without a content encoding"),
             Self::Unsupported => f.write_str("is not supported"),
         }
     }

@@ -55,7 +55,7 @@ pub fn status(error: &Error) -> StatusCode {
     match error.kind() {
         ErrorKind::InvalidRequest { reason, .. } => match reason {
             InvalidReason::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
-            InvalidReason::MediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            InvalidReason::MediaType | InvalidReason::Encoded => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             _ => StatusCode::BAD_REQUEST,
         },
         ErrorKind::RequestTooLarge { .. } => StatusCode::BAD_REQUEST,

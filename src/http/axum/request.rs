@@ -21,7 +21,7 @@ use std::time::Duration;
 ///
 /// # Errors
 ///
-/// 415 unless the content type is `application/json` or ends in `+json`, 413 for a body over the limit, 400
+/// 415 unless the content type is `application/json` or ends in `+json`, or for a body that is compressed, 413 for a body over the limit, 400
 /// for a body that is not a chat request; each in OpenAI's shape.
 #[derive(Debug, Clone)]
 pub struct ChatRequest(pub LlmRequest);
@@ -71,6 +71,9 @@ async fn read(
         if !is_json(&parts.headers) {
             return Err(Error::invalid_body(InvalidReason::MediaType));
         }
+        if is_encoded(&parts.headers) {
+            return Err(Error::invalid_body(InvalidReason::Encoded));
+        }
         parse(collect(body, limits.max_bytes).await?, &limits)
     };
     match read.await {
@@ -103,6 +106,12 @@ async fn collect(mut body: Body, limit: usize) -> Result<Bytes, Error> {
 fn is_length_limit(error: &(dyn std::error::Error + 'static)) -> bool {
     std::iter::successors(Some(error), |error| error.source())
         .any(<dyn std::error::Error>::is::<LengthLimitError>)
+}
+
+fn is_encoded(headers: &HeaderMap) -> bool {
+    let is_plain =
+        |value: &header::HeaderValue| value.is_empty() || value.as_bytes().eq_ignore_ascii_case(b"identity");
+    !headers.get_all(header::CONTENT_ENCODING).iter().all(is_plain)
 }
 
 fn is_json(headers: &HeaderMap) -> bool {
