@@ -1,7 +1,11 @@
 //! Walks over JSON without building values.
 //!
-//! [`too_deep`] reads any bytes; the iterators take JSON that was validated before and give back
-//! slices of it, so that what is not understood stays as it came.
+//! [`too_deep`] reads any bytes, and [`Walk`] validates them on its way; the iterators take JSON that was validated before.
+//! All give back slices of it, so that what is not understood stays as it came.
+
+mod walk;
+
+pub(crate) use self::walk::Walk;
 
 use memchr::memchr2;
 use std::borrow::Cow;
@@ -211,7 +215,7 @@ mod tests {
         }
     }
 
-    fn arbitrary() -> impl proptest::strategy::Strategy<Value = serde_json::Value> {
+    pub(super) fn arbitrary() -> impl proptest::strategy::Strategy<Value = serde_json::Value> {
         use proptest::prelude::*;
         let leaf = prop_oneof![
             Just(serde_json::Value::Null),

@@ -6,8 +6,8 @@ use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt as _;
 use http_body::{Body, Frame};
 use llm_layers::{
-    BodyLimits, BoxError, ChatBody, Completion, Error, LlmRequest, LlmResponse, RequestContext, ResponseBody,
-    StreamChunk, TokenUsage,
+    BodyLimits, BoxError, ChatBody, Completion, Error, ErrorKind, InvalidReason, LlmRequest, LlmResponse,
+    RequestContext, ResponseBody, StreamChunk, TokenUsage,
     cache::{ByteStore, CacheKey, CacheLayer, CachePolicy, CacheSecret, CacheStore as _, Fetch, SealedStore},
     http::{FillIn, anthropic, into_chunks},
     price::{PriceBook, ServiceTier},
@@ -29,7 +29,10 @@ use tower::{Layer as _, ServiceExt as _, service_fn};
 pub fn chat_request(bytes: &[u8]) {
     let body = match ChatBody::parse(bytes.to_vec()) {
         Ok(body) => body,
-        Err(error) => return refused(&error, bytes),
+        Err(error) => {
+            refused(&error, bytes);
+            return not_an_object(&error, bytes);
+        }
     };
     let mut told: Value = serde_json::from_slice(bytes).expect("what is taken is JSON");
     let names: Vec<_> = body.names().collect();
@@ -52,6 +55,16 @@ pub fn chat_request(bytes: &[u8]) {
     match LlmRequest::parse(bytes.to_vec()) {
         Ok(request) => assert_eq!(Some(request.model), body.model()),
         Err(error) => refused(&error, bytes),
+    }
+}
+
+/// What is said to be no object is none for serde either.
+fn not_an_object(error: &Error, bytes: &[u8]) {
+    if let ErrorKind::InvalidRequest {
+        reason: InvalidReason::Mistyped { expected: "a JSON object" }, ..
+    } = error.kind()
+    {
+        assert!(!serde_json::from_slice::<Value>(bytes).is_ok_and(|value| value.is_object()), "{error}");
     }
 }
 

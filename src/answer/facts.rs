@@ -1,13 +1,10 @@
 //! The few facts that layers need of an answer, taken from its JSON in one borrowed pass.
 
 use super::TokenUsage;
-use crate::json;
-use serde::{
-    Deserialize,
-    de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor},
-};
+use crate::json::{self, Walk};
+use serde::de::Error;
 use serde_json::value::RawValue;
-use std::{borrow::Cow, fmt, ops::Range, sync::Arc};
+use std::{borrow::Cow, ops::Range, sync::Arc};
 
 /// Why a choice ended.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -113,10 +110,13 @@ impl Facts {
     /// Reads `data`, which must be one JSON object.
     pub(crate) fn read(data: &[u8]) -> Result<Self, serde_json::Error> {
         let mut facts = Self::default();
-        let mut reader = serde_json::Deserializer::from_slice(data);
-        Top { data, facts: &mut facts }.deserialize(&mut reader)?;
-        reader.end()?;
-        Ok(facts)
+        match facts.walk(data) {
+            Some(()) => Ok(facts),
+            None => Err(match serde_json::from_slice::<&RawValue>(data) {
+                Err(error) => error,
+                Ok(_) => Error::custom("it is JSON, but no answer"),
+            }),
+        }
     }
 
     fn says(&mut self, name: &str, raw: &[u8]) {
@@ -148,211 +148,108 @@ pub(crate) fn text<'a>(data: &'a [u8], range: Option<&Range<u32>>) -> Option<Cow
     json::string(&data[range.start as usize..range.end as usize])
 }
 
-struct Top<'a> {
-    data: &'a [u8],
-    facts: &'a mut Facts,
+// ===== one pass =====
+
+/// Where `part`, a slice of `data`, lies in it.
+fn span(data: &[u8], part: &[u8]) -> Range<u32> {
+    let start = part.as_ptr() as usize - data.as_ptr() as usize;
+    // Leaves bound answers far below 4 GiB; beyond, a fact would be lost, not wrong.
+    let (start, len) = (u32::try_from(start).unwrap_or(0), u32::try_from(part.len()).unwrap_or(0));
+    start..start.saturating_add(len)
 }
 
-impl Top<'_> {
-    fn string(&self, raw: &RawValue) -> Option<Range<u32>> {
-        raw.get().starts_with('"').then(|| self.span(raw))
+impl Facts {
+    fn walk(&mut self, data: &[u8]) -> Option<()> {
+        let mut walk = Walk::new(data, usize::MAX)?;
+        walk.object(|walk, name| self.top(walk, &json::string(name)?, data))?;
+        walk.end()
     }
 
-    fn span(&self, raw: &RawValue) -> Range<u32> {
-        let start = raw.get().as_ptr() as usize - self.data.as_ptr() as usize;
-        // Leaves bound answers far below 4 GiB; beyond, a fact would be lost, not wrong.
-        let (start, len) = (u32::try_from(start).unwrap_or(0), u32::try_from(raw.get().len()).unwrap_or(0));
-        start..start.saturating_add(len)
-    }
-}
-
-macro_rules! seed {
-    ($name:ident, $deserialize:ident) => {
-        impl<'de> DeserializeSeed<'de> for $name<'_> {
-            type Value = ();
-
-            fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
-                deserializer.$deserialize(self)
-            }
+    fn top(&mut self, walk: &mut Walk<'_>, name: &str, data: &[u8]) -> Option<()> {
+        if name == "choices" {
+            self.lacks.choices = walk.peek()? == b'n';
+            return if self.lacks.choices {
+                walk.value().map(drop)
+            } else {
+                walk.array(|walk| self.choice(walk))
+            };
         }
-    };
-}
-seed!(Top, deserialize_map);
-seed!(Choices, deserialize_any);
-seed!(Choice, deserialize_map);
-seed!(Delta, deserialize_any);
-
-impl<'de> Visitor<'de> for Top<'_> {
-    type Value = ();
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an object")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
-        while let Some(name) = map.next_key::<Name<'de>>()? {
-            match &*name.0 {
-                "choices" => {
-                    self.facts.lacks.choices = false;
-                    map.next_value_seed(Choices(self.facts))?;
-                }
-                "id" => {
-                    let raw = map.next_value()?;
-                    self.facts.id = self.string(raw);
-                    self.facts.lacks.id = self.facts.id.is_none();
-                }
-                "model" => {
-                    let raw = map.next_value()?;
-                    self.facts.model = self.string(raw);
-                    self.facts.lacks.model = self.facts.model.is_none();
-                }
-                "object" => {
-                    self.facts.lacks.object = map.next_value::<&RawValue>()?.get() == "null";
-                }
-                "created" => {
-                    self.facts.lacks.created = map.next_value::<&RawValue>()?.get() == "null";
-                }
-                "usage" => {
-                    let raw = map.next_value::<&RawValue>()?;
-                    if let Some(usage) = TokenUsage::read(raw.get().as_bytes()) {
-                        self.facts.usage = Some(Arc::new(usage));
-                    }
-                }
-                // Groq reports the usage of a stream here.
-                "x_groq" => {
-                    let raw = map.next_value::<&RawValue>()?.get().as_bytes();
-                    if self.facts.usage.is_none() {
-                        let usage = json::member(raw, "usage").and_then(TokenUsage::read);
-                        self.facts.usage = usage.map(Arc::new);
-                    }
-                }
-                "error" => {
-                    let raw = map.next_value::<&RawValue>()?;
-                    if !json::is_nothing(raw.get().as_bytes()) {
-                        self.facts.error = Some(self.span(raw));
-                    }
-                }
-                _ => drop(map.next_value::<IgnoredAny>()?),
+        let raw = walk.value()?;
+        let text = || (raw[0] == b'"').then(|| span(data, raw));
+        match name {
+            "id" => {
+                self.id = text();
+                self.lacks.id = self.id.is_none();
             }
+            "model" => {
+                self.model = text();
+                self.lacks.model = self.model.is_none();
+            }
+            "object" => self.lacks.object = raw == b"null",
+            "created" => self.lacks.created = raw == b"null",
+            "usage" => {
+                if let Some(usage) = TokenUsage::read(raw) {
+                    self.usage = Some(Arc::new(usage));
+                }
+            }
+            // Groq reports the usage of a stream here.
+            "x_groq" if self.usage.is_none() => {
+                self.usage = json::member(raw, "usage").and_then(TokenUsage::read).map(Arc::new);
+            }
+            "error" if !json::is_nothing(raw) => self.error = Some(span(data, raw)),
+            _ => {}
         }
-        Ok(())
-    }
-}
-
-/// A name of a member, borrowed where nothing is escaped; serde's own `Cow` never borrows.
-struct Name<'de>(Cow<'de, str>);
-
-impl<'de> Deserialize<'de> for Name<'de> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Text;
-        impl<'de> Visitor<'de> for Text {
-            type Value = Name<'de>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a name")
-            }
-
-            fn visit_borrowed_str<E>(self, name: &'de str) -> Result<Name<'de>, E> {
-                Ok(Name(Cow::Borrowed(name)))
-            }
-
-            fn visit_str<E>(self, name: &str) -> Result<Name<'de>, E> {
-                Ok(Name(Cow::Owned(name.into())))
-            }
-        }
-        deserializer.deserialize_str(Text)
-    }
-}
-
-struct Choices<'a>(&'a mut Facts);
-
-impl<'de> Visitor<'de> for Choices<'_> {
-    type Value = ();
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an array of choices")
+        Some(())
     }
 
-    fn visit_unit<E>(self) -> Result<(), E> {
-        self.0.lacks.choices = true;
-        Ok(())
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
-        while seq.next_element_seed(Choice(self.0))?.is_some() {
-            self.0.choices += 1;
-        }
-        Ok(())
-    }
-}
-
-struct Choice<'a>(&'a mut Facts);
-
-impl<'de> Visitor<'de> for Choice<'_> {
-    type Value = ();
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a choice")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+    fn choice(&mut self, walk: &mut Walk<'_>) -> Option<()> {
         let (mut index, mut reason) = (None, None);
-        while let Some(name) = map.next_key::<Name<'de>>()? {
-            match &*name.0 {
-                "delta" | "message" => map.next_value_seed(Delta(self.0))?,
-                "text" => {
-                    let raw = map.next_value::<&RawValue>()?;
-                    self.0.says("content", raw.get().as_bytes());
-                }
-                "index" => index = map.next_value::<&RawValue>()?.get().parse::<u32>().ok(),
-                "finish_reason" => {
-                    let raw = map.next_value::<&RawValue>()?;
-                    reason = json::string(raw.get().as_bytes()).filter(|r| !r.is_empty());
-                }
-                _ => drop(map.next_value::<IgnoredAny>()?),
+        walk.object(|walk, name| {
+            let name = json::string(name)?;
+            if let "delta" | "message" = &*name {
+                return self.message(walk);
             }
-        }
-        self.0.lacks.index |= index.is_none();
-        self.0.lacks.finish |= reason.is_none();
-        let index = index.unwrap_or(self.0.choices);
-        self.0.begun |= bit(index);
+            let raw = walk.value()?;
+            match &*name {
+                "text" => self.says("content", raw),
+                "index" => index = std::str::from_utf8(raw).ok().and_then(|raw| raw.parse::<u32>().ok()),
+                "finish_reason" => reason = json::string(raw).filter(|reason| !reason.is_empty()),
+                _ => {}
+            }
+            Some(())
+        })?;
+        self.lacks.index |= index.is_none();
+        self.lacks.finish |= reason.is_none();
+        let index = index.unwrap_or(self.choices);
+        self.begun |= bit(index);
         if let Some(reason) = reason {
-            self.0.finishes.push(ChoiceFinish { index, reason: (&*reason).into() });
+            self.finishes.push(ChoiceFinish { index, reason: (&*reason).into() });
         }
-        Ok(())
-    }
-}
-
-/// The delta of a chunk or the message of a completion.
-struct Delta<'a>(&'a mut Facts);
-
-impl<'de> Visitor<'de> for Delta<'_> {
-    type Value = ();
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a message")
+        self.choices += 1;
+        Some(())
     }
 
-    fn visit_unit<E>(self) -> Result<(), E> {
-        Ok(())
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+    /// The delta of a chunk or the message of a completion.
+    fn message(&mut self, walk: &mut Walk<'_>) -> Option<()> {
+        if walk.peek()? == b'n' {
+            return walk.value().map(drop);
+        }
         let mut role = false;
-        while let Some(name) = map.next_key::<Name<'de>>()? {
-            let raw = map.next_value::<&RawValue>()?.get().as_bytes();
-            match &*name.0 {
-                "role" => role = raw.first() == Some(&b'"'),
+        walk.object(|walk, name| {
+            let (name, raw) = (json::string(name)?, walk.value()?);
+            match &*name {
+                "role" => role = raw[0] == b'"',
                 "tool_calls" => {
-                    self.0.says("tool_calls", raw);
-                    self.0.lacks.index |= json::items(raw)
+                    self.says("tool_calls", raw);
+                    self.lacks.index |= json::items(raw)
                         .any(|call| json::member(call, "index").is_none_or(|index| index == b"null"));
                 }
-                name => self.0.says(name, raw),
+                name => self.says(name, raw),
             }
-        }
-        self.0.lacks.role |= !role;
-        Ok(())
+            Some(())
+        })?;
+        self.lacks.role |= !role;
+        Some(())
     }
 }
 

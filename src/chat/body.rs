@@ -1,10 +1,10 @@
 use super::{ChatBodyBuilder, MessageRef};
-use crate::{Error, InvalidReason, ModelName, json};
-use bytes::{BufMut, Bytes, BytesMut};
-use serde::{
-    Deserialize, Serialize,
-    de::{DeserializeSeed, Deserializer, MapAccess, Visitor},
+use crate::{
+    Error, InvalidReason, ModelName,
+    json::{self, Walk},
 };
+use bytes::{BufMut, Bytes, BytesMut};
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use std::{
     borrow::Cow,
@@ -161,10 +161,7 @@ impl ChatBody {
         if source.len() > max_bytes {
             return Err(Error::invalid_body(InvalidReason::TooLarge { limit: max_bytes }));
         }
-        if json::too_deep(&source, limits.max_depth) {
-            return Err(Error::invalid_body(InvalidReason::TooDeep { limit: limits.max_depth }));
-        }
-        let members = index(&source, limits.max_members)?;
+        let members = index(&source, limits)?;
         let attached = check(&source, &members, limits)?;
         Ok(Self::new(source, members, attached))
     }
@@ -421,63 +418,44 @@ impl Text {
 
 // ===== indexing =====
 
-struct Index<'a> {
-    source: &'a [u8],
-    max_members: usize,
-    too_many: &'a mut bool,
-}
-
-fn index(source: &Bytes, max_members: usize) -> Result<Vec<Member>, Error> {
-    let mut too_many = false;
-    let mut reader = serde_json::Deserializer::from_slice(source);
-    let index = Index { source, max_members, too_many: &mut too_many };
-    let indexed = index.deserialize(&mut reader).and_then(|members| reader.end().map(|()| members));
-    indexed.map_err(|error| match error.classify() {
-        _ if too_many => Error::invalid_body(InvalidReason::TooMany { limit: max_members }),
-        serde_json::error::Category::Data => {
-            Error::invalid_body(InvalidReason::Mistyped { expected: "a JSON object" })
-        }
-        _ => Error::invalid_body(InvalidReason::Syntax { line: error.line(), column: error.column() }),
-    })
-}
-
-impl<'de> DeserializeSeed<'de> for Index<'_> {
-    type Value = Vec<Member>;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
-        deserializer.deserialize_map(self)
-    }
-}
-
-impl<'de> Visitor<'de> for Index<'_> {
-    type Value = Vec<Member>;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a JSON object")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let mut members = Vec::with_capacity(12);
-        while let Some(name) = map.next_key::<&RawValue>()? {
-            if members.len() == self.max_members {
-                *self.too_many = true;
-                return Err(serde::de::Error::custom("too many members"));
-            }
-            let value = map.next_value::<&RawValue>()?;
-            let unescaped = match json::string(name.get().as_bytes()) {
-                Some(Cow::Borrowed(_)) => None,
-                Some(Cow::Owned(name)) => Some(name.into_boxed_str()),
-                None => return Err(serde::de::Error::custom("a name that is no text")),
+fn index(source: &Bytes, limits: &BodyLimits) -> Result<Vec<Member>, Error> {
+    let (mut members, mut too_many) = (Vec::with_capacity(12), false);
+    let indexed = Walk::new(source, limits.max_depth).and_then(|mut walk| {
+        walk.object(|walk, name| {
+            too_many = members.len() == limits.max_members;
+            let unescaped = match json::string(name)? {
+                _ if too_many => return None,
+                Cow::Borrowed(_) => None,
+                Cow::Owned(name) => Some(name.into_boxed_str()),
             };
-            let span = |raw: &RawValue| span(self.source, raw.get());
-            members.push(Member { raw_name: span(name), unescaped, value: span(value) });
-        }
-        Ok(members)
+            let (raw_name, value) = (span(source, name), span(source, walk.value()?));
+            members.push(Member { raw_name, unescaped, value });
+            Some(())
+        })?;
+        walk.end()
+    });
+    match indexed {
+        Some(()) => Ok(members),
+        None => Err(Error::invalid_body(fault(source, limits, too_many))),
+    }
+}
+
+/// Why it is not taken.
+fn fault(source: &[u8], limits: &BodyLimits, too_many: bool) -> InvalidReason {
+    if json::too_deep(source, limits.max_depth) {
+        return InvalidReason::TooDeep { limit: limits.max_depth };
+    }
+    if too_many {
+        return InvalidReason::TooMany { limit: limits.max_members };
+    }
+    match serde_json::from_slice::<&RawValue>(source) {
+        Err(error) => InvalidReason::Syntax { line: error.line(), column: error.column() },
+        Ok(_) => InvalidReason::Mistyped { expected: "a JSON object" },
     }
 }
 
 /// Where `part`, a slice of `source`, lies in it.
-fn span(source: &[u8], part: &str) -> Text {
+fn span(source: &[u8], part: &[u8]) -> Text {
     let start = part.as_ptr() as usize - source.as_ptr() as usize;
     let offset = |at| u32::try_from(at).expect("a body is never longer than u32::MAX");
     Text::Source(offset(start)..offset(start + part.len()))
