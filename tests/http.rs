@@ -24,6 +24,7 @@ use llm_layers::{
 use serde_json::{Value, json};
 use std::{
     sync::{Arc, Mutex},
+    task::Poll,
     time::Duration,
 };
 use tokio::sync::mpsc;
@@ -554,6 +555,49 @@ async fn chunks_that_are_ready_leave_together_within_bounds() {
     }
     let events: Vec<usize> = frames.iter().map(|f| f.windows(6).filter(|w| w == b"data: ").count()).collect();
     assert_eq!(events, [4, 2]);
+}
+
+/// How many polls and frames a stream takes whose chunks each come `after` so many polls.
+fn polls_and_frames(chunks: usize, after: usize) -> (usize, usize) {
+    let (mut polled, mut left) = (0_usize, chunks);
+    let chunks = ChunkStream::new(stream::poll_fn(move |_| {
+        polled += 1;
+        if !polled.is_multiple_of(after + 1) {
+            return Poll::Pending;
+        }
+        left = left.wrapping_sub(1);
+        Poll::Ready(Some(Ok(if left == usize::MAX { StreamChunk::end() } else { chunk(FULL) })))
+    }));
+    let mut events = task::spawn(Events::new(chunks, fill()));
+    let (mut polls, mut frames) = (0, 0);
+    loop {
+        polls += 1;
+        match events.enter(|cx, body| body.poll_frame(cx)) {
+            Poll::Ready(Some(_)) => frames += 1,
+            Poll::Ready(None) => return (polls, frames),
+            Poll::Pending => {}
+        }
+    }
+}
+
+#[test]
+fn chunks_that_come_one_a_turn_are_written_together_and_slow_ones_alone() {
+    let (_, frames) = polls_and_frames(100, 1);
+    assert!((10..=20).contains(&frames), "{frames}");
+    // The looks that are in vain: one at first, and one in seventeen.
+    let (polls, frames) = polls_and_frames(100, 5);
+    assert_eq!(frames, 101);
+    assert!(polls < 700, "{polls}");
+}
+
+#[tokio::test]
+async fn a_look_for_more_needs_nobody_to_wake_it() {
+    let (items, chunks) = scripted();
+    let mut events = Events::new(chunks, fill());
+    for _ in 0..100 {
+        items.send(Ok(chunk(FULL))).unwrap();
+        assert_eq!(frame(events.frame().await), format!("data: {FULL}\n\n"));
+    }
 }
 
 #[tokio::test]

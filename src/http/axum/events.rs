@@ -17,7 +17,8 @@ use tokio::time::{Instant, Sleep};
 /// A stream of chunks as a body of server-sent events, for axum and anything else that takes an
 /// [`http_body::Body`].
 ///
-/// Chunks that are ready at once leave together, up to 16 KiB; none is held back to wait for another. After
+/// Chunks that are ready at once leave together, up to 16 KiB. None is held back by the clock to wait for another; where they come
+/// faster than each could be written, some turns of the scheduler show what has come with them. After
 /// the terminal chunk comes `[DONE]`, or what the dialect has for it; after an error, an event that says so and nothing else. Usage is left
 /// out unless it was asked for.
 ///
@@ -33,6 +34,22 @@ pub struct Events {
     silent_since: Option<Instant>,
     /// Registered at the first silence, moved only when it fires.
     sleep: Option<Pin<Box<Sleep>>>,
+    looks: Looks,
+}
+
+/// Whether to look once more for what comes next before a write.
+///
+/// An HTTP client hands a body on piece by piece, even what it has read at once: each piece comes when its own task has
+/// had a turn. A turn is cheaper than a write, and is waited for where that has brought something; else it is tried now and
+/// then.
+#[derive(Debug)]
+struct Looks {
+    /// How many writes go without.
+    pause: u8,
+    /// How often it was looked since the last write.
+    taken: u8,
+    /// How much there was at the last look.
+    seen: usize,
 }
 
 #[derive(Debug)]
@@ -43,6 +60,12 @@ enum Dialect {
 
 /// How much may be joined to save writes.
 const MAX_JOINED: usize = 16 << 10;
+
+/// How many turns a write may wait.
+const MAX_LOOKS: u8 = 8;
+
+/// How many writes go without a look after one that was in vain.
+const PAUSE: u8 = 16;
 
 impl Events {
     /// The events of `chunks`, each made complete by `fill`.
@@ -63,6 +86,7 @@ impl Events {
             keep_alive: None,
             silent_since: None,
             sleep: None,
+            looks: Looks { pause: PAUSE / 4, taken: 0, seen: 0 },
         }
     }
 
@@ -139,6 +163,27 @@ impl Events {
     }
 }
 
+impl Looks {
+    fn again(&mut self, buffered: usize) -> bool {
+        if buffered == 0 {
+            return false;
+        }
+        if self.pause > 0 {
+            self.pause -= 1;
+            return false;
+        }
+        let is_in_vain = self.taken > 0 && self.seen == buffered;
+        if is_in_vain || self.taken == MAX_LOOKS {
+            // Even the last look may be in vain if others were not.
+            self.pause = if self.taken == 1 { PAUSE } else { 0 };
+            self.taken = 0;
+            return false;
+        }
+        (self.taken, self.seen) = (self.taken + 1, buffered);
+        true
+    }
+}
+
 impl Body for Events {
     type Data = Bytes;
     type Error = Infallible;
@@ -155,6 +200,10 @@ impl Body for Events {
                 // The last that it says.
                 Poll::Ready(Some(Err(error))) => this.write_error(&error),
                 Poll::Ready(None) => this.chunks = None,
+                Poll::Pending if this.looks.again(this.buffer.len()) => {
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
                 Poll::Pending if !this.buffer.is_empty() => break,
                 Poll::Pending => {
                     return this.poll_keep_alive(cx).map(|()| Some(Ok(Frame::data(this.keep_alive()))));
