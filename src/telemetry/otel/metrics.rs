@@ -73,6 +73,14 @@ pub(super) struct Attributes {
     len: usize,
 }
 
+/// One instrument for all chunks of a stream: where its attributes are bound, they are looked up once.
+pub(super) struct OutputChunks {
+    #[cfg(feature = "otel-bound")]
+    bound: opentelemetry::metrics::BoundHistogram<f64>,
+    #[cfg(not(feature = "otel-bound"))]
+    bound: (Histogram<f64>, Attributes),
+}
+
 impl Attributes {
     pub(super) fn new() -> Self {
         Self { all: std::array::from_fn(|_| KeyValue::new(Key::from_static_str(""), false)), len: 0 }
@@ -98,6 +106,15 @@ impl Attributes {
         self.push(key, value);
         record(self.as_slice());
         self.len -= 1;
+    }
+}
+
+impl OutputChunks {
+    pub(super) fn record(&self, since: Duration) {
+        #[cfg(feature = "otel-bound")]
+        self.bound.record(since.as_secs_f64());
+        #[cfg(not(feature = "otel-bound"))]
+        self.bound.0.record(since.as_secs_f64(), self.bound.1.as_slice());
     }
 }
 
@@ -176,8 +193,14 @@ impl Instruments {
         }
     }
 
-    pub(super) fn output_chunk(&self, since: Duration, attributes: &Attributes) {
-        self.output_chunk.record(since.as_secs_f64(), attributes.as_slice());
+    /// The times from one chunk of a stream to the next.
+    pub(super) fn output_chunks(&self, attributes: &Attributes) -> OutputChunks {
+        OutputChunks {
+            #[cfg(feature = "otel-bound")]
+            bound: self.output_chunk.bind(attributes.as_slice()),
+            #[cfg(not(feature = "otel-bound"))]
+            bound: (self.output_chunk.clone(), attributes.clone()),
+        }
     }
 
     /// A call to a provider has ended.

@@ -6,7 +6,7 @@ use super::{
     OtelObserver,
     events::{Emit, Event},
     labels::Labels,
-    metrics::{Attributes, Instruments},
+    metrics::{Attributes, Instruments, OutputChunks},
 };
 use crate::{
     ErrorClass, StreamChunk,
@@ -50,7 +50,7 @@ struct Measured {
 }
 
 struct Stream {
-    attributes: Attributes,
+    chunks: OutputChunks,
     last: Instant,
 }
 
@@ -183,12 +183,13 @@ impl CallSpan for OtelSpan {
         let now = arrival.at();
         match &mut self.measured.stream {
             Some(stream) => {
-                self.instruments.output_chunk(now.saturating_duration_since(stream.last), &stream.attributes);
+                stream.chunks.record(now.saturating_duration_since(stream.last));
                 stream.last = now;
             }
             None => {
                 let attributes = self.attributes(true, chunk.model().as_deref());
-                self.measured.stream = Some(Box::new(Stream { attributes, last: now }));
+                let chunks = self.instruments.output_chunks(&attributes);
+                self.measured.stream = Some(Box::new(Stream { chunks, last: now }));
             }
         }
     }
