@@ -1,10 +1,11 @@
 //! What is around every request: its id, its line in the log, and its place among those under way.
 
+use crate::routes::Stopping;
 use axum::{
+    Router,
     body::{Body, Bytes},
-    extract::{Request, State},
-    http::{HeaderValue, Method, StatusCode},
-    middleware::Next,
+    extract::Request,
+    http::{HeaderValue, Method, StatusCode, header},
     response::Response,
 };
 use http_body::{Frame, SizeHint};
@@ -24,6 +25,7 @@ use std::{
     task::{self, Poll},
 };
 use tokio::{sync::watch, time::Instant};
+use tower::Service as _;
 
 /// How many requests are under way, their answers included.
 #[derive(Debug, Clone, Default)]
@@ -100,18 +102,17 @@ impl Observe for Account {
 pub(crate) struct Accounts {
     under_way: UnderWay,
     tracer: Option<SdkTracer>,
+    stopping: Stopping,
 }
 
 impl Accounts {
-    pub(crate) const fn new(under_way: UnderWay, tracer: Option<SdkTracer>) -> Self {
-        Self { under_way, tracer }
+    pub(crate) const fn new(under_way: UnderWay, tracer: Option<SdkTracer>, stopping: Stopping) -> Self {
+        Self { under_way, tracer, stopping }
     }
 
     /// The span of a request, as a part of the trace that its headers name. None for what is not the API.
-    fn begin(&self, request: &Request) -> Context {
-        let Some(tracer) = self.tracer.as_ref().filter(|_| request.uri().path().starts_with("/v1/")) else {
-            return Context::new();
-        };
+    fn begin(&self, request: &Request) -> Option<Context> {
+        let tracer = self.tracer.as_ref().filter(|_| request.uri().path().starts_with("/v1/"))?;
         // The routes, not the paths: whatever a client asks for is not a name.
         let route = match request.uri().path() {
             path @ ("/v1/chat/completions" | "/v1/models" | "/v1/usage") => path.to_owned(),
@@ -129,24 +130,32 @@ impl Accounts {
             KeyValue::new("http.route", route),
             KeyValue::new("url.scheme", "http"),
         ]);
-        parent.with_span(builder.start_with_context(tracer, &parent))
+        Some(parent.with_span(builder.start_with_context(tracer, &parent)))
     }
 }
 
-/// Gives the request its id, and tells about it when its answer has ended.
-pub(crate) async fn account(State(accounts): State<Accounts>, mut request: Request, next: Next) -> Response {
+/// Gives the request its id, and tells about it when its answer has ended. Around all routes, so that no route has it as its own middleware.
+pub(crate) async fn account(accounts: Arc<Accounts>, mut router: Router, mut request: Request) -> Response {
     let id = match request_id(request.headers()) {
         Some(id) => id.to_owned(),
         None => format!("req-{:032x}", fastrand::u128(..)),
     };
-    let header = HeaderValue::from_str(&id).expect("visible ASCII");
-    request.headers_mut().insert("x-request-id", header.clone());
+    let id_header = HeaderValue::from_str(&id).expect("visible ASCII");
+    request.headers_mut().insert("x-request-id", id_header.clone());
     let trace = accounts.begin(&request);
-    let mut entry = Entry::new(id, &request, accounts.under_way, trace.clone());
+    let mut entry = Entry::new(id, &request, accounts.under_way.clone(), trace.clone());
     request.extensions_mut().insert(entry.account.clone());
 
-    let mut response = next.run(request).with_context(trace).await;
-    response.headers_mut().insert("x-request-id", header);
+    let answered = router.call(request);
+    let Ok(mut response) = match trace {
+        Some(trace) => answered.with_context(trace).await,
+        None => answered.await,
+    };
+    response.headers_mut().insert("x-request-id", id_header);
+    if accounts.stopping.has_begun() {
+        // Whoever has more to ask finds another server by connecting anew.
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
     entry.status = Some(response.status());
     if let Some(error) = response.extensions().get::<Error>() {
         entry.account.failed(error);
@@ -163,11 +172,11 @@ struct Entry {
     status: Option<StatusCode>,
     account: Account,
     under_way: UnderWay,
-    trace: Context,
+    trace: Option<Context>,
 }
 
 impl Entry {
-    fn new(id: String, request: &Request, under_way: UnderWay, trace: Context) -> Self {
+    fn new(id: String, request: &Request, under_way: UnderWay, trace: Option<Context>) -> Self {
         under_way.0.send_modify(|count| *count += 1);
         let path = request.uri().path();
         Self {
@@ -187,7 +196,7 @@ impl Drop for Entry {
     fn drop(&mut self) {
         self.under_way.0.send_modify(|count| *count -= 1);
         let facts = self.account.with(std::mem::take);
-        let _current = self.trace.clone().attach();
+        let _current = self.trace.clone().map(Context::attach);
         // Whatever a client has written is shown escaped.
         tracing::info!(
             request_id = %self.id,
@@ -204,7 +213,8 @@ impl Drop for Entry {
             duration_ms = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX),
             "request"
         );
-        let span = self.trace.span();
+        let Some(trace) = &self.trace else { return };
+        let span = trace.span();
         let status = self.status.map_or(499, |status| status.as_u16());
         span.set_attribute(KeyValue::new("http.response.status_code", i64::from(status)));
         let failed = facts.error.as_ref().map(|error| llm_layers::telemetry::error_type(error).to_owned());
@@ -231,7 +241,7 @@ impl http_body::Body for Accounted {
         mut self: Pin<&mut Self>,
         cx: &mut task::Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        let _current = self.entry.trace.clone().attach();
+        let _current = self.entry.trace.clone().map(Context::attach);
         Pin::new(&mut self.inner).poll_frame(cx)
     }
 

@@ -25,6 +25,10 @@ use llm_layers::{
 use std::{ffi::OsString, io::Write, net::SocketAddr, path::PathBuf, process::ExitCode};
 use tokio::net::TcpListener;
 
+/// Half of what a small request allocates is freed on another thread: the system's allocator takes a lock for it.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// The exit code of a command line or configuration that cannot work.
 const MISUSED: u8 = 2;
 

@@ -1,9 +1,6 @@
 //! What is served where.
 
-use crate::{
-    access::{self, Account, Accounts, UnderWay},
-    telemetry::Telemetry,
-};
+use crate::{access::Account, telemetry::Telemetry};
 use axum::{
     Extension, Router,
     body::Bytes,
@@ -48,12 +45,11 @@ impl Stopping {
         self.0.store(true, Ordering::Release);
     }
 
-    fn has_begun(&self) -> bool {
+    pub(crate) fn has_begun(&self) -> bool {
         self.0.load(Ordering::Acquire)
     }
 }
 
-#[derive(Clone)]
 struct Chat {
     stack: BoxService,
     handle: Handle,
@@ -63,13 +59,12 @@ pub(crate) fn router(
     stack: BoxService,
     handle: &Handle,
     stopping: &Stopping,
-    under_way: &UnderWay,
     telemetry: &Telemetry,
 ) -> Router {
-    let accounts = Accounts::new(under_way.clone(), telemetry.tracer());
-    let chat = Chat { stack, handle: handle.clone() };
+    // Each layer of routes clones what is below it, for each request.
+    let chat = Arc::new(Chat { stack, handle: handle.clone() });
     let api = Router::new()
-        .route("/v1/chat/completions", post(complete).with_state(chat.clone()))
+        .route("/v1/chat/completions", post(complete).with_state(Arc::clone(&chat)))
         .route("/v1/messages", post(message).with_state(chat))
         .route("/v1/models", get(models))
         .route("/v1/models/{*model}", get(model))
@@ -77,8 +72,7 @@ pub(crate) fn router(
         .route("/v1/quota/{department}", get(quota))
         .route("/v1/cache/invalidate", post(invalidate))
         .with_state(handle.clone())
-        .route_layer(middleware::from_fn_with_state(handle.clone(), authenticate))
-        .route_layer(middleware::from_fn_with_state(stopping.clone(), refuse_when_stopping));
+        .route_layer(middleware::from_fn_with_state((stopping.clone(), handle.clone()), admit));
     let metrics = match telemetry.has_metrics() {
         true => {
             let telemetry = telemetry.clone();
@@ -93,12 +87,17 @@ pub(crate) fn router(
         .merge(metrics)
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
-        .layer(middleware::from_fn_with_state(stopping.clone(), close_when_stopping))
-        .layer(middleware::from_fn_with_state(accounts, access::account))
 }
 
-/// Lets in who has a key, as who it is.
-async fn authenticate(State(handle): State<Handle>, mut request: Request, next: Next) -> Response {
+/// Lets in who has a key, as who it is, unless the server is going.
+async fn admit(
+    State((stopping, handle)): State<(Stopping, Handle)>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    if stopping.has_begun() {
+        return going().into_response();
+    }
     match identify(&handle, &mut request) {
         Ok(()) => next.run(request).await,
         Err(refused) => refused.into_response(),
@@ -107,7 +106,7 @@ async fn authenticate(State(handle): State<Handle>, mut request: Request, next: 
 
 /// `POST /v1/chat/completions`
 async fn complete(
-    State(chat): State<Chat>,
+    State(chat): State<Arc<Chat>>,
     Extension(account): Extension<Account>,
     Extension(caller): Extension<Caller>,
     request: Request,
@@ -129,7 +128,7 @@ async fn complete(
 
 /// `POST /v1/messages`
 async fn message(
-    State(chat): State<Chat>,
+    State(chat): State<Arc<Chat>>,
     Extension(account): Extension<Account>,
     Extension(caller): Extension<Caller>,
     request: Request,
@@ -151,7 +150,7 @@ const LATE_BODY: &str = "the request's body did not come in time";
 
 impl Chat {
     async fn ask(
-        self,
+        &self,
         account: Account,
         permit: KeyPermit,
         mut request: LlmRequest,
@@ -165,7 +164,7 @@ impl Chat {
             request.keep_decisions();
         }
         let asked = Asked::by(&request);
-        let result = self.stack.oneshot(request).await.map(|answer| {
+        let result = self.stack.clone().oneshot(request).await.map(|answer| {
             account.answered(&answer);
             answer.observe(account).observe(permit)
         });
@@ -249,20 +248,4 @@ fn going() -> ErrorResponse {
     let message = "the server is shutting down";
     ErrorResponse::custom(StatusCode::SERVICE_UNAVAILABLE, "server_error", Some("shutting_down"), message)
         .with_header(header::RETRY_AFTER, HeaderValue::from_static("1"))
-}
-
-async fn refuse_when_stopping(State(stopping): State<Stopping>, request: Request, next: Next) -> Response {
-    match stopping.has_begun() {
-        false => next.run(request).await,
-        true => going().into_response(),
-    }
-}
-
-/// Whoever has more to ask finds another server by connecting anew.
-async fn close_when_stopping(State(stopping): State<Stopping>, request: Request, next: Next) -> Response {
-    let mut response = next.run(request).await;
-    if stopping.has_begun() {
-        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-    }
-    response
 }

@@ -2,23 +2,22 @@
 
 use crate::{
     Arguments,
-    access::UnderWay,
+    access::{self, Accounts, UnderWay},
     patience::Patient,
     routes::{self, Stopping},
     telemetry::Telemetry,
 };
-use axum::Router;
-use hyper::server::conn::http1;
+use axum::{Router, body::Body};
+use hyper::{Request, body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
     server::graceful::GracefulShutdown,
-    service::TowerToHyperService,
 };
 use llm_layers::{
     config::{self, Config},
     stack::{Handle, ShutdownReport, StackBuilder, Watch},
 };
-use std::{error::Error, io, time::Duration};
+use std::{convert::Infallible, error::Error, io, sync::Arc, time::Duration};
 use tokio::{
     net::{TcpListener, TcpStream},
     signal::unix::{Signal, SignalKind, signal},
@@ -41,6 +40,7 @@ pub(crate) struct Server {
     listener: TcpListener,
     limits: config::Server,
     router: Router,
+    accounts: Arc<Accounts>,
     signals: Signals,
     stopping: Stopping,
     under_way: UnderWay,
@@ -70,15 +70,27 @@ impl Server {
         if let Some(queue) = handle.usage_queue() {
             telemetry.watch(queue);
         }
-        let router = routes::router(stack, &handle, &stopping, &under_way, &telemetry);
+        let router = routes::router(stack, &handle, &stopping, &telemetry);
+        let accounts = Arc::new(Accounts::new(under_way.clone(), telemetry.tracer(), stopping.clone()));
         let signals = Signals::new()?;
         let reload = watch.map(|watch| Reload { watch, hangup, arguments, handle: handle.clone() });
-        Ok(Self { listener, limits, router, signals, stopping, under_way, handle, telemetry, reload })
+        Ok(Self {
+            listener,
+            limits,
+            router,
+            accounts,
+            signals,
+            stopping,
+            under_way,
+            handle,
+            telemetry,
+            reload,
+        })
     }
 
     pub(crate) async fn run(self) {
-        let Self { listener, limits, router, mut signals, stopping, under_way, handle, .. } = self;
-        let Self { telemetry, reload, .. } = self;
+        let Self { listener, limits, router, accounts, mut signals, stopping, under_way, .. } = self;
+        let Self { handle, telemetry, reload, .. } = self;
         let reloading = reload.map(|reload| tokio::spawn(reload.run()));
         let connections = GracefulShutdown::new();
         let stop = async {
@@ -95,7 +107,7 @@ impl Server {
         };
         // Connections are taken to the end: whoever asks is told that the server is going.
         tokio::select! {
-            () = take(&listener, &limits, &router, &connections) => {}
+            () = take(&listener, &limits, &router, &accounts, &connections) => {}
             () = stop => {}
         }
         drop(listener);
@@ -183,6 +195,7 @@ async fn take(
     listener: &TcpListener,
     limits: &config::Server,
     router: &Router,
+    accounts: &Arc<Accounts>,
     connections: &GracefulShutdown,
 ) {
     let mut http = http1::Builder::new();
@@ -190,7 +203,11 @@ async fn take(
     http.max_buf_size(limits.max_header_bytes).max_headers(limits.max_headers);
     loop {
         let Some(stream) = accept(listener).await else { continue };
-        let service = TowerToHyperService::new(router.clone());
+        let (router, accounts) = (router.clone(), Arc::clone(accounts));
+        let service = service_fn(move |request: Request<Incoming>| {
+            let answered = access::account(Arc::clone(&accounts), router.clone(), request.map(Body::new));
+            async { Ok::<_, Infallible>(answered.await) }
+        });
         let connection = connections.watch(
             http.serve_connection(TokioIo::new(Patient::new(stream, limits.write_timeout.0)), service),
         );
