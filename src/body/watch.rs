@@ -7,7 +7,7 @@ use pin_project::pin_project;
 use std::{
     fmt,
     pin::Pin,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
 };
 
 /// Holds an [observer](Observe) from `call` until there is an answer to hand it to.
@@ -67,6 +67,7 @@ impl<O: Observe> Watch<O> {
     }
 
     /// Watches `future`, the inner service's.
+    #[inline(always)]
     pub fn over<F>(mut self, future: F) -> Watched<F, O> {
         self.inside = false;
         Watched { future, watch: self }
@@ -90,22 +91,20 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         this.watch.inside = true;
-        let polled = this.future.poll(cx);
+        // Looked at where it lies: an answer is large, and passes many of these.
+        let mut polled = this.future.poll(cx).map_err(Into::into);
         this.watch.inside = false;
-        Poll::Ready(match ready!(polled) {
-            Ok(mut response) => {
+        match &mut polled {
+            Poll::Pending => {}
+            Poll::Ready(Ok(response)) => {
                 if let Some(mut observer) = this.watch.observer.take() {
-                    observer.on_head(&response);
+                    observer.on_head(response);
                     response.add_observer(observer);
                 }
-                Ok(response)
             }
-            Err(error) => {
-                let error = error.into();
-                this.watch.end(End::Failed(&error, &Summary::default()));
-                Err(error)
-            }
-        })
+            Poll::Ready(Err(error)) => this.watch.end(End::Failed(error, &Summary::default())),
+        }
+        polled
     }
 }
 

@@ -56,7 +56,7 @@ pub(crate) async fn run(options: &Options) -> Fallible {
         all.push(measured);
     }
     table::ratios(&all);
-    let memory = if options.is_short { 12_000 } else { options.memory };
+    let memory = if options.is_short { 6_000 } else { options.memory };
     if memory > 0 {
         drop(servers.memory(memory, options.is_short).await?);
     }
