@@ -123,6 +123,8 @@
 //! - `docs/guide.md` goes from nothing to a stack with limits in Redis, step by step.
 //! - `examples/gateway` is a whole gateway made of these layers, and `examples/grpc` serves them over gRPC.
 
+#![forbid(unsafe_code)]
+
 pub mod access;
 pub mod alias;
 mod answer;
@@ -157,6 +159,7 @@ mod sqlite;
 #[cfg(feature = "config")]
 pub mod stack;
 pub mod store;
+mod sync;
 pub mod telemetry;
 #[cfg(feature = "testing")]
 pub mod testing;

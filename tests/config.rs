@@ -178,6 +178,18 @@ fn every_entry_of_the_schema_says_what_it_does() {
 }
 
 #[test]
+fn a_key_that_stands_among_names_of_models_is_not_shown() {
+    for table in ["aliases", "tenants.t.aliases", "fallbacks"] {
+        let value = if table == "fallbacks" { "[\"sk-0123456789\"]" } else { "\"sk-0123456789\"" };
+        let two =
+            "[providers.up]\nbase_url = \"http://h/v1\"\n[providers.other]\nbase_url = \"http://h/v1\"\n";
+        let error = read(&format!("{two}[{table}]\n\"up/a\" = {value}\n")).unwrap_err();
+        assert!(!format!("{error} {error:?}").contains("sk-0"), "{error}");
+        assert!(error.to_string().contains("up/a"), "{error}");
+    }
+}
+
+#[test]
 fn all_problems_are_told_at_once_each_with_its_entry_and_its_line() {
     let text = r#"lisen = "x"
 listen = 80

@@ -14,11 +14,12 @@ fn corpus(name: &str) -> PathBuf {
 #[test]
 fn what_fuzzing_has_kept_breaks_no_law() {
     type Law = fn(&[u8]);
-    let laws: [(&str, Law); 7] = [
+    let laws: [(&str, Law); 8] = [
         ("chat_request", laws::chat_request),
         ("messages_request", laws::messages_request),
         ("answer", laws::answer),
         ("events", laws::events),
+        ("config", laws::config),
         ("prices", laws::prices),
         ("segment", laws::segment),
         ("entry", laws::entry),
@@ -150,6 +151,70 @@ const PRICES: &[&str] = &[
     "per = \"1k\"\n",
 ];
 
+const CONFIG: &[&str] = &[
+    "[usage]\nenabled = false\n",
+    "[providers.echo]\nkind = \"echo\"\n",
+    "[providers.up]\nbase_url = \"http://h/v1\"\n",
+    "[providers.claude]\nkind = \"anthropic\"\n",
+    "[providers.up]\n",
+    "[[providers.many.deployments]]\nbase_url = \"http://h/v1\"\n",
+    "[[providers.many.deployments]]\n",
+    "[[keys]]\nuser = \"ada\"\n",
+    "[[keys]]\nuser = \"bob\"\ndepartments = [\"ops\"]\n",
+    "[departments.ops]\nday_requests = 5\n",
+    "[departments.\"*\"]\nmonth_cost = \"1.5\"\n",
+    "[aliases]\n",
+    "[tenants.t.aliases]\n",
+    "[fallbacks]\n",
+    "[quota]\n",
+    "[cache]\n",
+    "[cache.semantic]\n",
+    "[cache.knowledge_bases.b]\ncache = true\n",
+    "[prices]\n",
+    "[retry]\n",
+    "[timeouts]\n",
+    "[server]\n",
+    "[telemetry]\n",
+    "[gone.away]\n",
+    "key = \"sk-canary-0123456789-0123456789-0123456789\"\n",
+    "api_key = \"sk-canary-0123456789-0123456789-0123456789\"\n",
+    "secret = \"sk-canary-0123456789-0123456789-0123456789\"\n",
+    "headers = { x = \"sk-canary-0123456789-0123456789-0123456789\" }\n",
+    "redis = \"redis://:sk-canary-0123456789-0123456789-0123456789@h:1\"\n",
+    "redis = \"redis://h:1,sk-canary-0123456789-0123456789-0123456789\"\n",
+    "key = { env = \"SECRET\" }\n",
+    "api_key = { env = \"UNSET\" }\n",
+    "secret = { env = \"SECRET\" }\n",
+    "secret = { file = \"/nowhere\" }\n",
+    "api_key = { evn = \"SECRET\" }\n",
+    "fast = \"echo/small\"\n",
+    "slow = \"fast\"\n",
+    "fast = \"slow\"\n",
+    "\"gpt-*\" = \"up/gpt\"\n",
+    "split = [{ model = \"fast\", weight = 1 }, { model = \"up/x\", weight = 0 }]\n",
+    "\"up/x\" = [\"echo/y\", \"up/x\", \"fast\"]\n",
+    "store = \"redis\"\n",
+    "ttl = \"1h\"\n",
+    "ttl = \"1 h\"\n",
+    "total = \"1ms\"\n",
+    "head = \"9s\"\n",
+    "base_url = \"ftp://h\"\n",
+    "model = \"m\"\n",
+    "prices = { gpt = { input = \"0.15\", output = \"-1\" } }\n",
+    "models = [\"gpt\", { name = \"x\" }]\n",
+    "identity = \"host\"\n",
+    "listen = \"127.0.0.1:1\"\n",
+    "max_attempts = 99999999999\n",
+    "day_tokens = -1\n",
+    "enabled = 1979-05-27\n",
+    "\"\u{202e}\\u0000\\n\" = 1\n",
+    "a = nan\n",
+    "= 1\n",
+    "[[",
+    "\"\"\"",
+    "# ",
+];
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(512))]
 
@@ -171,6 +236,11 @@ proptest! {
     #[test]
     fn a_stream_is_the_same_however_it_is_cut(cuts: [u8; 8], text in nearly(EVENTS)) {
         laws::events(&[&cuts[..], &text].concat());
+    }
+
+    #[test]
+    fn a_configuration_is_refused_for_all_that_is_wrong_or_described_and_shows_no_secret(bytes in nearly(CONFIG)) {
+        laws::config(&bytes);
     }
 
     #[test]

@@ -5,10 +5,20 @@ use llm_layers::{
     clock::{Clock, SystemClock},
     policies::{DepartmentPolicy, PolicyTable},
     price::{NanoUsd, Price, PriceBook, Rates},
-    quota::{Amount, Calendar, Days, Limits, MemoryStore, QuotaLayer, QuotaStore, audit, repair},
+    quota::{
+        Adjustment, Amount, Applied, Baseline, Calendar, Day, Days, Decision, Departments, HistoryFuture,
+        LeaseId, Limits, MemoryStore, QuotaLayer, QuotaStore, Reservation, Settlement, Standing, StoreFuture,
+        UsageHistory, Used, WorkerOptions, audit, repair,
+    },
     usage::{Durability, LedgerReader, QueueOptions, SqliteLedger, UsageLayer},
 };
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 use tower::{ServiceBuilder, ServiceExt, service_fn};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -60,6 +70,111 @@ async fn counters_that_were_lost_are_rebuilt_from_the_ledger_and_agree_with_it()
     assert_eq!(drifts.len(), 4, "day and month of two departments");
     assert_eq!(repair(&before, &drifts).await.unwrap(), 4);
     assert_eq!(audit(&before, &reader, &calendar, now, ["a", "b"]).await.unwrap(), []);
+    worker.shutdown(Duration::from_secs(10)).await;
+    std::fs::remove_dir_all(directory).unwrap();
+}
+
+/// Counters in memory that count how often they are asked for a reservation.
+#[derive(Clone, Default)]
+struct Counting(MemoryStore, Arc<AtomicUsize>);
+
+impl QuotaStore for Counting {
+    fn reserve(&self, reservation: &Reservation) -> StoreFuture<Decision> {
+        self.1.fetch_add(1, Ordering::AcqRel);
+        self.0.reserve(reservation)
+    }
+
+    fn extend(&self, id: LeaseId, departments: &Departments, by: Duration) -> StoreFuture<bool> {
+        self.0.extend(id, departments, by)
+    }
+
+    fn settle(&self, settlement: &Settlement) -> StoreFuture<Applied> {
+        self.0.settle(settlement)
+    }
+
+    fn release(&self, id: LeaseId, departments: &Departments) -> StoreFuture<()> {
+        self.0.release(id, departments)
+    }
+
+    fn usage(&self, department: &Arc<str>, days: &Days) -> StoreFuture<Standing> {
+        self.0.usage(department, days)
+    }
+
+    fn seed(&self, department: &Arc<str>, baseline: &Baseline) -> StoreFuture<bool> {
+        self.0.seed(department, baseline)
+    }
+
+    fn adjust(&self, adjustment: &Adjustment) -> StoreFuture<bool> {
+        self.0.adjust(adjustment)
+    }
+
+    fn is_immediate(&self) -> bool {
+        true
+    }
+}
+
+/// A ledger that looks up one department after the other, a millisecond each.
+struct OneByOne(Arc<tokio::sync::Mutex<()>>);
+
+impl UsageHistory for OneByOne {
+    fn used(&self, _: Arc<str>, _: Day) -> HistoryFuture {
+        let turn = Arc::clone(&self.0);
+        Box::pin(async move {
+            let _turn = turn.lock().await;
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            Ok(Used::default())
+        })
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn many_departments_that_are_new_at_once_ask_the_store_twice_each() {
+    let store = Counting::default();
+    let policies = PolicyTable::new(DepartmentPolicy::new(Limits::new().with_day_requests(8)));
+    let (quota, worker) =
+        QuotaLayer::pair(store.clone(), policies, PriceBook::default(), WorkerOptions::default());
+    let quota = quota.with_history(OneByOne(Arc::default())).with_deadline(Duration::from_millis(250));
+    let service = ServiceBuilder::new().layer(quota).service(service_fn(|request: LlmRequest| async move {
+        Ok::<_, Error>(LlmResponse::new(request.model, Completion::text("hi", TokenUsage::new(7, 3))))
+    }));
+    let calls = (0..100).map(|number| {
+        let body = ChatBody::builder().user("Hello").max_output_tokens(10).build().unwrap();
+        let context = RequestContext::new().with_departments([format!("new {number}")]);
+        service.clone().oneshot(LlmRequest::new("p/model", body).with_context(context))
+    });
+    let answers = futures_util::future::join_all(calls).await;
+    assert_eq!(answers.iter().filter(|answer| answer.is_ok()).count(), 100);
+    let asked = store.1.load(Ordering::Acquire);
+    // Once more each: a call is first tried without waiting.
+    assert!(asked <= 300, "the store was asked {asked} times for 100 calls");
+    drop(service);
+    worker.shutdown(Duration::from_secs(10)).await;
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_questions_at_once_share_a_few_connections() {
+    let directory = std::env::temp_dir().join(format!("llm-layers-quota-questions-{}", std::process::id()));
+    std::fs::create_dir_all(&directory).unwrap();
+    let path = directory.join("usage.db");
+    let (_sink, worker) = SqliteLedger::start(&path, Durability::Kill, QueueOptions::default()).unwrap();
+    let reader = LedgerReader::open(&path).await.unwrap();
+    let open = || {
+        let files = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
+        files.filter(|file| std::fs::read_link(file.path()).is_ok_and(|to| to == path)).count()
+    };
+    let day = Calendar::utc().day(SystemClock.now());
+    let asking: Vec<_> =
+        (0..64).map(|number| tokio::spawn(reader.used(format!("new {number}").into(), day))).collect();
+    let mut most = 0;
+    while !asking.iter().all(|one| one.is_finished()) {
+        most = most.max(open());
+        tokio::task::yield_now().await;
+    }
+    for one in asking {
+        assert_eq!(one.await.unwrap().unwrap(), Used::default());
+    }
+    assert!(most.max(open()) <= 1 + 4, "{most} connections");
     worker.shutdown(Duration::from_secs(10)).await;
     std::fs::remove_dir_all(directory).unwrap();
 }

@@ -63,6 +63,15 @@ fn no_code_of_ours_may_be_unsafe() {
         let manifest = fs::read_to_string(root().join(member).join("Cargo.toml")).unwrap();
         assert!(manifest.contains("[lints]\nworkspace = true"), "{member} has lints of its own");
     }
+    // And for those that read one crate alone, or build one outside of the workspace.
+    let roots = ["src/lib.rs", "src/main.rs"];
+    let packages =
+        ["", "benches/gateway", "benches/peers", "examples/gateway", "examples/grpc", "faults", "fuzz"];
+    for package in packages {
+        let found = roots.iter().filter_map(|file| fs::read_to_string(root().join(package).join(file)).ok());
+        let forbids: Vec<_> = found.map(|text| text.contains("\n#![forbid(unsafe_code)]\n")).collect();
+        assert!(forbids.contains(&true) && !forbids.contains(&false), "{package:?}");
+    }
     let allowance = ["allow(", "unsafe"].concat();
     assert!(texts().iter().all(|text| !text.contains(&allowance)));
 }

@@ -46,6 +46,8 @@ pub struct Options {
     pub room: Option<Room>,
     /// Bytes on a disk of its own, where `disk/` is.
     pub disk: Option<u64>,
+    /// How many files and sockets it may have open; without a disk of its own.
+    pub files: Option<u64>,
 }
 
 impl Room {
@@ -108,9 +110,14 @@ impl Gateway {
     pub async fn try_start(config: &str, options: Options) -> Result<Self, String> {
         let room = options.room.unwrap_or_else(Room::new);
         std::fs::write(room.join("gateway.toml"), config).expect("a file");
-        let mut command = match options.disk {
-            None => Command::new(program()),
-            Some(bytes) => on_a_disk(bytes),
+        let mut command = match (options.disk, options.files) {
+            (Some(bytes), _) => on_a_disk(bytes),
+            (None, Some(files)) => {
+                let mut command = Command::new("sh");
+                command.args(["-c", &format!("ulimit -n {files} && exec \"$@\""), "sh"]).arg(program());
+                command
+            }
+            (None, None) => Command::new(program()),
         };
         command.args(["--listen", "127.0.0.1:0", "--config", "gateway.toml"]).env_remove("RUST_LOG");
         for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("OTEL_")) {

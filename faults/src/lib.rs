@@ -4,6 +4,8 @@
 //! bytes; Redis is a real one. `tests/matrix.rs` asserts a row for each fault, and docs/failure-matrix.md is made
 //! of these rows; `tests/soak.rs` mixes faults under load; `tests/isolation.rs` looks for what crosses accounts.
 
+#![forbid(unsafe_code)]
+
 mod client;
 mod gateway;
 mod ledger;

@@ -246,15 +246,19 @@ async fn a_request_that_can_be_read_in_two_ways_is_read_in_none() {
 #[tokio::test]
 async fn what_is_too_much_is_refused_before_it_is_read() {
     let upstream = Upstream::start([]).await;
-    let config =
-        format!("[server]\nmax_body_bytes = 100000\n[providers.up]\nbase_url = {:?}\n", upstream.url);
+    // All of it less than what others allow, so that it is ours that counts.
+    let config = format!(
+        "[server]\nmax_body_bytes = 100000\nmax_headers = 20\nmax_header_bytes = 16384\nmax_depth = 20\nmax_messages = 10\n\
+         max_tools = 10\n[providers.up]\nbase_url = {:?}\n",
+        upstream.url
+    );
     let gateway = Gateway::start_with(&config, Options::default()).await;
     let head = "POST /v1/chat/completions HTTP/1.1\r\nhost: g\r\ncontent-type: application/json\r\n";
-    let many: String = (0..2000).fold(String::new(), |mut all, number| {
+    let many: String = (0..25).fold(String::new(), |mut all, number| {
         let _ = write!(all, "x-{number}: 1\r\n");
         all
     });
-    let long = format!("x-long: {}\r\n", "a".repeat(1 << 20));
+    let long = format!("x-long: {}\r\n", "a".repeat(20_000));
     for headers in [many, long] {
         let reply = raw(&gateway, format!("{head}{headers}content-length: 0\r\n\r\n").as_bytes()).await;
         assert!(reply.as_ref().is_none_or(|reply| reply.status == 431), "{reply:?}");
@@ -262,14 +266,26 @@ async fn what_is_too_much_is_refused_before_it_is_read() {
     // It does not wait for what was announced.
     let reply = raw(&gateway, format!("{head}content-length: 99999999999\r\n\r\n").as_bytes()).await;
     assert_eq!(reply.expect("an answer").status, 413);
-    let deep = format!("{{\"model\":\"up/good\",\"messages\":{}", "[".repeat(50_000));
-    let request = Client::request(
-        "POST",
-        "/v1/chat/completions",
-        &[("content-type", "application/json")],
-        deep.as_bytes(),
-    );
-    assert_eq!(raw(&gateway, &request).await.expect("an answer").status, 400);
+    let good = chat("up/good", false);
+    let with = |name: &str, value: serde_json::Value| {
+        let mut body = good.clone();
+        body[name] = value;
+        body.to_string()
+    };
+    let nested = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
+    let too_much = [
+        (format!("{{\"model\":\"up/good\",\"messages\":{}", "[".repeat(50_000)), "nesting that does not end"),
+        (with("metadata", serde_json::from_str(&nested(30)).unwrap()), "nesting"),
+        (with("messages", json!(vec![good["messages"][0].clone(); 11])), "messages"),
+        (with("tools", json!(vec![json!({ "type": "function", "function": { "name": "f" } }); 11])), "tools"),
+        (with("padding", json!("x".repeat(100_000))), "bytes"),
+    ];
+    for (body, what) in too_much {
+        let headers = [("content-type", "application/json")];
+        let request = Client::request("POST", "/v1/chat/completions", &headers, body.as_bytes());
+        let reply = raw(&gateway, &request).await.expect("an answer");
+        assert!(matches!(reply.status, 400 | 413), "too many {what}: {reply:?}");
+    }
     assert!(upstream.log().is_empty());
     assert_eq!(gateway.ask("", &chat("up/good", false)).await.expect("an answer").shown(), "a whole answer");
 }

@@ -9,9 +9,11 @@ use llm_layers::{
     BodyLimits, BoxError, ChatBody, Completion, Error, ErrorKind, InvalidReason, LlmRequest, LlmResponse,
     RequestContext, ResponseBody, StreamChunk, TokenUsage,
     cache::{ByteStore, CacheKey, CacheLayer, CachePolicy, CacheSecret, CacheStore as _, Fetch, SealedStore},
+    config::{Config, ConfigError},
     http::{FillIn, anthropic, into_chunks},
     price::{PriceBook, ServiceTier},
     provider::{Echo, openai::OpenAiCompatible},
+    stack::StackBuilder,
     usage::{Durability, LogPosition, Outbox, OutboxOptions, UsageEvent, UsageStore},
 };
 use serde_json::Value;
@@ -220,6 +222,75 @@ pub fn prices(bytes: &[u8]) {
             }
         }
     }
+}
+
+/// What stands for a secret. Long enough for each of them, and like nothing else.
+pub const CANARY: &str = "sk-canary-0123456789-0123456789-0123456789";
+
+/// A configuration is refused with all that is wrong with it, or it can be described; and no secret is in any of that.
+pub fn config(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    let env = |name: &str| name.starts_with('S').then(|| CANARY.to_owned());
+    let (document, syntax) = toml::de::DeTable::parse_recoverable(text);
+    // A secret in the wrong place is a value as any other; a comment is nobody's.
+    let is_secret = text.matches(CANARY).count() == secrets(&document);
+    let (problems, shown) = match Config::parse_with(text, &env) {
+        Ok(config) => {
+            let described = StackBuilder::new(config.clone()).with_env(env).describe();
+            let described = described.unwrap_or_else(|error| panic!("it was right: {error}"));
+            let warnings = described.warnings().iter().map(ToString::to_string).collect();
+            let mut shown: Vec<String> = warnings;
+            shown.extend(config.aliases.keys().map(|name| described.explain(name).unwrap_or_default()));
+            shown.extend([format!("{config:?}"), format!("{described:?}"), described.to_string()]);
+            (Vec::new(), shown)
+        }
+        Err(error) => (told(&error), vec![error.to_string(), format!("{error:?}")]),
+    };
+    if is_secret {
+        assert!(shown.iter().all(|text| !text.contains(CANARY)), "a secret is shown: {shown:?}");
+    }
+    let another = format!("zzz = 1\n{}", text.trim_start_matches('\u{feff}'));
+    let more = match Config::parse_with(&another, &env) {
+        Ok(_) => panic!("an entry that is unknown is taken"),
+        Err(error) => told(&error),
+    };
+    if syntax.is_empty() && !document.get_ref().contains_key("zzz") {
+        assert_eq!(more.len(), problems.len() + 1, "one problem hides others: {problems:?} {more:?}");
+        assert!(problems.iter().all(|problem| more.contains(problem)), "{problems:?} {more:?}");
+    }
+}
+
+/// Each problem, a line each.
+fn told(error: &ConfigError) -> Vec<(String, String)> {
+    assert!(!error.problems().is_empty(), "refused, and nobody knows why");
+    for problem in error.problems() {
+        let line = problem.to_string();
+        assert!(!line.chars().any(char::is_control), "{line:?}");
+        assert!(!problem.what.is_empty());
+    }
+    error.problems().iter().map(|problem| (problem.entry.clone(), problem.what.clone())).collect()
+}
+
+/// How often the canary stands where a secret does.
+fn secrets(document: &toml::Spanned<toml::de::DeTable<'_>>) -> usize {
+    fn count(name: &str, within: &str, value: &toml::de::DeValue<'_>) -> usize {
+        use toml::de::DeValue::{Array, String, Table};
+        match value {
+            String(text) => {
+                // Among aliases any name is one.
+                let is_field = within != "aliases" && matches!(name, "key" | "api_key" | "redis" | "secret");
+                let is_secret = is_field || within == "headers";
+                if is_secret { text.matches(CANARY).count() } else { 0 }
+            }
+            Array(values) => values.iter().map(|value| count("", name, value.get_ref())).sum(),
+            Table(table) => {
+                table.iter().map(|(field, value)| count(field.get_ref(), name, value.get_ref())).sum()
+            }
+            _ => 0,
+        }
+    }
+    let table = document.get_ref();
+    table.iter().map(|(name, value)| count(name.get_ref(), "", value.get_ref())).sum()
 }
 
 /// A file in the log of usage is refused by name and left alone, or what is whole in it is passed on once.

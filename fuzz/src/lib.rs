@@ -1,3 +1,5 @@
 //! What fuzzing looks for: see `laws`.
 
+#![forbid(unsafe_code)]
+
 pub mod laws;

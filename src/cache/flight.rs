@@ -6,18 +6,21 @@
 use super::{CacheKey, Coalescing, ask::Shared, epoch::Stamp};
 use crate::{
     Attempt, CacheStatus, ChunkStream, Completion, Error, ErrorClass, ErrorKind, LlmResponse, ModelName,
-    Progress, ResponseBody, StreamChunk, TokenUsage, decision::Decisions, quota::Headroom,
+    Progress, ResponseBody, StreamChunk, TokenUsage,
+    decision::Decisions,
+    quota::Headroom,
+    sync::{AbortHandle, Handle, Mutex, MutexGuard, timeout_at},
 };
 use futures_core::Stream;
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
     fmt, mem,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, PoisonError},
     task::{Context, Poll, Waker},
     time::Duration,
 };
-use tokio::{runtime::Handle, sync::watch, task::AbortHandle, time::Instant};
+use tokio::{sync::watch, time::Instant};
 
 /// All that are in flight. Locked before any of its flights, never after.
 pub(super) struct Flights {
@@ -199,7 +202,7 @@ impl Flights {
     pub(super) async fn shutdown(&self, until: Instant) -> usize {
         self.lock().is_closed = true;
         let mut running = self.running.subscribe();
-        if tokio::time::timeout_at(until, running.wait_for(|running| *running == 0)).await.is_ok() {
+        if timeout_at(until, running.wait_for(|running| *running == 0)).await.is_ok() {
             return 0;
         }
         let tasks: Vec<_> = self.lock().tasks.drain().map(|(_, task)| task).collect();

@@ -10,6 +10,7 @@ use crate::{
     body::{BodyClock, Watch, Watched},
     decision::{CacheDecision, Note},
     request::NoAnswer,
+    sync::Handle,
 };
 use pin_project::pin_project;
 use std::{
@@ -20,10 +21,7 @@ use std::{
     sync::Arc,
     task::{Context, Poll, Waker, ready},
 };
-use tokio::{
-    runtime::Handle,
-    time::{Instant, Sleep},
-};
+use tokio::time::{Instant, Sleep};
 use tower_service::Service;
 
 /// Answers equal requests of the same scope without asking the inner service again.

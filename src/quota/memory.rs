@@ -7,13 +7,16 @@ use super::{
     },
     store::{ENDED_KEPT, EXPIRED_KEPT, QuotaStore, SWEEP, StoreError, StoreFuture},
 };
-use crate::clock::{Clock, SystemClock};
+use crate::{
+    clock::{Clock, SystemClock},
+    sync::{Mutex, MutexGuard, RwLock, RwLockWriteGuard},
+};
 use std::{
     collections::{BTreeSet, HashMap},
     fmt,
     hash::{BuildHasherDefault, Hasher},
     mem,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockWriteGuard},
+    sync::{Arc, PoisonError},
     time::Duration,
 };
 
@@ -115,9 +118,26 @@ impl MemoryStore {
 impl QuotaStore for MemoryStore {
     fn reserve(&self, reservation: &Reservation) -> StoreFuture<Decision> {
         let now = self.shared.now();
-        StoreFuture::ready(
-            self.shared.locked(&reservation.departments, now, |held| reserve(held, reservation, now)),
-        )
+        let fits = self.shared.locked(&reservation.departments, now, |held| {
+            let mut v = reservation.days.at(now).map(|day| (day, Verdict::new(reservation, day, now)));
+            held.each(&mut |d, a| {
+                if let Some((day, v)) = &mut v {
+                    let (x, y) = a.used(day);
+                    v.consider(d, &x, &y);
+                }
+            });
+            v.is_some_and(|(_, v)| v.fits())
+        });
+        let unlimited: Departments = reservation
+            .departments
+            .iter()
+            .map(|d| Department::new(Arc::clone(&d.id), super::Limits::new()))
+            .collect();
+        let mut free = reservation.clone();
+        if fits {
+            free.departments = unlimited;
+        }
+        StoreFuture::ready(self.shared.locked(&free.departments, now, |held| reserve(held, &free, now)))
     }
 
     fn extend(&self, id: LeaseId, departments: &Departments, by: Duration) -> StoreFuture<bool> {

@@ -22,8 +22,9 @@ use arc_swap::ArcSwapOption;
 use std::{
     borrow::Cow,
     collections::HashSet,
+    pin::pin,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicI64, AtomicU64, Ordering},
     },
     time::{Duration, SystemTime},
@@ -107,6 +108,24 @@ impl State {
             in_flight: AtomicU64::new(0),
             seeding: Mutex::default(),
             seeded: Notify::new(),
+        }
+    }
+
+    fn seeding(&self) -> MutexGuard<'_, HashSet<Arc<str>>> {
+        self.seeding.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until nobody looks for the past of any of these. Where many are new at once, whoever asked the store whenever
+    /// one of them was found would ask it as often as there are others.
+    async fn seeded(&self, departments: &[Arc<str>]) {
+        let mut changed = pin!(self.seeded.notified());
+        loop {
+            changed.as_mut().enable();
+            if !departments.iter().any(|department| self.seeding().contains(department)) {
+                return;
+            }
+            changed.as_mut().await;
+            changed.set(self.seeded.notified());
         }
     }
 
@@ -286,16 +305,17 @@ impl Shared {
                     hold.holds_nothing();
                     self.adjust_clock(now, theirs);
                 }
-                StoreError::Unseeded { departments, day } if Instant::now() < deadline => {
+                StoreError::Unseeded { departments, day }
+                    if self.history.is_some() && Instant::now() < deadline =>
+                {
                     self.state.breaker.succeeded();
                     hold.holds_nothing();
                     if let Some(outbox) = &self.outbox {
                         outbox.are_unknown(&departments);
                     }
-                    let seeded = self.state.seeded.notified();
-                    self.seed(departments, day);
+                    self.seed(&departments, day);
                     // Whoever looks for the past of a department goes on with it, also if nobody waits.
-                    let _ = tokio::time::timeout_at(deadline, seeded).await;
+                    let _ = tokio::time::timeout_at(deadline, self.state.seeded(&departments)).await;
                 }
                 error => {
                     self.state.breaker.failed();
@@ -309,15 +329,14 @@ impl Shared {
     }
 
     /// Looks up what these departments have used up, and tells the store, which takes it once.
-    fn seed(self: &Arc<Self>, departments: Vec<Arc<str>>, day: Day) {
+    fn seed(self: &Arc<Self>, departments: &[Arc<str>], day: Day) {
         let Some(history) = &self.history else { return };
         for department in departments {
-            let mut seeding = self.state.seeding.lock().unwrap_or_else(PoisonError::into_inner);
-            if !seeding.insert(Arc::clone(&department)) {
+            if !self.state.seeding().insert(Arc::clone(department)) {
                 continue;
             }
-            drop(seeding);
             let (shared, history) = (Arc::clone(self), Arc::clone(history));
+            let department = Arc::clone(department);
             tokio::spawn(async move {
                 let done = Seeding { state: Arc::clone(&shared.state), department: Arc::clone(&department) };
                 let is_seeded = match history.used(Arc::clone(&department), day).await {
@@ -386,7 +405,7 @@ struct Seeding {
 
 impl Drop for Seeding {
     fn drop(&mut self) {
-        self.state.seeding.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.department);
+        self.state.seeding().remove(&self.department);
         self.state.seeded.notify_waiters();
     }
 }

@@ -2,14 +2,18 @@ use super::{
     Slot, UsageEvent, UsageSink,
     writer::{SetAside, Writer},
 };
-use crate::{BoxError, Error, ErrorKind, fallback::Backoff};
+use crate::{
+    BoxError, Error, ErrorKind,
+    fallback::Backoff,
+    sync::{
+        Condvar, Mutex, MutexGuard,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+        thread, timeout,
+    },
+};
 use std::{
     fmt, io,
-    sync::{
-        Arc, Condvar, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
-    },
-    thread,
+    sync::{Arc, PoisonError},
     time::Duration,
 };
 use tokio::sync::oneshot;
@@ -421,7 +425,7 @@ impl Worker {
         inbox.letters().is_closing = true;
         inbox.changed.notify_all();
         let mut in_doubt = 0;
-        if tokio::time::timeout(deadline, finished).await.is_err() {
+        if timeout(deadline, finished).await.is_err() {
             let mut letters = inbox.letters();
             letters.gives_up = true;
             in_doubt = letters.in_doubt;
@@ -488,4 +492,4 @@ fn run(store: impl UsageStore, options: QueueOptions, inbox: &Inbox) {
 }
 
 /// How often nothing has to come before the thread goes to sleep.
-const QUIET: u32 = 50;
+const QUIET: u32 = if cfg!(shuttle) { 2 } else { 50 };

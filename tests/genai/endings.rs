@@ -327,3 +327,22 @@ async fn a_name_that_is_more_than_a_name_is_not_found_and_nobody_is_asked() {
         assert!(!progress.is_dispatched() && !error.dispatched());
     }
 }
+
+/// It would be asked with the prompt, and perhaps the key, whoever it is.
+#[tokio::test]
+async fn no_dialect_follows_a_redirect() {
+    let elsewhere = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let location = elsewhere.local_addr().unwrap();
+    let head = format!("HTTP/1.1 307 Temporary\r\nlocation: http://{location}/\r\ncontent-length: 0\r\n\r\n");
+    for dialect in [Dialect::Anthropic, Dialect::Gemini, Dialect::Ollama, Dialect::Cohere] {
+        for is_streaming in [false, true] {
+            let server = Server::playing([send(&head)]).await;
+            let failing = failure(leaf(dialect, &server), hello(model(dialect), is_streaming));
+            let error =
+                tokio::time::timeout(Duration::from_secs(10), failing).await.expect("it has answered");
+            assert!(error.dispatched(), "{dialect:?}: {error}");
+        }
+    }
+    let asked = tokio::time::timeout(Duration::from_millis(1), elsewhere.accept()).await;
+    assert!(asked.is_err(), "somebody else was asked");
+}

@@ -2,6 +2,8 @@
 //!
 //! `scripts/bench-gateway` builds and runs it; `--help` lists what it can be told.
 
+#![forbid(unsafe_code)]
+
 mod case;
 mod load;
 mod measure;

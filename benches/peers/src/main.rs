@@ -8,6 +8,8 @@
 //! once with a copy of an answer that is there. Liter's stack: tracing, budget, cost, rate limit, cache, fallback; its
 //! cache leaves streams alone. Ours has everything that `benches/stack` measures.
 
+#![forbid(unsafe_code)]
+
 #[allow(dead_code, reason = "shared with the bench of the stack")]
 #[path = "../../stack/measure.rs"]
 mod measure;

@@ -9,10 +9,11 @@
 //!
 //! It ends with 0 if all is well, 1 if it cannot go on (or NAME leads nowhere), and 2 if the command line or the file is wrong.
 
+#![forbid(unsafe_code)]
+
 mod access;
 mod convert;
 mod log;
-mod patience;
 mod routes;
 mod server;
 mod telemetry;

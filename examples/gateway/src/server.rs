@@ -3,7 +3,6 @@
 use crate::{
     Arguments,
     access::{self, Accounts, UnderWay},
-    patience::Patient,
     routes::{self, Stopping},
     telemetry::Telemetry,
 };
@@ -15,6 +14,7 @@ use hyper_util::{
 };
 use llm_layers::{
     config::{self, Config},
+    http::axum::WriteTimeout,
     stack::{Handle, ShutdownReport, StackBuilder, Watch},
 };
 use std::{convert::Infallible, error::Error, io, sync::Arc, time::Duration};
@@ -209,7 +209,7 @@ async fn take(
             async { Ok::<_, Infallible>(answered.await) }
         });
         let connection = connections.watch(
-            http.serve_connection(TokioIo::new(Patient::new(stream, limits.write_timeout.0)), service),
+            http.serve_connection(TokioIo::new(WriteTimeout::new(stream, limits.write_timeout.0)), service),
         );
         tokio::spawn(async move {
             if let Err(error) = connection.await {

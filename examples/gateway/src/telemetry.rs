@@ -89,6 +89,15 @@ impl Telemetry {
         if !capture.is_nothing() {
             tracing::warn!("prompts and answers are exported or logged, as the environment says");
         }
+        if let Some(meters) = &meters {
+            let tasks = Handle::current().metrics();
+            meters
+                .meter("gateway")
+                .u64_observable_gauge("gateway.tasks")
+                .with_description("Tasks that have not ended: of connections, answers and workers.")
+                .with_callback(move |gauge| gauge.observe(tasks.num_alive_tasks() as u64, &[]))
+                .build();
+        }
         let mut telemetry = Self { tracers, meters, loggers, registry, observer: None, capture };
         if telemetry.tracers.is_some() || telemetry.meters.is_some() || telemetry.loggers.is_some() {
             let meter = telemetry.meter();

@@ -7,6 +7,8 @@
 //! Beside it are the standard services that operators expect, for anybody: `grpc.health.v1.Health`, which says of the whole and of `xai_api.Chat`
 //! whether calls can be made, and server reflection.
 
+#![forbid(unsafe_code)]
+
 mod answer;
 mod chat;
 mod request;

@@ -106,3 +106,76 @@ pub(crate) async fn jump() -> Vec<Verdict> {
     }
     verdicts
 }
+
+/// An answer that is kept is too old when the clock says so, and is not kept longer because it goes back: that is measured.
+pub(crate) async fn jump_with_cache() -> Vec<Verdict> {
+    let mut verdicts = Vec::new();
+    for (event, to, expected) in [
+        ("the clock jumps a day ahead, answers in a cache", "+1d", "a whole answer, asked for anew"),
+        (
+            "the clock jumps a day back, answers in a cache",
+            "-1d",
+            "a whole answer, from the cache, for its 2 s",
+        ),
+    ] {
+        let upstream = Upstream::start([]).await;
+        let config = format!(
+            r#"
+            {LIMITS}
+            [cache]
+            ttl = "2s"
+            [providers.up]
+            base_url = "{}"
+            [[keys]]
+            key = "ada"
+            user = "ada"
+            departments = ["ops"]
+            "#,
+            upstream.url
+        );
+        let room = faults::Room::new();
+        let time = room.join("time");
+        std::fs::write(&time, "+0\n").expect("a file");
+        let options = Options { env: by_file(&time), room: Some(room), ..Options::default() };
+        let gateway = Gateway::start_with(&config, options).await;
+        let good = chat("up/good", false);
+        let ask = async || {
+            let reply = gateway.ask("ada", &good).await.expect("an answer");
+            (reply.shown(), reply.header("age").is_some())
+        };
+        let since = tokio::time::Instant::now();
+        let first = ask().await;
+        std::fs::write(&time, format!("{to}\n")).expect("a file");
+        let (caller, is_hit) = ask().await;
+        let caller = match is_hit {
+            false => format!("{caller}, asked for anew"),
+            true => {
+                // As long as it is to be kept and no longer, by whatever clock.
+                let is_gone = until(Duration::from_secs(10), async || (!ask().await.1).then_some(())).await;
+                let took = since.elapsed();
+                let kept = is_gone.is_some() && took > Duration::from_millis(1500);
+                format!("{caller}, from the cache, {}", if kept { "for its 2 s" } else { "FOR EVER" })
+            }
+        };
+        let asked = upstream.asked("good");
+        let is_all = async || Some(events(&gateway.room.join("usage.db"))).filter(|own| own.len() >= asked);
+        let own = until(Duration::from_secs(10), is_all).await.unwrap_or_default();
+        let calls = own.iter().filter(|event| event.outcome == "ok").count();
+        let row = Row {
+            section: "The clock",
+            event,
+            caller,
+            recorded: if calls == asked { "all" } else { "NOT ALL" }.to_owned(),
+            charged: "what was reported".to_owned(),
+            reserved: "nothing".to_owned(),
+            recovery: "at once",
+        };
+        let verdict = row.judge([expected, "all", "what was reported", "nothing"]);
+        verdicts.push(
+            verdict
+                .and(first == ("a whole answer".to_owned(), false), format!("at first: {first:?}"))
+                .and(asked == 2, format!("the provider was asked {asked} times")),
+        );
+    }
+    verdicts
+}

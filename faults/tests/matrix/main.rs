@@ -36,6 +36,8 @@ const GROUPS: &[Group] = &[
     group!(redis::quotas_frozen),
     group!(redis::quotas_emptied),
     group!(redis::quotas_answered_wrongly),
+    group!(redis::quotas_refused),
+    group!(redis::quotas_overwritten),
     group!(redis::quotas_fail_over),
     group!(redis::records),
     group!(redis::cache),
@@ -44,7 +46,9 @@ const GROUPS: &[Group] = &[
     group!(disk::locked_counters),
     group!(processes::terminated),
     group!(processes::killed),
+    group!(processes::out_of_files),
     group!(clocks::jump),
+    group!(clocks::jump_with_cache),
 ];
 
 /// How many run at the same time: more would only measure how busy the machine is.

@@ -195,3 +195,58 @@ pub(crate) async fn killed() -> Vec<Verdict> {
         .and(good == "a whole answer", format!("after the start: {good}")),
     ]
 }
+
+/// So many connections that it can take no further one, and ask no provider.
+pub(crate) async fn out_of_files() -> Vec<Verdict> {
+    let upstream = Upstream::start(scripts()).await;
+    let options = Options { files: Some(96), ..Options::default() };
+    let gateway = Gateway::start_with(&config(&upstream), options).await;
+    let good = chat("up/good", false);
+    let mut early = gateway.connect().await;
+    let request = faults::Client::chat_request("ada", &good);
+    early.write(&request).await.expect("it listens");
+    assert_eq!(early.reply().await.expect("an answer").shown(), "a whole answer");
+
+    // The system takes connections also where nobody accepts them.
+    let mut held = Vec::new();
+    let is_full = async || {
+        held.push(gateway.connect().await);
+        gateway.log().contains("cannot accept connections").then_some(())
+    };
+    let is_full = until(Duration::from_secs(20), is_full).await.is_some();
+    // Who is there already is served, by the connection that there is.
+    early.write(&request).await.expect("it listens");
+    let reply = early.reply().await.expect("an answer");
+    let errors = gateway.log().matches("cannot accept connections").count();
+    drop(held);
+    let since = tokio::time::Instant::now();
+    let again = async || gateway.ask("ada", &good).await.ok().filter(|reply| reply.status == 200);
+    let is_back = until(Duration::from_secs(5), again).await.is_some();
+    let took = since.elapsed();
+    let file = gateway.room.join("usage.db");
+    let recorded =
+        until(Duration::from_secs(10), async || Some(events(&file)).filter(|own| own.len() == 3)).await;
+    let own = recorded.unwrap_or_else(|| events(&file));
+    let is_settled = gateway.is_settled("ada", "ops", Duration::from_secs(10)).await;
+    let standing = gateway.standing("ada", "ops").await;
+    let row = Row {
+        section: "The gateway",
+        event: "it has no file descriptors left",
+        caller: format!("who is connected: {}; who comes: waits", reply.shown()),
+        recorded: if own.len() == 3 { "all" } else { "NOT ALL" }.to_owned(),
+        charged: charged(standing.settled, &own),
+        reserved: if is_settled { "nothing" } else { "SOMETHING FOR EVER" }.to_owned(),
+        recovery: "5 s",
+    };
+    vec![
+        row.judge([
+            "who is connected: a whole answer; who comes: waits",
+            "all",
+            "what was reported",
+            "nothing",
+        ])
+        .and(is_full, "it was never full")
+        .and(errors < 20, format!("it tried {errors} times in vain"))
+        .and(is_back, format!("not back after {took:?}")),
+    ]
+}

@@ -173,8 +173,7 @@ pub(crate) async fn quotas_emptied() -> Vec<Verdict> {
 }
 
 pub(crate) async fn quotas_answered_wrongly() -> Vec<Verdict> {
-    let mut verdicts = Vec::new();
-    let lies = [
+    lies([
         ("it says something else during a call", "it says something else before a call", "+WAT\r\n"),
         ("it says a number during a call", "it says a number before a call", ":7\r\n"),
         (
@@ -183,10 +182,47 @@ pub(crate) async fn quotas_answered_wrongly() -> Vec<Verdict> {
             "\0\u{7f}HTTP/1.1\r\n\r\n",
         ),
         ("it reports errors during a call", "it reports errors before a call", "-ERR so it goes\r\n"),
-    ];
-    for (under_way, new, said) in lies {
+    ])
+    .await
+}
+
+/// What a server says that is there, and cannot.
+pub(crate) async fn quotas_refused() -> Vec<Verdict> {
+    lies([
+        (
+            "it is still loading during a call",
+            "it is still loading before a call",
+            "-LOADING Redis is loading the dataset in memory\r\n",
+        ),
+        (
+            "it may only be read during a call",
+            "it may only be read before a call",
+            "-READONLY You can't write against a read only replica.\r\n",
+        ),
+        (
+            "it cannot write to its disk during a call",
+            "it cannot write to its disk before a call",
+            "-MISCONF Redis is configured to save RDB snapshots, but it's currently unable to persist to disk.\r\n",
+        ),
+        (
+            "it has no memory left during a call",
+            "it has no memory left before a call",
+            "-OOM command not allowed when used memory > 'maxmemory'.\r\n",
+        ),
+        (
+            "it asks for a password during a call",
+            "it asks for a password before a call",
+            "-NOAUTH Authentication required.\r\n",
+        ),
+    ])
+    .await
+}
+
+async fn lies(all: impl IntoIterator<Item = (&'static str, &'static str, &'static str)>) -> Vec<Verdict> {
+    let mut verdicts = Vec::new();
+    for (under_way, new, said) in all {
         let upstream = Upstream::start(slow()).await;
-        let Some(server) = RedisServer::start("quotas_answered_wrongly") else { return Vec::new() };
+        let Some(server) = RedisServer::start("lies") else { return Vec::new() };
         let proxy = Proxy::start(server.port());
         let config = counting(&upstream, &proxy.url(), "");
         let events = Events { under_way, new, recovery: ("5 s", Duration::from_secs(5)) };
@@ -198,6 +234,37 @@ pub(crate) async fn quotas_answered_wrongly() -> Vec<Verdict> {
         verdicts.extend(quotas(events, &config, &upstream, || proxy.set(Mode::Lie(said)), mend).await);
     }
     verdicts
+}
+
+/// Somebody else's texts stand where counters and leases were.
+pub(crate) async fn quotas_overwritten() -> Vec<Verdict> {
+    let upstream = Upstream::start(slow()).await;
+    let Some(server) = RedisServer::start("quotas_overwritten") else { return Vec::new() };
+    let config = counting(&upstream, &server.url(), "");
+    let events = Events {
+        under_way: "somebody writes over its counters during a call",
+        new: "somebody writes over its counters before a call",
+        recovery: ("5 s", Duration::from_secs(5)),
+    };
+    let keys = || server.ask(&["KEYS", "*"]).lines().map(str::to_owned).collect::<Vec<_>>();
+    let spoil = || {
+        let mut names = keys();
+        assert!(!names.is_empty(), "there are counters");
+        // Those of leases too, which are there in the middle of a call only.
+        for name in names.clone() {
+            let (stem, _) = name.rsplit_once(':').expect("a key of a department");
+            names.extend(["counters", "leases", "expiries"].map(|of| format!("{stem}:{of}")));
+        }
+        names.iter().for_each(|name| {
+            server.ask(&["SET", name, "not a counter"]);
+        });
+    };
+    let mend = || {
+        keys().iter().for_each(|name| {
+            server.ask(&["DEL", name]);
+        });
+    };
+    quotas(events, &config, &upstream, spoil, mend).await
 }
 
 pub(crate) async fn quotas_fail_over() -> Vec<Verdict> {

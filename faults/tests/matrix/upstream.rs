@@ -62,11 +62,26 @@ const SAID: &str = "the prompt, and what was said";
 const REFUSED: &str = "one request, no tokens";
 const REPORTED: &str = "what was reported";
 
+/// The beginning of something compressed.
+const fn gzip() -> &'static [u8] {
+    b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\x03\xabV\x00\x00"
+}
+
 pub(crate) async fn answers() -> Vec<Verdict> {
     let error =
         |code: &str| Act::Whole(400, json!({ "error": { "message": "no", "code": code } }).to_string());
     let status = |status| Act::Whole(status, json!({ "error": { "message": "no" } }).to_string());
     let bad = "502 upstream_error";
+    // As bytes, for what HTTP is between.
+    let raw = |before: &str, said: &[u8]| Act::Raw([before.as_bytes(), said].concat());
+    let json = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n";
+    let good = json!({
+        "choices": [{ "index": 0, "message": { "content": "Well." }, "finish_reason": "stop" }],
+        "usage": Upstream::usage(),
+    });
+    let good = good.to_string();
+    let sized = |said: &str| format!("{json}content-length: {}\r\n\r\n{said}", said.len());
+    let gzip = gzip();
     let faults = vec![
         fault("refuse", "nobody listens", vec![], [bad, "nothing", "nothing"], true),
         fault("close", "it hangs up without a word", vec![Act::Cut], [bad, "1 error", PROMPT_ONLY], true),
@@ -150,6 +165,101 @@ pub(crate) async fn answers() -> Vec<Verdict> {
             true,
         ),
         fault(
+            "early",
+            "it says first that it goes on, and what else is to be loaded",
+            vec![raw(
+                "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n",
+                sized(&good).as_bytes(),
+            )],
+            ["a whole answer", "1 ok", REPORTED],
+            false,
+        ),
+        fault(
+            "old",
+            "it speaks HTTP/1.0, and ends by hanging up",
+            vec![raw("HTTP/1.0 200 OK\r\ncontent-type: application/json\r\n\r\n", good.as_bytes()), Act::Cut],
+            ["a whole answer", "1 ok", REPORTED],
+            false,
+        ),
+        fault(
+            "trailers",
+            "its answer has trailers",
+            vec![raw(
+                &format!("{json}transfer-encoding: chunked\r\ntrailer: x\r\n\r\n{:x};a=b\r\n", good.len()),
+                format!("{good}\r\n0\r\nx: 1\r\n\r\n").as_bytes(),
+            )],
+            ["a whole answer", "1 ok", REPORTED],
+            false,
+        ),
+        fault(
+            "longer",
+            "it says more than it has announced",
+            vec![raw(&sized(&good), b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}"), Act::Stall],
+            ["a whole answer", "1 ok", REPORTED],
+            false,
+        ),
+        fault(
+            "empty",
+            "it answers 204",
+            vec![raw("HTTP/1.1 204 No Content\r\n\r\n", b"")],
+            [bad, "1 error", PROMPT_ONLY],
+            true,
+        ),
+        fault(
+            "unchanged",
+            "it answers 304",
+            vec![raw("HTTP/1.1 304 Not Modified\r\n\r\n", b"")],
+            [bad, "1 error", REFUSED],
+            true,
+        ),
+        fault(
+            "elsewhere",
+            "it answers that it is elsewhere",
+            vec![raw(
+                "HTTP/1.1 302 Found\r\nlocation: http://127.0.0.1:1/\r\ncontent-length: 0\r\n\r\n",
+                b"",
+            )],
+            [bad, "1 error", REFUSED],
+            true,
+        ),
+        fault(
+            "upgrade",
+            "it answers in another protocol",
+            vec![
+                raw("HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n", b"\0\0"),
+                Act::Stall,
+            ],
+            [bad, "1 error", PROMPT_ONLY],
+            true,
+        ),
+        fault(
+            "gzip",
+            "its answer is compressed, which nobody asked for",
+            vec![raw(
+                &format!("{json}content-encoding: gzip\r\ncontent-length: {}\r\n\r\n", gzip.len()),
+                gzip,
+            )],
+            [bad, "1 error", PROMPT_ONLY],
+            true,
+        ),
+        fault(
+            "page",
+            "its answer is a page",
+            vec![raw(
+                "HTTP/1.1 200 OK\r\ncontent-type: text/html\r\ncontent-length: 13\r\n\r\n",
+                b"<html></html>",
+            )],
+            [bad, "1 error", PROMPT_ONLY],
+            true,
+        ),
+        fault(
+            "ok-error",
+            "it reports an error with 200",
+            vec![Act::Whole(200, json!({ "error": { "message": "no", "code": 500 } }).to_string())],
+            [bad, "1 error", PROMPT_ONLY],
+            true,
+        ),
+        fault(
             "blank",
             "its answer says nothing",
             vec![Upstream::whole("  \n ")],
@@ -194,6 +304,34 @@ pub(crate) async fn streams() -> Vec<Verdict> {
     let (bad, broken) = ("502 upstream_error", "content, then an event `upstream_error`");
     let silent = "content, then an event `timeout`";
     let event = |text: &str| Act::Event(text.to_owned());
+    let stream = |head: &str, said: &str| Act::Raw(format!("{head}\r\n{said}").into_bytes());
+    let closed = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\nconnection: close\r\n";
+    let word = |text: &str| format!("{{\"choices\":[{{\"index\":0,\"delta\":{{\"content\":{text:?}}}}}]}}");
+    let stopped = "{\"choices\":[{\"index\":0,\"delta\":{},\"finish_reason\":\"stop\"}]}";
+    let used = format!("{{\"choices\":[],\"usage\":{}}}", Upstream::usage());
+    // However lines end and whatever stands beside the data.
+    let dressed = |line: &str| {
+        let (first, second) = used.split_at(used.find(',').expect("two members") + 1);
+        let lines = [
+            "\u{feff}: a comment".to_owned(),
+            "retry: 10".to_owned(),
+            "id: 1".to_owned(),
+            "event: message".to_owned(),
+            format!("data:{}", word("All is well.")),
+            "".to_owned(),
+            "".to_owned(),
+            "data".to_owned(),
+            "".to_owned(),
+            format!("data: {stopped}"),
+            "".to_owned(),
+            format!("data: {first}"),
+            format!("data: {second}"),
+            "".to_owned(),
+            "data: [DONE]".to_owned(),
+            "".to_owned(),
+        ];
+        lines.iter().fold(String::new(), |all, text| all + text + line)
+    };
     let negative = event(r#"{"choices":[],"usage":{"prompt_tokens":-1,"completion_tokens":-1}}"#);
     let faults = vec![
         fault(
@@ -336,6 +474,89 @@ pub(crate) async fn streams() -> Vec<Verdict> {
             "its stream reports usage below zero",
             then(vec![Act::stop(), negative, Act::done(), Act::End]),
             ["a whole stream", "1 ok, estimated", SAID],
+            false,
+        ),
+        fault(
+            "s-lf",
+            "its stream has comments, other fields, and data on several lines",
+            vec![stream(closed, &dressed("\n")), Act::Cut],
+            ["a whole stream", "1 ok", REPORTED],
+            false,
+        ),
+        fault(
+            "s-crlf",
+            "its lines end as in HTTP",
+            vec![stream(closed, &dressed("\r\n")), Act::Cut],
+            ["a whole stream", "1 ok", REPORTED],
+            false,
+        ),
+        fault(
+            "s-cr",
+            "its lines end as they did long ago",
+            vec![stream(closed, &dressed("\r")), Act::Cut],
+            ["a whole stream", "1 ok", REPORTED],
+            false,
+        ),
+        fault(
+            "s-done-less",
+            "it does not say that it is done, but why it stops",
+            then(vec![Act::stop(), Act::usage(), Act::End]),
+            ["a whole stream", "1 ok", REPORTED],
+            false,
+        ),
+        fault(
+            "s-unended",
+            "its last line does not end",
+            vec![
+                stream(
+                    closed,
+                    &format!("data: {}\n\ndata: {stopped}\n\ndata: {used}\n\ndata: [DONE]", word("Well.")),
+                ),
+                Act::Cut,
+            ],
+            ["a whole stream", "1 ok", REPORTED],
+            false,
+        ),
+        fault(
+            "s-plain",
+            "its stream is said to be plain text",
+            vec![stream(&closed.replace("event-stream", "plain"), &dressed("\n")), Act::Cut],
+            ["a whole stream", "1 ok", REPORTED],
+            false,
+        ),
+        fault(
+            "s-gzip",
+            "its stream is compressed, which nobody asked for",
+            vec![
+                stream(&format!("{closed}content-encoding: gzip\r\n"), ""),
+                Act::Raw(gzip().to_vec()),
+                Act::Cut,
+            ],
+            [bad, "1 error", PROMPT_ONLY],
+            true,
+        ),
+        fault(
+            "s-error-kept-on",
+            "it reports an error in the middle, and goes on",
+            then(vec![
+                event(r#"{"error":{"message":"no","code":500}}"#),
+                Act::say(" well."),
+                Act::stop(),
+                Act::usage(),
+                Act::done(),
+                Act::End,
+            ]),
+            [broken, "1 error", SAID],
+            false,
+        ),
+        fault(
+            "s-named-error",
+            "it reports an error by the name of an event",
+            then(vec![
+                Act::Raw(b"1c\r\nevent: error\ndata: \"overload\"\r\n2\r\n\n\n\r\n".to_vec()),
+                Act::End,
+            ]),
+            [broken, "1 error", SAID],
             false,
         ),
         fault(

@@ -276,6 +276,7 @@ impl Check<'_> {
             }
             AliasProblem::Shadowed { .. } => "is defined twice".into(),
             AliasProblem::Dangling { target, .. } => {
+                let target = shown(target);
                 format!("leads to {target}, which no provider serves{}", self.meant(target, names))
             }
             AliasProblem::TooLong { .. } => "leads through too many others".into(),
@@ -371,11 +372,13 @@ impl Check<'_> {
                     (model, "leads to the model itself".into())
                 }
                 ChainProblem::Cycle { model, target } => (model, format!("{target} is the model itself")),
-                ChainProblem::Repeated { model, target } => (model, format!("{target} is listed twice")),
+                ChainProblem::Repeated { model, target } => {
+                    (model, format!("{} is listed twice", shown(target)))
+                }
                 ChainProblem::Dangling { target, .. } if is_of_bad(target) => continue,
                 ChainProblem::Dangling { model, target } => {
-                    let meant = self.meant(target, names);
-                    (model, format!("{target} leads to no provider{meant}"))
+                    let target = shown(target);
+                    (model, format!("{target} leads to no provider{}", self.meant(target, names)))
                 }
                 ChainProblem::KeyIsAlias { model, .. } if is_of_bad(model) => continue,
                 ChainProblem::KeyIsAlias { model, target } => {
@@ -504,4 +507,17 @@ fn check_address(kind: Kind, base_url: &str) -> Result<(), String> {
     #[cfg(feature = "openai")]
     crate::provider::openai::OpenAiCompatible::new((), base_url).map_err(|error| error.to_string())?;
     Ok(())
+}
+
+/// The name of a model, where it can be no key that stands in the wrong table: one with a provider before its slash, as
+/// providers are called.
+fn shown(target: &str) -> &str {
+    let is_provider = |name: &str| {
+        let is_part = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, b'-' | b'_');
+        name.len() <= 32 && name.starts_with(|c: char| c.is_ascii_lowercase()) && name.bytes().all(is_part)
+    };
+    match target.split_once('/') {
+        Some((provider, _)) if is_provider(provider) => target,
+        _ => "a name",
+    }
 }

@@ -8,6 +8,7 @@
 //! * [`MessagesRequest`] and [`MessagesAnswer`] are the same for Anthropic's Messages API.
 //! * With the feature `config`, `identify` finds out who asks by the keys of a configuration, and `admin` answers what is asked beside
 //!   answers.
+//! * [`WriteTimeout`] hangs up on a client that takes nothing of what it is sent.
 //! * [`ErrorResponse`] is an error in the shape that the one or the other's clients read.
 //!
 //! ```
@@ -32,6 +33,7 @@ mod events;
 #[cfg(feature = "config")]
 mod identify;
 mod request;
+mod write_timeout;
 
 #[cfg(feature = "config")]
 pub use self::identify::{identify, too_many_in_flight};
@@ -40,4 +42,5 @@ pub use self::{
     error::ErrorResponse,
     events::Events,
     request::{ChatRequest, MessagesRequest},
+    write_timeout::WriteTimeout,
 };

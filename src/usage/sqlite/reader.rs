@@ -12,10 +12,12 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
+use tokio::sync::Semaphore;
 
 /// Asks a ledger, which may be written to meanwhile. Clones share its connections.
 ///
 /// Needs a tokio runtime: each query runs on one of its threads for blocking work, over a connection that can only read.
+/// Four do at once; others wait for their turn, for whoever opened connections for all of them would be slower.
 /// It reads the events of the department, if one is asked for; else of the time; without either, all. A file of an older
 /// version is asked all the same, by time only.
 ///
@@ -26,6 +28,7 @@ use std::{
 pub struct LedgerReader {
     path: Arc<Path>,
     idle: Arc<Mutex<Vec<Asked>>>,
+    turns: Arc<Semaphore>,
 }
 
 /// A connection, and the version of the tables when it was opened: newer ones have the old columns too.
@@ -36,8 +39,8 @@ struct Asked {
 
 /// How long a lock is waited for: in WAL mode readers meet one only while somebody opens or closes the file.
 const BUSY: Duration = Duration::from_secs(5);
-/// How many connections are kept.
-const IDLE: usize = 4;
+/// How many connections there are.
+const CONNECTIONS: usize = 4;
 
 impl LedgerReader {
     /// Opens the ledger in this file, which must be there.
@@ -48,7 +51,8 @@ impl LedgerReader {
     /// [`Newer`](LedgerErrorKind::Newer), [`Foreign`](LedgerErrorKind::Foreign), [`Corrupt`](LedgerErrorKind::Corrupt),
     /// [`Failed`](LedgerErrorKind::Failed).
     pub async fn open(path: impl AsRef<Path>) -> Result<Self, LedgerError> {
-        let reader = Self { path: absolute(path.as_ref())?, idle: Arc::default() };
+        let path = absolute(path.as_ref())?;
+        let reader = Self { path, idle: Arc::default(), turns: Arc::new(Semaphore::new(CONNECTIONS)) };
         reader.run(|_, _| Ok(())).await?;
         Ok(reader)
     }
@@ -124,7 +128,9 @@ impl LedgerReader {
         F: FnOnce(&Connection, bool) -> rusqlite::Result<T> + Send + 'static,
     {
         let reader = self.clone();
+        let turn = Arc::clone(&self.turns).acquire_owned().await.expect("it is never closed");
         let asked = tokio::task::spawn_blocking(move || {
+            let _turn = turn;
             let idle = reader.idle().pop();
             let asked = match idle {
                 Some(asked) => asked,
@@ -132,11 +138,7 @@ impl LedgerReader {
             };
             let answer = query(&asked.connection, asked.version >= TIMED_DEPARTMENTS)
                 .map_err(|error| LedgerError::of(&reader.path, error))?;
-            let mut idle = reader.idle();
-            if idle.len() < IDLE {
-                idle.push(asked);
-            }
-            drop(idle);
+            reader.idle().push(asked);
             Ok(answer)
         });
         asked.await.unwrap_or_else(|error| Err(LedgerError::failed(&self.path, error)))
