@@ -309,12 +309,6 @@ async fn at_saturation_and_with_faults_nothing_is_lost_leaked_or_held_back() {
     let of = |times: &[Duration]| [50, 95, 99].map(|percent| percentile(times, percent));
     println!("50, 95, 99 % of whole answers at capacity: {:?}", of(&full));
     println!("50, 95, 99 % of them under overload: {:?}; of refusals: {:?}", of(&loaded), of(&refusals));
-    let usual = percentile(&full, 50) * SLACK + MAX_WAIT;
-    assert!(percentile(&loaded, 50) < usual, "half of the accepted calls take more than {usual:?}");
-    let longest = percentile(&full, 99) * SLACK + MAX_WAIT + COUNTED_WITHIN;
-    assert!(percentile(&loaded, 99) < longest, "one of a hundred accepted calls takes more than {longest:?}");
-    let early = percentile(&full, 99) * SLACK + MAX_WAIT;
-    assert!(percentile(&refusals, 99) < early, "one of a hundred refusals takes more than {early:?}");
     assert_eq!(told.untold.load(Ordering::Relaxed), 0, "refused without Retry-After");
     assert!(told.count("a whole answer") > all / 10 && told.count("a whole stream") > 0, "{counts:?}");
     let known = [
@@ -392,5 +386,12 @@ async fn at_saturation_and_with_faults_nothing_is_lost_leaked_or_held_back() {
     };
     let is_given_back = until(Duration::from_secs(60), given_back).await.is_some();
     assert!(is_given_back, "{:?} is held, {idle:?} before", held(&gateway).await);
+
+    let usual = percentile(&full, 50) * SLACK + MAX_WAIT;
+    assert!(percentile(&loaded, 50) < usual, "half of the accepted calls take more than {usual:?}");
+    let longest = percentile(&full, 99) * SLACK + MAX_WAIT + COUNTED_WITHIN;
+    assert!(percentile(&loaded, 99) < longest, "one of a hundred accepted calls takes more than {longest:?}");
+    let early = percentile(&full, 99) * SLACK + MAX_WAIT;
+    assert!(percentile(&refusals, 99) < early, "one of a hundred refusals takes more than {early:?}");
     drop(redis);
 }

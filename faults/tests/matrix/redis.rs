@@ -4,7 +4,7 @@ use crate::upstream::{LIMITS, charged, of, shown};
 use faults::{
     Act, Gateway, Upstream, chat,
     matrix::{Row, Verdict},
-    redis::{Mode, Proxy, RedisCluster, RedisServer},
+    redis::{Mode, Proxy, RedisCluster, RedisServer, is_installed},
     until,
 };
 use std::{sync::Mutex, time::Duration};
@@ -186,36 +186,62 @@ pub(crate) async fn quotas_answered_wrongly() -> Vec<Verdict> {
     .await
 }
 
-/// What a server says that is there, and cannot.
+/// A server that is there, and says that it cannot: each as it comes to say so.
 pub(crate) async fn quotas_refused() -> Vec<Verdict> {
-    lies([
-        (
-            "it is still loading during a call",
-            "it is still loading before a call",
-            "-LOADING Redis is loading the dataset in memory\r\n",
-        ),
+    type Change = fn(&RedisServer);
+    let cases: [(&str, &str, Change, Change); 4] = [
         (
             "it may only be read during a call",
             "it may only be read before a call",
-            "-READONLY You can't write against a read only replica.\r\n",
-        ),
-        (
-            "it cannot write to its disk during a call",
-            "it cannot write to its disk before a call",
-            "-MISCONF Redis is configured to save RDB snapshots, but it's currently unable to persist to disk.\r\n",
+            |server| told(server, &["REPLICAOF", "127.0.0.1", "1"]),
+            |server| told(server, &["REPLICAOF", "NO", "ONE"]),
         ),
         (
             "it has no memory left during a call",
             "it has no memory left before a call",
-            "-OOM command not allowed when used memory > 'maxmemory'.\r\n",
+            |server| told(server, &["CONFIG", "SET", "maxmemory", "1"]),
+            |server| told(server, &["CONFIG", "SET", "maxmemory", "0"]),
         ),
         (
-            "it asks for a password during a call",
-            "it asks for a password before a call",
-            "-NOAUTH Authentication required.\r\n",
+            "it takes our rights away during a call",
+            "it takes our rights away before a call",
+            |server| told(server, &["ACL", "SETUSER", "default", "-@all", "+acl", "+keys"]),
+            |server| told(server, &["ACL", "SETUSER", "default", "+@all"]),
         ),
-    ])
-    .await
+        (
+            "it cannot write to its disk during a call",
+            "it cannot write to its disk before a call",
+            |server| {
+                let gone = std::env::temp_dir().join(format!("faults-gone-{}", fastrand::u64(..)));
+                std::fs::create_dir(&gone).expect("a folder");
+                told(server, &["CONFIG", "SET", "save", "3600 1"]);
+                told(server, &["CONFIG", "SET", "dir", gone.to_str().expect("text")]);
+                std::fs::remove_dir(&gone).expect("it is empty");
+                server.ask(&["BGSAVE"]);
+                while !server.ask(&["INFO", "persistence"]).contains("rdb_last_bgsave_status:err") {
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+            },
+            |server| told(server, &["CONFIG", "SET", "save", ""]),
+        ),
+    ];
+    let mut verdicts = Vec::new();
+    for (under_way, new, spoil, mend) in cases {
+        let upstream = Upstream::start(slow()).await;
+        if !is_installed("quotas_refused") {
+            return Vec::new();
+        }
+        let server = RedisServer::with_options(&["--enable-protected-configs", "yes"]);
+        let config = counting(&upstream, &server.url(), "");
+        let events = Events { under_way, new, recovery: ("5 s", Duration::from_secs(5)) };
+        verdicts.extend(quotas(events, &config, &upstream, || spoil(&server), || mend(&server)).await);
+    }
+    verdicts
+}
+
+fn told(server: &RedisServer, command: &[&str]) {
+    let reply = server.ask(command);
+    assert_eq!(reply.trim(), "OK", "{command:?}");
 }
 
 async fn lies(all: impl IntoIterator<Item = (&'static str, &'static str, &'static str)>) -> Vec<Verdict> {

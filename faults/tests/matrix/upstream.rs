@@ -229,7 +229,7 @@ pub(crate) async fn answers() -> Vec<Verdict> {
                 raw("HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n", b"\0\0"),
                 Act::Stall,
             ],
-            [bad, "1 error", PROMPT_ONLY],
+            [bad, "1 error", REFUSED],
             true,
         ),
         fault(
