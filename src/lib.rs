@@ -124,6 +124,10 @@
 //! - `examples/gateway` is a whole gateway made of these layers, and `examples/grpc` serves them over gRPC.
 
 #![forbid(unsafe_code)]
+#![cfg_attr(
+    shuttle,
+    allow(clippy::large_enum_variant, unfulfilled_lint_expectations, reason = "shuttle's locks are large")
+)]
 
 pub mod access;
 pub mod alias;
