@@ -76,10 +76,7 @@ fn call(
     patience: usize,
 ) -> Option<(String, bool)> {
     block_on(async move {
-        let answer = match service.oneshot(ask()).await {
-            Ok(answer) => answer,
-            Err(_) => return Some((String::new(), false)),
-        };
+        let Ok(answer) = service.oneshot(ask()).await else { return Some((String::new(), false)) };
         let ResponseBody::Stream(mut chunks) = answer.body else { panic!("a stream was asked for") };
         let mut text = String::new();
         for _ in 0..patience {
