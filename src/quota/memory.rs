@@ -118,26 +118,9 @@ impl MemoryStore {
 impl QuotaStore for MemoryStore {
     fn reserve(&self, reservation: &Reservation) -> StoreFuture<Decision> {
         let now = self.shared.now();
-        let fits = self.shared.locked(&reservation.departments, now, |held| {
-            let mut v = reservation.days.at(now).map(|day| (day, Verdict::new(reservation, day, now)));
-            held.each(&mut |d, a| {
-                if let Some((day, v)) = &mut v {
-                    let (x, y) = a.used(day);
-                    v.consider(d, &x, &y);
-                }
-            });
-            v.is_some_and(|(_, v)| v.fits())
-        });
-        let unlimited: Departments = reservation
-            .departments
-            .iter()
-            .map(|d| Department::new(Arc::clone(&d.id), super::Limits::new()))
-            .collect();
-        let mut free = reservation.clone();
-        if fits {
-            free.departments = unlimited;
-        }
-        StoreFuture::ready(self.shared.locked(&free.departments, now, |held| reserve(held, &free, now)))
+        StoreFuture::ready(
+            self.shared.locked(&reservation.departments, now, |held| reserve(held, reservation, now)),
+        )
     }
 
     fn extend(&self, id: LeaseId, departments: &Departments, by: Duration) -> StoreFuture<bool> {
