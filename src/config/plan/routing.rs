@@ -276,8 +276,8 @@ impl Check<'_> {
             }
             AliasProblem::Shadowed { .. } => "is defined twice".into(),
             AliasProblem::Dangling { target, .. } => {
-                let target = shown(target);
-                format!("leads to {target}, which no provider serves{}", self.meant(target, names))
+                let meant = self.meant(target, names);
+                format!("leads to {}, which no provider serves{meant}", shown(target))
             }
             AliasProblem::TooLong { .. } => "leads through too many others".into(),
             AliasProblem::Empty { .. } => "the name or the target is empty, or all weights are 0".into(),
@@ -377,8 +377,8 @@ impl Check<'_> {
                 }
                 ChainProblem::Dangling { target, .. } if is_of_bad(target) => continue,
                 ChainProblem::Dangling { model, target } => {
-                    let target = shown(target);
-                    (model, format!("{target} leads to no provider{}", self.meant(target, names)))
+                    let meant = self.meant(target, names);
+                    (model, format!("{} leads to no provider{meant}", shown(target)))
                 }
                 ChainProblem::KeyIsAlias { model, .. } if is_of_bad(model) => continue,
                 ChainProblem::KeyIsAlias { model, target } => {
