@@ -3,7 +3,7 @@
 mod routing;
 mod stores;
 
-#[cfg(feature = "semantic")]
+#[cfg(all(feature = "semantic", feature = "hyper-client"))]
 pub(crate) use self::stores::SemanticPlan;
 pub(crate) use self::{
     routing::{PlannedDeployment, PlannedProvider},

@@ -70,12 +70,12 @@ pub(crate) struct CachePlan {
     pub(crate) shared: Option<RedisPlan>,
     pub(crate) secret: Option<Revealed>,
     pub(crate) allowed_kbs: BTreeSet<Arc<str>>,
-    #[cfg(feature = "semantic")]
+    #[cfg(all(feature = "semantic", feature = "hyper-client"))]
     pub(crate) semantic: Option<SemanticPlan>,
 }
 
 /// Where vectors come from.
-#[cfg(feature = "semantic")]
+#[cfg(all(feature = "semantic", feature = "hyper-client"))]
 #[derive(Debug, Clone)]
 pub(crate) struct SemanticPlan {
     pub(crate) api_key: Option<Revealed>,
@@ -393,7 +393,7 @@ impl Check<'_> {
             shared,
             secret,
             allowed_kbs,
-            #[cfg(feature = "semantic")]
+            #[cfg(all(feature = "semantic", feature = "hyper-client"))]
             semantic: cache.semantic.as_ref().map(|semantic| SemanticPlan {
                 api_key: semantic.api_key.as_ref().and_then(|key| key.reveal(self.env).ok()),
             }),
