@@ -727,19 +727,19 @@ async fn shutdown_waits_for_calls_in_flight_but_not_for_ever() {
     call.abort();
 }
 
+/// A store's clock that goes with tokio's.
+#[derive(Debug)]
+struct Paused(Instant);
+
+impl Clock for Paused {
+    fn now(&self) -> SystemTime {
+        noon() + self.0.elapsed()
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_lease_is_extended_while_its_stream_is_held_and_nobody_reads() {
-    // The store's clock and tokio's go together.
-    #[derive(Debug)]
-    struct Paused(Instant);
-    impl Clock for Paused {
-        fn now(&self) -> SystemTime {
-            noon() + self.0.elapsed()
-        }
-    }
-    let bench = Bench::new(Limits::new());
-    let store = MemoryStore::with_clock(Paused(Instant::now()));
-    let bench = Bench { store, ..bench };
+    let bench = Bench { store: MemoryStore::with_clock(Paused(Instant::now())), ..Bench::new(Limits::new()) };
     let options = WorkerOptions::default().with_lease(60 * SECOND).with_backoff(Backoff::new(SECOND, SECOND));
     let (remote, layer, worker) = far(&bench, options);
     let chunks =
@@ -764,15 +764,7 @@ async fn a_lease_is_extended_while_its_stream_is_held_and_nobody_reads() {
 
 #[tokio::test(start_paused = true)]
 async fn a_call_that_ends_while_its_lease_is_extended_is_settled_once_and_leaves_no_lease() {
-    #[derive(Debug)]
-    struct Paused(Instant);
-    impl Clock for Paused {
-        fn now(&self) -> SystemTime {
-            noon() + self.0.elapsed()
-        }
-    }
-    let bench = Bench::new(Limits::new());
-    let bench = Bench { store: MemoryStore::with_clock(Paused(Instant::now())), ..bench };
+    let bench = Bench { store: MemoryStore::with_clock(Paused(Instant::now())), ..Bench::new(Limits::new()) };
     let options = WorkerOptions::default().with_lease(60 * SECOND);
     let (remote, layer, worker) = far(&bench, options);
     bench.provider.push(Reply::stream([Step::Chunk(StreamChunk::usage_only(TokenUsage::new(7, 3)))]));

@@ -128,7 +128,7 @@ impl UsageHistory for OneByOne {
 }
 
 #[tokio::test(start_paused = true)]
-async fn many_departments_that_are_new_at_once_ask_the_store_twice_each() {
+async fn many_departments_that_are_new_at_once_ask_the_store_a_few_times_each() {
     let store = Counting::default();
     let policies = PolicyTable::new(DepartmentPolicy::new(Limits::new().with_day_requests(8)));
     let (quota, worker) =

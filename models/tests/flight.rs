@@ -91,11 +91,16 @@ fn call(
     })
 }
 
+/// A cache whose callers share calls.
+fn cache() -> CacheLayer {
+    let policy = CachePolicy::new(CacheSecret::new([7; 32])).with_coalescing(Coalescing::new());
+    CacheLayer::new(MokaStore::new(1 << 20), policy)
+}
+
 fn shared(patience: [Option<usize>; 3], fails: bool) {
     let calls = Calls::default();
     let fails = if fails { Some(thread_rng().gen_range(0..3)) } else { None };
-    let policy = CachePolicy::new(CacheSecret::new([7; 32])).with_coalescing(Coalescing::new());
-    let layer = CacheLayer::new(MokaStore::new(1 << 20), policy);
+    let layer = cache();
     let service = layer.layer(service_fn({
         let calls = calls.clone();
         move |request: LlmRequest| {
@@ -150,8 +155,7 @@ fn endless() -> ChunkStream {
 fn when_all_have_left_the_call_is_hung_up() {
     check(|| {
         let calls = Calls::default();
-        let policy = CachePolicy::new(CacheSecret::new([7; 32])).with_coalescing(Coalescing::new());
-        let layer = CacheLayer::new(MokaStore::new(1 << 20), policy);
+        let layer = cache();
         let service = layer.layer(service_fn({
             let calls = calls.clone();
             move |request: LlmRequest| {

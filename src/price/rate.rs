@@ -219,19 +219,8 @@ impl Rates {
 
     /// Whether requests have a price and tokens have none.
     #[inline]
-    pub(super) const fn is_by_request(&self) -> bool {
-        matches!(
-            self,
-            Self {
-                input: None,
-                cache_read: None,
-                cache_write: None,
-                cache_write_1h: None,
-                output: None,
-                reasoning: None,
-                request: Some(_)
-            }
-        )
+    pub(super) fn is_by_request(&self) -> bool {
+        self.request.is_some() && Self { request: None, ..*self } == Self::new()
     }
 
     /// With the rate of the whole where that of a part is not known.

@@ -22,7 +22,7 @@ use crate::{
 use arc_swap::ArcSwap;
 use std::{
     fmt,
-    sync::{Arc, Mutex, OnceLock},
+    sync::{Arc, OnceLock},
 };
 use tower::util::{BoxCloneSyncService, MapErr};
 use tower_layer::Layer;
@@ -74,7 +74,7 @@ pub struct StackBuilder<O = ()> {
     on_bad_policies: Option<OnBadPolicies>,
 }
 
-pub(super) type MapQuota = Box<dyn FnOnce(QuotaLayer) -> QuotaLayer + Send>;
+pub(super) type MapQuota = Box<dyn Fn(QuotaLayer) -> QuotaLayer + Send + Sync>;
 
 impl StackBuilder {
     /// The documented order with all that `config` asks for.
@@ -184,8 +184,9 @@ impl<O: Observer> StackBuilder<O> {
         self
     }
 
-    /// Stacks what `map` makes of the layer of quotas: one that is watched, for instance. It is given the layer once; reloads
-    /// change policies and prices of what comes back, whose counters, hooks and store last.
+    /// Stacks what `map` makes of the layer of quotas: one that is watched, for instance. It is given the layer when the store of
+    /// counters is opened, which is once: when the stack is built, or with the first limits. Reloads change policies and prices of what
+    /// comes back, whose counters, hooks and store last. A reload that fails after that gives it another one the next time.
     ///
     /// ```
     /// # use llm_layers::{config::Config, stack::StackBuilder};
@@ -195,7 +196,7 @@ impl<O: Observer> StackBuilder<O> {
     /// })
     /// # }
     /// ```
-    pub fn map_quota(mut self, map: impl FnOnce(QuotaLayer) -> QuotaLayer + Send + 'static) -> Self {
+    pub fn map_quota(mut self, map: impl Fn(QuotaLayer) -> QuotaLayer + Send + Sync + 'static) -> Self {
         self.map_quota = Some(Box::new(map));
         self
     }
@@ -253,8 +254,7 @@ impl<O: Observer> StackBuilder<O> {
     /// # Panics
     ///
     /// Outside of a tokio runtime.
-    pub async fn build(mut self) -> Result<(BoxService, Handle), StackError> {
-        let mut map_quota = self.map_quota.take();
+    pub async fn build(self) -> Result<(BoxService, Handle), StackError> {
         let plan = self.plan()?;
         let has = |part| self.is_there(part, &plan);
         let ledger = match (&self.usage_sink, &plan.usage) {
@@ -267,7 +267,7 @@ impl<O: Observer> StackBuilder<O> {
             Some(limits) if has(Part::Quota) => {
                 let (limits, told) = ((&self.config, limits), self.on_bad_policies.clone());
                 let quotas = Quotas::open(limits, self.quota_store.clone(), ledger.as_ref(), told).await?;
-                OnceLock::from(quotas.map(map_quota.take()))
+                OnceLock::from(quotas.map(self.map_quota.as_deref()))
             }
             _ => OnceLock::new(),
         };
@@ -287,7 +287,7 @@ impl<O: Observer> StackBuilder<O> {
             ledger,
             quotas,
             on_bad_policies: self.on_bad_policies,
-            map_quota: Mutex::new(map_quota),
+            map_quota: self.map_quota,
             runtime: tokio::runtime::Handle::current(),
             answers,
             concurrency,
@@ -320,12 +320,8 @@ impl<O: Observer> StackBuilder<O> {
     fn plan(&self) -> Result<Plan, StackError> {
         let env = &*self.env;
         let plan = Plan::new(&self.config, &|name| env(name))?;
-        let needs = Needs {
-            is_own_order: self.is_own_order,
-            has_quota: plan.limits.is_some(),
-            has_cache: plan.cache.is_some(),
-            has_usage: plan.usage.is_some() || self.usage_sink.is_some(),
-        };
+        let records = plan.usage.is_some() || self.usage_sink.is_some();
+        let needs = Needs::of(&plan, self.is_own_order, records);
         let mut problems = order::check(&self.order, &plan, &self.config, &needs);
         let mut wrong = |entry: String, what: &str| problems.push(Problem::new(entry, what));
         for provider in plan.providers.iter().filter(|provider| provider.kind == Kind::Own) {

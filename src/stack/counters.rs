@@ -195,7 +195,7 @@ impl Quotas {
     }
 
     /// What the host makes of the layer.
-    pub(super) fn map(self, map: Option<impl FnOnce(QuotaLayer) -> QuotaLayer>) -> Self {
+    pub(super) fn map(self, map: Option<&(dyn Fn(QuotaLayer) -> QuotaLayer + Send + Sync)>) -> Self {
         match map {
             Some(map) => Self { base: map(self.base), ..self },
             None => self,

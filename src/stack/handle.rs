@@ -54,8 +54,7 @@ pub(super) struct Lasting {
     /// From the first limits on.
     pub(super) quotas: OnceLock<Quotas>,
     pub(super) on_bad_policies: Option<OnBadPolicies>,
-    /// For the first limits, once.
-    pub(super) map_quota: Mutex<Option<MapQuota>>,
+    pub(super) map_quota: Option<MapQuota>,
     pub(super) runtime: tokio::runtime::Handle,
     pub(super) answers: Option<Answers>,
     pub(super) concurrency: ConcurrencyLimitLayer,
@@ -200,18 +199,10 @@ impl Lasting {
         };
         Ok((layers, policies))
     }
-}
 
-/// What a stack was built with, and another configuration asks for all the same, is refused.
-impl Lasting {
+    /// What a configuration asks for that the stack was built without. Its order was checked when it was built.
     fn order_problems(&self, config: &Config, plan: &Plan) -> Vec<Problem> {
-        let needs = Needs {
-            is_own_order: false,
-            has_quota: plan.limits.is_some(),
-            has_cache: plan.cache.is_some(),
-            has_usage: self.ledger.is_some(),
-        };
-        order::check(&self.order, plan, config, &needs)
+        order::check(&self.order, plan, config, &Needs::of(plan, false, self.ledger.is_some()))
     }
 
     /// Counters for the first limits, if these are the first.
@@ -222,8 +213,7 @@ impl Lasting {
                 let _runtime = self.runtime.enter();
                 let told = self.on_bad_policies.clone();
                 let quotas = Quotas::open_blocking((config, limits), self.ledger.as_ref(), told)?;
-                let map = self.map_quota.lock().unwrap_or_else(PoisonError::into_inner).take();
-                Ok(Some(quotas.map(map)))
+                Ok(Some(quotas.map(self.map_quota.as_deref())))
             }
             _ => Ok(None),
         }

@@ -187,3 +187,15 @@ pub(super) struct Needs {
     pub(super) has_cache: bool,
     pub(super) has_usage: bool,
 }
+
+impl Needs {
+    /// What `plan` asks for; `records` is whether anybody takes usage.
+    pub(super) const fn of(plan: &Plan, is_own_order: bool, records: bool) -> Self {
+        Self {
+            is_own_order,
+            has_quota: plan.limits.is_some(),
+            has_cache: plan.cache.is_some(),
+            has_usage: records,
+        }
+    }
+}

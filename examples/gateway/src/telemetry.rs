@@ -145,7 +145,7 @@ impl Telemetry {
     }
 
     /// Shows how quotas do.
-    pub(crate) fn watch_quota(&self) -> impl FnOnce(QuotaLayer) -> QuotaLayer + use<> {
+    pub(crate) fn watch_quota(&self) -> impl Fn(QuotaLayer) -> QuotaLayer + use<> {
         let meter = self.meters.is_some().then(|| self.meter());
         move |layer| match &meter {
             Some(meter) => otel::observe_quota(meter, layer),

@@ -1,6 +1,6 @@
 //! The clock of the gateway's machine jumps.
 
-use crate::upstream::{LIMITS, charged};
+use crate::upstream::{charged, file};
 use faults::{
     Gateway, Options, Upstream, chat, events,
     matrix::{Row, Verdict},
@@ -49,20 +49,7 @@ pub(crate) async fn jump() -> Vec<Verdict> {
         let upstream = Upstream::start([]).await;
         let server = if is_redis { RedisServer::start("jump") } else { None };
         let store = server.as_ref().map(|server| format!("store = \"redis\"\nredis = \"{}\"", server.url()));
-        let config = format!(
-            r#"
-            {LIMITS}
-            {}
-            [providers.up]
-            base_url = "{}"
-            [[keys]]
-            key = "ada"
-            user = "ada"
-            departments = ["ops"]
-            "#,
-            store.unwrap_or_default(),
-            upstream.url
-        );
+        let config = file(&store.unwrap_or_default(), &upstream);
         let room = faults::Room::new();
         let time = room.join("time");
         std::fs::write(&time, "+0\n").expect("a file");
@@ -119,20 +106,7 @@ pub(crate) async fn jump_with_cache() -> Vec<Verdict> {
         ),
     ] {
         let upstream = Upstream::start([]).await;
-        let config = format!(
-            r#"
-            {LIMITS}
-            [cache]
-            ttl = "2s"
-            [providers.up]
-            base_url = "{}"
-            [[keys]]
-            key = "ada"
-            user = "ada"
-            departments = ["ops"]
-            "#,
-            upstream.url
-        );
+        let config = file("[cache]\nttl = \"2s\"", &upstream);
         let room = faults::Room::new();
         let time = room.join("time");
         std::fs::write(&time, "+0\n").expect("a file");

@@ -1,6 +1,6 @@
 //! A disk that is full, and files that somebody else holds.
 
-use crate::upstream::{LIMITS, charged, of, shown};
+use crate::upstream::{charged, file, of, shown};
 use faults::{
     Gateway, Options, Upstream, chat, events,
     matrix::{Row, Verdict},
@@ -11,22 +11,7 @@ use std::{io::Write, time::Duration};
 use tokio::time::Instant;
 
 fn config(upstream: &Upstream, more: &str) -> String {
-    format!(
-        r#"
-        {LIMITS}
-        {more}
-        [providers.up]
-        base_url = "{}"
-        [[keys]]
-        key = "ada"
-        user = "ada"
-        departments = ["ops"]
-        [[keys]]
-        key = "nobody"
-        user = "nobody"
-        "#,
-        upstream.url
-    )
+    file(more, upstream) + "[[keys]]\nkey = \"nobody\"\nuser = \"nobody\"\n"
 }
 
 /// On a file system of its own, which is filled to its last byte.

@@ -1,6 +1,6 @@
 //! The gateway itself is told to stop, or is killed, under load.
 
-use crate::upstream::{LIMITS, charged};
+use crate::upstream::{charged, file};
 use faults::{
     Act, Event, Gateway, Options, Reply, Upstream, chat, events,
     matrix::{Row, Verdict},
@@ -12,20 +12,7 @@ use tokio::task::JoinSet;
 const CALLERS: usize = 32;
 
 fn config(upstream: &Upstream) -> String {
-    format!(
-        r#"
-        {LIMITS}
-        [usage]
-        hold_last_byte = "5s"
-        [providers.up]
-        base_url = "{}"
-        [[keys]]
-        key = "ada"
-        user = "ada"
-        departments = ["ops"]
-        "#,
-        upstream.url
-    )
+    file("[usage]\nhold_last_byte = \"5s\"", upstream)
 }
 
 /// Answers that take a while, so that there is always something under way.

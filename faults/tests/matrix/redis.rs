@@ -1,6 +1,6 @@
 //! What Redis can do wrong: as what counts, as what keeps records, as a cache.
 
-use crate::upstream::{LIMITS, charged, of, shown};
+use crate::upstream::{charged, file, of, shown};
 use faults::{
     Act, Gateway, Upstream, chat,
     matrix::{Row, Verdict},
@@ -14,22 +14,8 @@ const COUNTS: &str = "Redis that counts what departments use up";
 
 /// A gateway's file, with counters at `url`.
 fn counting(upstream: &Upstream, url: &str, more: &str) -> String {
-    let limits = LIMITS.replace("timeout = \"5s\"", "timeout = \"500ms\"");
-    format!(
-        r#"
-        {limits}
-        store = "redis"
-        redis = "{url}"
-        {more}
-        [providers.up]
-        base_url = "{}"
-        [[keys]]
-        key = "ada"
-        user = "ada"
-        departments = ["ops"]
-        "#,
-        upstream.url
-    )
+    let config = file(&format!("store = \"redis\"\nredis = \"{url}\"\n{more}"), upstream);
+    config.replace("timeout = \"5s\"", "timeout = \"500ms\"")
 }
 
 fn slow() -> Vec<(String, Vec<Act>)> {

@@ -45,6 +45,23 @@ max_output_tokens = 100
 timeout = "5s"
 "#;
 
+/// A gateway's file: [`LIMITS`], what is more in its last table and behind it, a provider `up`, and ada, who asks.
+pub(crate) fn file(more: &str, upstream: &Upstream) -> String {
+    format!(
+        r#"
+        {LIMITS}
+        {more}
+        [providers.up]
+        base_url = "{}"
+        [[keys]]
+        key = "ada"
+        user = "ada"
+        departments = ["ops"]
+        "#,
+        upstream.url
+    )
+}
+
 /// A prompt of [`chat`] as it is reserved.
 pub(crate) const PROMPT: u64 = 47;
 

@@ -39,7 +39,7 @@ fn invalid(message: &str) -> ErrorResponse {
     refused(StatusCode::BAD_REQUEST, "invalid_request_error", None, message)
 }
 
-fn disabled(code: &'static str, message: &str) -> ErrorResponse {
+fn not_found(code: &'static str, message: &str) -> ErrorResponse {
     refused(StatusCode::NOT_FOUND, "invalid_request_error", code, message)
 }
 
@@ -62,7 +62,7 @@ pub fn models(handle: &Handle) -> Response {
 pub fn model(handle: &Handle, name: &str) -> Result<Response, ErrorResponse> {
     match handle.models().iter().find(|model| *model.id == *name) {
         Some(model) => Ok(json_response(listed(model).to_string())),
-        None => Err(disabled("model_not_found", "no model of this name is listed here")),
+        None => Err(not_found("model_not_found", "no model of this name is listed here")),
     }
 }
 
@@ -101,7 +101,7 @@ pub async fn quota(handle: &Handle, caller: &Caller, department: &str) -> Result
     }
     match handle.quota(department).await {
         Ok(Some(view)) => Ok(json_response(standing(&view).to_string())),
-        Ok(None) => Err(disabled("quota_disabled", "nothing is limited here")),
+        Ok(None) => Err(not_found("quota_disabled", "nothing is limited here")),
         Err(error) => {
             told(&error, "quotas cannot be read");
             Err(unavailable("usage_store_unavailable", "quotas cannot be read"))
@@ -178,7 +178,7 @@ pub async fn invalidate(
         return Err(forbidden("not_admin", "this key may not make cached answers invalid"));
     }
     if handle.cache_stats().is_none() {
-        return Err(disabled("cache_disabled", "nothing is cached here"));
+        return Err(not_found("cache_disabled", "nothing is cached here"));
     }
     let is_json = headers
         .get(header::CONTENT_TYPE)
@@ -204,8 +204,8 @@ pub use self::usage::{UsageQuestion, usage};
 #[cfg(feature = "rusqlite")]
 mod usage {
     use super::{
-        Caller, ErrorResponse, Handle, Map, Response, Value, disabled, forbidden, invalid, json,
-        json_response, told, unavailable,
+        Caller, ErrorResponse, Handle, Map, Response, Value, forbidden, invalid, json, json_response,
+        not_found, told, unavailable,
     };
     use crate::{
         clock::{Clock, SystemClock},
@@ -260,7 +260,7 @@ mod usage {
             return Err(forbidden("not_admin", "this key may not ask what was used"));
         }
         let Some(ledger) = handle.usage() else {
-            return Err(disabled("usage_disabled", "usage is not recorded here"));
+            return Err(not_found("usage_disabled", "usage is not recorded here"));
         };
         let question = question.ok_or_else(|| invalid("a parameter is unknown or stands twice"))?;
         let (query, by) = read(question).map_err(|name| invalid(&format!("`{name}` is not valid")))?;

@@ -191,19 +191,20 @@ impl RedisQuotaStore {
         &self,
         departments: &Departments,
         build: impl Fn(&[&Account]) -> Run<'static>,
-    ) -> Result<Vec<Value>, StoreError> {
+    ) -> Result<Vec<(Vec<usize>, Value)>, StoreError> {
         let (accounts, until) = (self.accounts(departments), self.deadline());
-        let runs: Vec<_> = self
-            .groups(&accounts)
-            .into_iter()
-            .map(|group| build(&group.into_iter().map(|at| &accounts[at]).collect::<Vec<_>>()))
+        let groups = self.groups(&accounts);
+        let runs: Vec<_> = groups
+            .iter()
+            .map(|group| build(&group.iter().map(|at| &accounts[*at]).collect::<Vec<_>>()))
             .collect();
         let results = join_all(runs.iter().map(|run| self.run(run, until))).await;
         let is_in_part = results.iter().any(Result::is_ok);
-        all(results).map_err(|error| match error {
+        let values = all(results).map_err(|error| match error {
             StoreError::Definite(cause) if is_in_part => StoreError::Ambiguous(cause),
             error => error,
-        })
+        })?;
+        Ok(groups.into_iter().zip(values).collect())
     }
 
     async fn finish(
@@ -214,12 +215,11 @@ impl RedisQuotaStore {
         truth: &Amount,
     ) -> Result<Vec<Applied>, StoreError> {
         let build = |accounts: &[&Account]| steps::finish(accounts, self.offset(), how, id, truth);
-        let values = self.run_everywhere(departments, build).await?;
         let mut each = vec![Applied::Duplicate; departments.len()];
-        for (group, value) in self.groups(&self.accounts(departments)).iter().zip(&values) {
-            let said = steps::finished(value).filter(|said| said.len() == group.len());
-            for (at, applied) in group.iter().zip(said.ok_or_else(unexpected)?) {
-                each[*at] = applied;
+        for (group, value) in self.run_everywhere(departments, build).await? {
+            let said = steps::finished(&value).filter(|said| said.len() == group.len());
+            for (at, applied) in group.into_iter().zip(said.ok_or_else(unexpected)?) {
+                each[at] = applied;
             }
         }
         Ok(each)
@@ -257,7 +257,9 @@ impl QuotaStore for RedisQuotaStore {
         StoreFuture::boxed(async move {
             let build = |accounts: &[&Account]| steps::extend(accounts, store.offset(), id, by);
             let values = store.run_everywhere(&departments, build).await?;
-            values.iter().try_fold(true, |all, value| Ok(all & steps::flag(value).ok_or_else(unexpected)?))
+            values
+                .iter()
+                .try_fold(true, |all, (_, value)| Ok(all & steps::flag(value).ok_or_else(unexpected)?))
         })
     }
 
