@@ -1,3 +1,4 @@
+use crate::CallId;
 use std::sync::{
     Arc,
     atomic::{AtomicBool, Ordering},
@@ -15,6 +16,8 @@ pub struct Progress(Arc<Node>);
 #[derive(Debug, Default)]
 struct Node {
     dispatched: AtomicBool,
+    /// What the call is charged to.
+    lease: Option<CallId>,
     parent: Option<Progress>,
 }
 
@@ -27,7 +30,21 @@ impl Progress {
     /// The progress of one part of this call.
     #[must_use]
     pub fn child(&self) -> Self {
-        Self(Arc::new(Node { dispatched: AtomicBool::new(false), parent: Some(self.clone()) }))
+        self.below(self.0.lease)
+    }
+
+    /// As [`child`](Self::child), of a call that is charged to this lease.
+    pub(crate) fn charged_to(&self, lease: CallId) -> Self {
+        self.below(Some(lease))
+    }
+
+    /// The lease of [quotas](crate::quota) that the call is charged to, if it is.
+    pub fn lease(&self) -> Option<CallId> {
+        self.0.lease
+    }
+
+    fn below(&self, lease: Option<CallId>) -> Self {
+        Self(Arc::new(Node { dispatched: AtomicBool::new(false), lease, parent: Some(self.clone()) }))
     }
 
     /// Notes that a provider is about to be asked.

@@ -14,9 +14,9 @@ use llm_layers::{
     price::{NanoUsd, Price, PriceBook, Rates},
     providers::Providers,
     quota::{
-        Adjustment, Amount, Applied, Baseline, ByteEstimator, Calendar, Day, Days, Decision, Departments,
-        HistoryFuture, Hits, LeaseId, Limits, MemoryStore, Mode, OnTight, Quota, QuotaLayer, QuotaStore,
-        Report, Reservation, Settlement, Standing, StoreFuture, Unbounded, Unpriced, Unreported,
+        Adjustment, Amount, Applied, Baseline, ByteEstimator, Calendar, Days, Decision, Departments,
+        HistoryFuture, HistoryQuery, Hits, LeaseId, Limits, MemoryStore, Mode, OnTight, Quota, QuotaLayer,
+        QuotaStore, Report, Reservation, Settlement, Standing, StoreFuture, Unbounded, Unpriced, Unreported,
         UsageHistory, Used, Worker, WorkerOptions, audit, repair,
     },
     testing::{ManualClock, Reply, Scripted, Step},
@@ -858,16 +858,16 @@ struct Ledger {
 }
 
 impl UsageHistory for Ledger {
-    fn used(&self, department: Arc<str>, day: Day) -> HistoryFuture {
+    fn used(&self, query: HistoryQuery) -> HistoryFuture {
         let ledger = self.clone();
         Box::pin(async move {
-            assert_eq!(day.date, 20_261_123);
+            assert_eq!(query.day.date, 20_261_123);
             ledger.asked.fetch_add(1, Ordering::Relaxed);
             if ledger.is_down.load(Ordering::Relaxed) > 0 {
                 return Err("the ledger is down".into());
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
-            Ok(if &*department == "research" { ledger.used } else { Used::default() })
+            Ok(if &*query.department == "research" { ledger.used } else { Used::default() })
         })
     }
 }

@@ -1,16 +1,20 @@
 //! Counters that are lost, and the ledger that knows better.
 
+#[path = "support/events.rs"]
+mod events;
+
+use self::events::Directory;
 use llm_layers::{
     ChatBody, Completion, Error, LlmRequest, LlmResponse, RequestContext, TokenUsage,
     clock::{Clock, SystemClock},
     policies::{DepartmentPolicy, PolicyTable},
     price::{NanoUsd, Price, PriceBook, Rates},
     quota::{
-        Adjustment, Amount, Applied, Baseline, Calendar, Day, Days, Decision, Departments, HistoryFuture,
-        LeaseId, Limits, MemoryStore, QuotaLayer, QuotaStore, Reservation, Settlement, Standing, StoreFuture,
-        UsageHistory, Used, WorkerOptions, audit, repair,
+        Adjustment, Amount, Applied, Baseline, Calendar, Days, Decision, Departments, HistoryFuture,
+        HistoryQuery, LeaseId, Limits, MemoryStore, QuotaLayer, QuotaStore, Reservation, Settlement,
+        Standing, StoreFuture, UsageHistory, Used, WorkerOptions, audit, repair,
     },
-    usage::{Durability, LedgerReader, QueueOptions, SqliteLedger, UsageLayer},
+    usage::{Durability, LedgerReader, QueueOptions, SqliteLedger, UsageLayer, UsageSink},
 };
 use std::{
     sync::{
@@ -74,6 +78,39 @@ async fn counters_that_were_lost_are_rebuilt_from_the_ledger_and_agree_with_it()
     std::fs::remove_dir_all(directory).unwrap();
 }
 
+#[tokio::test]
+async fn attempts_that_share_a_lease_are_one_request_and_those_in_flight_are_left_out() {
+    let directory = Directory::new();
+    let path = directory.join("usage.db");
+    let (sink, worker) = SqliteLedger::start(&path, Durability::Kill, QueueOptions::default()).unwrap();
+    let reader = LedgerReader::open(&path).await.unwrap().behind(&sink);
+    let now = SystemClock.now();
+    let [first, second] = [LeaseId::mint(now), LeaseId::mint(now)];
+    let record = |lease, cost| {
+        let mut event = events::event(1);
+        (event.lease, event.ended_at) = (lease, now);
+        event.usage = TokenUsage::new(7, 3);
+        event.cost.amount = Some(NanoUsd::new(cost));
+        sink.admit().unwrap().record(event);
+    };
+    record(Some(first), 1);
+    record(Some(first), 20);
+    record(Some(second), 300);
+    record(None, 4_000);
+    record(None, 50_000);
+    let used = async |in_flight: &[LeaseId]| {
+        let query = HistoryQuery::new("research", Calendar::utc().day(now)).with_in_flight(in_flight);
+        let Used { in_day, in_month } = reader.used(query).await.unwrap();
+        assert_eq!(in_day, in_month);
+        in_day
+    };
+    // What was recorded just now is there already.
+    assert_eq!(used(&[]).await, Amount::new(4, 50, NanoUsd::new(54_321)));
+    assert_eq!(used(&[first]).await, Amount::new(3, 30, NanoUsd::new(54_300)));
+    assert_eq!(used(&[second, first]).await, Amount::new(2, 20, NanoUsd::new(54_000)));
+    worker.shutdown(Duration::from_secs(10)).await;
+}
+
 /// Counters in memory that count how often they are asked for a reservation.
 #[derive(Clone, Default)]
 struct Counting(MemoryStore, Arc<AtomicUsize>);
@@ -117,7 +154,7 @@ impl QuotaStore for Counting {
 struct OneByOne(Arc<tokio::sync::Mutex<()>>);
 
 impl UsageHistory for OneByOne {
-    fn used(&self, _: Arc<str>, _: Day) -> HistoryFuture {
+    fn used(&self, _: HistoryQuery) -> HistoryFuture {
         let turn = Arc::clone(&self.0);
         Box::pin(async move {
             let _turn = turn.lock().await;
@@ -164,8 +201,9 @@ async fn many_questions_at_once_share_a_few_connections() {
         files.filter(|file| std::fs::read_link(file.path()).is_ok_and(|to| to == path)).count()
     };
     let day = Calendar::utc().day(SystemClock.now());
-    let asking: Vec<_> =
-        (0..64).map(|number| tokio::spawn(reader.used(format!("new {number}").into(), day))).collect();
+    let asking: Vec<_> = (0..64)
+        .map(|number| tokio::spawn(reader.used(HistoryQuery::new(format!("new {number}"), day))))
+        .collect();
     let mut most = 0;
     while !asking.iter().all(|one| one.is_finished()) {
         most = most.max(open());

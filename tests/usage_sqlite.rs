@@ -348,6 +348,7 @@ fn every_field_is_in_its_column() {
     event.answered = Some("m-2026".into());
     event.provider = Some("p".into());
     (event.attempt, event.streamed) = (2, true);
+    event.lease = Some(EventId::from_bytes(0x100f_0e0d_0c0b_0a09_0807_0605_0403_0201_u128.to_be_bytes()));
     event.usage = TokenUsage::new(10, 20)
         .with_cache_read_tokens(1)
         .with_cache_write_tokens(2)
@@ -395,7 +396,8 @@ fn every_field_is_in_its_column() {
         reasoning_tokens=4 certainty=estimated cost=3000000 price_entry=p/m price_source=sheet price_version=v7 latency=77 \
         first_content=33 outcome=cache_hit cache=hit cache_age=9 saved_input_tokens=5 saved_output_tokens=6 \
         saved_cache_read_tokens=7 saved_cache_write_tokens=- saved_cache_write_1h_tokens=- saved_reasoning_tokens=- \
-        saved_certainty=exact saved_cost=15000000 saved_price_entry=p/m saved_price_source=sheet saved_price_version=v7 cache_reason=- conversation=talk-1";
+        saved_certainty=exact saved_cost=15000000 saved_price_entry=p/m saved_price_source=sheet saved_price_version=v7 cache_reason=- conversation=talk-1 \
+        lease=100f0e0d0c0b0a090807060504030201";
     assert_eq!(found, expected.split(' ').collect::<Vec<_>>());
     assert_eq!(rows(&path, "departments"), 2);
 }
@@ -419,7 +421,7 @@ fn bad_files_are_refused_by_name_and_stay_as_they_are() {
     };
     let newer = in_directory("newer.db");
     drop(ledger(&newer));
-    Connection::open(&newer).unwrap().pragma_update(None, "user_version", 4).unwrap();
+    Connection::open(&newer).unwrap().pragma_update(None, "user_version", 5).unwrap();
     let text = in_directory("text.db");
     fs::write(&text, "dear diary, ".repeat(500)).unwrap();
     let torn = in_directory("torn.db");
@@ -432,7 +434,7 @@ fn bad_files_are_refused_by_name_and_stay_as_they_are() {
     bytes.truncate(4096 + 100);
     fs::write(&torn, bytes).unwrap();
     let cases = [
-        (newer, LedgerErrorKind::Newer { found: 4, known: 3 }),
+        (newer, LedgerErrorKind::Newer { found: 5, known: 4 }),
         (made("foreign.db", "CREATE TABLE t (x); INSERT INTO t VALUES (1)"), LedgerErrorKind::Foreign),
         (made("versioned.db", "PRAGMA user_version = 1"), LedgerErrorKind::Foreign),
         (text, LedgerErrorKind::Corrupt),
@@ -477,7 +479,7 @@ async fn a_file_of_the_first_version_is_read_and_brought_up_to_date() {
 
     let mut ledger = ledger(&path);
     let connection = Connection::open(&path).unwrap();
-    assert_eq!(version(&connection), 3);
+    assert_eq!(version(&connection), 4);
     let untimed = "SELECT count(*) FROM departments JOIN events ON seq = event \
                    WHERE departments.ended_at <> events.ended_at";
     assert_eq!(connection.query_row(untimed, (), |row| row.get::<_, i64>(0)).unwrap(), 0);

@@ -1,16 +1,46 @@
 use super::{
     amount::{Amount, Delta},
     calendar::{Calendar, Day, Days},
-    lease::{Adjustment, Standing, WindowName},
+    lease::{Adjustment, LeaseId, Standing, WindowName},
     store::{QuotaStore, StoreError},
 };
+#[cfg(feature = "rusqlite")]
+use crate::usage::Window;
 use crate::{BoxError, CallId, Period};
 use std::{pin::Pin, sync::Arc, time::SystemTime};
 
 /// Knows what departments have used up, whatever has become of a store's counters: a ledger.
 pub trait UsageHistory: Send + Sync + 'static {
-    /// What was used up in this day, and in its month, each until now.
-    fn used(&self, department: Arc<str>, day: Day) -> HistoryFuture;
+    /// What was used up by all calls that have ended, but for those that are still [in flight](HistoryQuery::in_flight) for
+    /// quotas. What ended before it is asked must not be missing: it would never be charged.
+    fn used(&self, query: HistoryQuery) -> HistoryFuture;
+}
+
+/// What a [`UsageHistory`] is asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct HistoryQuery {
+    /// Whose past it is.
+    pub department: Arc<str>,
+    /// The day, whose month is meant too.
+    pub day: Day,
+    /// Leases that have yet to be settled. What is recorded of them already, as
+    /// [`UsageEvent::lease`](crate::usage::UsageEvent::lease) tells, is charged then, and must not be counted twice.
+    pub in_flight: Arc<[LeaseId]>,
+}
+
+impl HistoryQuery {
+    /// All of this day, and of its month.
+    pub fn new(department: impl Into<Arc<str>>, day: Day) -> Self {
+        Self { department: department.into(), day, in_flight: Arc::default() }
+    }
+
+    /// Sets [`in_flight`](Self::in_flight).
+    #[must_use]
+    pub fn with_in_flight(mut self, leases: impl Into<Arc<[LeaseId]>>) -> Self {
+        self.in_flight = leases.into();
+        self
+    }
 }
 
 /// The answer of a [`UsageHistory`].
@@ -63,7 +93,10 @@ pub async fn audit(
     for department in departments {
         let department = department.into();
         let standing: Standing = store.usage(&department, &Days::only(day)).await?;
-        let used = history.used(Arc::clone(&department), day).await.map_err(StoreError::Definite)?;
+        let used = history
+            .used(HistoryQuery::new(Arc::clone(&department), day))
+            .await
+            .map_err(StoreError::Definite)?;
         for (period, window, recorded) in [
             (Period::Day, WindowName::Day(day.date), used.in_day),
             (Period::Month, WindowName::Month(day.month), used.in_month),
@@ -128,24 +161,17 @@ impl Drift {
 
 #[cfg(feature = "rusqlite")]
 impl UsageHistory for crate::usage::LedgerReader {
-    fn used(&self, department: Arc<str>, day: Day) -> HistoryFuture {
+    fn used(&self, query: HistoryQuery) -> HistoryFuture {
         use super::calendar::system_time;
-        use crate::usage::{UsageQuery, UsageTotals};
 
         let reader = self.clone();
         Box::pin(async move {
-            let used = async |from: u64, until: u64| -> Result<Amount, BoxError> {
-                let query = UsageQuery::new()
-                    .with_department(Arc::clone(&department))
-                    .from(system_time(from))
-                    .until(system_time(until));
-                let UsageTotals { calls, saved_calls, input_tokens, output_tokens, cost, .. } =
-                    reader.totals(&query).await?;
-                let tokens = u64::try_from(input_tokens.saturating_add(output_tokens)).unwrap_or(u64::MAX);
-                Ok(Amount::new(calls.saturating_sub(saved_calls), tokens, cost))
-            };
-            let in_day = used(day.from, day.until).await?;
-            Ok(Used { in_day, in_month: used(day.month_from, day.month_until).await? })
+            let HistoryQuery { department, day, in_flight } = query;
+            let window = |from, until| Window { from: system_time(from), until: system_time(until) };
+            let windows = [window(day.from, day.until), window(day.month_from, day.month_until)];
+            let charged = reader.charged(department, windows, in_flight).await?;
+            let [in_day, in_month] = charged.map(|it| Amount::new(it.requests, it.tokens, it.cost));
+            Ok(Used { in_day, in_month })
         })
     }
 }

@@ -2,10 +2,11 @@ use super::{
     amount::{Amount, Departments},
     calendar::Day,
     lease::{LeaseId, Settlement},
+    live::Held,
     options::{Settled, Unreported},
     plan::Plan,
     shared::Shared,
-    worker::{Finish, Held, Place},
+    worker::{Finish, Place},
 };
 use crate::{
     CacheStatus, LlmRequest, LlmResponse, ModelName, Progress,
@@ -110,7 +111,7 @@ impl Drop for Hold {
 impl Lease {
     pub(super) fn new(hold: Hold, plan: &Plan, request: &mut LlmRequest) -> Self {
         // The same request may be sent twice, by a retry or a hedge above: each call has its own.
-        request.progress = request.progress.child();
+        request.progress = request.progress.charged_to(hold.id);
         hold.shared.state.in_flight.fetch_add(1, Ordering::Relaxed);
         Self {
             hold,

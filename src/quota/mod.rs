@@ -104,6 +104,7 @@ mod history;
 mod hold;
 mod layer;
 mod lease;
+mod live;
 mod memory;
 mod options;
 mod plan;
@@ -128,7 +129,7 @@ pub use self::{
     amount::{Amount, Delta, Department, Departments, Limits, WindowUsage},
     calendar::{Calendar, Day, Days},
     estimate::{ByteEstimator, TokenEstimator},
-    history::{Drift, HistoryFuture, UsageHistory, Used, audit, repair},
+    history::{Drift, HistoryFuture, HistoryQuery, UsageHistory, Used, audit, repair},
     layer::QuotaLayer,
     lease::{
         Adjustment, Applied, Baseline, Decision, Denial, Grant, Headroom, LeaseId, Reservation, Settlement,

@@ -2,16 +2,17 @@ use super::{
     amount::{Amount, Departments, Limits},
     calendar::{Calendar, Day, Days, unix_millis},
     estimate::TokenEstimator,
-    history::UsageHistory,
+    history::{HistoryQuery, UsageHistory, Used},
     hold::{Hold, Lease},
     lease::{Baseline, Decision, Denial, Grant, Headroom, LeaseId, Reservation},
+    live::Rebuilding,
     options::{Hits, Mode, OnExpiry, OnTight, Settled, Stats, Unbounded, Unpriced, Unreported},
     plan::{Obstacle, Plan},
     store::{QuotaStore, StoreError},
     worker::Outbox,
 };
 use crate::{
-    Error, ErrorKind, LlmRequest, QuotaExceeded, TokenUsage,
+    BoxError, Error, ErrorKind, LlmRequest, QuotaExceeded, TokenUsage,
     clock::Clock,
     policies::AllowList,
     policies::Policies,
@@ -22,6 +23,7 @@ use arc_swap::ArcSwapOption;
 use std::{
     borrow::Cow,
     collections::HashSet,
+    mem,
     pin::pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -339,13 +341,19 @@ impl Shared {
             let department = Arc::clone(department);
             tokio::spawn(async move {
                 let done = Seeding { state: Arc::clone(&shared.state), department: Arc::clone(&department) };
-                let is_seeded = match history.used(Arc::clone(&department), day).await {
-                    Ok(used) => {
+                let rebuilding = shared.outbox.as_ref().map(|outbox| outbox.rebuild(&department));
+                let is_seeded = match past(&*history, &department, day, rebuilding.as_ref()).await {
+                    Ok((used, left_out)) => {
                         let baseline = Baseline::new(day, used.in_day, used.in_month);
-                        shared.store.seed(&department, &baseline).await.is_ok()
+                        let told = shared.store.seed(&department, &baseline).await;
+                        if let (Ok(true), Some(rebuilding)) = (&told, &rebuilding) {
+                            rebuilding.leaves_out(&left_out);
+                        }
+                        told.is_ok()
                     }
                     Err(_) => false,
                 };
+                drop(rebuilding);
                 if !is_seeded {
                     // The next call finds the department as unknown as this one has.
                     tokio::time::sleep(Duration::from_millis(50)).await;
@@ -397,6 +405,30 @@ impl Shared {
     }
 }
 
+/// What a department has used up, but for what its leases will be charged when they are settled, which the store does not
+/// do before it knows the department.
+async fn past(
+    history: &dyn UsageHistory,
+    department: &Arc<str>,
+    day: Day,
+    rebuilding: Option<&Rebuilding>,
+) -> Result<(Used, Vec<LeaseId>), BoxError> {
+    let in_flight = || rebuilding.map_or_else(Vec::new, Rebuilding::in_flight);
+    let mut leases = in_flight();
+    let mut asked = 0;
+    loop {
+        let query = HistoryQuery::new(Arc::clone(department), day).with_in_flight(&*leases);
+        let used = history.used(query).await?;
+        asked += 1;
+        let before = mem::replace(&mut leases, in_flight());
+        // None comes or goes, but for one whose answer was still on its way when the counters were lost. Where some go on
+        // coming and going, somebody else has told the store by now.
+        if before == leases || asked == LOOKS {
+            return Ok((used, before));
+        }
+    }
+}
+
 /// The department is free to be looked up again, whatever came of it.
 struct Seeding {
     state: Arc<State>,
@@ -411,6 +443,8 @@ impl Drop for Seeding {
 }
 
 const ADAPTED: usize = 6;
+/// How often a ledger is asked anew because of leases that came or went.
+const LOOKS: u32 = 4;
 
 impl QuotaExceeded {
     fn from_denial(denial: Denial, retry_in_flight: Duration) -> Self {

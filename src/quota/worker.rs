@@ -1,13 +1,13 @@
 use super::{
-    amount::{Amount, Department, Departments, Limits},
-    calendar::{Day, Days},
-    lease::{Applied, Decision, LeaseId, Reservation, Settlement},
+    amount::Departments,
+    calendar::Day,
+    lease::{LeaseId, Settlement},
+    live::{Held, Live, Lost, Rebuilding, Restored},
     store::{EXPIRED_KEPT, QuotaStore, StoreError},
 };
 use crate::fallback::Backoff;
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use std::{
-    collections::{HashMap, HashSet},
     fmt,
     future::poll_fn,
     pin::Pin,
@@ -19,7 +19,7 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    sync::{Notify, mpsc, oneshot},
+    sync::{mpsc, oneshot},
     task::JoinHandle,
     time::{Instant, Interval, MissedTickBehavior},
 };
@@ -89,46 +89,6 @@ pub(super) enum Finish {
         needs_seed: bool,
     },
     Release(LeaseId, Departments),
-}
-
-/// The leases of calls that go on.
-#[derive(Default)]
-struct Live {
-    leases: Mutex<Leases>,
-    /// Somebody is done with looking after one.
-    freed: Notify,
-}
-
-#[derive(Default)]
-struct Leases {
-    held: HashMap<LeaseId, Held>,
-    /// Those that are being looked after: such a one must not be settled meanwhile, for it would be made anew.
-    busy: HashSet<LeaseId>,
-}
-
-/// A lease that is being looked after.
-struct Busy<'a>(&'a Live, LeaseId);
-
-/// What became of a lease that the store did not know.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Restored {
-    Made,
-    /// It has expired or was released.
-    Over,
-    /// What its departments have used up before comes first, from the ledger, when a call needs it.
-    NotYet,
-}
-
-/// What is known of a lease: enough to make it anew.
-#[derive(Clone)]
-pub(super) struct Held {
-    departments: Departments,
-    amount: Amount,
-    on_expiry: Amount,
-    day: Day,
-    needs_seed: bool,
-    /// When it was extended; `None` if it is to be as soon as possible.
-    since: Option<Instant>,
 }
 
 #[derive(Default)]
@@ -258,16 +218,17 @@ impl Outbox {
 
     /// The lease is extended until its end is handed over.
     pub(super) fn keep_alive(&self, id: LeaseId, held: Held) {
-        self.live.lock().held.insert(id, held);
+        self.live.keep_alive(id, held);
     }
 
     /// The store does not know these departments: leases that are held for them have to be looked after soon.
     pub(super) fn are_unknown(&self, departments: &[Arc<str>]) {
-        for held in self.live.lock().held.values_mut() {
-            if held.departments.iter().any(|held| departments.contains(&held.id)) {
-                held.since = None;
-            }
-        }
+        self.live.are_unknown(departments);
+    }
+
+    /// From now on whatever the store does not know of this department is charged once it does.
+    pub(super) fn rebuild(&self, department: &Arc<str>) -> Rebuilding {
+        Rebuilding::begin(&self.live, department)
     }
 
     /// Whether settlements get through, and there is room for more.
@@ -278,45 +239,10 @@ impl Outbox {
 
 impl Place {
     pub(super) fn hand_over(self, finish: Finish) {
-        self.live.lock().held.remove(&finish.id());
+        self.live.ends(finish.id());
         self.state.sent.fetch_add(1, Ordering::AcqRel);
         self.permit.send(finish);
     }
-}
-
-impl Held {
-    pub(super) fn new(
-        departments: Departments,
-        amount: Amount,
-        on_expiry: Amount,
-        day: Day,
-        needs_seed: bool,
-    ) -> Self {
-        Self { departments, amount, on_expiry, day, needs_seed, since: Some(Instant::now()) }
-    }
-
-    /// Makes a lease anew that the store has lost, where it was admitted, whatever limits say now.
-    async fn restore(
-        &self,
-        store: &dyn QuotaStore,
-        id: LeaseId,
-        lease: Duration,
-    ) -> Result<Restored, StoreError> {
-        let (departments, days) = (unlimited(&self.departments), Days::only(self.day));
-        let reservation = Reservation::new(id, departments, self.amount, lease, days)
-            .with_on_expiry(self.on_expiry)
-            .with_needs_seed(self.needs_seed);
-        match store.reserve(&reservation).await {
-            Ok(Decision::Granted(_)) => Ok(Restored::Made),
-            Ok(Decision::Denied(_) | Decision::Ended) => Ok(Restored::Over),
-            Err(StoreError::Unseeded { .. }) => Ok(Restored::NotYet),
-            Err(error) => Err(error),
-        }
-    }
-}
-
-fn unlimited(departments: &Departments) -> Departments {
-    departments.iter().map(|it| Department::new(Arc::clone(&it.id), Limits::new())).collect()
 }
 
 impl Finish {
@@ -325,51 +251,6 @@ impl Finish {
             Self::Settle { settlement, .. } => settlement.id,
             Self::Release(id, _) => *id,
         }
-    }
-}
-
-impl Live {
-    fn lock(&self) -> std::sync::MutexGuard<'_, Leases> {
-        self.leases.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Keeps the end of a call waiting, unless it has ended.
-    fn begin(&self, id: LeaseId) -> Option<Busy<'_>> {
-        let mut leases = self.lock();
-        let is_live = leases.held.contains_key(&id);
-        (is_live && leases.busy.insert(id)).then(|| Busy(self, id))
-    }
-
-    /// Waits until nobody looks after it. Nobody will begin again with one whose end was handed over.
-    async fn is_free(&self, id: LeaseId) {
-        loop {
-            let freed = self.freed.notified();
-            if !self.lock().busy.contains(&id) {
-                return;
-            }
-            freed.await;
-        }
-    }
-
-    /// Those of which half has passed.
-    fn due(&self, lease: Duration) -> Vec<(LeaseId, Held)> {
-        let now = Instant::now();
-        let leases = self.lock();
-        let is_due = |held: &Held| held.since.is_none_or(|since| now.duration_since(since) >= lease / 2);
-        leases.held.iter().filter(|(_, held)| is_due(held)).map(|(id, held)| (*id, held.clone())).collect()
-    }
-
-    fn extended(&self, id: LeaseId, at: Instant) {
-        if let Some(held) = self.lock().held.get_mut(&id) {
-            held.since = Some(at);
-        }
-    }
-}
-
-impl Drop for Busy<'_> {
-    fn drop(&mut self) {
-        self.0.lock().busy.remove(&self.1);
-        self.0.freed.notify_waiters();
     }
 }
 
@@ -449,34 +330,22 @@ impl Run {
         let (backoff, lease) = (self.options.backoff, self.options.lease);
         Box::pin(async move {
             live.is_free(finish.id()).await;
-            // What the store has lost of it.
-            let (started, mut lost) = (Instant::now(), None::<Settlement>);
+            let (started, mut is_sure, mut lost) = (Instant::now(), true, None::<Lost>);
             for tries in 0_u32.. {
                 let done = tokio::time::timeout(PATIENCE, async {
                     match &finish {
-                        Finish::Settle { day: Some(day), needs_seed, .. } if lost.is_some() => {
-                            let Some(settlement) = &lost else { return Ok(()) };
-                            let (id, departments) = (settlement.id, unlimited(&settlement.departments));
-                            let none = Held::new(departments, Amount::ZERO, Amount::ZERO, *day, *needs_seed);
-                            if none.restore(&*store, id, lease).await? == Restored::Made {
-                                // From now on it is as any other: settled once, whoever does it again.
-                                state.restored.fetch_add(1, Ordering::AcqRel);
-                                store.settle(&lost.take().expect("it is there")).await?;
+                        Finish::Settle { settlement, day: Some(day), needs_seed } => {
+                            if lost.is_none() {
+                                let settled =
+                                    Lost::settle(&*store, &live, settlement, *day, *needs_seed, is_sure);
+                                lost = Some(settled.await?);
                             }
-                            Ok(())
-                        }
-                        Finish::Settle { settlement, .. } if tries == 0 => {
-                            let each = store.settle_each(settlement).await?;
-                            // Nobody has ended it before: where there is none, the store has lost it.
-                            let departments = settlement.departments.iter().zip(each);
-                            let unknown = departments.filter(|(_, applied)| *applied == Applied::Duplicate);
-                            let unknown: Departments = unknown.map(|(it, _)| it.clone()).collect();
-                            if unknown.is_empty() {
-                                return Ok(());
+                            match &mut lost {
+                                Some(lost) => lost.charge(&*store, &live, &state.restored, lease).await,
+                                None => Ok(()),
                             }
-                            lost = Some(Settlement::new(settlement.id, unknown, settlement.amount));
-                            Err(StoreError::definite("the store does not know the lease"))
                         }
+                        // Nobody knows where it would have to be made anew.
                         Finish::Settle { settlement, .. } => store.settle(settlement).await.map(drop),
                         Finish::Release(id, departments) => store.release(*id, departments).await,
                     }
@@ -484,14 +353,17 @@ impl Run {
                 match done.await.unwrap_or_else(|elapsed| Err(StoreError::ambiguous(elapsed))) {
                     Ok(()) => {
                         state.succeeded();
+                        live.is_settled(finish.id());
                         state.settled.fetch_add(1, Ordering::AcqRel);
                         return;
                     }
-                    // At once.
-                    Err(_) if lost.is_some() && tries == 0 => continue,
-                    Err(error) => state.failed(&error),
+                    Err(error) => {
+                        is_sure &= !error.is_ambiguous();
+                        state.failed(&error);
+                    }
                 }
                 if started.elapsed() > EXPIRED_KEPT {
+                    live.is_settled(finish.id());
                     state.given_up.fetch_add(1, Ordering::AcqRel);
                     return;
                 }
@@ -519,7 +391,10 @@ impl Run {
                         }
                         // It has expired, and is charged in part; or it is lost.
                         let restored = held.restore(&**store, id, lease).await?;
-                        state.restored.fetch_add(u64::from(restored == Restored::Made), Ordering::AcqRel);
+                        if restored == Restored::Made {
+                            state.restored.fetch_add(1, Ordering::AcqRel);
+                            live.has_it_again(id, &held.departments);
+                        }
                         Ok::<_, StoreError>(restored != Restored::NotYet)
                     });
                     if let Ok(Ok(true)) = extended.await {

@@ -51,12 +51,17 @@ impl Ledger {
     #[cfg(feature = "rusqlite")]
     pub(super) async fn open(plan: &UsagePlan) -> Result<Self, StackError> {
         use crate::usage::{LedgerReader, QueueOptions, SqliteLedger};
-        let (sink, kind, workers): (Arc<dyn UsageSink>, _, _) = match &plan.shared {
+        let read = async || {
+            let reader = LedgerReader::open(&plan.path).await;
+            reader.map_err(|error| StackError::store("usage.path", error))
+        };
+        let (sink, kind, reader, workers): (Arc<dyn UsageSink>, _, _, _) = match &plan.shared {
             None => {
                 let (sink, worker) =
                     SqliteLedger::start(&plan.path, plan.durability, QueueOptions::default())
                         .map_err(|error| StackError::store("usage.path", error))?;
-                (Arc::new(sink.clone()), OwnSink::File(sink), Workers::File(worker))
+                let reader = read().await?.behind(&sink);
+                (Arc::new(sink.clone()), OwnSink::File(sink), reader, Workers::File(worker))
             }
             #[cfg(feature = "redis")]
             Some(shared) => {
@@ -69,13 +74,12 @@ impl Ledger {
                     .map_err(|error| StackError::store("usage.outbox", error))?;
                 let collector = Collector::start(&shared.redis.redis, &name, &plan.path)
                     .map_err(|error| StackError::store("usage.path", error))?;
-                (Arc::new(sink.clone()), OwnSink::Redis(sink), Workers::Redis(worker, collector))
+                let reader = read().await?.behind_copy(&sink, &collector);
+                (Arc::new(sink.clone()), OwnSink::Redis(sink), reader, Workers::Redis(worker, collector))
             }
             #[cfg(not(feature = "redis"))]
             Some(_) => unreachable!("refused by the configuration's check"),
         };
-        let reader =
-            LedgerReader::open(&plan.path).await.map_err(|error| StackError::store("usage.path", error))?;
         let workers = std::sync::Mutex::new(Some(workers));
         Ok(Self { sink, own: Some(Own { kind, reader, workers }) })
     }

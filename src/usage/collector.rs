@@ -4,7 +4,7 @@ use std::{
     fmt, fs, io,
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     thread,
@@ -29,9 +29,18 @@ pub struct Collector {
 }
 
 #[derive(Default)]
-struct Shared {
+pub(super) struct Shared {
     is_over: AtomicBool,
     last_error: Mutex<Option<Arc<str>>>,
+    turns: Mutex<Turns>,
+    wanted: Condvar,
+}
+
+/// Who wants all that is in the stream to be copied, and who has it.
+#[derive(Default)]
+struct Turns {
+    wanted: u64,
+    done: u64,
 }
 
 struct Copying {
@@ -75,6 +84,10 @@ impl Collector {
         self.shared.is_over.store(true, Ordering::Release);
     }
 
+    pub(super) fn shared(&self) -> Arc<Shared> {
+        Arc::clone(&self.shared)
+    }
+
     /// Why nothing could be copied the last time; `None` if it could.
     pub fn last_error(&self) -> Option<Arc<str>> {
         self.shared.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -98,10 +111,40 @@ fn is_cursor(text: &str) -> bool {
     text.split_once('-').is_some_and(|(time, number)| is_number(time) && is_number(number))
 }
 
+impl Shared {
+    fn turns(&self) -> MutexGuard<'_, Turns> {
+        self.turns.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has what is in the stream copied at once, and says by which turn [`has_copied`](Self::has_copied) can tell that it was.
+    pub(super) fn hurry(&self) -> u64 {
+        let mut turns = self.turns();
+        turns.wanted += 1;
+        self.wanted.notify_all();
+        turns.wanted
+    }
+
+    /// `None` if it never will be.
+    pub(super) fn has_copied(&self, turn: u64) -> Option<bool> {
+        let is_over = self.is_over.load(Ordering::Acquire);
+        let is_done = self.turns().done >= turn;
+        (is_done || !is_over).then_some(is_done)
+    }
+
+    /// At the end of the stream: all has been copied for whoever wanted it by then.
+    fn pause(&self, copied_for: u64) {
+        let mut turns = self.turns();
+        turns.done = copied_for;
+        let is_idle = |turns: &mut Turns| turns.wanted == turns.done;
+        let _ = self.wanted.wait_timeout_while(turns, PAUSE, is_idle);
+    }
+}
+
 impl Copying {
     fn run(&mut self, shared: &Shared) {
         let mut is_failing = false;
         while !shared.is_over.load(Ordering::Acquire) {
+            let wanted = shared.turns().wanted;
             let copied = self.copy();
             let failed = copied.as_ref().err().map(|error| {
                 let cause = error.source().map(|cause| format!(": {cause}")).unwrap_or_default();
@@ -113,7 +156,7 @@ impl Copying {
             }
             *shared.last_error.lock().unwrap_or_else(PoisonError::into_inner) = failed;
             match copied {
-                Ok(0) => thread::sleep(PAUSE),
+                Ok(0) => shared.pause(wanted),
                 Ok(_) => {}
                 Err(_) => thread::sleep(LONG_PAUSE),
             }

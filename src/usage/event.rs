@@ -12,6 +12,8 @@ use std::{
 pub struct UsageEvent {
     /// Which call: minted for it, never taken from the request.
     pub id: EventId,
+    /// What quotas charge it to, if they do: attempts share it that are made in the name of one reservation.
+    pub lease: Option<CallId>,
     /// When it ended: its beginning by the clock, and how long it took.
     pub ended_at: SystemTime,
     /// Who asked.

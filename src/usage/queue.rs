@@ -252,6 +252,28 @@ impl QueueSink {
         taken
     }
 
+    /// Has what was recorded so far written at once, and says by how many events [`has_done`](Self::has_done) can tell
+    /// that it was.
+    #[cfg(feature = "rusqlite")]
+    pub(super) fn hurry(&self) -> u64 {
+        let inbox = self.inbox();
+        let mut letters = inbox.letters();
+        letters.is_awaited = true;
+        let recorded = inbox.recorded.load(Ordering::Acquire);
+        drop(letters);
+        inbox.changed.notify_all();
+        recorded
+    }
+
+    /// Whether so many events are written, or refused for ever. `None` if they never will be.
+    #[cfg(feature = "rusqlite")]
+    pub(super) fn has_done(&self, events: u64) -> Option<bool> {
+        let inbox = self.inbox();
+        let is_over = inbox.is_over.load(Ordering::Acquire);
+        let is_done = inbox.done() >= events;
+        (is_done || !is_over).then_some(is_done)
+    }
+
     fn inbox(&self) -> &Inbox {
         &self.0.0
     }
@@ -307,8 +329,9 @@ impl Inbox {
     }
 
     fn push(&self, letter: Letter) {
-        self.recorded.fetch_add(1, Ordering::AcqRel);
         let mut letters = self.letters();
+        // With the lock: what is recorded later is written later.
+        self.recorded.fetch_add(1, Ordering::AcqRel);
         if self.is_over.load(Ordering::Acquire) {
             // Nobody reads it; whoever waits learns so at once.
             return;
@@ -351,8 +374,11 @@ impl Inbox {
     }
 
     fn pending(&self) -> u64 {
-        let done = self.written.load(Ordering::Acquire) + self.set_aside.load(Ordering::Acquire);
-        self.recorded.load(Ordering::Acquire).saturating_sub(done)
+        self.recorded.load(Ordering::Acquire).saturating_sub(self.done())
+    }
+
+    fn done(&self) -> u64 {
+        self.written.load(Ordering::Acquire) + self.set_aside.load(Ordering::Acquire)
     }
 
     fn report(&self, in_doubt: usize) -> Report {

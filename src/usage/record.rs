@@ -74,9 +74,13 @@ const SAVED: Names = Names {
 pub(super) fn write(event: &UsageEvent, put: &mut dyn FnMut(&'static str, &str)) {
     let UsageEvent { id, ended_at, context, requested, model, answered, provider, attempt, streamed, .. } =
         event;
-    let UsageEvent { usage, cost, saved, latency, first_content, outcome, cache, cache_miss, .. } = event;
+    let UsageEvent { lease, usage, cost, saved, latency, first_content, outcome, cache, cache_miss, .. } =
+        event;
     let mut fields = Fields { put, text: String::new() };
     fields.shown("id", id);
+    if let Some(lease) = lease {
+        fields.shown("lease", lease);
+    }
     fields.shown("ended_at", nanos(*ended_at));
     fields.text("tenant", context.tenant_id());
     fields.text("user", context.user_id());
@@ -151,6 +155,7 @@ pub(super) fn read<'a>(
     let duration = |name| number(get, name).map(Duration::from_nanos);
     Ok(UsageEvent {
         id: read_id(text("id")?).ok_or(BadField("id"))?,
+        lease: get("lease").map(|id| read_id(id).ok_or(BadField("lease"))).transpose()?,
         ended_at: time(number(get, "ended_at")?),
         context,
         requested: text("requested")?.into(),

@@ -5,7 +5,8 @@ use super::{
     spent::{Spent, estimate, was_sent},
 };
 use crate::{
-    CacheStatus, Error, ErrorKind, LlmRequest, LlmResponse, ModelName, Progress, RequestContext, TokenUsage,
+    CacheStatus, CallId, Error, ErrorKind, LlmRequest, LlmResponse, ModelName, Progress, RequestContext,
+    TokenUsage,
     body::{End, Observe},
     price::Cost,
 };
@@ -59,6 +60,7 @@ struct Asked {
     attempt: u16,
     streamed: bool,
     input_bytes: usize,
+    lease: Option<CallId>,
 }
 
 /// How a call ended, in the terms of its record.
@@ -101,6 +103,7 @@ impl Recorder {
             attempt: request.attempt,
             streamed: request.body.is_streaming(),
             input_bytes: request.body.input_bytes(),
+            lease: request.progress.lease(),
         };
         let call = match settings.which {
             Which::Calls => {
@@ -183,9 +186,10 @@ impl Observe for Recorder {
 impl Asked {
     /// An event of which nothing more is known than when it began.
     fn event(self, began_at: SystemTime) -> Box<UsageEvent> {
-        let Self { context, requested, model, provider, attempt, streamed, .. } = self;
+        let Self { context, requested, model, provider, attempt, streamed, lease, .. } = self;
         Box::new(UsageEvent {
             id: EventId::mint(began_at),
+            lease,
             // Until there is a latency to add.
             ended_at: began_at,
             context,

@@ -66,6 +66,7 @@ pub fn blank() -> UsageEvent {
 pub fn event(number: u64) -> UsageEvent {
     let mut event = blank();
     event.id = EventId::mint(event.ended_at);
+    event.lease = (number % 2 == 1).then(|| EventId::mint(event.ended_at));
     let all = ["research", "sales", "R&D {x} \"ü\"\n\0"];
     let departments = all.into_iter().take((number % 4) as usize);
     event.context = RequestContext::new().with_departments(departments).with_request_id(number.to_string());
@@ -150,6 +151,7 @@ pub fn any_event() -> UsageEvent {
     event.answered = often().then(|| text().into());
     event.provider = often().then(|| text().into());
     event.attempt = fastrand::u16(..);
+    event.lease = fastrand::bool().then(|| EventId::mint(event.ended_at));
     event.streamed = fastrand::bool();
     event.usage = usage();
     event.cost = cost();

@@ -132,14 +132,17 @@ pub(crate) async fn jump_with_cache() -> Vec<Verdict> {
             }
         };
         let asked = upstream.asked("good");
-        let is_all = async || Some(events(&gateway.room.join("usage.db"))).filter(|own| own.len() >= asked);
-        let own = until(Duration::from_secs(10), is_all).await.unwrap_or_default();
-        let calls = own.iter().filter(|event| event.outcome == "ok").count();
+        let is_all = async || {
+            let own = events(&gateway.room.join("usage.db"));
+            let calls = own.iter().filter(|event| event.outcome == "ok").count();
+            (calls >= asked).then_some(calls)
+        };
+        let calls = until(Duration::from_secs(10), is_all).await;
         let row = Row {
             section: "The clock",
             event,
             caller,
-            recorded: if calls == asked { "all" } else { "NOT ALL" }.to_owned(),
+            recorded: if calls == Some(asked) { "all" } else { "NOT ALL" }.to_owned(),
             charged: "what was reported".to_owned(),
             reserved: "nothing".to_owned(),
             recovery: "at once",

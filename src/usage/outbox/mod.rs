@@ -205,6 +205,14 @@ impl OutboxSink {
         status(&self.shared)
     }
 
+    /// How many events have left the log since the start, and how many will have once all that is in it has.
+    #[cfg(all(feature = "redis", feature = "rusqlite"))]
+    pub(super) fn left_log(&self) -> (u64, u64) {
+        let state = self.shared.state();
+        let done = state.forwarded + state.refused + state.damages;
+        (done, done + state.events)
+    }
+
     /// The queue in front of the log, for those who watch it.
     pub const fn queue(&self) -> &QueueSink {
         &self.queue

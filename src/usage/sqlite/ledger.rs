@@ -3,7 +3,7 @@ use super::{
     schema::{SCHEMA, absolute, open},
 };
 use crate::{
-    BoxError, CacheStatus, Certainty, TokenUsage,
+    BoxError, CacheStatus, CallId, Certainty, TokenUsage,
     cache::MissReason,
     price::Cost,
     sqlite,
@@ -144,19 +144,20 @@ INSERT INTO events (
     cost, price_entry, price_source, price_version, latency, first_content, outcome, cache, cache_age,
     saved_input_tokens, saved_output_tokens, saved_cache_read_tokens, saved_cache_write_tokens,
     saved_cache_write_1h_tokens, saved_reasoning_tokens, saved_certainty,
-    saved_cost, saved_price_entry, saved_price_source, saved_price_version, cache_reason, conversation
+    saved_cost, saved_price_entry, saved_price_source, saved_price_version, cache_reason, conversation, lease
 ) VALUES (
     ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?,
     ?, ?, ?, ?, ?, ?, ?,
     ?, ?, ?, ?, ?, ?, ?, ?, ?,
     ?, ?, ?, ?, ?, ?, ?,
-    ?, ?, ?, ?, ?, ?
+    ?, ?, ?, ?, ?, ?, ?
 ) ON CONFLICT DO NOTHING";
 
 fn bind(row: &mut Statement<'_>, event: &UsageEvent) -> rusqlite::Result<()> {
     let UsageEvent { id, ended_at, context, requested, model, answered, provider, attempt, streamed, .. } =
         event;
-    let UsageEvent { usage, cost, saved, latency, first_content, outcome, cache, cache_miss, .. } = event;
+    let UsageEvent { lease, usage, cost, saved, latency, first_content, outcome, cache, cache_miss, .. } =
+        event;
     let (cache, age, reason) = match cache {
         CacheStatus::Unused => ("unused", None, None),
         CacheStatus::Hit { age } => ("hit", Some(stored_duration(*age)), None),
@@ -188,7 +189,8 @@ fn bind(row: &mut Statement<'_>, event: &UsageEvent) -> rusqlite::Result<()> {
     columns.usage(saved.as_ref().map(|saved| &saved.usage))?;
     columns.cost(saved.as_ref().map(|saved| &saved.cost))?;
     columns.bind(reason)?;
-    columns.bind(context.conversation_id())
+    columns.bind(context.conversation_id())?;
+    columns.bind(lease.map(CallId::to_bytes))
 }
 
 /// Fills a row from left to right.
@@ -245,6 +247,7 @@ mod tests {
     fn event(number: u128, department: &str) -> UsageEvent {
         UsageEvent {
             id: EventId::from_bytes(number.to_be_bytes()),
+            lease: None,
             ended_at: UNIX_EPOCH,
             context: RequestContext::new().with_departments([department]),
             requested: "m".into(),

@@ -1,9 +1,13 @@
 use super::{
+    behind::Behind,
     error::{LedgerError, LedgerErrorKind},
-    schema::{SCHEMA, TIMED_DEPARTMENTS, absolute, open},
-    select::{self, Key, Over},
+    schema::{SCHEMA, absolute, open},
+    select::{self, Charged, Key, Over},
 };
-use crate::usage::{DepartmentSums, GroupBy, UsageGroup, UsageQuery, UsageTotals, query::Sums};
+use crate::{
+    CallId,
+    usage::{DepartmentSums, GroupBy, QueueSink, UsageGroup, UsageQuery, UsageTotals, Window, query::Sums},
+};
 use rusqlite::{Connection, OpenFlags};
 use std::{
     collections::BTreeMap,
@@ -29,6 +33,7 @@ pub struct LedgerReader {
     path: Arc<Path>,
     idle: Arc<Mutex<Vec<Asked>>>,
     turns: Arc<Semaphore>,
+    behind: Option<Behind>,
 }
 
 /// A connection, and the version of the tables when it was opened: newer ones have the old columns too.
@@ -52,9 +57,60 @@ impl LedgerReader {
     /// [`Failed`](LedgerErrorKind::Failed).
     pub async fn open(path: impl AsRef<Path>) -> Result<Self, LedgerError> {
         let path = absolute(path.as_ref())?;
-        let reader = Self { path, idle: Arc::default(), turns: Arc::new(Semaphore::new(CONNECTIONS)) };
+        let reader =
+            Self { path, idle: Arc::default(), turns: Arc::new(Semaphore::new(CONNECTIONS)), behind: None };
         reader.run(|_, _| Ok(())).await?;
         Ok(reader)
+    }
+
+    /// As a [history](crate::quota::UsageHistory) of what quotas have charged, it waits until all is in the ledger that this
+    /// sink, which writes into it, was given until then. Without it, a call that ended milliseconds ago may be missing.
+    #[must_use]
+    pub fn behind(mut self, sink: &QueueSink) -> Self {
+        self.behind = Some(Behind::Queue(sink.clone()));
+        self
+    }
+
+    /// As [`behind`](Self::behind), where the sink writes into a stream in Redis that is copied into the ledger.
+    #[cfg(feature = "redis")]
+    #[must_use]
+    pub fn behind_copy(
+        mut self,
+        sink: &crate::usage::OutboxSink,
+        collector: &crate::usage::Collector,
+    ) -> Self {
+        self.behind = Some(Behind::Copy(sink.clone(), collector.shared()));
+        self
+    }
+
+    /// Adds up what was charged to a department by the events of each window, but for those of these leases.
+    ///
+    /// # Errors
+    ///
+    /// As [`totals`](Self::totals), or what was recorded can no longer be written.
+    pub(crate) async fn charged<const N: usize>(
+        &self,
+        department: Arc<str>,
+        windows: [Window; N],
+        except: Arc<[CallId]>,
+    ) -> Result<[Charged; N], LedgerError> {
+        if let Some(behind) = &self.behind
+            && !behind.catch_up().await
+        {
+            return Err(LedgerError::failed(&self.path, "what was recorded will not be written"));
+        }
+        let charged = self.run(move |connection, version| {
+            // All windows at one moment.
+            let _moment = connection.unchecked_transaction()?;
+            let mut all = Vec::with_capacity(N);
+            for window in windows {
+                all.push(select::charged(connection, &department, window, &except, version)?);
+            }
+            Ok(all)
+        });
+        let charged: Option<Vec<Charged>> = charged.await?.into_iter().collect();
+        let charged = charged.and_then(|all| all.try_into().ok());
+        charged.ok_or_else(|| LedgerError::new(&self.path, LedgerErrorKind::Overflow))
     }
 
     /// Adds up the events that `query` means, each once.
@@ -108,7 +164,7 @@ impl LedgerReader {
     ) -> Result<Vec<T>, LedgerError> {
         let (query, groups) = (query.clone(), groups.to_vec());
         let sums = self
-            .run(move |connection, is_timed| select::run(connection, &query, &over, &groups, is_timed))
+            .run(move |connection, version| select::run(connection, &query, &over, &groups, version))
             .await?;
         self.add_up(sums, row)
     }
@@ -125,7 +181,7 @@ impl LedgerReader {
     async fn run<T, F>(&self, query: F) -> Result<T, LedgerError>
     where
         T: Send + 'static,
-        F: FnOnce(&Connection, bool) -> rusqlite::Result<T> + Send + 'static,
+        F: FnOnce(&Connection, i64) -> rusqlite::Result<T> + Send + 'static,
     {
         let reader = self.clone();
         let turn = Arc::clone(&self.turns).acquire_owned().await.expect("it is never closed");
@@ -136,7 +192,7 @@ impl LedgerReader {
                 Some(asked) => asked,
                 None => reader.connect()?,
             };
-            let answer = query(&asked.connection, asked.version >= TIMED_DEPARTMENTS)
+            let answer = query(&asked.connection, asked.version)
                 .map_err(|error| LedgerError::of(&reader.path, error))?;
             reader.idle().push(asked);
             Ok(answer)

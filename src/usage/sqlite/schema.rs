@@ -4,10 +4,13 @@ use rusqlite::{Connection, OpenFlags};
 use std::{path::Path, sync::Arc, time::Duration};
 
 pub(super) const SCHEMA: Schema =
-    Schema { application: 0x4c4c_6c75, versions: &[TABLES, BY_DEPARTMENT, REASONS] };
+    Schema { application: 0x4c4c_6c75, versions: &[TABLES, BY_DEPARTMENT, REASONS, LEASES] };
 
 /// The version from which on `departments` tells the time too.
 pub(super) const TIMED_DEPARTMENTS: i64 = 2;
+
+/// The version from which on events tell what they are charged to.
+pub(super) const LEASED: i64 = 4;
 
 /// An event is kept once by its id. Its departments are a table of their own: totals add up `events`, sums over
 /// departments add up the join. Times are nanoseconds, money is nano-dollars; `NULL` is what is not known.
@@ -74,6 +77,11 @@ CREATE INDEX departments_by_time ON departments (department, ended_at);
 const REASONS: &str = "
 ALTER TABLE events ADD COLUMN cache_reason TEXT;
 ALTER TABLE events ADD COLUMN conversation TEXT;
+";
+
+/// What quotas charge an event to.
+const LEASES: &str = "
+ALTER TABLE events ADD COLUMN lease BLOB;
 ";
 
 /// Opens a file, without changing anything in it.

@@ -1,8 +1,13 @@
 //! A query as a statement: fragments that are written here, and what is asked for only in bound parameters.
 
-use crate::usage::{
-    GroupBy, UsageQuery,
-    query::{Sums, day_name, nanos},
+use super::schema::{LEASED, TIMED_DEPARTMENTS};
+use crate::{
+    CallId,
+    price::NanoUsd,
+    usage::{
+        GroupBy, UsageQuery, Window,
+        query::{Sums, day_name, nanos},
+    },
 };
 use rusqlite::{Connection, Row, types::Value};
 use std::{collections::BTreeMap, fmt::Write};
@@ -30,15 +35,24 @@ impl Conditions {
     }
 }
 
-/// Runs a query; what is in no group is not in the answer. `is_timed`: departments tell the time.
+/// What a department was charged.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Charged {
+    /// Attempts that share a lease are one.
+    pub(crate) requests: u64,
+    pub(crate) tokens: u64,
+    pub(crate) cost: NanoUsd,
+}
+
+/// Runs a query over tables of this version; what is in no group is not in the answer.
 pub(super) fn run(
     connection: &Connection,
     query: &UsageQuery,
     over: &Over,
     groups: &[GroupBy],
-    is_timed: bool,
+    version: i64,
 ) -> rusqlite::Result<BTreeMap<Key, Sums>> {
-    let (sql, values) = statement(query, over, groups, is_timed);
+    let (sql, values) = statement(query, over, groups, version >= TIMED_DEPARTMENTS);
     let mut sums = BTreeMap::<Key, Sums>::new();
     let mut statement = connection.prepare_cached(&sql)?;
     let mut rows = statement.query(rusqlite::params_from_iter(values))?;
@@ -49,6 +63,51 @@ pub(super) fn run(
     }
     Ok(sums)
 }
+
+/// What a department was charged for what ended in a window, but for what belongs to these leases; `None` if the sum is too
+/// large for anybody.
+pub(super) fn charged(
+    connection: &Connection,
+    department: &str,
+    window: Window,
+    except: &[CallId],
+    version: i64,
+) -> rusqlite::Result<Option<Charged>> {
+    let charged = |requests: i64, tokens: i128, cost: i128| {
+        let (tokens, cost) = (tokens.try_into().unwrap_or(u64::MAX), i64::try_from(cost).ok()?);
+        Some(Charged { requests: requests.unsigned_abs(), tokens, cost: NanoUsd::new(cost) })
+    };
+    if version < LEASED {
+        let query = UsageQuery::new().with_department(department).within(window);
+        let sums = run(connection, &query, &Over::Events, &[], version)?.into_values().next();
+        let totals = sums.unwrap_or_default().totals();
+        return Ok(totals.map(|totals| Charged {
+            requests: totals.calls.saturating_sub(totals.saved_calls),
+            tokens: totals.input_tokens.saturating_add(totals.output_tokens).try_into().unwrap_or(u64::MAX),
+            cost: totals.cost,
+        }));
+    }
+    let except: Vec<String> = except.iter().map(ToString::to_string).collect();
+    let except = serde_json::to_string(&except).expect("texts");
+    let mut statement = connection.prepare_cached(CHARGED)?;
+    statement.query_row((department, nanos(window.from), nanos(window.until), except), |row| {
+        let sum = |at: usize| {
+            let (high, low): (Option<i64>, Option<i64>) = (row.get(at)?, row.get(at + 1)?);
+            Ok::<_, rusqlite::Error>((i128::from(high.unwrap_or(0)) << 32) + i128::from(low.unwrap_or(0)))
+        };
+        Ok(charged(row.get(0)?, sum(1)? + sum(3)?, sum(5)?))
+    })
+}
+
+const CHARGED: &str = "
+SELECT count(DISTINCT coalesce(lease, id)),
+    sum(input_tokens >> 32), sum(input_tokens & 4294967295),
+    sum(output_tokens >> 32), sum(output_tokens & 4294967295),
+    sum(cost >> 32), sum(cost & 4294967295)
+FROM events
+WHERE seq IN (SELECT event FROM departments WHERE department = ?1 AND ended_at >= ?2 AND ended_at < ?3)
+    AND saved_certainty IS NULL
+    AND (lease IS NULL OR lease NOT IN (SELECT unhex(value) FROM json_each(?4)))";
 
 fn statement(query: &UsageQuery, over: &Over, groups: &[GroupBy], is_timed: bool) -> (String, Vec<Value>) {
     let Conditions { sql: conditions, values } = conditions(query, over, is_timed);

@@ -1,0 +1,359 @@
+//! The leases of calls that go on, or have ended and are not settled: what is known of them, should the store lose them.
+
+use super::{
+    amount::{Amount, Department, Departments, Limits},
+    calendar::{Day, Days},
+    lease::{Applied, Decision, LeaseId, Reservation, Settlement},
+    store::{QuotaStore, StoreError},
+};
+use std::{
+    collections::{HashMap, HashSet},
+    pin::pin,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+use tokio::{sync::Notify, time::Instant};
+
+/// The leases of calls that go on.
+#[derive(Default)]
+pub(super) struct Live {
+    leases: Mutex<Leases>,
+    /// Somebody is done with looking after one, or looking up the past of a department.
+    freed: Notify,
+}
+
+#[derive(Default)]
+struct Leases {
+    held: HashMap<LeaseId, Held>,
+    /// Those that have ended and are not settled, and whose they are.
+    ending: HashMap<LeaseId, Departments>,
+    /// Departments whose past is being looked up.
+    rebuilding: HashSet<Arc<str>>,
+    /// What such a past leaves out, so that it has to be charged whatever the store had done before.
+    owed: HashSet<(LeaseId, Arc<str>)>,
+    /// Those that are being looked after: such a one must not be settled meanwhile, for it would be made anew.
+    busy: HashSet<LeaseId>,
+}
+
+/// A lease that is being looked after.
+pub(super) struct Busy<'a>(&'a Live, LeaseId);
+
+/// What the store has lost of a lease that has ended: each department is charged by itself.
+pub(super) struct Lost {
+    id: LeaseId,
+    amount: Amount,
+    day: Day,
+    needs_seed: bool,
+    departments: Vec<Department>,
+    /// Nobody can have settled it before.
+    is_sure: bool,
+    /// There is a lease again for the last of them.
+    is_made: bool,
+}
+
+/// A department whose past is being looked up in the ledger. Until it is dropped, nothing that it is charged for is given up.
+pub(super) struct Rebuilding {
+    live: Arc<Live>,
+    department: Arc<str>,
+}
+
+/// What became of a lease that the store did not know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Restored {
+    Made,
+    /// It has expired or was released.
+    Over,
+    /// What its departments have used up before comes first, from the ledger, when a call needs it.
+    NotYet,
+}
+
+/// What is known of a lease: enough to make it anew.
+#[derive(Clone)]
+pub(super) struct Held {
+    pub(super) departments: Departments,
+    amount: Amount,
+    on_expiry: Amount,
+    day: Day,
+    needs_seed: bool,
+    /// When it was extended; `None` if it is to be as soon as possible.
+    since: Option<Instant>,
+}
+
+impl Rebuilding {
+    pub(super) fn begin(live: &Arc<Live>, department: &Arc<str>) -> Self {
+        let (live, department) = (Arc::clone(live), Arc::clone(department));
+        live.lock().rebuilding.insert(Arc::clone(&department));
+        Self { live, department }
+    }
+
+    /// The leases that are not settled, in their order.
+    pub(super) fn in_flight(&self) -> Vec<LeaseId> {
+        let leases = self.live.lock();
+        let held = leases.held.iter().map(|(id, held)| (id, &held.departments));
+        let of_it = |departments: &Departments| departments.iter().any(|it| it.id == self.department);
+        let all = held.chain(&leases.ending).filter(|(_, it)| of_it(it));
+        let mut ids: Vec<LeaseId> = all.map(|(id, _)| *id).collect();
+        ids.sort_unstable();
+        ids
+    }
+
+    /// The store was told of a past without these.
+    pub(super) fn leaves_out(&self, ids: &[LeaseId]) {
+        let mut leases = self.live.lock();
+        let Leases { held, ending, owed, .. } = &mut *leases;
+        let are_left = ids.iter().filter(|id| held.contains_key(*id) || ending.contains_key(*id));
+        owed.extend(are_left.map(|id| (*id, Arc::clone(&self.department))));
+    }
+}
+
+impl Drop for Rebuilding {
+    fn drop(&mut self) {
+        self.live.lock().rebuilding.remove(&self.department);
+        self.live.freed.notify_waiters();
+    }
+}
+
+impl Held {
+    pub(super) fn new(
+        departments: Departments,
+        amount: Amount,
+        on_expiry: Amount,
+        day: Day,
+        needs_seed: bool,
+    ) -> Self {
+        Self { departments, amount, on_expiry, day, needs_seed, since: Some(Instant::now()) }
+    }
+
+    /// Makes a lease anew that the store has lost, where it was admitted, whatever limits say now.
+    pub(super) async fn restore(
+        &self,
+        store: &dyn QuotaStore,
+        id: LeaseId,
+        lease: Duration,
+    ) -> Result<Restored, StoreError> {
+        let (departments, days) = (unlimited(&self.departments), Days::only(self.day));
+        let reservation = Reservation::new(id, departments, self.amount, lease, days)
+            .with_on_expiry(self.on_expiry)
+            .with_needs_seed(self.needs_seed);
+        match store.reserve(&reservation).await {
+            Ok(Decision::Granted(_)) => Ok(Restored::Made),
+            Ok(Decision::Denied(_) | Decision::Ended) => Ok(Restored::Over),
+            Err(StoreError::Unseeded { .. }) => Ok(Restored::NotYet),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+impl Lost {
+    /// Settles what the store knows. Where there is no lease, it was lost, unless it was settled before.
+    pub(super) async fn settle(
+        store: &dyn QuotaStore,
+        live: &Live,
+        settlement: &Settlement,
+        day: Day,
+        needs_seed: bool,
+        is_sure: bool,
+    ) -> Result<Self, StoreError> {
+        let each = store.settle_each(settlement).await?;
+        let mut departments = Vec::new();
+        for (department, applied) in settlement.departments.iter().zip(each) {
+            match applied {
+                Applied::Duplicate => {
+                    departments.push(Department::new(Arc::clone(&department.id), Limits::new()));
+                }
+                _ => live.is_charged(settlement.id, &department.id),
+            }
+        }
+        Ok(Self {
+            id: settlement.id,
+            amount: settlement.amount,
+            day,
+            needs_seed,
+            departments,
+            is_sure,
+            is_made: false,
+        })
+    }
+
+    /// Makes it anew and charges it, in one department after the other. Goes on where it has failed.
+    pub(super) async fn charge(
+        &mut self,
+        store: &dyn QuotaStore,
+        live: &Live,
+        restored: &AtomicU64,
+        lease: Duration,
+    ) -> Result<(), StoreError> {
+        while let Some(department) = self.departments.last() {
+            let one: Departments = [department.clone()].into_iter().collect();
+            if !self.is_made && (self.is_sure || live.owes(self.id, &department.id).await) {
+                let none = Held::new(one.clone(), Amount::ZERO, Amount::ZERO, self.day, self.needs_seed);
+                match none.restore(store, self.id, lease).await? {
+                    Restored::Made => {
+                        // From now on it is as any other: settled once, whoever does it again.
+                        self.is_made = true;
+                        restored.fetch_add(1, Ordering::AcqRel);
+                    }
+                    // The ledger will be asked for it, by the next call.
+                    Restored::NotYet if live.leave_to_ledger(self.id, &department.id) => {}
+                    Restored::NotYet => {
+                        live.is_rebuilt(&department.id).await;
+                        continue;
+                    }
+                    Restored::Over => {}
+                }
+            }
+            if self.is_made {
+                store.settle(&Settlement::new(self.id, one, self.amount)).await?;
+            }
+            live.is_charged(self.id, &department.id);
+            self.is_made = false;
+            self.departments.pop();
+        }
+        Ok(())
+    }
+}
+
+fn unlimited(departments: &Departments) -> Departments {
+    departments.iter().map(|it| Department::new(Arc::clone(&it.id), Limits::new())).collect()
+}
+
+impl Live {
+    pub(super) fn keep_alive(&self, id: LeaseId, held: Held) {
+        self.lock().held.insert(id, held);
+    }
+
+    /// Those that are held for these departments are due.
+    pub(super) fn are_unknown(&self, departments: &[Arc<str>]) {
+        for held in self.lock().held.values_mut() {
+            if held.departments.iter().any(|held| departments.contains(&held.id)) {
+                held.since = None;
+            }
+        }
+    }
+
+    /// Its call has ended.
+    pub(super) fn ends(&self, id: LeaseId) {
+        let mut leases = self.lock();
+        if let Some(held) = leases.held.remove(&id) {
+            leases.ending.insert(id, held.departments);
+        }
+    }
+
+    /// The store has made it anew.
+    pub(super) fn has_it_again(&self, id: LeaseId, departments: &Departments) {
+        self.lock().owes_nothing(id, departments);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Leases> {
+        self.leases.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps the end of a call waiting, unless it has ended.
+    pub(super) fn begin(&self, id: LeaseId) -> Option<Busy<'_>> {
+        let mut leases = self.lock();
+        let is_live = leases.held.contains_key(&id);
+        (is_live && leases.busy.insert(id)).then(|| Busy(self, id))
+    }
+
+    /// Waits until nobody looks after it. Nobody will begin again with one whose end was handed over.
+    pub(super) async fn is_free(&self, id: LeaseId) {
+        loop {
+            let freed = self.freed.notified();
+            if !self.lock().busy.contains(&id) {
+                return;
+            }
+            freed.await;
+        }
+    }
+
+    /// Whether a lease that may have been settled before has to be charged all the same. If not, that is the end of it.
+    async fn owes(&self, id: LeaseId, department: &Arc<str>) -> bool {
+        loop {
+            self.is_rebuilt(department).await;
+            let mut leases = self.lock();
+            if leases.owed.contains(&(id, Arc::clone(department))) {
+                return true;
+            }
+            if !leases.rebuilding.contains(department) {
+                leases.end(id, department);
+                return false;
+            }
+        }
+    }
+
+    /// Waits until nobody looks up the past of this department.
+    async fn is_rebuilt(&self, department: &Arc<str>) {
+        let mut freed = pin!(self.freed.notified());
+        loop {
+            freed.as_mut().enable();
+            if !self.lock().rebuilding.contains(department) {
+                return;
+            }
+            freed.as_mut().await;
+            freed.set(self.freed.notified());
+        }
+    }
+
+    /// Gives up to charge a lease to a department, unless somebody who looks up its past counts on it.
+    fn leave_to_ledger(&self, id: LeaseId, department: &Arc<str>) -> bool {
+        let mut leases = self.lock();
+        let is_owed = leases.owed.contains(&(id, Arc::clone(department)));
+        let is_left = !is_owed && !leases.rebuilding.contains(department);
+        if is_left {
+            leases.end(id, department);
+        }
+        is_left
+    }
+
+    fn is_charged(&self, id: LeaseId, department: &Arc<str>) {
+        self.lock().end(id, department);
+    }
+
+    pub(super) fn is_settled(&self, id: LeaseId) {
+        let mut leases = self.lock();
+        if let Some(departments) = leases.ending.remove(&id) {
+            leases.owes_nothing(id, &departments);
+        }
+    }
+
+    /// Those of which half has passed.
+    pub(super) fn due(&self, lease: Duration) -> Vec<(LeaseId, Held)> {
+        let now = Instant::now();
+        let leases = self.lock();
+        let is_due = |held: &Held| held.since.is_none_or(|since| now.duration_since(since) >= lease / 2);
+        leases.held.iter().filter(|(_, held)| is_due(held)).map(|(id, held)| (*id, held.clone())).collect()
+    }
+
+    pub(super) fn extended(&self, id: LeaseId, at: Instant) {
+        if let Some(held) = self.lock().held.get_mut(&id) {
+            held.since = Some(at);
+        }
+    }
+}
+
+impl Leases {
+    /// The store has it again.
+    fn owes_nothing(&mut self, id: LeaseId, departments: &Departments) {
+        if !self.owed.is_empty() {
+            departments.iter().for_each(|it| _ = self.owed.remove(&(id, Arc::clone(&it.id))));
+        }
+    }
+
+    /// Nothing is left to be charged to this department.
+    fn end(&mut self, id: LeaseId, department: &Arc<str>) {
+        self.owed.remove(&(id, Arc::clone(department)));
+        if let Some(departments) = self.ending.get_mut(&id) {
+            *departments = departments.iter().filter(|it| it.id != *department).cloned().collect();
+        }
+    }
+}
+
+impl Drop for Busy<'_> {
+    fn drop(&mut self) {
+        self.0.lock().busy.remove(&self.1);
+        self.0.freed.notify_waiters();
+    }
+}
