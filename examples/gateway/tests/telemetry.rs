@@ -212,6 +212,7 @@ async fn a_collector_receives(protocol: Protocol, name: &str, way: Way) {
                 collector
                     .with_collector(|all| {
                         all.spans().len() >= 8
+                            && !all.logs().is_empty()
                             && all.metrics().iter().any(|m| m.metric().name == "gen_ai.client.token.usage")
                     })
                     .await

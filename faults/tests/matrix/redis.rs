@@ -168,6 +168,16 @@ pub(crate) async fn quotas_answered_wrongly() -> Vec<Verdict> {
             "\0\u{7f}HTTP/1.1\r\n\r\n",
         ),
         ("it reports errors during a call", "it reports errors before a call", "-ERR so it goes\r\n"),
+        (
+            "it is still reading its file during a call",
+            "it is still reading its file before a call",
+            "-LOADING Redis is loading the dataset in memory\r\n",
+        ),
+        (
+            "it wants a password during a call",
+            "it wants a password before a call",
+            "-NOAUTH Authentication required.\r\n",
+        ),
     ])
     .await
 }
@@ -367,6 +377,8 @@ pub(crate) async fn cache() -> Vec<Verdict> {
         ("it does not answer", Mode::Swallow),
         ("it says something else", Mode::Lie("+WAT\r\n")),
         ("it answers with what somebody else was told", Mode::Lie("$5\r\nhello\r\n")),
+        ("it is still reading its file", Mode::Lie("-LOADING Redis is loading the dataset in memory\r\n")),
+        ("it wants a password", Mode::Lie("-NOAUTH Authentication required.\r\n")),
     ] {
         let upstream = Upstream::start([]).await;
         let Some(server) = RedisServer::start("cache") else { return Vec::new() };
