@@ -16,6 +16,7 @@ use llm_layers::{
     stack::StackBuilder,
     usage::{Durability, LogPosition, Outbox, OutboxOptions, UsageEvent, UsageStore},
 };
+use serde::de::IgnoredAny;
 use serde_json::Value;
 use std::{
     collections::VecDeque,
@@ -36,9 +37,11 @@ pub fn chat_request(bytes: &[u8]) {
             return not_an_object(&error, bytes);
         }
     };
-    let mut told: Value = serde_json::from_slice(bytes).expect("what is taken is JSON");
+    let told = json(bytes);
     let names: Vec<_> = body.names().collect();
-    assert_eq!(names.len(), told.as_object().expect("an object").len(), "no member is lost or stands twice");
+    if let Some(told) = &told {
+        assert_eq!(names.len(), told.as_object().expect("an object").len(), "no member is lost or stands twice");
+    }
     let _ = (
         body.temperature(),
         body.max_output_tokens(),
@@ -50,14 +53,23 @@ pub fn chat_request(bytes: &[u8]) {
     for message in body.messages() {
         let _ = (message.role(), message.text());
     }
-    assert!(body.tools().all(|tool| serde_json::from_slice::<Value>(tool).is_ok()));
-    told["model"] = "p/m".into();
-    let sent: Value = serde_json::from_slice(&body.to_json("p/m")).expect("what is sent is JSON");
-    assert_eq!(sent, told, "only the model is another one");
+    body.tools().for_each(|tool| _ = json(tool));
+    let sent = json(&body.to_json("p/m"));
+    if let Some(mut told) = told {
+        told["model"] = "p/m".into();
+        assert_eq!(sent, Some(told), "only the model is another one");
+    }
     match LlmRequest::parse(bytes.to_vec()) {
         Ok(request) => assert_eq!(Some(request.model), body.model()),
         Err(error) => refused(&error, bytes),
     }
+}
+
+/// What must be JSON; `None` where numbers or escapes in it are beyond what `Value` holds: `1e807`, or half of a surrogate pair,
+/// as texts have that were cut by clients in JavaScript. Both are JSON by its grammar, and passed on.
+fn json(bytes: &[u8]) -> Option<Value> {
+    let _: IgnoredAny = serde_json::from_slice(bytes).expect("JSON");
+    serde_json::from_slice(bytes).ok()
 }
 
 /// What is said to be no object is none for serde either.
@@ -98,17 +110,17 @@ pub fn answer(bytes: &[u8]) {
         let _ = completion.content();
         completion.usage().into_iter().for_each(believable);
         let filled = FillIn::new("p/m").completion(&completion);
-        serde_json::from_slice::<Value>(&filled).expect("JSON");
-        serde_json::from_slice::<Value>(&anthropic::message(&completion, "p/m")).expect("JSON");
+        json(&filled);
+        json(&anthropic::message(&completion, "p/m"));
         // The terminal chunk has no JSON.
         for chunk in into_chunks(&completion).iter().filter(|chunk| !chunk.is_final()) {
-            serde_json::from_slice::<Value>(&FillIn::new("p/m").chunk(chunk)).expect("JSON");
+            json(&FillIn::new("p/m").chunk(chunk));
         }
     }
     if let Ok(chunk) = StreamChunk::parse(bytes.to_vec()) {
         let _ = (chunk.id(), chunk.model(), chunk.content(), chunk.is_usage_only(), chunk.finish_reasons());
         chunk.usage().into_iter().for_each(believable);
-        serde_json::from_slice::<Value>(&FillIn::new("p/m").chunk(&chunk)).expect("JSON");
+        json(&FillIn::new("p/m").chunk(&chunk));
         let (mut events, mut out) = (anthropic::MessageEvents::new("p/m"), BytesMut::new());
         events.write(&chunk, &mut out);
         events.write(&StreamChunk::end(), &mut out);

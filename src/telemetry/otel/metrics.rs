@@ -1,13 +1,16 @@
-use super::super::{
-    observer::CallEnd,
-    semconv::{self, SemConv},
+use super::{
+    super::{
+        observer::CallEnd,
+        semconv::{self, SemConv},
+    },
+    series::Series,
 };
 use crate::{CacheStatus, ErrorKind, TokenUsage, quota::QuotaLayer, usage::QueueSink};
 use opentelemetry::{
-    Key, KeyValue, StringValue, Value,
+    Key, KeyValue, Value,
     metrics::{Counter, Histogram, Meter},
 };
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 /// Bounds for seconds.
 const SECONDS: [f64; 14] =
@@ -67,54 +70,53 @@ struct Gateway {
 }
 
 /// Attributes on the stack: a record allocates nothing.
-#[derive(Clone)]
-pub(super) struct Attributes {
-    all: [KeyValue; 10],
+struct Attributes {
+    all: [KeyValue; 2],
     len: usize,
 }
 
-/// One instrument for all chunks of a stream: where its attributes are bound, they are looked up once.
-pub(super) struct OutputChunks {
+/// An instrument for one series: where its attributes can be bound, they are looked up once.
+pub(super) struct Bound<T> {
     #[cfg(feature = "otel-bound")]
-    bound: opentelemetry::metrics::BoundHistogram<f64>,
+    bound: std::sync::OnceLock<opentelemetry::metrics::BoundHistogram<T>>,
     #[cfg(not(feature = "otel-bound"))]
-    bound: (Histogram<f64>, Attributes),
+    of: std::marker::PhantomData<fn(T)>,
 }
 
 impl Attributes {
-    pub(super) fn new() -> Self {
+    fn new() -> Self {
         Self { all: std::array::from_fn(|_| KeyValue::new(Key::from_static_str(""), false)), len: 0 }
     }
 
-    pub(super) fn push(&mut self, key: &'static str, value: impl Into<Value>) {
+    fn push(&mut self, key: &'static str, value: impl Into<Value>) {
         if let Some(free) = self.all.get_mut(self.len) {
             *free = KeyValue::new(key, value);
             self.len += 1;
         }
     }
 
-    pub(super) fn push_shared(&mut self, key: &'static str, value: &Arc<str>) {
-        self.push(key, StringValue::from(Arc::clone(value)));
-    }
-
-    pub(super) fn as_slice(&self) -> &[KeyValue] {
+    fn as_slice(&self) -> &[KeyValue] {
         &self.all[..self.len]
-    }
-
-    /// These and one more.
-    fn with(&mut self, key: &'static str, value: impl Into<Value>, record: impl FnOnce(&[KeyValue])) {
-        self.push(key, value);
-        record(self.as_slice());
-        self.len -= 1;
     }
 }
 
-impl OutputChunks {
-    pub(super) fn record(&self, since: Duration) {
+impl<T> Default for Bound<T> {
+    fn default() -> Self {
+        Self {
+            #[cfg(feature = "otel-bound")]
+            bound: std::sync::OnceLock::new(),
+            #[cfg(not(feature = "otel-bound"))]
+            of: std::marker::PhantomData,
+        }
+    }
+}
+
+impl<T> Bound<T> {
+    fn record(&self, instrument: &Histogram<T>, value: T, attributes: &[KeyValue]) {
         #[cfg(feature = "otel-bound")]
-        self.bound.record(since.as_secs_f64());
+        self.bound.get_or_init(|| instrument.bind(attributes)).record(value);
         #[cfg(not(feature = "otel-bound"))]
-        self.bound.0.record(since.as_secs_f64(), self.bound.1.as_slice());
+        instrument.record(value, attributes);
     }
 }
 
@@ -193,39 +195,33 @@ impl Instruments {
         }
     }
 
-    /// The times from one chunk of a stream to the next.
-    pub(super) fn output_chunks(&self, attributes: &Attributes) -> OutputChunks {
-        OutputChunks {
-            #[cfg(feature = "otel-bound")]
-            bound: self.output_chunk.bind(attributes.as_slice()),
-            #[cfg(not(feature = "otel-bound"))]
-            bound: (self.output_chunk.clone(), attributes.clone()),
-        }
+    /// The time from one chunk of a stream to the next.
+    pub(super) fn output_chunk(&self, series: &Series, time: Duration) {
+        series.output_chunk.record(&self.output_chunk, time.as_secs_f64(), &series.all);
     }
 
     /// A call to a provider has ended.
-    pub(super) fn client(&self, end: &CallEnd<'_>, attributes: &mut Attributes) {
+    pub(super) fn client(&self, end: &CallEnd<'_>, series: &Series) {
         if let Some(time) = end.time_to_first_chunk() {
-            self.first_chunk.record(time.as_secs_f64(), attributes.as_slice());
+            series.first_chunk.record(&self.first_chunk, time.as_secs_f64(), &series.all);
         }
-        let usage = end.usage();
-        let failed = end.error_type();
-        let duration = end.duration.as_secs_f64();
+        let usage = end.usage().unwrap_or_default();
+        let failed = end.error_type().map(|kind| series.failed(kind));
         match &self.tokens {
             Tokens::V1_41(tokens) => {
-                let usage = usage.unwrap_or_default();
-                for (kind, count) in [("input", usage.input_tokens), ("output", usage.output_tokens)] {
-                    let Some(count) = count else { continue };
-                    attributes.with("gen_ai.token.type", kind, |all| tokens.record(count, all));
+                if let Some(count) = usage.input_tokens {
+                    series.input_tokens.record(tokens, count, &series.input);
+                }
+                if let Some(count) = usage.output_tokens {
+                    series.output_tokens.record(tokens, count, &series.output);
                 }
             }
-            Tokens::Latest(tokens) => tokens.record(&usage.unwrap_or_default(), failed, attributes),
+            Tokens::Latest(tokens) => tokens.record(&usage, series, failed.as_deref()),
         }
+        let duration = end.duration.as_secs_f64();
         match failed {
-            None => self.duration.record(duration, attributes.as_slice()),
-            Some(kind) => {
-                attributes.with("error.type", label(kind), |all| self.duration.record(duration, all));
-            }
+            None => series.duration.record(&self.duration, duration, &series.all),
+            Some(failed) => self.duration.record(duration, &failed),
         }
     }
 
@@ -268,7 +264,7 @@ impl Instruments {
 
 impl Latest {
     /// Zeros too, as these conventions want it.
-    fn record(&self, usage: &TokenUsage, failed: Option<&str>, attributes: &mut Attributes) {
+    fn record(&self, usage: &TokenUsage, series: &Series, failed: Option<&[KeyValue]>) {
         let (input, output) = (usage.input_tokens.unwrap_or(0), usage.output_tokens.unwrap_or(0));
         let counts = [
             (&self.input, Some(input)),
@@ -277,26 +273,26 @@ impl Latest {
             (&self.cache_write, usage.cache_write_tokens),
             (&self.reasoning, usage.reasoning_tokens),
         ];
-        attributes.with("gen_ai.token.modality", "unknown", |all| {
-            for (counter, count) in counts {
-                if let Some(count) = count {
-                    counter.add(count, all);
-                }
+        for (counter, count) in counts {
+            if let Some(count) = count {
+                counter.add(count, &series.input);
             }
-        });
-        let of_call = |all: &[KeyValue]| {
-            self.input_of_call.record(input, all);
-            self.output_of_call.record(output, all);
-        };
+        }
         match failed {
-            Some(kind) => attributes.with("error.type", label(kind), of_call),
-            None => of_call(attributes.as_slice()),
+            Some(failed) => {
+                self.input_of_call.record(input, failed);
+                self.output_of_call.record(output, failed);
+            }
+            None => {
+                series.input_tokens.record(&self.input_of_call, input, &series.all);
+                series.output_tokens.record(&self.output_of_call, output, &series.all);
+            }
         }
     }
 }
 
 /// Types of errors come from a closed list, most of which lives as long as the program.
-fn label(error_type: &str) -> Value {
+pub(super) fn label(error_type: &str) -> Value {
     match error_type {
         "429" => "429".into(),
         "500" => "500".into(),

@@ -23,6 +23,7 @@ mod events;
 mod labels;
 mod metrics;
 mod propagation;
+mod series;
 mod span;
 
 pub use self::{
@@ -35,6 +36,7 @@ use self::{
     events::{Emit, Events},
     labels::Labels,
     metrics::Instruments,
+    series::AllSeries,
 };
 use super::{
     observer::{CallStart, Observer},
@@ -58,13 +60,17 @@ use std::{
 ///
 /// Works with any SDK behind `opentelemetry` 0.33. The instruments are made once, here; make one observer and clone it.
 #[derive(Clone)]
-pub struct OtelObserver {
+pub struct OtelObserver(Arc<Inner>);
+
+#[derive(Clone)]
+struct Inner {
     tracer: Arc<dyn Begin>,
     /// There is no SDK: a span of the first call without a parent was none. A tracer does not change.
     never_traces: Arc<AtomicBool>,
     meter: Meter,
     instruments: Arc<Instruments>,
-    labels: Labels,
+    series: Arc<AllSeries>,
+    max_models: usize,
     events: Option<Arc<dyn Emit>>,
     semconv: SemConv,
 }
@@ -78,27 +84,16 @@ impl OtelObserver {
     {
         let semconv = SemConv::default();
         let instruments = Arc::new(Instruments::new(&meter, semconv));
-        Self {
+        Self(Arc::new(Inner {
             tracer: Arc::new(tracer),
             never_traces: Arc::default(),
             meter,
             instruments,
-            labels: Labels::new(MAX_MODELS),
+            series: Arc::new(AllSeries::new(Labels::new(MAX_MODELS), semconv)),
+            max_models: MAX_MODELS,
             events: None,
             semconv,
-        }
-    }
-
-    /// A context with a new span; `None` if nobody traces, so that there is nothing to make current.
-    fn begin(&self, parent: &Context, span: impl FnOnce() -> SpanBuilder) -> Option<Context> {
-        if self.never_traces.load(Ordering::Relaxed) {
-            return None;
-        }
-        let context = self.tracer.begin(span(), parent);
-        if context.is_none() && !parent.has_active_span() && !parent.is_telemetry_suppressed() {
-            self.never_traces.store(true, Ordering::Relaxed);
-        }
-        context
+        }))
     }
 
     /// By the providers that the program has made global **before** this is called.
@@ -110,8 +105,10 @@ impl OtelObserver {
     /// Speaks this version of the conventions.
     #[must_use]
     pub fn with_semconv(mut self, semconv: SemConv) -> Self {
-        self.instruments = Arc::new(Instruments::new(&self.meter, semconv));
-        self.semconv = semconv;
+        let inner = Arc::make_mut(&mut self.0);
+        inner.instruments = Arc::new(Instruments::new(&inner.meter, semconv));
+        inner.series = Arc::new(AllSeries::new(Labels::new(inner.max_models), semconv));
+        inner.semconv = semconv;
         self
     }
 
@@ -119,7 +116,7 @@ impl OtelObserver {
     /// [`CaptureContent::Event`](super::CaptureContent::Event) asks for it. Each belongs to the span of its call.
     #[must_use]
     pub fn with_logger(mut self, logger: impl Logger + Send + Sync + 'static) -> Self {
-        self.events = Some(Arc::new(Events(logger)));
+        Arc::make_mut(&mut self.0).events = Some(Arc::new(Events(logger)));
         self
     }
 
@@ -128,8 +125,25 @@ impl OtelObserver {
     /// name cannot make any number of series.
     #[must_use]
     pub fn with_max_models(mut self, models: usize) -> Self {
-        self.labels = Labels::new(models);
+        let inner = Arc::make_mut(&mut self.0);
+        inner.series = Arc::new(AllSeries::new(Labels::new(models), inner.semconv));
+        inner.max_models = models;
         self
+    }
+}
+
+impl Inner {
+    fn never_traces(&self) -> bool {
+        self.never_traces.load(Ordering::Relaxed)
+    }
+
+    /// A context with a new span; `None` if nobody traces, so that there is nothing to make current.
+    fn begin(&self, parent: &Context, span: SpanBuilder) -> Option<Context> {
+        let context = self.tracer.begin(span, parent);
+        if context.is_none() && !parent.has_active_span() && !parent.is_telemetry_suppressed() {
+            self.never_traces.store(true, Ordering::Relaxed);
+        }
+        context
     }
 }
 
@@ -171,6 +185,6 @@ impl Observer for OtelObserver {
 
 impl fmt::Debug for OtelObserver {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("OtelObserver").field("semconv", &self.semconv).finish_non_exhaustive()
+        f.debug_struct("OtelObserver").field("semconv", &self.0.semconv).finish_non_exhaustive()
     }
 }

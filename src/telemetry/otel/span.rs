@@ -1,12 +1,11 @@
 use super::{
     super::{
         observer::{CallEnd, CallSpan, CallStart, Role, Scope},
-        semconv::{self, SemConv, Value},
+        semconv::{self, Value},
     },
     OtelObserver,
     events::{Emit, Event},
-    labels::Labels,
-    metrics::{Attributes, Instruments, OutputChunks},
+    series::{Kind, Series},
 };
 use crate::{
     ErrorClass, StreamChunk,
@@ -31,26 +30,15 @@ pub struct OtelSpan {
     context: Option<Context>,
     is_recording: bool,
     started_at: Option<SystemTime>,
-    instruments: Arc<Instruments>,
-    labels: Labels,
-    events: Option<Arc<dyn Emit>>,
-    semconv: SemConv,
+    observer: OtelObserver,
     role: Role,
-    measured: Measured,
-}
-
-/// What metrics are labelled by.
-struct Measured {
-    operation: &'static str,
-    provider: Arc<str>,
-    model: Arc<str>,
-    address: Option<(Arc<str>, u16)>,
-    /// From the first chunk on.
-    stream: Option<Box<Stream>>,
+    kind: Kind,
+    /// From the first chunk of a stream on.
+    stream: Option<Stream>,
 }
 
 struct Stream {
-    chunks: OutputChunks,
+    series: Arc<Series>,
     last: Instant,
 }
 
@@ -60,29 +48,32 @@ pub struct OtelScope(Context);
 
 impl OtelSpan {
     pub(super) fn start(observer: &OtelObserver, start: &CallStart<'_>, parent: Option<&OtelScope>) -> Self {
-        let current = Context::current();
-        let parent = match parent {
-            Some(OtelScope(parent)) if !current.has_active_span() => parent,
-            _ => &current,
-        };
         let mut started_at = None;
-        let context = observer.begin(parent, || {
-            let mut attributes = Vec::with_capacity(16);
-            start.identity(&mut |name, value| attributes.push(attribute(name, value)));
-            started_at = Some(SystemClock.now());
-            let mut builder = SpanBuilder::from_name(start.name().into_owned());
-            builder.span_kind = Some(match start.role {
-                Role::Client if !start.is_in_process() => SpanKind::Client,
-                _ => SpanKind::Internal,
-            });
-            builder.start_time = started_at;
-            builder.attributes = Some(attributes);
-            builder
-        });
+        let context = match observer.0.never_traces() {
+            true => None,
+            false => {
+                let current = Context::current();
+                let parent = match parent {
+                    Some(OtelScope(parent)) if !current.has_active_span() => parent,
+                    _ => &current,
+                };
+                let mut attributes = Vec::with_capacity(16);
+                start.identity(&mut |name, value| attributes.push(attribute(name, value)));
+                started_at = Some(SystemClock.now());
+                let mut builder = SpanBuilder::from_name(start.name().into_owned());
+                builder.span_kind = Some(match start.role {
+                    Role::Client if !start.is_in_process() => SpanKind::Client,
+                    _ => SpanKind::Internal,
+                });
+                builder.start_time = started_at;
+                builder.attributes = Some(attributes);
+                observer.0.begin(parent, builder)
+            }
+        };
         let span = context.as_ref().map(TraceContextExt::span).filter(SpanRef::is_recording);
         if let Some(span) = &span {
             let mut more = Vec::with_capacity(12);
-            start.attributes(observer.semconv, &mut |name, value| more.push(attribute(name, value)));
+            start.attributes(observer.0.semconv, &mut |name, value| more.push(attribute(name, value)));
             span.set_attributes(more);
         }
         let is_recording = span.is_some();
@@ -90,37 +81,16 @@ impl OtelSpan {
             context,
             is_recording,
             started_at,
-            instruments: Arc::clone(&observer.instruments),
-            labels: observer.labels.clone(),
-            events: observer.events.clone(),
-            semconv: observer.semconv,
+            observer: observer.clone(),
             role: start.role,
-            measured: Measured {
+            kind: Kind {
                 operation: start.operation(),
                 provider: Arc::clone(start.provider()),
                 model: start.shared_model().map_or_else(|| start.model().into(), Arc::clone),
                 address: start.address().cloned(),
-                stream: None,
             },
+            stream: None,
         }
-    }
-
-    fn attributes(&self, may_be_added: bool, answered: Option<&str>) -> Attributes {
-        let Measured { operation, provider, model, address, .. } = &self.measured;
-        let mut all = Attributes::new();
-        all.push("gen_ai.operation.name", *operation);
-        all.push_shared("gen_ai.provider.name", provider);
-        if !model.is_empty() {
-            all.push_shared("gen_ai.request.model", &self.labels.label(model, may_be_added));
-        }
-        if let Some(answered) = answered {
-            all.push_shared("gen_ai.response.model", &self.labels.label(answered, may_be_added));
-        }
-        if let Some((host, port)) = address {
-            all.push_shared("server.address", host);
-            all.push("server.port", i64::from(*port));
-        }
-        all
     }
 }
 
@@ -133,7 +103,7 @@ impl OtelSpan {
         }
         let at = SystemClock.now();
         let span = self.context.as_ref().map(|context| context.span().span_context().clone());
-        let Measured { operation, provider, model, address, .. } = &self.measured;
+        let Kind { operation, provider, model, address } = &self.kind;
         let mut identity = vec![
             attribute("gen_ai.operation.name", Value::Static(operation)),
             attribute("gen_ai.provider.name", Value::Shared(provider)),
@@ -148,7 +118,7 @@ impl OtelSpan {
         if let Some(content) = end.event {
             let mut attributes = identity.clone();
             let mut set = |name, value: Value<'_>| attributes.push(attribute(name, value));
-            CallEnd { content: Some(content), ..*end }.attributes(self.semconv, &mut set);
+            CallEnd { content: Some(content), ..*end }.attributes(self.observer.0.semconv, &mut set);
             let name = "gen_ai.client.inference.operation.details";
             events.emit(Event { name, severity: Severity::Info, at, span: span.clone(), attributes });
         }
@@ -181,37 +151,38 @@ impl CallSpan for OtelSpan {
             return;
         }
         let now = arrival.at();
-        match &mut self.measured.stream {
-            Some(stream) => {
-                stream.chunks.record(now.saturating_duration_since(stream.last));
-                stream.last = now;
+        let observer = &self.observer.0;
+        match &mut self.stream {
+            Some(Stream { series, last }) => {
+                observer.instruments.output_chunk(series, now.saturating_duration_since(*last));
+                *last = now;
             }
             None => {
-                let attributes = self.attributes(true, chunk.model().as_deref());
-                let chunks = self.instruments.output_chunks(&attributes);
-                self.measured.stream = Some(Box::new(Stream { chunks, last: now }));
+                let series = observer.series.of(&self.kind, chunk.model().as_deref(), true);
+                self.stream = Some(Stream { series, last: now });
             }
         }
     }
 
     fn end(self, end: &CallEnd<'_>) {
+        let observer = &self.observer.0;
         match self.role {
             Role::Client => {
                 let is_callers_fault =
                     end.error().and_then(crate::Error::class).is_some_and(ErrorClass::is_callers_fault);
                 let answered = end.response_model();
-                let mut attributes = self.attributes(!is_callers_fault, answered.as_deref());
-                self.instruments.client(end, &mut attributes);
+                let series = observer.series.of(&self.kind, answered.as_deref(), !is_callers_fault);
+                observer.instruments.client(end, &series);
             }
-            Role::Gateway => self.instruments.gateway(end),
+            Role::Gateway => observer.instruments.gateway(end),
         }
-        if let (Role::Client, Some(events)) = (self.role, &self.events) {
+        if let (Role::Client, Some(events)) = (self.role, &observer.events) {
             self.tell(&**events, end);
         }
-        let Some(context) = self.context.filter(|_| self.is_recording) else { return };
+        let Some(context) = self.context.as_ref().filter(|_| self.is_recording) else { return };
         let span = context.span();
         let mut attributes = Vec::with_capacity(12);
-        end.attributes(self.semconv, &mut |name, value| attributes.push(attribute(name, value)));
+        end.attributes(observer.semconv, &mut |name, value| attributes.push(attribute(name, value)));
         span.set_attributes(attributes);
         if end.error_type().is_some() {
             span.set_status(Status::error(end.description().unwrap_or_default()));
