@@ -40,7 +40,11 @@ pub fn chat_request(bytes: &[u8]) {
     let told = json(bytes);
     let names: Vec<_> = body.names().collect();
     if let Some(told) = &told {
-        assert_eq!(names.len(), told.as_object().expect("an object").len(), "no member is lost or stands twice");
+        assert_eq!(
+            names.len(),
+            told.as_object().expect("an object").len(),
+            "no member is lost or stands twice"
+        );
     }
     let _ = (
         body.temperature(),
