@@ -987,6 +987,30 @@ async fn a_lease_that_is_held_while_its_store_forgets_is_made_anew_and_charged_o
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_is_left_out_of_a_past_that_is_lost_too_is_left_to_the_ledger() {
+    let clock = ManualClock::new(noon());
+    let store = Forgetful(Arc::new(Mutex::new(Remote::new(MemoryStore::with_clock(clock.clone())))), clock);
+    let limits = Limits::new().with_day_tokens(10_000);
+    let (layer, worker) = QuotaLayer::pair(store.clone(), table(limits), prices(), WorkerOptions::default());
+    let layer = layer.with_clock(store.1.clone()).with_history(Ledger::default());
+    let provider = Scripted::new().reply(whole(7, 3).after([Step::Gate]));
+    let service = layer.layer(provider.clone());
+    let held = tokio::spawn(service.clone().oneshot(request()));
+    tokio::time::sleep(SECOND).await;
+    store.forget();
+    provider.push(whole(20, 0));
+    service.clone().oneshot(request()).await.unwrap();
+    // Nobody calls any more who would have it told again.
+    store.forget();
+    provider.open();
+    held.await.unwrap().unwrap();
+    let start = Instant::now();
+    let report = worker.shutdown(60 * SECOND).await;
+    assert_eq!((report.left, report.given_up, report.restored), (0, 0, 0), "{report:?}");
+    assert!(start.elapsed() < SECOND, "{:?}", start.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
 async fn whoever_watches_is_told_what_was_reserved_and_what_was_used() {
     let seen = Arc::new(Mutex::new(Vec::new()));
     let told = Arc::clone(&seen);

@@ -50,6 +50,8 @@ pub(super) struct Lost {
     departments: Vec<Department>,
     /// Nobody can have settled it before.
     is_sure: bool,
+    /// The last of them has to be charged whether it is sure or not.
+    is_owed: bool,
     /// There is a lease again for the last of them.
     is_made: bool,
 }
@@ -174,6 +176,7 @@ impl Lost {
             needs_seed,
             departments,
             is_sure,
+            is_owed: false,
             is_made: false,
         })
     }
@@ -188,7 +191,10 @@ impl Lost {
     ) -> Result<(), StoreError> {
         while let Some(department) = self.departments.last() {
             let one: Departments = [department.clone()].into_iter().collect();
-            if !self.is_made && (self.is_sure || live.owes(self.id, &department.id).await) {
+            if !self.is_sure && !self.is_owed {
+                self.is_owed = live.owes(self.id, &department.id).await;
+            }
+            if !self.is_made && (self.is_sure || self.is_owed) {
                 let none = Held::new(one.clone(), Amount::ZERO, Amount::ZERO, self.day, self.needs_seed);
                 match none.restore(store, self.id, lease).await? {
                     Restored::Made => {
@@ -209,7 +215,7 @@ impl Lost {
                 store.settle(&Settlement::new(self.id, one, self.amount)).await?;
             }
             live.is_charged(self.id, &department.id);
-            self.is_made = false;
+            (self.is_owed, self.is_made) = (false, false);
             self.departments.pop();
         }
         Ok(())
@@ -300,8 +306,9 @@ impl Live {
     /// Gives up to charge a lease to a department, unless somebody who looks up its past counts on it.
     fn leave_to_ledger(&self, id: LeaseId, department: &Arc<str>) -> bool {
         let mut leases = self.lock();
-        let is_owed = leases.owed.contains(&(id, Arc::clone(department)));
-        let is_left = !is_owed && !leases.rebuilding.contains(department);
+        // Once more: the store may have been told after it was asked. If it has lost that too, it is owed to nobody.
+        let was_owed = leases.owed.remove(&(id, Arc::clone(department)));
+        let is_left = !was_owed && !leases.rebuilding.contains(department);
         if is_left {
             leases.end(id, department);
         }

@@ -19,14 +19,14 @@ pub struct TelemetryLayer<O> {
 
 #[derive(Clone)]
 pub(super) struct Settings {
-    pub(super) target: Target,
+    pub(super) target: Arc<Target>,
     pub(super) capture: CaptureContent,
     pub(super) prices: Option<Prices>,
 }
 
 impl<O> TelemetryLayer<O> {
     fn new(observer: O, target: Target) -> Self {
-        let settings = Settings { target, capture: CaptureContent::Nothing, prices: None };
+        let settings = Settings { target: Arc::new(target), capture: CaptureContent::Nothing, prices: None };
         Self { observer, settings: Arc::new(settings) }
     }
 
@@ -76,6 +76,10 @@ impl<O> TelemetryLayer<O> {
         )
     }
 
+    fn target(&mut self) -> &mut Target {
+        Arc::make_mut(&mut self.settings().target)
+    }
+
     fn settings(&mut self) -> &mut Settings {
         Arc::make_mut(&mut self.settings)
     }
@@ -83,28 +87,28 @@ impl<O> TelemetryLayer<O> {
     /// Where the provider is, behind any proxies.
     #[must_use]
     pub fn with_address(mut self, host: impl Into<Arc<str>>, port: u16) -> Self {
-        self.settings().target.address = Some((host.into(), port));
+        self.target().address = Some((host.into(), port));
         self
     }
 
     /// Names the gateway's span; `gateway chat` unless told. It should say nothing of the call.
     #[must_use]
     pub fn with_name(mut self, name: impl Into<Arc<str>>) -> Self {
-        self.settings().target.name = name.into();
+        self.target().name = name.into();
         self
     }
 
     /// The model runs in this process: its span is an internal one.
     #[must_use]
     pub fn in_process(mut self) -> Self {
-        self.settings().target.in_process = true;
+        self.target().in_process = true;
         self
     }
 
     /// Puts the caller's departments on the gateway's span, as `llm_layers.department.id`.
     #[must_use]
     pub fn with_departments(mut self) -> Self {
-        self.settings().target.departments = true;
+        self.target().departments = true;
         self
     }
 

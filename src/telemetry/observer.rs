@@ -75,7 +75,7 @@ pub struct CallStart<'a> {
     pub role: Role,
     /// What is asked.
     pub request: &'a LlmRequest,
-    pub(super) target: &'a Target,
+    pub(super) target: &'a Arc<Target>,
 }
 
 /// What is the same for all calls of a layer.
@@ -141,17 +141,17 @@ impl<'a> CallStart<'a> {
     }
 
     /// The provider, by its well-known name if it has one.
-    pub const fn provider(&self) -> &'a Arc<str> {
+    pub fn provider(&self) -> &'a Arc<str> {
         &self.target.provider
     }
 
     /// Host and port of the provider.
-    pub const fn address(&self) -> Option<&'a (Arc<str>, u16)> {
+    pub fn address(&self) -> Option<&'a (Arc<str>, u16)> {
         self.target.address.as_ref()
     }
 
     /// Whether the model runs in this process, so that the span is not a client's.
-    pub const fn is_in_process(&self) -> bool {
+    pub fn is_in_process(&self) -> bool {
         self.target.in_process
     }
 

@@ -1,25 +1,27 @@
 //! What metrics are labelled by: made once for all calls that have it in common, not for each of them.
 
 use super::{
-    super::semconv::SemConv,
+    super::{
+        observer::{CallStart, Target},
+        semconv::SemConv,
+    },
     labels::Labels,
     metrics::{Bound, label},
 };
+use crate::ModelName;
 use arc_swap::ArcSwap;
 use opentelemetry::{KeyValue, StringValue};
-use std::{
-    collections::HashMap,
-    hash::{BuildHasher, Hash},
-    sync::Arc,
-};
+use std::{collections::HashMap, hash::BuildHasher, sync::Arc};
 
 /// A call to a provider, as far as it is known when it begins.
-#[derive(Clone, PartialEq, Eq, Hash)]
+#[derive(Clone)]
 pub(super) struct Kind {
-    pub(super) operation: &'static str,
-    pub(super) provider: Arc<str>,
-    pub(super) model: Arc<str>,
-    pub(super) address: Option<(Arc<str>, u16)>,
+    target: Arc<Target>,
+    operation: &'static str,
+    /// With its provider in front, or not.
+    name: ModelName,
+    /// Where the model begins in it.
+    from: usize,
 }
 
 /// All calls of a kind that were answered by the same model.
@@ -44,8 +46,39 @@ pub(super) struct AllSeries {
     semconv: SemConv,
 }
 
-/// Each model that may be asked for by each that may answer would be more, but nobody has that.
+/// Each model that may be asked for by each that may answer would be more, but nobody has that. Beyond, what layers that
+/// are gone have left is thrown away with the rest.
 const MOST: usize = 1024;
+
+impl Kind {
+    pub(super) fn of(start: &CallStart<'_>) -> Self {
+        let name = start.request.model.clone();
+        let from = name.len() - start.model().len();
+        Self { target: Arc::clone(start.target), operation: start.operation(), name, from }
+    }
+
+    pub(super) const fn operation(&self) -> &'static str {
+        self.operation
+    }
+
+    pub(super) fn provider(&self) -> &Arc<str> {
+        &self.target.provider
+    }
+
+    pub(super) fn model(&self) -> &str {
+        &self.name[self.from..]
+    }
+
+    pub(super) fn address(&self) -> Option<&(Arc<str>, u16)> {
+        self.target.address.as_ref()
+    }
+
+    fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.target, &other.target)
+            && self.operation == other.operation
+            && self.model() == other.model()
+    }
+}
 
 impl AllSeries {
     pub(super) fn new(labels: Labels, semconv: SemConv) -> Self {
@@ -55,23 +88,28 @@ impl AllSeries {
     /// The series of a call. A name that is not known yet becomes so only where it `may_be_added`.
     pub(super) fn of(&self, kind: &Kind, answered: Option<&str>, may_be_added: bool) -> Arc<Series> {
         let known = self.known.load();
-        let hash = known.hasher().hash_one((kind, answered));
+        // A layer's target is its own for as long as a series holds it.
+        let target = Arc::as_ptr(&kind.target).addr();
+        let hash = known.hasher().hash_one((target, kind.operation, kind.model(), answered));
         if let Some(series) = known.get(&hash)
-            && series.kind == *kind
+            && series.kind.is(kind)
             && series.answered.as_deref() == answered
         {
             return Arc::clone(series);
         }
         let label = |name: &str| self.labels.label(name, may_be_added && !name.is_empty());
-        let asked = if kind.model.is_empty() { Arc::clone(&kind.model) } else { label(&kind.model) };
+        let asked = if kind.model().is_empty() { "".into() } else { label(kind.model()) };
         let answerer = answered.map(label);
-        let is_told_apart = *asked == *kind.model && answerer.as_deref() == answered;
+        let is_told_apart = *asked == *kind.model() && answerer.as_deref() == answered;
         let series = Arc::new(Series::new(kind.clone(), asked, answerer, self.semconv));
-        if is_told_apart && known.len() < MOST {
+        if is_told_apart {
             self.known.rcu(|known| {
-                let mut known = HashMap::clone(known);
-                known.insert(hash, Arc::clone(&series));
-                known
+                let mut all = HashMap::clone(known);
+                if all.len() >= MOST {
+                    all.clear();
+                }
+                all.insert(hash, Arc::clone(&series));
+                all
             });
         }
         series
@@ -83,15 +121,15 @@ impl Series {
         let shared = |key, value: Arc<str>| KeyValue::new(key, StringValue::from(value));
         let mut all = vec![
             KeyValue::new("gen_ai.operation.name", kind.operation),
-            shared("gen_ai.provider.name", Arc::clone(&kind.provider)),
+            shared("gen_ai.provider.name", Arc::clone(kind.provider())),
         ];
-        if !kind.model.is_empty() {
+        if !kind.model().is_empty() {
             all.push(shared("gen_ai.request.model", asked));
         }
         if let Some(answered) = &answered {
             all.push(shared("gen_ai.response.model", Arc::clone(answered)));
         }
-        if let Some((host, port)) = &kind.address {
+        if let Some((host, port)) = kind.address() {
             all.push(shared("server.address", Arc::clone(host)));
             all.push(KeyValue::new("server.port", i64::from(*port)));
         }

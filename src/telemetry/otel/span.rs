@@ -57,7 +57,8 @@ impl OtelSpan {
                     Some(OtelScope(parent)) if !current.has_active_span() => parent,
                     _ => &current,
                 };
-                let mut attributes = Vec::with_capacity(16);
+                // What it is told until its end goes there too.
+                let mut attributes = Vec::with_capacity(32);
                 start.identity(&mut |name, value| attributes.push(attribute(name, value)));
                 started_at = Some(SystemClock.now());
                 let mut builder = SpanBuilder::from_name(start.name().into_owned());
@@ -83,12 +84,7 @@ impl OtelSpan {
             started_at,
             observer: observer.clone(),
             role: start.role,
-            kind: Kind {
-                operation: start.operation(),
-                provider: Arc::clone(start.provider()),
-                model: start.shared_model().map_or_else(|| start.model().into(), Arc::clone),
-                address: start.address().cloned(),
-            },
+            kind: Kind::of(start),
             stream: None,
         }
     }
@@ -103,15 +99,14 @@ impl OtelSpan {
         }
         let at = SystemClock.now();
         let span = self.context.as_ref().map(|context| context.span().span_context().clone());
-        let Kind { operation, provider, model, address } = &self.kind;
         let mut identity = vec![
-            attribute("gen_ai.operation.name", Value::Static(operation)),
-            attribute("gen_ai.provider.name", Value::Shared(provider)),
+            attribute("gen_ai.operation.name", Value::Static(self.kind.operation())),
+            attribute("gen_ai.provider.name", Value::Shared(self.kind.provider())),
         ];
-        if !model.is_empty() {
-            identity.push(attribute("gen_ai.request.model", Value::Shared(model)));
+        if !self.kind.model().is_empty() {
+            identity.push(attribute("gen_ai.request.model", Value::Str(self.kind.model())));
         }
-        if let Some((host, port)) = address {
+        if let Some((host, port)) = self.kind.address() {
             identity.push(attribute("server.address", Value::Shared(host)));
             identity.push(attribute("server.port", Value::Int((*port).into())));
         }
