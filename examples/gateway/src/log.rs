@@ -2,8 +2,9 @@
 
 use llm_layers::config::Log;
 use opentelemetry::{Context, trace::TraceContextExt};
-use std::fmt;
+use std::{fmt, io::BufWriter, sync::OnceLock};
 use tracing::{Event, Subscriber};
+use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::{
     EnvFilter,
     fmt::{
@@ -13,15 +14,31 @@ use tracing_subscriber::{
     registry::LookupSpan,
 };
 
-/// Writes the log to standard error.
-pub(crate) fn init(log: Log) {
+/// How many lines wait for whoever reads the log: some megabytes.
+const LINES: usize = 16_384;
+
+static LOST: OnceLock<ErrorCounter> = OnceLock::new();
+
+/// How many lines were left out, because nobody read those before them.
+pub(crate) fn lost() -> u64 {
+    LOST.get().map_or(0, |lost| lost.dropped_lines() as u64)
+}
+
+/// Writes the log to standard error, on a thread of its own: whoever is slow to read it holds no request back. What he does
+/// not read in time is left out. The last lines are written when the guard is dropped.
+pub(crate) fn init(log: Log) -> WorkerGuard {
+    let (writer, guard) = NonBlockingBuilder::default()
+        .lossy(true)
+        .buffered_lines_limit(LINES)
+        // Written as soon as no further line waits.
+        .finish(BufWriter::new(std::io::stderr()));
+    LOST.get_or_init(|| writer.error_counter());
     let json = log == Log::Json;
     let filter = EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| EnvFilter::new("info,opentelemetry=warn,opentelemetry_sdk=warn"));
     // What it says may quote what a provider said.
     let filter = filter.add_directive("genai=off".parse().expect("a directive"));
-    let builder =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false);
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).with_ansi(false);
     if json {
         let lines = Format::default().json().flatten_event(true);
         builder.fmt_fields(JsonFields::new()).event_format(Traced { lines, json }).init();
@@ -29,6 +46,7 @@ pub(crate) fn init(log: Log) {
         let lines = Format::default().with_ansi(false);
         builder.event_format(Traced { lines, json }).init();
     }
+    guard
 }
 
 /// Adds `trace_id` and `span_id` of what is current.

@@ -75,8 +75,10 @@ fn main() -> ExitCode {
     if arguments.is_check {
         return check(config, arguments.model.as_deref());
     }
-    log::init(config.telemetry.log);
-    match run(config, arguments) {
+    let log = log::init(config.telemetry.log);
+    let ended = run(config, arguments);
+    drop(log);
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("gateway: {error}");

@@ -70,6 +70,7 @@ impl Server {
         if let Some(queue) = handle.usage_queue() {
             telemetry.watch(queue);
         }
+        telemetry.watch_log();
         let router = routes::router(stack, &handle, &stopping, &telemetry);
         let accounts = Arc::new(Accounts::new(under_way.clone(), telemetry.tracer(), stopping.clone()));
         let signals = Signals::new()?;

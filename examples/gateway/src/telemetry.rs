@@ -144,6 +144,20 @@ impl Telemetry {
         }
     }
 
+    /// Shows how many lines of the log nobody reads.
+    pub(crate) fn watch_log(&self) {
+        if self.meters.is_some() {
+            self.meter()
+                .u64_observable_counter("gateway.log.lines.lost")
+                .with_unit("{line}")
+                .with_description(
+                    "Lines of the log that were left out, because nobody read those before them",
+                )
+                .with_callback(|counter| counter.observe(crate::log::lost(), &[]))
+                .build();
+        }
+    }
+
     /// Shows how quotas do.
     pub(crate) fn watch_quota(&self) -> impl Fn(QuotaLayer) -> QuotaLayer + use<> {
         let meter = self.meters.is_some().then(|| self.meter());

@@ -33,6 +33,18 @@ fn content(piece: &str) -> Value {
 // ===== without a file =====
 
 #[tokio::test]
+async fn a_log_that_nobody_reads_holds_nobody_back() {
+    let mut gateway = Gateway::start_unread(None, &[]).await;
+    // More lines than a pipe holds.
+    for _ in 0..1_000 {
+        assert_eq!(gateway.get("/v1/models").await.status, 200);
+    }
+    assert!(gateway.get("/metrics").await.body.contains("gateway_log_lines_lost_total"));
+    gateway.terminate();
+    assert_eq!(gateway.ended().await, 0);
+}
+
+#[tokio::test]
 async fn without_a_file_it_echoes_to_anybody() {
     let gateway = Gateway::start_with(None, &[]).await;
     let reply = gateway.chat(&asking("fast")).await;

@@ -14,7 +14,7 @@ use std::{
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
     net::{TcpListener, TcpStream},
-    process::{Child, Command},
+    process::{Child, ChildStderr, Command},
     sync::mpsc,
     time::timeout,
 };
@@ -42,6 +42,8 @@ pub(crate) struct Gateway {
     child: Child,
     pub(crate) address: String,
     stderr: Arc<Mutex<String>>,
+    /// Held, so that nobody reads it and it does not close.
+    _unread: Option<ChildStderr>,
     folder: PathBuf,
 }
 
@@ -93,21 +95,31 @@ impl Gateway {
     }
 
     pub(crate) async fn start_with(config: Option<&str>, env: &[(&str, &str)]) -> Self {
-        let (mut command, folder) = command(config, env);
-        let mut child = command.spawn().unwrap();
-        let stderr = Arc::new(Mutex::new(String::new()));
-        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-        let log = Arc::clone(&stderr);
+        let mut gateway = Self::start_unread(config, env).await;
+        let mut lines = BufReader::new(gateway._unread.take().unwrap()).lines();
+        let log = Arc::clone(&gateway.stderr);
         tokio::spawn(async move {
             while let Ok(Some(line)) = lines.next_line().await {
                 *log.lock().unwrap() += &(line + "\n");
             }
         });
+        gateway
+    }
+
+    /// One whose log nobody reads.
+    pub(crate) async fn start_unread(config: Option<&str>, env: &[(&str, &str)]) -> Self {
+        let (mut command, folder) = command(config, env);
+        let mut child = command.spawn().unwrap();
         let mut stdout = BufReader::new(child.stdout.take().unwrap()).lines();
         let line = soon(stdout.next_line()).await.unwrap();
-        let line = line.unwrap_or_else(|| panic!("it does not start: {}", stderr.lock().unwrap()));
+        let mut unread = child.stderr.take().unwrap();
+        let Some(line) = line else {
+            let mut told = String::new();
+            unread.read_to_string(&mut told).await.unwrap();
+            panic!("it does not start: {told}");
+        };
         let address = line.strip_prefix("listening on http://").expect(&line).to_owned();
-        Self { child, address, stderr, folder }
+        Self { child, address, stderr: Arc::default(), _unread: Some(unread), folder }
     }
 
     pub(crate) async fn connect(&self) -> Client {
