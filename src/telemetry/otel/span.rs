@@ -57,8 +57,7 @@ impl OtelSpan {
                     Some(OtelScope(parent)) if !current.has_active_span() => parent,
                     _ => &current,
                 };
-                // What it is told until its end goes there too.
-                let mut attributes = Vec::with_capacity(32);
+                let mut attributes = Vec::with_capacity(16);
                 start.identity(&mut |name, value| attributes.push(attribute(name, value)));
                 started_at = Some(SystemClock.now());
                 let mut builder = SpanBuilder::from_name(start.name().into_owned());
