@@ -314,6 +314,8 @@ pub enum Mode {
     Delay(Duration),
     /// Passes requests on, and says this instead of each reply.
     Lie(&'static str),
+    /// Says this instead of each reply, to requests that the server has never heard of.
+    Deny(&'static str),
     /// Closes what is open, and new connections at once.
     Refuse,
 }
@@ -420,7 +422,13 @@ impl Shared {
         let pair = || (client.try_clone().expect("a socket"), server.try_clone().expect("a socket"));
         self.open.lock().unwrap().push(pair());
         let (from_client, to_server) = pair();
-        thread::spawn(move || pass(&from_client, &to_server, || Fate::Passed));
+        let asked = Arc::clone(self);
+        thread::spawn(move || {
+            pass(&from_client, &to_server, || match asked.mode() {
+                Mode::Deny(_) => Fate::Replaced("*1\r\n$4\r\nPING\r\n"),
+                _ => Fate::Passed,
+            });
+        });
         let shared = Arc::clone(self);
         thread::spawn(move || {
             let mut has_lost = false;
@@ -437,7 +445,7 @@ impl Shared {
             }
             // What was lost is missing: the rest would be taken for the answer to something else.
             _ if *has_lost => Fate::Closed,
-            Mode::Lie(said) => Fate::Replaced(said),
+            Mode::Lie(said) | Mode::Deny(said) => Fate::Replaced(said),
             Mode::CutEvery(every) if !number.is_multiple_of(every) => Fate::Passed,
             Mode::Pass => Fate::Passed,
             Mode::Delay(time) => {

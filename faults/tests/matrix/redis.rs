@@ -160,23 +160,31 @@ pub(crate) async fn quotas_emptied() -> Vec<Verdict> {
 
 pub(crate) async fn quotas_answered_wrongly() -> Vec<Verdict> {
     lies([
-        ("it says something else during a call", "it says something else before a call", "+WAT\r\n"),
-        ("it says a number during a call", "it says a number before a call", ":7\r\n"),
+        (
+            "it says something else during a call",
+            "it says something else before a call",
+            Mode::Lie("+WAT\r\n"),
+        ),
+        ("it says a number during a call", "it says a number before a call", Mode::Lie(":7\r\n")),
         (
             "it says what is no answer during a call",
             "it says what is no answer before a call",
-            "\0\u{7f}HTTP/1.1\r\n\r\n",
+            Mode::Lie("\0\u{7f}HTTP/1.1\r\n\r\n"),
         ),
-        ("it reports errors during a call", "it reports errors before a call", "-ERR so it goes\r\n"),
+        (
+            "it reports errors during a call",
+            "it reports errors before a call",
+            Mode::Lie("-ERR so it goes\r\n"),
+        ),
         (
             "it is still reading its file during a call",
             "it is still reading its file before a call",
-            "-LOADING Redis is loading the dataset in memory\r\n",
+            Mode::Deny("-LOADING Redis is loading the dataset in memory\r\n"),
         ),
         (
             "it wants a password during a call",
             "it wants a password before a call",
-            "-NOAUTH Authentication required.\r\n",
+            Mode::Deny("-NOAUTH Authentication required.\r\n"),
         ),
     ])
     .await
@@ -240,9 +248,9 @@ fn told(server: &RedisServer, command: &[&str]) {
     assert_eq!(reply.trim(), "OK", "{command:?}");
 }
 
-async fn lies(all: impl IntoIterator<Item = (&'static str, &'static str, &'static str)>) -> Vec<Verdict> {
+async fn lies(all: impl IntoIterator<Item = (&'static str, &'static str, Mode)>) -> Vec<Verdict> {
     let mut verdicts = Vec::new();
-    for (under_way, new, said) in all {
+    for (under_way, new, mode) in all {
         let upstream = Upstream::start(slow()).await;
         let Some(server) = RedisServer::start("lies") else { return Vec::new() };
         let proxy = Proxy::start(server.port());
@@ -253,7 +261,7 @@ async fn lies(all: impl IntoIterator<Item = (&'static str, &'static str, &'stati
             proxy.set(Mode::Refuse);
             proxy.set(Mode::Pass);
         };
-        verdicts.extend(quotas(events, &config, &upstream, || proxy.set(Mode::Lie(said)), mend).await);
+        verdicts.extend(quotas(events, &config, &upstream, || proxy.set(mode), mend).await);
     }
     verdicts
 }
@@ -377,8 +385,8 @@ pub(crate) async fn cache() -> Vec<Verdict> {
         ("it does not answer", Mode::Swallow),
         ("it says something else", Mode::Lie("+WAT\r\n")),
         ("it answers with what somebody else was told", Mode::Lie("$5\r\nhello\r\n")),
-        ("it is still reading its file", Mode::Lie("-LOADING Redis is loading the dataset in memory\r\n")),
-        ("it wants a password", Mode::Lie("-NOAUTH Authentication required.\r\n")),
+        ("it is still reading its file", Mode::Deny("-LOADING Redis is loading the dataset in memory\r\n")),
+        ("it wants a password", Mode::Deny("-NOAUTH Authentication required.\r\n")),
     ] {
         let upstream = Upstream::start([]).await;
         let Some(server) = RedisServer::start("cache") else { return Vec::new() };
