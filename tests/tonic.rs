@@ -186,7 +186,7 @@ async fn the_callers_time_is_the_deadline_unless_the_host_gives_less() {
     let now = tokio::time::Instant::now().into_std();
     let asked = metadata(&[("grpc-timeout", "10S"), ("x-request-id", "mine"), ("cache-control", "no-store")]);
     let of_caller = context(&asked, RequestContext::new());
-    assert_eq!(of_caller.deadline(), Some(now + Duration::from_millis(9_995)));
+    assert_eq!(of_caller.deadline(), Some(now + Duration::from_millis(9_900)));
     assert_eq!(of_caller.request_id(), Some("mine"));
     assert_ne!(of_caller.cache_control(), RequestContext::new().cache_control());
 
