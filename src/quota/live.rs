@@ -200,6 +200,7 @@ impl Lost {
                     Restored::Made => {
                         // From now on it is as any other: settled once, whoever does it again.
                         self.is_made = true;
+                        live.has_it_again(self.id, &one);
                         restored.fetch_add(1, Ordering::AcqRel);
                     }
                     // The ledger will be asked for it, by the next call.
@@ -212,7 +213,12 @@ impl Lost {
                 }
             }
             if self.is_made {
-                store.settle(&Settlement::new(self.id, one, self.amount)).await?;
+                let applied = store.settle(&Settlement::new(self.id, one, self.amount)).await?;
+                // It was done by a try that had no answer, or the store has lost that lease too.
+                if applied == Applied::Duplicate && live.owes(self.id, &department.id).await {
+                    (self.is_owed, self.is_made) = (true, false);
+                    continue;
+                }
             }
             live.is_charged(self.id, &department.id);
             (self.is_owed, self.is_made) = (false, false);
