@@ -50,8 +50,13 @@ impl Ledger {
 
 impl UsageHistory for Ledger {
     fn used(&self, query: HistoryQuery) -> HistoryFuture {
-        let used = self.sum(&query.in_flight);
-        Box::pin(async move { Ok(Used { in_day: used, in_month: used }) })
+        let ledger = self.clone();
+        Box::pin(async move {
+            // No ledger is read in no time: answers that were on their way when counters were lost have come by then.
+            sleep(Duration::from_millis(5)).await;
+            let used = ledger.sum(&query.in_flight);
+            Ok(Used { in_day: used, in_month: used })
+        })
     }
 }
 
@@ -100,8 +105,6 @@ impl Load {
 #[derive(PartialEq, Eq)]
 enum Off {
     Not,
-    /// An answer may still be on its way when the books are read, which takes no time here.
-    Missing,
     /// What had not reached a replica may have been done or not.
     Either,
 }
@@ -201,7 +204,6 @@ async fn under_load(store: RedisQuotaStore, off: Off, faults: impl AsyncFnOnce(&
     for Delta { requests, .. } in drifts.iter().map(|drift| drift.by) {
         match off {
             Off::Not => panic!("{drifts:?}"),
-            Off::Missing => assert!((0..=in_flight).contains(&requests), "{drifts:?}"),
             Off::Either => assert!((-in_flight..=in_flight).contains(&requests), "{drifts:?}"),
         }
     }
@@ -244,7 +246,7 @@ async fn a_server_that_is_frozen_and_thawed() {
 async fn a_server_that_comes_back_empty() {
     let Some(mut server) = RedisServer::start("quota_redis_layer: emptied") else { return };
     let url = server.url();
-    under_load(one_server(&url), Off::Missing, async |load| {
+    under_load(one_server(&url), Off::Not, async |load| {
         // At once, while calls are in flight, and after a while.
         for pause in [0, 300] {
             server.kill();

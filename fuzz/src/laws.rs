@@ -73,7 +73,12 @@ pub fn chat_request(bytes: &[u8]) {
 /// as texts have that were cut by clients in JavaScript. Both are JSON by its grammar, and passed on.
 fn json(bytes: &[u8]) -> Option<Value> {
     let _: IgnoredAny = serde_json::from_slice(bytes).expect("JSON");
-    serde_json::from_slice(bytes).ok()
+    let value = serde_json::from_slice(bytes);
+    if let Err(error) = &value {
+        let why = error.to_string();
+        assert!(why.starts_with("number out of range") || why.contains("hex escape"), "{why}");
+    }
+    value.ok()
 }
 
 /// What is said to be no object is none for serde either.

@@ -60,6 +60,7 @@ impl QuotaLayer {
     ) -> Self {
         Self {
             shared: Arc::new(Shared {
+                live: outbox.as_ref().map_or_else(Arc::default, |outbox| Arc::clone(outbox.live())),
                 store,
                 outbox,
                 policies,

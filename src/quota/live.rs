@@ -48,15 +48,24 @@ pub(super) struct Lost {
     day: Day,
     needs_seed: bool,
     departments: Vec<Department>,
-    /// Nobody can have settled it before.
-    is_sure: bool,
-    /// The last of them has to be charged whether it is sure or not.
-    is_owed: bool,
-    /// There is a lease again for the last of them.
-    is_made: bool,
+    /// How each of them begins.
+    at_first: Step,
+    /// Of the last of them.
+    step: Step,
 }
 
-/// A department whose past is being looked up in the ledger. Until it is dropped, nothing that it is charged for is given up.
+/// How far a department has come that has lost a lease.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Step {
+    /// A try without an answer may have settled it.
+    Doubtful,
+    Lost,
+    /// There is a lease again: it is settled as any other, once, whoever does it again.
+    Made,
+}
+
+/// A department whose past is being looked up in the ledger, by one at a time. Until it is dropped, nothing that it is charged
+/// for is given up.
 pub(super) struct Rebuilding {
     live: Arc<Live>,
     department: Arc<str>,
@@ -85,10 +94,10 @@ pub(super) struct Held {
 }
 
 impl Rebuilding {
-    pub(super) fn begin(live: &Arc<Live>, department: &Arc<str>) -> Self {
-        let (live, department) = (Arc::clone(live), Arc::clone(department));
-        live.lock().rebuilding.insert(Arc::clone(&department));
-        Self { live, department }
+    /// Unless somebody is at it.
+    pub(super) fn begin(live: &Arc<Live>, department: &Arc<str>) -> Option<Self> {
+        let is_first = live.lock().rebuilding.insert(Arc::clone(department));
+        is_first.then(|| Self { live: Arc::clone(live), department: Arc::clone(department) })
     }
 
     /// The leases that are not settled, in their order.
@@ -169,16 +178,9 @@ impl Lost {
                 _ => live.is_charged(settlement.id, &department.id),
             }
         }
-        Ok(Self {
-            id: settlement.id,
-            amount: settlement.amount,
-            day,
-            needs_seed,
-            departments,
-            is_sure,
-            is_owed: false,
-            is_made: false,
-        })
+        let at_first = if is_sure { Step::Lost } else { Step::Doubtful };
+        let Settlement { id, amount, .. } = *settlement;
+        Ok(Self { id, amount, day, needs_seed, departments, at_first, step: at_first })
     }
 
     /// Makes it anew and charges it, in one department after the other. Goes on where it has failed.
@@ -191,38 +193,40 @@ impl Lost {
     ) -> Result<(), StoreError> {
         while let Some(department) = self.departments.last() {
             let one: Departments = [department.clone()].into_iter().collect();
-            if !self.is_sure && !self.is_owed {
-                self.is_owed = live.owes(self.id, &department.id).await;
-            }
-            if !self.is_made && (self.is_sure || self.is_owed) {
-                let none = Held::new(one.clone(), Amount::ZERO, Amount::ZERO, self.day, self.needs_seed);
-                match none.restore(store, self.id, lease).await? {
-                    Restored::Made => {
-                        // From now on it is as any other: settled once, whoever does it again.
-                        self.is_made = true;
-                        live.has_it_again(self.id, &one);
-                        restored.fetch_add(1, Ordering::AcqRel);
+            let next = match self.step {
+                Step::Doubtful => live.owes(self.id, &department.id).await.then_some(Step::Lost),
+                Step::Lost => {
+                    let none = Held::new(one.clone(), Amount::ZERO, Amount::ZERO, self.day, self.needs_seed);
+                    match none.restore(store, self.id, lease).await? {
+                        Restored::Made => {
+                            restored.fetch_add(1, Ordering::AcqRel);
+                            live.has_it_again(self.id, &one);
+                            Some(Step::Made)
+                        }
+                        Restored::Over => None,
+                        // The ledger will be asked for it, by the next call.
+                        Restored::NotYet if live.leave_to_ledger(self.id, &department.id) => None,
+                        Restored::NotYet => {
+                            live.are_rebuilt(std::slice::from_ref(&department.id)).await;
+                            Some(Step::Lost)
+                        }
                     }
-                    // The ledger will be asked for it, by the next call.
-                    Restored::NotYet if live.leave_to_ledger(self.id, &department.id) => {}
-                    Restored::NotYet => {
-                        live.is_rebuilt(&department.id).await;
-                        continue;
+                }
+                Step::Made => {
+                    match store.settle(&Settlement::new(self.id, one, self.amount)).await? {
+                        // By a try that had no answer, or else the store has lost that lease too.
+                        Applied::Duplicate => Some(Step::Doubtful),
+                        Applied::First | Applied::TrueUp => None,
                     }
-                    Restored::Over => {}
                 }
-            }
-            if self.is_made {
-                let applied = store.settle(&Settlement::new(self.id, one, self.amount)).await?;
-                // It was done by a try that had no answer, or the store has lost that lease too.
-                if applied == Applied::Duplicate && live.owes(self.id, &department.id).await {
-                    (self.is_owed, self.is_made) = (true, false);
-                    continue;
-                }
+            };
+            if let Some(next) = next {
+                self.step = next;
+                continue;
             }
             live.is_charged(self.id, &department.id);
-            (self.is_owed, self.is_made) = (false, false);
             self.departments.pop();
+            self.step = self.at_first;
         }
         Ok(())
     }
@@ -284,7 +288,7 @@ impl Live {
     /// Whether a lease that may have been settled before has to be charged all the same. If not, that is the end of it.
     async fn owes(&self, id: LeaseId, department: &Arc<str>) -> bool {
         loop {
-            self.is_rebuilt(department).await;
+            self.are_rebuilt(std::slice::from_ref(department)).await;
             let mut leases = self.lock();
             if leases.owed.contains(&(id, Arc::clone(department))) {
                 return true;
@@ -296,12 +300,13 @@ impl Live {
         }
     }
 
-    /// Waits until nobody looks up the past of this department.
-    async fn is_rebuilt(&self, department: &Arc<str>) {
+    /// Waits until nobody looks up the past of any of these. Where many are new at once, whoever asked the store whenever one of
+    /// them was found would ask it as often as there are others.
+    pub(super) async fn are_rebuilt(&self, departments: &[Arc<str>]) {
         let mut freed = pin!(self.freed.notified());
         loop {
             freed.as_mut().enable();
-            if !self.lock().rebuilding.contains(department) {
+            if !departments.iter().any(|department| self.lock().rebuilding.contains(department)) {
                 return;
             }
             freed.as_mut().await;

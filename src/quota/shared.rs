@@ -5,7 +5,7 @@ use super::{
     history::{HistoryQuery, UsageHistory, Used},
     hold::{Hold, Lease},
     lease::{Baseline, Decision, Denial, Grant, Headroom, LeaseId, Reservation},
-    live::Rebuilding,
+    live::{Live, Rebuilding},
     options::{Hits, Mode, OnExpiry, OnTight, Settled, Stats, Unbounded, Unpriced, Unreported},
     plan::{Obstacle, Plan},
     store::{QuotaStore, StoreError},
@@ -22,16 +22,14 @@ use crate::{
 use arc_swap::ArcSwapOption;
 use std::{
     borrow::Cow,
-    collections::HashSet,
     mem,
-    pin::pin,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicI64, AtomicU64, Ordering},
     },
     time::{Duration, SystemTime},
 };
-use tokio::{sync::Notify, time::Instant};
+use tokio::time::Instant;
 
 /// All that calls of one layer share.
 #[derive(Clone)]
@@ -39,6 +37,8 @@ pub(super) struct Shared {
     pub(super) store: Arc<dyn QuotaStore>,
     /// `None`: leases are settled where they end.
     pub(super) outbox: Option<Outbox>,
+    /// Those of the outbox, if there is one; else there are none.
+    pub(super) live: Arc<Live>,
     pub(super) policies: Policies,
     pub(super) prices: Prices,
     pub(super) estimator: Arc<dyn TokenEstimator>,
@@ -76,9 +76,6 @@ pub(super) struct State {
     would_deny: AtomicU64,
     unavailable: AtomicU64,
     pub(super) in_flight: AtomicU64,
-    /// Departments whose past is being looked up.
-    seeding: Mutex<HashSet<Arc<str>>>,
-    seeded: Notify,
 }
 
 /// What becomes of a call.
@@ -108,26 +105,6 @@ impl State {
             would_deny: AtomicU64::new(0),
             unavailable: AtomicU64::new(0),
             in_flight: AtomicU64::new(0),
-            seeding: Mutex::default(),
-            seeded: Notify::new(),
-        }
-    }
-
-    fn seeding(&self) -> MutexGuard<'_, HashSet<Arc<str>>> {
-        self.seeding.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Waits until nobody looks for the past of any of these. Where many are new at once, whoever asked the store whenever
-    /// one of them was found would ask it as often as there are others.
-    async fn seeded(&self, departments: &[Arc<str>]) {
-        let mut changed = pin!(self.seeded.notified());
-        loop {
-            changed.as_mut().enable();
-            if !departments.iter().any(|department| self.seeding().contains(department)) {
-                return;
-            }
-            changed.as_mut().await;
-            changed.set(self.seeded.notified());
         }
     }
 
@@ -312,12 +289,10 @@ impl Shared {
                 {
                     self.state.breaker.succeeded();
                     hold.holds_nothing();
-                    if let Some(outbox) = &self.outbox {
-                        outbox.are_unknown(&departments);
-                    }
+                    self.live.are_unknown(&departments);
                     self.seed(&departments, day);
                     // Whoever looks for the past of a department goes on with it, also if nobody waits.
-                    let _ = tokio::time::timeout_at(deadline, self.state.seeded(&departments)).await;
+                    let _ = tokio::time::timeout_at(deadline, self.live.are_rebuilt(&departments)).await;
                 }
                 error => {
                     self.state.breaker.failed();
@@ -334,31 +309,26 @@ impl Shared {
     fn seed(self: &Arc<Self>, departments: &[Arc<str>], day: Day) {
         let Some(history) = &self.history else { return };
         for department in departments {
-            if !self.state.seeding().insert(Arc::clone(department)) {
-                continue;
-            }
+            let Some(rebuilding) = Rebuilding::begin(&self.live, department) else { continue };
             let (shared, history) = (Arc::clone(self), Arc::clone(history));
             let department = Arc::clone(department);
             tokio::spawn(async move {
-                let done = Seeding { state: Arc::clone(&shared.state), department: Arc::clone(&department) };
-                let rebuilding = shared.outbox.as_ref().map(|outbox| outbox.rebuild(&department));
-                let is_seeded = match past(&*history, &department, day, rebuilding.as_ref()).await {
+                let is_seeded = match past(&*history, &department, day, &rebuilding).await {
                     Ok((used, left_out)) => {
                         let baseline = Baseline::new(day, used.in_day, used.in_month);
                         let told = shared.store.seed(&department, &baseline).await;
-                        if let (Ok(true), Some(rebuilding)) = (&told, &rebuilding) {
+                        if let Ok(true) = told {
                             rebuilding.leaves_out(&left_out);
                         }
                         told.is_ok()
                     }
                     Err(_) => false,
                 };
-                drop(rebuilding);
                 if !is_seeded {
                     // The next call finds the department as unknown as this one has.
                     tokio::time::sleep(Duration::from_millis(50)).await;
                 }
-                drop(done);
+                drop(rebuilding);
             });
         }
     }
@@ -411,34 +381,20 @@ async fn past(
     history: &dyn UsageHistory,
     department: &Arc<str>,
     day: Day,
-    rebuilding: Option<&Rebuilding>,
+    rebuilding: &Rebuilding,
 ) -> Result<(Used, Vec<LeaseId>), BoxError> {
-    let in_flight = || rebuilding.map_or_else(Vec::new, Rebuilding::in_flight);
-    let mut leases = in_flight();
+    let mut leases = rebuilding.in_flight();
     let mut asked = 0;
     loop {
         let query = HistoryQuery::new(Arc::clone(department), day).with_in_flight(&*leases);
         let used = history.used(query).await?;
         asked += 1;
-        let before = mem::replace(&mut leases, in_flight());
+        let before = mem::replace(&mut leases, rebuilding.in_flight());
         // None comes or goes, but for one whose answer was still on its way when the counters were lost. Where some go on
         // coming and going, somebody else has told the store by now.
         if before == leases || asked == LOOKS {
             return Ok((used, before));
         }
-    }
-}
-
-/// The department is free to be looked up again, whatever came of it.
-struct Seeding {
-    state: Arc<State>,
-    department: Arc<str>,
-}
-
-impl Drop for Seeding {
-    fn drop(&mut self) {
-        self.state.seeding().remove(&self.department);
-        self.state.seeded.notify_waiters();
     }
 }
 

@@ -2,7 +2,7 @@ use super::{
     amount::Departments,
     calendar::Day,
     lease::{LeaseId, Settlement},
-    live::{Held, Live, Lost, Rebuilding, Restored},
+    live::{Held, Live, Lost, Restored},
     store::{EXPIRED_KEPT, QuotaStore, StoreError},
 };
 use crate::fallback::Backoff;
@@ -221,14 +221,9 @@ impl Outbox {
         self.live.keep_alive(id, held);
     }
 
-    /// The store does not know these departments: leases that are held for them have to be looked after soon.
-    pub(super) fn are_unknown(&self, departments: &[Arc<str>]) {
-        self.live.are_unknown(departments);
-    }
-
-    /// From now on whatever the store does not know of this department is charged once it does.
-    pub(super) fn rebuild(&self, department: &Arc<str>) -> Rebuilding {
-        Rebuilding::begin(&self.live, department)
+    /// What is known of the leases that it looks after.
+    pub(super) const fn live(&self) -> &Arc<Live> {
+        &self.live
     }
 
     /// Whether settlements get through, and there is room for more.

@@ -75,7 +75,11 @@ impl Collector {
         let shared = Arc::new(Shared::default());
         let mut copying = Copying { reader, ledger, cursor, runtime };
         let of_thread = Arc::clone(&shared);
-        thread::Builder::new().name("usage-copy".into()).spawn(move || copying.run(&of_thread))?;
+        let run = move || {
+            let _over = Over(&of_thread);
+            copying.run(&of_thread);
+        };
+        thread::Builder::new().name("usage-copy".into()).spawn(run)?;
         Ok(Self { shared })
     }
 
@@ -109,6 +113,15 @@ impl fmt::Debug for Collector {
 fn is_cursor(text: &str) -> bool {
     let is_number = |text: &str| text.parse::<u64>().is_ok();
     text.split_once('-').is_some_and(|(time, number)| is_number(time) && is_number(number))
+}
+
+/// Says that the thread has ended, however it did: nobody waits for it in vain.
+struct Over<'a>(&'a Shared);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.is_over.store(true, Ordering::Release);
+    }
 }
 
 impl Shared {

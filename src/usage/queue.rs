@@ -258,7 +258,7 @@ impl QueueSink {
     pub(super) fn hurry(&self) -> u64 {
         let inbox = self.inbox();
         let mut letters = inbox.letters();
-        letters.is_awaited = true;
+        letters.is_awaited |= !letters.new.is_empty();
         let recorded = inbox.recorded.load(Ordering::Acquire);
         drop(letters);
         inbox.changed.notify_all();

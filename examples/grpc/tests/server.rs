@@ -42,7 +42,16 @@ async fn over(upstream: &Upstream) -> (Server, Client) {
     (server, client)
 }
 
+/// Not tonic's own transport, which keeps the time itself: what the server does is to be seen.
+fn plain_http() -> HttpClient {
+    hyper_util::client::legacy::Client::builder(TokioExecutor::new()).http2_only(true).build_http()
+}
+
 impl Server {
+    fn origin(&self) -> tonic::codegen::http::Uri {
+        format!("http://{}", self.address).parse().unwrap()
+    }
+
     async fn client(&self) -> Client {
         ChatClient::connect(format!("http://{}", self.address)).await.unwrap()
     }
@@ -136,16 +145,12 @@ async fn a_client_that_cancels_hangs_up_on_the_provider_before_and_within_the_an
 async fn the_callers_deadline_ends_a_call_and_a_stream_on_the_server() {
     let mut upstream = Upstream::start().await;
     let (server, _) = over(&upstream).await;
-    // Not tonic's own transport, which keeps the time itself: what the server does is to be seen.
     // Long enough for a machine with much else to do to have begun the stream by then.
     let timely = |mut request: Request<GetCompletionsRequest>| {
         request.metadata_mut().insert("grpc-timeout", "2S".parse().unwrap());
         request
     };
-    let http =
-        hyper_util::client::legacy::Client::builder(TokioExecutor::new()).http2_only(true).build_http();
-    let origin = format!("http://{}", server.address).parse().unwrap();
-    let mut client: ChatClient<HttpClient> = ChatClient::with_origin(http, origin);
+    let mut client: ChatClient<HttpClient> = ChatClient::with_origin(plain_http(), server.origin());
 
     let whole = client.get_completion(timely(asking("up/m")));
     let (answer, mut call) = tokio::join!(whole, upstream.call());
@@ -165,6 +170,28 @@ async fn the_callers_deadline_ends_a_call_and_a_stream_on_the_server() {
     assert!(chunks.message().await.unwrap().is_some());
     assert_eq!(chunks.message().await.unwrap_err().code(), Code::DeadlineExceeded);
     assert!(call.hung_up().await);
+}
+
+#[tokio::test]
+async fn a_message_that_comes_after_its_headers_is_late_by_the_same_words() {
+    let mut upstream = Upstream::start().await;
+    let (server, _) = over(&upstream).await;
+    let (message, messages) = tokio::sync::mpsc::channel(1);
+    let mut request = Request::new(tokio_stream::wrappers::ReceiverStream::new(messages));
+    request.metadata_mut().insert("grpc-timeout", "1S".parse().unwrap());
+    let mut grpc = tonic::client::Grpc::with_origin(plain_http(), server.origin());
+    grpc.ready().await.unwrap();
+    let asked = tokio::spawn(async move {
+        let codec = tonic_prost::ProstCodec::<_, xai::GetChatCompletionResponse>::default();
+        let path = tonic::codegen::http::uri::PathAndQuery::from_static("/xai_api.Chat/GetCompletion");
+        grpc.client_streaming(request, path, codec).await
+    });
+    // As on a server that has much else to do.
+    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    message.send(asking("up/m").into_inner()).await.unwrap();
+    drop(message);
+    let _call = upstream.call().await;
+    assert_eq!(asked.await.unwrap().unwrap_err().code(), Code::DeadlineExceeded);
 }
 
 #[tokio::test]

@@ -391,22 +391,9 @@ pub(crate) async fn cache() -> Vec<Verdict> {
         let upstream = Upstream::start([]).await;
         let Some(server) = RedisServer::start("cache") else { return Vec::new() };
         let proxy = Proxy::start(server.port());
-        let config = format!(
-            r#"
-            [cache]
-            enabled = true
-            redis = "{}"
-            secret = "a-secret-of-more-than-thirty-two-letters"
-            [providers.up]
-            base_url = "{}"
-            [[keys]]
-            key = "ada"
-            user = "ada"
-            departments = ["ops"]
-            "#,
-            proxy.url(),
-            upstream.url
-        );
+        let secret = "a-secret-of-more-than-thirty-two-letters";
+        let cache = format!("[cache]\nenabled = true\nredis = \"{}\"\nsecret = \"{secret}\"", proxy.url());
+        let config = file(&cache, &upstream);
         // The second has nothing in its own memory.
         let (one, other) = tokio::join!(Gateway::start(&config), Gateway::start(&config));
         // What is not written in time is not written: it is asked until something is.

@@ -24,9 +24,12 @@ pub(super) struct Kind {
     from: usize,
 }
 
-/// All calls of a kind that were answered by the same model.
+/// All calls that metrics do not tell apart.
 pub(super) struct Series {
-    kind: Kind,
+    /// A layer's, which is its own for as long as this holds it.
+    target: Arc<Target>,
+    operation: &'static str,
+    asked: Arc<str>,
     answered: Option<Arc<str>>,
     pub(super) all: Vec<KeyValue>,
     /// With what tells tokens apart.
@@ -72,12 +75,6 @@ impl Kind {
     pub(super) fn address(&self) -> Option<&(Arc<str>, u16)> {
         self.target.address.as_ref()
     }
-
-    fn is(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.target, &other.target)
-            && self.operation == other.operation
-            && self.model() == other.model()
-    }
 }
 
 impl AllSeries {
@@ -87,22 +84,15 @@ impl AllSeries {
 
     /// The series of a call. A name that is not known yet becomes so only where it `may_be_added`.
     pub(super) fn of(&self, kind: &Kind, answered: Option<&str>, may_be_added: bool) -> Arc<Series> {
-        let known = self.known.load();
-        // A layer's target is its own for as long as a series holds it.
-        let target = Arc::as_ptr(&kind.target).addr();
-        let hash = known.hasher().hash_one((target, kind.operation, kind.model(), answered));
-        if let Some(series) = known.get(&hash)
-            && series.kind.is(kind)
-            && series.answered.as_deref() == answered
-        {
-            return Arc::clone(series);
+        if let Ok(series) = self.find(kind, kind.model(), answered) {
+            return series;
         }
-        let label = |name: &str| self.labels.label(name, may_be_added && !name.is_empty());
+        let label = |name: &str| self.labels.label(name, may_be_added);
         let asked = if kind.model().is_empty() { "".into() } else { label(kind.model()) };
-        let answerer = answered.map(label);
-        let is_told_apart = *asked == *kind.model() && answerer.as_deref() == answered;
-        let series = Arc::new(Series::new(kind.clone(), asked, answerer, self.semconv));
-        if is_told_apart {
+        let answered = answered.map(label);
+        // Of names that are not told apart there may be any number, and one series.
+        self.find(kind, &asked, answered.as_deref()).unwrap_or_else(|hash| {
+            let series = Arc::new(Series::new(kind, asked, answered, self.semconv));
             self.known.rcu(|known| {
                 let mut all = HashMap::clone(known);
                 if all.len() >= MOST {
@@ -111,26 +101,40 @@ impl AllSeries {
                 all.insert(hash, Arc::clone(&series));
                 all
             });
-        }
-        series
+            series
+        })
+    }
+
+    /// The series of these labels, or where it belongs.
+    fn find(&self, kind: &Kind, asked: &str, answered: Option<&str>) -> Result<Arc<Series>, u64> {
+        let known = self.known.load();
+        let hash =
+            known.hasher().hash_one((Arc::as_ptr(&kind.target).addr(), kind.operation, asked, answered));
+        let found = known.get(&hash).filter(|series| {
+            Arc::ptr_eq(&series.target, &kind.target)
+                && series.operation == kind.operation
+                && *series.asked == *asked
+                && series.answered.as_deref() == answered
+        });
+        found.cloned().ok_or(hash)
     }
 }
 
 impl Series {
-    fn new(kind: Kind, asked: Arc<str>, answered: Option<Arc<str>>, semconv: SemConv) -> Self {
-        let shared = |key, value: Arc<str>| KeyValue::new(key, StringValue::from(value));
+    fn new(kind: &Kind, asked: Arc<str>, answered: Option<Arc<str>>, semconv: SemConv) -> Self {
+        let shared = |key, value: &Arc<str>| KeyValue::new(key, StringValue::from(Arc::clone(value)));
         let mut all = vec![
             KeyValue::new("gen_ai.operation.name", kind.operation),
-            shared("gen_ai.provider.name", Arc::clone(kind.provider())),
+            shared("gen_ai.provider.name", kind.provider()),
         ];
-        if !kind.model().is_empty() {
-            all.push(shared("gen_ai.request.model", asked));
+        if !asked.is_empty() {
+            all.push(shared("gen_ai.request.model", &asked));
         }
         if let Some(answered) = &answered {
-            all.push(shared("gen_ai.response.model", Arc::clone(answered)));
+            all.push(shared("gen_ai.response.model", answered));
         }
         if let Some((host, port)) = kind.address() {
-            all.push(shared("server.address", Arc::clone(host)));
+            all.push(shared("server.address", host));
             all.push(KeyValue::new("server.port", i64::from(*port)));
         }
         let and = |key, value: &'static str| {
@@ -146,7 +150,9 @@ impl Series {
             }
         };
         Self {
-            kind,
+            target: Arc::clone(&kind.target),
+            operation: kind.operation,
+            asked,
             answered,
             all,
             input,
@@ -164,5 +170,50 @@ impl Series {
         let mut all = self.all.clone();
         all.push(KeyValue::new("error.type", label(error_type)));
         all
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{ChatBody, LlmRequest, telemetry::observer::Role};
+
+    fn kind(target: &Arc<Target>, model: &str) -> Kind {
+        let request = LlmRequest::new(model, ChatBody::builder().user("Hello").build().unwrap());
+        Kind::of(&CallStart { role: Role::Client, request: &request, target })
+    }
+
+    fn target() -> Arc<Target> {
+        Arc::new(Target {
+            role: Role::Client,
+            name: "".into(),
+            provider: "p".into(),
+            prefix: "p".into(),
+            address: None,
+            in_process: false,
+            departments: false,
+        })
+    }
+
+    #[test]
+    fn calls_that_are_not_told_apart_share_one_series_however_many_names_they_have() {
+        let all = AllSeries::new(Labels::new(3), SemConv::default());
+        let target = target();
+        let known = all.of(&kind(&target, "p/known"), Some("known-2026"), true);
+        assert!(Arc::ptr_eq(&known, &all.of(&kind(&target, "p/known"), Some("known-2026"), false)));
+        let of_name = |n: usize| all.of(&kind(&target, &format!("p/made up {n}")), None, false);
+        let other = of_name(0);
+        assert!((1..1000).all(|n| Arc::ptr_eq(&other, &of_name(n))));
+        assert_eq!(all.known.load().len(), 2);
+        assert!(!Arc::ptr_eq(&other, &all.of(&kind(&super::tests::target(), "p/made up"), None, false)));
+    }
+
+    #[test]
+    fn layers_that_are_gone_leave_no_more_than_a_bounded_number() {
+        let all = AllSeries::new(Labels::new(3), SemConv::default());
+        for _ in 0..2 * MOST {
+            all.of(&kind(&target(), "p/known"), None, true);
+        }
+        assert!(all.known.load().len() <= MOST);
     }
 }

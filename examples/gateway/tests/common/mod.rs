@@ -42,8 +42,8 @@ pub(crate) struct Gateway {
     child: Child,
     pub(crate) address: String,
     stderr: Arc<Mutex<String>>,
-    /// Held, so that nobody reads it and it does not close.
-    _unread: Option<ChildStderr>,
+    /// Held while nobody reads it, so that it does not close.
+    unread: Option<ChildStderr>,
     folder: PathBuf,
 }
 
@@ -96,7 +96,7 @@ impl Gateway {
 
     pub(crate) async fn start_with(config: Option<&str>, env: &[(&str, &str)]) -> Self {
         let mut gateway = Self::start_unread(config, env).await;
-        let mut lines = BufReader::new(gateway._unread.take().unwrap()).lines();
+        let mut lines = BufReader::new(gateway.unread.take().unwrap()).lines();
         let log = Arc::clone(&gateway.stderr);
         tokio::spawn(async move {
             while let Ok(Some(line)) = lines.next_line().await {
@@ -119,7 +119,7 @@ impl Gateway {
             panic!("it does not start: {told}");
         };
         let address = line.strip_prefix("listening on http://").expect(&line).to_owned();
-        Self { child, address, stderr: Arc::default(), _unread: Some(unread), folder }
+        Self { child, address, stderr: Arc::default(), unread: Some(unread), folder }
     }
 
     pub(crate) async fn connect(&self) -> Client {
