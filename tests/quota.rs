@@ -16,8 +16,8 @@ use llm_layers::{
     quota::{
         Adjustment, Amount, Applied, Baseline, ByteEstimator, Calendar, Days, Decision, Departments,
         HistoryFuture, HistoryQuery, Hits, LeaseId, Limits, MemoryStore, Mode, OnTight, Quota, QuotaLayer,
-        QuotaStore, Report, Reservation, Settlement, Standing, StoreFuture, Unbounded, Unpriced, Unreported,
-        UsageHistory, Used, Worker, WorkerOptions, audit, repair,
+        QuotaStore, Report, Reservation, Settlement, Standing, StoreError, StoreFuture, Unbounded, Unpriced,
+        Unreported, UsageHistory, Used, Worker, WorkerOptions, audit, repair,
     },
     testing::{ManualClock, Reply, Scripted, Step},
 };
@@ -1008,6 +1008,97 @@ async fn what_is_left_out_of_a_past_that_is_lost_too_is_left_to_the_ledger() {
     let report = worker.shutdown(60 * SECOND).await;
     assert_eq!((report.left, report.given_up, report.restored), (0, 0, 0), "{report:?}");
     assert!(start.elapsed() < SECOND, "{:?}", start.elapsed());
+}
+
+/// Loses everything when a settlement comes for what was made anew, and takes none until it is mended.
+#[derive(Clone)]
+struct LosesAgain(Forgetful, Arc<Mutex<Loss>>);
+
+#[derive(PartialEq)]
+enum Loss {
+    Not,
+    /// The next settlement is told that there is no lease, the one after it loses all.
+    Soon,
+    Next,
+    Down,
+}
+
+impl QuotaStore for LosesAgain {
+    fn reserve(&self, reservation: &Reservation) -> StoreFuture<Decision> {
+        self.0.reserve(reservation)
+    }
+
+    fn extend(&self, id: LeaseId, departments: &Departments, by: Duration) -> StoreFuture<bool> {
+        self.0.extend(id, departments, by)
+    }
+
+    fn settle(&self, settlement: &Settlement) -> StoreFuture<Applied> {
+        let mut loss = self.1.lock().unwrap();
+        match *loss {
+            Loss::Not => return self.0.settle(settlement),
+            Loss::Soon => {
+                *loss = Loss::Next;
+                return self.0.settle(settlement);
+            }
+            Loss::Next => {
+                *loss = Loss::Down;
+                self.0.forget();
+            }
+            Loss::Down => {}
+        }
+        StoreFuture::ready(Err(StoreError::ambiguous("no answer")))
+    }
+
+    fn release(&self, id: LeaseId, departments: &Departments) -> StoreFuture<()> {
+        self.0.release(id, departments)
+    }
+
+    fn usage(&self, department: &Arc<str>, days: &Days) -> StoreFuture<Standing> {
+        self.0.usage(department, days)
+    }
+
+    fn seed(&self, department: &Arc<str>, baseline: &Baseline) -> StoreFuture<bool> {
+        self.0.seed(department, baseline)
+    }
+
+    fn adjust(&self, adjustment: &Adjustment) -> StoreFuture<bool> {
+        self.0.adjust(adjustment)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_made_anew_and_lost_again_is_charged_once() {
+    let clock = ManualClock::new(noon());
+    let remote = Remote::new(MemoryStore::with_clock(clock.clone()));
+    let store = LosesAgain(Forgetful(Arc::new(Mutex::new(remote)), clock), Arc::new(Mutex::new(Loss::Not)));
+    let limits = Limits::new().with_day_tokens(10_000);
+    let (layer, worker) = QuotaLayer::pair(store.clone(), table(limits), prices(), WorkerOptions::default());
+    let used = Used { in_day: used(500, 5), in_month: used(600, 6) };
+    let ledger = Ledger { used, ..Ledger::default() };
+    let layer = layer.with_clock(store.0.1.clone()).with_history(ledger);
+    let provider = Scripted::new().reply(whole(7, 3).after([Step::Gate]));
+    let service = layer.layer(provider.clone());
+    let held = tokio::spawn(service.clone().oneshot(request()));
+    tokio::time::sleep(SECOND).await;
+    store.0.forget();
+    provider.push(whole(20, 0));
+    service.clone().oneshot(request()).await.unwrap();
+    tokio::time::sleep(SECOND).await;
+    *store.1.lock().unwrap() = Loss::Soon;
+    provider.open();
+    held.await.unwrap().unwrap();
+    tokio::time::sleep(SECOND).await;
+    assert!(*store.1.lock().unwrap() == Loss::Down);
+    // Has the store told of a past again, without the call that is not settled.
+    provider.push(whole(30, 0));
+    service.clone().oneshot(request()).await.unwrap();
+    *store.1.lock().unwrap() = Loss::Not;
+    let report = worker.shutdown(60 * SECOND).await;
+    assert_eq!((report.left, report.given_up), (0, 0), "{report:?}");
+    let days = Calendar::utc().days_around(noon());
+    let in_day = store.usage(&"research".into(), &days).await.unwrap().in_day;
+    assert_eq!((in_day.settled.requests, in_day.settled.tokens), (1 + 2, 500 + 10 + 30));
+    assert_eq!(in_day.reserved, Amount::ZERO);
 }
 
 #[tokio::test(start_paused = true)]
