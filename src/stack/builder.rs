@@ -13,7 +13,7 @@ use crate::{
     BoxError, Error, LlmRequest, LlmResponse,
     cache::{CacheStore, KbSettings},
     concurrency::ConcurrencyLimitLayer,
-    config::{Config, Kind, Problem, field, plan::Plan, process_env},
+    config::{self, Config, Kind, Problem, field, plan::Plan, process_env},
     providers::Deployment,
     quota::{QuotaLayer, QuotaStore},
     telemetry::{CaptureContent, Observer},
@@ -319,35 +319,53 @@ impl<O: Observer> StackBuilder<O> {
 
     fn plan(&self) -> Result<Plan, StackError> {
         let env = &*self.env;
-        let plan = Plan::new(&self.config, &|name| env(name))?;
-        let records = plan.usage.is_some() || self.usage_sink.is_some();
-        let needs = Needs::of(&plan, self.is_own_order, records);
-        let mut problems = order::check(&self.order, &plan, &self.config, &needs);
-        let mut wrong = |entry: String, what: &str| problems.push(Problem::new(entry, what));
-        for provider in plan.providers.iter().filter(|provider| provider.kind == Kind::Own) {
-            if !self.leaves.contains_key(&provider.name) {
-                wrong(
-                    field("providers", &provider.name),
-                    "kind = \"own\" is for a leaf that the program gives, and it gives none",
-                );
-            }
-        }
-        for name in self.leaves.keys().filter(|name| !self.config.providers.contains_key(&***name)) {
-            wrong(
-                field("providers", name),
-                "the program gives a leaf for it, and the configuration does not name it",
-            );
-        }
-        if self.quota_store.is_some() && !needs.has_quota {
-            wrong("quota".into(), "the program gives a store, and nothing is limited");
-        }
-        if self.answers.store.is_some() && !needs.has_cache {
-            wrong("cache".into(), "the program gives a store, and nothing is to be kept");
+        let mut problems = order::check(&self.order, &self.config);
+        problems.extend(self.misfitting_leaves());
+        let plan = Plan::new(&self.config, &|name| env(name));
+        match &plan {
+            Ok(plan) => problems.extend(self.idle(plan)),
+            Err(error) => problems.splice(..0, error.problems().iter().cloned()).for_each(drop),
         }
         for problem in &mut problems {
             problem.line = self.config.lines().of(&problem.entry);
         }
-        if problems.is_empty() { Ok(plan) } else { Err(StackError::of(problems)) }
+        match plan {
+            Ok(plan) if problems.is_empty() => Ok(plan),
+            _ => Err(StackError::of(problems)),
+        }
+    }
+
+    /// Leaves that the configuration does not name, and those that it names and the program does not give.
+    fn misfitting_leaves(&self) -> impl Iterator<Item = Problem> {
+        let providers = &self.config.providers;
+        let is_missing = |(name, provider): &(&String, &config::Provider)| {
+            provider.kind == Kind::Own && !self.leaves.contains_key(name.as_str())
+        };
+        let missing = providers.iter().filter(is_missing).map(|(name, _)| {
+            let what = "kind = \"own\" is for a leaf that the program gives, and it gives none";
+            Problem::new(field("providers", name), what)
+        });
+        let unnamed = self.leaves.keys().filter(|name| !providers.contains_key(&***name)).map(|name| {
+            let what = "the program gives a leaf for it, and the configuration does not name it";
+            Problem::new(field("providers", name), what)
+        });
+        missing.chain(unnamed)
+    }
+
+    /// What the program gives that would have nothing to do.
+    fn idle(&self, plan: &Plan) -> Vec<Problem> {
+        let needs = Needs::of(plan, plan.usage.is_some() || self.usage_sink.is_some());
+        let mut problems = match self.is_own_order {
+            true => order::idle(&self.order, &needs),
+            false => Vec::new(),
+        };
+        if self.quota_store.is_some() && !needs.has_quota {
+            problems.push(Problem::new("quota", "the program gives a store, and nothing is limited"));
+        }
+        if self.answers.store.is_some() && !needs.has_cache {
+            problems.push(Problem::new("cache", "the program gives a store, and nothing is to be kept"));
+        }
+        problems
     }
 }
 

@@ -7,7 +7,7 @@ use super::{
     deployments::Deployments,
     keys::Keys,
     ledger::Ledger,
-    order::{self, Needs, Part},
+    order::{self, Part},
     restart,
 };
 use crate::{
@@ -201,10 +201,6 @@ impl Lasting {
     }
 
     /// What a configuration asks for that the stack was built without. Its order was checked when it was built.
-    fn order_problems(&self, config: &Config, plan: &Plan) -> Vec<Problem> {
-        order::check(&self.order, plan, config, &Needs::of(plan, false, self.ledger.is_some()))
-    }
-
     /// Counters for the first limits, if these are the first.
     fn first_quotas(&self, config: &Config, plan: &Plan) -> Result<Option<Quotas>, StackError> {
         match &plan.limits {
@@ -238,6 +234,12 @@ impl Handle {
         self.0.running.load()
     }
 
+    /// What is odd in the configuration that calls are made by, and may be meant: worth a line in the log at each start and after each
+    /// [`reload`](Self::reload).
+    pub fn warnings(&self) -> Vec<Problem> {
+        self.running().plan.warnings.clone()
+    }
+
     /// The configuration that calls are made by.
     pub fn config(&self) -> Arc<Config> {
         Arc::clone(&self.running().config)
@@ -258,15 +260,18 @@ impl Handle {
         let shared = &*self.0;
         let _one = shared.reloading.lock().unwrap_or_else(PoisonError::into_inner);
         let env = &*shared.lasting.env;
-        let plan = Plan::new(&config, &|name| env(name))?;
         let running = shared.running.load_full();
         let lasting = &shared.lasting;
-        let mut problems = restart::needed((&running.config, &running.plan), (&config, &plan), lasting);
-        problems.extend(lasting.order_problems(&config, &plan));
+        let plan = Plan::new(&config, &|name| env(name));
+        let mut problems = plan.as_ref().err().map_or_else(Vec::new, |error| error.problems().to_vec());
+        let new = (&config, plan.as_ref().ok());
+        problems.extend(restart::needed((&running.config, &running.plan), new, lasting));
+        problems.extend(order::check(&lasting.order, &config));
         for problem in &mut problems {
             problem.line = config.lines().of(&problem.entry);
         }
         ConfigError::unless_empty(problems)?;
+        let plan = plan?;
         let refused = |error| match error {
             StackError::Config(error) => error,
             StackError::Store { entry, source } => {

@@ -1,6 +1,9 @@
 //! Which layers there are, and in which order they make sense.
 
-use crate::config::{Config, Problem, plan::Plan};
+use crate::config::{
+    Config, Department, Problem, Retry, Server, field,
+    plan::{Plan, is_limited},
+};
 use std::fmt;
 
 /// A layer of the stack.
@@ -109,10 +112,10 @@ const RULES: [(Part, Part, &str); 17] = {
 };
 
 /// All that is wrong with an order, and with what it leaves out.
-pub(super) fn check(order: &[Part], plan: &Plan, config: &Config, needs: &Needs) -> Vec<Problem> {
+pub(super) fn check(order: &[Part], config: &Config) -> Vec<Problem> {
+    let at = |part| order.iter().position(|other| *other == part);
     let mut problems = Vec::new();
     let mut wrong = |entry: &str, what: String| problems.push(Problem::new(entry, what));
-    let at = |part| order.iter().position(|other| *other == part);
     for (index, part) in order.iter().enumerate() {
         if order[..index].contains(part) {
             wrong("", format!("the order has {part} twice"));
@@ -125,64 +128,90 @@ pub(super) fn check(order: &[Part], plan: &Plan, config: &Config, needs: &Needs)
             wrong("", format!("{outer} must stand outside of {inner}: {why}"));
         }
     }
-    let has = |part| at(part).is_some();
-    for (part, is_there, entry) in [
+    for (part, asked) in Part::ORDER.map(|part| (part, asked_of(part, config))) {
+        if at(part).is_none() {
+            for (entry, what) in asked {
+                wrong(&entry, format!("{what}, and the stack was built without {part}"));
+            }
+        }
+    }
+    problems
+}
+
+/// What a configuration asks of a part, by its entries.
+fn asked_of(part: Part, config: &Config) -> Vec<(String, &'static str)> {
+    let departments = |is_asked: fn(&Department) -> bool| {
+        let asked = config.departments.iter().filter(move |(_, department)| is_asked(department));
+        asked.map(|(name, _)| field("departments", name))
+    };
+    let has = |entry: &str| config.lines().has(entry);
+    let one = |is_asked: bool, entry: &str, what| Vec::from_iter(is_asked.then(|| (entry.to_owned(), what)));
+    match part {
+        Part::Telemetry | Part::Hits => Vec::new(),
+        Part::Concurrency => {
+            let (told, unless_told) = (&config.server, Server::default());
+            let bounds = [
+                ("server.max_in_flight", told.max_in_flight != unless_told.max_in_flight),
+                ("server.max_waiting", told.max_waiting != unless_told.max_waiting),
+                ("server.max_wait", told.max_wait != unless_told.max_wait),
+            ];
+            let asked = bounds.into_iter().filter(|(entry, differs)| *differs || has(entry));
+            asked.map(|(entry, _)| (entry.to_owned(), "it is a bound of calls in flight")).collect()
+        }
+        Part::Alias => {
+            let of_tenants = config.tenants.values().any(|own| !own.aliases.is_empty());
+            one(of_tenants || !config.aliases.is_empty(), "aliases", "there are some")
+        }
+        Part::Fallback => {
+            let retries = config.retry != Retry::default() || has("retry");
+            let mut asked = one(!config.fallbacks.is_empty(), "fallbacks", "there are some");
+            asked.extend(one(retries, "retry", "it is told how often to try"));
+            asked
+        }
+        Part::Access => departments(|department| department.models.is_some())
+            .map(|entry| (field(&entry, "models"), "only some models are allowed"))
+            .collect(),
+        Part::Cache => {
+            let is_on = config.cache.as_ref().is_some_and(|cache| cache.enabled);
+            one(is_on, "cache", "answers are to be kept")
+        }
+        Part::Quota => {
+            let from_file = config.quota.as_ref().is_some_and(|quota| quota.policies.is_some());
+            let mut asked = one(from_file, "quota.policies", "departments may be limited");
+            asked.extend(departments(is_limited).map(|entry| (entry, "it is limited")));
+            asked
+        }
+        Part::Usage => one(config.usage.enabled && has("usage"), "usage", "calls are to be recorded"),
+    }
+}
+
+/// The parts of an order of one's own that would have nothing to do.
+pub(super) fn idle(order: &[Part], needs: &Needs) -> Vec<Problem> {
+    let parts = [
         (Part::Quota, needs.has_quota, "quota"),
         (Part::Access, needs.has_quota, "departments"),
         (Part::Cache, needs.has_cache, "cache"),
         (Part::Usage, needs.has_usage, "usage"),
         (Part::Hits, needs.has_usage, "usage"),
-    ] {
-        if needs.is_own_order && has(part) && !is_there {
-            wrong(
-                entry,
-                format!("{part} is in the order, and there is nothing in the configuration that it would do"),
-            );
-        }
-    }
-    if needs.is_own_order && has(Part::Hits) && !(has(Part::Cache) && needs.has_cache) {
-        wrong("cache", "hits are to be recorded, and there is no cache that could have any".into());
-    }
-    let left = |what: &str, part: Part| format!("{what}, and the stack was built without {part}");
-    if !has(Part::Quota) {
-        for (name, department) in &config.departments {
-            let limits = crate::config::plan::is_limited(department);
-            if limits {
-                wrong(&crate::config::field("departments", name), left("it is limited", Part::Quota));
-            }
-        }
-        if plan.limits.as_ref().is_some_and(|limits| limits.policies_file.is_some()) {
-            wrong("quota.policies", left("departments may be limited", Part::Quota));
-        }
-    }
-    if !has(Part::Access) {
-        for (name, department) in &config.departments {
-            if department.models.is_some() {
-                let entry = crate::config::field(&crate::config::field("departments", name), "models");
-                wrong(&entry, left("only some models are allowed", Part::Access));
-            }
-        }
-    }
-    let has_aliases =
-        !config.aliases.is_empty() || config.tenants.values().any(|own| !own.aliases.is_empty());
-    if !has(Part::Alias) && has_aliases {
-        wrong("aliases", left("there are some", Part::Alias));
-    }
-    if !has(Part::Fallback) && !config.fallbacks.is_empty() {
-        wrong("fallbacks", left("there are some", Part::Fallback));
-    }
-    if !has(Part::Cache) && needs.has_cache {
-        wrong("cache", left("answers are to be kept", Part::Cache));
-    }
-    if !has(Part::Usage) && config.usage.enabled && config.lines().has("usage") {
-        wrong("usage", left("calls are to be recorded", Part::Usage));
+    ];
+    let idle = parts.into_iter().filter(|(part, is_there, _)| order.contains(part) && !is_there);
+    let mut problems: Vec<_> = idle
+        .map(|(part, _, entry)| {
+            let what = "is in the order, and there is nothing in the configuration that it would do";
+            Problem::new(entry, format!("{part} {what}"))
+        })
+        .collect();
+    if order.contains(&Part::Hits) && !(order.contains(&Part::Cache) && needs.has_cache) {
+        problems.push(Problem::new(
+            "cache",
+            "hits are to be recorded, and there is no cache that could have any",
+        ));
     }
     problems
 }
 
 /// What there is to be enforced, kept and recorded.
 pub(super) struct Needs {
-    pub(super) is_own_order: bool,
     pub(super) has_quota: bool,
     pub(super) has_cache: bool,
     pub(super) has_usage: bool,
@@ -190,12 +219,7 @@ pub(super) struct Needs {
 
 impl Needs {
     /// What `plan` asks for; `records` is whether anybody takes usage.
-    pub(super) const fn of(plan: &Plan, is_own_order: bool, records: bool) -> Self {
-        Self {
-            is_own_order,
-            has_quota: plan.limits.is_some(),
-            has_cache: plan.cache.is_some(),
-            has_usage: records,
-        }
+    pub(super) const fn of(plan: &Plan, records: bool) -> Self {
+        Self { has_quota: plan.limits.is_some(), has_cache: plan.cache.is_some(), has_usage: records }
     }
 }

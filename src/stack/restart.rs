@@ -16,10 +16,10 @@ macro_rules! compare {
     }};
 }
 
-/// The entries that are not as they were, and would have to be.
+/// The entries that are not as they were, and would have to be: all that can be known of a configuration that comes to no plan.
 pub(super) fn needed(
     (old, old_plan): (&Config, &Plan),
-    (new, new_plan): (&Config, &Plan),
+    (new, new_plan): (&Config, Option<&Plan>),
     lasting: &Lasting,
 ) -> Vec<Problem> {
     let mut entries = Vec::new();
@@ -70,11 +70,13 @@ pub(super) fn needed(
         let shared = plan.usage.as_ref().and_then(|usage| usage.shared.as_ref());
         shared.map(|shared| shared.redis.address.clone())
     };
-    if usage(old_plan) != usage(new_plan) {
+    if new_plan.is_some_and(|new| usage(old_plan) != usage(new)) {
         told("usage.redis".into());
     }
     // Limits that come first are counted from then on, and those that go leave their counters where they are.
-    if let Some(OpenedBy { quota, address }) = lasting.quotas.get().map(Quotas::opened_by) {
+    if let (Some(OpenedBy { quota, address }), Some(new_plan)) =
+        (lasting.quotas.get().map(Quotas::opened_by), new_plan)
+    {
         if let Some(limits) = &new_plan.limits {
             let new = OpenedBy::new(new, limits);
             compare!(
@@ -131,7 +133,7 @@ pub(super) fn needed(
                 Some((cache.shared.as_ref().map(|shared| shared.address.clone()), cache.secret.clone()))
             };
             if let (Some((old_redis, old_secret)), Some((new_redis, new_secret))) =
-                (of(old_plan), of(new_plan))
+                (of(old_plan), new_plan.and_then(of))
             {
                 if old_redis != new_redis {
                     told("cache.redis".into());

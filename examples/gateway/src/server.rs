@@ -71,6 +71,7 @@ impl Server {
             telemetry.watch(queue);
         }
         telemetry.watch_log();
+        warn(&handle);
         let router = routes::router(stack, &handle, &stopping, &telemetry);
         let accounts = Arc::new(Accounts::new(under_way.clone(), telemetry.tracer(), stopping.clone()));
         let signals = Signals::new()?;
@@ -169,7 +170,10 @@ impl Reload {
                 _ = self.hangup.recv() => self.watch.read(),
             };
             match read.and_then(|config| self.handle.reload(self.arguments.applied_to(config))) {
-                Ok(()) => tracing::info!("the configuration was read again"),
+                Ok(()) => {
+                    tracing::info!("the configuration was read again");
+                    warn(&self.handle);
+                }
                 Err(error) => {
                     for problem in error.problems() {
                         tracing::error!(%problem, "the configuration stays as it was");
@@ -177,6 +181,12 @@ impl Reload {
                 }
             }
         }
+    }
+}
+
+fn warn(handle: &Handle) {
+    for warning in handle.warnings() {
+        tracing::warn!(%warning, "the configuration is odd");
     }
 }
 

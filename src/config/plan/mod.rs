@@ -1,11 +1,13 @@
 //! What a configuration comes to: names resolved, secrets found, tables built; or all that is wrong with it.
 
+mod keys;
 mod routing;
 mod stores;
 
 #[cfg(all(feature = "semantic", feature = "hyper-client"))]
 pub(crate) use self::stores::SemanticPlan;
 pub(crate) use self::{
+    keys::PlannedKey,
     routing::{PlannedDeployment, PlannedProvider},
     stores::{CachePlan, Counters, LimitsPlan, UsagePlan},
 };
@@ -15,11 +17,9 @@ use super::{
     document::{field, place},
 };
 use crate::{
-    RequestContext, alias::Aliases, fallback::Chains, policies::PolicyTable, price::PriceBook,
-    providers::ProviderNames,
+    alias::Aliases, fallback::Chains, policies::PolicyTable, price::PriceBook, providers::ProviderNames,
 };
-use blake3::Hash;
-use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
+use std::{fmt, time::Duration};
 
 /// A configuration that can work.
 #[derive(Debug)]
@@ -44,22 +44,6 @@ pub(crate) struct Plan {
     pub(crate) warnings: Vec<Problem>,
 }
 
-/// A key, by its hash.
-#[derive(Clone)]
-pub(crate) struct PlannedKey {
-    pub(crate) hash: Hash,
-    pub(crate) context: RequestContext,
-    pub(crate) is_admin: bool,
-    pub(crate) is_trusted: bool,
-    pub(crate) max_in_flight: usize,
-}
-
-impl fmt::Debug for PlannedKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PlannedKey").field("context", &self.context).finish_non_exhaustive()
-    }
-}
-
 /// Gathers what is wrong.
 pub(super) struct Check<'a> {
     config: &'a Config,
@@ -80,7 +64,10 @@ impl Plan {
             problem.line = config.lines().of(&problem.entry);
         }
         match plan {
-            Some(plan) if problems.is_empty() => Ok(Self { warnings, ..plan }),
+            Some(plan) if problems.is_empty() => {
+                warnings.sort_by_key(|warning| warning.line);
+                Ok(Self { warnings, ..plan })
+            }
             _ => Err(ConfigError::new(problems)),
         }
     }
@@ -151,87 +138,6 @@ impl Check<'_> {
             cache,
             warnings: Vec::new(),
         })
-    }
-
-    fn keys(&mut self) -> Option<Vec<PlannedKey>> {
-        let config = self.config;
-        let keys = config.keys.as_ref()?;
-        if keys.is_empty() {
-            self.problem("keys", "there must be one; without the table everybody is anonymous");
-        }
-        if config.identity == Identity::Host {
-            self.problem("keys", "are not asked for with identity = \"host\"");
-        }
-        let mut planned = Vec::<PlannedKey>::new();
-        let mut seen = HashMap::new();
-        for (at, key) in keys.iter().enumerate() {
-            let path = place("keys", at);
-            let entry = |name: &str| field(&path, name);
-            let hash = match (&key.key, &key.hash) {
-                (Some(_), Some(_)) => {
-                    self.problem(entry("hash"), "stands beside the key; one of the two is enough");
-                    None
-                }
-                (None, None) => {
-                    self.problem(entry("key"), "is missing");
-                    None
-                }
-                (Some(key), None) => {
-                    self.secret(&entry("key"), Some(key)).map(|key| blake3::hash(key.reveal().as_bytes()))
-                }
-                (None, Some(hash)) => {
-                    let read = Hash::from_hex(hash);
-                    if read.is_err() {
-                        self.problem(entry("hash"), "must be a BLAKE3 hash, of 64 hexadecimal digits");
-                    }
-                    read.ok()
-                }
-            };
-            if let Some(first) = hash.and_then(|hash| seen.insert(hash, at)) {
-                let name = if key.hash.is_some() { "hash" } else { "key" };
-                self.problem(entry(name), format_args!("is the same as that of {}", place("keys", first)));
-            }
-            if key.user.trim().is_empty() {
-                self.problem(entry("user"), "must be a text that is not empty");
-            }
-            let departments = &config.departments;
-            let is_open = departments.is_empty() || departments.contains_key(OTHERS);
-            for (at, name) in key.departments.iter().enumerate() {
-                let entry = place(&entry("departments"), at);
-                if name == OTHERS {
-                    self.problem(&entry, "\"*\" is not the name of a department");
-                } else if !is_open && !departments.contains_key(name) {
-                    let known = departments.keys().map(String::as_str);
-                    match super::schema::closest(name, known) {
-                        // A limit that a slip of the pen takes away.
-                        Some(meant) => {
-                            let what = "has no entry in [departments], nor has \"*\": nothing would limit it";
-                            self.problem(&entry, format_args!("{what}; did you mean {meant:?}?"));
-                        }
-                        None => self.warning(
-                            &entry,
-                            "has no entry in [departments], nor has \"*\": it is not limited",
-                        ),
-                    }
-                }
-            }
-            let mut context = RequestContext::new().with_user_id(key.user.as_str());
-            if let Some(tenant) = &key.tenant {
-                context = context.with_tenant_id(tenant.as_str());
-            }
-            if let Some(agent) = &key.agent {
-                context = context.with_agent_name(agent.as_str());
-            }
-            context = context.with_departments(key.departments.iter().map(|name| Arc::from(name.as_str())));
-            planned.extend(hash.map(|hash| PlannedKey {
-                hash,
-                context,
-                is_admin: key.admin,
-                is_trusted: key.trusted,
-                max_in_flight: key.max_in_flight.unwrap_or(config.server.max_in_flight_per_key),
-            }));
-        }
-        Some(planned)
     }
 
     fn timeouts(&mut self) {

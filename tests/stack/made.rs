@@ -1,0 +1,289 @@
+//! What a stack is made of.
+
+use super::*;
+
+#[tokio::test]
+async fn the_whole_configuration_is_one_service() {
+    let text = "aliases.fast = \"echo/one\"\ncache = {}\n[departments.a]\nday_requests = 2\nmodels = [\"echo/one\"]\n";
+    let sink = MemorySink::new(64);
+    let builder = StackBuilder::new(config(&format!("quota.store = \"memory\"\n{text}")));
+    let (service, handle) = builder.with_usage_sink(sink.clone()).build().await.unwrap();
+
+    let ask = |name: &str, text: &str| {
+        let request = LlmRequest::new(name, ChatBody::builder().user(text).build().unwrap());
+        service.clone().oneshot(of(request, "ada", &["a"]))
+    };
+    assert_eq!(ask("fast", "one").await.unwrap().model, "echo/one");
+    assert!(ask("fast", "one").await.unwrap().cache.is_hit());
+    assert!(matches!(ask("echo/two", "x").await.unwrap_err().kind(), ErrorKind::ModelNotAllowed { .. }));
+    ask("fast", "two").await.unwrap().text().await.unwrap();
+    let error = ask("fast", "three").await.unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::QuotaExceeded(_)), "{error}");
+    // Two calls, and the hit at no cost.
+    let events = sink.take();
+    assert_eq!(events.len(), 3);
+
+    let view = handle.quota("a").await.unwrap().unwrap();
+    assert_eq!(view.policy.limits.day_requests, Some(2));
+    assert_eq!(view.standing.over(llm_layers::Period::Day).settled.requests, 2);
+    let listed: Vec<_> = handle.models().iter().map(|model| model.id.to_string()).collect();
+    assert_eq!(listed, ["fast"]);
+
+    assert!(handle.invalidate(EpochKind::User, "ada").await.unwrap());
+    assert!(
+        matches!(ask("fast", "one").await.unwrap_err().kind(), ErrorKind::QuotaExceeded(_)),
+        "no hit any more"
+    );
+    assert!(handle.shutdown(Duration::from_secs(1)).await.is_clean());
+}
+
+#[tokio::test]
+async fn seed_24_prices_of_models_stand_in_the_configuration() {
+    let text = "[providers.echo]\nkind = \"echo\"\nmodels = [{ name = \"a\", price = { input = \"1000000\", output = \"0\" } }]\n\
+                prices.b = { input = \"0\", output = \"0\", request = \"3\" }\n";
+    let config = Config::parse(&format!("usage.enabled = false\n{text}")).unwrap();
+    let sink = MemorySink::new(64);
+    let (service, _handle) = StackBuilder::new(config).with_usage_sink(sink.clone()).build().await.unwrap();
+    for name in ["echo/a", "echo/b", "echo/c"] {
+        service.clone().oneshot(request(name)).await.unwrap();
+    }
+    let costs: Vec<_> = sink.take().iter().map(|event| event.cost.amount).collect();
+    let dollars = |dollars: i64| Some(NanoUsd::new(dollars * 1_000_000_000));
+    assert_eq!(costs, [dollars(1), dollars(3), None]);
+}
+
+#[tokio::test]
+async fn seed_16_only_knowledge_bases_that_allow_it_are_cached() {
+    let (service, handle) =
+        stack(config("[cache.knowledge_bases]\nopen.cache = true\nclosed.cache = false\n")).await.unwrap();
+    let ask = |kb: KbScope| {
+        let context = RequestContext::new().with_user_id("ada").with_kb(kb);
+        service.clone().oneshot(request("echo/a").with_context(context))
+    };
+    for (kb, is_kept) in [("open", true), ("closed", false), ("unknown", false)] {
+        let scope = || KbScope::new(kb).with_acl_hash("1");
+        ask(scope()).await.unwrap();
+        // What draws on a knowledge base is written by the worker.
+        let mut is_hit = false;
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+            is_hit |= ask(scope()).await.unwrap().cache.is_hit();
+        }
+        assert_eq!(is_hit, is_kept, "{kb}");
+        assert!(!ask(KbScope::new(kb)).await.unwrap().cache.is_hit(), "without rights");
+    }
+    // Another configuration forbids it.
+    handle.reload(config("[cache.knowledge_bases]\nopen.cache = false\n")).unwrap();
+    assert!(!ask(KbScope::new("open").with_acl_hash("1")).await.unwrap().cache.is_hit());
+}
+
+/// A server of embeddings that says the same of every text, and what it was sent.
+#[cfg(all(feature = "semantic", feature = "hyper-client"))]
+async fn embeddings() -> (String, Arc<std::sync::Mutex<Vec<String>>>) {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/v1", listener.local_addr().unwrap());
+    let seen = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let log = Arc::clone(&seen);
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let log = Arc::clone(&log);
+            tokio::spawn(async move {
+                let (mut read, mut buffer) = (Vec::new(), [0; 4096]);
+                while !read.ends_with(b"}") {
+                    let count = stream.read(&mut buffer).await.unwrap();
+                    assert!(count > 0);
+                    read.extend_from_slice(&buffer[..count]);
+                }
+                log.lock().unwrap().push(String::from_utf8(read).unwrap());
+                let body = r#"{"object":"list","data":[{"index":0,"embedding":[0.6,0.8]}]}"#;
+                let head =
+                    format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", body.len());
+                stream.write_all(format!("{head}{body}").as_bytes()).await.unwrap();
+            });
+        }
+    });
+    (url, seen)
+}
+
+#[cfg(all(feature = "semantic", feature = "hyper-client"))]
+#[tokio::test]
+async fn seed_18_similar_questions_are_counted_unless_they_are_to_be_answered() {
+    for mode in ["shadow", "answer"] {
+        let (url, seen) = embeddings().await;
+        let semantic = if mode == "shadow" { "" } else { "mode = \"answer\"\n" };
+        let text = format!(
+            "[cache.semantic]\nbase_url = {url:?}\napi_key = \"sk-embed\"\nmodel = \"small\"\ntimeout = \"20s\"\n{semantic}"
+        );
+        let (service, handle) = stack(config(&text)).await.unwrap();
+        let ask = |text: &str, user: &str| {
+            let request = LlmRequest::new("echo/a", ChatBody::builder().user(text).build().unwrap());
+            service.clone().oneshot(of(request, user, &[]))
+        };
+        assert!(!ask("What is the capital of France?", "ada").await.unwrap().cache.is_hit());
+        let similar = ask("Please, what is the capital of France", "ada").await.unwrap();
+        assert_eq!(similar.cache.is_hit(), mode == "answer");
+        assert!(!ask("Please, what is the capital of France", "eve").await.unwrap().cache.is_hit());
+        let stats = handle.cache_stats().unwrap();
+        let counted = (stats.semantic_would_hit, stats.semantic_hits);
+        assert_eq!(counted, if mode == "answer" { (0, 1) } else { (1, 0) });
+        let sent = seen.lock().unwrap();
+        assert!(sent[0].starts_with("POST /v1/embeddings HTTP/1.1\r\n"), "{}", sent[0]);
+        assert!(
+            sent[0].contains("authorization: Bearer sk-embed\r\n") && sent[0].contains(r#""model":"small""#)
+        );
+    }
+}
+
+#[tokio::test]
+async fn layers_of_ones_own_stand_where_they_are_put() {
+    let seen = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let note = |place: &'static str| {
+        let seen = Arc::clone(&seen);
+        layer_fn(move |inner: BoxService| {
+            let seen = Arc::clone(&seen);
+            service_fn(move |request: LlmRequest| {
+                seen.lock().unwrap().push(format!("{place} {}", request.model.as_str()));
+                inner.clone().oneshot(request)
+            })
+        })
+    };
+    let down = service_fn(|request: LlmRequest| async move {
+        Err::<LlmResponse, _>(Error::provider(llm_layers::ErrorClass::Unavailable, "down", request.model))
+    });
+    let text =
+        "providers.down.kind = \"own\"\naliases.fast = \"down/a\"\nfallbacks.\"down/a\" = [\"echo/b\"]\n";
+    let builder = StackBuilder::new(config(text))
+        .with_provider("down", down)
+        .with_layer(Place::Provider, note("provider"))
+        .with_layer(Place::Attempt, note("attempt"))
+        .with_layer(Place::Outermost, note("outermost"))
+        .with_layer(Place::Call, note("call"));
+    for own_order in [false, true] {
+        let order = [Part::Telemetry, Part::Alias, Part::Fallback];
+        let text = StackBuilder::new(config(text)).with_provider("down", down);
+        let builder = match own_order {
+            false => {
+                let mut text = text;
+                for (place, name) in [
+                    (Place::Provider, "provider"),
+                    (Place::Attempt, "attempt"),
+                    (Place::Outermost, "outermost"),
+                    (Place::Call, "call"),
+                ] {
+                    text = text.with_layer(place, note(name));
+                }
+                text
+            }
+            true => text
+                .with_order(order)
+                .with_layer(Place::Provider, note("provider"))
+                .with_layer(Place::Attempt, note("attempt"))
+                .with_layer(Place::Outermost, note("outermost"))
+                .with_layer(Place::Call, note("call")),
+        };
+        let (service, _handle) = builder.build().await.unwrap();
+        assert_eq!(model(&service, "fast").await, "echo/b");
+        let calls = std::mem::take(&mut *seen.lock().unwrap());
+        let expected = [
+            "outermost fast",
+            "call down/a",
+            "attempt down/a",
+            "provider down/a",
+            "attempt echo/b",
+            "provider echo/b",
+        ];
+        assert_eq!(calls, expected, "{own_order}");
+    }
+    let said = builder.describe().unwrap().to_string();
+    assert!(said.contains("around each attempt"), "{said}");
+}
+
+/// What the exchange of configurations costs is one load: nothing is made for it.
+#[test]
+fn a_call_makes_no_more_than_through_the_same_layers_by_hand() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let text =
+            "aliases.fast = \"echo/one\"\nquota.store = \"memory\"\ndepartments.a.day_tokens = 1000000000\n";
+        let (service, handle) = stack(config(text)).await.unwrap();
+        let layers = handle.layers();
+        let by_hand = tower::ServiceBuilder::new()
+            .layer(layers.concurrency)
+            .layer(layers.alias)
+            .layer(layers.fallback)
+            .layer(layers.access.unwrap())
+            .layer(layers.quota.unwrap())
+            .service(layers.providers);
+        let by_hand = BoxService::new(by_hand);
+        let count = |service: &BoxService| {
+            let call = |service: BoxService| {
+                let request = of(request("fast"), "ada", &["a"]);
+                let mut made = 0;
+                let info = allocation_counter::measure(|| {
+                    let answer = service.oneshot(request).now_or_never().expect("nothing to wait for");
+                    made += usize::from(answer.is_ok());
+                });
+                assert_eq!(made, 1);
+                info.count_total
+            };
+            call(service.clone());
+            call(service.clone())
+        };
+        assert_eq!(count(&service), count(&by_hand));
+    });
+}
+
+#[tokio::test]
+async fn single_layers_are_taken_out_and_share_what_lasts() {
+    let text = "quota.store = \"memory\"\naliases.fast = \"echo/one\"\n[departments.a]\nday_requests = 1\n";
+    let (service, handle) = stack(config(text)).await.unwrap();
+    let layers = handle.layers();
+    let own = tower::ServiceBuilder::new()
+        .layer(layers.alias)
+        .layer(layers.quota.unwrap())
+        .service(layers.providers);
+    assert_eq!(own.oneshot(of(request("fast"), "ada", &["a"])).await.unwrap().model, "echo/one");
+    let error = service.oneshot(of(request("fast"), "ada", &["a"])).await.unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::QuotaExceeded(_)));
+}
+
+#[tokio::test]
+async fn seed_16_stores_and_settings_of_ones_own_take_the_place_of_the_configured() {
+    let asked = Arc::new(AtomicUsize::new(0));
+    let settings = {
+        let asked = Arc::clone(&asked);
+        move |_: &KbScope, _: &RequestContext| -> Fetch<KbCaching> {
+            asked.fetch_add(1, Ordering::Relaxed);
+            Fetch::Ready(KbCaching::Allowed)
+        }
+    };
+    // Of departments nothing is known to the other stack but what both count in.
+    let counters = MemoryStore::new();
+    let answers = Arc::new(MokaStore::new(1 << 20));
+    let build = |settings| {
+        let text = "quota.store = \"memory\"\ncache.ttl = \"1h\"\ndepartments.a.day_requests = 2\n";
+        StackBuilder::new(config(text))
+            .with_quota_store(counters.clone())
+            .with_cache_store(Arc::clone(&answers))
+            .with_kb_settings(settings)
+            .build()
+    };
+    let (one, handle) = build(settings.clone()).await.unwrap();
+    let (two, _other) = build(settings).await.unwrap();
+    let with_kb = |text: &str| {
+        let body = ChatBody::builder().user(text).build().unwrap();
+        let context = RequestContext::new().with_user_id("ada").with_departments(["a"]);
+        let context = context.with_kb(KbScope::new("handbook").with_acl_hash("acl"));
+        LlmRequest::new("echo/a", body).with_context(context)
+    };
+    one.clone().oneshot(with_kb("one")).await.unwrap();
+    assert!(asked.load(Ordering::Relaxed) > 0, "no entry in the configuration allows it");
+    while handle.cache_stats().unwrap().stored == 0 {
+        tokio::task::yield_now().await;
+    }
+    assert!(one.clone().oneshot(with_kb("one")).await.unwrap().cache.is_hit());
+    two.clone().oneshot(with_kb("two")).await.unwrap();
+    let error = one.oneshot(with_kb("three")).await.unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::QuotaExceeded(_)), "{error}");
+}

@@ -1,0 +1,367 @@
+//! Another configuration while calls are made, and a file that changes.
+
+use super::*;
+
+#[tokio::test]
+async fn a_reload_exchanges_tables_and_a_bad_one_changes_nothing() {
+    let (service, handle) = stack(config("aliases.fast = \"echo/one\"\n")).await.unwrap();
+    handle
+        .reload(config(
+            "aliases.fast = \"new/two\"\nproviders.new.kind = \"echo\"\nproviders.new.models = [\"x\"]\n",
+        ))
+        .unwrap();
+    assert_eq!(model(&service, "fast").await, "new/two");
+    assert_eq!(handle.models().len(), 2);
+
+    // Wrong in itself, though it could be read: made in code.
+    let mut bad = config("aliases.fast = \"echo/three\"\n");
+    bad.aliases.insert("loop".into(), llm_layers::config::Alias::Model("loop2".into()));
+    bad.aliases.insert("loop2".into(), llm_layers::config::Alias::Model("loop".into()));
+    let error = handle.reload(bad).unwrap_err();
+    assert_eq!(said(&error), ["aliases.loop: leads in a circle: loop -> loop2 -> loop"]);
+    assert_eq!(model(&service, "fast").await, "new/two");
+}
+
+#[tokio::test]
+async fn what_needs_a_restart_is_refused_by_its_entry_and_nothing_is_half_applied() {
+    let base = "aliases.fast = \"echo/one\"\nquota.store = \"memory\"\ndepartments.a.day_requests = 5\ncache.ttl = \"1h\"\n";
+    let (service, handle) = stack(config(base)).await.unwrap();
+    for (change, entry) in [
+        (base.replace("\"memory\"", "\"sqlite\""), "quota.store"),
+        (format!("listen = \"127.0.0.1:1\"\n{base}"), "listen"),
+        (format!("server.max_in_flight = 7\n{base}"), "server.max_in_flight"),
+        (base.replace("1h", "2h"), "cache.ttl"),
+        (base.replace("cache.ttl = \"1h\"\n", ""), "cache"),
+        (format!("telemetry.log = \"json\"\n{base}"), "telemetry.log"),
+        (format!("quota.time_zone = \"Europe/Berlin\"\n{base}"), "quota.time_zone"),
+        (format!("providers.own.kind = \"own\"\n{base}"), "providers.own"),
+    ] {
+        let error = handle.reload(config(&change.replace("echo/one", "echo/two"))).unwrap_err();
+        let problems = said(&error);
+        assert_eq!(problems.len(), 1, "{problems:?}");
+        assert!(
+            problems[0].starts_with(&format!("{entry}: ")) && problems[0].contains("needs a restart"),
+            "{problems:?}"
+        );
+        assert!(error.problems()[0].line.is_some() || entry == "cache", "{error}");
+    }
+    assert_eq!(model(&service, "fast").await, "echo/one");
+    // The same with other tables is taken.
+    handle.reload(config(&base.replace("echo/one", "echo/two"))).unwrap();
+    assert_eq!(model(&service, "fast").await, "echo/two");
+}
+
+#[tokio::test]
+async fn a_changed_store_address_needs_a_restart_wherever_it_comes_from() {
+    let folder = folder("address");
+    let file = folder.join("changed");
+    let outbox = folder.join("outbox");
+    let secret = "0123456789abcdef0123456789abcdef";
+    let limits = "quota.timeout = \"50ms\"\ndepartments.a.day_requests = 1\n";
+    let (one, two) = ("redis://127.0.0.1:1", "redis://127.0.0.1:2");
+    for (entry, more, before, after) in [
+        ("quota.redis", limits.to_owned(), one, two),
+        ("usage.redis", format!("usage.enabled = true\nusage.outbox = {outbox:?}\n"), one, two),
+        ("cache.redis", format!("cache.secret = {secret:?}\n"), one, two),
+        ("cache.secret", String::new(), secret, "fedcba9876543210fedcba9876543210"),
+    ] {
+        let text =
+            format!("identity = \"host\"\nproviders.echo.kind = \"echo\"\n{more}{entry}.file = {file:?}\n");
+        let text = if entry == "usage.redis" { text } else { format!("usage.enabled = false\n{text}") };
+        let config = || Config::parse(&text).unwrap();
+        fs::write(&file, before).unwrap();
+        let (_, handle) = stack(config()).await.unwrap();
+        handle.reload(config()).unwrap();
+        fs::write(&file, after).unwrap();
+        let refused = said(&handle.reload(config()).unwrap_err());
+        assert!(refused[0].starts_with(&format!("{entry}: ")), "{refused:?}");
+        assert!(refused.len() == 1 && refused[0].contains("needs a restart"), "{refused:?}");
+        handle.shutdown(Duration::ZERO).await;
+    }
+    fs::remove_dir_all(folder).unwrap();
+}
+
+#[tokio::test]
+async fn what_is_cached_and_who_is_inside_outlasts_a_reload() {
+    let text = |n: usize| {
+        config(&format!(
+            "cache.ttl = \"1h\"\nserver.max_in_flight = 1\nserver.max_waiting = 0\naliases.x = \"echo/{n}\"\n"
+        ))
+    };
+    let (service, handle) = stack(text(0)).await.unwrap();
+    let ask = |user: &str| service.clone().oneshot(of(request("echo/a"), user, &[]));
+    assert!(!ask("ada").await.unwrap().cache.is_hit());
+    handle.reload(text(1)).unwrap();
+    assert!(ask("ada").await.unwrap().cache.is_hit());
+    // And is still nobody else's.
+    assert!(!ask("bob").await.unwrap().cache.is_hit());
+
+    let body = ChatBody::builder().user("Hello").streaming().build().unwrap();
+    let answer = service.clone().oneshot(LlmRequest::new("echo/a", body)).await.unwrap();
+    handle.reload(text(2)).unwrap();
+    let error = ask("ada").await.unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::Overloaded), "{error}");
+    answer.text().await.unwrap();
+    ask("ada").await.unwrap();
+}
+
+#[tokio::test]
+async fn the_first_limits_and_lists_hold_without_a_restart_and_the_last_may_go() {
+    let base = "";
+    let (service, handle) = stack(config(base)).await.unwrap();
+    let ask = |department: &str| service.clone().oneshot(of(request("echo/a"), "ada", &[department]));
+    ask("a").await.unwrap();
+    assert!(handle.quota("a").await.unwrap().is_none());
+
+    let limited = format!(
+        "{base}quota.store = \"memory\"\ndepartments.a.day_requests = 1\ndepartments.b.models = []\n"
+    );
+    handle.reload(config(&limited)).unwrap();
+    ask("a").await.unwrap();
+    let error = ask("a").await.unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::QuotaExceeded(_)), "{error}");
+    let error = ask("b").await.unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::ModelNotAllowed { .. }), "{error}");
+    assert_eq!(handle.quota("a").await.unwrap().unwrap().policy.limits.day_requests, Some(1));
+
+    // Without any, nobody has one; and the counters are still there for those that come.
+    handle.reload(config(base)).unwrap();
+    ask("a").await.unwrap();
+    ask("b").await.unwrap();
+    handle.reload(config(&limited)).unwrap();
+    ask("a").await.unwrap_err();
+    // They stay where they are.
+    let elsewhere = limited.replace("\"memory\"", "\"sqlite\"");
+    for _ in 0..2 {
+        let error = handle.reload(config(&elsewhere)).unwrap_err();
+        assert!(
+            said(&error)[0].starts_with("quota.store: ") && said(&error)[0].contains("needs a restart"),
+            "{error}"
+        );
+        handle.reload(config(base)).unwrap();
+    }
+    assert!(handle.shutdown(Duration::from_secs(1)).await.is_clean());
+}
+
+#[tokio::test]
+async fn first_limits_know_what_the_ledger_has_and_are_counted_where_they_are_told() {
+    let folder = folder("first");
+    let config = |text: &str| {
+        Config::parse(&format!("identity = \"host\"\nproviders.echo.kind = \"echo\"\n{text}")).unwrap()
+    };
+    let base = format!("usage.path = {:?}\n", folder.join("usage.db"));
+    let (service, handle) = stack(config(&base)).await.unwrap();
+    let ask = || service.clone().oneshot(of(request("echo/a"), "ada", &["a"]));
+    for _ in 0..3 {
+        ask().await.unwrap();
+    }
+    while handle.usage_queue().unwrap().pending() > 0 {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    let path = folder.join("quota.db");
+    let limited = format!("{base}quota.path = {path:?}\ndepartments.a.day_requests = 4\n");
+    // Not where nothing can be opened: nothing has changed then, and another place may be told.
+    let nowhere = limited.replace("quota.db", "nowhere/quota.db");
+    let error = handle.reload(config(&nowhere)).unwrap_err();
+    assert!(said(&error)[0].starts_with("quota.path: ") && !path.exists(), "{error}");
+    handle.reload(config(&limited)).unwrap();
+    assert!(path.exists());
+    ask().await.unwrap();
+    let error = ask().await.unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::QuotaExceeded(exceeded) if exceeded.limit == 4), "{error}");
+    assert!(handle.shutdown(Duration::from_secs(5)).await.is_clean());
+}
+
+#[tokio::test]
+async fn first_limits_in_a_redis_that_is_away_refuse_calls_and_make_it_unready() {
+    let (service, handle) = stack(config("")).await.unwrap();
+    let limited =
+        "quota.redis = \"redis://127.0.0.1:1\"\nquota.timeout = \"50ms\"\ndepartments.a.day_requests = 1\n";
+    handle.reload(config(limited)).unwrap();
+    let error = service.clone().oneshot(of(request("echo/a"), "ada", &["a"])).await.unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::StoreUnavailable { .. }), "{error}");
+    service.clone().oneshot(of(request("echo/a"), "ada", &[])).await.unwrap();
+    assert_eq!(handle.readiness(), Readiness::QuotaUnavailable);
+}
+
+#[tokio::test]
+async fn what_a_stack_was_built_without_cannot_come_by_another_configuration() {
+    let base = "quota.store = \"memory\"\ndepartments.a.models = [\"echo/*\"]\n";
+    for (part, more, entry) in [
+        (Part::Quota, "departments.a.day_requests = 1\n", "departments.a"),
+        (Part::Access, "departments.b.models = []\n", "departments.b.models"),
+        (Part::Alias, "aliases.fast = \"echo/one\"\n", "aliases"),
+        (Part::Fallback, "fallbacks.\"echo/a\" = [\"echo/b\"]\n", "fallbacks"),
+        (Part::Cache, "cache.ttl = \"1h\"\n", "cache"),
+        (Part::Concurrency, "server.max_in_flight = 9\n", "server.max_in_flight"),
+        (Part::Fallback, "retry.retries = 3\n", "retry"),
+    ] {
+        let base = if part == Part::Access { "" } else { base };
+        let (service, handle) = StackBuilder::new(config(base)).without(part).build().await.unwrap();
+        handle.reload(config(base)).unwrap();
+        let error = handle.reload(config(&format!("{base}{more}"))).unwrap_err();
+        assert!(said(&error).iter().any(|said| said.starts_with(&format!("{entry}: "))), "{part}: {error}");
+        service.oneshot(of(request("echo/a"), "ada", &["a"])).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_department_at_90_percent_is_at_90_percent_after_100_reloads() {
+    let text = "quota.store = \"memory\"\ndepartments.a.day_requests = 10\n";
+    let (service, handle) = stack(config(text)).await.unwrap();
+    let ask = || service.clone().oneshot(of(request("echo/a"), "ada", &["a"]));
+    for _ in 0..9 {
+        ask().await.unwrap();
+    }
+    for round in 0..100 {
+        // Something is different each time, and once something is wrong.
+        let more = format!("aliases.fast = \"echo/{round}\"\n{text}");
+        handle.reload(config(&more)).unwrap();
+        handle.reload(config(&format!("server.max_waiting = {round}\n{more}"))).unwrap_err();
+        let view = handle.quota("a").await.unwrap().unwrap();
+        assert_eq!(view.standing.over(llm_layers::Period::Day).settled.requests, 9);
+    }
+    ask().await.unwrap();
+    assert!(matches!(ask().await.unwrap_err().kind(), ErrorKind::QuotaExceeded(_)));
+    // A higher limit counts from where it was.
+    handle.reload(config(&text.replace("10", "11"))).unwrap();
+    ask().await.unwrap();
+    assert!(matches!(ask().await.unwrap_err().kind(), ErrorKind::QuotaExceeded(_)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn deployments_that_stay_keep_their_rest_and_those_that_change_do_not() {
+    let calls = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&calls);
+    let down = service_fn(move |request: LlmRequest| {
+        count.fetch_add(1, Ordering::Relaxed);
+        async move {
+            Err::<LlmResponse, _>(Error::provider(llm_layers::ErrorClass::Unavailable, "own", request.model))
+        }
+    });
+    let text = "providers.own.kind = \"own\"\n";
+    let builder =
+        StackBuilder::new(config(text)).with_provider("own", down).with_provider("own", Echo::new());
+    let (service, handle) = builder.build().await.unwrap();
+    while calls.load(Ordering::Relaxed) < 3 {
+        let _ = service.clone().oneshot(request("own/a")).await;
+    }
+    // It rests now, whatever else is reloaded: also when a time limit around it has changed.
+    for round in 1..50 {
+        handle
+            .reload(config(&format!("{text}timeouts.head = \"{round}s\"\naliases.x = \"own/{round}\"\n")))
+            .unwrap();
+        service.clone().oneshot(request("x")).await.unwrap();
+    }
+    assert_eq!(calls.load(Ordering::Relaxed), 3);
+}
+
+#[tokio::test]
+async fn calls_in_flight_on_a_provider_that_is_removed_finish() {
+    let cloud = Scripted::new();
+    let text = "providers.cloud.kind = \"own\"\n";
+    let reply = [
+        Step::Chunk(StreamChunk::text("Hel")),
+        Step::Gate,
+        Step::Chunk(StreamChunk::text("lo")),
+        Step::Chunk(StreamChunk::end()),
+    ];
+    cloud.push(Reply::stream(reply));
+    let builder = StackBuilder::new(config(text)).with_provider("cloud", cloud.clone());
+    let (service, handle) = builder.build().await.unwrap();
+    let body = ChatBody::builder().user("Hello").streaming().build().unwrap();
+    let answer = service.clone().oneshot(LlmRequest::new("cloud/a", body)).await.unwrap();
+    handle.reload(config("")).unwrap();
+    let error = service.oneshot(request("cloud/a")).await.unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::ModelNotFound { .. }), "{error}");
+    cloud.open();
+    assert_eq!(answer.text().await.unwrap(), "Hello");
+    assert_eq!(cloud.alive(), 0);
+}
+
+/// One table of each kind names a generation; a call that saw two of them would end on a model of none.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_call_sees_half_of_two_configurations() {
+    let generation = |n: usize| {
+        config(&format!(
+            "providers.down.kind = \"own\"\naliases.fast = \"down/g{n}\"\naliases.then = \"echo/g{n}\"\n\
+             fallbacks.\"down/g{n}\" = [\"then\"]\n"
+        ))
+    };
+    let down = service_fn(|request: LlmRequest| async move {
+        tokio::task::yield_now().await;
+        Err::<LlmResponse, _>(Error::provider(llm_layers::ErrorClass::Unavailable, "down", request.model))
+    });
+    let (service, handle) =
+        StackBuilder::new(generation(0)).with_provider("down", down).build().await.unwrap();
+    let reloads = tokio::spawn(async move {
+        for n in 1..=200 {
+            handle.reload(generation(n)).unwrap();
+            tokio::task::yield_now().await;
+        }
+    });
+    let mut calls = 0;
+    while !reloads.is_finished() || calls == 0 {
+        let answer = service.clone().oneshot(request("fast")).await.expect("its own generation's chain");
+        let first = answer.attempts[0].model.as_str().strip_prefix("down/").unwrap().to_owned();
+        assert_eq!(answer.model.as_str(), format!("echo/{first}"));
+        calls += 1;
+    }
+    reloads.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_service_that_was_ready_before_a_reload_makes_its_call_by_what_it_was_ready_for() {
+    let (mut service, handle) = stack(config("aliases.fast = \"echo/one\"\n")).await.unwrap();
+    let ready = service.ready().await.unwrap();
+    handle.reload(config("aliases.fast = \"echo/two\"\n")).unwrap();
+    assert_eq!(ready.call(request("fast")).await.unwrap().model, "echo/one");
+    assert_eq!(service.ready().await.unwrap().call(request("fast")).await.unwrap().model, "echo/two");
+}
+
+#[test]
+fn a_change_is_taken_when_it_has_settled_and_told_once() {
+    let folder = folder("watch");
+    let path = folder.join("c.toml");
+    let write = |text: &str| fs::write(&path, format!("{ECHO}{text}")).unwrap();
+    write("");
+    let mut watch = Watch::new(&path, &Config::read(&path).unwrap());
+    assert!(watch.look().is_none());
+
+    write("aliases.a = \"echo/a\"\n");
+    assert!(watch.look().is_none(), "it may still be written");
+    assert_eq!(watch.look().unwrap().unwrap().aliases.len(), 1);
+    assert!(watch.look().is_none());
+
+    // Half of a file, and then the rest.
+    write("aliases.a = \"ech");
+    assert!(watch.look().is_none());
+    write("aliases.a = \"echo/b\"\n");
+    assert!(watch.look().is_none());
+    assert!(watch.look().unwrap().is_ok());
+
+    // A bad one is told once.
+    write("aliases.a = \"gone/b\"\n");
+    assert!(watch.look().is_none());
+    assert!(watch.look().unwrap().unwrap_err().to_string().contains("c.toml:4: aliases.a: leads to gone/b"));
+    assert!(watch.look().is_none() && watch.look().is_none());
+
+    // Gone for a moment, as editors do, it is not told; for good it is.
+    fs::remove_file(&path).unwrap();
+    assert!(watch.look().is_none());
+    write("aliases.a = \"echo/c\"\n");
+    assert!(watch.look().is_none());
+    assert!(watch.look().unwrap().is_ok());
+
+    // As Kubernetes does it: a link that points elsewhere.
+    let linked = folder.join("linked.toml");
+    std::os::unix::fs::symlink(&path, folder.join("data")).unwrap();
+    std::os::unix::fs::symlink(folder.join("data"), &linked).unwrap();
+    let mut watch = Watch::new(&linked, &Config::read(&linked).unwrap());
+    fs::write(folder.join("two.toml"), format!("{ECHO}aliases.z = \"echo/z\"\n")).unwrap();
+    std::os::unix::fs::symlink(folder.join("two.toml"), folder.join("data.new")).unwrap();
+    fs::rename(folder.join("data.new"), folder.join("data")).unwrap();
+    assert!(watch.look().is_none());
+    assert!(watch.look().unwrap().unwrap().aliases.contains_key("z"));
+    fs::remove_dir_all(folder).unwrap();
+}
