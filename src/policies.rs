@@ -67,6 +67,41 @@ pub struct AllowList {
 }
 
 /// Where policies are read from, again and again.
+///
+/// ```
+/// use llm_layers::{BoxError, policies::{DepartmentPolicy, Policies, PolicySource, PolicyTable}};
+/// use std::{collections::HashMap, fs, path::PathBuf, time::Duration};
+///
+/// /// A file of JSON: policies by the names of departments.
+/// struct JsonFile {
+///     path: PathBuf,
+///     last: String,
+/// }
+///
+/// impl PolicySource for JsonFile {
+///     fn read(&mut self) -> Result<Option<PolicyTable>, BoxError> {
+///         let text = fs::read_to_string(&self.path)?;
+///         if text == self.last {
+///             return Ok(None);
+///         }
+///         // Half of a file is an error, and the table stays as it was.
+///         let departments: HashMap<String, DepartmentPolicy> = serde_json::from_str(&text)?;
+///         self.last = text;
+///         let table = PolicyTable::default();
+///         Ok(Some(departments.into_iter().fold(table, |table, (name, policy)| table.with(name, policy))))
+///     }
+/// }
+///
+/// # let path = std::env::temp_dir().join(format!("llm-layers-doc-source-{}.json", std::process::id()));
+/// fs::write(&path, r#"{ "research": { "day_tokens": 1000000, "models": ["openai/*"] } }"#)?;
+/// let policies = Policies::default();
+/// let source = JsonFile { path: path.clone(), last: String::new() };
+/// let follower = policies.follow(source, Duration::from_secs(1), |error| eprintln!("still the old ones: {error}"))?;
+/// assert_eq!(policies.load().of("research").limits.day_tokens, Some(1_000_000));
+/// # drop(follower);
+/// # fs::remove_file(path)?;
+/// # Ok::<(), Box<dyn std::error::Error + Send + Sync>>(())
+/// ```
 pub trait PolicySource: Send + 'static {
     /// The table as it is now, whole and consistent; `None` if it has not changed since it was last asked. May
     /// block.

@@ -15,6 +15,41 @@ pub enum Fetch<T> {
 ///
 /// It may forget any entry at any time, and what it gives back is checked: against the key that was asked for, the
 /// caller's scope, the epochs and the time.
+///
+/// ```
+/// use llm_layers::{
+///     ChatBody, LlmRequest, RequestContext,
+///     cache::{CacheKey, CacheLayer, CachePolicy, CacheSecret, CacheStore, Entry, Fetch},
+///     provider::Echo,
+/// };
+/// use std::{collections::HashMap, sync::{Arc, Mutex}};
+/// use tower::{Layer, ServiceExt};
+///
+/// /// In earnest it is bounded, and drops what is older than its time. What is too old is not given to anybody in any case.
+/// #[derive(Default)]
+/// struct Map(Mutex<HashMap<CacheKey, Arc<Entry>>>);
+///
+/// impl CacheStore for Map {
+///     fn get(&self, key: &CacheKey) -> Fetch<Option<Arc<Entry>>> {
+///         Fetch::Ready(self.0.lock().unwrap().get(key).cloned())
+///     }
+///
+///     fn put(&self, entry: Arc<Entry>) -> Fetch<()> {
+///         self.0.lock().unwrap().insert(*entry.key(), entry);
+///         Fetch::Ready(())
+///     }
+/// }
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), llm_layers::Error> {
+/// let service = CacheLayer::new(Map::default(), CachePolicy::new(CacheSecret::random())).layer(Echo::new());
+/// let request = LlmRequest::new("acme/one", ChatBody::builder().user("Hello").build()?)
+///     .with_context(RequestContext::new().with_user_id("ada"));
+/// assert!(!service.clone().oneshot(request.clone()).await?.cache.is_hit());
+/// assert!(service.oneshot(request).await?.cache.is_hit());
+/// # Ok(())
+/// # }
+/// ```
 pub trait CacheStore: Send + Sync + 'static {
     /// The entry of this key, if there is one.
     fn get(&self, key: &CacheKey) -> Fetch<Option<Arc<Entry>>>;

@@ -1,6 +1,31 @@
 use crate::LlmRequest;
 
 /// Says how many tokens a prompt has at most, before it is sent.
+///
+/// For [`QuotaLayer::with_estimator`](super::QuotaLayer::with_estimator):
+///
+/// ```
+/// use llm_layers::{
+///     ChatBody, LlmRequest,
+///     quota::{ByteEstimator, TokenEstimator},
+/// };
+///
+/// /// `acme` puts instructions of its own in front of each prompt, and bills them.
+/// struct WithInstructions(ByteEstimator);
+///
+/// impl TokenEstimator for WithInstructions {
+///     fn prompt_upper_bound(&self, request: &LlmRequest) -> u64 {
+///         let instructions = if request.model.starts_with("acme/") { 300 } else { 0 };
+///         self.0.prompt_upper_bound(request).saturating_add(instructions)
+///     }
+/// }
+///
+/// let body = ChatBody::builder().user("Hello").build()?;
+/// let estimator = WithInstructions(ByteEstimator::new());
+/// let bound = |model: &str| estimator.prompt_upper_bound(&LlmRequest::new(model, body.clone()));
+/// assert_eq!(bound("acme/one"), bound("other/one") + 300);
+/// # Ok::<(), llm_layers::Error>(())
+/// ```
 pub trait TokenEstimator: Send + Sync + 'static {
     /// At least as many tokens as there are. Asked for each call: must not read the prompt.
     fn prompt_upper_bound(&self, request: &LlmRequest) -> u64;

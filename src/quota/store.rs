@@ -58,6 +58,11 @@ use std::{
 /// [`StoreError::Ambiguous`] if the operation may have been done, or may still be; every other error if it certainly
 /// was not, and will not be. Every mutation has an id, so that it may be sent again. No operation waits for longer than
 /// the store is told to.
+///
+/// # A store of your own
+///
+/// `testing::StoreCheck` (feature `testing`) does the same to it and to [`MemoryStore`](super::MemoryStore), and compares
+/// every answer; the docs of `testing::quota` show how.
 pub trait QuotaStore: Send + Sync + 'static {
     /// Reserves, if it fits.
     ///

@@ -16,6 +16,62 @@ use tokio::time::Instant;
 /// The layer knows when a call begins and how it ends; an observer gives that a form. There is one for
 /// [`tracing`](super::TracingObserver) and one for the API of [OpenTelemetry](super::OtelObserver), `()` for nothing, and a
 /// pair for both.
+///
+/// ```
+/// use llm_layers::{
+///     ChatBody, LlmRequest,
+///     provider::Echo,
+///     telemetry::{CallEnd, CallSpan, CallStart, Observer, TelemetryLayer},
+/// };
+/// use std::sync::mpsc;
+/// use tower::{Layer, ServiceExt};
+///
+/// /// Tells what was asked and what came of it.
+/// #[derive(Clone)]
+/// struct Report(mpsc::Sender<String>);
+///
+/// struct Call(Report, String);
+///
+/// impl Observer for Report {
+///     type Span = Call;
+///
+///     fn start(&self, start: &CallStart<'_>, _parent: Option<&()>) -> Option<Call> {
+///         Some(Call(self.clone(), start.model().to_owned()))
+///     }
+/// }
+///
+/// impl CallSpan for Call {
+///     type Scope = ();
+///
+///     fn scope(&self) -> Option<()> {
+///         None
+///     }
+///
+///     fn is_recording(&self) -> bool {
+///         false
+///     }
+///
+///     fn end(self, end: &CallEnd<'_>) {
+///         let Self(Report(lines), model) = self;
+///         // Whoever reads them may be gone.
+///         let _ = lines.send(format!("{model}: {}", end.error_type().unwrap_or("ok")));
+///     }
+/// }
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let (sender, lines) = mpsc::channel();
+/// let service = TelemetryLayer::client(Report(sender), "acme").layer(Echo::new());
+/// let request = LlmRequest::new("one", ChatBody::builder().user("Hello").streaming().build()?);
+/// let answer = service.clone().oneshot(request.clone()).await?;
+/// answer.text().await?;
+/// assert_eq!(lines.recv()?, "one: ok");
+///
+/// drop(service.oneshot(request).await?);
+/// assert_eq!(lines.recv()?, "one: cancelled");
+/// # Ok(())
+/// # }
+/// ```
 pub trait Observer: Clone + Send + Sync + 'static {
     /// One call.
     type Span: CallSpan;

@@ -9,6 +9,43 @@ use tower_layer::Layer;
 /// Applies [`RecordUsage`] to a service.
 ///
 /// See the [module docs](super) for where it belongs.
+///
+/// Calls inside of a cache, and hits outside of it:
+///
+/// ```
+/// # #[cfg(not(feature = "moka"))] fn main() {}
+/// # #[cfg(feature = "moka")]
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), llm_layers::Error> {
+/// use llm_layers::{
+///     ChatBody, LlmRequest, RequestContext, ServiceBuilderExt as _,
+///     cache::{CachePolicy, CacheSecret, MokaStore},
+///     price::Prices,
+///     provider::Echo,
+///     usage::{MemorySink, Outcome, UsageLayer},
+/// };
+/// use std::time::Duration;
+/// use tower::{ServiceBuilder, ServiceExt};
+///
+/// let sink = MemorySink::new(1000);
+/// let service = ServiceBuilder::new()
+///     .layer(UsageLayer::hits(sink.clone(), Prices::default()))
+///     .cache(MokaStore::new(64 << 20), CachePolicy::new(CacheSecret::random()))
+///     .layer(UsageLayer::new(sink.clone(), Prices::default()).durable(Duration::from_secs(1)))
+///     .service(Echo::new());
+///
+/// let request = LlmRequest::new("acme/one", ChatBody::builder().user("Hello").build()?)
+///     .with_context(RequestContext::new().with_user_id("ada"));
+/// service.clone().oneshot(request.clone()).await?;
+/// service.oneshot(request).await?;
+///
+/// let events = sink.take();
+/// assert_eq!(events.iter().map(|event| event.outcome).collect::<Vec<_>>(), [Outcome::Ok, Outcome::CacheHit]);
+/// let saved = events[1].saved.as_ref().expect("a hit says what it would have used up");
+/// assert_eq!((events[1].usage.input_tokens, saved.usage), (Some(0), events[0].usage));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct UsageLayer<K> {
     sink: K,

@@ -19,6 +19,42 @@ use std::{
 use tokio::sync::oneshot;
 
 /// Where a [`QueueSink`] writes to, on a thread of its own.
+///
+/// ```
+/// use llm_layers::{
+///     BoxError, ChatBody, LlmRequest,
+///     price::Prices,
+///     provider::Echo,
+///     usage::{EventId, QueueOptions, QueueSink, UsageEvent, UsageLayer, UsageStore},
+/// };
+/// use std::{collections::HashMap, sync::{Arc, Mutex}, time::Duration};
+/// use tower::{Layer, ServiceExt};
+///
+/// /// By its id, so that an event that is offered again is there once.
+/// #[derive(Clone, Default)]
+/// struct Kept(Arc<Mutex<HashMap<EventId, UsageEvent>>>);
+///
+/// impl UsageStore for Kept {
+///     fn write(&mut self, group: &[UsageEvent]) -> Result<(), BoxError> {
+///         let mut kept = self.0.lock().map_err(|_| "a writer has panicked")?;
+///         kept.extend(group.iter().map(|event| (event.id, event.clone())));
+///         Ok(())
+///     }
+/// }
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let kept = Kept::default();
+/// let (sink, worker) = QueueSink::start(kept.clone(), QueueOptions::default())?;
+/// let service = UsageLayer::new(sink, Prices::default()).layer(Echo::new());
+/// service.oneshot(LlmRequest::new("acme/one", ChatBody::builder().user("Hello").build()?)).await?;
+///
+/// assert_eq!(worker.shutdown(Duration::from_secs(5)).await.left, 0);
+/// assert!(kept.0.lock().unwrap().values().all(|event| event.model == "acme/one"));
+/// assert_eq!(kept.0.lock().unwrap().len(), 1);
+/// # Ok(())
+/// # }
+/// ```
 pub trait UsageStore: Send + 'static {
     /// Writes a group of events, all or none, each once whatever is written again.
     ///

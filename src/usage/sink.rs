@@ -11,6 +11,52 @@ use tokio::sync::oneshot;
 /// Where usage is recorded.
 ///
 /// A place is taken before the call, so that recording at its end is memory only and cannot fail.
+///
+/// ```
+/// use llm_layers::{
+///     ChatBody, Error, ErrorKind, LlmRequest,
+///     price::Prices,
+///     provider::Echo,
+///     usage::{Place, Slot, UsageEvent, UsageLayer, UsageSink},
+/// };
+/// use tokio::sync::{mpsc, oneshot};
+/// use tower::{Layer, ServiceExt};
+///
+/// /// Hands events to whoever reads the channel.
+/// #[derive(Clone)]
+/// struct Channel(mpsc::Sender<Box<UsageEvent>>);
+///
+/// struct Permit(mpsc::OwnedPermit<Box<UsageEvent>>);
+///
+/// impl UsageSink for Channel {
+///     fn admit(&self) -> Result<Slot, Error> {
+///         let permit = self.0.clone().try_reserve_owned();
+///         let full = |_| Error::new(ErrorKind::StoreUnavailable { store: "usage".into() });
+///         permit.map(|permit| Slot::new(Permit(permit))).map_err(full)
+///     }
+/// }
+///
+/// impl Place for Permit {
+///     // Nobody here can say that it is safe: dropped, `done` tells those who wait for it that it will not be.
+///     fn record(self: Box<Self>, event: Box<UsageEvent>, _done: Option<oneshot::Sender<()>>) {
+///         self.0.send(event);
+///     }
+/// }
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Error> {
+/// let (sender, mut events) = mpsc::channel(1);
+/// let service = UsageLayer::new(Channel(sender), Prices::default()).layer(Echo::new());
+/// let request = LlmRequest::new("acme/one", ChatBody::builder().user("Hello").build()?);
+/// service.clone().oneshot(request.clone()).await?;
+///
+/// // There is no room for another one, so nobody is asked.
+/// let error = service.oneshot(request).await.unwrap_err();
+/// assert!(matches!(error.kind(), ErrorKind::StoreUnavailable { .. }));
+/// assert_eq!(events.recv().await.map(|event| event.model), Some("acme/one".into()));
+/// # Ok(())
+/// # }
+/// ```
 pub trait UsageSink: Send + Sync + 'static {
     /// Takes a place for one event. Does not wait.
     ///

@@ -104,6 +104,8 @@ use tokio::sync::Semaphore;
 ///
 /// All vectors must have the same number of dimensions; those of another number are alike to none. Any function of the
 /// right form is one. The future is dropped when its time is up, or when the caller leaves.
+///
+/// The [module docs](self) have one that is a closure.
 pub trait Embedder: Send + Sync + 'static {
     /// The vector of `text`, of any length.
     fn embed(&self, text: &str) -> Fetch<Vec<f32>>;

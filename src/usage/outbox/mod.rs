@@ -27,6 +27,48 @@ use tokio::{sync::oneshot, time::Instant};
 /// an event in JSON. What is no whole record is skipped and counted, and its file kept aside as `.log.bad`. An event that the
 /// store refuses for ever while it takes others ([`Refused`](super::Refused)) is moved to `refused.log`, so that it holds
 /// nobody up: [`Outbox::read`] reads both.
+///
+/// ```
+/// use llm_layers::{
+///     BoxError, ChatBody, LlmRequest,
+///     price::Prices,
+///     provider::Echo,
+///     usage::{Durability, Outbox, OutboxOptions, UsageEvent, UsageLayer, UsageStore},
+/// };
+/// use std::time::Duration;
+/// use tower::{Layer, ServiceExt};
+///
+/// /// A store that is away, or is not.
+/// struct Elsewhere {
+///     is_away: bool,
+/// }
+///
+/// impl UsageStore for Elsewhere {
+///     fn write(&mut self, _: &[UsageEvent]) -> Result<(), BoxError> {
+///         if self.is_away { Err("nobody answers".into()) } else { Ok(()) }
+///     }
+/// }
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let directory = std::env::temp_dir().join(format!("llm-layers-doc-outbox-{}", std::process::id()));
+/// let start = |is_away| {
+///     Outbox::start(&directory, Durability::Kill, Elsewhere { is_away }, OutboxOptions::default())
+/// };
+/// let (sink, worker) = start(true)?;
+/// let service = UsageLayer::new(sink, Prices::default()).layer(Echo::new());
+/// service.oneshot(LlmRequest::new("acme/one", ChatBody::builder().user("Hello").build()?)).await?;
+/// let report = worker.shutdown(Duration::from_millis(100)).await;
+/// assert_eq!((report.unlogged, report.log.events), (0, 1));
+///
+/// // The next start passes on what is left.
+/// let (_sink, worker) = start(false)?;
+/// let report = worker.shutdown(Duration::from_secs(5)).await;
+/// assert_eq!((report.log.forwarded, report.log.events), (1, 0));
+/// # std::fs::remove_dir_all(directory)?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct Outbox;
 

@@ -44,6 +44,32 @@ use tokio::runtime::{Builder, Runtime};
 ///
 /// The keys are `{name}:events`, the stream; `{name}:ids:DAY`, sets of ids; `{name}:log:…`, one for each file of an
 /// outbox. In a cluster all are of one slot.
+///
+/// # Examples
+///
+/// ```no_run
+/// use llm_layers::{
+///     price::Prices,
+///     provider::Echo,
+///     store::{Redis, RedisOptions},
+///     usage::{Durability, Outbox, OutboxOptions, RedisStream, RedisStreamOptions, Trim, UsageLayer},
+/// };
+/// use std::time::Duration;
+/// use tower::Layer;
+///
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// let redis = Redis::new("redis://127.0.0.1", RedisOptions::default())?;
+/// let options = RedisStreamOptions::default().with_trim(Trim::Age(Duration::from_secs(90 * 24 * 3600)));
+/// let stream = RedisStream::new(&redis, options);
+/// let (sink, worker) = Outbox::start("usage-outbox", Durability::Kill, stream, OutboxOptions::default())?;
+/// let service = UsageLayer::new(sink, Prices::default()).layer(Echo::new());
+/// // … serve. At the end:
+/// # drop(service);
+/// let report = worker.shutdown(Duration::from_secs(10)).await;
+/// println!("{} events are left for the next start", report.log.events);
+/// # Ok(())
+/// # }
+/// ```
 pub struct RedisStream {
     redis: Redis,
     /// Made on the thread that writes.
