@@ -57,6 +57,8 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 /// Applies [`Access`] to a service.
+///
+/// The [module docs](self) have an example.
 #[derive(Debug, Clone)]
 pub struct AccessLayer {
     policies: Policies,

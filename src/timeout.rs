@@ -45,6 +45,8 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 /// Applies [`CallTimeout`] to a service. Without a setting nothing is bounded but by the caller's deadline.
+///
+/// The [module docs](self) have an example.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct CallTimeoutLayer {
     limits: Limits,

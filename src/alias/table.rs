@@ -11,6 +11,27 @@ use std::{collections::HashMap, fmt, sync::Arc};
 /// before everybody's. What a name means is looked up again until it means nothing else, by exact names only: globs
 /// are for what callers say, so that a catch-all does not swallow the targets of other entries. Where the table knows the
 /// providers, the glob `*` is for names that none of them serves.
+///
+/// ```
+/// use llm_layers::alias::AliasTable;
+///
+/// let table = AliasTable::builder()
+///     .alias("fast", "openai/gpt-4o-mini")
+///     .alias("gpt-*", "fast")
+///     .sticky_split("trial", [("fast", 9), ("acme/new", 1)])
+///     .for_tenant("lab")
+///     .alias("fast", "local/small")
+///     .build()?;
+/// let resolve = |name: &str, tenant| table.resolve(&name.into(), tenant, Some("ada"));
+/// assert_eq!(resolve("gpt-3.5", None), "openai/gpt-4o-mini");
+/// assert_eq!(resolve("fast", Some("lab")), "local/small");
+/// assert_eq!(resolve("trial", None), resolve("trial", None), "one user, one model");
+/// assert_eq!(table.ends_for(&"trial".into(), None), ["acme/new", "openai/gpt-4o-mini"]);
+///
+/// let error = AliasTable::builder().alias("a", "b").alias("b", "a").build().unwrap_err();
+/// assert!(!error.problems().is_empty(), "a circle");
+/// # Ok::<(), llm_layers::alias::AliasError>(())
+/// ```
 #[derive(Debug, Clone, Default)]
 pub struct AliasTable {
     pub(super) everybody: Entries,

@@ -9,6 +9,26 @@ use crate::{
 use std::{sync::Arc, time::Duration};
 
 /// What a provider, or any layer in front of it, answers with.
+///
+/// ```
+/// use llm_layers::{Completion, LlmResponse, ResponseBody, TokenUsage};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), llm_layers::Error> {
+/// // As a leaf makes it; one that streams gives a `ChunkStream` in place of the completion.
+/// let mut answer = LlmResponse::new("acme/one", Completion::text("Hello!", TokenUsage::new(9, 2)));
+/// answer.provider = Some("acme".into());
+///
+/// // For whom the shape matters:
+/// match &answer.body {
+///     ResponseBody::Complete(completion) => assert_eq!(completion.usage(), Some(&TokenUsage::new(9, 2))),
+///     ResponseBody::Stream(_) => unreachable!("nobody has asked for one"),
+/// }
+/// // For everybody else:
+/// assert_eq!(answer.text().await?, "Hello!");
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct LlmResponse {

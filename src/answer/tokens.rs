@@ -7,6 +7,23 @@ const MOST: u64 = 1 << 30;
 ///
 /// Normalised once, in the leaf: `input_tokens` *includes* what came from the provider's cache,
 /// `output_tokens` *includes* reasoning. Absent is not zero.
+///
+/// ```
+/// use llm_layers::{Certainty, Completion, TokenUsage};
+///
+/// // Of 1,000 tokens of input 800 were cached: they are among the 1,000.
+/// let usage = TokenUsage::new(1000, 50).with_cache_read_tokens(800);
+/// assert_eq!((usage.input_tokens, usage.cache_write_tokens), (Some(1000), None));
+///
+/// // As leaves read it, whatever it is called there.
+/// let answer = Completion::parse(
+///     r#"{"choices":[{"message":{"content":"Hi"},"finish_reason":"stop"}],
+///         "usage":{"prompt_tokens":1000,"completion_tokens":50,"prompt_tokens_details":{"cached_tokens":800}}}"#,
+/// )?;
+/// assert_eq!(answer.usage(), Some(&usage));
+/// assert_eq!(TokenUsage::default().certainty, Certainty::Unknown);
+/// # Ok::<(), serde_json::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct TokenUsage {

@@ -25,6 +25,33 @@ use std::{
 /// # Cancel safety
 ///
 /// Dropping it hangs up on the provider and tells every observer that the answer was abandoned.
+///
+/// # Examples
+///
+/// ```
+/// use futures_util::stream;
+/// use llm_layers::{ChunkStream, ErrorKind, StreamChunk, TokenUsage};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), llm_layers::Error> {
+/// let usage = StreamChunk::usage_only(TokenUsage::new(9, 2));
+/// let whole = [StreamChunk::text("Hello"), StreamChunk::text("!"), usage, StreamChunk::end()];
+/// let mut chunks = ChunkStream::new(stream::iter(whole.map(Ok)));
+/// let mut text = String::new();
+/// while let Some(chunk) = chunks.next().await {
+///     text.push_str(&chunk?.content());
+/// }
+/// assert_eq!((text.as_str(), chunks.summary().usage), ("Hello!", Some(TokenUsage::new(9, 2))));
+///
+/// // Without its terminal chunk, it has broken off.
+/// let mut cut = ChunkStream::new(stream::iter([Ok(StreamChunk::text("Hel"))]));
+/// assert_eq!(cut.next().await.expect("a chunk")?.content(), "Hel");
+/// let error = cut.next().await.expect("an error").unwrap_err();
+/// assert!(matches!(error.kind(), ErrorKind::StreamInterrupted { after_content: true, .. }));
+/// assert!(cut.next().await.is_none());
+/// # Ok(())
+/// # }
+/// ```
 #[must_use = "a stream does nothing unless it is read"]
 pub struct ChunkStream(Box<Inner>);
 

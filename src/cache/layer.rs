@@ -25,6 +25,37 @@ pub struct CacheLayer {
 }
 
 /// What is cached, for whom, and for how long.
+///
+/// ```
+/// # #[cfg(not(feature = "moka"))] fn main() {}
+/// # #[cfg(feature = "moka")]
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), llm_layers::Error> {
+/// use llm_layers::{
+///     CacheStatus, ChatBody, LlmRequest, RequestContext,
+///     cache::{BypassReason, CacheLayer, CachePolicy, CacheSecret, Coalescing, MokaStore},
+///     provider::Echo,
+/// };
+/// use std::time::Duration;
+/// use tower::{Layer, ServiceExt};
+///
+/// let policy = CachePolicy::new(CacheSecret::random())
+///     .with_ttl(Duration::from_secs(600))
+///     .with_max_temperature(0.2)
+///     .with_coalescing(Coalescing::new());
+/// let service = CacheLayer::new(MokaStore::new(64 << 20), policy).layer(Echo::new());
+///
+/// let ask = |temperature: f64| {
+///     let body = ChatBody::builder().user("Hello").temperature(temperature).build()?;
+///     let context = RequestContext::new().with_user_id("ada");
+///     Ok::<_, llm_layers::Error>(LlmRequest::new("acme/one", body).with_context(context))
+/// };
+/// assert_eq!(service.clone().oneshot(ask(0.0)?).await?.cache, CacheStatus::Miss);
+/// assert!(service.clone().oneshot(ask(0.0)?).await?.cache.is_hit());
+/// assert_eq!(service.oneshot(ask(0.9)?).await?.cache, CacheStatus::Bypass(BypassReason::Temperature));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct CachePolicy {
     pub(super) secret: CacheSecret,

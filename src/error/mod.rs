@@ -22,6 +22,23 @@ pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 ///
 /// Every layer of this crate has it as its error, and asks of the inner service's error that it converts
 /// [into](Into) this one. Errors of tower's own layers do: see the conversion from [`BoxError`].
+///
+/// ```
+/// use llm_layers::{BoxError, Error, ErrorClass, ErrorKind};
+///
+/// let error = Error::provider(ErrorClass::RateLimited, "acme", "model-1");
+/// let told = match error.kind() {
+///     ErrorKind::QuotaExceeded(exceeded) => format!("again in {:?}", exceeded.retry_after),
+///     ErrorKind::Provider(failure) => format!("{} has too much to do", failure.provider),
+///     _ => error.to_string(),
+/// };
+/// assert_eq!(told, "acme has too much to do");
+/// assert_eq!((error.is_retryable(), error.status().as_u16(), error.retry_after()), (true, 429, None));
+///
+/// // Layers of tower box what they pass on: it is found again.
+/// let boxed: BoxError = error.into();
+/// assert_eq!(Error::from(boxed).class(), Some(ErrorClass::RateLimited));
+/// ```
 #[derive(Clone)]
 pub struct Error(Arc<Repr>);
 

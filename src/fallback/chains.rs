@@ -9,6 +9,38 @@ use tower::retry::budget::{Budget, TpsBudget};
 /// A chain is looked up by the canonical name that the caller's model resolved to, and only by that: the
 /// chains of its targets are not followed. Targets may be aliases, resolved for each attempt by the same table, tenant
 /// and user. The table may be exchanged while it is used; a call keeps the one it found at its first failure.
+///
+/// ```
+/// use llm_layers::{
+///     ChatBody, Completion, Error, ErrorClass, LlmRequest, LlmResponse, TokenUsage,
+///     fallback::{Action, Backoff, Cause, Chains, FallbackLayer},
+/// };
+/// use std::time::Duration;
+/// use tower::{Layer, ServiceExt, service_fn};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let chains = Chains::builder()
+///     .chain("acme/small", ["other/small"])
+///     .chain_on(Cause::ContextWindow, "acme/small", ["acme/long"])
+///     .retries(2)
+///     .backoff(Backoff::new(Duration::from_millis(100), Duration::from_secs(2)))
+///     .on(Cause::RateLimited, Action::Next)
+///     .build()?;
+/// let service = FallbackLayer::new(chains).layer(service_fn(async |request: LlmRequest| {
+///     match request.model.as_str() {
+///         "acme/small" => Err(Error::provider(ErrorClass::ContextWindow, "acme", "small")),
+///         _ => Ok(LlmResponse::new(request.model, Completion::text("hi", TokenUsage::new(90_000, 1)))),
+///     }
+/// }));
+/// let request = LlmRequest::new("acme/small", ChatBody::builder().user("All of it …").build()?);
+/// assert_eq!(service.oneshot(request).await?.model, "acme/long");
+///
+/// let error = Chains::builder().chain("acme/small", ["acme/small"]).build().unwrap_err();
+/// assert_eq!(error.problems().len(), 1);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct Chains {
     table: Arc<ArcSwap<ChainTable>>,

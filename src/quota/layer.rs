@@ -20,6 +20,39 @@ use tower_layer::Layer;
 /// Applies [`Quota`] to a service.
 ///
 /// See the [module docs](super) for where it belongs.
+///
+/// To find out first what limits would do:
+///
+/// ```
+/// use llm_layers::{
+///     ChatBody, LlmRequest, RequestContext,
+///     policies::{DepartmentPolicy, PolicyTable},
+///     price::Prices,
+///     provider::Echo,
+///     quota::{Limits, MemoryStore, Mode, QuotaLayer, Unbounded, Unpriced},
+/// };
+/// use tower::{Layer, ServiceExt};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), llm_layers::Error> {
+/// let limits = Limits::new().with_day_requests(1);
+/// let policies = PolicyTable::default().with("research", DepartmentPolicy::new(limits));
+/// let layer = QuotaLayer::new(MemoryStore::new(), policies, Prices::default())
+///     .with_mode(Mode::Shadow)
+///     .with_unbounded(Unbounded::Inject(1024))
+///     .with_unpriced(Unpriced::Free);
+/// let service = layer.layer(Echo::new());
+///
+/// let context = RequestContext::new().with_departments(["research"]);
+/// let request = LlmRequest::new("acme/one", ChatBody::builder().user("Hello").build()?).with_context(context);
+/// for _ in 0..3 {
+///     service.clone().oneshot(request.clone()).await?;
+/// }
+/// let stats = layer.stats();
+/// assert_eq!((stats.denied, stats.would_deny), (0, 2));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct QuotaLayer {
     shared: Arc<Shared>,

@@ -32,6 +32,37 @@ use std::{
 use tokio::time::Instant;
 
 /// All that is around the calls of a stack. Clones share it.
+///
+/// `reload` is shown by the [module docs](super).
+///
+/// ```
+/// use llm_layers::{ChatBody, LlmRequest, config::Config, stack::{Readiness, stack}};
+/// use std::time::Duration;
+/// use tower::ServiceExt;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let (service, handle) = stack(Config::parse(r#"
+///     usage.enabled = false
+///     providers.echo = { kind = "echo", models = ["small"] }
+///     keys = [{ key = "ada-key", user = "ada", departments = ["research"] }]
+///     quota.store = "memory"
+///     departments.research.day_requests = 10
+/// "#)?).await?;
+/// assert_eq!(handle.readiness(), Readiness::Ready);
+/// assert_eq!(&*handle.models()[0].id, "echo/small");
+///
+/// assert!(handle.caller(Some(b"another")).is_none());
+/// let ada = handle.caller(Some(b"ada-key")).ok_or("it is in the configuration")?;
+/// let request = LlmRequest::new("echo/small", ChatBody::builder().user("Hello").build()?);
+/// service.oneshot(request.with_context(ada.context().clone())).await?;
+///
+/// let view = handle.quota("research").await?.ok_or("it is limited")?;
+/// assert_eq!((view.policy.limits.day_requests, view.standing.in_day.settled.requests), (Some(10), 1));
+/// assert!(handle.shutdown(Duration::from_secs(5)).await.is_clean());
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct Handle(Arc<Shared>);
 

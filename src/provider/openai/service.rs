@@ -19,6 +19,8 @@ use tower_service::Service;
 ///
 /// Sends [`LlmRequest::model`] as it arrives here: [`Providers`](crate::providers::Providers) has taken the
 /// provider's name off. Cloning costs what cloning `H` costs, and one reference count.
+///
+/// The [module docs](super) have an example that needs no network.
 #[derive(Clone)]
 pub struct OpenAiCompatible<H> {
     http: H,
