@@ -9,6 +9,17 @@ use tower_service::Service;
 /// # Panics
 ///
 /// Says which rule is broken.
+///
+/// ```
+/// use llm_layers::{ChatBody, LlmRequest, provider::Echo, testing::check_leaf};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), llm_layers::Error> {
+/// let body = ChatBody::builder().user("Is anybody there?").build()?;
+/// check_leaf(Echo::new(), LlmRequest::new("any", body)).await;
+/// # Ok(())
+/// # }
+/// ```
 pub async fn check_leaf<S>(leaf: S, request: LlmRequest)
 where
     S: Service<LlmRequest, Response = LlmResponse> + Clone + Send + Sync + 'static,

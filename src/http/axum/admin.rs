@@ -2,6 +2,30 @@
 //!
 //! Each function is what a handler does, given the [`Handle`] and the [`Caller`] whom [`identify`](super::identify) has put into the request's
 //! extensions; where it is served is the host's to say.
+//!
+//! ```
+//! use http::StatusCode;
+//! use llm_layers::{config::Config, http::axum::admin, stack::stack};
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let (_service, handle) = stack(Config::parse(r#"
+//!     usage.enabled = false
+//!     providers.echo = { kind = "echo", models = ["small"] }
+//!     keys = [{ key = "ada-key", user = "ada", departments = ["research"] }]
+//!     quota.store = "memory"
+//!     departments.research.day_requests = 10
+//! "#)?).await?;
+//! let ada = handle.caller(Some(b"ada-key")).ok_or("it is in the configuration")?;
+//!
+//! // `GET /readyz`, `GET /v1/models`, `GET /v1/quota/research`:
+//! assert!(admin::readiness(&handle).is_ok());
+//! assert_eq!(admin::models(&handle).status(), StatusCode::OK);
+//! assert!(admin::quota(&handle, &ada, "research").await.is_ok());
+//! assert!(admin::quota(&handle, &ada, "another").await.is_err(), "she is not of it");
+//! # Ok(())
+//! # }
+//! ```
 
 use super::ErrorResponse;
 use crate::{

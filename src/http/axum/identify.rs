@@ -15,6 +15,28 @@ use http::{HeaderMap, HeaderValue, Request, StatusCode, header};
 /// # Errors
 ///
 /// 401 without a key that is known. 400 for such a header of somebody who is not trusted, or one that cannot be read.
+///
+/// ```
+/// use http::Request;
+/// use llm_layers::{RequestContext, config::Config, http::axum::identify, stack::stack};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let (_service, handle) = stack(Config::parse(r#"
+///     usage.enabled = false
+///     providers.echo.kind = "echo"
+///     keys = [{ key = "ada-key", user = "ada", departments = ["research"] }]
+/// "#)?).await?;
+/// let mut request = Request::post("/v1/chat/completions").header("authorization", "Bearer ada-key").body(())?;
+/// assert!(identify(&handle, &mut request).is_ok());
+/// let context = request.extensions().get::<RequestContext>().ok_or("it was put there")?;
+/// assert_eq!(context.user_id(), Some("ada"));
+///
+/// // Whoever sends no key, or another one, has had his answer.
+/// assert!(identify(&handle, &mut Request::new(())).is_err());
+/// # Ok(())
+/// # }
+/// ```
 #[expect(clippy::result_large_err, reason = "it is answered at once")]
 pub fn identify<B>(handle: &Handle, request: &mut Request<B>) -> Result<(), ErrorResponse> {
     let path = request.uri().path();

@@ -16,6 +16,29 @@ use tonic::{Status, metadata::MetadataMap};
 ///
 /// `UNAUTHENTICATED` without a key that is known. `INVALID_ARGUMENT` for metadata of the kind from somebody who is not trusted, or that
 /// cannot be read.
+///
+/// ```
+/// use llm_layers::{config::Config, http::tonic::identify, stack::stack};
+/// use tonic::{Code, metadata::MetadataMap};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let (_service, handle) = stack(Config::parse(r#"
+///     usage.enabled = false
+///     providers.echo.kind = "echo"
+///     keys = [{ key = "ada-key", user = "ada", departments = ["research"] }]
+/// "#)?).await?;
+/// let mut metadata = MetadataMap::new();
+/// let refused = identify(&handle, &metadata).err().ok_or("there is no key")?;
+/// assert_eq!(refused.code(), Code::Unauthenticated);
+///
+/// metadata.insert("authorization", "Bearer ada-key".parse()?);
+/// let (context, caller) = identify(&handle, &metadata)?;
+/// assert_eq!(context.user_id(), Some("ada"));
+/// assert!(caller.may_ask_about("research") && !caller.is_admin());
+/// # Ok(())
+/// # }
+/// ```
 pub fn identify(handle: &Handle, metadata: &MetadataMap) -> Result<(RequestContext, Caller), Status> {
     let caller = handle.caller(bearer(metadata)).ok_or_else(|| {
         Status::unauthenticated("the API key is missing or wrong; send it as `authorization: Bearer KEY`")
