@@ -668,6 +668,43 @@ async fn after_some_failures_the_store_is_left_alone_and_then_calls_flow_again()
     service.oneshot(request()).await.unwrap();
 }
 
+/// Whoever is not ready gets no calls, and would never be again if only calls told.
+#[tokio::test(start_paused = true)]
+async fn a_layer_that_is_asked_whether_it_is_available_finds_out() {
+    for fault in [Fault::Refuses, Fault::Hangs, Fault::LosesReplies] {
+        let bench = Bench::new(Limits::new().with_day_requests(1));
+        let (remote, layer, worker) = far(&bench, WorkerOptions::default());
+        let service = layer.layer(bench.provider.clone());
+        let ask = || async {
+            let is_available = layer.is_available();
+            tokio::time::sleep(SECOND).await;
+            is_available
+        };
+        assert!(ask().await && remote.asked() == 0, "nobody has failed");
+        remote.fail(fault);
+        for _ in 0..5 {
+            assert!(is_unavailable(&service.clone().oneshot(request()).await.unwrap_err()));
+        }
+        let refused = layer.stats().unavailable;
+        for tries in 1..=20 {
+            assert!(!ask().await);
+            assert!(!layer.is_available(), "{fault:?}: another is under way, or was lately");
+            assert!(remote.reserved() <= 6 + tries, "{fault:?}: once a second");
+        }
+        assert!(remote.reserved() >= 14, "{fault:?}: {}", remote.reserved());
+        remote.fail(Fault::None);
+        ask().await;
+        ask().await;
+        assert!(ask().await, "{fault:?}");
+        // It is nobody's call: none is counted, and none is in the way of one.
+        assert_eq!(layer.stats().unavailable, refused);
+        service.oneshot(request()).await.unwrap();
+        let report = worker.shutdown(60 * SECOND).await;
+        assert_eq!(report.left, 0);
+        assert_eq!(bench.research().await.0.requests, 1);
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_settlement_is_tried_until_it_is_done_and_the_answer_does_not_wait() {
     let bench = Bench::new(Limits::new());

@@ -1,5 +1,5 @@
 use super::{
-    amount::{Amount, Department, Departments, PERIODS},
+    amount::{Amount, Department, Departments, Limits, PERIODS},
     lease::Denial,
     options::{Mode, OnExpiry, OnTight, Unbounded, Unpriced},
     shared::Shared,
@@ -37,6 +37,22 @@ pub(super) enum Obstacle {
     TooLarge { quota: QuotaKind, largest: u64 },
     /// It does not fit now.
     Denied(Denial),
+}
+
+impl Plan {
+    /// Nothing, of the same departments.
+    pub(super) fn nothing(&self) -> Self {
+        let departments = self
+            .departments
+            .iter()
+            .map(|department| Department::new(Arc::clone(&department.id), Limits::new()));
+        Self {
+            departments: departments.collect(),
+            amount: Amount::ZERO,
+            on_expiry: Amount::ZERO,
+            ..self.clone()
+        }
+    }
 }
 
 impl Shared {

@@ -24,7 +24,7 @@ use std::{
     borrow::Cow,
     mem,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicI64, AtomicU64, Ordering},
     },
     time::{Duration, SystemTime},
@@ -68,6 +68,8 @@ pub(super) type OnSettle = Arc<dyn Fn(&Settled) + Send + Sync>;
 /// What changes.
 pub(super) struct State {
     pub(super) breaker: Breaker,
+    /// What the store did not answer last.
+    unanswered: Mutex<Option<Plan>>,
     /// The day of the last call, and those around it.
     days: ArcSwapOption<(Day, Days)>,
     /// How far the store's clock is ahead of ours, in milliseconds, once it was found to be in another day.
@@ -99,6 +101,7 @@ impl State {
     pub(super) fn new() -> Self {
         Self {
             breaker: Breaker::new(5, Duration::from_secs(1)),
+            unanswered: Mutex::new(None),
             days: ArcSwapOption::empty(),
             offset: AtomicI64::new(0),
             denied: AtomicU64::new(0),
@@ -125,10 +128,9 @@ impl Shared {
             return Admission::Free;
         }
         let now = self.clock.now();
-        let hold = match self.hold(now) {
-            Ok(hold) => hold,
-            Err(_) if self.mode == Mode::Shadow => return Admission::Free,
-            Err(error) => return Admission::Refused(error),
+        let Some(hold) = self.hold(now) else {
+            let error = self.unavailable(None);
+            return if self.mode == Mode::Shadow { Admission::Free } else { Admission::Refused(error) };
         };
         let departments = self.departments(&self.policies.peek(), request);
         let plan = match self.plan(request, departments) {
@@ -149,13 +151,13 @@ impl Shared {
         }
     }
 
-    /// A lease to be, with a place for its end.
-    fn hold(self: &Arc<Self>, now: SystemTime) -> Result<Hold, Error> {
+    /// A lease to be, with a place for its end; `None` if there is none.
+    fn hold(self: &Arc<Self>, now: SystemTime) -> Option<Hold> {
         let place = match &self.outbox {
             None => None,
-            Some(outbox) => Some(outbox.place().ok_or_else(|| self.unavailable(None))?),
+            Some(outbox) => Some(outbox.place()?),
         };
-        Ok(Hold::new(Arc::clone(self), LeaseId::mint(now), place))
+        Some(Hold::new(Arc::clone(self), LeaseId::mint(now), place))
     }
 
     fn ask(self: &Arc<Self>, request: &LlmRequest, plan: Plan, hold: Hold) -> Admission {
@@ -194,8 +196,10 @@ impl Shared {
                         continue;
                     }
                     Ok(Err(denial)) => Obstacle::Denied(denial),
-                    Err(_) if is_shadow => return Ok(None),
-                    Err(error) => return Err(error),
+                    Err(cause) => {
+                        let error = self.unavailable(cause);
+                        return if is_shadow { Ok(None) } else { Err(error) };
+                    }
                 },
             };
             let thought = Instant::now();
@@ -236,18 +240,42 @@ impl Shared {
             .with_needs_seed(self.history.is_some())
     }
 
-    /// Asks the store, again where it says what it lacks.
+    /// Asks a store that has not answered lately, in the background, whether it does: for nothing, in the name of those whom it
+    /// did not answer last. Without it, a host that gets no calls because it is not available would never be so again.
+    pub(super) fn probe(self: &Arc<Self>) {
+        if !self.state.breaker.is_due() {
+            return;
+        }
+        let unanswered = self.state.unanswered.lock().unwrap_or_else(PoisonError::into_inner);
+        let plan = unanswered.as_ref().map(Plan::nothing);
+        drop(unanswered);
+        let hold = self.hold(self.clock.now());
+        let (Some(plan), Some(mut hold), Ok(runtime)) = (plan, hold, tokio::runtime::Handle::try_current())
+        else {
+            return;
+        };
+        let shared = Arc::clone(self);
+        runtime.spawn(async move {
+            let deadline = Instant::now() + shared.deadline;
+            if shared.reserve(&plan, &mut hold, deadline).await.is_err() {
+                // What was reserved all the same is nothing, and expires.
+                hold.holds_nothing();
+            }
+        });
+    }
+
+    /// Asks the store, again where it says what it lacks. An error has the cause, if the store was asked.
     async fn reserve(
         self: &Arc<Self>,
         plan: &Plan,
         hold: &mut Hold,
         deadline: Instant,
-    ) -> Result<Result<Grant, Denial>, Error> {
+    ) -> Result<Result<Grant, Denial>, Option<StoreError>> {
         // It may be midnight there just now, but not again and again.
         let mut clocks = 2;
         loop {
             if !self.state.breaker.lets_through() {
-                return Err(self.unavailable(None));
+                return Err(None);
             }
             let now = self.clock.now();
             let reservation = self.reservation(plan, hold.id(), now);
@@ -271,7 +299,7 @@ impl Shared {
                         // Nobody else has this id: it was released in the name of this call.
                         Decision::Ended => {
                             hold.holds_nothing();
-                            Err(self.unavailable(None))
+                            Err(None)
                         }
                     };
                 }
@@ -295,11 +323,13 @@ impl Shared {
                     let _ = tokio::time::timeout_at(deadline, self.live.are_rebuilt(&departments)).await;
                 }
                 error => {
+                    *self.state.unanswered.lock().unwrap_or_else(PoisonError::into_inner) =
+                        Some(plan.clone());
                     self.state.breaker.failed();
                     if !error.is_ambiguous() {
                         hold.holds_nothing();
                     }
-                    return Err(self.unavailable(Some(error)));
+                    return Err(Some(error));
                 }
             }
         }

@@ -38,6 +38,14 @@ impl Breaker {
         is_due
     }
 
+    /// Whether the store has not answered lately, and may be asked again.
+    pub(crate) fn is_due(&self) -> bool {
+        self.is_open() && {
+            let next_try = *self.next_try.lock().unwrap_or_else(PoisonError::into_inner);
+            next_try.is_none_or(|at| at <= Instant::now())
+        }
+    }
+
     /// The store has answered.
     pub(crate) fn succeeded(&self) {
         if self.failures.load(Ordering::Acquire) != 0 {
@@ -74,12 +82,13 @@ mod tests {
         assert!(breaker.lets_through() && !breaker.is_open());
         breaker.failed();
         assert!(breaker.is_open() && !breaker.lets_through());
+        assert!(!breaker.is_due());
         tokio::time::advance(pause).await;
-        assert!(breaker.lets_through());
-        assert!(!breaker.lets_through(), "one try, even if nobody hears of its end");
+        assert!(breaker.is_due() && breaker.is_due() && breaker.lets_through());
+        assert!(!breaker.is_due() && !breaker.lets_through(), "one try, even if nobody hears of its end");
         tokio::time::advance(pause).await;
         assert!(breaker.lets_through());
         breaker.succeeded();
-        assert!(breaker.lets_through() && breaker.lets_through());
+        assert!(breaker.lets_through() && breaker.lets_through() && !breaker.is_due());
     }
 }

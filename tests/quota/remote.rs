@@ -21,6 +21,7 @@ pub(crate) struct Remote {
     pub(crate) store: MemoryStore,
     fault: Arc<Mutex<Fault>>,
     asked: Arc<AtomicU64>,
+    reserved: Arc<AtomicU64>,
 }
 
 /// What is wrong with it.
@@ -39,7 +40,12 @@ pub(crate) enum Fault {
 
 impl Remote {
     pub(crate) fn new(store: MemoryStore) -> Self {
-        Self { store, fault: Arc::new(Mutex::new(Fault::None)), asked: Arc::default() }
+        Self {
+            store,
+            fault: Arc::new(Mutex::new(Fault::None)),
+            asked: Arc::default(),
+            reserved: Arc::default(),
+        }
     }
 
     pub(crate) fn fail(&self, fault: Fault) {
@@ -48,6 +54,11 @@ impl Remote {
 
     pub(crate) fn asked(&self) -> u64 {
         self.asked.load(Ordering::Relaxed)
+    }
+
+    /// How often it was asked for a reservation.
+    pub(crate) fn reserved(&self) -> u64 {
+        self.reserved.load(Ordering::Relaxed)
     }
 
     fn late<T: Send + 'static>(
@@ -89,6 +100,7 @@ async fn turn() {
 
 impl QuotaStore for Remote {
     fn reserve(&self, reservation: &Reservation) -> StoreFuture<Decision> {
+        self.reserved.fetch_add(1, Ordering::Relaxed);
         let reservation = reservation.clone();
         self.late(move |store| store.reserve(&reservation))
     }

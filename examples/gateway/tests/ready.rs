@@ -1,0 +1,49 @@
+//! Whether it is ready, as whoever hands out the calls asks.
+
+mod common;
+#[path = "../../../tests/support/redis.rs"]
+mod redis_server;
+
+use common::{Gateway, asking};
+use redis_server::RedisServer;
+use std::time::Duration;
+
+/// One that is not ready gets no calls: it has to find out by itself that counters can be asked again.
+#[tokio::test]
+async fn a_gateway_whose_counters_were_away_becomes_ready_without_a_call() {
+    let test = "a_gateway_whose_counters_were_away_becomes_ready_without_a_call";
+    let Some(mut counters) = RedisServer::start(test) else { return };
+    let config = r#"
+        keys = [{ key = "ada", user = "ada", departments = ["research"] }]
+        departments = { research = { day_requests = 100 } }
+        providers = { echo = { kind = "echo" } }
+        usage = { enabled = false }
+        quota = { redis = { env = "QUOTA_REDIS" } }
+    "#;
+    let gateway = Gateway::start_with(Some(config), &[("QUOTA_REDIS", &counters.url())]).await;
+    let ask = async || {
+        let headers = [("content-type", "application/json"), ("authorization", "Bearer ada")];
+        gateway.send("POST", common::CHAT, &headers, asking("echo/a").as_bytes()).await.status
+    };
+    let ready = async || gateway.get("/readyz").await;
+    assert_eq!((ask().await, ready().await.status), (200, 200));
+
+    counters.kill();
+    for _ in 0..5 {
+        assert_eq!(ask().await, 503);
+    }
+    assert_eq!(ready().await.error().1, "quota_store_unavailable");
+    // As long as it is away nothing changes.
+    for _ in 0..30 {
+        assert_eq!(ready().await.status, 503);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    counters.restart();
+    common::soon(async {
+        while ready().await.status != 200 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    })
+    .await;
+    assert_eq!(ask().await, 200);
+}
