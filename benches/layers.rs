@@ -74,7 +74,7 @@ impl UsageSink for Nowhere {
 }
 
 impl Place for Nowhere {
-    fn record(self: Box<Self>, event: Box<UsageEvent>, _: Option<tokio::sync::oneshot::Sender<()>>) {
+    fn record(self: Box<Self>, event: UsageEvent, _: Option<tokio::sync::oneshot::Sender<()>>) {
         drop(black_box(event));
     }
 }

@@ -344,7 +344,7 @@ impl UsageSink for Slow {
 }
 
 impl llm_layers::usage::Place for SlowPlace {
-    fn record(self: Box<Self>, _: Box<UsageEvent>, done: Option<tokio::sync::oneshot::Sender<()>>) {
+    fn record(self: Box<Self>, _: UsageEvent, done: Option<tokio::sync::oneshot::Sender<()>>) {
         self.0.0.lock().unwrap().extend(done);
     }
 }

@@ -14,7 +14,7 @@ pub struct UsageEvent {
     pub id: EventId,
     /// What quotas charge it to, if they do: attempts share it that are made in the name of one reservation.
     pub lease: Option<CallId>,
-    /// When it ended: its beginning by the clock, and how long it took.
+    /// When it ended, by the clock.
     pub ended_at: SystemTime,
     /// Who asked.
     pub context: RequestContext,

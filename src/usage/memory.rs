@@ -16,8 +16,7 @@ pub struct MemorySink(Arc<Mutex<Events>>);
 
 #[derive(Debug)]
 struct Events {
-    #[expect(clippy::vec_box, reason = "kept as they came: nobody's call waits until they are moved")]
-    kept: Vec<Box<UsageEvent>>,
+    kept: Vec<UsageEvent>,
     /// Events that are to come.
     admitted: usize,
     capacity: usize,
@@ -38,7 +37,7 @@ impl MemorySink {
         let mut events = std::mem::take(&mut self.lock().kept);
         let mut seen = HashSet::with_capacity(events.len());
         events.retain(|event| seen.insert(event.id));
-        events.into_iter().map(|event| *event).collect()
+        events
     }
 
     /// How many events are to come: calls that have not ended.
@@ -71,7 +70,7 @@ impl MemorySink {
 impl Events {
     fn each_once(&self) -> impl Iterator<Item = &UsageEvent> {
         let mut seen = HashSet::with_capacity(self.kept.len());
-        self.kept.iter().map(|event| &**event).filter(move |event| seen.insert(event.id))
+        self.kept.iter().filter(move |event| seen.insert(event.id))
     }
 }
 
@@ -87,7 +86,7 @@ impl UsageSink for MemorySink {
 }
 
 impl MemoryPlace {
-    pub(super) fn record(mut self, event: Box<UsageEvent>, done: Option<oneshot::Sender<()>>) {
+    pub(super) fn record(mut self, event: UsageEvent, done: Option<oneshot::Sender<()>>) {
         let Some(sink) = self.0.take() else { return };
         let mut events = sink.lock();
         events.admitted -= 1;

@@ -175,7 +175,7 @@ struct Letters {
     in_doubt: usize,
 }
 
-pub(super) type Letter = (Box<UsageEvent>, Option<oneshot::Sender<()>>);
+pub(super) type Letter = (UsageEvent, Option<oneshot::Sender<()>>);
 
 /// A place in the queue.
 pub(super) struct QueuePlace(Option<Arc<Gate>>);
@@ -329,7 +329,7 @@ impl UsageSink for QueueSink {
 
 impl QueuePlace {
     #[inline]
-    pub(super) fn record(mut self, event: Box<UsageEvent>, done: Option<oneshot::Sender<()>>) {
+    pub(super) fn record(mut self, event: UsageEvent, done: Option<oneshot::Sender<()>>) {
         if let Some(gate) = self.0.take() {
             gate.0.push((event, done));
         }
@@ -366,8 +366,8 @@ impl Inbox {
 
     fn push(&self, letter: Letter) {
         let mut letters = self.letters();
-        // With the lock: what is recorded later is written later.
-        self.recorded.fetch_add(1, Ordering::AcqRel);
+        // With the lock: what is recorded later is written later, and nobody else counts.
+        self.recorded.store(self.recorded.load(Ordering::Relaxed) + 1, Ordering::Release);
         if self.is_over.load(Ordering::Acquire) {
             // Nobody reads it; whoever waits learns so at once.
             return;

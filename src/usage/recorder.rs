@@ -5,9 +5,9 @@ use super::{
     spent::{Spent, estimate, was_sent},
 };
 use crate::{
-    CacheStatus, CallId, Error, ErrorKind, LlmRequest, LlmResponse, ModelName, Progress, RequestContext,
-    TokenUsage,
+    CacheStatus, Error, ErrorKind, LlmRequest, LlmResponse, ModelName, Progress, RequestContext, TokenUsage,
     body::{End, Observe},
+    cache::MissReason,
     price::Cost,
 };
 use std::{
@@ -15,7 +15,7 @@ use std::{
     future::poll_fn,
     sync::{Arc, Mutex, PoisonError},
     task::Poll,
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 use tokio::time::Instant;
 
@@ -33,26 +33,7 @@ pub(super) struct Recorder {
     settings: Arc<Settings>,
     committed: Option<Committed>,
     started: Instant,
-    call: Call,
-}
-
-/// By what whoever hands the answer out learns that its record is safe.
-#[derive(Clone, Default)]
-pub(super) struct Committed(Arc<Mutex<Option<Ticket>>>);
-
-/// What is known of a call before its end.
-enum Call {
-    Sure {
-        input_bytes: usize,
-        progress: Progress,
-        /// Made at the beginning, and handed on as it is: it is not moved on the request's path.
-        event: Box<UsageEvent>,
-    },
-    /// Recorded only if it is found to be a hit, as most are not.
-    Maybe(Asked, CacheStatus),
-}
-
-struct Asked {
+    progress: Progress,
     context: RequestContext,
     requested: ModelName,
     model: ModelName,
@@ -60,8 +41,13 @@ struct Asked {
     attempt: u16,
     streamed: bool,
     input_bytes: usize,
-    lease: Option<CallId>,
+    cache: CacheStatus,
+    cache_miss: Option<MissReason>,
 }
+
+/// By what whoever hands the answer out learns that its record is safe.
+#[derive(Clone, Default)]
+pub(super) struct Committed(Arc<Mutex<Option<Ticket>>>);
 
 /// How a call ended, in the terms of its record.
 struct Ended {
@@ -95,7 +81,16 @@ impl Recorder {
         committed: Option<Committed>,
         request: &LlmRequest,
     ) -> Self {
-        let asked = Asked {
+        let (cache, cache_miss) = match settings.which {
+            Which::Calls => request.cache(),
+            Which::Hits => Default::default(),
+        };
+        Self {
+            slot,
+            settings: Arc::clone(settings),
+            committed,
+            started: Instant::now(),
+            progress: request.progress.clone(),
             context: request.context.clone(),
             requested: request.requested.clone(),
             model: request.model.clone(),
@@ -103,111 +98,77 @@ impl Recorder {
             attempt: request.attempt,
             streamed: request.body.is_streaming(),
             input_bytes: request.body.input_bytes(),
-            lease: request.progress.lease(),
-        };
-        let call = match settings.which {
-            Which::Calls => {
-                let (input_bytes, mut event) = (asked.input_bytes, asked.event(settings.clock.now()));
-                (event.cache, event.cache_miss) = request.cache();
-                Call::Sure { input_bytes, progress: request.progress.clone(), event }
-            }
-            Which::Hits => Call::Maybe(asked, CacheStatus::default()),
-        };
-        Self { slot, settings: Arc::clone(settings), committed, started: Instant::now(), call }
+            cache,
+            cache_miss,
+        }
+    }
+
+    /// Whether there is anything to be recorded of a call that ends so.
+    fn counts(&self, end: &End<'_>) -> bool {
+        match self.settings.which {
+            // What did not reach a provider used nothing up.
+            Which::Calls => self.cache.is_hit() || was_sent(end, &self.progress),
+            Which::Hits => self.cache.is_hit(),
+        }
     }
 }
 
 impl Observe for Recorder {
     fn on_head(&mut self, head: &LlmResponse) {
-        let (model, provider, cache) = match &mut self.call {
-            Call::Sure { event, .. } => {
-                if head.cache != CacheStatus::Unused {
-                    event.cache_miss = head.cache_miss;
-                }
-                (&mut event.model, &mut event.provider, &mut event.cache)
-            }
-            Call::Maybe(asked, cache) => (&mut asked.model, &mut asked.provider, cache),
-        };
+        let is_calls = self.settings.which == Which::Calls;
         if head.cache != CacheStatus::Unused {
-            *cache = head.cache;
+            self.cache = head.cache;
+            self.cache_miss = head.cache_miss.filter(|_| is_calls);
         }
-        let is_recorded = self.settings.which == Which::Calls || cache.is_hit();
-        if head.provider.is_some() && is_recorded {
+        if head.provider.is_some() && (is_calls || self.cache.is_hit()) {
             // Canonical, and of the model that answered, wherever this layer stands.
-            model.clone_from(&head.model);
-            provider.clone_from(&head.provider);
+            self.model.clone_from(&head.model);
+            self.provider.clone_from(&head.provider);
         }
     }
 
     fn on_end(self, end: End<'_>) {
-        let Self { slot, settings, committed, started, call } = self;
-        let (mut event, latency, input_bytes) = match call {
-            // What did not reach a provider used nothing up.
-            Call::Sure { progress, event, .. } if !event.cache.is_hit() && !was_sent(&end, &progress) => {
-                return;
-            }
-            Call::Sure { mut event, input_bytes, .. } => {
-                let latency = started.elapsed();
-                event.ended_at = event.ended_at.checked_add(latency).unwrap_or(event.ended_at);
-                (event, latency, input_bytes)
-            }
-            Call::Maybe(_, cache) if !cache.is_hit() => return,
-            Call::Maybe(asked, cache) => {
-                let input_bytes = asked.input_bytes;
-                let (ended_at, latency) = (settings.clock.now(), started.elapsed());
-                let mut event = asked.event(ended_at.checked_sub(latency).unwrap_or(ended_at));
-                (event.ended_at, event.cache) = (ended_at, cache);
-                (event, latency, input_bytes)
-            }
-        };
-        event.latency = latency;
-        let ended = ended(&end, started, latency, input_bytes);
-        (event.answered, event.first_content) = (ended.answered, ended.first_content);
-        let cost = settings.prices.cost(&event.model, &ended.usage);
-        match event.cache.is_hit() {
-            false => (event.usage, event.cost) = (ended.usage, cost),
-            true => {
-                (event.usage, event.cost) = (TokenUsage::new(0, 0), Cost::nothing());
-                event.saved = Some(Box::new(Saved { usage: ended.usage, cost }));
-            }
+        if !self.counts(&end) {
+            return;
         }
-        event.outcome = match (event.cache, ended.outcome) {
+        let Self { slot, settings, committed, started, progress, context, requested, model, .. } = self;
+        let Self { provider, attempt, streamed, input_bytes, cache, cache_miss, .. } = self;
+        let (ended_at, latency) = (settings.clock.now(), started.elapsed());
+        let Ended { outcome, usage, answered, first_content } = ended(&end, started, latency, input_bytes);
+        let cost = settings.prices.cost(&model, &usage);
+        let outcome = match (cache, outcome) {
             (CacheStatus::Hit { .. }, Outcome::Ok) => Outcome::CacheHit,
             (CacheStatus::Coalesced, Outcome::Ok) => Outcome::Coalesced,
             (_, outcome) => outcome,
+        };
+        let (usage, cost, saved) = match cache.is_hit() {
+            false => (usage, cost, None),
+            true => (TokenUsage::new(0, 0), Cost::nothing(), Some(Box::new(Saved { usage, cost }))),
+        };
+        let event = UsageEvent {
+            id: EventId::mint(ended_at),
+            lease: progress.lease(),
+            ended_at,
+            context,
+            requested,
+            model,
+            answered,
+            provider,
+            attempt,
+            streamed,
+            usage,
+            cost,
+            saved,
+            latency,
+            first_content,
+            outcome,
+            cache,
+            cache_miss,
         };
         match committed {
             Some(committed) => committed.set(slot.record_with_ticket(event)),
             None => slot.record(event),
         }
-    }
-}
-
-impl Asked {
-    /// An event of which nothing more is known than when it began.
-    fn event(self, began_at: SystemTime) -> Box<UsageEvent> {
-        let Self { context, requested, model, provider, attempt, streamed, lease, .. } = self;
-        Box::new(UsageEvent {
-            id: EventId::mint(began_at),
-            lease,
-            // Until there is a latency to add.
-            ended_at: began_at,
-            context,
-            requested,
-            model,
-            answered: None,
-            provider,
-            attempt,
-            streamed,
-            usage: TokenUsage::default(),
-            cost: Cost::unpriced(),
-            saved: None,
-            latency: Duration::ZERO,
-            first_content: None,
-            outcome: Outcome::Aborted,
-            cache: CacheStatus::default(),
-            cache_miss: None,
-        })
     }
 }
 

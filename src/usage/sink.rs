@@ -24,9 +24,9 @@ use tokio::sync::oneshot;
 ///
 /// /// Hands events to whoever reads the channel.
 /// #[derive(Clone)]
-/// struct Channel(mpsc::Sender<Box<UsageEvent>>);
+/// struct Channel(mpsc::Sender<UsageEvent>);
 ///
-/// struct Permit(mpsc::OwnedPermit<Box<UsageEvent>>);
+/// struct Permit(mpsc::OwnedPermit<UsageEvent>);
 ///
 /// impl UsageSink for Channel {
 ///     fn admit(&self) -> Result<Slot, Error> {
@@ -38,7 +38,7 @@ use tokio::sync::oneshot;
 ///
 /// impl Place for Permit {
 ///     // Nobody here can say that it is safe: dropped, `done` tells those who wait for it that it will not be.
-///     fn record(self: Box<Self>, event: Box<UsageEvent>, _done: Option<oneshot::Sender<()>>) {
+///     fn record(self: Box<Self>, event: UsageEvent, _done: Option<oneshot::Sender<()>>) {
 ///         self.0.send(event);
 ///     }
 /// }
@@ -86,7 +86,7 @@ enum Kind {
 /// What a [`Slot`] of your own sink is made of.
 pub trait Place: Send + 'static {
     /// Takes the event, and tells `done` when it is where it will not be lost. Does not block or fail.
-    fn record(self: Box<Self>, event: Box<UsageEvent>, done: Option<oneshot::Sender<()>>);
+    fn record(self: Box<Self>, event: UsageEvent, done: Option<oneshot::Sender<()>>);
 }
 
 /// Resolves when an event is where it will not be lost, to `false` if it never will be.
@@ -109,19 +109,19 @@ impl Slot {
 
     /// Records the event.
     #[inline]
-    pub fn record(self, event: impl Into<Box<UsageEvent>>) {
-        self.give(event.into(), None);
+    pub fn record(self, event: UsageEvent) {
+        self.give(event, None);
     }
 
     /// Records the event; the ticket resolves when it is where the sink's durability says that it must be.
-    pub fn record_with_ticket(self, event: impl Into<Box<UsageEvent>>) -> Ticket {
+    pub fn record_with_ticket(self, event: UsageEvent) -> Ticket {
         let (done, ticket) = oneshot::channel();
-        self.give(event.into(), Some(done));
+        self.give(event, Some(done));
         Ticket(ticket)
     }
 
     #[inline]
-    fn give(self, event: Box<UsageEvent>, done: Option<oneshot::Sender<()>>) {
+    fn give(self, event: UsageEvent, done: Option<oneshot::Sender<()>>) {
         match self.0 {
             Kind::Queue(place) => place.record(event, done),
             Kind::Memory(place) => place.record(event, done),

@@ -81,7 +81,7 @@ impl SetAside {
 impl<S> Extend<Letter> for Writer<'_, S> {
     fn extend<I: IntoIterator<Item = Letter>>(&mut self, letters: I) {
         for (event, ticket) in letters {
-            self.group.push(*event);
+            self.group.push(event);
             self.fates.push(Fate { ticket, strikes: 0 });
         }
     }
