@@ -5,7 +5,7 @@ use super::{
 use crate::StreamChunk;
 use crate::{
     Attempt, CacheStatus, Error, LlmRequest, ModelName, TokenUsage,
-    body::{Arrival, End},
+    body::{Arrival, End, Summary},
     decision::DecisionRecord,
 };
 use std::{borrow::Cow, sync::Arc, time::Duration};
@@ -234,7 +234,9 @@ impl<'a> CallStart<'a> {
             Role::Client => {
                 let (operation, model) = (self.operation(), self.model());
                 let mut name = String::with_capacity(operation.len() + 1 + model.len());
-                name.extend([operation, " ", model]);
+                name.push_str(operation);
+                name.push(' ');
+                name.push_str(model);
                 Cow::Owned(name)
             }
         }
@@ -382,6 +384,19 @@ impl<'a> CallEnd<'a> {
         reasons.into_iter().map(|(_, reason)| reason).collect()
     }
 
+    /// As [`finish_reasons`](Self::finish_reasons), without a list where there is one choice, as there is nearly always.
+    fn reasons(&self, told: impl FnOnce(&[&'a str])) {
+        match self.end {
+            End::Whole(completion) if completion.finish_reasons().len() == 1 => {
+                told(&[completion.finish_reasons()[0].reason.as_str()]);
+            }
+            End::StreamEnded(Summary { finish_reasons, .. }) if finish_reasons.len() == 1 => {
+                told(&[finish_reasons[0].reason.as_str()]);
+            }
+            _ => told(&self.finish_reasons()),
+        }
+    }
+
     /// What there is to say of the answer, or of why there is none.
     pub fn attributes(&self, semconv: SemConv, set: &mut dyn FnMut(&'static str, Value<'_>)) {
         if let Some(error_type) = self.error_type() {
@@ -400,10 +415,11 @@ impl<'a> CallEnd<'a> {
         if let Some(model) = self.response_model() {
             set("gen_ai.response.model", Value::Str(&model));
         }
-        let reasons = self.finish_reasons();
-        if !reasons.is_empty() {
-            set("gen_ai.response.finish_reasons", Value::Strs(&reasons));
-        }
+        self.reasons(|reasons| {
+            if !reasons.is_empty() {
+                set("gen_ai.response.finish_reasons", Value::Strs(reasons));
+            }
+        });
         if let Some(time) = self.time_to_first_chunk() {
             set("gen_ai.response.time_to_first_chunk", Value::Double(time.as_secs_f64()));
         }

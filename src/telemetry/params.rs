@@ -2,8 +2,7 @@
 
 use super::semconv::{SemConv, Value, int};
 use crate::{ChatBody, json};
-use serde::Deserialize;
-use std::borrow::Cow;
+use std::{borrow::Cow, str::FromStr};
 
 /// In one pass, for members are found by walking over them.
 pub(super) fn attributes(body: &ChatBody, semconv: SemConv, set: &mut dyn FnMut(&'static str, Value<'_>)) {
@@ -11,19 +10,19 @@ pub(super) fn attributes(body: &ChatBody, semconv: SemConv, set: &mut dyn FnMut(
         set("gen_ai.request.stream", Value::Bool(true));
     }
     let (mut most, mut format, mut speech) = (None, None, false);
-    for (name, raw) in body.members() {
+    for (name, raw) in body.raw_members() {
         match name {
-            "n" => match number::<u64>(raw) {
+            b"n" => match number::<u64>(raw) {
                 Some(n) if n != 1 => set("gen_ai.request.choice.count", int(n)),
                 _ => {}
             },
-            "seed" => {
+            b"seed" => {
                 if let Some(seed) = number::<i64>(raw) {
                     set("gen_ai.request.seed", Value::Int(seed));
                 }
             }
-            "top_k" => {
-                let top_k = number::<f64>(raw).map(|top_k| match semconv {
+            b"top_k" => {
+                let top_k = finite(raw).map(|top_k| match semconv {
                     SemConv::V1_41 => Value::Double(top_k),
                     SemConv::Latest => Value::Int(top_k as i64),
                 });
@@ -31,21 +30,21 @@ pub(super) fn attributes(body: &ChatBody, semconv: SemConv, set: &mut dyn FnMut(
                     set("gen_ai.request.top_k", top_k);
                 }
             }
-            "temperature" => double(raw, "gen_ai.request.temperature", set),
-            "top_p" => double(raw, "gen_ai.request.top_p", set),
-            "frequency_penalty" => double(raw, "gen_ai.request.frequency_penalty", set),
-            "presence_penalty" => double(raw, "gen_ai.request.presence_penalty", set),
+            b"temperature" => double(raw, "gen_ai.request.temperature", set),
+            b"top_p" => double(raw, "gen_ai.request.top_p", set),
+            b"frequency_penalty" => double(raw, "gen_ai.request.frequency_penalty", set),
+            b"presence_penalty" => double(raw, "gen_ai.request.presence_penalty", set),
             // The new name goes before the old one.
-            "max_completion_tokens" => most = number::<u64>(raw).or(most),
-            "max_tokens" => most = most.or_else(|| number(raw)),
-            "stop" => stop(raw, set),
-            "reasoning_effort" if semconv == SemConv::Latest => {
+            b"max_completion_tokens" => most = number::<u64>(raw).or(most),
+            b"max_tokens" => most = most.or_else(|| number(raw)),
+            b"stop" => stop(raw, set),
+            b"reasoning_effort" if semconv == SemConv::Latest => {
                 if let Some(level) = json::string(raw) {
                     set("gen_ai.request.reasoning.level", Value::Str(&level));
                 }
             }
-            "modalities" => speech = json::items(raw).any(|modality| modality == br#""audio""#),
-            "response_format" => format = json::member(raw, "type").and_then(json::string),
+            b"modalities" => speech = json::items(raw).any(|modality| modality == br#""audio""#),
+            b"response_format" => format = json::member(raw, "type").and_then(json::string),
             _ => {}
         }
     }
@@ -61,12 +60,18 @@ pub(super) fn attributes(body: &ChatBody, semconv: SemConv, set: &mut dyn FnMut(
     }
 }
 
-fn number<'a, T: Deserialize<'a>>(raw: &'a [u8]) -> Option<T> {
-    serde_json::from_slice(raw).ok()
+/// `raw` is JSON: what begins as a number is one.
+fn number<T: FromStr>(raw: &[u8]) -> Option<T> {
+    let is_number = raw.first().is_some_and(|first| *first == b'-' || first.is_ascii_digit());
+    std::str::from_utf8(raw).ok().filter(|_| is_number)?.parse().ok()
+}
+
+fn finite(raw: &[u8]) -> Option<f64> {
+    number(raw).filter(|number: &f64| number.is_finite())
 }
 
 fn double(raw: &[u8], name: &'static str, set: &mut dyn FnMut(&'static str, Value<'_>)) {
-    if let Some(number) = number::<f64>(raw) {
+    if let Some(number) = finite(raw) {
         set(name, Value::Double(number));
     }
 }
@@ -101,6 +106,9 @@ mod tests {
             r#","n":1,"seed":null,"temperature":null,"stop":null,"top_k":"many","response_format":null"#;
         assert_eq!(read(null, SemConv::Latest), []);
         assert_eq!(read(r#","stream":false"#, SemConv::V1_41), []);
+        // What is checked elsewhere is left out here.
+        let odd = r#","top_k":true,"top_p":1e999"#;
+        assert_eq!(read(odd, SemConv::V1_41), []);
     }
 
     #[test]
@@ -114,6 +122,9 @@ mod tests {
             (r#","max_completion_tokens":6,"max_tokens":5"#, "gen_ai.request.max_tokens", "Int(6)"),
             (r#","stop":"END""#, "gen_ai.request.stop_sequences", r#"Strs(["END"])"#),
             (r#","temperature":1"#, "gen_ai.request.temperature", "Double(1.0)"),
+            (r#","temperature":-2.5E-1"#, "gen_ai.request.temperature", "Double(-0.25)"),
+            (r#","seed":-7"#, "gen_ai.request.seed", "Int(-7)"),
+            (r#","\u0074op_p":0.1"#, "gen_ai.request.top_p", "Double(0.1)"),
             (r#","modalities":["text","audio"]"#, "gen_ai.output.type", r#"Static("speech")"#),
             (r#","response_format":{"type":"json_schema"}"#, "gen_ai.output.type", r#"Static("json")"#),
         ] {

@@ -137,20 +137,26 @@ impl Inner {
         self.never_traces.load(Ordering::Relaxed)
     }
 
-    /// A context with a new span; `None` if nobody traces, so that there is nothing to make current.
-    fn begin(&self, parent: &Context, span: SpanBuilder) -> Option<Context> {
-        let context = self.tracer.begin(span, parent);
-        if context.is_none() && !parent.has_active_span() && !parent.is_telemetry_suppressed() {
+    /// `None` if nobody traces, so that there is nothing to make current.
+    fn begin(&self, parent: &Context, span: SpanBuilder) -> Option<Begun> {
+        let begun = self.tracer.begin(span, parent);
+        if begun.is_none() && !parent.has_active_span() && !parent.is_telemetry_suppressed() {
             self.never_traces.store(true, Ordering::Relaxed);
         }
-        context
+        begun
     }
+}
+
+/// A context with a new span.
+struct Begun {
+    context: Context,
+    is_recording: bool,
 }
 
 /// A tracer of whatever type.
 trait Begin: Send + Sync {
-    /// A context with a new span; `None` if there is nothing in it that was not in its parent: no SDK.
-    fn begin(&self, span: SpanBuilder, parent: &Context) -> Option<Context>;
+    /// `None` if there is nothing in the new context that was not in its parent: no SDK.
+    fn begin(&self, span: SpanBuilder, parent: &Context) -> Option<Begun>;
 }
 
 impl<T> Begin for T
@@ -158,13 +164,15 @@ where
     T: Tracer + Send + Sync,
     T::Span: Send + Sync + 'static,
 {
-    fn begin(&self, span: SpanBuilder, parent: &Context) -> Option<Context> {
+    fn begin(&self, span: SpanBuilder, parent: &Context) -> Option<Begun> {
         let span = self.build_with_context(span, parent);
-        let is_new = span.is_recording() || {
+        // Asked before it is shared, and needs a lock.
+        let is_recording = span.is_recording();
+        let is_new = is_recording || {
             let context = span.span_context();
             context.is_valid() && context != parent.span().span_context()
         };
-        is_new.then(|| parent.with_span(span))
+        is_new.then(|| Begun { context: parent.with_span(span), is_recording })
     }
 }
 

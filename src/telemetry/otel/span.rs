@@ -16,7 +16,7 @@ use crate::{
 use opentelemetry::{
     Array, Context, KeyValue, StringValue,
     logs::Severity,
-    trace::{SpanBuilder, SpanKind, SpanRef, Status, TraceContextExt},
+    trace::{SpanBuilder, SpanKind, Status, TraceContextExt},
 };
 use std::{
     fmt,
@@ -28,7 +28,8 @@ use std::{
 pub struct OtelSpan {
     /// `None` where nobody traces.
     context: Option<Context>,
-    is_recording: bool,
+    /// What is known of the request, to be told together with what is known of the answer; `None` where nothing is recorded.
+    attributes: Option<Vec<KeyValue>>,
     started_at: Option<SystemTime>,
     observer: OtelObserver,
     role: Role,
@@ -49,7 +50,7 @@ pub struct OtelScope(Context);
 impl OtelSpan {
     pub(super) fn start(observer: &OtelObserver, start: &CallStart<'_>, parent: Option<&OtelScope>) -> Self {
         let mut started_at = None;
-        let context = match observer.0.never_traces() {
+        let begun = match observer.0.never_traces() {
             true => None,
             false => {
                 let current = Context::current();
@@ -70,16 +71,15 @@ impl OtelSpan {
                 observer.0.begin(parent, builder)
             }
         };
-        let span = context.as_ref().map(TraceContextExt::span).filter(SpanRef::is_recording);
-        if let Some(span) = &span {
-            let mut more = Vec::with_capacity(12);
-            start.attributes(observer.0.semconv, &mut |name, value| more.push(attribute(name, value)));
-            span.set_attributes(more);
-        }
-        let is_recording = span.is_some();
+        let is_recording = begun.as_ref().is_some_and(|begun| begun.is_recording);
+        let attributes = is_recording.then(|| {
+            let mut attributes = Vec::with_capacity(16);
+            start.attributes(observer.0.semconv, &mut |name, value| attributes.push(attribute(name, value)));
+            attributes
+        });
         Self {
-            context,
-            is_recording,
+            context: begun.map(|begun| begun.context),
+            attributes,
             started_at,
             observer: observer.clone(),
             role: start.role,
@@ -136,7 +136,7 @@ impl CallSpan for OtelSpan {
     }
 
     fn is_recording(&self) -> bool {
-        self.is_recording
+        self.attributes.is_some()
     }
 
     fn on_chunk(&mut self, chunk: &StreamChunk, arrival: &Arrival) {
@@ -173,9 +173,8 @@ impl CallSpan for OtelSpan {
         if let (Role::Client, Some(events)) = (self.role, &observer.events) {
             self.tell(&**events, end);
         }
-        let Some(context) = self.context.as_ref().filter(|_| self.is_recording) else { return };
+        let (Some(context), Some(mut attributes)) = (self.context, self.attributes) else { return };
         let span = context.span();
-        let mut attributes = Vec::with_capacity(12);
         end.attributes(observer.semconv, &mut |name, value| attributes.push(attribute(name, value)));
         span.set_attributes(attributes);
         if end.error_type().is_some() {
@@ -275,6 +274,6 @@ impl Scope for OtelScope {
 
 impl fmt::Debug for OtelSpan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("OtelSpan").field("is_recording", &self.is_recording).finish_non_exhaustive()
+        f.debug_struct("OtelSpan").field("is_recording", &self.is_recording()).finish_non_exhaustive()
     }
 }
