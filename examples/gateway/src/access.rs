@@ -1,6 +1,6 @@
 //! What is around every request: its id, its line in the log, and its place among those under way.
 
-use crate::routes::Stopping;
+use crate::routes::{Stopping, template};
 use axum::{
     Router,
     body::{Body, Bytes},
@@ -113,23 +113,22 @@ impl Accounts {
     /// The span of a request, as a part of the trace that its headers name. None for what is not the API.
     fn begin(&self, request: &Request) -> Option<Context> {
         let tracer = self.tracer.as_ref().filter(|_| request.uri().path().starts_with("/v1/"))?;
-        // The routes, not the paths: whatever a client asks for is not a name.
-        let route = match request.uri().path() {
-            path @ ("/v1/chat/completions" | "/v1/models" | "/v1/usage") => path.to_owned(),
-            _ => "/v1".to_owned(),
-        };
+        // Not the path: whatever a client asks for is not a name.
+        let route = template(request.uri().path());
         let method = match *request.method() {
             Method::GET => "GET",
             Method::POST => "POST",
             _ => "_OTHER",
         };
         let parent = otel::extract(request.headers());
-        let builder = tracer.span_builder(format!("{method} {route}"));
-        let builder = builder.with_kind(SpanKind::Server).with_attributes([
-            KeyValue::new("http.request.method", method),
-            KeyValue::new("http.route", route),
-            KeyValue::new("url.scheme", "http"),
-        ]);
+        let verb = if method == "_OTHER" { "HTTP" } else { method };
+        let builder = match route {
+            Some(route) => tracer.span_builder(format!("{verb} {route}")),
+            None => tracer.span_builder(verb),
+        };
+        let known = [KeyValue::new("http.request.method", method), KeyValue::new("url.scheme", "http")];
+        let route = route.map(|route| KeyValue::new("http.route", route));
+        let builder = builder.with_kind(SpanKind::Server).with_attributes(known.into_iter().chain(route));
         Some(parent.with_span(builder.start_with_context(tracer, &parent)))
     }
 }

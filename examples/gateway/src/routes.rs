@@ -36,6 +36,23 @@ use std::{
 };
 use tower::ServiceExt;
 
+const CHAT: &str = "/v1/chat/completions";
+const MESSAGES: &str = "/v1/messages";
+const MODELS: &str = "/v1/models";
+const MODEL: &str = "/v1/models/{*model}";
+const USAGE: &str = "/v1/usage";
+const QUOTA: &str = "/v1/quota/{department}";
+const INVALIDATE: &str = "/v1/cache/invalidate";
+
+/// The template of the API's route that a path leads to.
+pub(crate) fn template(path: &str) -> Option<&'static str> {
+    [CHAT, MESSAGES, MODELS, MODEL, USAGE, QUOTA, INVALIDATE].into_iter().find(|template| {
+        let Some((fixed, name)) = template.split_once('{') else { return path == *template };
+        let said = path.strip_prefix(fixed).unwrap_or_default();
+        !said.is_empty() && (name.starts_with('*') || !said.contains('/'))
+    })
+}
+
 /// Whether the process is about to end.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Stopping(Arc<AtomicBool>);
@@ -64,13 +81,13 @@ pub(crate) fn router(
     // Each layer of routes clones what is below it, for each request.
     let chat = Arc::new(Chat { stack, handle: handle.clone() });
     let api = Router::new()
-        .route("/v1/chat/completions", post(complete).with_state(Arc::clone(&chat)))
-        .route("/v1/messages", post(message).with_state(chat))
-        .route("/v1/models", get(models))
-        .route("/v1/models/{*model}", get(model))
-        .route("/v1/usage", get(usage))
-        .route("/v1/quota/{department}", get(quota))
-        .route("/v1/cache/invalidate", post(invalidate))
+        .route(CHAT, post(complete).with_state(Arc::clone(&chat)))
+        .route(MESSAGES, post(message).with_state(chat))
+        .route(MODELS, get(models))
+        .route(MODEL, get(model))
+        .route(USAGE, get(usage))
+        .route(QUOTA, get(quota))
+        .route(INVALIDATE, post(invalidate))
         .with_state(handle.clone())
         .route_layer(middleware::from_fn_with_state((stopping.clone(), handle.clone()), admit));
     let metrics = match telemetry.has_metrics() {

@@ -332,6 +332,51 @@ async fn a_collector_receives(protocol: Protocol, name: &str, way: Way) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_request_is_named_by_the_template_of_its_route_and_by_nothing_that_its_client_chose() {
+    let collector = collector(Protocol::HttpBinary).await;
+    let endpoint = format!("http://{}", collector.addr());
+    let env = [("OTEL_EXPORTER_OTLP_ENDPOINT", &*endpoint), ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")];
+    let mut gateway = Gateway::start_with(Some(&config("http://127.0.0.1:1/v1", "")), &env).await;
+    let asked = [
+        ("POST", "/v1/chat/completions", "POST /v1/chat/completions"),
+        ("POST", "/v1/messages", "POST /v1/messages"),
+        ("GET", "/v1/models", "GET /v1/models"),
+        ("GET", "/v1/models/a/m", "GET /v1/models/{*model}"),
+        ("GET", "/v1/usage?by=model", "GET /v1/usage"),
+        ("GET", "/v1/quota/r-and-d", "GET /v1/quota/{department}"),
+        ("POST", "/v1/cache/invalidate", "POST /v1/cache/invalidate"),
+        // Another method is another name of the same route; what is no route has none.
+        ("GET", "/v1/messages", "GET /v1/messages"),
+        ("BREW", "/v1/usage", "HTTP /v1/usage"),
+        ("GET", "/v1/quota/r-and-d/secrets", "GET"),
+        ("GET", "/v1/models/", "GET"),
+        ("POST", "/v1/no/such/path", "POST"),
+        ("GET", "/healthz", "none"),
+    ];
+    for (method, path, _) in asked {
+        // Whoever asks, and whatever the answer is.
+        gateway.send(method, path, &[], b"").await;
+    }
+    gateway.terminate();
+    assert_eq!(gateway.ended().await, 0);
+    let spans = collector
+        .with_collector(|all| all.spans().iter().map(|span| span.span().clone()).collect::<Vec<_>>());
+    let mut named: Vec<_> = spans
+        .await
+        .iter()
+        .map(|span| (span.name.clone(), text(span, "http.route").map(str::to_owned)))
+        .collect();
+    let mut expected: Vec<_> = asked
+        .iter()
+        .filter(|(.., name)| *name != "none")
+        .map(|(.., name)| ((*name).to_owned(), name.split_once(' ').map(|(_, route)| route.to_owned())))
+        .collect();
+    named.sort();
+    expected.sort();
+    assert_eq!(named, expected);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_collector_receives_spans_and_metrics_by_http() {
     a_collector_receives(Protocol::HttpBinary, "http/protobuf", Way::Straight).await;
 }
