@@ -48,6 +48,7 @@ fn each_kind_of_error_has_one_code_and_says_whether_to_try_again() {
     let (never, soon, as_you_like) = (Some("-1"), Some("1000"), None);
     let cases = [
         (invalid(InvalidReason::Missing), Code::InvalidArgument, never),
+        (Error::invalid_body(InvalidReason::TooLarge { limit: 9 }), Code::ResourceExhausted, never),
         (
             of(ErrorKind::ModelNotAllowed { department_id: "ops".into(), model: "m".into() }),
             Code::PermissionDenied,

@@ -8,6 +8,7 @@
 //! * [`anthropic`]: the same in Anthropic's Messages dialect.
 //! * Decisions: [`write_decisions`] shows in headers how an answer came to be, for people who debug.
 //! * The cache: [`cache_control`] reads what a client asks of it, [`cache_status_of`] and [`age_seconds`] say what it did.
+//! * How much a request may ask: with the feature `config`, `body_limits` is what a configuration says of it.
 //! * Who asks: an application that is trusted says in [headers](STATED) for whom; [`stated_context`] reads them.
 //! * `axum` (the feature of that name): extractor, responder, server-sent events.
 //! * `tonic` (the feature of that name): statuses, deadlines and streams of gRPC.
@@ -27,12 +28,16 @@ pub mod axum;
 mod cache;
 mod decisions;
 mod edge;
+#[cfg(feature = "config")]
+mod limits;
 mod sse;
 mod stated;
 #[cfg(feature = "tonic")]
 pub mod tonic;
 mod whole;
 
+#[cfg(feature = "config")]
+pub use self::limits::body_limits;
 pub use self::{
     cache::{age_seconds, cache_control, cache_status, cache_status_of},
     decisions::write_decisions,

@@ -6,8 +6,11 @@ use crate::{
     xai::{self, chat_server::Chat},
 };
 use llm_layers::{
-    BodyLimits, Error, LlmResponse, RequestContext, StreamChunk,
-    http::tonic::{Messages, identify, write_head, write_request_id},
+    Error, LlmResponse, RequestContext, StreamChunk,
+    http::{
+        body_limits,
+        tonic::{Messages, identify, write_head},
+    },
     stack::{BoxService, Handle, KeyPermit},
 };
 use tonic::{Extensions, Request, Response, Status, metadata::MetadataMap};
@@ -16,7 +19,6 @@ use tower::ServiceExt as _;
 pub(crate) struct Service {
     pub(crate) stack: BoxService,
     pub(crate) handle: Handle,
-    pub(crate) limits: BodyLimits,
 }
 
 /// Who asks, and his place among the calls of his key.
@@ -33,12 +35,9 @@ impl Chat for Service {
         request: Request<xai::GetCompletionsRequest>,
     ) -> Result<Response<xai::GetChatCompletionResponse>, Status> {
         let ((context, place), asked) = self.admit(request)?;
-        let answer = async {
-            let (answer, choices) = self.ask(&asked, false, &context, place).await?;
-            let head = head(&answer);
-            Ok((head, answer::whole(answer, choices).await?))
-        };
-        respond(&context, answer.await)
+        let (answer, choices) = self.ask(&asked, false, &context, place).await?;
+        let head = head(&answer);
+        Ok(response(head, answer::whole(answer, choices).await?))
     }
 
     async fn get_completion_chunk(
@@ -46,25 +45,20 @@ impl Chat for Service {
         request: Request<xai::GetCompletionsRequest>,
     ) -> Result<Response<Self::GetCompletionChunkStream>, Status> {
         let ((context, place), asked) = self.admit(request)?;
-        let answer = self.ask(&asked, true, &context, place).await.map(|(answer, choices)| {
-            let head = head(&answer);
-            let mut chunks = Chunks::new(&answer.model, choices);
-            let translate: Translate = Box::new(move |chunk| chunks.next(chunk));
-            (head, Messages::new(answer.body, translate).with_deadline(context.deadline()))
-        });
-        respond(&context, answer)
+        let (answer, choices) = self.ask(&asked, true, &context, place).await?;
+        let head = head(&answer);
+        let mut chunks = Chunks::new(&answer.model, choices);
+        let translate: Translate = Box::new(move |chunk| chunks.next(chunk));
+        Ok(response(head, Messages::new(answer.body, translate).with_deadline(context.deadline())))
     }
 }
 
 impl Service {
     fn admit<T>(&self, request: Request<T>) -> Result<(Admitted, T), Status> {
         let (metadata, _, asked) = request.into_parts();
-        let (mut context, caller) = identify(&self.handle, &metadata)?;
+        let (context, caller) = identify(&self.handle, &metadata)?;
         let too_many = || Status::resource_exhausted("too many calls of this key are in flight");
         let place = caller.admit().ok_or_else(too_many)?;
-        if context.request_id().is_none() {
-            context = context.with_request_id(format!("{:032x}", fastrand::u128(..)));
-        }
         Ok(((context, place), asked))
     }
 
@@ -76,7 +70,8 @@ impl Service {
         context: &RequestContext,
         place: KeyPermit,
     ) -> Result<(LlmResponse, u64), Error> {
-        let request = request::read(asked, streaming, &self.limits)?.with_context(context.clone());
+        let limits = body_limits(&self.handle.config().server);
+        let request = request::read(asked, streaming, &limits)?.with_context(context.clone());
         let choices = request.body.n().unwrap_or(1);
         Ok((self.stack.clone().oneshot(request).await?.observe(place), choices))
     }
@@ -88,20 +83,6 @@ fn head(answer: &LlmResponse) -> MetadataMap {
     head
 }
 
-fn respond<T>(
-    context: &RequestContext,
-    answer: Result<(MetadataMap, T), Error>,
-) -> Result<Response<T>, Status> {
-    let id = context.request_id().unwrap_or_default();
-    match answer {
-        Ok((mut head, message)) => {
-            write_request_id(id, &mut head);
-            Ok(Response::from_parts(head, message, Extensions::default()))
-        }
-        Err(error) => {
-            let mut status = Status::from(error);
-            write_request_id(id, status.metadata_mut());
-            Err(status)
-        }
-    }
+fn response<T>(head: MetadataMap, message: T) -> Response<T> {
+    Response::from_parts(head, message, Extensions::default())
 }

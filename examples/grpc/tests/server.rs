@@ -4,32 +4,17 @@ mod common;
 #[path = "../../../tests/support/redis.rs"]
 mod redis_server;
 
-use common::{Server, Upstream, peers};
+use common::{
+    Client, Server, Upstream, asking, peers,
+    xai::{self, GetCompletionsRequest, chat_client::ChatClient, content::Content},
+};
 use hyper_util::{client::legacy::connect::HttpConnector, rt::TokioExecutor};
 use redis_server::RedisServer;
 use std::process::Command;
 use tonic::{Code, Request, metadata::MetadataMap};
 use tonic_types::StatusExt as _;
 
-#[allow(missing_docs, unreachable_pub, clippy::all, clippy::clone_on_ref_ptr, reason = "made by a machine")]
-mod xai {
-    tonic::include_proto!("xai_api");
-}
-
-use xai::{GetCompletionsRequest, MessageRole, chat_client::ChatClient, content::Content};
-
-type Client = ChatClient<tonic::transport::Channel>;
 type HttpClient = hyper_util::client::legacy::Client<HttpConnector, tonic::body::Body>;
-
-fn asking(model: &str) -> Request<GetCompletionsRequest> {
-    let content = vec![xai::Content { content: Some(Content::Text("Hi".to_owned())) }];
-    let message = xai::Message { content, role: MessageRole::RoleUser.into(), ..Default::default() };
-    Request::new(GetCompletionsRequest {
-        model: model.to_owned(),
-        messages: vec![message],
-        ..Default::default()
-    })
-}
 
 fn metadata<'a>(metadata: &'a MetadataMap, name: &str) -> Option<&'a str> {
     metadata.get(name).map(|value| value.to_str().unwrap())
@@ -45,16 +30,6 @@ async fn over(upstream: &Upstream) -> (Server, Client) {
 /// Not tonic's own transport, which keeps the time itself: what the server does is to be seen.
 fn plain_http() -> HttpClient {
     hyper_util::client::legacy::Client::builder(TokioExecutor::new()).http2_only(true).build_http()
-}
-
-impl Server {
-    fn origin(&self) -> tonic::codegen::http::Uri {
-        format!("http://{}", self.address).parse().unwrap()
-    }
-
-    async fn client(&self) -> Client {
-        ChatClient::connect(format!("http://{}", self.address)).await.unwrap()
-    }
 }
 
 #[tokio::test]

@@ -1,13 +1,12 @@
 use super::ErrorResponse;
 use crate::{
-    BodyLimits,
-    http::{stated_context, states_identity},
+    http::{body_limits, stated_context, states_identity},
     stack::Handle,
 };
 use http::{HeaderMap, HeaderValue, Request, StatusCode, header};
 
 /// Finds out who asks, by the key in `Authorization: Bearer KEY` or `x-api-key`, and puts into the request's extensions what the extractors look
-/// for there: the [`RequestContext`](crate::RequestContext), the [`BodyLimits`] of the configuration, and the [`Caller`](crate::stack::Caller).
+/// for there: the [`RequestContext`](crate::RequestContext), the [`BodyLimits`](crate::BodyLimits) of the configuration, and the [`Caller`](crate::stack::Caller).
 ///
 /// An application whose key is trusted may say in [headers](crate::http::STATED) for whom it asks. Of anybody else those headers are refused,
 /// never believed, and never ignored: who sends them is wrong about his rights.
@@ -59,12 +58,7 @@ pub fn identify<B>(handle: &Handle, request: &mut Request<B>) -> Result<(), Erro
             return Err(refused(StatusCode::BAD_REQUEST, "untrusted_identity", message));
         }
     };
-    let config = handle.config();
-    let limits = BodyLimits::default()
-        .with_max_bytes(config.server.max_body_bytes)
-        .with_max_depth(config.server.max_depth)
-        .with_max_messages(config.server.max_messages)
-        .with_max_tools(config.server.max_tools);
+    let limits = body_limits(&handle.config().server);
     let extensions = request.extensions_mut();
     extensions.insert(context);
     extensions.insert(limits);

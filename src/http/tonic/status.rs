@@ -1,4 +1,4 @@
-use crate::{Error, ErrorClass, ErrorKind, http as edge};
+use crate::{Error, ErrorClass, ErrorKind, InvalidReason, http as edge};
 use http::StatusCode;
 use std::{collections::HashMap, sync::Arc, time::Duration};
 use tonic::{Code, Status, metadata::MetadataMap};
@@ -10,10 +10,12 @@ const DOMAIN: &str = "llm-layers";
 /// The code that an error has in gRPC.
 pub fn code(error: &Error) -> Code {
     match error.kind() {
+        // As other servers of gRPC say it of messages that are too large.
+        ErrorKind::InvalidRequest { reason: InvalidReason::TooLarge { .. }, .. }
+        | ErrorKind::QuotaExceeded(_) => Code::ResourceExhausted,
         ErrorKind::InvalidRequest { .. } | ErrorKind::RequestTooLarge { .. } => Code::InvalidArgument,
         ErrorKind::ModelNotAllowed { .. } | ErrorKind::ModelUnpriced { .. } => Code::PermissionDenied,
         ErrorKind::ModelNotFound { .. } => Code::NotFound,
-        ErrorKind::QuotaExceeded(_) => Code::ResourceExhausted,
         ErrorKind::Provider(failure) => match failure.class {
             ErrorClass::RateLimited => Code::ResourceExhausted,
             class if class.is_callers_fault() => match failure.status {

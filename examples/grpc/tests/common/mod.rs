@@ -1,9 +1,13 @@
 //! The server as a process, peers as processes, and an upstream that follows a script.
 
+#![allow(dead_code, reason = "no test uses all of it")]
+
+use self::xai::{GetCompletionsRequest, MessageRole, chat_client::ChatClient, content::Content};
 use std::{
     io::{BufRead as _, BufReader, Write as _},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 use tokio::{
@@ -12,6 +16,23 @@ use tokio::{
     sync::mpsc,
     time::timeout,
 };
+
+#[allow(missing_docs, unreachable_pub, clippy::all, clippy::clone_on_ref_ptr, reason = "made by a machine")]
+pub(crate) mod xai {
+    tonic::include_proto!("xai_api");
+}
+
+pub(crate) type Client = ChatClient<tonic::transport::Channel>;
+
+pub(crate) fn asking(model: &str) -> tonic::Request<GetCompletionsRequest> {
+    let content = vec![xai::Content { content: Some(Content::Text("Hi".to_owned())) }];
+    let message = xai::Message { content, role: MessageRole::RoleUser.into(), ..Default::default() };
+    tonic::Request::new(GetCompletionsRequest {
+        model: model.to_owned(),
+        messages: vec![message],
+        ..Default::default()
+    })
+}
 
 /// Longer than anything here takes, on however slow a machine.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -25,20 +46,28 @@ pub(crate) struct Server {
     process: Child,
     /// `HOST:PORT`.
     pub(crate) address: String,
+    told: Arc<Mutex<String>>,
+    config: PathBuf,
 }
 
 impl Server {
     /// The server with a configuration; an empty one is none.
     pub(crate) fn start(config: &str) -> Self {
+        Self::start_with(config, &["--listen", "127.0.0.1:0"])
+    }
+
+    pub(crate) fn start_with(config: &str, arguments: &[&str]) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_grpc"));
-        command.args(["--listen", "127.0.0.1:0"]);
+        command.args(arguments);
+        let name = format!("{}-{:016x}.toml", std::process::id(), fastrand::u64(..));
+        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
         if !config.is_empty() {
-            let name = format!("{}-{:016x}.toml", std::process::id(), fastrand::u64(..));
-            let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
             std::fs::write(&path, config).expect("writes");
-            command.arg("--config").arg(path);
+            command.arg("--config").arg(&path);
         }
-        Self::spawn(&mut command)
+        let mut server = Self::spawn(&mut command);
+        server.config = path;
+        server
     }
 
     pub(crate) fn aimock(peers: &Path) -> Self {
@@ -48,7 +77,7 @@ impl Server {
 
     /// Starts `command` and waits for the address that it says it listens on.
     fn spawn(command: &mut Command) -> Self {
-        let mut process = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("starts");
+        let mut process = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("starts");
         let mut lines = BufReader::new(process.stdout.take().expect("piped")).lines();
         let address = lines.find_map(|line| {
             let line = line.expect("text");
@@ -56,13 +85,54 @@ impl Server {
         });
         // Whoever writes must find a reader.
         std::thread::spawn(move || lines.for_each(drop));
-        Self { process, address: address.expect("says where it listens") }
+        let errors = BufReader::new(process.stderr.take().expect("piped")).lines();
+        let told = Arc::<Mutex<String>>::default();
+        std::thread::spawn({
+            let told = Arc::clone(&told);
+            move || {
+                errors.map_while(Result::ok).for_each(|line| *told.lock().expect("whole") += &(line + "\n"))
+            }
+        });
+        Self { process, address: address.expect("says where it listens"), told, config: PathBuf::new() }
+    }
+
+    /// What it has told on stderr, once that has this in it so many times.
+    pub(crate) async fn tells(&self, text: &str, times: usize) -> String {
+        soon(async {
+            loop {
+                let told = self.told.lock().expect("whole").clone();
+                if told.matches(text).count() >= times {
+                    return told;
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await
+    }
+
+    /// Puts another file in the place of its configuration.
+    pub(crate) fn rewrite(&self, config: &str) {
+        let new = self.config.with_extension("new");
+        std::fs::write(&new, config).expect("writes");
+        std::fs::rename(new, &self.config).expect("renames");
+    }
+
+    pub(crate) fn signal(&self, signal: &str) {
+        let id = self.process.id().to_string();
+        assert!(Command::new("kill").args([signal, &id]).status().expect("runs").success());
+    }
+
+    pub(crate) fn origin(&self) -> tonic::codegen::http::Uri {
+        format!("http://{}", self.address).parse().expect("a URL")
+    }
+
+    pub(crate) async fn client(&self) -> Client {
+        ChatClient::connect(self.origin().to_string()).await.expect("listens")
     }
 
     /// Tells it to stop, and waits until it takes no more connections.
     pub(crate) async fn terminate(&self) {
-        let id = self.process.id().to_string();
-        assert!(Command::new("kill").args(["-TERM", &id]).status().expect("runs").success());
+        self.signal("-TERM");
         soon(async {
             while TcpStream::connect(&self.address).await.is_ok() {
                 tokio::time::sleep(Duration::from_millis(5)).await;

@@ -1,0 +1,131 @@
+//! What the file and the command line say is what the real server does, and what it cannot do it says.
+
+mod common;
+
+use common::{Client, Server, asking, soon, xai};
+use tokio::net::TcpListener;
+use tonic::{Code, Status};
+use tonic_types::StatusExt as _;
+use xai::content::Content;
+
+const ECHO: &str = "usage.enabled = false\nproviders.echo.kind = \"echo\"\n";
+
+/// A question of so many messages of so many bytes, asked whole and as a stream.
+async fn ask(client: &mut Client, messages: usize, bytes: usize) -> Result<(), Status> {
+    let request = || {
+        let mut request = asking("echo/echo");
+        let message = &mut request.get_mut().messages[0];
+        message.content[0].content = Some(Content::Text("a".repeat(bytes)));
+        let message = message.clone();
+        request.get_mut().messages = vec![message; messages];
+        request
+    };
+    let whole = client.get_completion(request()).await.map(drop);
+    let streamed = client.get_completion_chunk(request()).await.map(drop);
+    assert_eq!(whole.as_ref().err().map(Status::code), streamed.as_ref().err().map(Status::code));
+    whole
+}
+
+fn refused(result: Result<(), Status>, code: Code) -> Status {
+    let status = result.expect_err("refused");
+    assert_eq!(status.code(), code, "{status:?}");
+    assert_eq!(status.get_details_error_info().expect("a reason").reason, "INVALID_REQUEST");
+    assert_eq!(status.metadata().get("grpc-retry-pushback-ms").expect("no further try"), "-1");
+    assert!(status.metadata().contains_key("x-request-id"), "{status:?}");
+    status
+}
+
+#[tokio::test]
+async fn limits_of_requests_hold_and_are_those_of_the_file_as_it_is_now() {
+    let server = Server::start(&format!("{ECHO}[server]\nmax_messages = 3\nmax_body_bytes = 3000\n"));
+    let mut client = server.client().await;
+    ask(&mut client, 3, 500).await.unwrap();
+    refused(ask(&mut client, 4, 500).await, Code::InvalidArgument);
+    let too_large = refused(ask(&mut client, 1, 5000).await, Code::ResourceExhausted);
+    assert!(too_large.message().contains("3000 bytes"), "{too_large:?}");
+
+    server.rewrite(&format!("{ECHO}[server]\nmax_messages = 4\nmax_body_bytes = 6000\n"));
+    server.signal("-HUP");
+    server.tells("was read again", 1).await;
+    ask(&mut client, 4, 500).await.unwrap();
+    ask(&mut client, 1, 5000).await.unwrap();
+    refused(ask(&mut client, 5, 500).await, Code::InvalidArgument);
+    refused(ask(&mut client, 1, 7000).await, Code::ResourceExhausted);
+}
+
+#[tokio::test]
+async fn tools_and_depth_are_limited_too() {
+    let server = Server::start(&format!("{ECHO}[server]\nmax_tools = 1\nmax_depth = 9\n"));
+    let mut client = server.client().await;
+    let request = |tools: usize, depth: usize| {
+        let parameters = format!("{}{}", "{\"a\":".repeat(depth), "1") + &"}".repeat(depth);
+        let function = xai::Function { name: "f".to_owned(), parameters, ..Default::default() };
+        let tool = xai::Tool { tool: Some(xai::tool::Tool::Function(function)) };
+        let mut request = asking("echo/echo");
+        request.get_mut().tools = vec![tool; tools];
+        let mut client = client.clone();
+        async move { client.get_completion(request).await.map(drop) }
+    };
+    request(1, 2).await.unwrap();
+    refused(request(2, 2).await, Code::InvalidArgument);
+    refused(request(1, 9).await, Code::InvalidArgument);
+    ask(&mut client, 1, 10).await.unwrap();
+}
+
+#[tokio::test]
+async fn headers_may_be_as_large_as_the_file_says() {
+    for (limit, fits) in [(8192, false), (65536, true)] {
+        let server = Server::start(&format!("{ECHO}server.max_header_bytes = {limit}\n"));
+        let mut request = asking("echo/echo");
+        request.metadata_mut().insert("x-large", "a".repeat(20_000).parse().unwrap());
+        assert_eq!(server.client().await.get_completion(request).await.is_ok(), fits, "{limit}");
+    }
+}
+
+#[tokio::test]
+async fn it_listens_where_the_file_says_unless_the_command_line_does() {
+    let free = async || TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().to_string();
+    let (said, other) = (free().await, free().await);
+    let config = format!("listen = \"{said}\"\n{ECHO}");
+    let server = Server::start_with(&config, &[]);
+    assert_eq!(server.address, said);
+    ask(&mut server.client().await, 1, 1).await.unwrap();
+    drop(server);
+
+    let server = Server::start_with(&config, &["--listen", &other]);
+    assert_eq!(server.address, other);
+    // And it goes on to be so: another address in the file is no reason to refuse what else is new there.
+    server.rewrite(&format!("listen = \"127.0.0.1:1\"\n{ECHO}server.max_messages = 1\n"));
+    server.signal("-HUP");
+    server.tells("was read again", 1).await;
+    refused(ask(&mut server.client().await, 2, 1).await, Code::InvalidArgument);
+}
+
+#[tokio::test]
+async fn a_signal_reads_the_file_again_and_a_bad_one_is_told_each_time_and_ends_nothing() {
+    let server = Server::start(&format!("{ECHO}aliases.one = \"echo/x\"\n"));
+    let mut client = server.client().await;
+    server.rewrite(&format!("{ECHO}aliases.two = \"gone/x\"\n"));
+    server.tells("aliases.two", 1).await;
+    // It is as it was, so that only a signal is a reason to look.
+    server.signal("-HUP");
+    server.tells("aliases.two", 2).await;
+    client.get_completion(asking("one")).await.unwrap();
+
+    let mut without_file = Server::start("");
+    without_file.signal("-HUP");
+    without_file.client().await.get_completion(asking("fast")).await.unwrap();
+    without_file.terminate().await;
+    assert_eq!(soon(without_file.ended()).await, Some(0));
+}
+
+#[tokio::test]
+async fn entries_that_are_for_another_server_are_named_at_the_start_and_no_others() {
+    let server = Server::start(&format!(
+        "{ECHO}server.max_messages = 5\nserver.write_timeout = \"5s\"\nserver.max_headers = 50\ntelemetry.metrics = true\n"
+    ));
+    ask(&mut server.client().await, 1, 1).await.unwrap();
+    let told = server.tells("warning", 3).await;
+    let named: Vec<_> = told.lines().filter_map(|line| line.split(' ').nth(2)).collect();
+    assert_eq!(named, ["server.max_headers", "server.write_timeout", "telemetry.metrics"], "{told}");
+}
