@@ -15,9 +15,10 @@ use llm_layers::{
     BodyLimits, ChatBody, ChunkStream, Completion, Error, ErrorClass, ErrorKind, FinishReason, InvalidReason,
     LlmRequest, LlmResponse, ProviderFailure, RequestContext, StreamChunk, TimeoutPhase, TokenUsage,
     body::{End, Observe},
+    cache::CacheControl,
     http::{
         Asked, FillIn,
-        axum::{ChatAnswer, ChatRequest, ErrorResponse, Events},
+        axum::{ChatAnswer, ChatRequest, ErrorResponse, Events, MessagesRequest},
         into_chunks,
     },
 };
@@ -169,6 +170,37 @@ async fn an_id_that_may_not_be_repeated_is_none() {
         request.headers_mut().insert("x-request-id", http::HeaderValue::from_bytes(id.as_bytes()).unwrap());
         assert_eq!(extract(request).await.unwrap().context.request_id(), None, "{id}");
     }
+}
+
+#[tokio::test]
+async fn what_a_client_asks_of_the_cache_is_in_the_context_and_only_narrows_what_the_host_has_said() {
+    const MESSAGE: &str = r#"{"model":"fast","max_tokens":9,"messages":[{"role":"user","content":"Hi"}]}"#;
+    let seconds = Duration::from_secs;
+    let host = CacheControl::new().with_no_store().with_max_age(seconds(60));
+    let cases = [
+        (None, "", CacheControl::new()),
+        (None, "no-cache, max-age=9", CacheControl::new().with_no_cache().with_max_age(seconds(9))),
+        (Some(host), "", host),
+        (Some(host), "only-if-cached, max-age=9", host.with_only_if_cached().with_max_age(seconds(9))),
+        (Some(host), "max-age=600", host),
+    ];
+    for (host, said, expected) in cases {
+        let request = |body: &'static str| {
+            let mut request = post("application/json", body);
+            if let Some(host) = host {
+                request.extensions_mut().insert(RequestContext::new().with_cache_control(host));
+            }
+            request.headers_mut().insert(header::CACHE_CONTROL, said.parse().unwrap());
+            request
+        };
+        let ChatRequest(chat) = ChatRequest::from_request(request(CHAT), &()).await.unwrap();
+        let MessagesRequest(message) = MessagesRequest::from_request(request(MESSAGE), &()).await.unwrap();
+        assert_eq!(chat.context.cache_control(), expected, "{said}");
+        assert_eq!(message.context.cache_control(), expected, "{said}");
+    }
+    let mut old = post("application/json", CHAT);
+    old.headers_mut().insert(header::PRAGMA, "no-cache".parse().unwrap());
+    assert!(extract(old).await.unwrap().context.cache_control().no_cache);
 }
 
 #[tokio::test]

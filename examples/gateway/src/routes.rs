@@ -15,7 +15,7 @@ use axum::{
 };
 use llm_layers::{
     LlmRequest, LlmResponse,
-    cache::CacheControl,
+    config::Config,
     http::{
         Asked,
         axum::{
@@ -23,7 +23,6 @@ use llm_layers::{
             admin::{self, UsageQuestion, json_response},
             identify, too_many_in_flight,
         },
-        cache_control,
     },
     stack::{BoxService, Caller, Handle, KeyPermit},
 };
@@ -129,18 +128,15 @@ async fn complete(
     request: Request,
 ) -> Result<ChatAnswer, ErrorResponse> {
     let permit = caller.admit().ok_or_else(|| too_many_in_flight(false))?;
-    let control = cache_control(request.headers());
     let config = chat.handle.config();
-    let read = tokio::time::timeout(config.server.body_timeout.0, ChatRequest::from_request(request, &()));
-    let late = |_| {
+    let late = || {
         let (kind, message) = ("invalid_request_error", LATE_BODY);
         ErrorResponse::custom(StatusCode::REQUEST_TIMEOUT, kind, None, message)
     };
-    let ChatRequest(request) = read.await.map_err(late)??;
-    let shows_decisions = config.telemetry.decision_headers;
-    let (asked, result) = chat.ask(account, permit, request, control, shows_decisions).await;
+    let ChatRequest(request) = read(request, &config, late).await?;
+    let (asked, result) = chat.ask(account, permit, request, &config).await;
     let answer = ChatAnswer::new(asked, result).with_keep_alive(Some(config.server.keep_alive.0));
-    Ok(answer.with_decisions(shows_decisions))
+    Ok(answer.with_decisions(config.telemetry.decision_headers))
 }
 
 /// `POST /v1/messages`
@@ -151,19 +147,24 @@ async fn message(
     request: Request,
 ) -> Result<MessagesAnswer, ErrorResponse> {
     let permit = caller.admit().ok_or_else(|| too_many_in_flight(true))?;
-    let control = cache_control(request.headers());
     let config = chat.handle.config();
-    let read =
-        tokio::time::timeout(config.server.body_timeout.0, MessagesRequest::from_request(request, &()));
-    let late = |_| ErrorResponse::custom_of_messages(StatusCode::REQUEST_TIMEOUT, LATE_BODY);
-    let MessagesRequest(request) = read.await.map_err(late)??;
-    let shows_decisions = config.telemetry.decision_headers;
-    let (asked, result) = chat.ask(account, permit, request, control, shows_decisions).await;
+    let late = || ErrorResponse::custom_of_messages(StatusCode::REQUEST_TIMEOUT, LATE_BODY);
+    let MessagesRequest(request) = read(request, &config, late).await?;
+    let (asked, result) = chat.ask(account, permit, request, &config).await;
     let answer = MessagesAnswer::new(asked, result).with_keep_alive(Some(config.server.keep_alive.0));
-    Ok(answer.with_decisions(shows_decisions))
+    Ok(answer.with_decisions(config.telemetry.decision_headers))
 }
 
 const LATE_BODY: &str = "the request's body did not come in time";
+
+async fn read<T: FromRequest<(), Rejection = ErrorResponse>>(
+    request: Request,
+    config: &Config,
+    late: impl FnOnce() -> ErrorResponse,
+) -> Result<T, ErrorResponse> {
+    let read = T::from_request(request, &());
+    tokio::time::timeout(config.server.body_timeout.0, read).await.unwrap_or_else(|_| Err(late()))
+}
 
 impl Chat {
     async fn ask(
@@ -171,13 +172,10 @@ impl Chat {
         account: Account,
         permit: KeyPermit,
         mut request: LlmRequest,
-        control: CacheControl,
-        shows_decisions: bool,
+        config: &Config,
     ) -> (Asked, Result<LlmResponse, llm_layers::Error>) {
         account.asked(&request);
-        // It can only narrow what is done anyhow.
-        request.context = request.context.with_cache_control(control);
-        if shows_decisions {
+        if config.telemetry.decision_headers {
             request.keep_decisions();
         }
         let asked = Asked::by(&request);

@@ -17,7 +17,8 @@ use std::time::Duration;
 ///
 /// Takes the [`RequestContext`] and the [`BodyLimits`] from the request's extensions, where your middleware
 /// has put them, and the request's id from `x-request-id` if the context has none: set or check that header
-/// before, it is the client's word otherwise.
+/// before, it is the client's word otherwise. What the client asks of the cache, by `Cache-Control` and `Pragma`, is added to what
+/// the context says of it, and only narrows that: see [`cache_control`](crate::http::cache_control).
 ///
 /// # Errors
 ///
@@ -66,6 +67,8 @@ async fn read(
     if let (None, Some(id)) = (context.request_id(), edge::request_id(&parts.headers)) {
         context = context.with_request_id(id);
     }
+    let control = context.cache_control().and(edge::cache_control(&parts.headers));
+    context = context.with_cache_control(control);
     let limits = parts.extensions.remove::<BodyLimits>().unwrap_or_default();
     let read = async {
         if !is_json(&parts.headers) {
