@@ -405,7 +405,8 @@ impl fmt::Display for ProviderFailure {
             ErrorClass::RateLimited => "limits the rate of requests",
             ErrorClass::Auth => "refused the credentials",
             ErrorClass::BadRequest => "refused the request",
-            ErrorClass::ContextWindow => "found the prompt too long",
+            // In Anthropic's words: clients know it by them, for its errors have no code.
+            ErrorClass::ContextWindow => "says that the prompt is too long",
             ErrorClass::ContentFilter => "refused the content",
             ErrorClass::Unavailable => "is unavailable",
         };

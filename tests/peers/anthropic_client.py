@@ -4,6 +4,7 @@
 
 Prints a line for each case that the server behaved in; exits 1 and says what was wrong at the first that it did not.
 Cases: whole streamed tools structured midstream rate_limited request_id errors denied quota upstream timeout store_down
+too_long too_large empty overloaded
 """
 
 import json
@@ -200,6 +201,34 @@ def store_down(client):
     return error.body["error"]["message"]
 
 
+def too_long(client):
+    error = refused(client, anthropic.BadRequestError, "invalid_request_error", model=TOO_LONG_MODEL)
+    # There is no code, so that clients look for these words.
+    require("prompt is too long" in error.body["error"]["message"], f"it does not say why: {error}")
+    return error.body["error"]["message"]
+
+
+def too_large(client):
+    large = [{"role": "user", "content": LARGE_TEXT}]
+    error = refused(client, anthropic.RequestTooLargeError, "request_too_large", messages=large)
+    same("status", error.status_code, 413)
+    return error.body["error"]["message"]
+
+
+def empty(client):
+    error = refused(client, anthropic.InternalServerError, "api_error", model=EMPTY_MODEL)
+    same("status", error.status_code, 502)
+    return error.body["error"]["message"]
+
+
+def overloaded(client):
+    full = client.with_options(base_url=FULL_URL)
+    error = refused(full, anthropic.InternalServerError, "overloaded_error")
+    same("status", error.status_code, 503)
+    require(float(error.response.headers["retry-after"]) >= 1, "no retry-after")
+    return error.body["error"]["message"]
+
+
 CASES = dict(
     whole=whole,
     streamed=streamed,
@@ -214,6 +243,10 @@ CASES = dict(
     upstream=upstream,
     timeout=timeout,
     store_down=store_down,
+    too_long=too_long,
+    too_large=too_large,
+    empty=empty,
+    overloaded=overloaded,
 )
 
 run(

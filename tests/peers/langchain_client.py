@@ -4,10 +4,12 @@
 
 Prints a line for each case that the server behaved in; exits 1 and says what was wrong at the first that it did not.
 Cases: whole streamed tools structured midstream errors denied quota rate_limited upstream timeout store_down
+too_long too_large empty overloaded
 """
 
 import openai
 import pydantic
+from langchain_core.exceptions import ContextOverflowError
 from langchain_core.messages import HumanMessage, SystemMessage, ToolMessage
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
@@ -117,10 +119,10 @@ def midstream(url):
     return f"{content!r}, then {error.message}"
 
 
-def refused(kind, code, url, *ask, **options):
+def refused(kind, code, url, *ask, messages=HELLO, **options):
     """Whole and streamed, and not tried again where that is of no use."""
     of = client(url, *ask, **options)
-    for call in (lambda: of.invoke(HELLO), lambda: list(of.stream(HELLO))):
+    for call in (lambda: of.invoke(messages), lambda: list(of.stream(messages))):
         error = raises(kind, call)
         same("code", error.code, code)
         require(SECRET not in str(error.body), f"body {error.body}")
@@ -171,6 +173,32 @@ def store_down(_):
     return error.message
 
 
+def too_long(url):
+    # Its own, by which callers shorten what they ask.
+    error = refused(ContextOverflowError, "context_length_exceeded", url, TOO_LONG_MODEL)
+    same("status", error.status_code, 400)
+    return error.message
+
+
+def too_large(url):
+    error = refused(openai.APIStatusError, None, url, messages=[HumanMessage(LARGE_TEXT)])
+    same("status", error.status_code, 413)
+    return error.message
+
+
+def empty(url):
+    error = refused(openai.InternalServerError, "upstream_error", url, EMPTY_MODEL)
+    same("status", error.status_code, 502)
+    return error.message
+
+
+def overloaded(_):
+    error = refused(openai.InternalServerError, "overloaded", FULL_URL + "/v1")
+    same("status", error.status_code, 503)
+    require(float(error.response.headers["retry-after"]) >= 1, "no retry-after")
+    return error.message
+
+
 CASES = dict(
     whole=whole,
     streamed=streamed,
@@ -184,6 +212,10 @@ CASES = dict(
     upstream=upstream,
     timeout=timeout,
     store_down=store_down,
+    too_long=too_long,
+    too_large=too_large,
+    empty=empty,
+    overloaded=overloaded,
 )
 
 run(CASES, "langchain_client.py BASE_URL")

@@ -6,8 +6,9 @@
 
 import {
   BLOCKED_KEY, BROKEN_MODEL, BUSY_MODEL, BUSY_ONCE_MODEL, CAPITAL, CAPITAL_QUESTION, CUT_BEGINNING, CUT_CODE, CUT_MODEL,
-  HELLO_TEXT, HELLO_USAGE, KEY, LOCKED_MODEL, MODEL, ORPHAN_URL, SILENT_MODEL, SPENT_KEY, UNKNOWN_MODEL, WEATHER_ARGUMENTS,
-  WEATHER_QUESTION, WEATHER_RESULT, WEATHER_TEXT, countingFetch, keepsSecret, packages, raises, require, run, same, tries, untilReset,
+  EMPTY_MODEL, FULL_URL, HELLO_TEXT, HELLO_USAGE, KEY, LARGE_TEXT, LOCKED_MODEL, MODEL, ORPHAN_URL, SILENT_MODEL, SPENT_KEY,
+  TOO_LONG_MODEL, UNKNOWN_MODEL, WEATHER_ARGUMENTS, WEATHER_QUESTION, WEATHER_RESULT, WEATHER_TEXT, countingFetch, keepsSecret,
+  packages, raises, require, run, same, tries, untilReset,
 } from "./peer.mjs";
 
 const OpenAI = packages("openai");
@@ -245,10 +246,10 @@ async function structured(client) {
 }
 
 /** Whole and streamed, and not tried again where that is of no use. */
-async function refused(client, kind, type, code, model = MODEL) {
+async function refused(client, kind, type, code, model = MODEL, messages = HELLO) {
   let error;
   for (const stream of [false, true]) {
-    error = await raises(kind, () => client.chat.completions.create({ model, messages: HELLO, stream }));
+    error = await raises(kind, () => client.chat.completions.create({ model, messages, stream }));
     same("type and code", [error.type, error.code], [type, code]);
     require(error.error?.message, "no message");
     keepsSecret(error.error, error.message);
@@ -296,6 +297,32 @@ async function storeDown(client) {
   return error.message;
 }
 
+async function tooLong(client) {
+  const error = await refused(client, OpenAI.BadRequestError, "invalid_request_error", "context_length_exceeded", TOO_LONG_MODEL);
+  return error.message;
+}
+
+async function tooLarge(client) {
+  const large = [{ role: "user", content: LARGE_TEXT }];
+  const error = await refused(client, OpenAI.APIError, "invalid_request_error", null, MODEL, large);
+  same("status", error.status, 413);
+  return error.message;
+}
+
+async function empty(client) {
+  const error = await refused(client, OpenAI.InternalServerError, "server_error", "upstream_error", EMPTY_MODEL);
+  same("status", error.status, 502);
+  return error.message;
+}
+
+async function overloaded(client) {
+  const full = client.withOptions({ baseURL: `${FULL_URL}/v1` });
+  const error = await refused(full, OpenAI.InternalServerError, "server_error", "overloaded");
+  same("status", error.status, 503);
+  require(error.headers.get("retry-after") >= 1, "no retry-after");
+  return error.message;
+}
+
 async function models(client) {
   const listed = await collect(client.models.list());
   const ids = listed.map((model) => model.id);
@@ -318,6 +345,10 @@ const CASES = {
   upstream,
   timeout,
   store_down: storeDown,
+  too_long: tooLong,
+  too_large: tooLarge,
+  empty,
+  overloaded,
   models,
 };
 

@@ -4,7 +4,7 @@
 
 Prints a line for each case that the server behaved in; exits 1 and says what was wrong at the first that it did not.
 Cases: whole streamed tools structured midstream rate_limited request_id errors denied quota upstream timeout store_down
-models; and, of a server with a cache, cached. What each expects of the server is in README.md.
+too_long too_large empty overloaded models; and, of a server with a cache, cached. What each expects of the server is in README.md.
 """
 
 import json
@@ -293,6 +293,32 @@ def store_down(client):
     return error.message
 
 
+def too_long(client):
+    error = refused(client, openai.BadRequestError, "invalid_request_error", "context_length_exceeded", model=TOO_LONG_MODEL)
+    return error.message
+
+
+def too_large(client):
+    large = [{"role": "user", "content": LARGE_TEXT}]
+    error = refused(client, openai.APIStatusError, "invalid_request_error", None, messages=large)
+    same("status", error.status_code, 413)
+    return error.message
+
+
+def empty(client):
+    error = refused(client, openai.InternalServerError, "server_error", "upstream_error", model=EMPTY_MODEL)
+    same("status", error.status_code, 502)
+    return error.message
+
+
+def overloaded(client):
+    full = client.with_options(base_url=FULL_URL + "/v1")
+    error = refused(full, openai.InternalServerError, "server_error", "overloaded")
+    same("status", error.status_code, 503)
+    require(float(error.response.headers["retry-after"]) >= 1, "no retry-after")
+    return error.message
+
+
 def models(client):
     listed = list(client.models.list())
     require(MODEL in [model.id for model in listed], f"{MODEL} is not among {[m.id for m in listed]}")
@@ -349,6 +375,10 @@ CASES = dict(
     upstream=upstream,
     timeout=timeout,
     store_down=store_down,
+    too_long=too_long,
+    too_large=too_large,
+    empty=empty,
+    overloaded=overloaded,
     models=models,
     cached=cached,
 )

@@ -17,9 +17,14 @@ export const BUSY_MODEL = env.PEER_BUSY_MODEL ?? "aimock/busy";
 export const BUSY_ONCE_MODEL = env.PEER_BUSY_ONCE_MODEL ?? "aimock/busy-once";
 export const BROKEN_MODEL = env.PEER_BROKEN_MODEL ?? "aimock/broken";
 export const LOCKED_MODEL = env.PEER_LOCKED_MODEL ?? "aimock/locked";
+export const TOO_LONG_MODEL = env.PEER_TOO_LONG_MODEL ?? "aimock/too-long";
+export const EMPTY_MODEL = env.PEER_EMPTY_MODEL ?? "aimock/empty";
 export const SILENT_MODEL = env.PEER_SILENT_MODEL ?? "quiet/silent";
 export const UNKNOWN_MODEL = env.PEER_UNKNOWN_MODEL ?? "no-such-model";
 export const ORPHAN_URL = env.PEER_ORPHAN_URL;
+export const FULL_URL = env.PEER_FULL_URL;
+/** More than the server takes. */
+export const LARGE_TEXT = "word ".repeat(400_000);
 
 export const HELLO_TEXT = "Hello from the other side of the gateway.";
 export const HELLO_USAGE = [12, 9, 21];

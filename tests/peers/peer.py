@@ -14,14 +14,20 @@ BUSY_MODEL = os.environ.get("PEER_BUSY_MODEL", "aimock/busy")
 BUSY_ONCE_MODEL = os.environ.get("PEER_BUSY_ONCE_MODEL", "aimock/busy-once")
 BROKEN_MODEL = os.environ.get("PEER_BROKEN_MODEL", "aimock/broken")
 LOCKED_MODEL = os.environ.get("PEER_LOCKED_MODEL", "aimock/locked")
+TOO_LONG_MODEL = os.environ.get("PEER_TOO_LONG_MODEL", "aimock/too-long")
+EMPTY_MODEL = os.environ.get("PEER_EMPTY_MODEL", "aimock/empty")
 SILENT_MODEL = os.environ.get("PEER_SILENT_MODEL", "quiet/silent")
 UNKNOWN_MODEL = os.environ.get("PEER_UNKNOWN_MODEL", "no-such-model")
 ORPHAN_URL = os.environ.get("PEER_ORPHAN_URL")
+FULL_URL = os.environ.get("PEER_FULL_URL")
 CACHED = os.environ.get("PEER_CACHED")
 # Whether the provider says a call of a tool in one piece, as Gemini's protocol has it.
 WHOLE_CALLS = os.environ.get("PEER_WHOLE_CALLS")
 # Whether the provider cannot be told to call one tool at a time: who asks for that is refused.
 NO_SERIAL_CALLS = os.environ.get("PEER_NO_SERIAL_CALLS")
+
+# More than the server takes.
+LARGE_TEXT = "word " * 400_000
 
 HELLO_TEXT = "Hello from the other side of the gateway."
 HELLO_USAGE = (12, 9, 21)

@@ -5,6 +5,7 @@
 
 Prints a line for each case that the server behaved in; exits 1 and says what was wrong at the first that it did not.
 Cases: whole streamed tools structured batch images errors rate_limited quota midstream deadline metadata retries
+too_long too_large empty overloaded
 """
 
 import datetime
@@ -173,15 +174,16 @@ def expect(error, code, reason, said=""):
     return error
 
 
+def both(chat, *expected):
+    """Whole and streamed; anew each time, for a chat is one conversation."""
+    for ask in (lambda: chat().sample(), lambda: read(chat())):
+        error = expect(refused(ask), *expected)
+    return error
+
+
 def errors(target):
     code = grpc.StatusCode
     of = client(target)
-
-    def both(chat, *expected):
-        # Anew each time: a chat is one conversation.
-        for ask in (lambda: chat().sample(), lambda: read(chat())):
-            error = expect(refused(ask), *expected)
-        return error
 
     both(lambda: hello(client(target, key="not-a-key")), code.UNAUTHENTICATED, None, "key")
     both(lambda: hello(of, model=UNKNOWN_MODEL), code.NOT_FOUND, "MODEL_NOT_FOUND", UNKNOWN_MODEL)
@@ -201,7 +203,7 @@ def errors(target):
 
 
 def rate_limited(target):
-    error = expect(refused(hello(client(target), model=BUSY_MODEL).sample), grpc.StatusCode.RESOURCE_EXHAUSTED, "RATE_LIMITED")
+    error = both(lambda: hello(client(target), model=BUSY_MODEL), grpc.StatusCode.RESOURCE_EXHAUSTED, "RATE_LIMITED")
     seconds = metadata_of(error).get("retry-after")
     require(seconds and 1 <= int(seconds) <= 2, f"retry-after: expected 2 or less, saw {seconds}")
     return f"retry-after {seconds}"
@@ -266,6 +268,35 @@ def retries(target):
     return f"{time.monotonic() - start:.2f} s"
 
 
+def never_again(error):
+    same("pushback", metadata_of(error).get("grpc-retry-pushback-ms"), "-1")
+    return error.details()
+
+
+def too_long(target):
+    code = grpc.StatusCode.INVALID_ARGUMENT
+    error = both(lambda: hello(client(target), model=TOO_LONG_MODEL), code, "CONTEXT_WINDOW", "too long")
+    require(b"context_length_exceeded" in metadata_of(error)["grpc-status-details-bin"], "no code in the details")
+    return never_again(error)
+
+
+def too_large(target):
+    large = lambda: client(target).chat.create(model=MODEL, messages=[user(LARGE_TEXT)])
+    return never_again(both(large, grpc.StatusCode.RESOURCE_EXHAUSTED, "INVALID_REQUEST", "larger than"))
+
+
+def empty(target):
+    error = both(lambda: hello(client(target), model=EMPTY_MODEL), grpc.StatusCode.UNAVAILABLE, "EMPTY_RESPONSE")
+    return error.details()
+
+
+def overloaded(_):
+    error = both(lambda: hello(client(FULL_URL)), grpc.StatusCode.UNAVAILABLE, "OVERLOADED")
+    seen = metadata_of(error)
+    require(int(seen["retry-after"]) >= 1 and int(seen["grpc-retry-pushback-ms"]) > 0, f"not when to come again: {seen}")
+    return error.details()
+
+
 def contract(_):
     """What is served has the names, numbers and types that the SDK knows."""
     from google.protobuf import descriptor_pb2
@@ -324,6 +355,10 @@ CASES = dict(
     deadline=deadline,
     metadata=metadata,
     retries=retries,
+    too_long=too_long,
+    too_large=too_large,
+    empty=empty,
+    overloaded=overloaded,
     contract=contract,
 )
 

@@ -9,6 +9,7 @@ use redis_server::RedisServer;
 use serde_json::{Value, json};
 use std::{
     io::{BufRead as _, BufReader, Write as _},
+    net::{TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
 };
@@ -118,7 +119,7 @@ fn config(aimock: &Server, rest: &str) -> String {
 }
 
 /// Counters of this gateway alone.
-const ALONE: &str = "[quota]\nstore = \"memory\"\n";
+const ALONE: &str = "[quota]\nstore = \"memory\"\n[server]\nmax_body_bytes = 1_000_000\n";
 
 // ===== the SDKs =====
 
@@ -136,6 +137,9 @@ const CASES: [&str; 12] = [
     "timeout",
     "store_down",
 ];
+
+/// What SDKs are told by a status and a code of its own.
+const REFUSALS: [&str; 4] = ["overloaded", "too_long", "too_large", "empty"];
 
 /// Runs all cases in one process of a client, which says what each has seen.
 fn converse(client: &mut Command, script: &str, arguments: &[&str]) {
@@ -161,7 +165,30 @@ fn node(peers: &Path) -> Command {
     node
 }
 
-/// A client passes `CASES`, and more, of a gateway of its own, and of one whose store of quotas is down.
+/// A gateway whose one place is taken as long as the call is kept that has it.
+fn full(aimock: &Server) -> (Server, [TcpStream; 2]) {
+    let deaf = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = deaf.local_addr().expect("an address");
+    let gateway = Server::gateway(&config(
+        aimock,
+        &format!(
+            "[quota]\nstore = \"memory\"\n[server]\nmax_in_flight = 1\nmax_waiting = 0\n\
+             [providers.deaf]\nbase_url = \"http://{address}/v1\"\ntimeouts.head = \"10m\"\n"
+        ),
+    ));
+    let mut caller =
+        TcpStream::connect(gateway.url.strip_prefix("http://").expect("plain HTTP")).expect("listens");
+    let body = common::asking("deaf/m");
+    let head = format!(
+        "POST {} HTTP/1.1\r\nhost: gateway\r\nauthorization: Bearer peer-key\r\ncontent-type: application/json\r\n",
+        common::CHAT
+    );
+    write!(caller, "{head}content-length: {}\r\n\r\n{body}", body.len()).expect("writes");
+    let (call, _) = deaf.accept().expect("a call");
+    (gateway, [caller, call])
+}
+
+/// A client passes `CASES`, and more, of a gateway of its own, of one whose store of quotas is down, and of one that has no place left.
 fn passes(test: &str, script: &str, client: fn(&Path) -> Command, path: &str, more: &[&str]) {
     let Some(peers) = peers(test) else { return };
     let Some(mut redis) = RedisServer::start(test) else { return };
@@ -170,32 +197,35 @@ fn passes(test: &str, script: &str, client: fn(&Path) -> Command, path: &str, mo
     let shared = format!("[quota]\nstore = \"redis\"\nredis = {:?}\n", redis.url());
     let orphan = Server::gateway(&config(&aimock, &shared));
     redis.kill();
+    let (full, _call) = full(&aimock);
     let url = format!("{}{path}", gateway.url);
     let arguments: Vec<&str> = std::iter::once(&*url).chain(CASES).chain(more.iter().copied()).collect();
-    converse(client(&peers).env("PEER_ORPHAN_URL", &orphan.url), script, &arguments);
+    let mut client = client(&peers);
+    client.env("PEER_ORPHAN_URL", &orphan.url).env("PEER_FULL_URL", &full.url);
+    converse(&mut client, script, &arguments);
 }
 
 #[test]
 fn the_openai_sdk_for_python_talks_to_the_gateway() {
     let test = "the_openai_sdk_for_python_talks_to_the_gateway";
-    passes(test, "openai_client.py", python, "/v1", &["request_id", "models"]);
+    passes(test, "openai_client.py", python, "/v1", &[&REFUSALS[..], &["request_id", "models"]].concat());
 }
 
 #[test]
 fn the_openai_sdk_for_node_talks_to_the_gateway() {
     let test = "the_openai_sdk_for_node_talks_to_the_gateway";
-    passes(test, "openai_client.mjs", node, "/v1", &["request_id", "models"]);
+    passes(test, "openai_client.mjs", node, "/v1", &[&REFUSALS[..], &["request_id", "models"]].concat());
 }
 
 #[test]
 fn the_anthropic_sdk_for_python_talks_to_the_gateway() {
     let test = "the_anthropic_sdk_for_python_talks_to_the_gateway";
-    passes(test, "anthropic_client.py", python, "", &["request_id"]);
+    passes(test, "anthropic_client.py", python, "", &[&REFUSALS[..], &["request_id"]].concat());
 }
 
 #[test]
 fn langchain_talks_to_the_gateway() {
-    passes("langchain_talks_to_the_gateway", "langchain_client.py", python, "/v1", &[]);
+    passes("langchain_talks_to_the_gateway", "langchain_client.py", python, "/v1", &REFUSALS);
 }
 
 #[test]

@@ -237,8 +237,8 @@ fn the_contract_is_the_one_that_xais_client_has() {
     });
 }
 
-#[test]
-fn the_xai_sdk_talks_to_the_server() {
+#[tokio::test(flavor = "multi_thread")]
+async fn the_xai_sdk_talks_to_the_server() {
     let Some(peers) = peers("the_xai_sdk_talks_to_the_server") else { return };
     let Some(mut redis) = RedisServer::start("the_xai_sdk_talks_to_the_server") else { return };
     let aimock = Server::aimock(&peers);
@@ -247,6 +247,7 @@ fn the_xai_sdk_talks_to_the_server() {
         format!(
             r#"
             usage.enabled = false
+            server.max_body_bytes = 1_000_000
             [providers.aimock]
             base_url = "http://{upstream}/v1"
             api_key = "upstream-key"
@@ -280,6 +281,15 @@ fn the_xai_sdk_talks_to_the_server() {
     let server = Server::start(&config("store = \"memory\""));
     let orphan = Server::start(&config(&format!("store = \"redis\"\nredis = {:?}", redis.url())));
     redis.kill();
+    let mut upstream = Upstream::start().await;
+    let full = format!(
+        "server.max_in_flight = 1\nserver.max_waiting = 0\nusage.enabled = false\nproviders.up.base_url = {:?}\n",
+        upstream.url
+    );
+    let full = Server::start(&full);
+    let mut client = full.client().await;
+    tokio::spawn(async move { client.get_completion(asking("up/m")).await });
+    let _call = upstream.call().await;
     let cases = [
         "whole",
         "streamed",
@@ -294,9 +304,13 @@ fn the_xai_sdk_talks_to_the_server() {
         "deadline",
         "metadata",
         "retries",
+        "overloaded",
+        "too_long",
+        "too_large",
+        "empty",
     ];
     let arguments: Vec<&str> = std::iter::once(&*server.address).chain(cases).collect();
     common::converse(&peers, &arguments, |command| {
-        command.env("PEER_ORPHAN_URL", &orphan.address);
+        command.env("PEER_ORPHAN_URL", &orphan.address).env("PEER_FULL_URL", &full.address);
     });
 }
