@@ -124,6 +124,20 @@ async fn a_changed_file_is_taken_without_a_signal_and_a_bad_one_is_told_with_all
 }
 
 #[tokio::test]
+async fn a_signal_reads_the_file_again_though_it_is_as_it_was() {
+    let echo = "[providers.echo]\nkind = \"echo\"\n[aliases]\n";
+    let gateway = Gateway::start(&format!("{echo}one = \"echo/x\"\n")).await;
+    gateway.rewrite(&format!("{echo}two = \"gone/x\"\n"));
+    // Whoever only looks for changes tells of each once.
+    for times in 1..=3 {
+        gateway.log_of(times, &["stays as it was", "aliases.two"]).await;
+        gateway.hang_up();
+    }
+    gateway.log_of(4, &["stays as it was", "aliases.two"]).await;
+    gateway.lists(&[], "one").await;
+}
+
+#[tokio::test]
 async fn a_key_that_is_taken_away_lets_nobody_in_and_a_limit_counts_on() {
     let config = |user: &str, limit: usize| {
         format!(

@@ -163,10 +163,16 @@ impl Gateway {
 
     /// What it has logged, once there is a line with each of these words.
     pub(crate) async fn log(&self, words: &[&str]) -> String {
+        self.log_of(1, words).await
+    }
+
+    /// What it has logged, once there are so many lines with each of these words.
+    pub(crate) async fn log_of(&self, lines: usize, words: &[&str]) -> String {
         soon(async {
             loop {
                 let log = self.stderr.lock().unwrap().clone();
-                if log.lines().any(|line| words.iter().all(|word| line.contains(word))) {
+                let has_all = |line: &&str| words.iter().all(|word| line.contains(word));
+                if log.lines().filter(has_all).count() >= lines {
                     return log;
                 }
                 tokio::time::sleep(Duration::from_millis(5)).await;
