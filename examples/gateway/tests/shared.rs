@@ -130,6 +130,13 @@ async fn two_gateways_that_share_a_redis_hold_one_limit() {
     assert_eq!(settled(&a, "weighed", "tokens").await, settled(&b, "weighed", "tokens").await);
 }
 
+async fn forget(gateway: &Gateway, user: &str) {
+    let forget = json!({ "user": user }).to_string();
+    let headers = [("content-type", "application/json"), ("authorization", "Bearer root")];
+    let reply = gateway.send("POST", "/v1/cache/invalidate", &headers, forget.as_bytes()).await;
+    assert_eq!(reply.status, 200, "{}", reply.body);
+}
+
 fn status(reply: &Reply) -> &str {
     reply.header("cache-status").unwrap_or("none")
 }
@@ -149,6 +156,29 @@ async fn until(gateway: &Gateway, key: &str, text: &str, expected: &str) -> Repl
     .await
 }
 
+/// The answer that is kept, once it is: the provider is not asked.
+async fn kept(gateway: &Gateway, key: &str, text: &str) -> Reply {
+    let bearer = format!("Bearer {key}");
+    let only = [
+        ("content-type", "application/json"),
+        ("authorization", &*bearer),
+        ("cache-control", "only-if-cached"),
+    ];
+    let messages = json!([{ "role": "user", "content": text }]);
+    let question = json!({ "model": "echo/echo", "max_tokens": 50, "messages": messages }).to_string();
+    common::soon(async {
+        loop {
+            let reply = gateway.post(&only, question.as_bytes()).await;
+            if reply.status == 200 {
+                return reply;
+            }
+            assert_eq!(reply.error().1, "not_cached");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await
+}
+
 #[tokio::test]
 async fn what_one_gateway_has_answered_the_other_answers_from_the_shared_cache() {
     let test = "what_one_gateway_has_answered_the_other_answers_from_the_shared_cache";
@@ -160,36 +190,40 @@ async fn what_one_gateway_has_answered_the_other_answers_from_the_shared_cache()
     // Only ever asked of the first, as a stream.
     let first = ask(&a.address, "root", "Is anybody there?", true).await;
     assert!(status(&first).contains("fwd=miss") && first.body.ends_with("data: [DONE]\n\n"), "{first:?}");
-    let only = [
-        ("content-type", "application/json"),
-        ("authorization", "Bearer root"),
-        ("cache-control", "only-if-cached"),
-    ];
-    let question = json!({
-        "model": "echo/echo",
-        "max_tokens": 50,
-        "messages": [{ "role": "user", "content": "Is anybody there?" }],
-    });
-    let hit = common::soon(async {
-        loop {
-            // Not its own answer, for it does not ask the provider.
-            let reply = b.post(&only, question.to_string().as_bytes()).await;
-            if reply.status == 200 {
-                return reply;
-            }
-            assert_eq!(reply.error().1, "not_cached");
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    })
-    .await;
+    let hit = kept(&b, "root", "Is anybody there?").await;
     assert_eq!(status(&hit), "llm-layers; hit");
     assert_eq!(hit.json()["choices"][0]["message"]["content"], "Is anybody there?");
     assert_eq!(settled(&b, "free", "requests").await, 1, "a hit costs nothing");
 
     // Another's question is another question, and what one makes invalid is so for both.
     assert!(status(&ask(&b.address, "bob", "Is anybody there?", false).await).contains("fwd=miss"));
-    let forget = json!({ "user": "root" }).to_string();
-    let headers = [("content-type", "application/json"), ("authorization", "Bearer root")];
-    assert_eq!(a.send("POST", "/v1/cache/invalidate", &headers, forget.as_bytes()).await.status, 200);
+    forget(&a, "root").await;
     until(&b, "root", "Is anybody there?", "fwd=").await;
+}
+
+#[tokio::test]
+async fn limits_and_answers_may_be_in_one_redis_and_to_forget_these_leaves_those_alone() {
+    let test = "limits_and_answers_may_be_in_one_redis_and_to_forget_these_leaves_those_alone";
+    let Some(both) = RedisServer::start(test) else { return };
+    let (a, b) = tokio::join!(gateway(&both, &both), gateway(&both, &both));
+
+    // Each is asked once, and counted once, however often it is answered.
+    for text in ["one", "two", "three"] {
+        assert_eq!(status(&ask(&a.address, "ada", text, false).await), "llm-layers; fwd=miss");
+        kept(&b, "ada", text).await;
+    }
+    for gateway in [&a, &b] {
+        assert_eq!(settled(gateway, "counted", "requests").await, 3);
+    }
+
+    forget(&a, "ada").await;
+    until(&b, "ada", "one", "fwd=").await;
+    for gateway in [&a, &b] {
+        assert_eq!(settled(gateway, "counted", "requests").await, 4, "the three before, and the one anew");
+    }
+    let (answered, refused) = ask_all([&a, &b], "ada", 30).await;
+    assert_eq!((answered, refused), (REQUESTS - 4, 30 - (REQUESTS - 4)));
+    // Who has nothing left is still answered from what was kept since.
+    assert_eq!(ask(&b.address, "ada", "two", false).await.status, 429);
+    kept(&a, "ada", "one").await;
 }
