@@ -186,7 +186,7 @@ async fn each_way_to_fail_has_its_class_in_each_dialect() {
                 continue;
             }
             for streaming in [false, true] {
-                let error = failure(aimock.leaf(dialect), hello(model, streaming)).await;
+                let error = refusal(aimock.leaf(dialect), hello(model, streaming)).await;
                 let facts = facts(&error);
                 let seen = (facts.class, facts.status.map(|status| status.as_u16()));
                 assert_eq!(seen, (class, status), "{dialect:?} {model} {streaming}");

@@ -39,8 +39,8 @@ pub(crate) fn whole(status: u16, headers: &str, body: &str) -> Step {
 }
 
 /// A stream of these pieces, and its end.
-pub(crate) fn streamed(pieces: &[&str]) -> Vec<Step> {
-    let pieces = pieces.iter().map(|piece| part(piece));
+pub(crate) fn streamed<T: AsRef<[u8]>>(pieces: &[T]) -> Vec<Step> {
+    let pieces = pieces.iter().map(part);
     std::iter::once(stream_head()).chain(pieces).chain([send("0\r\n\r\n")]).collect()
 }
 
@@ -50,6 +50,28 @@ pub(crate) fn data(event: &Value) -> String {
 
 pub(crate) fn event(event: &Value) -> String {
     format!("event: {}\ndata: {event}\n\n", event["type"].as_str().unwrap())
+}
+
+/// A frame of a stream of Bedrock's.
+pub(crate) fn bedrock_frame(event: &str, payload: &Value) -> Vec<u8> {
+    let header = |name: &str, value: &str| {
+        let lengths = (u8::try_from(name.len()).unwrap(), u16::try_from(value.len()).unwrap().to_be_bytes());
+        [&[lengths.0][..], name.as_bytes(), &[7], &lengths.1, value.as_bytes()].concat()
+    };
+    let headers = [header(":message-type", "event"), header(":event-type", event)].concat();
+    let payload = payload.to_string();
+    let lengths = [16 + headers.len() + payload.len(), headers.len()];
+    let mut frame = lengths.map(|length| u32::try_from(length).unwrap().to_be_bytes()).concat();
+    frame.extend(crc32(&frame).to_be_bytes());
+    frame.extend(headers);
+    frame.extend(payload.as_bytes());
+    frame.extend(crc32(&frame).to_be_bytes());
+    frame
+}
+
+fn crc32(bytes: &[u8]) -> u32 {
+    let step = |crc: u32, _| (crc >> 1) ^ (0xEDB8_8320 & (crc & 1).wrapping_neg());
+    !bytes.iter().fold(!0, |crc, byte| (0..8).fold(crc ^ u32::from(*byte), step))
 }
 
 pub(crate) async fn read(answer: LlmResponse) -> (Vec<StreamChunk>, Option<Error>) {
@@ -86,6 +108,11 @@ pub(crate) async fn failure(leaf: Genai, request: LlmRequest) -> Error {
         }
         Ok(answer) => panic!("an answer: {:?}", answer.body),
     }
+}
+
+/// The error of a call that has no answer, not even the beginning of a stream.
+pub(crate) async fn refusal(leaf: Genai, request: LlmRequest) -> Error {
+    leaf.oneshot(request).await.err().expect("a refusal, and no answer")
 }
 
 pub(crate) fn facts(error: &Error) -> &ProviderFailure {

@@ -27,25 +27,36 @@ fn candidate(text: &str) -> String {
 
 #[tokio::test]
 async fn a_stream_that_stops_without_its_end_was_truncated() {
-    for (dialect, piece) in [
-        (Dialect::Anthropic, text_event("Once upon")),
-        (Dialect::Gemini, candidate("Once upon")),
-        (Dialect::Ollama, format!("{}\n", json!({ "message": { "content": "Once upon" }, "done": false }))),
-        (
-            Dialect::Cohere,
-            format!("{}\n", json!({ "is_finished": false, "event_type": "text-generation", "text": "Once" })),
-        ),
+    let ollama = format!("{}\n", json!({ "message": { "content": "Once upon" }, "done": false }));
+    let cohere =
+        format!("{}\n", json!({ "is_finished": false, "event_type": "text-generation", "text": "Once" }));
+    let bedrock =
+        bedrock_frame("contentBlockDelta", &json!({ "contentBlockIndex": 0, "delta": { "text": "Once" } }));
+    for (dialect, model, piece) in [
+        (Dialect::Anthropic, model(Dialect::Anthropic), text_event("Once upon").into_bytes()),
+        (Dialect::Gemini, model(Dialect::Gemini), candidate("Once upon").into_bytes()),
+        (Dialect::Vertex, "gemini-2.5-flash", candidate("Once upon").into_bytes()),
+        (Dialect::Vertex, "claude-sonnet-4-5", text_event("Once upon").into_bytes()),
+        (Dialect::Bedrock, model(Dialect::Bedrock), bedrock.clone()),
+        (Dialect::Ollama, model(Dialect::Ollama), ollama.into_bytes()),
+        (Dialect::Cohere, model(Dialect::Cohere), cohere.into_bytes()),
     ] {
-        let error = streamed_failure(dialect, std::slice::from_ref(&piece)).await;
-        assert_eq!(error.class(), Some(ErrorClass::Truncated), "{dialect:?}");
-        let nothing = streamed_failure(dialect, &[]).await;
-        assert_eq!(nothing.class(), Some(ErrorClass::Truncated), "{dialect:?}");
+        let once = [piece.clone()];
+        for pieces in [&once[..], &[]] {
+            let server = Server::playing(streamed(pieces)).await;
+            let error = failure(leaf(dialect, &server), hello(model, true)).await;
+            assert_eq!(error.class(), Some(ErrorClass::Truncated), "{dialect:?} {model} {pieces:?}");
+        }
 
         let cut = Server::playing([stream_head(), part(&piece), Step::Reset]).await;
-        let error = failure(leaf(dialect, &cut), hello(model(dialect), true)).await;
-        assert_eq!(error.class(), Some(ErrorClass::Transport), "{dialect:?}");
+        let error = failure(leaf(dialect, &cut), hello(model, true)).await;
+        assert_eq!(error.class(), Some(ErrorClass::Transport), "{dialect:?} {model}");
         assert!(error.dispatched());
     }
+    // Within a frame, too.
+    let server = Server::playing(streamed(&[&bedrock[..], &bedrock[..40]])).await;
+    let error = failure(leaf(Dialect::Bedrock, &server), hello(model(Dialect::Bedrock), true)).await;
+    assert_eq!(error.class(), Some(ErrorClass::Truncated));
 }
 
 #[tokio::test]
@@ -201,7 +212,7 @@ async fn a_refusal_has_its_class_its_wait_and_its_id_whole_and_streamed() {
         let headers = format!("{headers}x-request-id: r-1\r\n");
         for streaming in [false, true] {
             let server = Server::playing([whole(status, &headers, &body)]).await;
-            let error = failure(leaf(dialect, &server), hello(model(dialect), streaming)).await;
+            let error = refusal(leaf(dialect, &server), hello(model(dialect), streaming)).await;
             let facts = facts(&error);
             assert_eq!((facts.class, facts.status.unwrap().as_u16()), (class, status), "{dialect:?} {body}");
             assert_eq!(error.retry_after(), wait.map(Duration::from_millis), "{dialect:?} {headers}");
@@ -230,20 +241,48 @@ async fn a_provider_that_cannot_be_reached_was_not_asked() {
 
 #[tokio::test]
 async fn no_text_of_an_error_shows_what_was_asked_or_answered() {
-    let server = Server::playing([whole(200, "", r#"{"content":"their-words"}"#)]).await;
-    let body = json!({ "messages": [{ "role": "user", "content": "my-words" }] });
-    let error = failure(leaf(Dialect::Anthropic, &server), ask("claude-sonnet-4-5", body)).await;
-    assert_eq!(error.class(), Some(ErrorClass::BadFrame));
-    let mut shown = format!("{error} {error:?}");
-    let mut next = std::error::Error::source(&error);
-    while let Some(cause) = next {
-        shown += &format!(" {cause} {cause:?}");
-        next = cause.source();
+    let theirs = json!({ "message": "their-words", "error": { "message": "their-words" } });
+    let their_text = json!({ "error": "their-words", "content": "their-words", "output": "their-words" });
+    for (dialect, model) in [
+        (Dialect::Anthropic, model(Dialect::Anthropic)),
+        (Dialect::Gemini, model(Dialect::Gemini)),
+        (Dialect::Vertex, "gemini-2.5-flash"),
+        (Dialect::Vertex, "claude-sonnet-4-5"),
+        (Dialect::Bedrock, model(Dialect::Bedrock)),
+        (Dialect::Ollama, model(Dialect::Ollama)),
+        (Dialect::Cohere, model(Dialect::Cohere)),
+    ] {
+        let events = |json: &Value| match dialect {
+            Dialect::Bedrock => bedrock_frame("contentBlockDelta", json),
+            Dialect::Ollama | Dialect::Cohere => format!("{json}\n").into_bytes(),
+            _ => format!("event: error\ndata: {json}\n\n").into_bytes(),
+        };
+        let scripts = [
+            (false, vec![whole(200, "", &their_text.to_string())]),
+            (false, vec![whole(200, "", "their-words")]),
+            (false, vec![whole(400, "", &theirs.to_string())]),
+            (true, vec![whole(429, "", &theirs.to_string())]),
+            (true, vec![whole(500, "", "their-words")]),
+            (true, streamed(&[events(&theirs)])),
+            (true, streamed(&[events(&json!("their-words"))])),
+            (true, streamed(&[b"data: {\"their-words\n\n"])),
+        ];
+        for (at, (streaming, script)) in scripts.into_iter().enumerate() {
+            let server = Server::playing(script).await;
+            let body =
+                json!({ "messages": [{ "role": "user", "content": "my-words" }], "stream": streaming });
+            let error = failure(leaf(dialect, &server), ask(model, body)).await;
+            let mut shown = format!("{error} {error:?}");
+            let mut next = std::error::Error::source(&error);
+            while let Some(cause) = next {
+                shown += &format!(" {cause} {cause:?}");
+                next = cause.source();
+            }
+            for secret in ["their-words", "my-words", "secret-key"] {
+                assert!(!shown.contains(secret), "{dialect:?} {model}, {at}: {shown}");
+            }
+        }
     }
-    assert!(
-        !shown.contains("their-words") && !shown.contains("my-words") && !shown.contains("secret-key"),
-        "{shown}"
-    );
 }
 
 #[tokio::test]

@@ -50,8 +50,9 @@ pub(crate) fn stream_head() -> Step {
     send("HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
 }
 
-pub(crate) fn part(text: &str) -> Step {
-    send(format!("{:x}\r\n{text}\r\n", text.len()))
+pub(crate) fn part(bytes: impl AsRef<[u8]>) -> Step {
+    let bytes = bytes.as_ref();
+    Step::Send([format!("{:x}\r\n", bytes.len()).as_bytes(), bytes, b"\r\n"].concat())
 }
 
 impl Server {
