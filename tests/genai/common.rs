@@ -1,4 +1,4 @@
-use crate::server::{Server, Step, part, send, stream_head};
+use crate::server::{Server, Step, part_of, send, stream_head};
 use llm_layers::{
     ChatBody, Error, ErrorKind, LlmRequest, LlmResponse, ProviderFailure, ResponseBody, StreamChunk,
     provider::genai::{Dialect, Genai},
@@ -40,7 +40,7 @@ pub(crate) fn whole(status: u16, headers: &str, body: &str) -> Step {
 
 /// A stream of these pieces, and its end.
 pub(crate) fn streamed<T: AsRef<[u8]>>(pieces: &[T]) -> Vec<Step> {
-    let pieces = pieces.iter().map(part);
+    let pieces = pieces.iter().map(|piece| part_of(piece.as_ref()));
     std::iter::once(stream_head()).chain(pieces).chain([send("0\r\n\r\n")]).collect()
 }
 
@@ -112,7 +112,7 @@ pub(crate) async fn failure(leaf: Genai, request: LlmRequest) -> Error {
 
 /// The error of a call that has no answer, not even the beginning of a stream.
 pub(crate) async fn refusal(leaf: Genai, request: LlmRequest) -> Error {
-    leaf.oneshot(request).await.err().expect("a refusal, and no answer")
+    leaf.oneshot(request).await.expect_err("a refusal, and no answer")
 }
 
 pub(crate) fn facts(error: &Error) -> &ProviderFailure {

@@ -2,7 +2,7 @@
 
 use crate::{
     common::*,
-    server::{Server, Step, part, send, stream_head},
+    server::{Server, Step, part, part_of, send, stream_head},
 };
 use llm_layers::{ErrorClass, ErrorKind, ResponseBody, provider::genai::Dialect};
 use serde_json::{Value, json};
@@ -48,7 +48,7 @@ async fn a_stream_that_stops_without_its_end_was_truncated() {
             assert_eq!(error.class(), Some(ErrorClass::Truncated), "{dialect:?} {model} {pieces:?}");
         }
 
-        let cut = Server::playing([stream_head(), part(&piece), Step::Reset]).await;
+        let cut = Server::playing([stream_head(), part_of(&piece), Step::Reset]).await;
         let error = failure(leaf(dialect, &cut), hello(model, true)).await;
         assert_eq!(error.class(), Some(ErrorClass::Transport), "{dialect:?} {model}");
         assert!(error.dispatched());

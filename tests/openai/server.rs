@@ -50,8 +50,12 @@ pub(crate) fn stream_head() -> Step {
     send("HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
 }
 
-pub(crate) fn part(bytes: impl AsRef<[u8]>) -> Step {
-    let bytes = bytes.as_ref();
+pub(crate) fn part(text: &str) -> Step {
+    part_of(text.as_bytes())
+}
+
+/// As [`part`], of a stream that is no text.
+pub(crate) fn part_of(bytes: &[u8]) -> Step {
     Step::Send([format!("{:x}\r\n", bytes.len()).as_bytes(), bytes, b"\r\n"].concat())
 }
 

@@ -162,8 +162,10 @@ async fn read<T: FromRequest<(), Rejection = ErrorResponse>>(
     config: &Config,
     late: impl FnOnce() -> ErrorResponse,
 ) -> Result<T, ErrorResponse> {
-    let read = T::from_request(request, &());
-    tokio::time::timeout(config.server.body_timeout.0, read).await.unwrap_or_else(|_| Err(late()))
+    match tokio::time::timeout(config.server.body_timeout.0, T::from_request(request, &())).await {
+        Ok(read) => read,
+        Err(_) => Err(late()),
+    }
 }
 
 impl Chat {
