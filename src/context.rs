@@ -41,6 +41,14 @@ pub(crate) struct Rights<'a> {
     pub(crate) kbs: &'a [KbScope],
 }
 
+/// [`Rights`] that outlive the call.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct KeptRights {
+    tenant_id: Option<Arc<str>>,
+    user_id: Option<Arc<str>>,
+    kbs: Vec<KbScope>,
+}
+
 /// A knowledge base that a prompt draws on, and the caller's rights to it.
 ///
 /// One value, so that nobody names a knowledge base and forgets the rights that guard it: without a hash
@@ -180,8 +188,32 @@ impl RequestContext {
         Rights { tenant_id: tenant_id.as_deref(), user_id: user_id.as_deref(), kbs }
     }
 
+    /// The caller's rights, to be kept with what was made for him.
+    pub(crate) fn kept_rights(&self) -> KeptRights {
+        let (tenant_id, user_id) = match &self.0 {
+            Some(facts) => (facts.tenant_id.clone(), facts.user_id.clone()),
+            None => (None, None),
+        };
+        KeptRights { tenant_id, user_id, kbs: self.kbs().to_vec() }
+    }
+
     fn facts(&mut self) -> &mut Facts {
         Arc::make_mut(self.0.get_or_insert_default())
+    }
+}
+
+impl KeptRights {
+    /// Whether a caller has the same, told in the same way. One who has them told in another way may have the same, too.
+    pub(crate) fn are(&self, rights: &Rights<'_>) -> bool {
+        let Rights { tenant_id, user_id, kbs } = rights;
+        self.tenant_id.as_deref() == *tenant_id && self.user_id.as_deref() == *user_id && self.kbs == *kbs
+    }
+
+    /// About how many bytes of memory they take.
+    pub(crate) fn weight(&self) -> usize {
+        let len = |text: &Option<Arc<str>>| text.as_ref().map_or(0, |text| text.len());
+        let kb = |kb: &KbScope| size_of::<KbScope>() + kb.id.len() + len(&kb.acl_hash) + len(&kb.version);
+        len(&self.tenant_id) + len(&self.user_id) + self.kbs.iter().map(kb).sum::<usize>()
     }
 }
 

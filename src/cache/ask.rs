@@ -60,10 +60,6 @@ pub(super) enum Look {
 pub(super) type Read = Result<Option<(Arc<Entry>, Look)>, MissReason>;
 
 /// [`Found`] now or later.
-#[expect(
-    clippy::large_enum_variant,
-    reason = "most stores answer at once, and a box would be an allocation each"
-)]
 pub(super) enum Asking {
     Now(Found),
     Later(Pin<Box<dyn Future<Output = Found> + Send>>),
@@ -73,14 +69,15 @@ pub(super) enum Asking {
 #[derive(Clone)]
 pub(super) struct Plan {
     pub(super) key: CacheKey,
-    pub(super) scope: [u8; 32],
+    /// Whose answer it will be.
+    pub(super) context: RequestContext,
     /// The epochs before anybody was asked; `None` if they could not be had.
     pub(super) stamp: Option<Stamp>,
     pub(super) ttl: Duration,
     /// What was asked for.
     pub(super) model: ModelName,
-    /// For those who must be asked again before the answer is kept.
-    pub(super) kbs: Option<RequestContext>,
+    /// Whether knowledge bases must be asked, and again before the answer is kept.
+    pub(super) asks_kbs: bool,
     pub(super) control: CacheControl,
     pub(super) streaming: bool,
     /// Why there is no answer yet.
@@ -131,11 +128,11 @@ impl Shared {
         let control = request.context.cache_control();
         let mut plan = Plan {
             key: CacheKey::new(&self.policy.secret, &scope, request),
-            scope: scope.digest(&self.policy.secret),
+            context: request.context.clone(),
             stamp: self.epochs.known(&own, &kbs),
             ttl: control.ttl.map_or(self.policy.ttl, |ttl| ttl.min(self.policy.ttl)),
             model: request.model.clone(),
-            kbs: (asked.kbs == Kbs::Unasked).then(|| request.context.clone()),
+            asks_kbs: asked.kbs == Kbs::Unasked,
             control,
             streaming: request.body.is_streaming(),
             why: if control.no_cache { MissReason::Refresh } else { MissReason::Absent },
@@ -144,7 +141,7 @@ impl Shared {
             #[cfg(feature = "semantic")]
             probe: None,
         };
-        if plan.kbs.is_some() || plan.stamp.is_none() {
+        if plan.asks_kbs || plan.stamp.is_none() {
             let shared = Arc::clone(self);
             return Asking::Later(Box::pin(async move { shared.ask_all(asked, plan, own, kbs).await }));
         }
@@ -233,8 +230,8 @@ impl Shared {
         own: [Bucket; 3],
         kbs: Vec<Bucket>,
     ) -> Result<Read, BypassReason> {
-        if let Some(context) = &plan.kbs {
-            let kbs = self.ask_kbs(context).await;
+        if plan.asks_kbs {
+            let kbs = self.ask_kbs(&plan.context).await;
             decide::admit(&Asked { kbs, ..asked })?;
         }
         let entry = match plan.control.no_cache {
@@ -311,9 +308,18 @@ impl Shared {
         }
     }
 
+    /// What an entry is bound to besides its key.
+    pub(super) fn scope_digest(&self, context: &RequestContext) -> [u8; 32] {
+        CacheScope::told(context).digest(&self.policy.secret)
+    }
+
     fn look_at(&self, entry: &Entry, plan: &Plan) -> Look {
         let bond = &entry.bond;
-        if bond.key != plan.key || bond.scope != plan.scope {
+        let is_his = || {
+            bond.rights.as_ref().is_some_and(|rights| rights.are(&plan.context.rights()))
+                || self.scope_digest(&plan.context) == bond.scope
+        };
+        if bond.key != plan.key || !is_his() {
             return Look::Foreign;
         }
         let age = self.policy.clock.now().duration_since(bond.created_at).unwrap_or_default();
@@ -345,5 +351,59 @@ impl Shared {
         answer.provider.clone_from(&entry.provider);
         answer.cache = CacheStatus::Hit { age };
         Some(answer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::entry::{Answer, Bond},
+        *,
+    };
+    use crate::{
+        ChatBody, Completion, KbScope, TokenUsage,
+        cache::{CacheSecret, MokaStore},
+        clock::{Clock, SystemClock},
+    };
+
+    fn by(user: &str, kbs: &[&str]) -> RequestContext {
+        let context = RequestContext::new().with_tenant_id("acme").with_user_id(user);
+        kbs.iter().fold(context, |context, kb| context.with_kb(KbScope::new(*kb).with_acl_hash("rights")))
+    }
+
+    /// The key tells callers apart already: what an entry is bound to besides has to do so by itself.
+    #[test]
+    fn an_entry_is_for_whom_it_was_made_also_under_the_same_key() {
+        let policy = CachePolicy::new(CacheSecret::new([7; 32]));
+        let shared = Arc::new(Shared::new(Arc::new(MokaStore::new(1 << 20)), policy, None));
+        let body = ChatBody::builder().user("Hello").build().unwrap();
+        let request = LlmRequest::new("m", body).with_context(by("ada", &[]));
+        let Asking::Now(Found::Miss(plan)) = shared.ask(&request) else { panic!("it is empty") };
+        let look = |made_for: &RequestContext, asks: RequestContext, is_far: bool| {
+            let bond = Bond {
+                key: plan.key,
+                scope: shared.scope_digest(made_for),
+                rights: (!is_far).then(|| made_for.kept_rights()),
+                stamp: plan.stamp.clone().unwrap(),
+                created_at: SystemClock.now(),
+                ttl: Duration::from_secs(60),
+            };
+            let answer = Answer::Whole(Completion::text("hi", TokenUsage::new(1, 1)));
+            let entry = Entry::new(bond, "m".into(), None, answer);
+            shared.look_at(&entry, &Plan { context: asks, ..plan.clone() })
+        };
+        for is_far in [false, true] {
+            let ada = by("ada", &["a", "b"]);
+            for same in [ada.clone().with_request_id("other"), by("ada", &["b", "a", "b"])] {
+                assert!(matches!(look(&ada, same, is_far), Look::Good(_)), "{is_far}");
+            }
+            let other_rights = by("ada", &["a"]).with_kb(KbScope::new("b").with_acl_hash("others"));
+            let other_tenant = ada.clone().with_tenant_id("other");
+            for other in
+                [by("bob", &["a", "b"]), by("ada", &["a"]), by("ada", &[]), other_rights, other_tenant]
+            {
+                assert!(matches!(look(&ada, other, is_far), Look::Foreign), "{is_far}");
+            }
+        }
     }
 }

@@ -103,14 +103,15 @@ impl Capture {
         let Self { shared, plan, head, .. } = self;
         let (Some(head), Some(stamp)) = (head, plan.stamp) else { return Err(NotStored::NoEpoch) };
         let created_at = shared.policy.clock.now();
-        let bond = Bond { key: plan.key, scope: plan.scope, stamp, created_at, ttl: plan.ttl };
+        let (scope, rights) = (shared.scope_digest(&plan.context), Some(plan.context.kept_rights()));
+        let bond = Bond { key: plan.key, scope, rights, stamp, created_at, ttl: plan.ttl };
         #[cfg(feature = "semantic")]
         let learn = plan.probe.map(|probe| (probe, bond.clone()));
         let entry = Arc::new(Entry::new(bond, head.model, head.provider, answer));
         let bytes = entry.weight();
-        let write = match plan.kbs {
-            Some(context) => Write::IfAllowed(context, entry),
-            None => match shared.store.put(entry) {
+        let write = match plan.asks_kbs {
+            true => Write::IfAllowed(plan.context, entry),
+            false => match shared.store.put(entry) {
                 Fetch::Ready(()) => {
                     count(&shared.counters.stored);
                     #[cfg(feature = "semantic")]

@@ -1,5 +1,7 @@
 use super::{CacheKey, epoch::Stamp, shape};
-use crate::{ChunkStream, Completion, Error, ModelName, ResponseBody, StreamChunk, TokenUsage};
+use crate::{
+    ChunkStream, Completion, Error, ModelName, ResponseBody, StreamChunk, TokenUsage, context::KeptRights,
+};
 use futures_core::Stream;
 use std::{
     fmt,
@@ -26,6 +28,8 @@ pub struct Entry {
 pub(super) struct Bond {
     pub(super) key: CacheKey,
     pub(super) scope: [u8; 32],
+    /// What `scope` is the digest of, where that is known: it takes less time to compare.
+    pub(super) rights: Option<KeptRights>,
     pub(super) stamp: Stamp,
     pub(super) created_at: SystemTime,
     pub(super) ttl: Duration,
@@ -71,7 +75,8 @@ impl Entry {
             }
         };
         // The other shape is about as large as the one that it came in.
-        2 * answer + size_of::<Self>() + self.model.len() + 8 * self.bond.stamp.kbs.len()
+        let bond = 8 * self.bond.stamp.kbs.len() + self.bond.rights.as_ref().map_or(0, KeptRights::weight);
+        2 * answer + size_of::<Self>() + self.model.len() + bond
     }
 
     /// What the answer used up when it was made.

@@ -110,7 +110,8 @@ impl CacheKey {
         let mut many = Vec::new();
         let members = said(body, &mut few, &mut many);
         // Of what is hashed: what is left out must not decide it.
-        if members.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>() <= SHORT_BODY {
+        let len = members.iter().fold(0, |len, (name, value)| len + name.len() + value.len());
+        if len <= SHORT_BODY {
             encoder.tag(0);
             encode(members, &mut encoder);
         } else {
@@ -212,17 +213,16 @@ fn said<'a, 'b>(
     many: &'b mut Vec<Member<'a>>,
 ) -> &'b [Member<'a>] {
     let members = body.raw_members();
-    let fits = members.len() <= few.len();
-    let mut said = members.filter(|(name, _)| !is_left_out(name));
-    let members = if fits {
+    let members = if members.len() <= few.len() {
         let mut len = 0;
-        for (place, member) in few.iter_mut().zip(&mut said) {
-            *place = member;
-            len += 1;
+        for member in members {
+            // Its place is taken by the next one.
+            few[len] = member;
+            len += usize::from(!is_left_out(member.0));
         }
         &mut few[..len]
     } else {
-        many.extend(said);
+        many.extend(members.filter(|(name, _)| !is_left_out(name)));
         &mut many[..]
     };
     members.sort_unstable_by_key(|(name, _)| *name);

@@ -37,14 +37,19 @@ impl<'a> CacheScope<'a> {
     }
 
     fn new(context: &'a RequestContext) -> Result<Self, BypassReason> {
-        let Rights { tenant_id, user_id, kbs } = context.rights();
-        if kbs.iter().any(|kb| kb.acl_hash.as_deref().is_none_or(str::is_empty)) {
-            return Err(BypassReason::NoAclHash);
+        match context.kbs().iter().any(|kb| kb.acl_hash.as_deref().is_none_or(str::is_empty)) {
+            true => Err(BypassReason::NoAclHash),
+            false => Ok(Self::told(context)),
         }
+    }
+
+    /// What a context says, that it may be kept for having been found out before.
+    pub(super) fn told(context: &'a RequestContext) -> Self {
+        let Rights { tenant_id, user_id, kbs } = context.rights();
         let mut kbs: Vec<&KbScope> = kbs.iter().collect();
         kbs.sort_unstable();
         kbs.dedup();
-        Ok(Self { tenant: tenant_id, user: user_id.filter(|user| !user.is_empty()), kbs })
+        Self { tenant: tenant_id, user: user_id.filter(|user| !user.is_empty()), kbs }
     }
 
     /// What an entry is bound to besides its key.

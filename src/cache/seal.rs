@@ -154,7 +154,7 @@ const WHOLE: u8 = 0;
 const STREAM: u8 = 1;
 
 fn write(entry: &Entry) -> Vec<u8> {
-    let Bond { key, scope, stamp, created_at, ttl } = &entry.bond;
+    let Bond { key, scope, rights: _, stamp, created_at, ttl } = &entry.bond;
     let mut out = Vec::with_capacity(256 + entry.weight());
     out.put_slice(key.as_bytes());
     out.put_slice(scope);
@@ -237,7 +237,8 @@ fn read(mut from: Bytes) -> Option<Entry> {
     };
     let stamp = Stamp { own, kbs };
     let is_all = !from.has_remaining();
-    is_all.then(|| Entry::new(Bond { key, scope, stamp, created_at, ttl }, model.into(), provider, answer))
+    let bond = Bond { key, scope, rights: None, stamp, created_at, ttl };
+    is_all.then(|| Entry::new(bond, model.into(), provider, answer))
 }
 
 fn array(from: &mut Bytes) -> Option<[u8; 32]> {

@@ -136,6 +136,8 @@ where
 
     fn call(&mut self, request: LlmRequest) -> Self::Future {
         let state = match self.shared.ask(&request) {
+            // At once, for an answer is large.
+            Asking::Now(Found::Hit(answer)) => State::Done(Some(Ok(answer))),
             Asking::Now(found) => match State::after(found, &self.shared, || self.inner.clone(), request) {
                 Next::State(state) => state,
                 Next::Call(request, purpose) => self.make(request, purpose),

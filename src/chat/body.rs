@@ -277,6 +277,7 @@ impl ChatBody {
     }
 
     /// The top-level members by their unescaped names, each value as it came.
+    #[cfg(feature = "genai")]
     pub(crate) fn members(&self) -> impl ExactSizeIterator<Item = (&str, &[u8])> {
         let source = &self.0.source;
         self.0.members.iter().map(move |m| (m.name(source), m.value.get(source)))

@@ -90,7 +90,6 @@ use self::{
 use super::{
     Fetch, MissReason,
     ask::{Found, Look, MOST_FAILURES, PAUSE, Plan, Shared},
-    decide,
     entry::Bond,
     epoch::buckets,
     key,
@@ -335,7 +334,6 @@ impl Shared {
         let words = Arc::new(Words::new(&text, &search.hasher));
         let (own, kbs) = buckets(&scope, &request.model);
         let text = text.into_owned();
-        let context = matches!(asked.kbs, decide::Kbs::Unasked).then(|| request.context.clone());
         let mut plan = plan.clone();
         let shared = Arc::clone(self);
         Some(Box::pin(async move {
@@ -354,7 +352,7 @@ impl Shared {
                 Nearest::Nothing => return Found::Miss(plan),
             };
             // As any other entry, and with what holds now rather than when the vector was asked for.
-            let mut other = Plan { key: item.key, kbs: context, ..plan.clone() };
+            let mut other = Plan { key: item.key, ..plan.clone() };
             match shared.find(asked, &mut other, own, kbs).await {
                 Err(reason) => Found::Bypass(reason),
                 Ok(Ok(Some((entry, look @ Look::Good(_))))) => match search.rules.answers {
