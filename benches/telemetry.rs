@@ -1,8 +1,9 @@
 //! What telemetry costs a request above the bare leaf: nanoseconds of the thread that makes it, and allocations.
 //!
 //! `cargo bench --bench telemetry --features otel`. Every row is measured in many short rounds, in turn with the others; the
-//! table shows the best round of each, so that what else the machine does is not counted. The bare hash is there for scale: one
-//! machine is quicker than another.
+//! table shows the best round of each, so that what else the machine does is not counted. Sampled spans are exported between the
+//! rounds, so that a row is what handing them over costs; the row below it has the exporter's thread beside it, which gives
+//! back what this one was given, at a rate that no server has. The bare hash is there for scale: one machine is quicker than another.
 
 use futures_util::{FutureExt, StreamExt, stream};
 use llm_layers::{
@@ -89,6 +90,8 @@ struct Row {
     nanos: f64,
     allocations: u64,
     run: Box<dyn FnMut(&ChatBody)>,
+    /// Waits until nothing is left to do, between the rounds.
+    settle: Option<SdkTracerProvider>,
 }
 
 fn row<S>(name: &'static str, mut service: S) -> Row
@@ -97,12 +100,19 @@ where
 {
     let model = ModelName::from("gpt-4o-mini");
     let run = Box::new(move |body: &ChatBody| run(&mut service, &model, body));
-    Row { name, nanos: f64::INFINITY, allocations: 0, run }
+    Row { name, nanos: f64::INFINITY, allocations: 0, run, settle: None }
 }
 
 fn client<O: Observer>(name: &'static str, observer: O) -> Row {
     let layer = TelemetryLayer::client(observer, "openai").with_address("api.openai.com", 443);
     row(name, layer.layer(Leaf::new()))
+}
+
+fn tracers(batch: usize) -> SdkTracerProvider {
+    // A queue that is never full.
+    let config = BatchConfigBuilder::default().with_max_queue_size(1 << 20).with_max_export_batch_size(batch);
+    let batch = BatchSpanProcessor::builder(Nowhere).with_batch_config(config.build()).build();
+    SdkTracerProvider::builder().with_span_processor(batch).build()
 }
 
 /// Takes spans, and sends them nowhere.
@@ -128,10 +138,11 @@ fn nothing() -> Meter {
 }
 
 fn table(title: &str, body: &ChatBody, calls: usize) {
-    // A queue that is never full, so that what is measured is handing a span over.
-    let config = BatchConfigBuilder::default().with_max_queue_size(1 << 20).build();
-    let batch = BatchSpanProcessor::builder(Nowhere).with_batch_config(config).build();
-    let sampled = SdkTracerProvider::builder().with_span_processor(batch).build();
+    let (sampled, busy) = (tracers(1 << 20), tracers(512));
+    let traced = |name, tracers: &SdkTracerProvider| {
+        let row = client(name, OtelObserver::new(tracers.tracer("bench"), nothing()));
+        Row { settle: Some(tracers.clone()), ..row }
+    };
     let unsampled = SdkTracerProvider::builder().with_sampler(Sampler::AlwaysOff).build();
     let meters = SdkMeterProvider::builder().with_reader(reader()).build();
     let noop = NoopTracer::new;
@@ -140,13 +151,20 @@ fn table(title: &str, body: &ChatBody, calls: usize) {
         black_box(blake3::keyed_hash(&[7; 32], black_box(&text)));
     };
     let mut rows = vec![
-        Row { name: "keyed hash of 256 B", nanos: f64::INFINITY, allocations: 0, run: Box::new(hash) },
+        Row {
+            name: "keyed hash of 256 B",
+            nanos: f64::INFINITY,
+            allocations: 0,
+            run: Box::new(hash),
+            settle: None,
+        },
         row("bare leaf", Leaf::new()),
         client("nothing: ()", ()),
         client("tracing, nobody listens", TracingObserver::new()),
         client("OpenTelemetry, no SDK", OtelObserver::new(noop(), nothing())),
         client("OpenTelemetry, unsampled", OtelObserver::new(unsampled.tracer("bench"), nothing())),
-        client("OpenTelemetry, sampled", OtelObserver::new(sampled.tracer("bench"), nothing())),
+        traced("OpenTelemetry, sampled", &sampled),
+        traced("  exported meanwhile", &busy),
         client("OpenTelemetry, metrics only", OtelObserver::new(noop(), meters.meter("bench"))),
     ];
     for row in &mut rows {
@@ -160,6 +178,9 @@ fn table(title: &str, body: &ChatBody, calls: usize) {
                 (row.run)(body);
             }
             row.nanos = row.nanos.min(start.elapsed().as_nanos() as f64 / calls as f64);
+            if let Some(tracers) = &row.settle {
+                tracers.force_flush().expect("it sends nowhere");
+            }
         }
     }
     println!("\n{title}");
@@ -172,7 +193,7 @@ fn table(title: &str, body: &ChatBody, calls: usize) {
         let nanos = row.nanos - leaf.nanos;
         println!("+ {:<30}{nanos:>10.0}{:>14}", row.name, row.allocations as i64 - leaf.allocations as i64);
     }
-    sampled.shutdown().expect("it sends nowhere");
+    [sampled, busy].iter().for_each(|tracers| tracers.shutdown().expect("it sends nowhere"));
 }
 
 /// One record of a histogram with the attributes that ours have, which are made once for all calls of a series.
