@@ -108,9 +108,9 @@ fn client<O: Observer>(name: &'static str, observer: O) -> Row {
     row(name, layer.layer(Leaf::new()))
 }
 
+/// The queue has room for a round, and no more: of a large one each span would be the first to touch its place.
 fn tracers(batch: usize) -> SdkTracerProvider {
-    // A queue that is never full.
-    let config = BatchConfigBuilder::default().with_max_queue_size(1 << 20).with_max_export_batch_size(batch);
+    let config = BatchConfigBuilder::default().with_max_queue_size(2048).with_max_export_batch_size(batch);
     let batch = BatchSpanProcessor::builder(Nowhere).with_batch_config(config.build()).build();
     SdkTracerProvider::builder().with_span_processor(batch).build()
 }
@@ -138,7 +138,7 @@ fn nothing() -> Meter {
 }
 
 fn table(title: &str, body: &ChatBody, calls: usize) {
-    let (sampled, busy) = (tracers(1 << 20), tracers(512));
+    let (sampled, busy) = (tracers(2048), tracers(512));
     let traced = |name, tracers: &SdkTracerProvider| {
         let row = client(name, OtelObserver::new(tracers.tracer("bench"), nothing()));
         Row { settle: Some(tracers.clone()), ..row }
