@@ -10,6 +10,7 @@ use std::{
     future::poll_fn,
     mem,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
@@ -57,8 +58,22 @@ pub struct ChunkStream(Box<Inner>);
 
 pub(crate) type Source = Pin<Box<dyn Stream<Item = Result<StreamChunk, Error>> + Send>>;
 
+/// Where chunks come from.
+enum Origin {
+    Source(Source),
+    /// They are all here, and need no box of their own.
+    Kept(Replay),
+    Nowhere,
+}
+
+/// Gives out what was kept, as it came.
+struct Replay {
+    chunks: Arc<[StreamChunk]>,
+    at: usize,
+}
+
 struct Inner {
-    source: Source,
+    origin: Origin,
     state: State,
     ends_cleanly: bool,
     held: ReadAhead,
@@ -95,8 +110,17 @@ enum State {
 impl ChunkStream {
     /// A stream whose last item is a terminal chunk.
     pub fn new(source: impl Stream<Item = Result<StreamChunk, Error>> + Send + 'static) -> Self {
+        Self::of(Origin::Source(Box::pin(source)))
+    }
+
+    /// What was kept of another one, its terminal chunk included.
+    pub(crate) fn kept(chunks: Arc<[StreamChunk]>) -> Self {
+        Self::of(Origin::Kept(Replay { chunks, at: 0 }))
+    }
+
+    fn of(origin: Origin) -> Self {
         Self(Box::new(Inner {
-            source: Box::pin(source),
+            origin,
             state: State::Open,
             ends_cleanly: false,
             held: ReadAhead::default(),
@@ -154,8 +178,12 @@ impl ChunkStream {
 
     /// Puts `wrap` around where the chunks come from; what was read ahead stays.
     pub(crate) fn wrap(&mut self, wrap: impl FnOnce(Source) -> Source) {
-        let source = mem::replace(&mut self.0.source, Box::pin(futures_util::stream::empty()));
-        self.0.source = wrap(source);
+        let source: Source = match mem::replace(&mut self.0.origin, Origin::Nowhere) {
+            Origin::Source(source) => source,
+            Origin::Kept(replay) => Box::pin(replay),
+            Origin::Nowhere => return,
+        };
+        self.0.origin = Origin::Source(wrap(source));
     }
 
     /// Hands the terminal chunk out only when `done` has come to its end; if that fails, so does the stream. Who
@@ -186,6 +214,26 @@ impl Stream for ChunkStream {
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         self.0.poll_chunk(cx)
+    }
+}
+
+// ===== impl Replay =====
+
+impl Iterator for Replay {
+    type Item = StreamChunk;
+
+    fn next(&mut self) -> Option<StreamChunk> {
+        let chunk = self.chunks.get(self.at).cloned();
+        self.at += 1;
+        chunk
+    }
+}
+
+impl Stream for Replay {
+    type Item = Result<StreamChunk, Error>;
+
+    fn poll_next(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        Poll::Ready(self.next().map(Ok))
     }
 }
 
@@ -255,13 +303,17 @@ impl Inner {
     /// Hangs up: whoever keeps the stream does not keep the connection.
     fn close(&mut self) {
         self.state = State::Ended;
-        self.source = Box::pin(futures_util::stream::empty());
+        self.origin = Origin::Nowhere;
         self.clock = None;
     }
 
     fn poll_source(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<StreamChunk, Error>>> {
         self.state = State::Polling;
-        let polled = self.source.as_mut().poll_next(cx);
+        let polled = match &mut self.origin {
+            Origin::Source(source) => source.as_mut().poll_next(cx),
+            Origin::Kept(replay) => Poll::Ready(replay.next().map(Ok)),
+            Origin::Nowhere => Poll::Ready(None),
+        };
         self.state = State::Open;
         match (polled, &mut self.clock) {
             (Poll::Pending, None) => Poll::Pending,

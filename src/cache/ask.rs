@@ -9,7 +9,9 @@ use super::{
     stats::{Counters, count},
     worker::Queue,
 };
-use crate::{BoxError, CacheStatus, LlmRequest, LlmResponse, ModelName, RequestContext, store::Breaker};
+use crate::{
+    BoxError, CacheStatus, LlmRequest, LlmResponse, ModelName, RequestContext, ResponseBody, store::Breaker,
+};
 use std::{
     pin::Pin,
     sync::{
@@ -65,20 +67,26 @@ pub(super) enum Asking {
     Later(Pin<Box<dyn Future<Output = Found> + Send>>),
 }
 
+/// What an entry has to be, besides being his who asks.
+#[derive(Clone)]
+pub(super) struct Wanted {
+    pub(super) key: CacheKey,
+    /// The epochs before anybody was asked; `None` if they could not be had.
+    pub(super) stamp: Option<Stamp>,
+    pub(super) control: CacheControl,
+}
+
 /// What is needed to keep the answer to a call, should it be worth it.
 #[derive(Clone)]
 pub(super) struct Plan {
-    pub(super) key: CacheKey,
+    pub(super) wanted: Wanted,
     /// Whose answer it will be.
     pub(super) context: RequestContext,
-    /// The epochs before anybody was asked; `None` if they could not be had.
-    pub(super) stamp: Option<Stamp>,
     pub(super) ttl: Duration,
     /// What was asked for.
     pub(super) model: ModelName,
     /// Whether knowledge bases must be asked, and again before the answer is kept.
     pub(super) asks_kbs: bool,
-    pub(super) control: CacheControl,
     pub(super) streaming: bool,
     /// Why there is no answer yet.
     pub(super) why: MissReason,
@@ -126,38 +134,54 @@ impl Shared {
         };
         let (own, kbs) = buckets(&scope, &request.model);
         let control = request.context.cache_control();
-        let mut plan = Plan {
+        let asks_kbs = asked.kbs == Kbs::Unasked;
+        let wanted = Wanted {
             key: CacheKey::new(&self.policy.secret, &scope, request),
-            context: request.context.clone(),
             stamp: self.epochs.known(&own, &kbs),
+            control,
+        };
+        let found = match !asks_kbs && wanted.stamp.is_some() && !control.no_cache {
+            true => Some(self.store.get(&wanted.key)),
+            false => None,
+        };
+        let streaming = request.body.is_streaming();
+        // Before anything is made that only those need who have to call.
+        if let Some(Fetch::Ready(Some(entry))) = &found
+            && let Look::Good(age) = self.look_at(entry, &wanted, &request.context)
+            && let Some(body) = entry.body(streaming)
+        {
+            return Asking::Now(Found::Hit(self.hit(entry, body, age)));
+        }
+        let mut plan = Plan {
+            wanted,
+            context: request.context.clone(),
             ttl: control.ttl.map_or(self.policy.ttl, |ttl| ttl.min(self.policy.ttl)),
             model: request.model.clone(),
-            asks_kbs: asked.kbs == Kbs::Unasked,
-            control,
-            streaming: request.body.is_streaming(),
+            asks_kbs,
+            streaming,
             why: if control.no_cache { MissReason::Refresh } else { MissReason::Absent },
             #[cfg(feature = "semantic")]
             is_searched: false,
             #[cfg(feature = "semantic")]
             probe: None,
         };
-        if plan.asks_kbs || plan.stamp.is_none() {
-            let shared = Arc::clone(self);
-            return Asking::Later(Box::pin(async move { shared.ask_all(asked, plan, own, kbs).await }));
-        }
-        if control.no_cache {
-            return Asking::Now(Found::Miss(plan));
-        }
-        match self.store.get(&plan.key) {
-            Fetch::Ready(None) => Asking::Now(Found::Miss(plan)),
-            Fetch::Ready(Some(entry)) => match self.look_at(&entry, &plan) {
-                Look::Dead(why) if self.store.evict(&plan.key) => {
+        match found {
+            None if control.no_cache && !asks_kbs && plan.wanted.stamp.is_some() => {
+                Asking::Now(Found::Miss(plan))
+            }
+            None => {
+                let shared = Arc::clone(self);
+                Asking::Later(Box::pin(async move { shared.ask_all(asked, plan, own, kbs).await }))
+            }
+            Some(Fetch::Ready(None)) => Asking::Now(Found::Miss(plan)),
+            Some(Fetch::Ready(Some(entry))) => match self.look_at(&entry, &plan.wanted, &plan.context) {
+                Look::Dead(why) if self.store.evict(&plan.wanted.key) => {
                     plan.why = why;
-                    self.ask_later(self.store.get(&plan.key), plan)
+                    self.ask_later(self.store.get(&plan.wanted.key), plan)
                 }
                 look => Asking::Now(self.judge(Ok(Some((entry, look))), plan)),
             },
-            pending @ Fetch::Pending(_) => self.ask_later(pending, plan),
+            Some(pending @ Fetch::Pending(_)) => self.ask_later(pending, plan),
         }
     }
 
@@ -178,15 +202,15 @@ impl Shared {
     ) -> Result<Option<(Arc<Entry>, Look)>, BoxError> {
         let looked_at = |entry: Option<Arc<Entry>>, plan: &Plan| {
             entry.map(|entry| {
-                let look = self.look_at(&entry, plan);
+                let look = self.look_at(&entry, &plan.wanted, &plan.context);
                 (entry, look)
             })
         };
         let entry = looked_at(entry.wait().await?, plan);
         match entry {
-            Some((_, Look::Dead(why))) if self.store.evict(&plan.key) => {
+            Some((_, Look::Dead(why))) if self.store.evict(&plan.wanted.key) => {
                 plan.why = why;
-                Ok(looked_at(self.store.get(&plan.key).wait().await?, plan))
+                Ok(looked_at(self.store.get(&plan.wanted.key).wait().await?, plan))
             }
             entry => Ok(entry),
         }
@@ -234,15 +258,15 @@ impl Shared {
             let kbs = self.ask_kbs(&plan.context).await;
             decide::admit(&Asked { kbs, ..asked })?;
         }
-        let entry = match plan.control.no_cache {
+        let entry = match plan.wanted.control.no_cache {
             true => Fetch::Ready(None),
-            false => self.store.get(&plan.key),
+            false => self.store.get(&plan.wanted.key),
         };
         let both = async {
             let epochs = self.epochs.read(&own, &kbs);
             let (stamp, entry) = futures_util::future::join(epochs, entry.wait()).await;
             // Also if what is there is of no use: then the answer takes its place.
-            plan.stamp = Some(stamp?);
+            plan.wanted.stamp = Some(stamp?);
             self.fetch(Fetch::Ready(entry?), plan).await
         };
         Ok(self.within_deadline(both).await)
@@ -302,8 +326,11 @@ impl Shared {
 
     /// Looks once more where that takes no time: the answer may have been kept in between.
     pub(super) fn ask_again(&self, plan: &Plan) -> Option<LlmResponse> {
-        match self.store.get(&plan.key) {
-            Fetch::Ready(Some(entry)) => self.serve(&entry, self.look_at(&entry, plan), plan.streaming),
+        match self.store.get(&plan.wanted.key) {
+            Fetch::Ready(Some(entry)) => {
+                let look = self.look_at(&entry, &plan.wanted, &plan.context);
+                self.serve(&entry, look, plan.streaming)
+            }
             Fetch::Ready(None) | Fetch::Pending(_) => None,
         }
     }
@@ -313,18 +340,18 @@ impl Shared {
         CacheScope::told(context).digest(&self.policy.secret)
     }
 
-    fn look_at(&self, entry: &Entry, plan: &Plan) -> Look {
+    fn look_at(&self, entry: &Entry, wanted: &Wanted, asks: &RequestContext) -> Look {
         let bond = &entry.bond;
         let is_his = || {
-            bond.rights.as_ref().is_some_and(|rights| rights.are(&plan.context.rights()))
-                || self.scope_digest(&plan.context) == bond.scope
+            bond.rights.as_ref().is_some_and(|rights| rights.are(&asks.rights()))
+                || self.scope_digest(asks) == bond.scope
         };
-        if bond.key != plan.key || !is_his() {
+        if bond.key != wanted.key || !is_his() {
             return Look::Foreign;
         }
         let age = self.policy.clock.now().duration_since(bond.created_at).unwrap_or_default();
-        match plan.control.max_age {
-            _ if plan.stamp.as_ref() != Some(&bond.stamp) => Look::Dead(MissReason::Invalidated),
+        match wanted.control.max_age {
+            _ if wanted.stamp.as_ref() != Some(&bond.stamp) => Look::Dead(MissReason::Invalidated),
             _ if age >= bond.ttl.min(self.policy.ttl) => Look::Dead(MissReason::Expired),
             Some(most) if age > most => Look::TooOld,
             _ => Look::Good(age),
@@ -345,12 +372,16 @@ impl Shared {
             count(&self.counters.stale);
             return None;
         };
+        Some(self.hit(entry, body, age))
+    }
+
+    fn hit(&self, entry: &Entry, body: ResponseBody, age: Duration) -> LlmResponse {
         count(&self.counters.hits);
         self.counters.saved(entry.usage());
         let mut answer = LlmResponse::new(entry.model.clone(), body);
         answer.provider.clone_from(&entry.provider);
         answer.cache = CacheStatus::Hit { age };
-        Some(answer)
+        answer
     }
 }
 
@@ -381,16 +412,16 @@ mod tests {
         let Asking::Now(Found::Miss(plan)) = shared.ask(&request) else { panic!("it is empty") };
         let look = |made_for: &RequestContext, asks: RequestContext, is_far: bool| {
             let bond = Bond {
-                key: plan.key,
+                key: plan.wanted.key,
                 scope: shared.scope_digest(made_for),
                 rights: (!is_far).then(|| made_for.kept_rights()),
-                stamp: plan.stamp.clone().unwrap(),
+                stamp: plan.wanted.stamp.clone().unwrap(),
                 created_at: SystemClock.now(),
                 ttl: Duration::from_secs(60),
             };
             let answer = Answer::Whole(Completion::text("hi", TokenUsage::new(1, 1)));
             let entry = Entry::new(bond, "m".into(), None, answer);
-            shared.look_at(&entry, &Plan { context: asks, ..plan.clone() })
+            shared.look_at(&entry, &plan.wanted, &asks)
         };
         for is_far in [false, true] {
             let ada = by("ada", &["a", "b"]);

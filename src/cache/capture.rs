@@ -95,16 +95,16 @@ impl Capture {
             is_too_large: self.is_too_large(),
             is_ours: self.head.as_ref().is_some_and(|head| head.is_ours),
             has_time: !self.plan.ttl.is_zero(),
-            has_epoch: self.plan.stamp.is_some(),
+            has_epoch: self.plan.wanted.stamp.is_some(),
         }
     }
 
     fn store(self, answer: Answer) -> Result<(), NotStored> {
         let Self { shared, plan, head, .. } = self;
-        let (Some(head), Some(stamp)) = (head, plan.stamp) else { return Err(NotStored::NoEpoch) };
+        let (Some(head), Some(stamp)) = (head, plan.wanted.stamp) else { return Err(NotStored::NoEpoch) };
         let created_at = shared.policy.clock.now();
         let (scope, rights) = (shared.scope_digest(&plan.context), Some(plan.context.kept_rights()));
-        let bond = Bond { key: plan.key, scope, rights, stamp, created_at, ttl: plan.ttl };
+        let bond = Bond { key: plan.wanted.key, scope, rights, stamp, created_at, ttl: plan.ttl };
         #[cfg(feature = "semantic")]
         let learn = plan.probe.map(|probe| (probe, bond.clone()));
         let entry = Arc::new(Entry::new(bond, head.model, head.provider, answer));
@@ -145,7 +145,7 @@ impl Observe for Capture {
 
     fn on_chunk(&mut self, chunk: &StreamChunk, _: &Arrival) {
         self.bytes = self.bytes.saturating_add(chunk.data().len());
-        if self.is_too_large() || self.plan.stamp.is_none() || self.plan.ttl.is_zero() {
+        if self.is_too_large() || self.plan.wanted.stamp.is_none() || self.plan.ttl.is_zero() {
             self.json = Vec::new();
             self.chunks = Vec::new();
             return;

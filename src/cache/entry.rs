@@ -1,13 +1,8 @@
 use super::{CacheKey, epoch::Stamp, shape};
-use crate::{
-    ChunkStream, Completion, Error, ModelName, ResponseBody, StreamChunk, TokenUsage, context::KeptRights,
-};
-use futures_core::Stream;
+use crate::{ChunkStream, Completion, ModelName, ResponseBody, StreamChunk, TokenUsage, context::KeptRights};
 use std::{
     fmt,
-    pin::Pin,
     sync::{Arc, OnceLock},
-    task::{Context, Poll},
     time::{Duration, SystemTime},
 };
 
@@ -39,12 +34,6 @@ pub(super) struct Bond {
 pub(super) enum Answer {
     Whole(Completion),
     Stream(Arc<[StreamChunk]>),
-}
-
-/// Gives out what was kept, as it came.
-struct Replay {
-    chunks: Arc<[StreamChunk]>,
-    at: usize,
 }
 
 impl Entry {
@@ -100,17 +89,7 @@ impl Entry {
 }
 
 fn replay(chunks: &Arc<[StreamChunk]>) -> ResponseBody {
-    ChunkStream::new(Replay { chunks: Arc::clone(chunks), at: 0 }).into()
-}
-
-impl Stream for Replay {
-    type Item = Result<StreamChunk, Error>;
-
-    fn poll_next(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let chunk = self.chunks.get(self.at).cloned();
-        self.at += 1;
-        Poll::Ready(chunk.map(Ok))
-    }
+    ChunkStream::kept(Arc::clone(chunks)).into()
 }
 
 impl fmt::Debug for Entry {

@@ -263,10 +263,10 @@ fn may_share<'a>(
 ) -> Option<(&'a Arc<Flights>, Route, Handle)> {
     let flights = shared.flights.as_ref()?;
     // Who wants no kept answer does not want one that was asked for before either.
-    let stamp = plan.stamp.clone().filter(|_| !plan.control.no_cache)?;
+    let stamp = plan.wanted.stamp.clone().filter(|_| !plan.wanted.control.no_cache)?;
     let is_late = request.context.deadline().is_some_and(|at| Instant::from_std(at) <= Instant::now());
     let runtime = Handle::try_current().ok().filter(|_| !is_late)?;
-    Some((flights, (plan.key, stamp, plan.streaming, plan.ttl), runtime))
+    Some((flights, (plan.wanted.key, stamp, plan.streaming, plan.ttl), runtime))
 }
 
 /// The call that `request` would make, for itself and for all who wait for the same.

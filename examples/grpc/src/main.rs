@@ -53,6 +53,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let hangup = signal(SignalKind::hangup())?;
     let listener = TcpListener::bind(config.listen.0).await?;
     let (stack, handle) = stack(config).await?;
+    settings::warn(&handle);
     let config = handle.config();
     let limits = config.server.clone();
     tokio::spawn({

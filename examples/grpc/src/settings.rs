@@ -74,7 +74,10 @@ impl Settings {
                 _ = hangup.recv() => watch.read(),
             };
             match read.and_then(|config| handle.reload(self.applied_to(config))) {
-                Ok(()) => eprintln!("grpc: the configuration was read again"),
+                Ok(()) => {
+                    eprintln!("grpc: the configuration was read again");
+                    warn(&handle);
+                }
                 Err(error) => eprintln!("grpc: the configuration stays as it was:\n{error}"),
             }
         }
@@ -85,5 +88,12 @@ impl Settings {
             config.listen.0 = listen;
         }
         config
+    }
+}
+
+/// Tells what is odd in the configuration that is in force.
+pub(crate) fn warn(handle: &Handle) {
+    for warning in handle.warnings() {
+        eprintln!("grpc: warning: {warning}");
     }
 }

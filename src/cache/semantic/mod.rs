@@ -278,7 +278,7 @@ impl Search {
         for item in self.index.items(&probe.partition) {
             let is_over = item.expires_at.is_some_and(|at| at <= now);
             // Its own question was not found by its key: it is gone.
-            if is_over || item.key == own.key || item.vector.len() != probe.vector.len() {
+            if is_over || item.key == own.wanted.key || item.vector.len() != probe.vector.len() {
                 continue;
             }
             let cosine = dot(&item.vector, &probe.vector);
@@ -321,10 +321,10 @@ impl Shared {
     ) -> Option<Pin<Box<dyn Future<Output = Found> + Send>>> {
         let search = self.search.as_ref()?;
         let is_first = !std::mem::replace(&mut plan.is_searched, true);
-        if !is_first || plan.control.no_cache || plan.ttl.is_zero() {
+        if !is_first || plan.wanted.control.no_cache || plan.ttl.is_zero() {
             return None;
         }
-        let stamp = plan.stamp.as_ref()?;
+        let stamp = plan.wanted.stamp.as_ref()?;
         let text = asked_text(&request.body).filter(|text| text.len() <= search.rules.max_text_bytes)?;
         let (scope, asked) = self.asked(request).ok()?;
         if self.flies(plan) {
@@ -352,7 +352,8 @@ impl Shared {
                 Nearest::Nothing => return Found::Miss(plan),
             };
             // As any other entry, and with what holds now rather than when the vector was asked for.
-            let mut other = Plan { key: item.key, ..plan.clone() };
+            let mut other = plan.clone();
+            other.wanted.key = item.key;
             match shared.find(asked, &mut other, own, kbs).await {
                 Err(reason) => Found::Bypass(reason),
                 Ok(Ok(Some((entry, look @ Look::Good(_))))) => match search.rules.answers {
@@ -385,8 +386,8 @@ impl Shared {
     /// Whether an equal call is under way, which is better than a similar one that is over.
     fn flies(&self, plan: &Plan) -> bool {
         let Some(flights) = &self.flights else { return false };
-        let stamp = plan.stamp.clone();
-        stamp.is_some_and(|stamp| flights.has(&(plan.key, stamp, plan.streaming, plan.ttl)))
+        let stamp = plan.wanted.stamp.clone();
+        stamp.is_some_and(|stamp| flights.has(&(plan.wanted.key, stamp, plan.streaming, plan.ttl)))
     }
 }
 
