@@ -215,6 +215,10 @@ proptest! {
         if let (Ok(cost), Ok(most)) = (price.cost_at(tier, &usage), price.at_most(tier, bounds[0], bounds[1])) {
             prop_assert!(cost <= most, "{} > {}", cost, most);
         }
+        // Long prompts that cost the same change nothing.
+        let [input, output] = bounds;
+        let same = price.clone().with_above(500_001, Rates::new());
+        prop_assert_eq!(price.at_most(tier, input, output), same.at_most(tier, input, output));
     }
 }
 

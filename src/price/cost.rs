@@ -182,21 +182,31 @@ impl Price {
         input_tokens: u64,
         output_tokens: u64,
     ) -> Result<NanoUsd, CostError> {
+        // Most prices are the same for all, and are not copied.
+        if let [Step { above: None, tier: ServiceTier::Standard, rates }] = &*self.steps
+            && !rates.is_by_request()
+        {
+            return dearest(rates, input_tokens, output_tokens);
+        }
         let above = self.steps.iter().filter_map(|step| step.above).filter(|above| *above < input_tokens);
         let mut most = NanoUsd::ZERO;
         for length in above.map(|above| above + 1).chain([0]) {
-            let rates = self.rates(tier, length);
-            let parts = [rates.cache_read, rates.cache_write, rates.cache_write_1h];
-            let input = rates.input.map(|rate| parts.into_iter().flatten().fold(rate, Rate::max));
-            let output = rates.output.max(rates.reasoning).filter(|_| rates.output.is_some());
-            let mut sum = Sum::default();
-            sum.add(TokenClass::Input, Some(input_tokens), || input)?;
-            sum.add(TokenClass::Output, Some(output_tokens), || output)?;
-            sum.add(TokenClass::Request, Some(1), || rates.request.or(Some(Rate::FREE)))?;
-            most = most.max(sum.rounded_up()?);
+            most = most.max(dearest(&self.rates(tier, length), input_tokens, output_tokens)?);
         }
         Ok(most)
     }
+}
+
+/// All tokens of the dearest kind. A part whose rate is not known costs what the whole does, which is no more.
+fn dearest(rates: &Rates, input_tokens: u64, output_tokens: u64) -> Result<NanoUsd, CostError> {
+    let parts = [rates.cache_read, rates.cache_write, rates.cache_write_1h];
+    let input = rates.input.map(|rate| parts.into_iter().flatten().fold(rate, Rate::max));
+    let output = rates.output.max(rates.reasoning).filter(|_| rates.output.is_some());
+    let mut sum = Sum::default();
+    sum.add(TokenClass::Input, Some(input_tokens), || input)?;
+    sum.add(TokenClass::Output, Some(output_tokens), || output)?;
+    sum.add(TokenClass::Request, Some(1), || rates.request.or(Some(Rate::FREE)))?;
+    sum.rounded_up()
 }
 
 /// What each kind costs, added up in the unit of rates. What does not fit into 128 bits is more than the largest amount
