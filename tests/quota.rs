@@ -1,5 +1,8 @@
 //! The layer: what it reserves, refuses, settles and gives back.
 
+#[macro_use]
+#[path = "quota/pass_on.rs"]
+mod pass_on;
 #[path = "quota/remote.rs"]
 mod remote;
 
@@ -943,33 +946,7 @@ impl Forgetful {
 }
 
 impl QuotaStore for Forgetful {
-    fn reserve(&self, reservation: &Reservation) -> StoreFuture<Decision> {
-        self.now().reserve(reservation)
-    }
-
-    fn extend(&self, id: LeaseId, departments: &Departments, by: Duration) -> StoreFuture<bool> {
-        self.now().extend(id, departments, by)
-    }
-
-    fn settle(&self, settlement: &Settlement) -> StoreFuture<Applied> {
-        self.now().settle(settlement)
-    }
-
-    fn release(&self, id: LeaseId, departments: &Departments) -> StoreFuture<()> {
-        self.now().release(id, departments)
-    }
-
-    fn usage(&self, department: &Arc<str>, days: &Days) -> StoreFuture<Standing> {
-        self.now().usage(department, days)
-    }
-
-    fn seed(&self, department: &Arc<str>, baseline: &Baseline) -> StoreFuture<bool> {
-        self.now().seed(department, baseline)
-    }
-
-    fn adjust(&self, adjustment: &Adjustment) -> StoreFuture<bool> {
-        self.now().adjust(adjustment)
-    }
+    pass_on!([now()] reserve, extend, settle, release, usage, seed, adjust);
 }
 
 async fn in_flight_while_the_store_forgets(with_history: bool, after: Duration) -> (Amount, Amount, Report) {
@@ -1061,13 +1038,7 @@ enum Loss {
 }
 
 impl QuotaStore for LosesAgain {
-    fn reserve(&self, reservation: &Reservation) -> StoreFuture<Decision> {
-        self.0.reserve(reservation)
-    }
-
-    fn extend(&self, id: LeaseId, departments: &Departments, by: Duration) -> StoreFuture<bool> {
-        self.0.extend(id, departments, by)
-    }
+    pass_on!([0] reserve, extend, release, usage, seed, adjust);
 
     fn settle(&self, settlement: &Settlement) -> StoreFuture<Applied> {
         let mut loss = self.1.lock().unwrap();
@@ -1084,22 +1055,6 @@ impl QuotaStore for LosesAgain {
             Loss::Down => {}
         }
         StoreFuture::ready(Err(StoreError::ambiguous("no answer")))
-    }
-
-    fn release(&self, id: LeaseId, departments: &Departments) -> StoreFuture<()> {
-        self.0.release(id, departments)
-    }
-
-    fn usage(&self, department: &Arc<str>, days: &Days) -> StoreFuture<Standing> {
-        self.0.usage(department, days)
-    }
-
-    fn seed(&self, department: &Arc<str>, baseline: &Baseline) -> StoreFuture<bool> {
-        self.0.seed(department, baseline)
-    }
-
-    fn adjust(&self, adjustment: &Adjustment) -> StoreFuture<bool> {
-        self.0.adjust(adjustment)
     }
 }
 

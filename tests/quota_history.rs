@@ -2,6 +2,9 @@
 
 #[path = "support/events.rs"]
 mod events;
+#[macro_use]
+#[path = "quota/pass_on.rs"]
+mod pass_on;
 
 use self::events::Directory;
 use llm_layers::{
@@ -116,33 +119,11 @@ async fn attempts_that_share_a_lease_are_one_request_and_those_in_flight_are_lef
 struct Counting(MemoryStore, Arc<AtomicUsize>);
 
 impl QuotaStore for Counting {
+    pass_on!([0] extend, settle, release, usage, seed, adjust);
+
     fn reserve(&self, reservation: &Reservation) -> StoreFuture<Decision> {
         self.1.fetch_add(1, Ordering::AcqRel);
         self.0.reserve(reservation)
-    }
-
-    fn extend(&self, id: LeaseId, departments: &Departments, by: Duration) -> StoreFuture<bool> {
-        self.0.extend(id, departments, by)
-    }
-
-    fn settle(&self, settlement: &Settlement) -> StoreFuture<Applied> {
-        self.0.settle(settlement)
-    }
-
-    fn release(&self, id: LeaseId, departments: &Departments) -> StoreFuture<()> {
-        self.0.release(id, departments)
-    }
-
-    fn usage(&self, department: &Arc<str>, days: &Days) -> StoreFuture<Standing> {
-        self.0.usage(department, days)
-    }
-
-    fn seed(&self, department: &Arc<str>, baseline: &Baseline) -> StoreFuture<bool> {
-        self.0.seed(department, baseline)
-    }
-
-    fn adjust(&self, adjustment: &Adjustment) -> StoreFuture<bool> {
-        self.0.adjust(adjustment)
     }
 
     fn is_immediate(&self) -> bool {

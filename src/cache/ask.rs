@@ -135,22 +135,29 @@ impl Shared {
         let (own, kbs) = buckets(&scope, &request.model);
         let control = request.context.cache_control();
         let asks_kbs = asked.kbs == Kbs::Unasked;
+        let streaming = request.body.is_streaming();
         let wanted = Wanted {
             key: CacheKey::new(&self.policy.secret, &scope, request),
             stamp: self.epochs.known(&own, &kbs),
             control,
         };
-        let found = match !asks_kbs && wanted.stamp.is_some() && !control.no_cache {
-            true => Some(self.store.get(&wanted.key)),
-            false => None,
-        };
-        let streaming = request.body.is_streaming();
-        // Before anything is made that only those need who have to call.
-        if let Some(Fetch::Ready(Some(entry))) = &found
-            && let Look::Good(age) = self.look_at(entry, &wanted, &request.context)
-            && let Some(body) = entry.body(streaming)
-        {
-            return Asking::Now(Found::Hit(self.hit(entry, body, age)));
+        let must_wait = asks_kbs || wanted.stamp.is_none();
+        let (mut looked, mut pending) = (None, None);
+        if !must_wait && !control.no_cache {
+            match self.store.get(&wanted.key) {
+                Fetch::Ready(None) => {}
+                Fetch::Ready(Some(entry)) => {
+                    let look = self.look_at(&entry, &wanted, &request.context);
+                    // Before anything is made that only those need who have to call.
+                    if let Look::Good(age) = look
+                        && let Some(body) = entry.body(streaming)
+                    {
+                        return Asking::Now(Found::Hit(self.hit(&entry, body, age)));
+                    }
+                    looked = Some((entry, look));
+                }
+                fetch => pending = Some(fetch),
+            }
         }
         let mut plan = Plan {
             wanted,
@@ -165,23 +172,19 @@ impl Shared {
             #[cfg(feature = "semantic")]
             probe: None,
         };
-        match found {
-            None if control.no_cache && !asks_kbs && plan.wanted.stamp.is_some() => {
-                Asking::Now(Found::Miss(plan))
+        if must_wait {
+            let shared = Arc::clone(self);
+            return Asking::Later(Box::pin(async move { shared.ask_all(asked, plan, own, kbs).await }));
+        }
+        if let Some(pending) = pending {
+            return self.ask_later(pending, plan);
+        }
+        match looked {
+            Some((_, Look::Dead(why))) if self.store.evict(&plan.wanted.key) => {
+                plan.why = why;
+                self.ask_later(self.store.get(&plan.wanted.key), plan)
             }
-            None => {
-                let shared = Arc::clone(self);
-                Asking::Later(Box::pin(async move { shared.ask_all(asked, plan, own, kbs).await }))
-            }
-            Some(Fetch::Ready(None)) => Asking::Now(Found::Miss(plan)),
-            Some(Fetch::Ready(Some(entry))) => match self.look_at(&entry, &plan.wanted, &plan.context) {
-                Look::Dead(why) if self.store.evict(&plan.wanted.key) => {
-                    plan.why = why;
-                    self.ask_later(self.store.get(&plan.wanted.key), plan)
-                }
-                look => Asking::Now(self.judge(Ok(Some((entry, look))), plan)),
-            },
-            Some(pending @ Fetch::Pending(_)) => self.ask_later(pending, plan),
+            looked => Asking::Now(self.judge(Ok(looked), plan)),
         }
     }
 

@@ -93,9 +93,8 @@ impl<'a> Checker<'a> {
             let is_one = value.as_str().is_some_and(|text| words.contains(&text));
             if !is_one {
                 let text = value.as_str().unwrap_or_default();
-                let meant =
-                    closest(text, words.iter().copied()).map(|word| format!("; did you mean {word:?}?"));
-                let what = format!("must be {}{}", self.expected(schema), meant.unwrap_or_default());
+                let meant = did_you_mean(closest(text, words.iter().copied()));
+                let what = format!("must be {}{meant}", self.expected(schema));
                 self.mended(path, what);
             }
             return is_one;
@@ -145,8 +144,7 @@ impl<'a> Checker<'a> {
                 None => {
                     let free = known.into_iter().flatten().map(|(known, _)| known.as_str());
                     let meant = closest(name, free.filter(|known| !table.contains_key(*known)));
-                    let meant = meant.map(|meant| format!("; did you mean {meant:?}?"));
-                    self.problem(&path, format!("is unknown{}", meant.unwrap_or_default()));
+                    self.problem(&path, format!("is unknown{}", did_you_mean(meant)));
                     table.remove(name);
                     continue;
                 }
@@ -295,6 +293,11 @@ fn is_within(schema: &Value, value: &Value) -> bool {
         }
         _ => true,
     }
+}
+
+/// The end of a sentence on what leads nowhere.
+pub(super) fn did_you_mean(meant: Option<&str>) -> String {
+    meant.map(|meant| format!("; did you mean {meant:?}?")).unwrap_or_default()
 }
 
 /// The word that is most like `word`, if it is like it at all.

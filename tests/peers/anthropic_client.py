@@ -193,12 +193,15 @@ def timeout(client):
     return error.body["error"]["message"]
 
 
-def store_down(client):
-    orphan = client.with_options(base_url=ORPHAN_URL)
-    error = refused(orphan, anthropic.InternalServerError, "overloaded_error")
+def unavailable(client, url):
+    error = refused(client.with_options(base_url=url), anthropic.InternalServerError, "overloaded_error")
     same("status", error.status_code, 503)
     require(float(error.response.headers["retry-after"]) >= 1, "no retry-after")
     return error.body["error"]["message"]
+
+
+def store_down(client):
+    return unavailable(client, ORPHAN_URL)
 
 
 def too_long(client):
@@ -222,11 +225,7 @@ def empty(client):
 
 
 def overloaded(client):
-    full = client.with_options(base_url=FULL_URL)
-    error = refused(full, anthropic.InternalServerError, "overloaded_error")
-    same("status", error.status_code, 503)
-    require(float(error.response.headers["retry-after"]) >= 1, "no retry-after")
-    return error.body["error"]["message"]
+    return unavailable(client, FULL_URL)
 
 
 CASES = dict(

@@ -289,13 +289,15 @@ async function timeout(client) {
   return error.message;
 }
 
-async function storeDown(client) {
-  const orphan = client.withOptions({ baseURL: `${ORPHAN_URL}/v1` });
-  const error = await refused(orphan, OpenAI.InternalServerError, "server_error", "usage_store_unavailable");
+async function unavailable(client, url, code) {
+  const there = client.withOptions({ baseURL: `${url}/v1` });
+  const error = await refused(there, OpenAI.InternalServerError, "server_error", code);
   same("status", error.status, 503);
   require(error.headers.get("retry-after") >= 1, "no retry-after");
   return error.message;
 }
+
+const storeDown = (client) => unavailable(client, ORPHAN_URL, "usage_store_unavailable");
 
 async function tooLong(client) {
   const error = await refused(client, OpenAI.BadRequestError, "invalid_request_error", "context_length_exceeded", TOO_LONG_MODEL);
@@ -315,13 +317,7 @@ async function empty(client) {
   return error.message;
 }
 
-async function overloaded(client) {
-  const full = client.withOptions({ baseURL: `${FULL_URL}/v1` });
-  const error = await refused(full, OpenAI.InternalServerError, "server_error", "overloaded");
-  same("status", error.status, 503);
-  require(error.headers.get("retry-after") >= 1, "no retry-after");
-  return error.message;
-}
+const overloaded = (client) => unavailable(client, FULL_URL, "overloaded");
 
 async function models(client) {
   const listed = await collect(client.models.list());

@@ -285,12 +285,15 @@ def timeout(client):
     return error.message
 
 
-def store_down(client):
-    orphan = client.with_options(base_url=ORPHAN_URL + "/v1")
-    error = refused(orphan, openai.InternalServerError, "server_error", "usage_store_unavailable")
+def unavailable(client, url, code):
+    error = refused(client.with_options(base_url=url + "/v1"), openai.InternalServerError, "server_error", code)
     same("status", error.status_code, 503)
     require(float(error.response.headers["retry-after"]) >= 1, "no retry-after")
     return error.message
+
+
+def store_down(client):
+    return unavailable(client, ORPHAN_URL, "usage_store_unavailable")
 
 
 def too_long(client):
@@ -312,11 +315,7 @@ def empty(client):
 
 
 def overloaded(client):
-    full = client.with_options(base_url=FULL_URL + "/v1")
-    error = refused(full, openai.InternalServerError, "server_error", "overloaded")
-    same("status", error.status_code, 503)
-    require(float(error.response.headers["retry-after"]) >= 1, "no retry-after")
-    return error.message
+    return unavailable(client, FULL_URL, "overloaded")
 
 
 def models(client):

@@ -6,7 +6,7 @@ use crate::{
     config::{
         Identity, Key,
         document::{field, place},
-        schema::closest,
+        schema::{closest, did_you_mean},
     },
 };
 use blake3::Hash;
@@ -109,16 +109,16 @@ impl Check<'_> {
             let meant = closest(name, departments.keys().map(String::as_str));
             match (is_open, meant) {
                 // A limit that a slip of the pen takes away.
-                (false, Some(meant)) => {
+                (false, Some(_)) => {
                     let what = "has no entry in [departments], nor has \"*\": nothing would limit it";
-                    self.problem(&entry, format_args!("{what}; did you mean {meant:?}?"));
+                    self.problem(&entry, format_args!("{what}{}", did_you_mean(meant)));
                 }
                 (false, None) => {
                     self.warning(&entry, "has no entry in [departments], nor has \"*\": it is not limited");
                 }
-                (true, Some(meant)) if is_slip(name, meant) => {
+                (true, Some(slip)) if is_slip(name, slip) => {
                     let what = "has no entry in [departments] but \"*\"";
-                    self.warning(&entry, format_args!("{what}; did you mean {meant:?}?"));
+                    self.warning(&entry, format_args!("{what}{}", did_you_mean(meant)));
                 }
                 (true, _) => {}
             }
@@ -132,29 +132,22 @@ impl Check<'_> {
     /// Entries for somebody that no key is of.
     fn reach(&mut self, keys: &[Key]) {
         let config = self.config;
-        let charged = || keys.iter().flat_map(|key| &key.departments).map(String::as_str);
-        for name in config.departments.keys().filter(|name| *name != OTHERS) {
-            if !charged().any(|other| other == name) {
-                let others = charged().filter(|other| !config.departments.contains_key(*other));
-                self.unreached(
-                    &field("departments", name),
-                    "no key is in this department",
-                    closest(name, others),
-                );
-            }
-        }
-        let tenants = || keys.iter().filter_map(|key| key.tenant.as_deref());
-        for name in config.tenants.keys() {
-            if !tenants().any(|other| other == name) {
-                let others = tenants().filter(|other| !config.tenants.contains_key(*other));
-                self.unreached(&field("tenants", name), "no key is of this tenant", closest(name, others));
-            }
-        }
+        let departments: Vec<_> = keys.iter().flat_map(|key| &key.departments).map(String::as_str).collect();
+        let tenants: Vec<_> = keys.iter().filter_map(|key| key.tenant.as_deref()).collect();
+        let named = |name: &&String| *name != OTHERS;
+        let limited: Vec<_> = config.departments.keys().filter(named).map(String::as_str).collect();
+        let overlaid: Vec<_> = config.tenants.keys().map(String::as_str).collect();
+        self.unreached("departments", "no key is in this department", &limited, &departments);
+        self.unreached("tenants", "no key is of this tenant", &overlaid, &tenants);
     }
 
-    fn unreached(&mut self, entry: &str, what: &str, meant: Option<&str>) {
-        let meant = meant.map(|meant| format!("; did you mean {meant:?}?")).unwrap_or_default();
-        self.warning(entry, format_args!("{what}{meant}"));
+    /// The `entries` of a table that none of those is who are `told` of keys.
+    fn unreached(&mut self, table: &str, what: &str, entries: &[&str], told: &[&str]) {
+        for name in entries.iter().filter(|name| !told.contains(name)) {
+            let strangers = told.iter().copied().filter(|other| !entries.contains(other));
+            let meant = did_you_mean(closest(name, strangers));
+            self.warning(field(table, name), format_args!("{what}{meant}"));
+        }
     }
 }
 

@@ -4,7 +4,8 @@ use super::{Check, Revealed, field, place};
 use crate::{
     alias::{AliasProblem, AliasTable, AliasTableBuilder, Aliases},
     config::{
-        Action, Alias, Deployment, Fallback, Kind, Model, ModelPrice, Provider, Secret, schema::closest,
+        Action, Alias, Deployment, Fallback, Kind, Model, ModelPrice, Provider, Secret,
+        schema::{closest, did_you_mean},
     },
     fallback::{self, Backoff, ChainProblem, Chains},
     price::{Price, PriceBook, PriceErrorKind, Rate, Rates},
@@ -315,7 +316,7 @@ impl Check<'_> {
             }
             None => closest(target, self.config.aliases.keys().map(String::as_str)).map(str::to_owned),
         };
-        meant.map(|meant| format!("; did you mean {meant:?}?")).unwrap_or_default()
+        did_you_mean(meant.as_deref())
     }
 
     pub(super) fn chains(
