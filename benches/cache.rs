@@ -1,8 +1,8 @@
 //! What the cache costs: a hit, whole and up to the first chunk of a stream, with the hash alone and moka's bare `get`
 //! beside it; and a miss above the bare leaf, with what it keeps.
 //!
-//! `cargo bench --bench cache`. Bodies are new for each call, so that their hash is in the time, unless a row says
-//! otherwise. `ns` is the median of the rounds, `least` the quickest of them, for machines that have other work too. The allocations of making the request are not in it.
+//! `cargo bench --bench cache`; how often memory is asked for is told by `--bench allocations`. Bodies are new for each call, so that their hash is in the time, unless a row says
+//! otherwise. `ns` is the median of the rounds, `least` the quickest of them, for machines that have other work too. Making the request is not in it.
 
 use futures_util::{FutureExt, StreamExt, stream};
 use llm_layers::{
@@ -101,14 +101,24 @@ fn median(mut values: Vec<f64>) -> f64 {
     values[values.len() / 2]
 }
 
-/// The median time of `run`, each time on something that was made before and is not in the time, and the allocations
-/// of one run.
-fn measure<T: Clone>(name: &str, calls: usize, make: impl Fn(usize) -> T, mut run: impl FnMut(T)) -> f64 {
+/// Counts what a run does, where no time is measured.
+type Count = fn(&mut dyn FnMut()) -> u64;
+
+/// The median time of `run`, each time on something that was made before and is not in the time; or what `count` says of one.
+fn measure<T: Clone>(
+    (name, count): (&str, Option<Count>),
+    calls: usize,
+    make: impl Fn(usize) -> T,
+    mut run: impl FnMut(T),
+) -> f64 {
     run(make(0));
-    let first = make(1);
-    let kept = first.clone();
-    let allocations = allocation_counter::measure(|| run(first)).count_total;
-    drop(kept);
+    if let Some(count) = count {
+        let first = make(1);
+        let (kept, mut first) = (first.clone(), Some(first));
+        println!("{name:<44}{:>12}", count(&mut || run(first.take().expect("it is run once"))));
+        drop(kept);
+        return 0.0;
+    }
     let rounds = (0..ROUNDS).map(|_| {
         // As many as stay in the processor's cache, as a request does that has just been read.
         let made: Vec<T> = (0..calls).map(&make).collect();
@@ -123,19 +133,33 @@ fn measure<T: Clone>(name: &str, calls: usize, make: impl Fn(usize) -> T, mut ru
     let rounds: Vec<f64> = rounds.collect();
     let least = rounds.iter().copied().fold(f64::INFINITY, f64::min);
     let nanos = median(rounds);
-    println!("{name:<44}{nanos:>12.0}{least:>12.0}{allocations:>14}");
+    println!("{name:<44}{nanos:>12.0}{least:>12.0}");
     nanos
+}
+
+fn title(of: &str, bytes: usize, count: Option<Count>) {
+    let columns = match count {
+        Some(_) => format!("{:>12}", "allocations"),
+        None => format!("{:>12}{:>12}", "ns", "least"),
+    };
+    println!("\n{:<44}{columns}", format!("{of}, prompt of {bytes} B"));
+}
+
+fn beside(count: Option<Count>, what: &str, nanos: f64) {
+    if count.is_none() {
+        println!("  {what:<42}{nanos:>12.0}");
+    }
 }
 
 fn policy(secret: &CacheSecret) -> CachePolicy {
     CachePolicy::new(secret.clone())
 }
 
-fn hits(bytes: usize, calls: usize) {
+pub(crate) fn hits(bytes: usize, calls: usize, count: Option<Count>) {
     let secret = CacheSecret::new([7; 32]);
-    println!("\na hit, prompt of {bytes} B\n{:<44}{:>12}{:>12}{:>14}", "", "ns", "least", "allocations");
+    title("a hit", bytes, count);
     let hash = measure(
-        "the hash alone",
+        ("the hash alone", count),
         calls,
         |_| request(bytes, 0, false),
         |request| {
@@ -145,38 +169,45 @@ fn hits(bytes: usize, calls: usize) {
     );
     let keys = moka::sync::Cache::<[u8; 32], Arc<[u8]>>::new(1000);
     keys.insert([9; 32], Arc::new([1; 100]));
-    measure("moka's bare get", calls, |_| [9; 32], |key| drop(black_box(keys.get(&key))));
+    measure(("moka's bare get", count), calls, |_| [9; 32], |key| drop(black_box(keys.get(&key))));
 
     let layer = CacheLayer::new(MokaStore::new(64 << 20), policy(&secret));
     let mut service = layer.layer(Leaf::new());
     call(&mut service, request(bytes, 0, false), true);
     let whole = measure(
-        "whole",
+        ("whole", count),
         calls,
         |_| request(bytes, 0, false),
         |request| {
             call(&mut service, request, false);
         },
     );
-    println!("{:<44}{:>12.0}", "  of it, beside the hash", whole - hash);
+    beside(count, "of it, beside the hash", whole - hash);
     let made = request(bytes, 0, false);
-    measure("whole, hashed before", calls, |_| made.clone(), |request| call(&mut service, request, false));
+    measure(
+        ("whole, hashed before", count),
+        calls,
+        |_| made.clone(),
+        |request| call(&mut service, request, false),
+    );
     let streamed = |_: usize| request(bytes, 0, true);
-    measure("first chunk, kept whole", calls, streamed, |request| call(&mut service, request, false));
+    measure(("first chunk, kept whole", count), calls, streamed, |request| {
+        call(&mut service, request, false)
+    });
 
     let layer = CacheLayer::new(MokaStore::new(64 << 20), policy(&secret));
     let mut service = layer.layer(Leaf::new());
     call(&mut service, request(bytes, 0, true), true);
-    let stream = measure("first chunk, kept as a stream", calls, streamed, |request| {
+    let stream = measure(("first chunk, kept as a stream", count), calls, streamed, |request| {
         call(&mut service, request, false);
     });
-    println!("{:<44}{:>12.0}", "  of it, beside the hash", stream - hash);
+    beside(count, "of it, beside the hash", stream - hash);
     let name = format!("all {CHUNKS} chunks, kept as a stream");
-    measure(&name, calls, streamed, |request| call(&mut service, request, true));
+    measure((&name, count), calls, streamed, |request| call(&mut service, request, true));
 }
 
-fn misses(bytes: usize, calls: usize) {
-    println!("\na miss, prompt of {bytes} B\n{:<44}{:>12}{:>12}{:>14}", "", "ns", "least", "allocations");
+pub(crate) fn misses(bytes: usize, calls: usize, count: Option<Count>) {
+    title("a miss", bytes, count);
     let next = std::cell::Cell::new(0_usize);
     let keys = moka::sync::Cache::<[u8; 32], Arc<[u8]>>::new(1000);
     let value: Arc<[u8]> = Arc::new([1; 100]);
@@ -186,7 +217,7 @@ fn misses(bytes: usize, calls: usize) {
         key[..8].copy_from_slice(&next.get().to_le_bytes());
         key
     };
-    measure("moka's bare insert", calls, any_key, |key| keys.insert(key, Arc::clone(&value)));
+    measure(("moka's bare insert", count), calls, any_key, |key| keys.insert(key, Arc::clone(&value)));
     let fresh = |streaming: bool| {
         next.set(next.get() + 1);
         request(bytes, next.get(), streaming)
@@ -194,7 +225,7 @@ fn misses(bytes: usize, calls: usize) {
     for (name, streaming) in [("whole", false), ("stream", true)] {
         let mut leaf = Leaf::new();
         let bare = measure(
-            &format!("bare leaf, {name}"),
+            (&format!("bare leaf, {name}"), count),
             calls,
             |_| fresh(streaming),
             |request| {
@@ -204,19 +235,19 @@ fn misses(bytes: usize, calls: usize) {
         let layer = CacheLayer::new(MokaStore::new(8 << 20), policy(&CacheSecret::new([7; 32])));
         let mut service = layer.layer(Leaf::new());
         let cached = measure(
-            &format!("cache, {name}, kept"),
+            (&format!("cache, {name}, kept"), count),
             calls,
             |_| fresh(streaming),
             |request| {
                 call(&mut service, request, true);
             },
         );
-        println!("{:<44}{:>12.0}", "  above the leaf", cached - bare);
+        beside(count, "above the leaf", cached - bare);
         let off = CacheLayer::new(MokaStore::new(8 << 20), policy(&CacheSecret::new([7; 32])));
         off.set_on(false);
         let mut service = off.layer(Leaf::new());
         measure(
-            &format!("cache, {name}, bypassed"),
+            (&format!("cache, {name}, bypassed"), count),
             calls,
             |_| fresh(streaming),
             |request| {
@@ -229,7 +260,7 @@ fn misses(bytes: usize, calls: usize) {
     let layer = CacheLayer::new(MokaStore::new(8 << 20), policy);
     let service = layer.layer(Leaf::new());
     measure(
-        "cache, whole, coalescing",
+        ("cache, whole, coalescing", count),
         calls,
         |_| fresh(false),
         |request| {
@@ -240,7 +271,7 @@ fn misses(bytes: usize, calls: usize) {
 }
 
 fn main() {
-    hits(200, 50);
-    hits(100_000, 5);
-    misses(200, 50);
+    hits(200, 50, None);
+    hits(100_000, 5, None);
+    misses(200, 50, None);
 }

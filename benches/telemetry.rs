@@ -1,6 +1,6 @@
-//! What telemetry costs a request above the bare leaf: nanoseconds of the thread that makes it, and allocations.
+//! What telemetry costs a request above the bare leaf: nanoseconds of the thread that makes it.
 //!
-//! `cargo bench --bench telemetry --features otel`. Every row is measured in many short rounds, in turn with the others; the
+//! `cargo bench --bench telemetry --features otel`; how often memory is asked for is told by `--bench allocations`. Every row is measured in many short rounds, in turn with the others; the
 //! table shows the best round of each, so that what else the machine does is not counted. Sampled spans are exported between the
 //! rounds, so that a row is what handing them over costs; the row below it has the exporter's thread beside it, which gives
 //! back what this one was given, at a rate that no server has. The bare hash is there for scale: one machine is quicker than another.
@@ -87,8 +87,8 @@ fn run<S: Service<LlmRequest, Response = LlmResponse, Error = Error>>(
 
 struct Row {
     name: &'static str,
-    nanos: f64,
-    allocations: u64,
+    /// Nanoseconds, or what was counted.
+    value: f64,
     run: Box<dyn FnMut(&ChatBody)>,
     /// Waits until nothing is left to do, between the rounds.
     settle: Option<SdkTracerProvider>,
@@ -100,7 +100,18 @@ where
 {
     let model = ModelName::from("gpt-4o-mini");
     let run = Box::new(move |body: &ChatBody| run(&mut service, &model, body));
-    Row { name, nanos: f64::INFINITY, allocations: 0, run, settle: None }
+    Row { name, value: f64::INFINITY, run, settle: None }
+}
+
+impl Row {
+    fn measure(&mut self, body: &ChatBody, calls: usize) {
+        let start = Instant::now();
+        (0..calls).for_each(|_| (self.run)(body));
+        self.value = self.value.min(start.elapsed().as_nanos() as f64 / calls as f64);
+        if let Some(tracers) = &self.settle {
+            tracers.force_flush().expect("it sends nowhere");
+        }
+    }
 }
 
 fn client<O: Observer>(name: &'static str, observer: O) -> Row {
@@ -137,7 +148,10 @@ fn nothing() -> Meter {
     NoopMeterProvider::new().meter("bench")
 }
 
-fn table(title: &str, body: &ChatBody, calls: usize) {
+/// Counts what a run does, where no time is measured.
+type Count = fn(&mut dyn FnMut()) -> u64;
+
+fn table(title: &str, body: &ChatBody, calls: usize, count: Option<Count>) {
     let (sampled, busy) = (tracers(2048), tracers(512));
     let traced = |name, tracers: &SdkTracerProvider| {
         let row = client(name, OtelObserver::new(tracers.tracer("bench"), nothing()));
@@ -151,13 +165,7 @@ fn table(title: &str, body: &ChatBody, calls: usize) {
         black_box(blake3::keyed_hash(&[7; 32], black_box(&text)));
     };
     let mut rows = vec![
-        Row {
-            name: "keyed hash of 256 B",
-            nanos: f64::INFINITY,
-            allocations: 0,
-            run: Box::new(hash),
-            settle: None,
-        },
+        Row { name: "keyed hash of 256 B", value: f64::INFINITY, run: Box::new(hash), settle: None },
         row("bare leaf", Leaf::new()),
         client("nothing: ()", ()),
         client("tracing, nobody listens", TracingObserver::new()),
@@ -167,37 +175,28 @@ fn table(title: &str, body: &ChatBody, calls: usize) {
         traced("  exported meanwhile", &busy),
         client("OpenTelemetry, metrics only", OtelObserver::new(noop(), meters.meter("bench"))),
     ];
-    for row in &mut rows {
-        (row.run)(body);
-        row.allocations = allocation_counter::measure(|| (row.run)(body)).count_total;
-    }
-    for _ in 0..ROUNDS {
-        for row in &mut rows {
-            let start = Instant::now();
-            for _ in 0..calls {
-                (row.run)(body);
-            }
-            row.nanos = row.nanos.min(start.elapsed().as_nanos() as f64 / calls as f64);
-            if let Some(tracers) = &row.settle {
-                tracers.force_flush().expect("it sends nowhere");
+    rows.iter_mut().for_each(|row| (row.run)(body));
+    match count {
+        Some(count) => {
+            for row in &mut rows {
+                row.value = count(&mut || (row.run)(body)) as f64;
             }
         }
+        None => (0..ROUNDS).for_each(|_| rows.iter_mut().for_each(|row| row.measure(body, calls))),
     }
-    println!("\n{title}");
-    println!("{:<32}{:>10}{:>14}", "", "ns", "allocations");
+    println!("\n{title:<32}{:>12}", if count.is_some() { "allocations" } else { "ns" });
     let ([hash, leaf], above) = rows.split_first_chunk().expect("the hash and the leaf are the first");
-    for Row { name, nanos, allocations, .. } in [hash, leaf] {
-        println!("{name:<32}{nanos:>10.0}{allocations:>14}");
+    for Row { name, value, .. } in [hash, leaf] {
+        println!("{name:<32}{value:>12.0}");
     }
     for row in above {
-        let nanos = row.nanos - leaf.nanos;
-        println!("+ {:<30}{nanos:>10.0}{:>14}", row.name, row.allocations as i64 - leaf.allocations as i64);
+        println!("+ {:<30}{:>12.0}", row.name, row.value - leaf.value);
     }
     [sampled, busy].iter().for_each(|tracers| tracers.shutdown().expect("it sends nowhere"));
 }
 
 /// One record of a histogram with the attributes that ours have, which are made once for all calls of a series.
-fn record() {
+fn record(count: Option<Count>) {
     let meters = SdkMeterProvider::builder().with_reader(reader()).build();
     let bounds = (0..14).map(|n| f64::from(1 << n)).collect();
     let histogram = meters.meter("bench").f64_histogram("duration").with_boundaries(bounds).build();
@@ -212,13 +211,18 @@ fn record() {
     ];
     let told = |name: &str, f: &dyn Fn()| {
         f();
-        let allocations = allocation_counter::measure(f).count_total;
-        let best = (0..ROUNDS).map(|_| {
-            let start = Instant::now();
-            (0..1_000).for_each(|_| f());
-            start.elapsed().as_nanos() as f64 / 1_000.0
-        });
-        println!("{name:<32}{:>10.0}{allocations:>14}", best.fold(f64::INFINITY, f64::min));
+        let value = match count {
+            Some(count) => count(&mut || f()) as f64,
+            None => {
+                let rounds = (0..ROUNDS).map(|_| {
+                    let start = Instant::now();
+                    (0..1_000).for_each(|_| f());
+                    start.elapsed().as_nanos() as f64 / 1_000.0
+                });
+                rounds.fold(f64::INFINITY, f64::min)
+            }
+        };
+        println!("{name:<32}{value:>12.0}");
     };
     println!();
     told("one record of a metric", &|| histogram.record(black_box(1.5), black_box(&attributes)));
@@ -226,12 +230,16 @@ fn record() {
     told("  where it is bound", &|| bound.record(black_box(1.5)));
 }
 
-fn main() {
+pub(crate) fn tables(count: Option<Count>) {
     let body = |streaming: bool| {
         let builder = ChatBody::builder().user("Hello, who is there?").temperature(0.2);
         builder.set("max_tokens", 100).set("stream", streaming).build().expect("valid")
     };
-    table("a whole answer", &body(false), 1_000);
-    table(&format!("a stream of {CHUNKS} chunks"), &body(true), 50);
-    record();
+    table("a whole answer", &body(false), 1_000, count);
+    table(&format!("a stream of {CHUNKS} chunks"), &body(true), 50, count);
+    record(count);
+}
+
+fn main() {
+    tables(None);
 }

@@ -5,7 +5,7 @@
 
 mod walk;
 
-pub(crate) use self::walk::Walk;
+pub(crate) use self::walk::{Name, Walk};
 
 use memchr::memchr2;
 use std::borrow::Cow;
@@ -118,7 +118,7 @@ pub(crate) fn member<'a>(object: &'a [u8], name: &str) -> Option<&'a [u8]> {
 }
 
 /// Whether a quoted name means `name`, however it is escaped.
-fn is_name(raw: &[u8], name: &str) -> bool {
+pub(crate) fn is_name(raw: &[u8], name: &str) -> bool {
     let inner = &raw[1..raw.len().saturating_sub(1).max(1)];
     inner == name.as_bytes() || (inner.contains(&b'\\') && string(raw).is_some_and(|s| s == name))
 }

@@ -1,7 +1,7 @@
 //! What the layers cost, one by one and all together, beside what they stand on.
 //!
 //! ```text
-//! cargo bench --bench stack --features redis,rusqlite [-- layers | full | stores | threads | growth]
+//! cargo bench --bench stack --features redis,rusqlite [-- layers | full | chunks | stores | threads | growth]
 //! ```
 //!
 //! Prompts of 200 B and 100 KB; whole answers, and streams of 50 chunks. Requests are made before the time begins, one
@@ -160,10 +160,10 @@ fn floors(bytes: usize) -> Vec<Row<LlmRequest>> {
 }
 
 /// The stack, its events taken out between rounds.
-fn stack_row(name: &str, coalescing: bool) -> Row<LlmRequest> {
+fn stack_row(name: &str, leaf: Leaf, coalescing: bool) -> Row<LlmRequest> {
     let parts = Parts::in_memory(coalescing);
     let taken = parts.usage.clone();
-    let mut stack = preset(Leaf::new(), parts);
+    let mut stack = preset(leaf, parts);
     if coalescing {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
         return Row::new(name, move |request| {
@@ -185,7 +185,7 @@ fn full() {
                 rows.push(row("bare leaf", Leaf::new()));
             }
             rows.push(row("BoxCloneSyncService over the leaf", Stack::new(Leaf::new())));
-            rows.push(stack_row("full stack, miss", false));
+            rows.push(stack_row("full stack, miss", Leaf::new(), false));
             let mut clones = preset(Leaf::new(), Parts::in_memory(false));
             let of_clones = clones.clone();
             rows.push(Row::new("a clone of the full stack, and its drop", move |_| {
@@ -239,9 +239,34 @@ fn full() {
         1,
         fresh(200, false),
         vec![
-            stack_row("full stack, miss, not coalescing", false),
-            stack_row("full stack, miss, coalescing", true),
+            stack_row("full stack, miss, not coalescing", Leaf::new(), false),
+            stack_row("full stack, miss, coalescing", Leaf::new(), true),
         ],
+    );
+}
+
+/// What a chunk more costs: a long stream less a short one.
+fn chunks() {
+    let lengths = [CHUNKS, 5 * CHUNKS];
+    let rows = lengths.into_iter().flat_map(|length| {
+        let (bare, stack) = (Leaf::streaming(length), Leaf::streaming(length));
+        let stack = stack_row(&format!("full stack, miss, {length} chunks"), stack, false);
+        [row(&format!("bare leaf, {length} chunks"), bare), stack]
+    });
+    let title = "the stack, streams, prompt of 200 B, never asked before: ns for a stream";
+    let found = table(title, 16, 1, fresh(200, true), rows.collect());
+    let [short, stack_short, long, stack_long] = &found[..] else { unreachable!("four rows") };
+    let more = (lengths[1] - lengths[0]) as f64;
+    let each = |long: f64, short: f64| (long - short) / more;
+    println!("{:<46}{:>10}{:>10}", "a chunk more", "ns", "least");
+    let [bare, stack] = [(long, short), (stack_long, stack_short)]
+        .map(|(long, short)| (each(long.nanos, short.nanos), each(long.least, short.least)));
+    println!("{:<46}{:>10.0}{:>10.0}", "  of the bare leaf", bare.0, bare.1);
+    println!(
+        "{:<46}{:>10.0}{:>10.0}",
+        "  of the full stack, above the bare leaf",
+        stack.0 - bare.0,
+        stack.1 - bare.1
     );
 }
 
@@ -265,9 +290,10 @@ fn main() {
     // Tower's timeout registers a timer, which nobody has to wait for.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
     let only = std::env::args().nth(1).filter(|arg| !arg.starts_with("--"));
-    let parts: [(&str, fn()); 5] = [
+    let parts: [(&str, fn()); 6] = [
         ("layers", layers),
         ("full", full),
+        ("chunks", chunks),
         ("stores", stores::stores),
         ("threads", threads::threads),
         ("growth", growth::growth),

@@ -39,7 +39,12 @@ pub struct Leaf {
 
 impl Leaf {
     pub fn new() -> Self {
-        let words = (0..CHUNKS - 3).map(|n| StreamChunk::text(format!("word {n} ")));
+        Self::streaming(CHUNKS)
+    }
+
+    /// Its streams have so many chunks.
+    pub fn streaming(chunks: usize) -> Self {
+        let words = (0..chunks - 3).map(|n| StreamChunk::text(format!("word {n} ")));
         let end =
             [StreamChunk::finish(&FinishReason::Stop), StreamChunk::usage_only(TokenUsage::new(20, 50))];
         let chunks = words.chain(end).chain([StreamChunk::end()]).collect();
@@ -60,7 +65,7 @@ impl Service<LlmRequest> for Leaf {
         request.progress.mark_dispatched();
         let body = if request.body.is_streaming() {
             let chunks = Arc::clone(&self.chunks);
-            let chunks = stream::iter(0..CHUNKS).map(move |at| Ok(chunks[at].clone()));
+            let chunks = stream::iter(0..chunks.len()).map(move |at| Ok(chunks[at].clone()));
             ResponseBody::Stream(ChunkStream::new(chunks))
         } else {
             ResponseBody::Complete(self.completion.clone())

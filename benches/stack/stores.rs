@@ -61,7 +61,7 @@ fn in_sqlite(directory: &Path) {
         1,
         fresh(200, false),
         vec![
-            stack_row("full stack, miss, usage in memory", false),
+            stack_row("full stack, miss, usage in memory", Leaf::new(), false),
             ledger("full stack, miss, usage in SQLite", false),
         ],
     );

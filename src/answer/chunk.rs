@@ -98,12 +98,12 @@ impl StreamChunk {
 
     /// Why choices ended, if any did with this chunk.
     pub fn finish_reasons(&self) -> &[ChoiceFinish] {
-        &self.facts.finishes
+        self.facts.finishes()
     }
 
     /// What the answer used up so far, if the provider says so here.
     pub fn usage(&self) -> Option<&TokenUsage> {
-        self.facts.usage.as_deref()
+        self.facts.usage()
     }
 
     /// Whether it carries usage and no choice.
@@ -113,12 +113,12 @@ impl StreamChunk {
 
     /// The id that the provider gave the answer.
     pub fn id(&self) -> Option<Cow<'_, str>> {
-        facts::text(&self.data, self.facts.id.as_ref())
+        facts::text(&self.data, self.facts.id)
     }
 
     /// The model as the provider names it, often with a date.
     pub fn model(&self) -> Option<Cow<'_, str>> {
-        facts::text(&self.data, self.facts.model.as_ref())
+        facts::text(&self.data, self.facts.model)
     }
 
     /// Of JSON that was read before, so that it need not be read again; `data` must be the same bytes.

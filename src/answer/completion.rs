@@ -68,22 +68,22 @@ impl Completion {
 
     /// Why each choice ended.
     pub fn finish_reasons(&self) -> &[ChoiceFinish] {
-        &self.0.facts.finishes
+        self.0.facts.finishes()
     }
 
     /// What it used up, if the provider said so.
     pub fn usage(&self) -> Option<&TokenUsage> {
-        self.0.facts.usage.as_deref()
+        self.0.facts.usage()
     }
 
     /// The id that the provider gave it.
     pub fn id(&self) -> Option<Cow<'_, str>> {
-        facts::text(&self.0.data, self.0.facts.id.as_ref())
+        facts::text(&self.0.data, self.0.facts.id)
     }
 
     /// The model as the provider names it, often with a date.
     pub fn model(&self) -> Option<Cow<'_, str>> {
-        facts::text(&self.0.data, self.0.facts.model.as_ref())
+        facts::text(&self.0.data, self.0.facts.model)
     }
 
     /// How many bytes of text, thoughts and tool calls, as JSON spells them.
@@ -107,8 +107,8 @@ impl fmt::Debug for Completion {
         f.debug_struct("Completion")
             .field("bytes", &self.0.data.len())
             .field("has_content", &self.0.facts.has_content)
-            .field("finish_reasons", &self.0.facts.finishes)
-            .field("usage", &self.0.facts.usage)
+            .field("finish_reasons", &self.finish_reasons())
+            .field("usage", &self.usage())
             .finish_non_exhaustive()
     }
 }

@@ -1,10 +1,10 @@
 //! The few facts that layers need of an answer, taken from its JSON in one borrowed pass.
 
 use super::TokenUsage;
-use crate::json::{self, Walk};
+use crate::json::{self, Name, Walk};
 use serde::de::Error;
 use serde_json::value::RawValue;
-use std::{borrow::Cow, ops::Range, sync::Arc};
+use std::{borrow::Cow, num::NonZeroU32, sync::Arc};
 
 /// Why a choice ended.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -57,23 +57,35 @@ impl From<&str> for FinishReason {
     }
 }
 
-/// Facts of a completion or of one chunk.
+/// Facts of a completion or of one chunk. Chunks are moved from layer to layer: so it is small.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Facts {
-    pub(crate) has_content: bool,
     /// Of what has content, as JSON spells it.
     pub(crate) text_bytes: u32,
-    pub(crate) finishes: Vec<ChoiceFinish>,
-    /// Few chunks have any.
-    pub(crate) usage: Option<Arc<TokenUsage>>,
     pub(crate) choices: u32,
-    /// Which choices are there, a bit each; all from the 128th on share the last.
-    pub(crate) begun: u128,
+    /// The halves of [`begun`](Self::begun), which would be aligned to 16 bytes.
+    begun: [u64; 2],
+    pub(crate) id: Option<Span>,
+    pub(crate) model: Option<Span>,
+    pub(crate) has_content: bool,
+    pub(crate) has_error: bool,
     /// What the edge would have to fill in.
     pub(crate) lacks: Lacks,
-    pub(crate) id: Option<Range<u32>>,
-    pub(crate) model: Option<Range<u32>>,
-    pub(crate) error: Option<Range<u32>>,
+    /// Few chunks have any of it.
+    rare: Option<Arc<Rare>>,
+}
+
+#[derive(Debug, Clone, Default)]
+struct Rare {
+    finishes: Vec<ChoiceFinish>,
+    usage: Option<TokenUsage>,
+}
+
+/// Where a JSON string lies, its quotes included.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Span {
+    start: u32,
+    len: NonZeroU32,
 }
 
 /// Members that clients rely on and providers forget.
@@ -119,22 +131,46 @@ impl Facts {
         }
     }
 
-    fn says(&mut self, name: &str, raw: &[u8]) {
+    fn says(&mut self, name: &[u8], raw: &[u8]) {
         if has_content(name, raw) {
             self.has_content = true;
             self.text_bytes = self.text_bytes.saturating_add(u32::try_from(raw.len()).unwrap_or(u32::MAX));
         }
     }
 
-    /// Which choices ended, as in `begun`.
+    /// Which choices are there, a bit each; all from the 128th on share the last.
+    pub(crate) fn begun(&self) -> u128 {
+        let [low, high] = self.begun;
+        u128::from(high) << 64 | u128::from(low)
+    }
+
+    fn begin(&mut self, choice: u32) {
+        let bit = bit(choice);
+        self.begun[0] |= bit as u64;
+        self.begun[1] |= (bit >> 64) as u64;
+    }
+
+    pub(crate) fn finishes(&self) -> &[ChoiceFinish] {
+        self.rare.as_ref().map_or(&[], |rare| &rare.finishes)
+    }
+
+    pub(crate) fn usage(&self) -> Option<&TokenUsage> {
+        self.rare.as_ref()?.usage.as_ref()
+    }
+
+    fn rare(&mut self) -> &mut Rare {
+        Arc::make_mut(self.rare.get_or_insert_default())
+    }
+
+    /// Which choices ended, as in [`begun`](Self::begun).
     #[cfg(feature = "openai")]
     pub(crate) fn finished(&self) -> u128 {
-        self.finishes.iter().fold(0, |bits, finish| bits | bit(finish.index))
+        self.finishes().iter().fold(0, |bits, finish| bits | bit(finish.index))
     }
 
     /// Nothing but usage: what the edge leaves out if the client did not ask for it.
     pub(crate) fn is_usage_only(&self) -> bool {
-        self.usage.is_some() && self.choices == 0
+        self.choices == 0 && self.usage().is_some()
     }
 }
 
@@ -142,31 +178,35 @@ const fn bit(choice: u32) -> u128 {
     1 << if choice < 127 { choice } else { 127 }
 }
 
-/// The text of a JSON string that lies at `range` of `data`.
-pub(crate) fn text<'a>(data: &'a [u8], range: Option<&Range<u32>>) -> Option<Cow<'a, str>> {
-    let range = range?;
-    json::string(&data[range.start as usize..range.end as usize])
+/// The text of a JSON string that lies there in `data`.
+pub(crate) fn text(data: &[u8], span: Option<Span>) -> Option<Cow<'_, str>> {
+    let Span { start, len } = span?;
+    json::string(&data[start as usize..][..len.get() as usize])
+}
+
+impl Span {
+    /// Where `part`, a slice of `data`, lies in it. Leaves bound answers far below 4 GiB; beyond, it is lost.
+    fn of(data: &[u8], part: &[u8]) -> Option<Self> {
+        let start = part.as_ptr() as usize - data.as_ptr() as usize;
+        Some(Self {
+            start: u32::try_from(start).ok()?,
+            len: NonZeroU32::new(u32::try_from(part.len()).ok()?)?,
+        })
+    }
 }
 
 // ===== one pass =====
 
-/// Where `part`, a slice of `data`, lies in it.
-fn span(data: &[u8], part: &[u8]) -> Range<u32> {
-    let start = part.as_ptr() as usize - data.as_ptr() as usize;
-    // Leaves bound answers far below 4 GiB; beyond, a fact would be lost, not wrong.
-    let (start, len) = (u32::try_from(start).unwrap_or(0), u32::try_from(part.len()).unwrap_or(0));
-    start..start.saturating_add(len)
-}
-
 impl Facts {
     fn walk(&mut self, data: &[u8]) -> Option<()> {
         let mut walk = Walk::new(data, usize::MAX)?;
-        walk.object(|walk, name| self.top(walk, &json::string(name)?, data))?;
+        walk.object(|walk, name| self.top(walk, name, data))?;
         walk.end()
     }
 
-    fn top(&mut self, walk: &mut Walk<'_>, name: &str, data: &[u8]) -> Option<()> {
-        if name == "choices" {
+    fn top(&mut self, walk: &mut Walk<'_>, name: Name<'_>, data: &[u8]) -> Option<()> {
+        let name = name.bytes()?;
+        if *name == *b"choices" {
             self.lacks.choices = walk.peek()? == b'n';
             return if self.lacks.choices {
                 walk.value().map(drop)
@@ -175,28 +215,30 @@ impl Facts {
             };
         }
         let raw = walk.value()?;
-        let text = || (raw[0] == b'"').then(|| span(data, raw));
-        match name {
-            "id" => {
+        let text = || Span::of(data, raw).filter(|_| raw[0] == b'"');
+        match &*name {
+            b"id" => {
                 self.id = text();
                 self.lacks.id = self.id.is_none();
             }
-            "model" => {
+            b"model" => {
                 self.model = text();
                 self.lacks.model = self.model.is_none();
             }
-            "object" => self.lacks.object = raw == b"null",
-            "created" => self.lacks.created = raw == b"null",
-            "usage" => {
+            b"object" => self.lacks.object = raw == b"null",
+            b"created" => self.lacks.created = raw == b"null",
+            b"usage" => {
                 if let Some(usage) = TokenUsage::read(raw) {
-                    self.usage = Some(Arc::new(usage));
+                    self.rare().usage = Some(usage);
                 }
             }
             // Groq reports the usage of a stream here.
-            "x_groq" if self.usage.is_none() => {
-                self.usage = json::member(raw, "usage").and_then(TokenUsage::read).map(Arc::new);
+            b"x_groq" if self.usage().is_none() => {
+                if let Some(usage) = json::member(raw, "usage").and_then(TokenUsage::read) {
+                    self.rare().usage = Some(usage);
+                }
             }
-            "error" if !json::is_nothing(raw) => self.error = Some(span(data, raw)),
+            b"error" if !json::is_nothing(raw) => self.has_error = true,
             _ => {}
         }
         Some(())
@@ -205,15 +247,15 @@ impl Facts {
     fn choice(&mut self, walk: &mut Walk<'_>) -> Option<()> {
         let (mut index, mut reason) = (None, None);
         walk.object(|walk, name| {
-            let name = json::string(name)?;
-            if let "delta" | "message" = &*name {
+            let name = name.bytes()?;
+            if let b"delta" | b"message" = &*name {
                 return self.message(walk);
             }
             let raw = walk.value()?;
             match &*name {
-                "text" => self.says("content", raw),
-                "index" => index = std::str::from_utf8(raw).ok().and_then(|raw| raw.parse::<u32>().ok()),
-                "finish_reason" => reason = json::string(raw).filter(|reason| !reason.is_empty()),
+                b"text" => self.says(b"content", raw),
+                b"index" => index = std::str::from_utf8(raw).ok().and_then(|raw| raw.parse::<u32>().ok()),
+                b"finish_reason" => reason = json::string(raw).filter(|reason| !reason.is_empty()),
                 _ => {}
             }
             Some(())
@@ -221,9 +263,9 @@ impl Facts {
         self.lacks.index |= index.is_none();
         self.lacks.finish |= reason.is_none();
         let index = index.unwrap_or(self.choices);
-        self.begun |= bit(index);
+        self.begin(index);
         if let Some(reason) = reason {
-            self.finishes.push(ChoiceFinish { index, reason: (&*reason).into() });
+            self.rare().finishes.push(ChoiceFinish { index, reason: (&*reason).into() });
         }
         self.choices += 1;
         Some(())
@@ -236,11 +278,11 @@ impl Facts {
         }
         let mut role = false;
         walk.object(|walk, name| {
-            let (name, raw) = (json::string(name)?, walk.value()?);
+            let (name, raw) = (name.bytes()?, walk.value()?);
             match &*name {
-                "role" => role = raw[0] == b'"',
-                "tool_calls" => {
-                    self.says("tool_calls", raw);
+                b"role" => role = raw[0] == b'"',
+                b"tool_calls" => {
+                    self.says(b"tool_calls", raw);
                     self.lacks.index |= json::items(raw)
                         .any(|call| json::member(call, "index").is_none_or(|index| index == b"null"));
                 }
@@ -254,11 +296,11 @@ impl Facts {
 }
 
 /// Whether a member of a message says something to whoever asked.
-fn has_content(name: &str, raw: &[u8]) -> bool {
+fn has_content(name: &[u8], raw: &[u8]) -> bool {
     match (name, raw.first()) {
-        ("name" | "id" | "index" | "type" | "object", _) | (_, Some(b'f')) => false,
+        (b"name" | b"id" | b"index" | b"type" | b"object", _) | (_, Some(b'f')) => false,
         (_, Some(b'"')) => !json::is_blank(raw),
-        ("content", Some(b'[')) => json::items(raw).any(|part| match json::member(part, "text") {
+        (b"content", Some(b'[')) => json::items(raw).any(|part| match json::member(part, "text") {
             Some(text) => !json::is_blank(text),
             None => !json::is_nothing(part),
         }),
@@ -324,13 +366,16 @@ mod tests {
         )
         .unwrap();
         let expected = [(1, "stop"), (0, "abort")];
-        assert_eq!(facts.finishes.iter().map(|f| (f.index, f.reason.as_str())).collect::<Vec<_>>(), expected);
+        assert_eq!(
+            facts.finishes().iter().map(|f| (f.index, f.reason.as_str())).collect::<Vec<_>>(),
+            expected
+        );
         assert_eq!(facts.choices, 3);
     }
 
     #[test]
     fn errors_inside_of_answers_are_seen() {
-        assert!(Facts::read(br#"{"error":{"message":"x"}}"#).unwrap().error.is_some());
-        assert!(Facts::read(br#"{"error":null,"choices":[]}"#).unwrap().error.is_none());
+        assert!(Facts::read(br#"{"error":{"message":"x"}}"#).unwrap().has_error);
+        assert!(!Facts::read(br#"{"error":null,"choices":[]}"#).unwrap().has_error);
     }
 }

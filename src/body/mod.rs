@@ -37,11 +37,16 @@
 //! ```
 
 mod clock;
+mod kept;
 mod observe;
 mod stream;
 mod watch;
 
-pub(crate) use self::{clock::BodyClock, stream::ReadAhead};
+pub(crate) use self::{
+    clock::BodyClock,
+    kept::{Keeper, Kept},
+    stream::ReadAhead,
+};
 pub use self::{
     observe::{Arrival, End, Observe, Summary},
     stream::ChunkStream,

@@ -59,9 +59,9 @@ pub struct Summary {
     pub id: Option<Box<str>>,
     /// The model as the provider names it.
     pub model: Option<Box<str>>,
-    /// When the first chunk came.
+    /// When the first chunk came. Of an answer that was kept it is only known if somebody watches it.
     pub first_chunk_at: Option<std::time::Instant>,
-    /// When the first content came.
+    /// When the first content came. As for [`first_chunk_at`](Self::first_chunk_at).
     pub first_content_at: Option<std::time::Instant>,
 }
 
@@ -77,16 +77,16 @@ impl Arrival {
 }
 
 impl Summary {
-    pub(super) fn add(&mut self, chunk: &StreamChunk, arrival: &Arrival) {
+    pub(super) fn add(&mut self, chunk: &StreamChunk, arrival: &Arrival, is_timed: bool) {
         self.chunks += 1;
         self.bytes += chunk.data().len() as u64;
         self.text_bytes += u64::from(chunk.facts().text_bytes);
-        if self.first_chunk_at.is_none() {
+        if is_timed && self.first_chunk_at.is_none() {
             self.first_chunk_at = Some(arrival.at());
         }
         if !self.has_content && chunk.has_content() {
             self.has_content = true;
-            self.first_content_at = Some(arrival.at());
+            self.first_content_at = is_timed.then(|| arrival.at());
         }
         if chunk.usage().is_some() {
             self.usage = chunk.usage().copied();

@@ -1,5 +1,5 @@
 use super::{
-    BodyClock,
+    BodyClock, Kept,
     observe::{Arrival, DynObserve, End, Observe, Summary},
 };
 use crate::{Error, ErrorKind, StreamChunk};
@@ -68,7 +68,7 @@ enum Origin {
 
 /// Gives out what was kept, as it came.
 struct Replay {
-    chunks: Arc<[StreamChunk]>,
+    chunks: Arc<Kept>,
     at: usize,
 }
 
@@ -81,7 +81,8 @@ struct Inner {
     observers: Vec<Box<dyn DynObserve>>,
     summary: Summary,
     clock: Option<BodyClock>,
-    barrier: Option<Barrier>,
+    /// Few have one, and it is large.
+    barrier: Option<Box<Barrier>>,
 }
 
 /// Chunks that were read before anybody asked for them, each with the number of observers that have seen it.
@@ -114,7 +115,7 @@ impl ChunkStream {
     }
 
     /// What was kept of another one, its terminal chunk included.
-    pub(crate) fn kept(chunks: Arc<[StreamChunk]>) -> Self {
+    pub(crate) fn kept(chunks: Arc<Kept>) -> Self {
         Self::of(Origin::Kept(Replay { chunks, at: 0 }))
     }
 
@@ -196,7 +197,7 @@ impl ChunkStream {
             }
             done.await
         };
-        self.0.barrier = Some(Barrier { inside, done: Box::pin(done), last: None });
+        self.0.barrier = Some(Box::new(Barrier { inside, done: Box::pin(done), last: None }));
     }
 
     /// Puts back what was read ahead. Who has watched it pass does not see it again.
@@ -223,7 +224,7 @@ impl Iterator for Replay {
     type Item = StreamChunk;
 
     fn next(&mut self) -> Option<StreamChunk> {
-        let chunk = self.chunks.get(self.at).cloned();
+        let chunk = self.chunks.get(self.at);
         self.at += 1;
         chunk
     }
@@ -315,19 +316,14 @@ impl Inner {
             Origin::Nowhere => Poll::Ready(None),
         };
         self.state = State::Open;
-        match (polled, &mut self.clock) {
-            (Poll::Pending, None) => Poll::Pending,
-            (Poll::Pending, Some(clock)) => {
+        if let Some(clock) = &mut self.clock {
+            if polled.is_pending() {
                 let phase = ready!(clock.poll_silence(self.summary.has_content, cx));
-                Poll::Ready(Some(Err(Error::new(ErrorKind::Timeout { phase }))))
+                return Poll::Ready(Some(Err(Error::new(ErrorKind::Timeout { phase }))));
             }
-            (ready, clock) => {
-                if let Some(clock) = clock {
-                    clock.heard();
-                }
-                ready
-            }
+            clock.heard();
         }
+        polled
     }
 
     fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<StreamChunk, Error>>> {
@@ -352,31 +348,56 @@ impl Inner {
             State::Ended => return Poll::Ready(None),
             State::Polling => return Poll::Ready(Some(Err(self.fail(panicked())))),
         }
-        let chunk = match ready!(self.poll_source(cx)) {
-            Some(Ok(chunk)) => chunk,
-            Some(Err(error)) => return Poll::Ready(Some(Err(self.fail(error)))),
-            None if self.ends_cleanly => StreamChunk::end(),
-            None => {
-                let model = self.summary.model.as_deref().map(Into::into);
-                let after_content = self.summary.has_content;
-                let error = Error::new(ErrorKind::StreamInterrupted { model, after_content });
-                return Poll::Ready(Some(Err(self.fail(error))));
+        // Looked at where it lies: a chunk is large, and there are many.
+        let mut polled = self.poll_source(cx);
+        match &mut polled {
+            Poll::Pending => {}
+            Poll::Ready(Some(Ok(chunk))) if self.must_wait(chunk) => return self.poll_chunk(cx),
+            Poll::Ready(Some(Ok(_))) => {}
+            Poll::Ready(next @ None) if self.ends_cleanly => {
+                let end = StreamChunk::end();
+                if self.must_wait(&end) {
+                    return self.poll_chunk(cx);
+                }
+                *next = Some(Ok(end));
             }
-        };
-        let arrival = Arrival::default();
-        self.summary.add(&chunk, &arrival);
-        if let Some(barrier) = self.barrier.as_mut().filter(|_| chunk.is_final()) {
-            let inside = barrier.inside.min(self.observers.len());
-            barrier.last = Some(chunk.clone());
-            self.close();
-            for mut observer in self.observers.drain(..inside) {
-                observer.on_chunk(&chunk, &arrival);
-                observer.on_end(End::StreamEnded(&self.summary));
+            Poll::Ready(next) => {
+                let error = match next.take() {
+                    Some(Err(error)) => error,
+                    _ => self.broken_off(),
+                };
+                *next = Some(Err(self.fail(error)));
             }
-            return self.poll_chunk(cx);
         }
-        self.hand_out(&chunk, 0, &arrival);
-        Poll::Ready(Some(Ok(chunk)))
+        polled
+    }
+
+    /// Counts a chunk and shows it to who watches; `true` if it is the last one and may not be handed out yet.
+    fn must_wait(&mut self, chunk: &StreamChunk) -> bool {
+        let arrival = Arrival::default();
+        self.summary.add(chunk, &arrival, self.is_timed());
+        let Some(barrier) = self.barrier.as_mut().filter(|_| chunk.is_final()) else {
+            self.hand_out(chunk, 0, &arrival);
+            return false;
+        };
+        let inside = barrier.inside.min(self.observers.len());
+        barrier.last = Some(chunk.clone());
+        self.close();
+        for mut observer in self.observers.drain(..inside) {
+            observer.on_chunk(chunk, &arrival);
+            observer.on_end(End::StreamEnded(&self.summary));
+        }
+        true
+    }
+
+    /// When chunks come that were kept is of interest to nobody but those who watch: then the clock is not read.
+    const fn is_timed(&self) -> bool {
+        !self.observers.is_empty() || !matches!(self.origin, Origin::Kept(_))
+    }
+
+    fn broken_off(&self) -> Error {
+        let model = self.summary.model.as_deref().map(Into::into);
+        Error::new(ErrorKind::StreamInterrupted { model, after_content: self.summary.has_content })
     }
 }
 

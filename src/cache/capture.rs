@@ -8,10 +8,8 @@ use super::{
 };
 use crate::{
     ChoiceFinish, Completion, LlmResponse, ModelName, StreamChunk,
-    answer::Facts,
-    body::{Arrival, End, Observe, Summary},
+    body::{Arrival, End, Keeper, Observe, Summary},
 };
-use bytes::Bytes;
 use std::sync::Arc;
 
 /// Keeps an answer while it passes, and stores it if it comes to a good end.
@@ -20,8 +18,7 @@ pub(super) struct Capture {
     plan: Plan,
     head: Option<Head>,
     /// The chunks' JSON, one after another: what a provider sends may be a small part of a large buffer.
-    json: Vec<u8>,
-    chunks: Vec<Chunk>,
+    chunks: Keeper,
     bytes: usize,
     begun: u128,
     has_error: bool,
@@ -33,24 +30,9 @@ struct Head {
     is_ours: bool,
 }
 
-struct Chunk {
-    end: usize,
-    facts: Facts,
-    is_final: bool,
-}
-
 impl Capture {
-    pub(super) const fn new(shared: Arc<Shared>, plan: Plan) -> Self {
-        Self {
-            shared,
-            plan,
-            head: None,
-            json: Vec::new(),
-            chunks: Vec::new(),
-            bytes: 0,
-            begun: 0,
-            has_error: false,
-        }
+    pub(super) fn new(shared: Arc<Shared>, plan: Plan) -> Self {
+        Self { shared, plan, head: None, chunks: Keeper::default(), bytes: 0, begun: 0, has_error: false }
     }
 
     fn is_too_large(&self) -> bool {
@@ -61,11 +43,11 @@ impl Capture {
         let facts = completion.facts();
         let is_too_large = completion.data().len() > self.shared.policy.max_entry_bytes;
         decide::keep(&Ended {
-            begun: facts.begun,
+            begun: facts.begun(),
             has_content: facts.has_content,
-            has_error: facts.error.is_some(),
+            has_error: facts.has_error,
             is_too_large,
-            ..self.ended(&facts.finishes)
+            ..self.ended(facts.finishes())
         })?;
         self.store(Answer::Whole(completion.detached()))
     }
@@ -73,15 +55,8 @@ impl Capture {
     fn streamed(mut self, summary: &Summary) -> Result<(), NotStored> {
         let ended = self.ended(&summary.finish_reasons);
         decide::keep(&Ended { has_content: summary.has_content, ..ended })?;
-        let json = Bytes::from(std::mem::take(&mut self.json));
-        let mut start = 0;
-        let chunks = self.chunks.drain(..).map(|chunk| {
-            let data = json.slice(start..chunk.end);
-            start = chunk.end;
-            StreamChunk::of_parts(data, chunk.facts, chunk.is_final)
-        });
-        let chunks = chunks.collect();
-        self.store(Answer::Stream(chunks))
+        let chunks = std::mem::take(&mut self.chunks).finish();
+        self.store(Answer::Stream(chunks.into()))
     }
 
     fn ended<'a>(&self, finishes: &'a [ChoiceFinish]) -> Ended<'a> {
@@ -146,21 +121,13 @@ impl Observe for Capture {
     fn on_chunk(&mut self, chunk: &StreamChunk, _: &Arrival) {
         self.bytes = self.bytes.saturating_add(chunk.data().len());
         if self.is_too_large() || self.plan.wanted.stamp.is_none() || self.plan.ttl.is_zero() {
-            self.json = Vec::new();
-            self.chunks = Vec::new();
+            self.chunks = Keeper::default();
             return;
         }
-        if self.chunks.is_empty() {
-            // Room for a short answer: lists that start empty double many times until they have it.
-            self.json.reserve(8 << 10);
-            self.chunks.reserve(64);
-        }
         let facts = chunk.facts();
-        self.begun |= facts.begun;
-        self.has_error |= facts.error.is_some();
-        self.json.extend_from_slice(chunk.data());
-        let end = self.json.len();
-        self.chunks.push(Chunk { end, facts: facts.clone(), is_final: chunk.is_final() });
+        self.begun |= facts.begun();
+        self.has_error |= facts.has_error;
+        self.chunks.push(chunk);
     }
 
     fn on_end(self, end: End<'_>) {

@@ -1,5 +1,5 @@
 use super::{CacheKey, epoch::Stamp, shape};
-use crate::{ChunkStream, Completion, ModelName, ResponseBody, StreamChunk, TokenUsage, context::KeptRights};
+use crate::{ChunkStream, Completion, ModelName, ResponseBody, TokenUsage, body::Kept, context::KeptRights};
 use std::{
     fmt,
     sync::{Arc, OnceLock},
@@ -15,7 +15,7 @@ pub struct Entry {
     usage: Option<TokenUsage>,
     /// The shape that it did not come in, made when first asked for.
     whole: OnceLock<Option<Completion>>,
-    chunks: OnceLock<Arc<[StreamChunk]>>,
+    chunks: OnceLock<Arc<Kept>>,
 }
 
 /// What a reader checks before an entry is used.
@@ -33,14 +33,14 @@ pub(super) struct Bond {
 /// An answer in the shape that it came in.
 pub(super) enum Answer {
     Whole(Completion),
-    Stream(Arc<[StreamChunk]>),
+    Stream(Arc<Kept>),
 }
 
 impl Entry {
     pub(super) fn new(bond: Bond, model: ModelName, provider: Option<Arc<str>>, answer: Answer) -> Self {
         let usage = match &answer {
             Answer::Whole(completion) => completion.usage().copied(),
-            Answer::Stream(chunks) => chunks.iter().rev().find_map(StreamChunk::usage).copied(),
+            Answer::Stream(chunks) => chunks.usage().copied(),
         };
         Self { bond, model, provider, answer, usage, whole: OnceLock::new(), chunks: OnceLock::new() }
     }
@@ -59,9 +59,7 @@ impl Entry {
     pub fn weight(&self) -> usize {
         let answer = match &self.answer {
             Answer::Whole(completion) => completion.data().len(),
-            Answer::Stream(chunks) => {
-                chunks.iter().map(|chunk| chunk.data().len() + size_of::<StreamChunk>()).sum()
-            }
+            Answer::Stream(chunks) => chunks.weight(),
         };
         // The other shape is about as large as the one that it came in.
         let bond = 8 * self.bond.stamp.kbs.len() + self.bond.rights.as_ref().map_or(0, KeptRights::weight);
@@ -79,16 +77,17 @@ impl Entry {
             (Answer::Whole(completion), false) => Some(completion.clone().into()),
             (Answer::Stream(chunks), true) => Some(replay(chunks)),
             (Answer::Whole(completion), true) => {
-                Some(replay(self.chunks.get_or_init(|| crate::http::into_chunks(completion).into())))
+                let chunks = || Arc::new(crate::http::into_chunks(completion).into_iter().collect());
+                Some(replay(self.chunks.get_or_init(chunks)))
             }
             (Answer::Stream(chunks), false) => {
-                self.whole.get_or_init(|| shape::whole(chunks)).clone().map(Into::into)
+                self.whole.get_or_init(|| shape::whole(chunks.data())).clone().map(Into::into)
             }
         }
     }
 }
 
-fn replay(chunks: &Arc<[StreamChunk]>) -> ResponseBody {
+fn replay(chunks: &Arc<Kept>) -> ResponseBody {
     ChunkStream::kept(Arc::clone(chunks)).into()
 }
 

@@ -99,7 +99,7 @@ impl CacheKey {
     /// The key of `request` in `scope`. What a long body says is hashed once and kept with it.
     pub fn new(secret: &CacheSecret, scope: &CacheScope<'_>, request: &LlmRequest) -> Self {
         let (operation, model, body) = request.identity();
-        let mut encoder = Encoder::<1024>::new(&secret.0.key);
+        let mut encoder = Encoder::<768>::new(&secret.0.key);
         encoder.tag(VERSION);
         encoder.tag(match operation {
             Operation::Chat => 1,

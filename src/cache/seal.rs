@@ -179,8 +179,9 @@ fn write(entry: &Entry) -> Vec<u8> {
         }
         Answer::Stream(chunks) => {
             out.put_u8(STREAM);
+            let chunks = chunks.iter();
             out.put_u32_le(chunks.len() as u32);
-            for chunk in &**chunks {
+            for chunk in chunks {
                 out.put_u8(u8::from(chunk.is_final()));
                 put(&mut out, chunk.data());
             }
@@ -231,7 +232,7 @@ fn read(mut from: Bytes) -> Option<Entry> {
                     (false, _) => StreamChunk::parse(data).ok()?,
                 })
             });
-            Answer::Stream(chunks.collect::<Option<Vec<_>>>()?.into())
+            Answer::Stream(Arc::new(chunks.collect::<Option<_>>()?))
         }
         _ => return None,
     };

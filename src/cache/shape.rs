@@ -1,6 +1,6 @@
 //! A stream as the whole answer that it was.
 
-use crate::{Completion, StreamChunk, json};
+use crate::{Completion, json};
 use std::collections::BTreeMap;
 
 /// One choice, put together.
@@ -39,11 +39,11 @@ enum Rule {
 }
 
 /// The whole answer; `None` if it cannot be told how its pieces belong together.
-pub(super) fn whole(chunks: &[StreamChunk]) -> Option<Completion> {
+pub(super) fn whole<'a>(chunks: impl Iterator<Item = &'a [u8]>) -> Option<Completion> {
     let mut top = Members::default();
     let mut choices: BTreeMap<u64, Choice> = BTreeMap::new();
-    for chunk in chunks.iter().filter(|chunk| !chunk.data().is_empty()) {
-        for (name, value) in json::members(chunk.data()) {
+    for chunk in chunks.filter(|chunk| !chunk.is_empty()) {
+        for (name, value) in json::members(chunk) {
             match json::string(name)?.as_ref() {
                 "object" => {}
                 "choices" => {
@@ -262,13 +262,17 @@ impl Members {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{FinishReason, TokenUsage, http::into_chunks};
+    use crate::{FinishReason, StreamChunk, TokenUsage, http::into_chunks};
     use serde_json::{Value as Json, json};
+
+    fn data(chunks: &[StreamChunk]) -> impl Iterator<Item = &[u8]> {
+        chunks.iter().map(|chunk| &chunk.data()[..])
+    }
 
     fn of(chunks: &[&str]) -> Option<Json> {
         let chunks: Vec<_> =
             chunks.iter().map(|chunk| StreamChunk::parse((*chunk).to_owned()).unwrap()).collect();
-        whole(&chunks).map(|completion| completion.json().unwrap())
+        whole(data(&chunks)).map(|completion| completion.json().unwrap())
     }
 
     fn delta(delta: &str) -> String {
@@ -344,7 +348,7 @@ mod tests {
         let usage = TokenUsage::new(7, 5);
         for completion in [Completion::text("a\n\"b\"", usage), Completion::tool_call("c", "f", "{}", usage)]
         {
-            let back = whole(&into_chunks(&completion)).unwrap();
+            let back = whole(data(&into_chunks(&completion))).unwrap();
             let (there, back): (Json, Json) = (completion.json().unwrap(), back.json().unwrap());
             assert_eq!(there["choices"], back["choices"]);
             assert_eq!(there["usage"], back["usage"]);
@@ -355,7 +359,7 @@ mod tests {
             StreamChunk::finish(&FinishReason::Stop),
             StreamChunk::end(),
         ];
-        let completion = whole(&chunks).unwrap();
+        let completion = whole(data(&chunks)).unwrap();
         assert_eq!((completion.content().as_ref(), completion.usage()), ("a", None));
         assert_eq!(completion.finish_reasons().len(), 1);
     }

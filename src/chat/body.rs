@@ -7,7 +7,6 @@ use bytes::{BufMut, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use std::{
-    borrow::Cow,
     fmt,
     ops::Range,
     sync::{Arc, OnceLock},
@@ -305,7 +304,8 @@ impl ChatBody {
     pub fn with<T: Serialize>(&self, name: &str, value: T) -> Result<Self, Error> {
         let invalid = || Error::invalid(name, InvalidReason::Mistyped { expected: "a JSON value" });
         let value = serde_json::to_vec(&value).map_err(|_| invalid())?;
-        check_member(name, &value)?;
+        check_member(name.as_bytes(), &value)
+            .map_err(|expected| Error::invalid(name, InvalidReason::Mistyped { expected }))?;
         let attached = if name == "messages" { check_messages(&value, usize::MAX)? } else { self.0.attached };
         let mut members = self.0.members.clone();
         let value = Text::Own(value.into());
@@ -424,12 +424,12 @@ fn index(source: &Bytes, limits: &BodyLimits) -> Result<Vec<Member>, Error> {
     let indexed = Walk::new(source, limits.max_depth).and_then(|mut walk| {
         walk.object(|walk, name| {
             too_many = members.len() == limits.max_members;
-            let unescaped = match json::string(name)? {
+            let unescaped = match name.is_plain {
                 _ if too_many => return None,
-                Cow::Borrowed(_) => None,
-                Cow::Owned(name) => Some(name.into_boxed_str()),
+                true => None,
+                false => Some(json::string(name.raw)?.into_owned().into_boxed_str()),
             };
-            let (raw_name, value) = (span(source, name), span(source, walk.value()?));
+            let (raw_name, value) = (span(source, name.raw), span(source, walk.value()?));
             members.push(Member { raw_name, unescaped, value });
             Some(())
         })?;
@@ -467,15 +467,18 @@ fn span(source: &[u8], part: &[u8]) -> Text {
 fn check(source: &Bytes, members: &[Member], limits: &BodyLimits) -> Result<Attached, Error> {
     let mut messages = None;
     for (at, member) in members.iter().enumerate() {
-        let (name, value) = (member.name(source), member.value.get(source));
-        if members[..at].iter().any(|m| m.is(source, name)) {
-            return Err(Error::invalid(name, InvalidReason::Duplicate));
+        let (name, value) = (member.name_bytes(source), member.value.get(source));
+        let invalid = |reason| Error::invalid(member.name(source), reason);
+        if members[..at].iter().any(|m| m.name_bytes(source) == name) {
+            return Err(invalid(InvalidReason::Duplicate));
         }
-        check_member(name, value)?;
+        if let Err(expected) = check_member(name, value) {
+            return Err(invalid(InvalidReason::Mistyped { expected }));
+        }
         match name {
-            "messages" => messages = Some(value),
-            "tools" | "functions" if json::items(value).nth(limits.max_tools).is_some() => {
-                return Err(Error::invalid(name, InvalidReason::TooMany { limit: limits.max_tools }));
+            b"messages" => messages = Some(value),
+            b"tools" | b"functions" if json::items(value).nth(limits.max_tools).is_some() => {
+                return Err(invalid(InvalidReason::TooMany { limit: limits.max_tools }));
             }
             _ => {}
         }
@@ -487,34 +490,34 @@ fn check(source: &Bytes, members: &[Member], limits: &BodyLimits) -> Result<Atta
 /// With its quotes.
 const MAX_MODEL: usize = 258;
 
-/// What a known member must look like. Its first byte tells its type; ranges are the provider's business.
-fn check_member(name: &str, value: &[u8]) -> Result<(), Error> {
+/// What a known member must look like, if it does not. Its first byte tells its type; ranges are the provider's business.
+fn check_member(name: &[u8], value: &[u8]) -> Result<(), &'static str> {
     let first = value.first().copied().unwrap_or(b'n');
     let (right, expected) = match name {
-        "model" => (
+        b"model" => (
             first == b'"' && value.len() <= MAX_MODEL && is_name(value),
             "the name of a model, at most 256 bytes",
         ),
-        "messages" => (first == b'[', "an array of messages"),
+        b"messages" => (first == b'[', "an array of messages"),
         _ if first == b'n' => return Ok(()),
-        "stream" | "logprobs" | "parallel_tool_calls" | "store" => {
+        b"stream" | b"logprobs" | b"parallel_tool_calls" | b"store" => {
             (matches!(first, b't' | b'f'), "a boolean")
         }
-        "temperature" | "top_p" | "frequency_penalty" | "presence_penalty" => {
+        b"temperature" | b"top_p" | b"frequency_penalty" | b"presence_penalty" => {
             (matches!(first, b'-' | b'0'..=b'9'), "a number")
         }
-        "max_tokens" | "max_completion_tokens" | "n" | "seed" | "top_logprobs" => (
+        b"max_tokens" | b"max_completion_tokens" | b"n" | b"seed" | b"top_logprobs" => (
             value.iter().enumerate().all(|(at, b)| b.is_ascii_digit() || (at == 0 && *b == b'-')),
             "an integer",
         ),
-        "tools" | "functions" => (first == b'[', "an array"),
-        "response_format" | "stream_options" | "metadata" | "logit_bias" => (first == b'{', "an object"),
-        "tool_choice" | "function_call" => (matches!(first, b'"' | b'{'), "a string or an object"),
-        "stop" => (matches!(first, b'"' | b'['), "a string or an array"),
-        "user" | "reasoning_effort" | "service_tier" => (first == b'"', "a string"),
+        b"tools" | b"functions" => (first == b'[', "an array"),
+        b"response_format" | b"stream_options" | b"metadata" | b"logit_bias" => (first == b'{', "an object"),
+        b"tool_choice" | b"function_call" => (matches!(first, b'"' | b'{'), "a string or an object"),
+        b"stop" => (matches!(first, b'"' | b'['), "a string or an array"),
+        b"user" | b"reasoning_effort" | b"service_tier" => (first == b'"', "a string"),
         _ => return Ok(()),
     };
-    if right { Ok(()) } else { Err(Error::invalid(name, InvalidReason::Mistyped { expected })) }
+    if right { Ok(()) } else { Err(expected) }
 }
 
 fn is_name(value: &[u8]) -> bool {
@@ -538,9 +541,9 @@ fn check_messages(messages: &[u8], limit: usize) -> Result<Attached, Error> {
         let (mut role, mut content) = (None, None);
         for (name, value) in json::members(message) {
             // Twice, one would be checked here and the other obeyed there.
-            let (name, seen) = match json::string(name).as_deref() {
-                Some("role") => ("role", &mut role),
-                Some("content") => ("content", &mut content),
+            let (name, seen) = match name {
+                name if json::is_name(name, "role") => ("role", &mut role),
+                name if json::is_name(name, "content") => ("content", &mut content),
                 _ => continue,
             };
             if seen.replace(value).is_some() {

@@ -1,23 +1,32 @@
 use memchr::memchr2;
+use std::borrow::Cow;
 
 /// How many levels fit into the stack of [`Walk::nested`].
 const LEVELS: usize = u128::BITS as usize;
 
-/// How much of a string is looked at byte by byte; most end before.
+/// How much of a string is looked at a word at a time; most end before.
 const NEAR: usize = 32;
 
-/// What ends the plain part of a string: its end, an escape, and what may not be in it.
-const STRING_STOPS: [bool; 256] = {
-    let mut stops = [false; 256];
-    let mut at = 0;
-    while at < b' ' as usize {
-        stops[at] = true;
-        at += 1;
+const WORD: usize = size_of::<u64>();
+
+/// The name of a member.
+#[derive(Clone, Copy)]
+pub(crate) struct Name<'a> {
+    /// As it stands there, in quotes.
+    pub(crate) raw: &'a [u8],
+    /// Nothing in it is escaped.
+    pub(crate) is_plain: bool,
+}
+
+impl<'a> Name<'a> {
+    /// The bytes of what it means; `None` if what is escaped in it is no text.
+    pub(crate) fn bytes(self) -> Option<Cow<'a, [u8]>> {
+        if self.is_plain {
+            return Some(Cow::Borrowed(&self.raw[1..self.raw.len() - 1]));
+        }
+        Some(Cow::Owned(super::string(self.raw)?.into_owned().into_bytes()))
     }
-    stops[b'"' as usize] = true;
-    stops[b'\\' as usize] = true;
-    stops
-};
+}
 
 /// One strict pass over JSON that nobody has validated: takes what it is asked for, and checks the rest.
 ///
@@ -53,8 +62,8 @@ impl<'a> Walk<'a> {
         self.peek().is_none().then_some(())
     }
 
-    /// An object: `member` is given each name as it stands there, in quotes, and must take the value.
-    pub(crate) fn object(&mut self, mut member: impl FnMut(&mut Self, &'a [u8]) -> Option<()>) -> Option<()> {
+    /// An object: `member` is given each name, and must take the value.
+    pub(crate) fn object(&mut self, mut member: impl FnMut(&mut Self, Name<'a>) -> Option<()>) -> Option<()> {
         self.sequence(*b"{}", |walk| {
             let name = walk.name()?;
             member(walk, name)
@@ -108,13 +117,13 @@ impl<'a> Walk<'a> {
     }
 
     /// A name and its colon.
-    fn name(&mut self) -> Option<&'a [u8]> {
+    fn name(&mut self) -> Option<Name<'a>> {
         self.peek()?;
         let start = self.at;
-        self.string()?;
-        let name = &self.bytes[start..self.at];
+        let is_plain = self.string()?;
+        let raw = &self.bytes[start..self.at];
         self.take(b':')?;
-        Some(name)
+        Some(Name { raw, is_plain })
     }
 
     /// An array or object with all that is in it. The stack is a bit for each level, whether it is an object; what nests
@@ -173,7 +182,7 @@ impl<'a> Walk<'a> {
 
     fn scalar(&mut self, first: u8) -> Option<()> {
         match first {
-            b'"' => self.string(),
+            b'"' => self.string().map(drop),
             b't' => self.literal(b"true"),
             b'f' => self.literal(b"false"),
             b'n' => self.literal(b"null"),
@@ -214,15 +223,17 @@ impl<'a> Walk<'a> {
         (count > 0).then_some(())
     }
 
-    fn string(&mut self) -> Option<()> {
+    /// Whether nothing in it is escaped.
+    fn string(&mut self) -> Option<bool> {
         (*self.bytes.get(self.at)? == b'"').then_some(())?;
         self.at += 1;
+        let mut is_plain = true;
         loop {
             self.at += plain_len(&self.bytes[self.at..])?;
             match self.bytes[self.at..] {
                 [b'"', ..] => {
                     self.at += 1;
-                    return Some(());
+                    return Some(is_plain);
                 }
                 [b'\\', b'u', a, b, c, d, ..] if [a, b, c, d].iter().all(u8::is_ascii_hexdigit) => {
                     self.at += 6
@@ -230,21 +241,43 @@ impl<'a> Walk<'a> {
                 [b'\\', b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't', ..] => self.at += 2,
                 _ => return None,
             }
+            is_plain = false;
         }
     }
 }
 
 /// How much of a string comes before its end or an escape; `None` if neither comes, or a byte that must be escaped.
 fn plain_len(rest: &[u8]) -> Option<usize> {
-    let near = &rest[..rest.len().min(NEAR)];
-    if let Some(at) = near.iter().position(|byte| STRING_STOPS[usize::from(*byte)]) {
-        return (rest[at] >= b' ').then_some(at);
+    let (words, _) = rest.as_chunks::<WORD>();
+    let near = &words[..words.len().min(NEAR / WORD)];
+    for (word, bytes) in near.iter().enumerate() {
+        let stops = stops(u64::from_le_bytes(*bytes));
+        if stops != 0 {
+            let at = word * WORD + stops.trailing_zeros() as usize / 8;
+            return (rest[at] >= b' ').then_some(at);
+        }
     }
-    let far = &rest[near.len()..];
+    let far = &rest[near.len() * WORD..];
     let at = memchr2(b'"', b'\\', far)?;
     // Without a way out of the loop it is done many bytes at once.
     let is_plain = !far[..at].iter().fold(false, |found, byte| found | (*byte < b' '));
-    is_plain.then_some(near.len() + at)
+    is_plain.then_some(near.len() * WORD + at)
+}
+
+/// The highest bit of the first byte that ends the plain part of a string: its end, an escape, or what may not be in it. Bits
+/// of bytes behind that one may be set, too.
+///
+/// Whether a word has a byte that is zero, or less than another, is told as in Bit Twiddling Hacks (Anderson).
+const fn stops(word: u64) -> u64 {
+    const EACH: u64 = u64::from_ne_bytes([1; WORD]);
+    const HIGHEST: u64 = EACH << 7;
+    const fn below(word: u64, least: u8) -> u64 {
+        word.wrapping_sub(EACH * least as u64) & !word & HIGHEST
+    }
+    const fn equal(word: u64, byte: u8) -> u64 {
+        below(word ^ (EACH * byte as u64), 1)
+    }
+    below(word, b' ') | equal(word, b'"') | equal(word, b'\\')
 }
 
 #[cfg(test)]

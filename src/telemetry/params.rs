@@ -67,7 +67,23 @@ fn number<T: FromStr>(raw: &[u8]) -> Option<T> {
 }
 
 fn finite(raw: &[u8]) -> Option<f64> {
-    number(raw).filter(|number: &f64| number.is_finite())
+    short_decimal(raw).or_else(|| number(raw)).filter(|number: &f64| number.is_finite())
+}
+
+/// A number of few digits, as nearly all are: a quotient of two integers that are floats exactly is rounded once, which is right
+/// (W. Clinger, How to Read Floating Point Numbers Accurately, 1990).
+fn short_decimal(raw: &[u8]) -> Option<f64> {
+    const POWERS: [f64; 9] = [1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8];
+    let (mut digits, mut point) = (0_u32, None);
+    for (at, byte) in raw.iter().enumerate() {
+        match byte {
+            b'0'..=b'9' if at < POWERS.len() => digits = digits * 10 + u32::from(byte - b'0'),
+            b'.' if point.is_none() => point = Some(at),
+            _ => return None,
+        }
+    }
+    let decimals = point.map_or(0, |point| raw.len() - point - 1);
+    Some(f64::from(digits) / POWERS.get(decimals)?)
 }
 
 fn double(raw: &[u8], name: &'static str, set: &mut dyn FnMut(&'static str, Value<'_>)) {
@@ -109,6 +125,14 @@ mod tests {
         // What is checked elsewhere is left out here.
         let odd = r#","top_k":true,"top_p":1e999"#;
         assert_eq!(read(odd, SemConv::V1_41), []);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn short_numbers_are_read_as_the_standard_library_reads_them(text in "-?(0|[1-9][0-9]{0,9})(\\.[0-9]{1,9})?([eE][-+]?[0-9])?") {
+            proptest::prop_assert_eq!(finite(text.as_bytes()), text.parse().ok());
+            proptest::prop_assert!(text.len() > 9 || text.contains(['-', 'e', 'E']) == short_decimal(text.as_bytes()).is_none());
+        }
     }
 
     #[test]

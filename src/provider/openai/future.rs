@@ -129,7 +129,7 @@ fn whole(origin: &mut Origin, data: Bytes) -> Result<LlmResponse, Error> {
         let why = format!("no chat completion (line {}, column {})", error.line(), error.column());
         origin.malformed(why, data.clone())
     })?;
-    if completion.facts().error.is_some() {
+    if completion.facts().has_error {
         return Err(origin.reported(data));
     }
     Ok(respond(origin, completion))

@@ -93,10 +93,10 @@ where
                 return Some(Err(this.origin.malformed(why, data)));
             }
         };
-        if chunk.facts().error.is_some() {
+        if chunk.facts().has_error {
             return Some(Err(this.origin.reported(chunk.data().clone())));
         }
-        *this.begun |= chunk.facts().begun;
+        *this.begun |= chunk.facts().begun();
         *this.finished |= chunk.facts().finished();
         Some(Ok(chunk))
     }

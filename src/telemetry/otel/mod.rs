@@ -67,6 +67,8 @@ struct Inner {
     tracer: Arc<dyn Begin>,
     /// There is no SDK: a span of the first call without a parent was none. A tracer does not change.
     never_traces: Arc<AtomicBool>,
+    /// The last span was recorded.
+    samples: Arc<AtomicBool>,
     meter: Meter,
     instruments: Arc<Instruments>,
     series: Arc<AllSeries>,
@@ -87,6 +89,7 @@ impl OtelObserver {
         Self(Arc::new(Inner {
             tracer: Arc::new(tracer),
             never_traces: Arc::default(),
+            samples: Arc::default(),
             meter,
             instruments,
             series: Arc::new(AllSeries::new(Labels::new(MAX_MODELS), semconv)),
@@ -143,7 +146,19 @@ impl Inner {
         if begun.is_none() && !parent.has_active_span() && !parent.is_telemetry_suppressed() {
             self.never_traces.store(true, Ordering::Relaxed);
         }
+        let samples = begun.as_ref().is_some_and(|begun| begun.is_recording);
+        if samples != self.samples.load(Ordering::Relaxed) {
+            self.samples.store(samples, Ordering::Relaxed);
+        }
         begun
+    }
+
+    /// Whether a span below `parent` will most likely be recorded, as most samplers decide: as its parent, or as the last
+    /// one. It is a guess: what is known of the request is then told together with the span's name, which takes less time.
+    fn will_sample(&self, parent: &Context) -> bool {
+        let parent = parent.span();
+        let parent = parent.span_context();
+        if parent.is_valid() { parent.is_sampled() } else { self.samples.load(Ordering::Relaxed) }
     }
 }
 

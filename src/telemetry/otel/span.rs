@@ -28,8 +28,7 @@ use std::{
 pub struct OtelSpan {
     /// `None` where nobody traces.
     context: Option<Context>,
-    /// What is known of the request, to be told together with what is known of the answer; `None` where nothing is recorded.
-    attributes: Option<Vec<KeyValue>>,
+    is_recording: bool,
     started_at: Option<SystemTime>,
     observer: OtelObserver,
     role: Role,
@@ -49,8 +48,9 @@ pub struct OtelScope(Context);
 
 impl OtelSpan {
     pub(super) fn start(observer: &OtelObserver, start: &CallStart<'_>, parent: Option<&OtelScope>) -> Self {
-        let mut started_at = None;
-        let begun = match observer.0.never_traces() {
+        let inner = &observer.0;
+        let (mut started_at, mut has_told) = (None, false);
+        let begun = match inner.never_traces() {
             true => None,
             false => {
                 let current = Context::current();
@@ -58,8 +58,14 @@ impl OtelSpan {
                     Some(OtelScope(parent)) if !current.has_active_span() => parent,
                     _ => &current,
                 };
-                let mut attributes = Vec::with_capacity(16);
-                start.identity(&mut |name, value| attributes.push(attribute(name, value)));
+                // Of a span, or at least of its request: its list need not grow.
+                has_told = inner.will_sample(parent);
+                let mut attributes = Vec::with_capacity(if has_told { 20 } else { 8 });
+                let mut set = |name, value: Value<'_>| attributes.push(attribute(name, value));
+                start.identity(&mut set);
+                if has_told {
+                    start.attributes(inner.semconv, &mut set);
+                }
                 started_at = Some(SystemClock.now());
                 let mut builder = SpanBuilder::from_name(start.name().into_owned());
                 builder.span_kind = Some(match start.role {
@@ -68,18 +74,19 @@ impl OtelSpan {
                 });
                 builder.start_time = started_at;
                 builder.attributes = Some(attributes);
-                observer.0.begin(parent, builder)
+                inner.begin(parent, builder)
             }
         };
         let is_recording = begun.as_ref().is_some_and(|begun| begun.is_recording);
-        let attributes = is_recording.then(|| {
-            let mut attributes = Vec::with_capacity(16);
-            start.attributes(observer.0.semconv, &mut |name, value| attributes.push(attribute(name, value)));
-            attributes
-        });
+        let context = begun.map(|begun| begun.context);
+        if let (true, false, Some(context)) = (is_recording, has_told, &context) {
+            let mut attributes = Vec::with_capacity(8);
+            start.attributes(inner.semconv, &mut |name, value| attributes.push(attribute(name, value)));
+            context.span().set_attributes(attributes);
+        }
         Self {
-            context: begun.map(|begun| begun.context),
-            attributes,
+            context,
+            is_recording,
             started_at,
             observer: observer.clone(),
             role: start.role,
@@ -136,7 +143,7 @@ impl CallSpan for OtelSpan {
     }
 
     fn is_recording(&self) -> bool {
-        self.attributes.is_some()
+        self.is_recording
     }
 
     fn on_chunk(&mut self, chunk: &StreamChunk, arrival: &Arrival) {
@@ -173,8 +180,9 @@ impl CallSpan for OtelSpan {
         if let (Role::Client, Some(events)) = (self.role, &observer.events) {
             self.tell(&**events, end);
         }
-        let (Some(context), Some(mut attributes)) = (self.context, self.attributes) else { return };
+        let Some(context) = self.context.filter(|_| self.is_recording) else { return };
         let span = context.span();
+        let mut attributes = Vec::with_capacity(8);
         end.attributes(observer.semconv, &mut |name, value| attributes.push(attribute(name, value)));
         span.set_attributes(attributes);
         if end.error_type().is_some() {
