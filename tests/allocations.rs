@@ -8,6 +8,7 @@ use allocation_counter::AllocationInfo;
 use futures_util::FutureExt;
 use llm_layers::{
     CallId, LlmRequest,
+    cache::{CacheLayer, MokaStore},
     clock::{Clock, SystemClock},
     price::NanoUsd,
     quota::{
@@ -15,9 +16,9 @@ use llm_layers::{
         Settlement,
     },
 };
-use preset::{CHUNKS, Leaf, Parts, preset, request, run};
+use preset::{CHUNKS, Leaf, Parts, cache_policy, preset, request, run};
 use std::time::Duration;
-use tower::Service;
+use tower::{Layer, Service};
 
 /// The usual of many runs: now and then a table doubles, or a cache tidies up.
 fn usual<T>(mut make: impl FnMut() -> T, mut run: impl FnMut(T)) -> AllocationInfo {
@@ -92,6 +93,27 @@ fn a_stream_allocates_at_most_32_times_and_nothing_for_a_chunk_whatever_the_prom
     assert!(small <= 32 && small < CHUNKS as u64, "{small} allocations");
     assert_eq!(small, large);
     assert!(hits(200, true).count_total <= 16);
+}
+
+#[test]
+fn what_a_cache_keeps_takes_about_as_many_bytes_as_it_says() {
+    for (answer, chunks, streaming) in [(200, 0, false), (20_000, 0, false), (0, 5, true), (0, 200, true)] {
+        let store = MokaStore::new(64 << 20);
+        let layer = CacheLayer::new(store.clone(), cache_policy(false));
+        let mut service = layer.layer(Leaf::saying(answer, chunks));
+        let fill = |service: &mut _, from: usize| {
+            (from..from + 256).for_each(|salt| run(service, request(200, salt, streaming)));
+            store.len()
+        };
+        // Tables that have room for all.
+        fill(&mut service, 0);
+        let before = store.bytes();
+        let taken = allocation_counter::measure(|| assert_eq!(fill(&mut service, 256), 512)).bytes_current;
+        let (taken, said) = (taken as f64, (store.bytes() - before) as f64);
+        let ratio = said / taken;
+        // The other shape is in it, whether or not it was asked for.
+        assert!((1.2..2.2).contains(&ratio), "{answer} B, {chunks} chunks: {said} B of {taken} B");
+    }
 }
 
 #[test]

@@ -44,11 +44,16 @@ impl Leaf {
 
     /// Its streams have so many chunks.
     pub fn streaming(chunks: usize) -> Self {
-        let words = (0..chunks - 3).map(|n| StreamChunk::text(format!("word {n} ")));
+        Self::saying(26, chunks)
+    }
+
+    /// Its whole answers have so many bytes of text, its streams so many chunks.
+    pub fn saying(bytes: usize, chunks: usize) -> Self {
+        let words = (0..chunks.saturating_sub(3)).map(|n| StreamChunk::text(format!("word {n} ")));
         let end =
             [StreamChunk::finish(&FinishReason::Stop), StreamChunk::usage_only(TokenUsage::new(20, 50))];
         let chunks = words.chain(end).chain([StreamChunk::end()]).collect();
-        Self { completion: Completion::text("An answer of a few words.", TokenUsage::new(20, 7)), chunks }
+        Self { completion: Completion::text("x".repeat(bytes), TokenUsage::new(20, 7)), chunks }
     }
 }
 

@@ -351,34 +351,31 @@ impl Inner {
         // Looked at where it lies: a chunk is large, and there are many.
         let mut polled = self.poll_source(cx);
         match &mut polled {
-            Poll::Pending => {}
-            Poll::Ready(Some(Ok(chunk))) if self.must_wait(chunk) => return self.poll_chunk(cx),
+            Poll::Pending => return polled,
             Poll::Ready(Some(Ok(_))) => {}
-            Poll::Ready(next @ None) if self.ends_cleanly => {
-                let end = StreamChunk::end();
-                if self.must_wait(&end) {
-                    return self.poll_chunk(cx);
-                }
-                *next = Some(Ok(end));
-            }
+            Poll::Ready(next @ None) if self.ends_cleanly => *next = Some(Ok(StreamChunk::end())),
             Poll::Ready(next) => {
                 let error = match next.take() {
                     Some(Err(error)) => error,
                     _ => self.broken_off(),
                 };
                 *next = Some(Err(self.fail(error)));
+                return polled;
             }
         }
-        polled
+        match &polled {
+            Poll::Ready(Some(Ok(chunk))) if !self.passes(chunk) => self.poll_chunk(cx),
+            _ => polled,
+        }
     }
 
-    /// Counts a chunk and shows it to who watches; `true` if it is the last one and may not be handed out yet.
-    fn must_wait(&mut self, chunk: &StreamChunk) -> bool {
+    /// Counts a chunk and shows it to who watches; `false` if it is the last one and has to wait for the barrier.
+    fn passes(&mut self, chunk: &StreamChunk) -> bool {
         let arrival = Arrival::default();
         self.summary.add(chunk, &arrival, self.is_timed());
         let Some(barrier) = self.barrier.as_mut().filter(|_| chunk.is_final()) else {
             self.hand_out(chunk, 0, &arrival);
-            return false;
+            return true;
         };
         let inside = barrier.inside.min(self.observers.len());
         barrier.last = Some(chunk.clone());
@@ -387,7 +384,7 @@ impl Inner {
             observer.on_chunk(chunk, &arrival);
             observer.on_end(End::StreamEnded(&self.summary));
         }
-        true
+        false
     }
 
     /// When chunks come that were kept is of interest to nobody but those who watch: then the clock is not read.

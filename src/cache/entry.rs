@@ -36,6 +36,9 @@ pub(super) enum Answer {
     Stream(Arc<Kept>),
 }
 
+/// About how many bytes of memory is taken by what was read of an answer.
+const FACTS: usize = 160;
+
 impl Entry {
     pub(super) fn new(bond: Bond, model: ModelName, provider: Option<Arc<str>>, answer: Answer) -> Self {
         let usage = match &answer {
@@ -63,7 +66,7 @@ impl Entry {
         };
         // The other shape is about as large as the one that it came in.
         let bond = 8 * self.bond.stamp.kbs.len() + self.bond.rights.as_ref().map_or(0, KeptRights::weight);
-        2 * answer + size_of::<Self>() + self.model.len() + bond
+        2 * (answer + FACTS) + size_of::<Self>() + self.model.len() + bond
     }
 
     /// What the answer used up when it was made.

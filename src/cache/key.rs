@@ -203,13 +203,13 @@ pub(super) fn partition(
 type Member<'a> = (&'a [u8], &'a [u8]);
 
 /// As many as requests have; more of them cost an allocation.
-const FEW: [Member<'_>; 24] = [(&[], &[]); 24];
+const FEW: [Member<'_>; 16] = [(&[], &[]); 16];
 
 /// The members that can change the answer, in the order of their names. These are there once each: a body that has one
 /// twice is refused when it is read.
 fn said<'a, 'b>(
     body: &'a ChatBody,
-    few: &'b mut [Member<'a>; 24],
+    few: &'b mut [Member<'a>; 16],
     many: &'b mut Vec<Member<'a>>,
 ) -> &'b [Member<'a>] {
     let members = body.raw_members();

@@ -103,8 +103,10 @@ pub struct QueueOptions {
     pub group: usize,
     /// How long to wait before a group is offered again.
     pub backoff: Backoff,
-    /// How long events are gathered before a group is written, unless somebody waits for one of them; 2 ms unless
-    /// told. So long no call has to wake the thread that writes, which costs more than recording itself.
+    /// How long events are gathered before a group is written, unless somebody waits for one of them, or reads the ledger
+    /// [behind](super::LedgerReader::behind) them; 10 ms unless told. So long no call has to wake the thread that writes, which
+    /// costs more than recording itself; and what a process has not written when it is killed is lost, unless answers wait for
+    /// it ([`UsageLayer::durable`](super::UsageLayer::durable)).
     pub linger: Duration,
 }
 
@@ -182,7 +184,12 @@ pub(super) struct QueuePlace(Option<Arc<Gate>>);
 
 impl Default for QueueOptions {
     fn default() -> Self {
-        Self { capacity: 1 << 16, group: 1024, backoff: Backoff::default(), linger: Duration::from_millis(2) }
+        Self {
+            capacity: 1 << 16,
+            group: 1024,
+            backoff: Backoff::default(),
+            linger: Duration::from_millis(10),
+        }
     }
 }
 

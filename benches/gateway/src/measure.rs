@@ -39,10 +39,15 @@ struct Servers {
 
 pub(crate) async fn run(options: &Options) -> Fallible {
     let folder = Folder::new()?;
-    let upstream = Server::upstream().await?;
-    let floor = Server::floor(upstream.address).await?;
-    let gateway = Server::gateway(upstream.address, &folder, &options.setup).await?;
-    let servers = Servers { upstream, floor, gateway };
+    let memory = if options.is_short { 6_000 } else { options.memory };
+    let mut seen = Vec::new();
+    if memory > 0 {
+        // By servers that have done nothing else.
+        let servers = Servers::start(options, &folder).await?;
+        seen = servers.memory(memory, options.is_short).await?;
+        servers.stop().await?;
+    }
+    let servers = Servers::start(options, &folder).await?;
     // Connections, caches and the allocators are as they will be.
     for case in options.cases.iter().filter(|_| !options.is_short) {
         for server in [&servers.floor, &servers.gateway] {
@@ -56,14 +61,9 @@ pub(crate) async fn run(options: &Options) -> Fallible {
         all.push(measured);
     }
     table::ratios(&all);
-    let memory = if options.is_short { 6_000 } else { options.memory };
-    if memory > 0 {
-        drop(servers.memory(memory, options.is_short).await?);
-    }
-    let Servers { upstream, floor, gateway } = servers;
-    gateway.stop().await?;
-    floor.stop().await?;
-    upstream.stop().await
+    let after = [servers.gateway.rss()?, servers.floor.rss()?];
+    table::memory(memory, &seen, after);
+    servers.stop().await
 }
 
 fn whole(outcome: Outcome) -> Fallible<Outcome> {
@@ -76,6 +76,20 @@ fn whole(outcome: Outcome) -> Fallible<Outcome> {
 }
 
 impl Servers {
+    async fn start(options: &Options, folder: &Folder) -> Fallible<Self> {
+        let upstream = Server::upstream().await?;
+        let floor = Server::floor(upstream.address).await?;
+        let gateway = Server::gateway(upstream.address, folder, &options.setup).await?;
+        Ok(Self { upstream, floor, gateway })
+    }
+
+    async fn stop(self) -> Fallible {
+        let Self { upstream, floor, gateway } = self;
+        gateway.stop().await?;
+        floor.stop().await?;
+        upstream.stop().await
+    }
+
     async fn measure(&self, case: &Case, options: &Options) -> Fallible<Measured> {
         let mut measured =
             Measured { case: *case, direct: Vec::new(), floor: Vec::new(), gateway: Vec::new() };
@@ -101,7 +115,6 @@ impl Servers {
             whole(load::run(self.gateway.address, case, requests / 10).await?)?;
             seen.push(self.gateway.rss()?);
         }
-        table::memory(requests, &seen, self.floor.rss()?);
         let (middle, end) = (seen[4], seen[9]);
         // The cache of a short run fills to the end.
         let allowed = if is_short { 16 << 10 } else { GROWTH };

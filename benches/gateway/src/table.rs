@@ -69,11 +69,15 @@ pub(crate) fn ratios(all: &[Measured]) {
     }
 }
 
-pub(crate) fn memory(requests: usize, seen: &[u64], floor: u64) {
-    let seen: Vec<_> = seen.iter().map(|kib| format!("{:.1}", *kib as f64 / 1024.0)).collect();
-    println!(
-        "\nMemory of the gateway in MiB after each tenth of {requests} different requests (the floor: {:.1}): {}.",
-        floor as f64 / 1024.0,
-        seen.join(", ")
-    );
+pub(crate) fn memory(requests: usize, seen: &[u64], after: [u64; 2]) {
+    let mib = |kib: &u64| format!("{:.1}", *kib as f64 / 1024.0);
+    if !seen.is_empty() {
+        let seen: Vec<_> = seen.iter().map(mib).collect();
+        println!(
+            "\nMemory of a gateway in MiB after each tenth of {requests} different requests: {} (aim: < 30).",
+            seen.join(", ")
+        );
+    }
+    let [gateway, floor] = after.each_ref().map(mib);
+    println!("After all cases above: {gateway} MiB, the floor {floor}.");
 }

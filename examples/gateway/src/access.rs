@@ -21,25 +21,49 @@ use opentelemetry::{
 use opentelemetry_sdk::trace::SdkTracer;
 use std::{
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     task::{self, Poll},
 };
-use tokio::{sync::watch, time::Instant};
+use tokio::{sync::Notify, time::Instant};
 use tower::Service as _;
 
 /// How many requests are under way, their answers included.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct UnderWay(Arc<watch::Sender<usize>>);
+pub(crate) struct UnderWay(Arc<Count>);
+
+#[derive(Debug, Default)]
+struct Count {
+    requests: AtomicUsize,
+    is_none: Notify,
+}
 
 impl UnderWay {
     pub(crate) fn count(&self) -> usize {
-        *self.0.borrow()
+        self.0.requests.load(Ordering::Acquire)
     }
 
     /// Waits until there is none.
     pub(crate) async fn none(&self) {
-        // The sender is here, so that it cannot be gone.
-        let _ = self.0.subscribe().wait_for(|count| *count == 0).await;
+        loop {
+            let is_none = self.0.is_none.notified();
+            if self.count() == 0 {
+                return;
+            }
+            is_none.await;
+        }
+    }
+
+    fn begin(&self) {
+        self.0.requests.fetch_add(1, Ordering::AcqRel);
+    }
+
+    fn end(&self) {
+        if self.0.requests.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.0.is_none.notify_waiters();
+        }
     }
 }
 
@@ -176,7 +200,7 @@ struct Entry {
 
 impl Entry {
     fn new(id: String, request: &Request, under_way: UnderWay, trace: Option<Context>) -> Self {
-        under_way.0.send_modify(|count| *count += 1);
+        under_way.begin();
         let path = request.uri().path();
         Self {
             id,
@@ -193,7 +217,7 @@ impl Entry {
 
 impl Drop for Entry {
     fn drop(&mut self) {
-        self.under_way.0.send_modify(|count| *count -= 1);
+        self.under_way.end();
         let facts = self.account.with(std::mem::take);
         let _current = self.trace.clone().map(Context::attach);
         // Whatever a client has written is shown escaped.

@@ -14,8 +14,8 @@ use tracing_subscriber::{
     registry::LookupSpan,
 };
 
-/// How many lines wait for whoever reads the log: some megabytes.
-const LINES: usize = 16_384;
+/// How many lines wait for whoever reads the log: a megabyte or two.
+const LINES: usize = 4_096;
 
 static LOST: OnceLock<ErrorCounter> = OnceLock::new();
 

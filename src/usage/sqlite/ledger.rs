@@ -55,6 +55,9 @@ pub struct SqliteLedger {
 /// How long somebody else's lock is waited for, each time.
 const BUSY: Duration = Duration::from_secs(1);
 
+/// What the one who writes remembers of the file: the pages of a large group, for events go to the ends of its tables.
+const CACHE_KIB: i64 = 1024;
+
 impl SqliteLedger {
     /// Opens the ledger in this file, which is made if there is none. Blocks, for a second or so if it is locked. A file
     /// of an older version is brought up to date, which takes some seconds for each million of events.
@@ -67,7 +70,9 @@ impl SqliteLedger {
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE;
         let mut connection = open(&path, flags, BUSY)?;
         SCHEMA.create(&mut connection).map_err(|problem| LedgerError::of(&path, problem))?;
-        sqlite::set_durability(&connection, durability).map_err(|error| LedgerError::of(&path, error))?;
+        let set = sqlite::set_durability(&connection, durability)
+            .and_then(|()| connection.pragma_update(None, "cache_size", -CACHE_KIB));
+        set.map_err(|error| LedgerError::of(&path, error))?;
         Ok(Self { connection, path })
     }
 
