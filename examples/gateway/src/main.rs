@@ -12,6 +12,7 @@
 #![forbid(unsafe_code)]
 
 mod access;
+mod again;
 mod convert;
 mod log;
 mod routes;
@@ -75,7 +76,13 @@ fn main() -> ExitCode {
     if arguments.is_check {
         return check(config, arguments.model.as_deref());
     }
-    let log = log::init(config.telemetry.log);
+    let log = match log::init(config.telemetry.log) {
+        Ok(log) => log,
+        Err(error) => {
+            eprintln!("gateway: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
     let ended = run(config, arguments);
     drop(log);
     match ended {

@@ -3,6 +3,7 @@
 use crate::{
     Arguments,
     access::{self, Accounts, UnderWay},
+    again::Again,
     routes::{self, Stopping},
     telemetry::Telemetry,
 };
@@ -222,11 +223,11 @@ async fn take(
         let connection = connections.watch(
             http.serve_connection(TokioIo::new(WriteTimeout::new(stream, limits.write_timeout.0)), service),
         );
-        tokio::spawn(async move {
+        tokio::spawn(Again::new(async move {
             if let Err(error) = connection.await {
                 tracing::debug!(%error, "a connection broke");
             }
-        });
+        }));
     }
 }
 
