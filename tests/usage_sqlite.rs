@@ -793,3 +793,44 @@ async fn seed_23_queries_by_agent_department_and_time_in_windows_of_utc() {
     let sums: Vec<_> = sums.iter().map(|sum| (sum.department.as_deref().unwrap(), sum.sums.calls)).collect();
     assert_eq!(sums, [("a", 2), ("b", 1), ("d", 3)]);
 }
+
+// ===== who reads what was just recorded =====
+
+/// A call is made, and the ledger is asked at once. Long before its records are due.
+fn asked_at_once(directory: &Directory, between: impl FnOnce()) -> (u64, Duration) {
+    let options = QueueOptions::default().with_linger(Duration::from_secs(30));
+    runtime().block_on(async {
+        let (sink, worker) = SqliteLedger::start(directory.db(), Durability::Kill, options).unwrap();
+        let reader = LedgerReader::open(directory.db()).await.unwrap().behind(&sink);
+        between();
+        let service = UsageLayer::new(sink, Prices::default()).layer(Echo::new());
+        let request = LlmRequest::new("acme/one", ChatBody::builder().user("Hello").build().unwrap());
+        service.oneshot(request).await.unwrap();
+        let since = tokio::time::Instant::now();
+        let seen = reader.totals(&UsageQuery::new()).await.unwrap().calls;
+        assert_eq!(reader.department_sums(&UsageQuery::new(), &[]).await.unwrap().len() as u64, seen);
+        let took = since.elapsed();
+        drop(worker);
+        (seen, took)
+    })
+}
+
+#[test]
+fn seed_23_a_call_that_has_ended_is_in_the_ledger_for_whoever_asks_then() {
+    let directory = Directory::new();
+    assert_eq!(asked_at_once(&directory, || ()).0, 1);
+}
+
+#[test]
+fn while_nothing_can_be_written_what_was_written_before_is_told() {
+    let directory = Directory::new();
+    let path = directory.db();
+    let mut lock = None;
+    let (seen, took) = asked_at_once(&directory, || {
+        let connection = Connection::open(path).unwrap();
+        connection.execute_batch("BEGIN IMMEDIATE").unwrap();
+        lock = Some(connection);
+    });
+    assert_eq!(seen, 0);
+    assert!(took < Duration::from_secs(2), "{took:?}");
+}

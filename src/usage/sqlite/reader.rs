@@ -44,6 +44,8 @@ struct Asked {
 
 /// How long a lock is waited for: in WAL mode readers meet one only while somebody opens or closes the file.
 const BUSY: Duration = Duration::from_secs(5);
+/// How long what was just recorded is waited for.
+const PATIENCE: Duration = Duration::from_millis(250);
 /// How many connections there are.
 const CONNECTIONS: usize = 4;
 
@@ -63,8 +65,9 @@ impl LedgerReader {
         Ok(reader)
     }
 
-    /// As a [history](crate::quota::UsageHistory) of what quotas have charged, it waits until all is in the ledger that this
-    /// sink, which writes into it, was given until then. Without it, a call that ended milliseconds ago may be missing.
+    /// Whoever asks waits until all is in the ledger that this sink, which writes into it, was given until then. Without it, a
+    /// call that ended milliseconds ago may be missing. As a [history](crate::quota::UsageHistory) of what quotas have charged it
+    /// waits as long as it takes; everybody else is told what there is if nothing can be written for a quarter of a second.
     #[must_use]
     pub fn behind(mut self, sink: &QueueSink) -> Self {
         self.behind = Some(Behind::Queue(sink.clone()));
@@ -162,6 +165,10 @@ impl LedgerReader {
         groups: &[GroupBy],
         row: fn(Key, UsageTotals) -> T,
     ) -> Result<Vec<T>, LedgerError> {
+        if let Some(behind) = &self.behind {
+            // An outage is no reason not to tell of what was before it.
+            let _ = tokio::time::timeout(PATIENCE, behind.catch_up()).await;
+        }
         let (query, groups) = (query.clone(), groups.to_vec());
         let sums = self
             .run(move |connection, version| select::run(connection, &query, &over, &groups, version))
