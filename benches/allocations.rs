@@ -2,11 +2,11 @@
 //!
 //! `cargo bench --bench allocations --features otel,redis,rusqlite`. What may never become more is in `tests/allocations.rs`.
 
-#[allow(dead_code, reason = "it is a bench of its own")]
+#[expect(dead_code, reason = "it is a bench of its own")]
 mod cache;
-#[allow(dead_code, reason = "it is a bench of its own")]
+#[expect(dead_code, reason = "it is a bench of its own")]
 mod telemetry;
-#[allow(dead_code, reason = "it is a bench of its own")]
+#[expect(dead_code, reason = "it is a bench of its own")]
 mod usage;
 
 fn count(run: &mut dyn FnMut()) -> u64 {

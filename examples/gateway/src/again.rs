@@ -13,8 +13,7 @@ use std::{
 /// Polls a future again that was woken while it was polled, instead of having it scheduled.
 ///
 /// A handler that reads the body of its request is woken by its own connection, which hands it the body. The task that is woken while it
-/// runs goes to the end of its thread's queue, and that wakes another thread: in vain, and it takes longer than the rest of the
-/// request.
+/// runs goes to the end of its thread's queue, and that wakes another thread in vain.
 pub(crate) struct Again<F> {
     future: Pin<Box<F>>,
     waking: Arc<Waking>,
