@@ -242,7 +242,7 @@ impl<'a> CallStart<'a> {
         }
     }
 
-    /// What samplers are to see: what is known when the span begins.
+    /// What samplers are to see in any case: what is known when the span begins.
     pub fn identity(&self, set: &mut dyn FnMut(&'static str, Value<'_>)) {
         if self.role == Role::Gateway {
             return set("llm_layers.requested_model", Value::Shared(self.request.requested.shared()));
