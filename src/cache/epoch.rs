@@ -44,7 +44,8 @@ pub trait EpochStore: Send + Sync + 'static {
 }
 
 /// Under which epochs an entry was made. It is good as long as they are the same.
-#[derive(Clone, PartialEq, Eq, Hash, Default)]
+#[derive(Clone, Eq, Hash, Default)]
+#[expect(clippy::derived_hash_with_manual_eq, reason = "it compares the same, more quickly")]
 pub(super) struct Stamp {
     /// Of the store, the tenant, the user and the model.
     pub(super) own: [u64; 4],
@@ -71,6 +72,16 @@ struct Known {
     epoch: AtomicU64,
     /// Nanoseconds since `base`, from 1; 0 is not known.
     at: AtomicU64,
+}
+
+// ===== impl Stamp =====
+
+impl PartialEq for Stamp {
+    /// Number by number: mostly there is no knowledge base, and a C library that compares no bytes at all with a masked
+    /// load, from where nothing is, takes 70 ns for it.
+    fn eq(&self, other: &Self) -> bool {
+        self.own == other.own && self.kbs.iter().eq(&other.kbs)
+    }
 }
 
 // ===== impl Bucket =====
