@@ -1,9 +1,10 @@
 //! What telemetry costs a request above the bare leaf: nanoseconds of the thread that makes it.
 //!
-//! `cargo bench --bench telemetry --features otel`; how often memory is asked for is told by `--bench allocations`. Every row is measured in many short rounds, in turn with the others; the
-//! table shows the best round of each, so that what else the machine does is not counted. Sampled spans are exported between the
-//! rounds, so that a row is what handing them over costs; the row below it has the exporter's thread beside it, which gives
-//! back what this one was given, at a rate that no server has. The bare hash is there for scale: one machine is quicker than another.
+//! `cargo bench --bench telemetry --features otel`; how often memory is asked for is told by `--bench allocations`. Every
+//! row is measured in many short rounds, in turn with the others: `ns` is the median of them, `least` the quickest, for
+//! machines that have other work too. Sampled spans are exported between the rounds, so that a row is what handing them
+//! over costs; the row below it has the exporter's thread beside it, which gives back what this one was given, at a rate
+//! that no server has. The bare hash is there for scale: one machine is quicker than another.
 
 use futures_util::{FutureExt, StreamExt, stream};
 use llm_layers::{
@@ -87,8 +88,8 @@ fn run<S: Service<LlmRequest, Response = LlmResponse, Error = Error>>(
 
 struct Row {
     name: &'static str,
-    /// Nanoseconds, or what was counted.
-    value: f64,
+    /// Of a call, in each round.
+    nanos: Vec<f64>,
     run: Box<dyn FnMut(&ChatBody)>,
     /// Waits until nothing is left to do, between the rounds.
     settle: Option<SdkTracerProvider>,
@@ -100,17 +101,24 @@ where
 {
     let model = ModelName::from("gpt-4o-mini");
     let run = Box::new(move |body: &ChatBody| run(&mut service, &model, body));
-    Row { name, value: f64::INFINITY, run, settle: None }
+    Row { name, nanos: Vec::new(), run, settle: None }
 }
 
 impl Row {
     fn measure(&mut self, body: &ChatBody, calls: usize) {
         let start = Instant::now();
         (0..calls).for_each(|_| (self.run)(body));
-        self.value = self.value.min(start.elapsed().as_nanos() as f64 / calls as f64);
+        self.nanos.push(start.elapsed().as_nanos() as f64 / calls as f64);
         if let Some(tracers) = &self.settle {
             tracers.force_flush().expect("it sends nowhere");
         }
+    }
+
+    /// The median of all rounds, and the least.
+    fn found(&self) -> [f64; 2] {
+        let mut nanos = self.nanos.clone();
+        nanos.sort_by(f64::total_cmp);
+        [nanos[nanos.len() / 2], nanos[0]]
     }
 }
 
@@ -165,7 +173,7 @@ fn table(title: &str, body: &ChatBody, calls: usize, count: Option<Count>) {
         black_box(blake3::keyed_hash(&[7; 32], black_box(&text)));
     };
     let mut rows = vec![
-        Row { name: "keyed hash of 256 B", value: f64::INFINITY, run: Box::new(hash), settle: None },
+        Row { name: "keyed hash of 256 B", nanos: Vec::new(), run: Box::new(hash), settle: None },
         row("bare leaf", Leaf::new()),
         client("nothing: ()", ()),
         client("tracing, nobody listens", TracingObserver::new()),
@@ -176,27 +184,30 @@ fn table(title: &str, body: &ChatBody, calls: usize, count: Option<Count>) {
         client("OpenTelemetry, metrics only", OtelObserver::new(noop(), meters.meter("bench"))),
     ];
     rows.iter_mut().for_each(|row| (row.run)(body));
-    match count {
-        Some(count) => {
-            for row in &mut rows {
-                row.value = count(&mut || (row.run)(body)) as f64;
-            }
+    if let Some(count) = count {
+        println!("\n{title:<32}{:>12}", "allocations");
+        for row in &mut rows {
+            println!("{:<32}{:>12}", row.name, count(&mut || (row.run)(body)));
         }
-        None => (0..ROUNDS).for_each(|_| rows.iter_mut().for_each(|row| row.measure(body, calls))),
-    }
-    println!("\n{title:<32}{:>12}", if count.is_some() { "allocations" } else { "ns" });
-    let ([hash, leaf], above) = rows.split_first_chunk().expect("the hash and the leaf are the first");
-    for Row { name, value, .. } in [hash, leaf] {
-        println!("{name:<32}{value:>12.0}");
-    }
-    for row in above {
-        println!("+ {:<30}{:>12.0}", row.name, row.value - leaf.value);
+    } else {
+        (0..ROUNDS).for_each(|_| rows.iter_mut().for_each(|row| row.measure(body, calls)));
+        println!("\n{title:<32}{:>12}{:>12}", "ns", "least");
+        let ([hash, leaf], above) = rows.split_first_chunk().expect("the hash and the leaf are the first");
+        for row in [hash, leaf] {
+            let [nanos, least] = row.found();
+            println!("{:<32}{nanos:>12.0}{least:>12.0}", row.name);
+        }
+        let [bare, bare_least] = leaf.found();
+        for row in above {
+            let [nanos, least] = row.found();
+            println!("+ {:<30}{:>12.0}{:>12.0}", row.name, nanos - bare, least - bare_least);
+        }
     }
     [sampled, busy].iter().for_each(|tracers| tracers.shutdown().expect("it sends nowhere"));
 }
 
 /// One record of a histogram with the attributes that ours have, which are made once for all calls of a series.
-fn record(count: Option<Count>) {
+fn record(body: &ChatBody, count: Option<Count>) {
     let meters = SdkMeterProvider::builder().with_reader(reader()).build();
     let bounds = (0..14).map(|n| f64::from(1 << n)).collect();
     let histogram = meters.meter("bench").f64_histogram("duration").with_boundaries(bounds).build();
@@ -209,25 +220,27 @@ fn record(count: Option<Count>) {
         KeyValue::new("server.address", shared("api.openai.com")),
         KeyValue::new("server.port", 443),
     ];
-    let told = |name: &str, f: &dyn Fn()| {
-        f();
-        let value = match count {
-            Some(count) => count(&mut || f()) as f64,
-            None => {
-                let rounds = (0..ROUNDS).map(|_| {
-                    let start = Instant::now();
-                    (0..1_000).for_each(|_| f());
-                    start.elapsed().as_nanos() as f64 / 1_000.0
-                });
-                rounds.fold(f64::INFINITY, f64::min)
-            }
-        };
-        println!("{name:<32}{value:>12.0}");
-    };
-    println!();
-    told("one record of a metric", &|| histogram.record(black_box(1.5), black_box(&attributes)));
     let bound = histogram.bind(&attributes);
-    told("  where it is bound", &|| bound.record(black_box(1.5)));
+    let row = |name, run: Box<dyn FnMut(&ChatBody)>| Row { name, nanos: Vec::new(), run, settle: None };
+    let mut rows = [
+        row("looked up", Box::new(move |_| histogram.record(black_box(1.5), black_box(&attributes)))),
+        row("where it is bound", Box::new(move |_| bound.record(black_box(1.5)))),
+    ];
+    rows.iter_mut().for_each(|row| (row.run)(body));
+    const TITLE: &str = "one record of a metric";
+    if let Some(count) = count {
+        println!("\n{TITLE:<32}{:>12}", "allocations");
+        for row in &mut rows {
+            println!("{:<32}{:>12}", row.name, count(&mut || (row.run)(body)));
+        }
+        return;
+    }
+    (0..ROUNDS).for_each(|_| rows.iter_mut().for_each(|row| row.measure(body, 1_000)));
+    println!("\n{TITLE:<32}{:>12}{:>12}", "ns", "least");
+    for row in &rows {
+        let [nanos, least] = row.found();
+        println!("{:<32}{nanos:>12.0}{least:>12.0}", row.name);
+    }
 }
 
 pub(crate) fn tables(count: Option<Count>) {
@@ -237,7 +250,7 @@ pub(crate) fn tables(count: Option<Count>) {
     };
     table("a whole answer", &body(false), 1_000, count);
     table(&format!("a stream of {CHUNKS} chunks"), &body(true), 50, count);
-    record(count);
+    record(&body(false), count);
 }
 
 fn main() {
