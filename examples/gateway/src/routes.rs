@@ -103,6 +103,7 @@ pub(crate) fn router(
         .merge(metrics)
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
+        .with_state(handle.clone())
 }
 
 /// Lets in who has a key, as who it is, unless the server is going.
@@ -111,13 +112,19 @@ async fn admit(
     mut request: Request,
     next: Next,
 ) -> Response {
-    if stopping.has_begun() {
-        return going().into_response();
-    }
-    match identify(&handle, &mut request) {
+    let refused = match stopping.has_begun() {
+        true => Err(going()),
+        false => identify(&handle, &mut request),
+    };
+    match refused {
         Ok(()) => next.run(request).await,
-        Err(refused) => refused.into_response(),
+        Err(refused) => unread(refused, request, &handle.config()).await.into_response(),
     }
+}
+
+/// Refuses a request of whose body nothing was read.
+async fn unread(refused: ErrorResponse, request: Request, config: &Config) -> ErrorResponse {
+    refused.discarding(request, config.server.max_body_bytes.saturating_mul(2)).await
 }
 
 /// `POST /v1/chat/completions`
@@ -127,8 +134,10 @@ async fn complete(
     Extension(caller): Extension<Caller>,
     request: Request,
 ) -> Result<ChatAnswer, ErrorResponse> {
-    let permit = caller.admit().ok_or_else(|| too_many_in_flight(false))?;
     let config = chat.handle.config();
+    let Some(permit) = caller.admit() else {
+        return Err(unread(too_many_in_flight(false), request, &config).await);
+    };
     let late = || {
         let (kind, message) = ("invalid_request_error", LATE_BODY);
         ErrorResponse::custom(StatusCode::REQUEST_TIMEOUT, kind, None, message)
@@ -146,8 +155,10 @@ async fn message(
     Extension(caller): Extension<Caller>,
     request: Request,
 ) -> Result<MessagesAnswer, ErrorResponse> {
-    let permit = caller.admit().ok_or_else(|| too_many_in_flight(true))?;
     let config = chat.handle.config();
+    let Some(permit) = caller.admit() else {
+        return Err(unread(too_many_in_flight(true), request, &config).await);
+    };
     let late = || ErrorResponse::custom_of_messages(StatusCode::REQUEST_TIMEOUT, LATE_BODY);
     let MessagesRequest(request) = read(request, &config, late).await?;
     let (asked, result) = chat.ask(account, permit, request, &config).await;
@@ -164,7 +175,7 @@ async fn read<T: FromRequest<(), Rejection = ErrorResponse>>(
 ) -> Result<T, ErrorResponse> {
     match tokio::time::timeout(config.server.body_timeout.0, T::from_request(request, &())).await {
         Ok(read) => read,
-        Err(_) => Err(late()),
+        Err(_) => Err(late().with_header(header::CONNECTION, HeaderValue::from_static("close"))),
     }
 }
 
@@ -201,7 +212,7 @@ async fn model(
 ) -> Result<Response, ErrorResponse> {
     match name {
         Ok(Path(name)) => admin::model(&handle, &name),
-        Err(_) => Err(not_found(Uri::default()).await),
+        Err(_) => Err(nothing_at(&Uri::default())),
     }
 }
 
@@ -245,12 +256,18 @@ async fn readiness(State((stopping, handle)): State<(Stopping, Handle)>) -> Resu
     }
 }
 
-async fn not_found(path: Uri) -> ErrorResponse {
-    wrong(&path, StatusCode::NOT_FOUND, "unknown_url", "there is nothing at this path")
+async fn not_found(State(handle): State<Handle>, request: Request) -> ErrorResponse {
+    unread(nothing_at(request.uri()), request, &handle.config()).await
 }
 
-async fn method_not_allowed(path: Uri) -> ErrorResponse {
-    wrong(&path, StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "this path takes another method")
+async fn method_not_allowed(State(handle): State<Handle>, request: Request) -> ErrorResponse {
+    let (code, message) = ("method_not_allowed", "this path takes another method");
+    let refused = wrong(request.uri(), StatusCode::METHOD_NOT_ALLOWED, code, message);
+    unread(refused, request, &handle.config()).await
+}
+
+fn nothing_at(path: &Uri) -> ErrorResponse {
+    wrong(path, StatusCode::NOT_FOUND, "unknown_url", "there is nothing at this path")
 }
 
 /// In the shape that whoever asks there reads.

@@ -178,6 +178,63 @@ async fn a_client_that_sends_far_too_much_still_reads_why_it_is_refused() {
     assert_eq!(reply.status, 413);
 }
 
+/// Who is refused before his request's body was read, and is not told that the connection is closed, asks again on it.
+#[tokio::test]
+async fn a_connection_is_good_for_the_next_request_unless_the_answer_says_that_it_is_closed() {
+    let keys = "[[keys]]\nkey = \"sk\"\nuser = \"ada\"\nmax_in_flight = 1\n[[keys]]\nkey = \"good\"\nuser = \"bob\"\n";
+    let mut upstream = Upstream::start().await;
+    let config = one(&upstream.url, &format!("[server]\nmax_body_bytes = 100000\n{keys}"));
+    let gateway = Gateway::start(&config).await;
+    let (full, good) = (("authorization", "Bearer sk"), ("authorization", "Bearer good"));
+    let plain = ("content-type", "text/plain");
+    let mut waiting = gateway.connect().await;
+    waiting.ask("POST", CHAT, &[JSON, full], asking("a/m").as_bytes()).await;
+    let _unanswered = upstream.call().await;
+    for bytes in [10, 90_000, 150_000, 1_000_000] {
+        let too_large = if bytes > 100_000 { 413 } else { 400 };
+        for (method, path, headers, status) in [
+            ("POST", CHAT, &[JSON][..], 401),
+            ("POST", "/v1/messages", &[JSON], 401),
+            ("POST", "/v1/cache/invalidate", &[JSON], 401),
+            ("POST", CHAT, &[JSON, full], 429),
+            ("POST", "/v1/messages", &[JSON, full], 429),
+            ("POST", CHAT, &[plain, good], 415),
+            ("POST", CHAT, &[JSON, good], too_large),
+            ("POST", "/v1/messages", &[JSON, good], too_large),
+            ("POST", "/v1/nothing", &[JSON, good], 404),
+            ("PUT", CHAT, &[JSON, good], 405),
+        ] {
+            let mut client = gateway.connect().await;
+            let sent = client.try_ask(method, path, headers, &vec![b' '; bytes]).await;
+            let reply = client.reply().await;
+            assert_eq!(reply.status, status, "{bytes} {method} {path} {headers:?}");
+            if reply.header("connection") == Some("close") {
+                assert!(bytes > 200_000, "{bytes} {method} {path} {headers:?}");
+                assert!(client.closed().await);
+                continue;
+            }
+            sent.unwrap();
+            client.ask("GET", "/healthz", &[], b"").await;
+            assert_eq!(client.reply().await.status, 200, "{bytes} {method} {path} {headers:?}");
+        }
+    }
+    // Who waits for a word before he sends it has nothing to send.
+    for (key, kind, bytes, status) in [
+        ("none", "application/json", 10, 401),
+        ("good", "text/plain", 10, 415),
+        ("good", "application/json", 100_001, 413),
+    ] {
+        let mut client = gateway.connect().await;
+        let head = format!("POST {CHAT} HTTP/1.1\r\nhost: gateway\r\nexpect: 100-continue\r\n");
+        let more =
+            format!("authorization: Bearer {key}\r\ncontent-type: {kind}\r\ncontent-length: {bytes}\r\n\r\n");
+        client.write(&(head + &more)).await;
+        let reply = client.reply().await;
+        assert_eq!((reply.status, reply.header("connection")), (status, Some("close")));
+        assert!(client.closed().await);
+    }
+}
+
 const ECHO: &str = "[providers.echo]\nkind = \"echo\"\n";
 
 #[tokio::test]

@@ -1,9 +1,11 @@
+use super::request::discard;
 use crate::{
     Error,
     http::{self as edge, anthropic},
 };
 use axum_core::{
     body::Body,
+    extract::Request,
     response::{IntoResponse, Response},
 };
 use bytes::Bytes;
@@ -61,6 +63,36 @@ impl ErrorResponse {
     pub fn with_request_id(mut self, id: &str) -> Self {
         write_request_id(&mut self.headers, id);
         self
+    }
+
+    /// Refuses a request whose body nobody has read.
+    ///
+    /// Many clients read no answer before they have sent all, and would see nothing but a connection that is cut: up to `most`
+    /// bytes are read and thrown away, if they come within five seconds. Where there is more, or the client waits for a word
+    /// before it sends any (`Expect: 100-continue`), the answer says that the connection is closed, so that nobody asks again on it.
+    ///
+    /// ```
+    /// use axum_core::{body::Body, extract::Request};
+    /// use http::StatusCode;
+    /// use llm_layers::http::axum::ErrorResponse;
+    ///
+    /// async fn not_found(request: Request) -> ErrorResponse {
+    ///     let message = "there is nothing at this path";
+    ///     let gone = ErrorResponse::custom(StatusCode::NOT_FOUND, "invalid_request_error", None, message);
+    ///     gone.discarding(request, 1 << 20).await
+    /// }
+    /// ```
+    pub async fn discarding(self, request: Request, most: usize) -> Self {
+        let (parts, body) = request.into_parts();
+        let is_read = discard(&parts.headers, body, most).await;
+        self.closing_unless(is_read)
+    }
+
+    pub(super) fn closing_unless(self, is_read: bool) -> Self {
+        match is_read {
+            true => self,
+            false => self.with_header(header::CONNECTION, HeaderValue::from_static("close")),
+        }
     }
 
     pub(super) fn answering(self, request_id: Option<&str>) -> Self {

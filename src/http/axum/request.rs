@@ -40,7 +40,7 @@ impl<S: Sync> FromRequest<S> for ChatRequest {
 
     async fn from_request(request: Request, _: &S) -> Result<Self, ErrorResponse> {
         let read = read(request, LlmRequest::parse_within).await;
-        read.map(Self).map_err(|(error, id)| ErrorResponse::from(error).answering(id.as_deref()))
+        read.map(Self).map_err(|refused| refused.answer(ErrorResponse::from))
     }
 }
 
@@ -49,20 +49,33 @@ impl<S: Sync> FromRequest<S> for MessagesRequest {
 
     async fn from_request(request: Request, _: &S) -> Result<Self, ErrorResponse> {
         let read = read(request, anthropic::chat_request).await;
-        read.map(Self).map_err(|(error, id)| ErrorResponse::of_messages(error).answering(id.as_deref()))
+        read.map(Self).map_err(|refused| refused.answer(ErrorResponse::of_messages))
     }
 }
 
-/// How long the rest of a body that is too large may take to come.
-const DRAIN: Duration = Duration::from_secs(5);
+/// How long the rest of a body that nobody wants may take to come.
+const DISCARD: Duration = Duration::from_secs(5);
 
-type Refused = (Error, Option<Box<str>>);
+/// Why a request is not taken.
+struct Refused {
+    error: Error,
+    request_id: Option<Box<str>>,
+    /// Whether all of it has come.
+    is_read: bool,
+}
+
+impl Refused {
+    fn answer(self, response: fn(Error) -> ErrorResponse) -> ErrorResponse {
+        let Self { error, request_id, is_read } = self;
+        response(error).answering(request_id.as_deref()).closing_unless(is_read)
+    }
+}
 
 async fn read(
     request: Request,
     parse: fn(Bytes, &BodyLimits) -> Result<LlmRequest, Error>,
 ) -> Result<LlmRequest, Refused> {
-    let (mut parts, body) = request.into_parts();
+    let (mut parts, mut body) = request.into_parts();
     let mut context = parts.extensions.remove::<RequestContext>().unwrap_or_default();
     if let (None, Some(id)) = (context.request_id(), edge::request_id(&parts.headers)) {
         context = context.with_request_id(id);
@@ -77,32 +90,49 @@ async fn read(
         if is_encoded(&parts.headers) {
             return Err(Error::invalid_body(InvalidReason::Encoded));
         }
-        parse(collect(body, limits.max_bytes).await?, &limits)
+        parse(collect(&mut body, limits.max_bytes).await?, &limits)
     };
     match read.await {
         Ok(request) => Ok(request.with_context(context)),
-        Err(error) => Err((error, context.request_id().map(Into::into))),
+        Err(error) => {
+            let is_read = discard(&parts.headers, body, limits.max_bytes.saturating_mul(2)).await;
+            Err(Refused { error, request_id: context.request_id().map(Into::into), is_read })
+        }
     }
 }
 
-async fn collect(mut body: Body, limit: usize) -> Result<Bytes, Error> {
-    let declared = body.size_hint().lower();
-    if declared <= limit as u64 {
-        match Limited::new(&mut body, limit).collect().await {
+async fn collect(body: &mut Body, limit: usize) -> Result<Bytes, Error> {
+    if body.size_hint().lower() <= limit as u64 {
+        match Limited::new(body, limit).collect().await {
             Ok(body) => return Ok(body.to_bytes()),
             Err(error) if is_length_limit(&*error) => {}
             // The rest of the request did not come.
             Err(error) => return Err(Error::new(ErrorKind::Cancelled).with_source(error)),
         }
     }
-    // Many clients read no answer before they have sent all, and would see nothing but a connection that is
-    // cut: up to twice as much again is read and thrown away, if it comes soon.
-    let patience = limit.saturating_mul(2);
-    if declared <= patience as u64 {
-        let mut rest = Limited::new(body, patience);
-        let _ = tokio::time::timeout(DRAIN, async { while let Some(Ok(_)) = rest.frame().await {} }).await;
-    }
     Err(Error::invalid_body(InvalidReason::TooLarge { limit }))
+}
+
+/// Reads up to `most` bytes and throws them away, if they come soon. Whether that was all.
+pub(super) async fn discard(headers: &HeaderMap, body: Body, most: usize) -> bool {
+    if body.is_end_stream() {
+        return true;
+    }
+    // Who waits for a word before he sends it need not send it.
+    if headers.contains_key(header::EXPECT) || body.size_hint().lower() > most as u64 {
+        return false;
+    }
+    let mut rest = Limited::new(body, most);
+    let all = async {
+        loop {
+            match rest.frame().await {
+                Some(Ok(_)) => {}
+                Some(Err(_)) => return false,
+                None => return true,
+            }
+        }
+    };
+    tokio::time::timeout(DISCARD, all).await.unwrap_or(false)
 }
 
 /// Whether this limit, or one of the host's further out, was reached.

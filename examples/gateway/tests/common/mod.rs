@@ -266,12 +266,27 @@ impl Client {
     }
 
     pub(crate) async fn ask(&mut self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) {
+        self.try_ask(method, path, headers, body).await.unwrap();
+    }
+
+    pub(crate) async fn write(&mut self, text: &str) {
+        soon(self.0.write_all(text.as_bytes())).await.unwrap();
+    }
+
+    /// As [`ask`](Self::ask), of a server that may close before it has read all.
+    pub(crate) async fn try_ask(
+        &mut self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &[u8],
+    ) -> std::io::Result<()> {
         let mut head = format!("{method} {path} HTTP/1.1\r\nhost: gateway\r\n");
         for (name, value) in headers {
             head += &format!("{name}: {value}\r\n");
         }
         head += &format!("content-length: {}\r\n\r\n", body.len());
-        soon(self.0.write_all(&[head.as_bytes(), body].concat())).await.unwrap();
+        soon(self.0.write_all(&[head.as_bytes(), body].concat())).await
     }
 
     pub(crate) async fn head(&mut self) -> Reply {
