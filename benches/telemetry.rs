@@ -101,10 +101,14 @@ where
 {
     let model = ModelName::from("gpt-4o-mini");
     let run = Box::new(move |body: &ChatBody| run(&mut service, &model, body));
-    Row { name, nanos: Vec::new(), run, settle: None }
+    Row::new(name, run)
 }
 
 impl Row {
+    fn new(name: &'static str, run: Box<dyn FnMut(&ChatBody)>) -> Self {
+        Self { name, nanos: Vec::new(), run, settle: None }
+    }
+
     fn measure(&mut self, body: &ChatBody, calls: usize) {
         let start = Instant::now();
         (0..calls).for_each(|_| (self.run)(body));
@@ -159,6 +163,13 @@ fn nothing() -> Meter {
 /// Counts what a run does, where no time is measured.
 type Count = fn(&mut dyn FnMut()) -> u64;
 
+fn counted(title: &str, rows: &mut [Row], body: &ChatBody, count: Count) {
+    println!("\n{title:<32}{:>12}", "allocations");
+    for row in rows {
+        println!("{:<32}{:>12}", row.name, count(&mut || (row.run)(body)));
+    }
+}
+
 fn table(title: &str, body: &ChatBody, calls: usize, count: Option<Count>) {
     let (sampled, busy) = (tracers(2048), tracers(512));
     let traced = |name, tracers: &SdkTracerProvider| {
@@ -173,7 +184,7 @@ fn table(title: &str, body: &ChatBody, calls: usize, count: Option<Count>) {
         black_box(blake3::keyed_hash(&[7; 32], black_box(&text)));
     };
     let mut rows = vec![
-        Row { name: "keyed hash of 256 B", nanos: Vec::new(), run: Box::new(hash), settle: None },
+        Row::new("keyed hash of 256 B", Box::new(hash)),
         row("bare leaf", Leaf::new()),
         client("nothing: ()", ()),
         client("tracing, nobody listens", TracingObserver::new()),
@@ -185,10 +196,7 @@ fn table(title: &str, body: &ChatBody, calls: usize, count: Option<Count>) {
     ];
     rows.iter_mut().for_each(|row| (row.run)(body));
     if let Some(count) = count {
-        println!("\n{title:<32}{:>12}", "allocations");
-        for row in &mut rows {
-            println!("{:<32}{:>12}", row.name, count(&mut || (row.run)(body)));
-        }
+        counted(title, &mut rows, body, count);
     } else {
         (0..ROUNDS).for_each(|_| rows.iter_mut().for_each(|row| row.measure(body, calls)));
         println!("\n{title:<32}{:>12}{:>12}", "ns", "least");
@@ -221,18 +229,14 @@ fn record(body: &ChatBody, count: Option<Count>) {
         KeyValue::new("server.port", 443),
     ];
     let bound = histogram.bind(&attributes);
-    let row = |name, run: Box<dyn FnMut(&ChatBody)>| Row { name, nanos: Vec::new(), run, settle: None };
     let mut rows = [
-        row("looked up", Box::new(move |_| histogram.record(black_box(1.5), black_box(&attributes)))),
-        row("where it is bound", Box::new(move |_| bound.record(black_box(1.5)))),
+        Row::new("looked up", Box::new(move |_| histogram.record(black_box(1.5), black_box(&attributes)))),
+        Row::new("where it is bound", Box::new(move |_| bound.record(black_box(1.5)))),
     ];
     rows.iter_mut().for_each(|row| (row.run)(body));
     const TITLE: &str = "one record of a metric";
     if let Some(count) = count {
-        println!("\n{TITLE:<32}{:>12}", "allocations");
-        for row in &mut rows {
-            println!("{:<32}{:>12}", row.name, count(&mut || (row.run)(body)));
-        }
+        counted(TITLE, &mut rows, body, count);
         return;
     }
     (0..ROUNDS).for_each(|_| rows.iter_mut().for_each(|row| row.measure(body, 1_000)));

@@ -235,6 +235,19 @@ async fn a_connection_is_good_for_the_next_request_unless_the_answer_says_that_i
     }
 }
 
+#[tokio::test]
+async fn a_body_that_does_not_come_in_time_is_refused_and_the_connection_closed_by_word() {
+    let gateway = Gateway::start(&format!("[server]\nbody_timeout = \"50ms\"\n{ECHO}")).await;
+    for path in [CHAT, "/v1/messages"] {
+        let mut client = gateway.connect().await;
+        let head = format!("POST {path} HTTP/1.1\r\nhost: gateway\r\ncontent-type: application/json\r\n");
+        client.write(&(head + "content-length: 10\r\n\r\n{")).await;
+        let reply = client.reply().await;
+        assert_eq!((reply.status, reply.header("connection")), (408, Some("close")), "{path}");
+        assert!(client.closed().await);
+    }
+}
+
 const ECHO: &str = "[providers.echo]\nkind = \"echo\"\n";
 
 #[tokio::test]
