@@ -1,7 +1,10 @@
 use crate::CallId;
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    fmt,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU32, AtomicU64, Ordering},
+    },
 };
 
 /// How far a call has come: whether a provider was asked.
@@ -10,54 +13,176 @@ use std::sync::{
 /// dispatched costs nothing, what was is paid for. A layer that must know it for its own call and no other
 /// (each attempt of a fallback, each lease of a quota) hands a [`child`](Self::child) down: a mark on the
 /// child marks its ancestors, not the other way round.
-#[derive(Debug, Clone, Default)]
-pub struct Progress(Arc<Node>);
+///
+/// Clones are the same part of the call. Up to 64 parts share one allocation.
+#[derive(Clone)]
+pub struct Progress {
+    family: Arc<Family>,
+    /// One for this part and each that it is a part of, within the family. Its own is the highest: who is younger has a
+    /// higher one.
+    bits: u64,
+}
 
-#[derive(Debug, Default)]
-struct Node {
-    dispatched: AtomicBool,
-    /// What the call is charged to.
+/// Parts that share an allocation.
+struct Family {
+    dispatched: AtomicU64,
+    /// How many parts there are, or were.
+    parts: AtomicU32,
+    /// What they are charged to.
     lease: Option<CallId>,
+    /// One of them, and what it and its parts are charged to instead: most calls have one such part.
+    charged: OnceLock<(u64, CallId)>,
+    /// What all of them are parts of.
     parent: Option<Progress>,
 }
 
 impl Progress {
     /// Nothing has happened yet.
     pub fn new() -> Self {
-        Self::default()
+        Self::founding(None, None)
     }
 
     /// The progress of one part of this call.
     #[must_use]
     pub fn child(&self) -> Self {
-        self.below(self.0.lease)
+        self.sharing().unwrap_or_else(|| Self::founding(self.lease(), Some(self.clone())))
     }
 
     /// As [`child`](Self::child), of a call that is charged to this lease.
     pub(crate) fn charged_to(&self, lease: CallId) -> Self {
-        self.below(Some(lease))
+        let charged = &self.family.charged;
+        match self.sharing().filter(|part| charged.set((part.own(), lease)).is_ok()) {
+            Some(part) => part,
+            None => Self::founding(Some(lease), Some(self.clone())),
+        }
     }
 
     /// The lease of [quotas](crate::quota) that the call is charged to, if it is.
     pub fn lease(&self) -> Option<CallId> {
-        self.0.lease
+        match self.family.charged.get() {
+            Some((part, lease)) if self.bits & part != 0 => Some(*lease),
+            _ => self.family.lease,
+        }
     }
 
-    fn below(&self, lease: Option<CallId>) -> Self {
-        Self(Arc::new(Node { dispatched: AtomicBool::new(false), lease, parent: Some(self.clone()) }))
+    /// A part in the same family, if there is room for one.
+    fn sharing(&self) -> Option<Self> {
+        let parts = &self.family.parts;
+        // Looked at first: counted up for ever, it would begin anew some day.
+        let has_room = parts.load(Ordering::Relaxed) < u64::BITS;
+        let own = has_room.then(|| 1_u64.checked_shl(parts.fetch_add(1, Ordering::Relaxed)))??;
+        Some(Self { family: Arc::clone(&self.family), bits: self.bits | own })
+    }
+
+    fn founding(lease: Option<CallId>, parent: Option<Self>) -> Self {
+        let (dispatched, parts, charged) = (AtomicU64::new(0), AtomicU32::new(1), OnceLock::new());
+        Self { family: Arc::new(Family { dispatched, parts, lease, charged, parent }), bits: 1 }
+    }
+
+    const fn own(&self) -> u64 {
+        1 << self.bits.ilog2()
     }
 
     /// Notes that a provider is about to be asked.
     pub fn mark_dispatched(&self) {
         let mut next = Some(self);
-        while let Some(Self(node)) = next {
-            node.dispatched.store(true, Ordering::Release);
-            next = node.parent.as_ref();
+        while let Some(Self { family, bits }) = next {
+            // Looked at first: clones of one request may be sent from many threads, and mark the same ancestors.
+            if family.dispatched.load(Ordering::Relaxed) & bits != *bits {
+                family.dispatched.fetch_or(*bits, Ordering::Release);
+            }
+            next = family.parent.as_ref();
         }
     }
 
     /// Whether a provider was asked.
     pub fn is_dispatched(&self) -> bool {
-        self.0.dispatched.load(Ordering::Acquire)
+        self.family.dispatched.load(Ordering::Acquire) & self.own() != 0
+    }
+}
+
+impl Default for Progress {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for Progress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Progress")
+            .field("is_dispatched", &self.is_dispatched())
+            .field("lease", &self.lease())
+            .finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::time::SystemTime;
+
+    #[derive(Debug, Clone, Copy)]
+    enum Step {
+        Child(usize),
+        Charged(usize),
+        Mark(usize),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        let of = any::<prop::sample::Index>().prop_map(|at| at.index(usize::MAX));
+        (of, 0..20).prop_map(|(of, kind)| match kind {
+            0 => Step::Charged(of),
+            1..4 => Step::Mark(of),
+            _ => Step::Child(of),
+        })
+    }
+
+    proptest! {
+        /// However many there are, and however they descend from one another.
+        #[test]
+        fn a_mark_marks_the_part_and_its_ancestors_and_nobody_else(steps in prop::collection::vec(step(), 1..300)) {
+            // Of each: its parent, its lease, and whether it is marked.
+            let mut all = vec![(Progress::new(), None, None, false)];
+            for step in steps {
+                match step {
+                    Step::Child(of) => {
+                        let of = of % all.len();
+                        all.push((all[of].0.child(), Some(of), all[of].2, false));
+                    }
+                    Step::Charged(of) => {
+                        let (of, lease) = (of % all.len(), CallId::mint(SystemTime::UNIX_EPOCH));
+                        all.push((all[of].0.charged_to(lease), Some(of), Some(lease), false));
+                    }
+                    Step::Mark(of) => {
+                        let mut next = Some(of % all.len());
+                        all[of % all.len()].0.clone().mark_dispatched();
+                        while let Some(at) = next {
+                            all[at].3 = true;
+                            next = all[at].1;
+                        }
+                    }
+                }
+                for (progress, _, lease, is_marked) in &all {
+                    prop_assert_eq!((progress.is_dispatched(), progress.lease()), (*is_marked, *lease));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn parts_of_one_call_are_told_apart_on_many_threads() {
+        let root = Progress::new();
+        let make = || (0..100).map(|_| root.child()).collect::<Vec<_>>();
+        let all = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..4).map(|_| scope.spawn(make)).collect();
+            threads.into_iter().flat_map(|thread| thread.join().expect("no panic")).collect::<Vec<_>>()
+        });
+        for (at, part) in all.iter().enumerate() {
+            part.mark_dispatched();
+            let marked = all.iter().filter(|part| part.is_dispatched()).count();
+            assert_eq!(marked, at + 1);
+        }
+        assert!(root.is_dispatched());
     }
 }
