@@ -158,7 +158,14 @@ where
         loop {
             let (answer, held) = match this.state.as_mut().project() {
                 StateProj::Calling(future) => {
-                    let answer = ready!(future.poll(cx)).map_err(Into::into)?;
+                    // Looked at where it lies: most are whole, and an answer is large.
+                    let polled = future.poll(cx).map_err(Into::into);
+                    let Poll::Ready(Ok(answer)) = &polled else { return polled };
+                    if matches!(&answer.body, ResponseBody::Complete(completion) if completion.has_content())
+                    {
+                        return polled;
+                    }
+                    let answer = ready!(polled)?;
                     this.state.set(State::Peeking { answer: Some(answer), held: ReadAhead::default() });
                     continue;
                 }

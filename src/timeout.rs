@@ -199,22 +199,17 @@ where
         let Some(future) = this.future.as_pin_mut() else {
             return Poll::Ready(Err(Error::new(ErrorKind::Timeout { phase: TimeoutPhase::Deadline })));
         };
-        match future.poll(cx).map_err(Into::into) {
-            Poll::Ready(Ok(mut answer)) => {
-                if let ResponseBody::Stream(chunks) = &mut answer.body
-                    && (this.first_content.or(*this.total).or(*this.deadline).is_some()
-                        || this.idle.is_some())
-                {
-                    chunks.limit(BodyClock::new(
-                        *this.first_content,
-                        *this.idle,
-                        *this.total,
-                        *this.deadline,
-                    ));
+        // In its place: an answer is large, and not moved for nothing.
+        let mut polled = future.poll(cx).map_err(Into::into);
+        match &mut polled {
+            Poll::Ready(Ok(LlmResponse { body: ResponseBody::Stream(chunks), .. })) => {
+                let (first_content, idle, total) = (*this.first_content, *this.idle, *this.total);
+                if first_content.or(total).or(*this.deadline).is_some() || idle.is_some() {
+                    chunks.limit(BodyClock::new(first_content, idle, total, *this.deadline));
                 }
-                Poll::Ready(Ok(answer))
+                polled
             }
-            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+            Poll::Ready(_) => polled,
             Poll::Pending => {
                 let Some((at, phase)) = *this.head else { return Poll::Pending };
                 let sleep = this.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(at)));

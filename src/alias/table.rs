@@ -90,26 +90,25 @@ impl AliasTable {
         user: Option<&str>,
         mut step: impl FnMut(&ModelName, &ModelName),
     ) -> ModelName {
-        let mut name = model.clone();
-        let mut target = self.lookup(&name, tenant);
+        let mut name = model;
+        let mut target = self.lookup(name, tenant);
         for _ in 0..MAX_STEPS {
-            let Some(next) = target.map(|target| target.pick(&name, user)).filter(|next| **next != name)
-            else {
+            let Some(next) = target.map(|target| target.pick(name, user)).filter(|next| *next != name) else {
                 break;
             };
-            step(&name, next);
-            name = next.clone();
-            target = self.lookup_exact(&name, tenant);
+            step(name, next);
+            name = next;
+            target = self.lookup_exact(name, tenant);
         }
         match &self.providers {
             Some(providers) => {
-                let canonical = providers.canonical(&name);
-                if canonical != name {
-                    step(&name, &canonical);
+                let canonical = providers.canonical(name);
+                if canonical != *name {
+                    step(name, &canonical);
                 }
                 canonical
             }
-            None => name,
+            None => name.clone(),
         }
     }
 

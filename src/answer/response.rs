@@ -117,6 +117,7 @@ impl LlmResponse {
     }
 
     /// As [`observe`](Self::observe), in its place: an answer is large, and not moved for nothing.
+    #[inline]
     pub(crate) fn add_observer(&mut self, observer: impl Observe) {
         match &mut self.body {
             ResponseBody::Complete(completion) => observer.on_end(End::Whole(completion)),

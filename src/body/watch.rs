@@ -62,6 +62,7 @@ pub struct Watched<F, O: Observe> {
 
 impl<O: Observe> Watch<O> {
     /// From now on `observer` learns how the call ends.
+    #[inline(always)]
     pub const fn new(observer: O) -> Self {
         Self { observer: Some(observer), inside: true }
     }
@@ -97,8 +98,10 @@ where
         match &mut polled {
             Poll::Pending => {}
             Poll::Ready(Ok(response)) => {
-                if let Some(mut observer) = this.watch.observer.take() {
+                if let Some(observer) = &mut this.watch.observer {
                     observer.on_head(response);
+                }
+                if let Some(observer) = this.watch.observer.take() {
                     response.add_observer(observer);
                 }
             }

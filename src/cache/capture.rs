@@ -10,7 +10,7 @@ use crate::{
     ChoiceFinish, Completion, LlmResponse, ModelName, StreamChunk,
     body::{Arrival, End, Keeper, Observe, Summary},
 };
-use std::sync::Arc;
+use std::{mem, sync::Arc};
 
 /// Keeps an answer while it passes, and stores it if it comes to a good end.
 pub(super) struct Capture {
@@ -39,7 +39,7 @@ impl Capture {
         self.bytes > self.shared.policy.max_entry_bytes
     }
 
-    fn whole(self, completion: &Completion) -> Result<(), NotStored> {
+    fn whole(&mut self, completion: &Completion) -> Result<(), NotStored> {
         let facts = completion.facts();
         let is_too_large = completion.data().len() > self.shared.policy.max_entry_bytes;
         decide::keep(&Ended {
@@ -52,10 +52,10 @@ impl Capture {
         self.store(Answer::Whole(completion.detached()))
     }
 
-    fn streamed(mut self, summary: &Summary) -> Result<(), NotStored> {
+    fn streamed(&mut self, summary: &Summary) -> Result<(), NotStored> {
         let ended = self.ended(&summary.finish_reasons);
         decide::keep(&Ended { has_content: summary.has_content, ..ended })?;
-        let chunks = std::mem::take(&mut self.chunks).finish();
+        let chunks = mem::take(&mut self.chunks).finish();
         self.store(Answer::Stream(chunks.into()))
     }
 
@@ -74,18 +74,21 @@ impl Capture {
         }
     }
 
-    fn store(self, answer: Answer) -> Result<(), NotStored> {
+    /// Once, at the end.
+    fn store(&mut self, answer: Answer) -> Result<(), NotStored> {
         let Self { shared, plan, head, .. } = self;
-        let (Some(head), Some(stamp)) = (head, plan.wanted.stamp) else { return Err(NotStored::NoEpoch) };
+        let (Some(head), Some(stamp)) = (head.take(), plan.wanted.stamp.take()) else {
+            return Err(NotStored::NoEpoch);
+        };
         let created_at = shared.policy.clock.now();
         let (scope, rights) = (shared.scope_digest(&plan.context), Some(plan.context.kept_rights()));
         let bond = Bond { key: plan.wanted.key, scope, rights, stamp, created_at, ttl: plan.ttl };
         #[cfg(feature = "semantic")]
-        let learn = plan.probe.map(|probe| (probe, bond.clone()));
+        let learn = plan.probe.take().map(|probe| (probe, bond.clone()));
         let entry = Arc::new(Entry::new(bond, head.model, head.provider, answer));
         let bytes = entry.weight();
         let write = match plan.asks_kbs {
-            true => Write::IfAllowed(plan.context, entry),
+            true => Write::IfAllowed(mem::take(&mut plan.context), entry),
             false => match shared.store.put(entry) {
                 Fetch::Ready(()) => {
                     count(&shared.counters.stored);
@@ -97,7 +100,7 @@ impl Capture {
             },
         };
         let job = Job {
-            shared: Arc::clone(&shared),
+            shared: Arc::clone(shared),
             write,
             #[cfg(feature = "semantic")]
             learn,
@@ -130,15 +133,14 @@ impl Observe for Capture {
         self.chunks.push(chunk);
     }
 
-    fn on_end(self, end: End<'_>) {
-        let shared = Arc::clone(&self.shared);
+    fn on_end(mut self, end: End<'_>) {
         let stored = match end {
             End::Whole(completion) => self.whole(completion),
             End::StreamEnded(summary) => self.streamed(summary),
             End::Failed(..) | End::Abandoned(_) => Err(NotStored::Incomplete),
         };
         if let Err(reason) = stored {
-            shared.counters.not_stored(reason);
+            self.shared.counters.not_stored(reason);
         }
     }
 }

@@ -46,16 +46,17 @@ enum State<S: Service<LlmRequest>> {
         shared: Arc<Shared>,
         rest: Option<(S, LlmRequest)>,
     },
+    /// Seldom: what it takes is in a box, too.
     Readying {
         service: S,
-        rest: Option<(LlmRequest, Purpose)>,
+        rest: Option<Box<(LlmRequest, Purpose)>>,
     },
     Passing {
-        #[pin]
-        call: S::Future,
+        call: Pin<Box<S::Future>>,
         reason: BypassReason,
     },
-    Calling(#[pin] Watched<S::Future, Capture>, MissReason),
+    /// In a box: in its place it would be carried through all layers outside of this one, by each hit too.
+    Calling(Pin<Box<Watched<S::Future, Capture>>>, MissReason),
     /// Calls are not shared any more.
     Alone(Pin<Box<dyn Future<Output = Result<LlmResponse, Error>> + Send>>, MissReason),
     Following {
@@ -114,7 +115,7 @@ where
             Poll::Pending => {
                 let clone = self.inner.clone();
                 let service = mem::replace(&mut self.inner, clone);
-                State::Readying { service, rest: Some((request, purpose)) }
+                State::Readying { service, rest: Some(Box::new((request, purpose))) }
             }
         }
     }
@@ -161,6 +162,7 @@ impl<S: fmt::Debug> fmt::Debug for Cache<S> {
 // ===== impl State =====
 
 impl Purpose {
+    #[inline]
     fn call<S>(self, ready: &mut S, mut request: LlmRequest) -> State<S>
     where
         S: Service<LlmRequest, Response = LlmResponse>,
@@ -169,12 +171,12 @@ impl Purpose {
         match self {
             Self::Bypass(reason) => {
                 request.set_cache(NoAnswer::Bypass(reason));
-                State::Passing { call: ready.call(request), reason }
+                State::Passing { call: Box::pin(ready.call(request)), reason }
             }
             Self::Miss(capture, why) => {
                 request.set_cache(NoAnswer::Miss(why));
                 let watch = Watch::new(capture);
-                State::Calling(watch.over(ready.call(request)), why)
+                State::Calling(Box::pin(watch.over(ready.call(request))), why)
             }
         }
     }
@@ -313,26 +315,24 @@ where
                         Next::State(state) => state,
                         Next::Call(request, purpose) => State::Readying {
                             service: service.take().expect("nobody has taken it"),
-                            rest: Some((request, purpose)),
+                            rest: Some(Box::new((request, purpose))),
                         },
                     }
                 }
                 StateProj::Readying { service, rest } => {
                     ready!(service.poll_ready(cx)).map_err(Into::into)?;
-                    let (request, purpose) = rest.take().expect("taken only here, and the state changes");
+                    let (request, purpose) = *rest.take().expect("taken only here, and the state changes");
                     purpose.call(service, request)
                 }
                 StateProj::Passing { call, reason } => {
-                    let answer = ready!(call.poll(cx)).map_err(Into::into)?;
-                    return Poll::Ready(Ok(marked(answer, CacheStatus::Bypass(*reason), None)));
+                    let polled = call.as_mut().poll(cx).map_err(Into::into);
+                    return marked(polled, CacheStatus::Bypass(*reason), None);
                 }
                 StateProj::Calling(call, why) => {
-                    let answer = ready!(call.poll(cx))?;
-                    return Poll::Ready(Ok(marked(answer, CacheStatus::Miss, Some(*why))));
+                    return marked(call.as_mut().poll(cx), CacheStatus::Miss, Some(*why));
                 }
                 StateProj::Alone(call, why) => {
-                    let answer = ready!(call.as_mut().poll(cx))?;
-                    return Poll::Ready(Ok(marked(answer, CacheStatus::Miss, Some(*why))));
+                    return marked(call.as_mut().poll(cx), CacheStatus::Miss, Some(*why));
                 }
                 StateProj::Following { reader, why, shared, deadline, timer } => {
                     let following = reader.as_mut().expect("taken only below, at the end");
@@ -352,12 +352,18 @@ where
     }
 }
 
-/// Says what the cache had to do with an answer, unless one below has given it.
-fn marked(mut answer: LlmResponse, status: CacheStatus, why: Option<MissReason>) -> LlmResponse {
-    if !answer.cache.is_hit() {
+type Polled = Poll<Result<LlmResponse, Error>>;
+
+/// Says what the cache had to do with an answer, unless one below has given it. In its place: an answer is large, and not
+/// moved for nothing.
+#[inline]
+fn marked(mut polled: Polled, status: CacheStatus, why: Option<MissReason>) -> Polled {
+    if let Poll::Ready(Ok(answer)) = &mut polled
+        && !answer.cache.is_hit()
+    {
         (answer.cache, answer.cache_miss) = (status, why);
     }
-    answer
+    polled
 }
 
 fn follow(

@@ -22,7 +22,7 @@ use tower_service::Service;
 pub struct ResponseFuture<S: Service<LlmRequest>, P> {
     shared: Arc<Shared<S>>,
     /// Of its own, from the second attempt on.
-    service: Option<S>,
+    service: Option<Box<S>>,
     attempts: Attempts<P>,
     #[pin]
     state: State<S::Future>,
@@ -108,31 +108,32 @@ where
         let mut this = self.project();
         loop {
             let failure = match this.state.as_mut().project() {
-                StateProj::Calling(future) => match future.poll(cx) {
-                    Poll::Ready(Ok(mut answer)) => {
-                        // What a fallback below has tried came last.
-                        this.attempts.failed.append(&mut answer.attempts);
-                        answer.attempts = mem::take(&mut this.attempts.failed);
-                        this.attempts.answered(&mut answer);
-                        return Poll::Ready(Ok(answer));
+                StateProj::Calling(future) => {
+                    // In its place: an answer is large, and not moved for nothing.
+                    let mut polled = future.poll(cx).map_err(Into::into);
+                    if let Poll::Ready(Ok(answer)) = &mut polled {
+                        this.attempts.answered(answer);
+                        return polled;
                     }
-                    Poll::Ready(Err(error)) => error.into(),
-                    Poll::Pending => {
-                        ready!(poll_deadline(*this.deadline, this.timer, cx));
-                        Error::new(ErrorKind::Timeout { phase: TimeoutPhase::Deadline })
-                            .with_dispatched(this.attempts.request.progress.is_dispatched())
+                    match polled {
+                        Poll::Ready(Err(error)) => error,
+                        _ => {
+                            ready!(poll_deadline(*this.deadline, this.timer, cx));
+                            Error::new(ErrorKind::Timeout { phase: TimeoutPhase::Deadline })
+                                .with_dispatched(this.attempts.request.progress.is_dispatched())
+                        }
                     }
-                },
+                }
                 StateProj::Waiting(sleep) => {
                     ready!(sleep.as_mut().poll(cx));
                     this.state.set(State::Readying);
                     continue;
                 }
                 StateProj::Readying => {
-                    let service = this.service.get_or_insert_with(|| this.shared.spare());
+                    let service = this.service.get_or_insert_with(|| Box::new(this.shared.spare()));
                     match service.poll_ready(cx) {
                         Poll::Ready(Ok(())) => {
-                            let call = this.attempts.call(service, Instant::now());
+                            let call = this.attempts.call(&mut **service, Instant::now());
                             this.state.set(State::Calling(call));
                             continue;
                         }
@@ -188,6 +189,7 @@ impl<S: Service<LlmRequest>, P> fmt::Debug for ResponseFuture<S, P> {
 // ===== impl Attempts =====
 
 impl<P: Policy> Attempts<P> {
+    #[inline(always)]
     fn call<S: Service<LlmRequest>>(&mut self, ready: &mut S, now: Instant) -> S::Future {
         self.calls_left -= 1;
         self.started = now;
@@ -252,7 +254,10 @@ impl<P: Policy> Attempts<P> {
         self.failed.push(Attempt { model, error, wait: mem::take(&mut self.wait), latency });
     }
 
-    fn answered(&self, answer: &mut LlmResponse) {
+    fn answered(&mut self, answer: &mut LlmResponse) {
+        // What a fallback below has tried came last.
+        self.failed.append(&mut answer.attempts);
+        answer.attempts = mem::take(&mut self.failed);
         let decisions = self.request.decisions();
         decisions.note(|| Note::Answered {
             attempt: self.request.attempt,

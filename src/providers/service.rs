@@ -9,7 +9,7 @@ use std::{
     fmt, mem,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
 };
 use tower_service::Service;
 
@@ -133,18 +133,20 @@ impl Future for ResponseFuture {
             }
             State::Asking(reply) => reply,
         };
-        Poll::Ready(match ready!(reply.as_mut().poll(cx)) {
-            Ok(mut answer) => {
-                answer.provider = this.provider.take();
-                answer.model = this.model.clone();
-                answer.decisions = mem::take(&mut this.decisions);
-                Ok(answer)
+        // In its place: an answer is large, and not moved for nothing.
+        let mut polled = reply.as_mut().poll(cx);
+        if let Poll::Ready(Ok(answer)) = &mut polled {
+            answer.provider = this.provider.take();
+            answer.model.clone_from(&this.model);
+            answer.decisions = mem::take(&mut this.decisions);
+            return polled;
+        }
+        polled.map_err(|error| {
+            if !reply.is_called() {
+                return error;
             }
-            Err(error) if reply.is_called() => {
-                let sent = error.was_sent(&this.progress);
-                Err(error.with_dispatched(sent).with_decisions(&this.decisions))
-            }
-            Err(error) => Err(error),
+            let sent = error.was_sent(&this.progress);
+            error.with_dispatched(sent).with_decisions(&this.decisions)
         })
     }
 }

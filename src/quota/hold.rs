@@ -61,16 +61,14 @@ impl Hold {
         self.departments = None;
     }
 
-    /// The store said that it does.
-    pub(super) fn granted(mut self, plan: &Plan, day: Day) -> Self {
-        let departments = plan.departments.clone();
+    /// The store said that it does: what it was asked for.
+    pub(super) fn granted(&mut self, plan: &Plan, day: Day) {
+        self.day = Some(day);
         if let Some(outbox) = &self.shared.outbox {
-            let (amount, on_expiry) = (plan.amount, plan.on_expiry);
+            let Plan { departments, amount, on_expiry, .. } = plan;
             let needs_seed = self.shared.history.is_some();
-            outbox.keep_alive(self.id, Held::new(departments.clone(), amount, on_expiry, day, needs_seed));
+            outbox.keep_alive(self.id, Held::new(departments.clone(), *amount, *on_expiry, day, needs_seed));
         }
-        (self.departments, self.day) = (Some(departments), Some(day));
-        self
     }
 
     fn settle(mut self, amount: Amount) {

@@ -87,6 +87,7 @@ where
 }
 
 impl<S: Service<LlmRequest>> Calling<S> {
+    #[inline(always)]
     fn leased(inner: &mut S, request: LlmRequest, lease: Lease, tightest: Option<Headroom>) -> Self {
         if let Some(left) = &tightest {
             request.decisions().note(|| Note::Quota(decision(left)));
@@ -114,10 +115,13 @@ where
         loop {
             let next = match state.as_mut().project() {
                 CallingProj::Leased(future, tightest) => {
-                    let mut answer = ready!(future.poll(cx))?;
-                    // The outermost of several has the last word.
-                    answer.quota = tightest.take().or(answer.quota);
-                    return Poll::Ready(Ok(answer));
+                    // In its place: an answer is large, and not moved for nothing.
+                    let mut polled = future.poll(cx);
+                    if let Poll::Ready(Ok(answer)) = &mut polled {
+                        // The outermost of several has the last word.
+                        answer.quota = tightest.take().or_else(|| answer.quota.take());
+                    }
+                    return polled;
                 }
                 CallingProj::Free(future) => return future.poll(cx).map_err(Into::into),
                 CallingProj::Refused(error) => {

@@ -128,7 +128,7 @@ impl Shared {
             return Admission::Free;
         }
         let now = self.clock.now();
-        let Some(hold) = self.hold(now) else {
+        let Some(mut hold) = self.hold(now) else {
             let error = self.unavailable(None);
             return if self.mode == Mode::Shadow { Admission::Free } else { Admission::Refused(error) };
         };
@@ -143,7 +143,8 @@ impl Shared {
         let reservation = self.reservation(&plan, hold.id(), now);
         match self.store.reserve(&reservation).now() {
             Ok(Ok(Decision::Granted(Grant { tightest, day, .. }))) => {
-                let hold = hold.granted(&plan, day);
+                hold.asks(reservation.departments);
+                hold.granted(&plan, day);
                 Admission::Granted(Lease::new(hold, &plan, request), tightest)
             }
             // Nothing was written, and there is more to be tried.
@@ -182,7 +183,7 @@ impl Shared {
                 Some(obstacle) => obstacle,
                 None => match self.reserve(&plan, &mut hold, deadline).await {
                     Ok(Ok(grant)) => {
-                        let hold = hold.granted(&plan, grant.day);
+                        hold.granted(&plan, grant.day);
                         return Ok(Some((Lease::new(hold, &plan, request), grant.tightest)));
                     }
                     Ok(Err(denial)) if is_shadow => {
