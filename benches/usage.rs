@@ -105,6 +105,11 @@ fn request() -> LlmRequest {
     request
 }
 
+/// The same, as it comes in again: with a progress of its own, which clones would share.
+fn another(request: &LlmRequest) -> LlmRequest {
+    LlmRequest::new(request.model.clone(), request.body.clone()).with_context(request.context.clone())
+}
+
 fn prices() -> Prices {
     let price = Price::new(Rates::per_million("3", "15").expect("valid"));
     Prices::new(PriceBook::of("sheet", [("p/model", price)]).expect("valid"))
@@ -185,7 +190,7 @@ pub(crate) fn on_the_path(directory: &Path, count: Option<Count>) {
     for _ in 0..ROUNDS {
         for row in &mut rows {
             (row.settle)();
-            let requests = vec![request.clone(); CALLS];
+            let requests: Vec<_> = (0..CALLS).map(|_| another(&request)).collect();
             let start = Instant::now();
             requests.into_iter().for_each(|request| (row.call)(request));
             row.nanos.push(start.elapsed().as_nanos() as f64 / CALLS as f64);

@@ -53,9 +53,9 @@ fn hits(bytes: usize, streaming: bool) -> AllocationInfo {
 }
 
 #[test]
-fn a_miss_allocates_at_most_15_times_whatever_the_prompts_size() {
+fn a_miss_allocates_at_most_16_times_whatever_the_prompts_size() {
     let (small, large) = (misses(200, false), misses(100_000, false));
-    assert!(small.count_total <= 15, "{} allocations", small.count_total);
+    assert!(small.count_total <= 16, "{} allocations", small.count_total);
     assert_eq!(small.count_total, large.count_total);
     assert!(
         large.bytes_total.abs_diff(small.bytes_total) < 256,

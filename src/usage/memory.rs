@@ -4,7 +4,10 @@ use super::{
 use crate::{Error, ErrorKind};
 use std::{
     collections::HashSet,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 use tokio::sync::oneshot;
 
@@ -12,13 +15,13 @@ use tokio::sync::oneshot;
 ///
 /// An event that is recorded again, which is known by its id, takes a place again, but is taken out and added up once.
 #[derive(Debug, Clone)]
-pub struct MemorySink(Arc<Mutex<Events>>);
+pub struct MemorySink(Arc<Inner>);
 
 #[derive(Debug)]
-struct Events {
-    kept: Vec<UsageEvent>,
-    /// Events that are to come.
-    admitted: usize,
+struct Inner {
+    kept: Mutex<Vec<UsageEvent>>,
+    /// Places that are taken: by events, and by those that are to come.
+    taken: AtomicUsize,
     capacity: usize,
 }
 
@@ -29,12 +32,15 @@ pub(super) struct MemoryPlace(Option<MemorySink>);
 impl MemorySink {
     /// Keeps at most `capacity` events; beyond, calls are refused until they are [taken](Self::take).
     pub fn new(capacity: usize) -> Self {
-        Self(Arc::new(Mutex::new(Events { kept: Vec::new(), admitted: 0, capacity })))
+        Self(Arc::new(Inner { kept: Mutex::default(), taken: AtomicUsize::new(0), capacity }))
     }
 
     /// Takes all events out.
     pub fn take(&self) -> Vec<UsageEvent> {
-        let mut events = std::mem::take(&mut self.lock().kept);
+        let mut kept = self.lock();
+        let mut events = std::mem::take(&mut *kept);
+        self.0.taken.fetch_sub(events.len(), Ordering::AcqRel);
+        drop(kept);
         let mut seen = HashSet::with_capacity(events.len());
         events.retain(|event| seen.insert(event.id));
         events
@@ -42,56 +48,53 @@ impl MemorySink {
 
     /// How many events are to come: calls that have not ended.
     pub fn admitted(&self) -> usize {
-        self.lock().admitted
+        let kept = self.lock();
+        // With the lock: no place becomes an event meanwhile.
+        self.0.taken.load(Ordering::Acquire).saturating_sub(kept.len())
     }
 
     /// Adds up the events that are kept, each once. `None` if the cost is more than
     /// [`NanoUsd::MAX`](crate::price::NanoUsd::MAX).
     pub fn totals(&self, query: &UsageQuery) -> Option<UsageTotals> {
-        query::totals(self.lock().each_once(), query)
+        query::totals(each_once(&self.lock()), query)
     }
 
     /// As [`totals`](Self::totals), for each group; in the order of their keys.
     pub fn totals_by(&self, query: &UsageQuery, groups: &[GroupBy]) -> Option<Vec<UsageGroup>> {
-        query::totals_by(self.lock().each_once(), query, groups)
+        query::totals_by(each_once(&self.lock()), query, groups)
     }
 
     /// Adds up the events that are kept, each in full for every department that it is charged to; in the order of
     /// departments, then keys.
     pub fn department_sums(&self, query: &UsageQuery, groups: &[GroupBy]) -> Option<Vec<DepartmentSums>> {
-        query::department_sums(self.lock().each_once(), query, groups)
+        query::department_sums(each_once(&self.lock()), query, groups)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Events> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Vec<UsageEvent>> {
+        self.0.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Events {
-    fn each_once(&self) -> impl Iterator<Item = &UsageEvent> {
-        let mut seen = HashSet::with_capacity(self.kept.len());
-        self.kept.iter().filter(move |event| seen.insert(event.id))
-    }
+fn each_once(events: &[UsageEvent]) -> impl Iterator<Item = &UsageEvent> {
+    let mut seen = HashSet::with_capacity(events.len());
+    events.iter().filter(move |event| seen.insert(event.id))
 }
 
 impl UsageSink for MemorySink {
     fn admit(&self) -> Result<Slot, Error> {
-        let mut events = self.lock();
-        if events.kept.len() + events.admitted >= events.capacity {
+        if self.0.taken.fetch_add(1, Ordering::AcqRel) >= self.0.capacity {
+            self.0.taken.fetch_sub(1, Ordering::AcqRel);
             return Err(Error::new(ErrorKind::StoreUnavailable { store: "usage".into() }));
         }
-        events.admitted += 1;
         Ok(Slot::of_memory(MemoryPlace(Some(self.clone()))))
     }
 }
 
 impl MemoryPlace {
+    #[inline]
     pub(super) fn record(mut self, event: UsageEvent, done: Option<oneshot::Sender<()>>) {
         let Some(sink) = self.0.take() else { return };
-        let mut events = sink.lock();
-        events.admitted -= 1;
-        events.kept.push(event);
-        drop(events);
+        sink.lock().push(event);
         if let Some(done) = done {
             // Who does not wait for it need not be told.
             let _ = done.send(());
@@ -102,7 +105,7 @@ impl MemoryPlace {
 impl Drop for MemoryPlace {
     fn drop(&mut self) {
         if let Some(sink) = &self.0 {
-            sink.lock().admitted -= 1;
+            sink.0.taken.fetch_sub(1, Ordering::AcqRel);
         }
     }
 }

@@ -338,7 +338,7 @@ impl QueuePlace {
     #[inline]
     pub(super) fn record(mut self, event: UsageEvent, done: Option<oneshot::Sender<()>>) {
         if let Some(gate) = self.0.take() {
-            gate.0.push((event, done));
+            gate.0.push(event, done);
         }
     }
 }
@@ -371,7 +371,8 @@ impl Inbox {
         self.letters.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn push(&self, letter: Letter) {
+    #[inline]
+    fn push(&self, event: UsageEvent, done: Option<oneshot::Sender<()>>) {
         let mut letters = self.letters();
         // With the lock: what is recorded later is written later, and nobody else counts.
         self.recorded.store(self.recorded.load(Ordering::Relaxed) + 1, Ordering::Release);
@@ -379,9 +380,9 @@ impl Inbox {
             // Nobody reads it; whoever waits learns so at once.
             return;
         }
-        let is_awaited = letter.1.is_some() && !letters.is_awaited;
+        let is_awaited = done.is_some() && !letters.is_awaited;
         letters.is_awaited |= is_awaited;
-        letters.new.push(letter);
+        letters.new.push((event, done));
         let must_wake = is_awaited || letters.is_asleep;
         drop(letters);
         if must_wake {

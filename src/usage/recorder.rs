@@ -5,7 +5,8 @@ use super::{
     spent::{Spent, estimate, was_sent},
 };
 use crate::{
-    CacheStatus, Error, ErrorKind, LlmRequest, LlmResponse, ModelName, Progress, RequestContext, TokenUsage,
+    CacheStatus, CallId, Error, ErrorKind, LlmRequest, LlmResponse, ModelName, Progress, RequestContext,
+    TokenUsage,
     body::{End, Observe},
     cache::MissReason,
     price::Cost,
@@ -27,13 +28,18 @@ pub(super) enum Which {
     Hits,
 }
 
-/// Collects what is known of one call, and records it when its answer ends.
-pub(super) struct Recorder {
+/// Collects what is known of one call, and records it when its answer ends. In a box: a future is carried through all
+/// layers outside of its own before it is polled.
+pub(super) struct Recorder(Box<Call>);
+
+struct Call {
     slot: Slot,
     settings: Arc<Settings>,
     committed: Option<Committed>,
     started: Instant,
-    progress: Progress,
+    /// Of calls only: where hits are recorded, nobody is asked.
+    progress: Option<Progress>,
+    lease: Option<CallId>,
     context: RequestContext,
     requested: ModelName,
     model: ModelName,
@@ -85,12 +91,13 @@ impl Recorder {
             Which::Calls => request.cache(),
             Which::Hits => Default::default(),
         };
-        Self {
+        Self(Box::new(Call {
             slot,
             settings: Arc::clone(settings),
             committed,
             started: Instant::now(),
-            progress: request.progress.clone(),
+            progress: (settings.which == Which::Calls).then(|| request.progress.clone()),
+            lease: request.progress.lease(),
             context: request.context.clone(),
             requested: request.requested.clone(),
             model: request.model.clone(),
@@ -100,74 +107,74 @@ impl Recorder {
             input_bytes: request.body.input_bytes(),
             cache,
             cache_miss,
-        }
+        }))
     }
+}
 
+impl Call {
     /// Whether there is anything to be recorded of a call that ends so.
     fn counts(&self, end: &End<'_>) -> bool {
-        match self.settings.which {
-            // What did not reach a provider used nothing up.
-            Which::Calls => self.cache.is_hit() || was_sent(end, &self.progress),
-            Which::Hits => self.cache.is_hit(),
-        }
+        // What did not reach a provider used nothing up.
+        self.cache.is_hit() || self.progress.as_ref().is_some_and(|progress| was_sent(end, progress))
     }
 }
 
 impl Observe for Recorder {
     fn on_head(&mut self, head: &LlmResponse) {
-        let is_calls = self.settings.which == Which::Calls;
+        let this = &mut *self.0;
+        let is_calls = this.settings.which == Which::Calls;
         if head.cache != CacheStatus::Unused {
-            self.cache = head.cache;
-            self.cache_miss = head.cache_miss.filter(|_| is_calls);
+            this.cache = head.cache;
+            this.cache_miss = head.cache_miss.filter(|_| is_calls);
         }
-        if head.provider.is_some() && (is_calls || self.cache.is_hit()) {
+        if head.provider.is_some() && (is_calls || this.cache.is_hit()) {
             // Canonical, and of the model that answered, wherever this layer stands.
-            self.model.clone_from(&head.model);
-            self.provider.clone_from(&head.provider);
+            this.model.clone_from(&head.model);
+            this.provider.clone_from(&head.provider);
         }
     }
 
     fn on_end(self, end: End<'_>) {
-        if !self.counts(&end) {
+        if !self.0.counts(&end) {
             return;
         }
-        let Self { slot, settings, committed, started, progress, context, requested, model, .. } = self;
-        let Self { provider, attempt, streamed, input_bytes, cache, cache_miss, .. } = self;
-        let (ended_at, latency) = (settings.clock.now(), started.elapsed());
-        let Ended { outcome, usage, answered, first_content } = ended(&end, started, latency, input_bytes);
-        let cost = settings.prices.cost(&model, &usage);
-        let outcome = match (cache, outcome) {
+        let call = *self.0;
+        let (ended_at, latency) = (call.settings.clock.now(), call.started.elapsed());
+        let Ended { outcome, usage, answered, first_content } =
+            ended(&end, call.started, latency, call.input_bytes);
+        let cost = call.settings.prices.cost(&call.model, &usage);
+        let outcome = match (call.cache, outcome) {
             (CacheStatus::Hit { .. }, Outcome::Ok) => Outcome::CacheHit,
             (CacheStatus::Coalesced, Outcome::Ok) => Outcome::Coalesced,
             (_, outcome) => outcome,
         };
-        let (usage, cost, saved) = match cache.is_hit() {
+        let (usage, cost, saved) = match call.cache.is_hit() {
             false => (usage, cost, None),
             true => (TokenUsage::new(0, 0), Cost::nothing(), Some(Box::new(Saved { usage, cost }))),
         };
         let event = UsageEvent {
             id: EventId::mint(ended_at),
-            lease: progress.lease(),
+            lease: call.lease,
             ended_at,
-            context,
-            requested,
-            model,
+            context: call.context,
+            requested: call.requested,
+            model: call.model,
             answered,
-            provider,
-            attempt,
-            streamed,
+            provider: call.provider,
+            attempt: call.attempt,
+            streamed: call.streamed,
             usage,
             cost,
             saved,
             latency,
             first_content,
             outcome,
-            cache,
-            cache_miss,
+            cache: call.cache,
+            cache_miss: call.cache_miss,
         };
-        match committed {
-            Some(committed) => committed.set(slot.record_with_ticket(event)),
-            None => slot.record(event),
+        match call.committed {
+            Some(committed) => committed.set(call.slot.record_with_ticket(event)),
+            None => call.slot.record(event),
         }
     }
 }
@@ -196,6 +203,6 @@ fn ended(end: &End<'_>, started: Instant, latency: Duration, input_bytes: usize)
 
 impl fmt::Debug for Recorder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Recorder").field("which", &self.settings.which).finish_non_exhaustive()
+        f.debug_struct("Recorder").field("which", &self.0.settings.which).finish_non_exhaustive()
     }
 }

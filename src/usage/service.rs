@@ -38,7 +38,7 @@ pub struct ResponseFuture<F> {
 enum State<F> {
     Calling(#[pin] Watched<F, Recorder>),
     /// A whole answer that is not handed out before its record is safe.
-    Holding(Option<LlmResponse>, Pin<Box<dyn Future<Output = Result<(), Error>> + Send>>),
+    Holding(Pin<Box<dyn Future<Output = Result<LlmResponse, Error>> + Send>>),
     Refused(Option<Error>),
 }
 
@@ -98,29 +98,31 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
         loop {
-            let answer = match this.state.as_mut().project() {
-                StateProj::Calling(future) => ready!(future.poll(cx))?,
-                StateProj::Holding(answer, done) => {
-                    let done = ready!(done.as_mut().poll(cx));
-                    let answer = answer.take().expect("a future is not polled after its end");
-                    return Poll::Ready(match done {
-                        Ok(()) => Ok(answer),
-                        Err(error) => Err(withheld(error, &answer)),
-                    });
-                }
+            let mut polled = match this.state.as_mut().project() {
+                StateProj::Calling(future) => future.poll(cx),
+                StateProj::Holding(answer) => return answer.as_mut().poll(cx),
                 StateProj::Refused(error) => {
                     return Poll::Ready(Err(error.take().expect("a future is not polled after its end")));
                 }
             };
-            let Some((committed, limit)) = this.durable.take() else { return Poll::Ready(Ok(answer)) };
-            match answer {
-                LlmResponse { body: ResponseBody::Stream(mut chunks), .. } => {
-                    chunks.hold_end(committed.wait(limit));
-                    return Poll::Ready(Ok(LlmResponse { body: chunks.into(), ..answer }));
-                }
-                answer => this.state.set(State::Holding(Some(answer), Box::pin(committed.wait(limit)))),
+            // As it lies: an answer is large, and not moved for nothing.
+            let Poll::Ready(Ok(answer)) = &mut polled else { return polled };
+            let Some((committed, limit)) = this.durable.take() else { return polled };
+            if let ResponseBody::Stream(chunks) = &mut answer.body {
+                chunks.hold_end(committed.wait(limit));
+                return polled;
             }
+            let answer = ready!(polled)?;
+            this.state.set(State::Holding(Box::pin(held(answer, committed, limit))));
         }
+    }
+}
+
+/// Hands the answer out once its record is safe.
+async fn held(answer: LlmResponse, committed: Committed, limit: Duration) -> Result<LlmResponse, Error> {
+    match committed.wait(limit).await {
+        Ok(()) => Ok(answer),
+        Err(error) => Err(withheld(error, &answer)),
     }
 }
 
