@@ -46,16 +46,16 @@ enum State<S: Service<LlmRequest>> {
         shared: Arc<Shared>,
         rest: Option<(S, LlmRequest)>,
     },
-    /// Seldom: what it takes is in a box, too.
+    /// Seldom, and in a box as the calls below are.
     Readying {
         service: S,
         rest: Option<Box<(LlmRequest, Purpose)>>,
     },
+    /// In a box, as all calls: in its place it would be carried through all layers outside of this one, by each hit too.
     Passing {
         call: Pin<Box<S::Future>>,
         reason: BypassReason,
     },
-    /// In a box: in its place it would be carried through all layers outside of this one, by each hit too.
     Calling(Pin<Box<Watched<S::Future, Capture>>>, MissReason),
     /// Calls are not shared any more.
     Alone(Pin<Box<dyn Future<Output = Result<LlmResponse, Error>> + Send>>, MissReason),

@@ -82,10 +82,9 @@ fn each_once(events: &[UsageEvent]) -> impl Iterator<Item = &UsageEvent> {
 
 impl UsageSink for MemorySink {
     fn admit(&self) -> Result<Slot, Error> {
-        if self.0.taken.fetch_add(1, Ordering::AcqRel) >= self.0.capacity {
-            self.0.taken.fetch_sub(1, Ordering::AcqRel);
-            return Err(Error::new(ErrorKind::StoreUnavailable { store: "usage".into() }));
-        }
+        let one_more = |taken: usize| (taken < self.0.capacity).then(|| taken + 1);
+        let place = self.0.taken.fetch_update(Ordering::AcqRel, Ordering::Acquire, one_more);
+        place.map_err(|_| Error::new(ErrorKind::StoreUnavailable { store: "usage".into() }))?;
         Ok(Slot::of_memory(MemoryPlace(Some(self.clone()))))
     }
 }
