@@ -202,7 +202,6 @@ where
 // ===== impl ResponseFuture =====
 
 impl<S: Service<LlmRequest>> State<S> {
-    #[inline(always)]
     fn call(permit: OwnedSemaphorePermit, inner: &mut S, request: LlmRequest) -> Self {
         let watch = Watch::new(Permit { _permit: permit });
         Self::Calling(watch.over(inner.call(request)))

@@ -1,6 +1,6 @@
 use crate::CallId;
 use std::{
-    fmt,
+    fmt, mem,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicU32, AtomicU64, Ordering},
@@ -48,8 +48,30 @@ impl Progress {
         self.sharing().unwrap_or_else(|| Self::founding(self.lease(), Some(self.clone())))
     }
 
+    /// Becomes the progress of one part of this call. A second one for whoever looks at it.
+    pub(crate) fn descend(&mut self) -> Self {
+        let child = self.child();
+        self.become_twice(child)
+    }
+
+    /// As [`descend`](Self::descend), of a part that is charged to this lease.
+    pub(crate) fn descend_charged_to(&mut self, lease: CallId) -> Self {
+        let child = self.charged_to(lease);
+        self.become_twice(child)
+    }
+
+    /// What was counted for this one counts for the second, if both share an allocation.
+    fn become_twice(&mut self, child: Self) -> Self {
+        let mut second = mem::replace(self, child);
+        match Arc::ptr_eq(&second.family, &self.family) {
+            true => second.bits = self.bits,
+            false => second = self.clone(),
+        }
+        second
+    }
+
     /// As [`child`](Self::child), of a call that is charged to this lease.
-    pub(crate) fn charged_to(&self, lease: CallId) -> Self {
+    fn charged_to(&self, lease: CallId) -> Self {
         let charged = &self.family.charged;
         match self.sharing().filter(|part| charged.set((part.own(), lease)).is_ok()) {
             Some(part) => part,
@@ -142,29 +164,35 @@ mod tests {
         /// However many there are, and however they descend from one another.
         #[test]
         fn a_mark_marks_the_part_and_its_ancestors_and_nobody_else(steps in prop::collection::vec(step(), 1..300)) {
-            // Of each: its parent, its lease, and whether it is marked.
-            let mut all = vec![(Progress::new(), None, None, false)];
+            // Of each: a second one for it, its parent, its lease, and whether it is marked.
+            let root = Progress::new();
+            let mut all = vec![(root.clone(), root, None, None, false)];
             for step in steps {
                 match step {
                     Step::Child(of) => {
                         let of = of % all.len();
-                        all.push((all[of].0.child(), Some(of), all[of].2, false));
+                        let mut child = all[of].0.clone();
+                        let second = child.descend();
+                        all.push((child, second, Some(of), all[of].3, false));
                     }
                     Step::Charged(of) => {
                         let (of, lease) = (of % all.len(), CallId::mint(SystemTime::UNIX_EPOCH));
-                        all.push((all[of].0.charged_to(lease), Some(of), Some(lease), false));
+                        let mut child = all[of].0.clone();
+                        let second = child.descend_charged_to(lease);
+                        all.push((child, second, Some(of), Some(lease), false));
                     }
                     Step::Mark(of) => {
                         let mut next = Some(of % all.len());
-                        all[of % all.len()].0.clone().mark_dispatched();
+                        all[of % all.len()].1.mark_dispatched();
                         while let Some(at) = next {
-                            all[at].3 = true;
-                            next = all[at].1;
+                            all[at].4 = true;
+                            next = all[at].2;
                         }
                     }
                 }
-                for (progress, _, lease, is_marked) in &all {
+                for (progress, second, _, lease, is_marked) in &all {
                     prop_assert_eq!((progress.is_dispatched(), progress.lease()), (*is_marked, *lease));
+                    prop_assert_eq!((second.is_dispatched(), second.lease()), (*is_marked, *lease));
                 }
             }
         }

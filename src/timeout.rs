@@ -199,7 +199,6 @@ where
         let Some(future) = this.future.as_pin_mut() else {
             return Poll::Ready(Err(Error::new(ErrorKind::Timeout { phase: TimeoutPhase::Deadline })));
         };
-        // In its place: an answer is large, and not moved for nothing.
         let mut polled = future.poll(cx).map_err(Into::into);
         match &mut polled {
             Poll::Ready(Ok(LlmResponse { body: ResponseBody::Stream(chunks), .. })) => {

@@ -1,7 +1,7 @@
 //! What the layers cost, one by one and all together, beside what they stand on.
 //!
 //! ```text
-//! cargo bench --bench stack --features redis,rusqlite [-- layers | full | chunks | stores | threads | growth]
+//! cargo bench --bench stack --features config,redis,rusqlite [-- layers | full | chunks | stores | threads | growth]
 //! ```
 //!
 //! Prompts of 200 B and 100 KB; whole answers, and streams of 50 chunks. Requests are made before the time begins, one
@@ -11,6 +11,7 @@
 
 #![allow(unreachable_pub, reason = "modules of a bench, some of them shared with other packages")]
 
+mod built;
 mod growth;
 #[allow(dead_code, reason = "shared with the comparison with peers")]
 mod measure;
@@ -191,6 +192,7 @@ fn full() {
             rows.push(Row::new("a clone of the full stack, and its drop", move |_| {
                 drop(black_box(of_clones.clone()));
             }));
+            rows.extend(built::rows());
             let per_title = if per == 1 { "" } else { ": ns for a chunk" };
             table(
                 &format!("the stack, {shape}, prompt of {size}, never asked before{per_title}"),

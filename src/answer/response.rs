@@ -29,6 +29,7 @@ use std::{sync::Arc, time::Duration};
 /// # Ok(())
 /// # }
 /// ```
+// Of 200 bytes and more: layers look at it where it lies, in what they have polled.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct LlmResponse {

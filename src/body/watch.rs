@@ -62,13 +62,11 @@ pub struct Watched<F, O: Observe> {
 
 impl<O: Observe> Watch<O> {
     /// From now on `observer` learns how the call ends.
-    #[inline(always)]
     pub const fn new(observer: O) -> Self {
         Self { observer: Some(observer), inside: true }
     }
 
     /// Watches `future`, the inner service's.
-    #[inline(always)]
     pub fn over<F>(mut self, future: F) -> Watched<F, O> {
         self.inside = false;
         Watched { future, watch: self }

@@ -12,7 +12,6 @@ use crate::{
     request::NoAnswer,
     sync::Handle,
 };
-use pin_project::pin_project;
 use std::{
     fmt,
     future::poll_fn,
@@ -32,13 +31,13 @@ pub struct Cache<S> {
 }
 
 /// Response future of [`Cache`].
-#[pin_project]
 pub struct ResponseFuture<S: Service<LlmRequest>> {
-    #[pin]
     state: State<S>,
 }
 
-#[pin_project(project = StateProj)]
+/// Nothing in it is pinned where it lies.
+impl<S: Service<LlmRequest>> Unpin for ResponseFuture<S> {}
+
 enum State<S: Service<LlmRequest>> {
     Done(Option<Result<LlmResponse, Error>>),
     Asking {
@@ -300,13 +299,13 @@ where
     type Output = Result<LlmResponse, Error>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let mut state = self.project().state;
+        let state = &mut self.get_mut().state;
         loop {
-            let next = match state.as_mut().project() {
-                StateProj::Done(answer) => {
+            let next = match state {
+                State::Done(answer) => {
                     return Poll::Ready(answer.take().expect("polled after completion"));
                 }
-                StateProj::Asking { found, shared, rest } => {
+                State::Asking { found, shared, rest } => {
                     let found = ready!(found.as_mut().poll(cx));
                     let (service, request) = rest.take().expect("taken only here, and the state changes");
                     let mut service = Some(service);
@@ -319,22 +318,22 @@ where
                         },
                     }
                 }
-                StateProj::Readying { service, rest } => {
+                State::Readying { service, rest } => {
                     ready!(service.poll_ready(cx)).map_err(Into::into)?;
                     let (request, purpose) = *rest.take().expect("taken only here, and the state changes");
                     purpose.call(service, request)
                 }
-                StateProj::Passing { call, reason } => {
+                State::Passing { call, reason } => {
                     let polled = call.as_mut().poll(cx).map_err(Into::into);
                     return marked(polled, CacheStatus::Bypass(*reason), None);
                 }
-                StateProj::Calling(call, why) => {
+                State::Calling(call, why) => {
                     return marked(call.as_mut().poll(cx), CacheStatus::Miss, Some(*why));
                 }
-                StateProj::Alone(call, why) => {
+                State::Alone(call, why) => {
                     return marked(call.as_mut().poll(cx), CacheStatus::Miss, Some(*why));
                 }
-                StateProj::Following { reader, why, shared, deadline, timer } => {
+                State::Following { reader, why, shared, deadline, timer } => {
                     let following = reader.as_mut().expect("taken only below, at the end");
                     let head = match following.poll_head(cx) {
                         Poll::Ready(head) => head,
@@ -347,15 +346,14 @@ where
                     return Poll::Ready(follow(head, reader, *why, shared, *deadline));
                 }
             };
-            state.set(next);
+            *state = next;
         }
     }
 }
 
 type Polled = Poll<Result<LlmResponse, Error>>;
 
-/// Says what the cache had to do with an answer, unless one below has given it. In its place: an answer is large, and not
-/// moved for nothing.
+/// Says what the cache had to do with an answer, unless one below has given it.
 #[inline]
 fn marked(mut polled: Polled, status: CacheStatus, why: Option<MissReason>) -> Polled {
     if let Poll::Ready(Ok(answer)) = &mut polled

@@ -109,7 +109,6 @@ where
         loop {
             let failure = match this.state.as_mut().project() {
                 StateProj::Calling(future) => {
-                    // In its place: an answer is large, and not moved for nothing.
                     let mut polled = future.poll(cx).map_err(Into::into);
                     if let Poll::Ready(Ok(answer)) = &mut polled {
                         this.attempts.answered(answer);
@@ -189,7 +188,6 @@ impl<S: Service<LlmRequest>, P> fmt::Debug for ResponseFuture<S, P> {
 // ===== impl Attempts =====
 
 impl<P: Policy> Attempts<P> {
-    #[inline(always)]
     fn call<S: Service<LlmRequest>>(&mut self, ready: &mut S, now: Instant) -> S::Future {
         self.calls_left -= 1;
         self.started = now;

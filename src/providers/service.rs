@@ -133,7 +133,6 @@ impl Future for ResponseFuture {
             }
             State::Asking(reply) => reply,
         };
-        // In its place: an answer is large, and not moved for nothing.
         let mut polled = reply.as_mut().poll(cx);
         if let Poll::Ready(Ok(answer)) = &mut polled {
             answer.provider = this.provider.take();

@@ -109,7 +109,7 @@ impl Drop for Hold {
 impl Lease {
     pub(super) fn new(hold: Hold, plan: &Plan, request: &mut LlmRequest) -> Self {
         // The same request may be sent twice, by a retry or a hedge above: each call has its own.
-        request.progress = request.progress.charged_to(hold.id);
+        let progress = request.progress.descend_charged_to(hold.id);
         hold.shared.state.in_flight.fetch_add(1, Ordering::Relaxed);
         Self {
             hold,
@@ -118,7 +118,7 @@ impl Lease {
             answer: plan.output.saturating_mul(plan.choices),
             input_bytes: request.body.input_bytes() as u64,
             model: request.model.clone(),
-            progress: request.progress.clone(),
+            progress,
             cache: CacheStatus::default(),
         }
     }

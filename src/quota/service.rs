@@ -87,7 +87,6 @@ where
 }
 
 impl<S: Service<LlmRequest>> Calling<S> {
-    #[inline(always)]
     fn leased(inner: &mut S, request: LlmRequest, lease: Lease, tightest: Option<Headroom>) -> Self {
         if let Some(left) = &tightest {
             request.decisions().note(|| Note::Quota(decision(left)));
@@ -115,7 +114,6 @@ where
         loop {
             let next = match state.as_mut().project() {
                 CallingProj::Leased(future, tightest) => {
-                    // In its place: an answer is large, and not moved for nothing.
                     let mut polled = future.poll(cx);
                     if let Poll::Ready(Ok(answer)) = &mut polled {
                         // The outermost of several has the last word.

@@ -6,7 +6,7 @@ use super::{
     deployments::{Around, Deployments, Leaves},
     handle::{Lasting, Rebuild},
     ledger::Ledger,
-    live::Live,
+    live::{Live, Version},
     order::{self, Needs, Part, Place},
 };
 use crate::{
@@ -378,9 +378,9 @@ where
         + Sync
         + 'static,
 {
-    let current = Arc::new(ArcSwap::from_pointee(build(layers)));
+    let current = Arc::new(ArcSwap::from_pointee(Version::new(build(layers))));
     let service = BoxCloneSyncService::new(Live::new(Arc::clone(&current)));
-    (service, Box::new(move |layers| current.store(Arc::new(build(layers)))))
+    (service, Box::new(move |layers| current.store(Arc::new(Version::new(build(layers))))))
 }
 
 impl<O> fmt::Debug for StackBuilder<O> {

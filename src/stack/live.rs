@@ -1,8 +1,7 @@
 use crate::LlmRequest;
 use arc_swap::ArcSwap;
 use std::{
-    mem,
-    sync::Arc,
+    sync::{Arc, Mutex},
     task::{Context, Poll},
 };
 use tower_service::Service;
@@ -11,12 +10,52 @@ use tower_service::Service;
 ///
 /// One load for all tables, so that no call sees the aliases of one configuration and the chains of another.
 pub(super) struct Live<S> {
-    current: Arc<ArcSwap<S>>,
-    ready: Option<S>,
+    current: Arc<ArcSwap<Version<S>>>,
+    ready: Option<Ready<S>>,
+}
+
+/// The stack of one configuration.
+pub(super) struct Version<S> {
+    stack: S,
+    /// Clones whose call has been made. Another clone changes a shared count for each layer, from whichever core it is
+    /// made on, and as many again when it is dropped.
+    spare: Mutex<Vec<S>>,
+}
+
+/// A clone of the stack for one call.
+struct Ready<S> {
+    version: Arc<Version<S>>,
+    stack: S,
+}
+
+/// How many clones are kept at most.
+const SPARE: usize = 64;
+
+impl<S> Version<S> {
+    pub(super) const fn new(stack: S) -> Self {
+        Self { stack, spare: Mutex::new(Vec::new()) }
+    }
+}
+
+impl<S: Clone> Version<S> {
+    /// A clone that nobody else has.
+    fn take(&self) -> S {
+        // Nobody waits for it: where another one looks just now, a clone is cheaper.
+        let spare = self.spare.try_lock().ok().and_then(|mut spare| spare.pop());
+        spare.unwrap_or_else(|| self.stack.clone())
+    }
+
+    fn give_back(&self, stack: S) {
+        if let Ok(mut spare) = self.spare.try_lock()
+            && spare.len() < SPARE
+        {
+            spare.push(stack);
+        }
+    }
 }
 
 impl<S> Live<S> {
-    pub(super) const fn new(current: Arc<ArcSwap<S>>) -> Self {
+    pub(super) const fn new(current: Arc<ArcSwap<Version<S>>>) -> Self {
         Self { current, ready: None }
     }
 }
@@ -33,11 +72,114 @@ impl<S: Service<LlmRequest> + Clone> Service<LlmRequest> for Live<S> {
     type Future = S::Future;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        self.ready.get_or_insert_with(|| S::clone(&self.current.load())).poll_ready(cx)
+        let ready = self.ready.get_or_insert_with(|| {
+            let version = self.current.load_full();
+            Ready { stack: version.take(), version }
+        });
+        ready.stack.poll_ready(cx)
     }
 
     fn call(&mut self, request: LlmRequest) -> Self::Future {
         // The one that is ready is used up; the next call may find another.
-        mem::take(&mut self.ready).expect("`poll_ready` comes before `call`").call(request)
+        let Ready { version, mut stack } = self.ready.take().expect("`poll_ready` comes before `call`");
+        let call = stack.call(request);
+        version.give_back(stack);
+        call
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{ChatBody, Error, LlmResponse};
+    use std::{
+        future::{Ready as Now, ready},
+        sync::atomic::{AtomicUsize, Ordering},
+    };
+
+    /// Counts its clones, and panics when it is told to.
+    struct Stack(Arc<AtomicUsize>);
+
+    impl Clone for Stack {
+        fn clone(&self) -> Self {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            Self(Arc::clone(&self.0))
+        }
+    }
+
+    impl Service<LlmRequest> for Stack {
+        type Response = LlmResponse;
+        type Error = Error;
+        type Future = Now<Result<LlmResponse, Error>>;
+
+        fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Error>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn call(&mut self, request: LlmRequest) -> Self::Future {
+            assert!(request.model != "panic", "as it was told to");
+            ready(Err(Error::new(crate::ErrorKind::Cancelled)))
+        }
+    }
+
+    fn live() -> (Live<Stack>, Arc<ArcSwap<Version<Stack>>>, Arc<AtomicUsize>) {
+        let clones = Arc::new(AtomicUsize::new(0));
+        let stack = Stack(Arc::clone(&clones));
+        let current = Arc::new(ArcSwap::from_pointee(Version::new(stack)));
+        (Live::new(Arc::clone(&current)), current, clones)
+    }
+
+    fn call(live: &mut Live<Stack>, model: &str) {
+        let body = ChatBody::builder().user("Hello").build().unwrap();
+        assert!(live.poll_ready(&mut Context::from_waker(std::task::Waker::noop())).is_ready());
+        drop(live.call(LlmRequest::new(model, body)));
+    }
+
+    #[test]
+    fn calls_one_after_the_other_share_a_clone_of_the_stack() {
+        let (live, _current, clones) = live();
+        for _ in 0..10 {
+            call(&mut live.clone(), "one");
+        }
+        assert_eq!(clones.load(Ordering::Relaxed), 1);
+    }
+
+    #[test]
+    fn calls_at_the_same_time_have_a_clone_each() {
+        let (live, current, clones) = live();
+        let mut many: Vec<_> = (0..2 * SPARE).map(|_| live.clone()).collect();
+        for live in &mut many {
+            assert!(live.poll_ready(&mut Context::from_waker(std::task::Waker::noop())).is_ready());
+        }
+        assert_eq!(clones.load(Ordering::Relaxed), 2 * SPARE);
+        many.iter_mut().for_each(|live| call(live, "one"));
+        assert_eq!(current.load().spare.lock().unwrap().len(), SPARE);
+    }
+
+    #[test]
+    fn a_clone_that_was_not_called_or_panicked_is_not_used_again() {
+        let (live, current, clones) = live();
+        let mut unused = live.clone();
+        assert!(unused.poll_ready(&mut Context::from_waker(std::task::Waker::noop())).is_ready());
+        drop(unused);
+        let mut panics = live.clone();
+        let call_it = std::panic::AssertUnwindSafe(|| call(&mut panics, "panic"));
+        assert!(std::panic::catch_unwind(call_it).is_err());
+        assert!(current.load().spare.lock().unwrap().is_empty());
+        call(&mut live.clone(), "one");
+        assert_eq!(clones.load(Ordering::Relaxed), 3);
+    }
+
+    #[test]
+    fn another_configuration_has_clones_of_its_own() {
+        let (mut live, current, clones) = live();
+        assert!(live.poll_ready(&mut Context::from_waker(std::task::Waker::noop())).is_ready());
+        let old = current.load_full();
+        let stack = Stack(Arc::clone(&clones));
+        current.store(Arc::new(Version::new(stack)));
+        call(&mut live, "one");
+        assert_eq!((old.spare.lock().unwrap().len(), current.load().spare.lock().unwrap().len()), (1, 0));
+        call(&mut live, "one");
+        assert_eq!(current.load().spare.lock().unwrap().len(), 1);
     }
 }

@@ -76,7 +76,8 @@ pub use self::{
 use crate::{Error, LlmRequest, LlmResponse, config::Config};
 use tower::util::BoxCloneSyncService;
 
-/// A whole stack, boxed once. Cloning it is cheap, and each call needs a clone or the one before to have been answered.
+/// A whole stack, boxed once. Cloning it costs a box and a reference count, whatever is in it; clones of the layers are used again for
+/// later calls.
 pub type BoxService = BoxCloneSyncService<LlmRequest, LlmResponse, Error>;
 
 /// The documented order with all that `config` asks for: [`StackBuilder`] with nothing changed.

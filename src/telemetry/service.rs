@@ -123,7 +123,6 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        // In its place: an answer is large, and not moved for nothing.
         let mut polled = match this.state.project() {
             StateProj::Unobserved(future) => future.poll(cx).map_err(Into::into),
             StateProj::Observed(future) => future.poll(cx),

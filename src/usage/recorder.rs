@@ -85,6 +85,7 @@ impl Recorder {
         settings: &Arc<Settings>,
         slot: Slot,
         committed: Option<Committed>,
+        progress: Option<Progress>,
         request: &LlmRequest,
     ) -> Self {
         let (cache, cache_miss) = match settings.which {
@@ -96,7 +97,7 @@ impl Recorder {
             settings: Arc::clone(settings),
             committed,
             started: Instant::now(),
-            progress: (settings.which == Which::Calls).then(|| request.progress.clone()),
+            progress,
             lease: request.progress.lease(),
             context: request.context.clone(),
             requested: request.requested.clone(),

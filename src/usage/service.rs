@@ -77,13 +77,11 @@ where
             Ok(slot) => slot,
             Err(error) => return ResponseFuture { state: State::Refused(Some(error)), durable: None },
         };
-        if self.settings.which == Which::Calls {
-            // The same request may be sent twice, by a retry or a hedge above: each call has its own.
-            request.progress = request.progress.child();
-        }
+        // The same request may be sent twice, by a retry or a hedge above: each call has its own.
+        let progress = (self.settings.which == Which::Calls).then(|| request.progress.descend());
         let durable = self.settings.durable_within.map(|limit| (Committed::default(), limit));
         let committed = durable.as_ref().map(|(committed, _)| committed.clone());
-        let watch = Watch::new(Recorder::start(&self.settings, slot, committed, &request));
+        let watch = Watch::new(Recorder::start(&self.settings, slot, committed, progress, &request));
         ResponseFuture { state: State::Calling(watch.over(self.inner.call(request))), durable }
     }
 }
@@ -105,7 +103,6 @@ where
                     return Poll::Ready(Err(error.take().expect("a future is not polled after its end")));
                 }
             };
-            // As it lies: an answer is large, and not moved for nothing.
             let Poll::Ready(Ok(answer)) = &mut polled else { return polled };
             let Some((committed, limit)) = this.durable.take() else { return polled };
             if let ResponseBody::Stream(chunks) = &mut answer.body {
