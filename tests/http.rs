@@ -24,6 +24,8 @@ use llm_layers::{
 };
 use serde_json::{Value, json};
 use std::{
+    future::poll_fn,
+    pin::Pin,
     sync::{Arc, Mutex},
     task::Poll,
     time::Duration,
@@ -620,6 +622,29 @@ fn chunks_that_come_one_a_turn_are_written_together_and_slow_ones_alone() {
     let (polls, frames) = polls_and_frames(100, 5);
     assert_eq!(frames, 101);
     assert!(polls < 700, "{polls}");
+}
+
+/// As hyper asks for frames, and as its client hands pieces on: each when the one before was taken, and its own task has its turn.
+#[tokio::test]
+async fn who_asks_twice_in_one_turn_gets_chunks_together_all_the_same() {
+    let (feed, mut fed) = mpsc::channel(1);
+    tokio::spawn(async move {
+        for _ in 0..100 {
+            feed.send(Ok(chunk(FULL))).await.unwrap();
+        }
+        feed.send(Ok(StreamChunk::end())).await.unwrap();
+    });
+    let chunks = ChunkStream::new(stream::poll_fn(move |cx| fed.poll_recv(cx)));
+    let mut events = Events::new(chunks, fill());
+    let mut twice = poll_fn(move |cx| match Pin::new(&mut events).poll_frame(cx) {
+        Poll::Pending => Pin::new(&mut events).poll_frame(cx),
+        frame => frame,
+    });
+    let mut frames = 0;
+    while (&mut twice).await.is_some() {
+        frames += 1;
+    }
+    assert!((10..=20).contains(&frames), "{frames}");
 }
 
 #[tokio::test]

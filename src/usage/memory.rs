@@ -4,6 +4,7 @@ use super::{
 use crate::{Error, ErrorKind};
 use std::{
     collections::HashSet,
+    mem,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -25,6 +26,9 @@ struct Inner {
     capacity: usize,
 }
 
+/// For how many events there is room at most when those before them are taken.
+const ROOM: usize = 1024;
+
 /// A place that is taken.
 #[derive(Debug)]
 pub(super) struct MemoryPlace(Option<MemorySink>);
@@ -38,7 +42,9 @@ impl MemorySink {
     /// Takes all events out.
     pub fn take(&self) -> Vec<UsageEvent> {
         let mut kept = self.lock();
-        let mut events = std::mem::take(&mut *kept);
+        // As many may come again, and no call shall have to make room for them.
+        let room = Vec::with_capacity(kept.len().min(ROOM));
+        let mut events = mem::replace(&mut *kept, room);
         self.0.taken.fetch_sub(events.len(), Ordering::AcqRel);
         drop(kept);
         let mut seen = HashSet::with_capacity(events.len());

@@ -4,12 +4,17 @@ use crate::{
 };
 use bytes::{Bytes, BytesMut};
 use futures_core::Stream;
+use futures_util::task::AtomicWaker;
 use http_body::{Body, Frame};
 use std::{
     convert::Infallible,
     fmt,
-    pin::Pin,
-    task::{Context, Poll},
+    pin::{Pin, pin},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll, Wake, Waker},
     time::Duration,
 };
 use tokio::time::{Instant, Sleep};
@@ -44,12 +49,21 @@ pub struct Events {
 /// then.
 #[derive(Debug)]
 struct Looks {
+    /// Made for the first look.
+    turn: Option<Arc<Turn>>,
     /// How many writes go without.
     pause: u8,
     /// How often it was looked since the last write.
     taken: u8,
     /// How much there was at the last look.
     seen: usize,
+}
+
+/// Tells whether other tasks have had their turn: an HTTP server may ask for the next frame several times in one of its own.
+#[derive(Debug)]
+struct Turn {
+    is_over: AtomicBool,
+    task: AtomicWaker,
 }
 
 #[derive(Debug)]
@@ -86,7 +100,7 @@ impl Events {
             keep_alive: None,
             silent_since: None,
             sleep: None,
-            looks: Looks { pause: PAUSE / 4, taken: 0, seen: 0 },
+            looks: Looks { turn: None, pause: PAUSE / 4, taken: 0, seen: 0 },
         }
     }
 
@@ -163,10 +177,38 @@ impl Events {
     }
 }
 
+impl Turn {
+    /// Wakes the task when those that are ready to run now have run.
+    fn begin(self: &Arc<Self>, cx: &Context<'_>) {
+        self.is_over.store(false, Ordering::Release);
+        self.task.register(cx.waker());
+        let waker = Waker::from(Arc::clone(self));
+        let _ = pin!(tokio::task::yield_now()).poll(&mut Context::from_waker(&waker));
+    }
+}
+
+impl Wake for Turn {
+    fn wake(self: Arc<Self>) {
+        self.is_over.store(true, Ordering::Release);
+        self.task.wake();
+    }
+}
+
 impl Looks {
-    fn again(&mut self, buffered: usize) -> bool {
+    /// Whether the task will be woken to look again, and nothing is to be written before.
+    fn again(&mut self, buffered: usize, cx: &Context<'_>) -> bool {
         if buffered == 0 {
             return false;
+        }
+        let turn = self.turn.as_ref().filter(|_| self.taken > 0 && self.seen == buffered);
+        if let Some(turn) = turn
+            && !turn.is_over.load(Ordering::Acquire)
+        {
+            turn.task.register(cx.waker());
+            // It may have been over just before.
+            if !turn.is_over.load(Ordering::Acquire) {
+                return true;
+            }
         }
         if self.pause > 0 {
             self.pause -= 1;
@@ -180,6 +222,8 @@ impl Looks {
             return false;
         }
         (self.taken, self.seen) = (self.taken + 1, buffered);
+        let turn = || Arc::new(Turn { is_over: AtomicBool::new(true), task: AtomicWaker::new() });
+        self.turn.get_or_insert_with(turn).begin(cx);
         true
     }
 }
@@ -200,10 +244,7 @@ impl Body for Events {
                 // The last that it says.
                 Poll::Ready(Some(Err(error))) => this.write_error(&error),
                 Poll::Ready(None) => this.chunks = None,
-                Poll::Pending if this.looks.again(this.buffer.len()) => {
-                    cx.waker().wake_by_ref();
-                    return Poll::Pending;
-                }
+                Poll::Pending if this.looks.again(this.buffer.len(), cx) => return Poll::Pending,
                 Poll::Pending if !this.buffer.is_empty() => break,
                 Poll::Pending => {
                     return this.poll_keep_alive(cx).map(|()| Some(Ok(Frame::data(this.keep_alive()))));
