@@ -214,7 +214,8 @@ impl<O: Observer> StackBuilder<O> {
     }
 
     /// Puts a layer of your own at a place; of several at one place the first is the outermost. It is applied anew to each configuration: what
-    /// is to last belongs into the layer, not into the service that it makes.
+    /// is to last belongs into the layer, not into the service that it makes. A clone of that service may be called several times, one call
+    /// after the other.
     pub fn with_layer<L>(mut self, place: Place, layer: L) -> Self
     where
         L: Layer<BoxService> + Send + Sync + 'static,
