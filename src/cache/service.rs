@@ -68,7 +68,7 @@ enum State<S: Service<LlmRequest>> {
 }
 
 /// What comes after the question.
-#[allow(clippy::large_enum_variant, reason = "it is taken apart at once")]
+#[expect(clippy::large_enum_variant, reason = "it is taken apart at once")]
 enum Next<S: Service<LlmRequest>> {
     State(State<S>),
     Call(LlmRequest, Purpose),

@@ -48,7 +48,6 @@ struct Ask<S: Service<LlmRequest>> {
 }
 
 #[pin_project(project = StateProj)]
-#[allow(clippy::large_enum_variant, reason = "it is in a box, and becomes the other one")]
 enum State<S: Service<LlmRequest>> {
     Readying { service: S, rest: Option<(LlmRequest, InFlight)>, marks_dispatch: bool },
     Calling(#[pin] Watched<S::Future, InFlight>),

@@ -91,47 +91,48 @@ impl<S: Service<LlmRequest> + Clone> Service<LlmRequest> for Live<S> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{ChatBody, Error, LlmResponse};
+    use crate::{ChatBody, Error, ErrorKind, LlmResponse, stack::BoxService};
     use std::{
-        future::{Ready as Now, ready},
+        future::ready,
         sync::atomic::{AtomicUsize, Ordering},
+        task::Waker,
     };
+    use tower::service_fn;
 
-    /// Counts its clones, and panics when it is told to.
-    struct Stack(Arc<AtomicUsize>);
+    struct Counted(Arc<AtomicUsize>);
 
-    impl Clone for Stack {
+    impl Clone for Counted {
         fn clone(&self) -> Self {
             self.0.fetch_add(1, Ordering::Relaxed);
             Self(Arc::clone(&self.0))
         }
     }
 
-    impl Service<LlmRequest> for Stack {
-        type Response = LlmResponse;
-        type Error = Error;
-        type Future = Now<Result<LlmResponse, Error>>;
-
-        fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Error>> {
-            Poll::Ready(Ok(()))
-        }
-
-        fn call(&mut self, request: LlmRequest) -> Self::Future {
+    /// Counts its clones, and panics when it is told to.
+    fn stack(clones: &Arc<AtomicUsize>) -> Version<BoxService> {
+        let counted = Counted(Arc::clone(clones));
+        Version::new(BoxService::new(service_fn(move |request: LlmRequest| {
+            let _part_of_it = &counted;
             assert!(request.model != "panic", "as it was told to");
-            ready(Err(Error::new(crate::ErrorKind::Cancelled)))
-        }
+            ready(Err::<LlmResponse, _>(Error::new(ErrorKind::Cancelled)))
+        })))
     }
 
-    fn live() -> (Live<Stack>, Arc<ArcSwap<Version<Stack>>>, Arc<AtomicUsize>) {
-        let clones = Arc::new(AtomicUsize::new(0));
-        let stack = Stack(Arc::clone(&clones));
-        let current = Arc::new(ArcSwap::from_pointee(Version::new(stack)));
+    type Current = Arc<ArcSwap<Version<BoxService>>>;
+
+    fn live() -> (Live<BoxService>, Current, Arc<AtomicUsize>) {
+        let clones = Arc::default();
+        let current = Arc::new(ArcSwap::from_pointee(stack(&clones)));
         (Live::new(Arc::clone(&current)), current, clones)
     }
 
-    fn call(live: &mut Live<Stack>, model: &str) {
+    fn is_ready(live: &mut Live<BoxService>) -> bool {
+        live.poll_ready(&mut Context::from_waker(Waker::noop())).is_ready()
+    }
+
+    fn call(live: &mut Live<BoxService>, model: &str) {
         let body = ChatBody::builder().user("Hello").build().unwrap();
-        assert!(live.poll_ready(&mut Context::from_waker(std::task::Waker::noop())).is_ready());
+        assert!(is_ready(live));
         drop(live.call(LlmRequest::new(model, body)));
     }
 
@@ -148,9 +149,7 @@ mod tests {
     fn calls_at_the_same_time_have_a_clone_each() {
         let (live, current, clones) = live();
         let mut many: Vec<_> = (0..2 * SPARE).map(|_| live.clone()).collect();
-        for live in &mut many {
-            assert!(live.poll_ready(&mut Context::from_waker(std::task::Waker::noop())).is_ready());
-        }
+        assert!(many.iter_mut().all(is_ready));
         assert_eq!(clones.load(Ordering::Relaxed), 2 * SPARE);
         many.iter_mut().for_each(|live| call(live, "one"));
         assert_eq!(current.load().spare.lock().unwrap().len(), SPARE);
@@ -160,7 +159,7 @@ mod tests {
     fn a_clone_that_was_not_called_or_panicked_is_not_used_again() {
         let (live, current, clones) = live();
         let mut unused = live.clone();
-        assert!(unused.poll_ready(&mut Context::from_waker(std::task::Waker::noop())).is_ready());
+        assert!(is_ready(&mut unused));
         drop(unused);
         let mut panics = live.clone();
         let call_it = std::panic::AssertUnwindSafe(|| call(&mut panics, "panic"));
@@ -173,10 +172,9 @@ mod tests {
     #[test]
     fn another_configuration_has_clones_of_its_own() {
         let (mut live, current, clones) = live();
-        assert!(live.poll_ready(&mut Context::from_waker(std::task::Waker::noop())).is_ready());
+        assert!(is_ready(&mut live));
         let old = current.load_full();
-        let stack = Stack(Arc::clone(&clones));
-        current.store(Arc::new(Version::new(stack)));
+        current.store(Arc::new(stack(&clones)));
         call(&mut live, "one");
         assert_eq!((old.spare.lock().unwrap().len(), current.load().spare.lock().unwrap().len()), (1, 0));
         call(&mut live, "one");

@@ -201,11 +201,8 @@ impl Looks {
             return false;
         }
         let turn = self.turn.as_ref().filter(|_| self.taken > 0 && self.seen == buffered);
-        if let Some(turn) = turn
-            && !turn.is_over.load(Ordering::Acquire)
-        {
+        if let Some(turn) = turn {
             turn.task.register(cx.waker());
-            // It may have been over just before.
             if !turn.is_over.load(Ordering::Acquire) {
                 return true;
             }
