@@ -3,11 +3,12 @@ use super::{
         observer::CallEnd,
         semconv::{self, SemConv},
     },
+    bound::Bound,
     series::Series,
 };
-use crate::{CacheStatus, ErrorKind, TokenUsage, quota::QuotaLayer, usage::QueueSink};
+use crate::{CacheStatus, ErrorKind, TokenUsage, cache::BypassReason, quota::QuotaLayer, usage::QueueSink};
 use opentelemetry::{
-    Key, KeyValue, Value,
+    KeyValue, Value,
     metrics::{Counter, Histogram, Meter},
 };
 use std::time::Duration;
@@ -65,58 +66,51 @@ struct Latest {
 struct Gateway {
     duration: Histogram<f64>,
     cache: Counter<u64>,
+    by_cache: ByCache,
     fallbacks: Counter<u64>,
     refusals: Counter<u64>,
 }
 
-/// Attributes on the stack: a record allocates nothing.
-struct Attributes {
-    all: [KeyValue; 2],
-    len: usize,
+/// Series of the gateway, by what the cache had to do with a call: most calls are of one of them.
+struct ByCache {
+    unused: Answered,
+    hit: Answered,
+    miss: Answered,
+    bypass: Answered,
+    coalesced: Answered,
 }
 
-/// An instrument for one series: where its attributes can be bound, they are looked up once.
-pub(super) struct Bound<T> {
-    #[cfg(feature = "otel-bound")]
-    bound: std::sync::OnceLock<opentelemetry::metrics::BoundHistogram<T>>,
-    #[cfg(not(feature = "otel-bound"))]
-    of: std::marker::PhantomData<fn(T)>,
+struct Answered {
+    attributes: Vec<KeyValue>,
+    duration: Bound<Histogram<f64>>,
+    count: Bound<Counter<u64>>,
 }
 
-impl Attributes {
+impl ByCache {
     fn new() -> Self {
-        Self { all: std::array::from_fn(|_| KeyValue::new(Key::from_static_str(""), false)), len: 0 }
-    }
-
-    fn push(&mut self, key: &'static str, value: impl Into<Value>) {
-        if let Some(free) = self.all.get_mut(self.len) {
-            *free = KeyValue::new(key, value);
-            self.len += 1;
-        }
-    }
-
-    fn as_slice(&self) -> &[KeyValue] {
-        &self.all[..self.len]
-    }
-}
-
-impl<T> Default for Bound<T> {
-    fn default() -> Self {
+        let answered = |status| {
+            let result = semconv::cache(status);
+            let result = result.map(|result| KeyValue::new("llm_layers.cache.result", result));
+            let attributes = result.into_iter().collect();
+            Answered { attributes, duration: Bound::default(), count: Bound::default() }
+        };
         Self {
-            #[cfg(feature = "otel-bound")]
-            bound: std::sync::OnceLock::new(),
-            #[cfg(not(feature = "otel-bound"))]
-            of: std::marker::PhantomData,
+            unused: answered(CacheStatus::Unused),
+            hit: answered(CacheStatus::Hit { age: Duration::ZERO }),
+            miss: answered(CacheStatus::Miss),
+            bypass: answered(CacheStatus::Bypass(BypassReason::NoUser)),
+            coalesced: answered(CacheStatus::Coalesced),
         }
     }
-}
 
-impl<T> Bound<T> {
-    fn record(&self, instrument: &Histogram<T>, value: T, attributes: &[KeyValue]) {
-        #[cfg(feature = "otel-bound")]
-        self.bound.get_or_init(|| instrument.bind(attributes)).record(value);
-        #[cfg(not(feature = "otel-bound"))]
-        instrument.record(value, attributes);
+    const fn of(&self, status: CacheStatus) -> &Answered {
+        match status {
+            CacheStatus::Unused => &self.unused,
+            CacheStatus::Hit { .. } => &self.hit,
+            CacheStatus::Miss => &self.miss,
+            CacheStatus::Bypass(_) => &self.bypass,
+            CacheStatus::Coalesced => &self.coalesced,
+        }
     }
 }
 
@@ -189,6 +183,7 @@ impl Instruments {
                     "{request}",
                     "What the cache had to do with calls",
                 ),
+                by_cache: ByCache::new(),
                 fallbacks: counter("llm_layers.fallbacks", "{attempt}", "Attempts that others had to follow"),
                 refusals: counter("llm_layers.quota.refusals", "{request}", "Calls that a quota has refused"),
             },
@@ -227,17 +222,21 @@ impl Instruments {
 
     /// A whole call has ended.
     pub(super) fn gateway(&self, end: &CallEnd<'_>) {
-        let Gateway { duration, cache, fallbacks, refusals } = &self.gateway;
-        let mut attributes = Attributes::new();
+        let Gateway { duration, cache, by_cache, fallbacks, refusals } = &self.gateway;
         let status = end.head.map_or(CacheStatus::Unused, |head| head.cache);
-        if let Some(result) = semconv::cache(status) {
-            attributes.push("llm_layers.cache.result", result);
-            cache.add(1, attributes.as_slice());
+        let answered = by_cache.of(status);
+        if status != CacheStatus::Unused {
+            answered.count.record(cache, 1, &answered.attributes);
         }
-        if let Some(kind) = end.error_type() {
-            attributes.push("error.type", label(kind));
+        let seconds = end.duration.as_secs_f64();
+        match end.error_type() {
+            None => answered.duration.record(duration, seconds, &answered.attributes),
+            Some(kind) => {
+                let mut attributes = answered.attributes.clone();
+                attributes.push(KeyValue::new("error.type", label(kind)));
+                duration.record(seconds, &attributes);
+            }
         }
-        duration.record(end.duration.as_secs_f64(), attributes.as_slice());
 
         let before_answer = end.head.map_or(&[][..], |head| head.attempts);
         let before_error = end.error().map_or(&[][..], |error| {
@@ -313,9 +312,10 @@ pub fn observe_quota(meter: &Meter, layer: QuotaLayer) -> QuotaLayer {
         .with_description("Tokens that were reserved for a call, for each that it used up")
         .with_boundaries(RATIOS.to_vec())
         .build();
+    let all = Bound::default();
     let layer = layer.on_settle(move |settled| {
         if settled.used.tokens > 0 {
-            ratio.record(settled.reserved.tokens as f64 / settled.used.tokens as f64, &[]);
+            all.record(&ratio, settled.reserved.tokens as f64 / settled.used.tokens as f64, &[]);
         }
     });
     let stats = layer.stats_reader();
@@ -372,6 +372,22 @@ mod tests {
     };
     use opentelemetry::metrics::MeterProvider;
     use opentelemetry_sdk::metrics::{InMemoryMetricExporter, PeriodicReader, SdkMeterProvider};
+
+    #[test]
+    fn each_status_of_the_cache_has_a_series_with_its_own_name() {
+        let by_cache = ByCache::new();
+        for status in [
+            CacheStatus::Unused,
+            CacheStatus::Hit { age: Duration::from_secs(1) },
+            CacheStatus::Miss,
+            CacheStatus::Bypass(BypassReason::NoStore),
+            CacheStatus::Coalesced,
+        ] {
+            let labels: Vec<_> =
+                by_cache.of(status).attributes.iter().map(|label| label.value.as_str()).collect();
+            assert_eq!(labels, Vec::from_iter(semconv::cache(status)));
+        }
+    }
 
     #[test]
     fn a_refusal_is_counted_by_kind_and_period_and_not_by_department() {

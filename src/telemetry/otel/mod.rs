@@ -19,6 +19,7 @@
 //! # }
 //! ```
 
+mod bound;
 mod events;
 mod labels;
 mod metrics;

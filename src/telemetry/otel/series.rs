@@ -5,12 +5,13 @@ use super::{
         observer::{CallStart, Target},
         semconv::SemConv,
     },
+    bound::Bound,
     labels::Labels,
-    metrics::{Bound, label},
+    metrics::label,
 };
 use crate::ModelName;
 use arc_swap::ArcSwap;
-use opentelemetry::{KeyValue, StringValue};
+use opentelemetry::{KeyValue, StringValue, metrics::Histogram};
 use std::{collections::HashMap, hash::BuildHasher, sync::Arc};
 
 /// A call to a provider, as far as it is known when it begins.
@@ -35,11 +36,11 @@ pub(super) struct Series {
     /// With what tells tokens apart.
     pub(super) input: Vec<KeyValue>,
     pub(super) output: Vec<KeyValue>,
-    pub(super) duration: Bound<f64>,
-    pub(super) first_chunk: Bound<f64>,
-    pub(super) output_chunk: Bound<f64>,
-    pub(super) input_tokens: Bound<u64>,
-    pub(super) output_tokens: Bound<u64>,
+    pub(super) duration: Bound<Histogram<f64>>,
+    pub(super) first_chunk: Bound<Histogram<f64>>,
+    pub(super) output_chunk: Bound<Histogram<f64>>,
+    pub(super) input_tokens: Bound<Histogram<u64>>,
+    pub(super) output_tokens: Bound<Histogram<u64>>,
 }
 
 /// The series of names that metrics tell apart, and so a bounded number.
