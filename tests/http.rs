@@ -206,8 +206,25 @@ async fn what_a_client_asks_of_the_cache_is_in_the_context_and_only_narrows_what
 }
 
 #[tokio::test]
+async fn what_is_json_by_its_content_type_is_read_however_it_is_written() {
+    for content_type in ["Application/JSON", " application/json ;charset=utf-8", "APPLICATION/vnd.acme+Json"]
+    {
+        assert!(extract(post(content_type, CHAT)).await.is_ok(), "{content_type}");
+    }
+}
+
+#[tokio::test]
 async fn what_is_not_json_by_its_content_type_is_refused_unread() {
-    for content_type in ["text/plain", "application/x-www-form-urlencoded", "application/jsonp", "json", ""] {
+    for content_type in [
+        "text/plain",
+        "application/x-www-form-urlencoded",
+        "application/jsonp",
+        "application/xjson",
+        "application/",
+        "text/json",
+        "json",
+        "",
+    ] {
         let (status, body) = extract(post(content_type, CHAT)).await.unwrap_err();
         assert_eq!(
             (status, &body["error"]["type"]),

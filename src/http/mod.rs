@@ -192,29 +192,39 @@ pub fn rate_limit_headers_of(error: &Error) -> Option<[(HeaderName, HeaderValue)
     Some(limit_headers(*quota, *limit, remaining, *retry_after))
 }
 
+const REQUESTS: [HeaderName; 3] = [
+    HeaderName::from_static("x-ratelimit-limit-requests"),
+    HeaderName::from_static("x-ratelimit-remaining-requests"),
+    HeaderName::from_static("x-ratelimit-reset-requests"),
+];
+const TOKENS: [HeaderName; 3] = [
+    HeaderName::from_static("x-ratelimit-limit-tokens"),
+    HeaderName::from_static("x-ratelimit-remaining-tokens"),
+    HeaderName::from_static("x-ratelimit-reset-tokens"),
+];
+const COST: [HeaderName; 3] = [
+    HeaderName::from_static("x-ratelimit-limit-cost"),
+    HeaderName::from_static("x-ratelimit-remaining-cost"),
+    HeaderName::from_static("x-ratelimit-reset-cost"),
+];
+
 fn limit_headers(
     quota: QuotaKind,
     limit: u64,
     remaining: u64,
     resets_in: Duration,
 ) -> [(HeaderName, HeaderValue); 3] {
-    let names = match quota {
-        QuotaKind::Requests => {
-            ["x-ratelimit-limit-requests", "x-ratelimit-remaining-requests", "x-ratelimit-reset-requests"]
-        }
-        QuotaKind::Tokens => {
-            ["x-ratelimit-limit-tokens", "x-ratelimit-remaining-tokens", "x-ratelimit-reset-tokens"]
-        }
-        QuotaKind::Cost => ["x-ratelimit-limit-cost", "x-ratelimit-remaining-cost", "x-ratelimit-reset-cost"],
-    };
+    let text = |value: String| HeaderValue::try_from(value).expect("digits and letters");
     let shown = |amount: u64| match quota {
-        QuotaKind::Requests | QuotaKind::Tokens => amount.to_string(),
-        QuotaKind::Cost => NanoUsd::new(i64::try_from(amount).unwrap_or(i64::MAX)).to_string(),
+        QuotaKind::Requests | QuotaKind::Tokens => HeaderValue::from(amount),
+        QuotaKind::Cost => text(NanoUsd::new(i64::try_from(amount).unwrap_or(i64::MAX)).to_string()),
     };
-    let values = [shown(limit), shown(remaining), reset(resets_in)];
-    let [limit, remaining, reset] = names.map(HeaderName::from_static);
-    let [a, b, c] = values.map(|value| HeaderValue::try_from(value).expect("digits and letters"));
-    [(limit, a), (remaining, b), (reset, c)]
+    let [a, b, c] = match quota {
+        QuotaKind::Requests => REQUESTS,
+        QuotaKind::Tokens => TOKENS,
+        QuotaKind::Cost => COST,
+    };
+    [(a, shown(limit)), (b, shown(remaining)), (c, text(reset(resets_in)))]
 }
 
 /// Rounded up to a second: `6m0s`.

@@ -5,7 +5,7 @@ use axum::{
     Router,
     body::{Body, Bytes},
     extract::Request,
-    http::{HeaderValue, Method, StatusCode, header},
+    http::{HeaderName, HeaderValue, Method, StatusCode, header},
     response::Response,
 };
 use http_body::{Frame, SizeHint};
@@ -29,6 +29,8 @@ use std::{
 };
 use tokio::{sync::Notify, time::Instant};
 use tower::Service as _;
+
+const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// How many requests are under way, their answers included.
 #[derive(Debug, Clone, Default)]
@@ -164,7 +166,7 @@ pub(crate) async fn account(accounts: Arc<Accounts>, mut router: Router, mut req
         None => format!("req-{:032x}", fastrand::u128(..)),
     };
     let id_header = HeaderValue::from_str(&id).expect("visible ASCII");
-    request.headers_mut().insert("x-request-id", id_header.clone());
+    request.headers_mut().insert(X_REQUEST_ID, id_header.clone());
     let trace = accounts.begin(&request);
     let mut entry = Entry::new(id, &request, accounts.under_way.clone(), trace.clone());
     request.extensions_mut().insert(entry.account.clone());
@@ -174,7 +176,7 @@ pub(crate) async fn account(accounts: Arc<Accounts>, mut router: Router, mut req
         Some(trace) => answered.with_context(trace).await,
         None => answered.await,
     };
-    response.headers_mut().insert("x-request-id", id_header);
+    response.headers_mut().insert(X_REQUEST_ID, id_header);
     if accounts.stopping.has_begun() {
         // Whoever has more to ask finds another server by connecting anew.
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));

@@ -9,7 +9,10 @@ use axum_core::{
     response::{IntoResponse, Response},
 };
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("request-id");
+const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// An error in the shape that OpenAI's clients read, or Anthropic's.
 ///
@@ -134,7 +137,7 @@ impl IntoResponse for ErrorResponse {
 pub(super) fn write_request_id(headers: &mut HeaderMap, id: &str) {
     if let Ok(id) = HeaderValue::from_str(id) {
         // Each of the two families of clients shows its own.
-        headers.insert("request-id", id.clone());
-        headers.insert("x-request-id", id);
+        headers.insert(REQUEST_ID, id.clone());
+        headers.insert(X_REQUEST_ID, id);
     }
 }
