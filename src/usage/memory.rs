@@ -96,7 +96,6 @@ impl UsageSink for MemorySink {
 }
 
 impl MemoryPlace {
-    #[inline]
     pub(super) fn record(mut self, event: UsageEvent, done: Option<oneshot::Sender<()>>) {
         let Some(sink) = self.0.take() else { return };
         sink.lock().push(event);

@@ -335,7 +335,6 @@ impl UsageSink for QueueSink {
 }
 
 impl QueuePlace {
-    #[inline]
     pub(super) fn record(mut self, event: UsageEvent, done: Option<oneshot::Sender<()>>) {
         if let Some(gate) = self.0.take() {
             gate.0.push(event, done);
@@ -371,7 +370,6 @@ impl Inbox {
         self.letters.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    #[inline]
     fn push(&self, event: UsageEvent, done: Option<oneshot::Sender<()>>) {
         let mut letters = self.letters();
         // With the lock: what is recorded later is written later, and nobody else counts.

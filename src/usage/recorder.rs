@@ -139,7 +139,8 @@ impl Observe for Recorder {
         if !self.0.counts(&end) {
             return;
         }
-        let call = *self.0;
+        // Out of the box one by one: all at once they would be moved once more.
+        let call = self.0;
         let (ended_at, latency) = (call.settings.clock.now(), call.started.elapsed());
         let Ended { outcome, usage, answered, first_content } =
             ended(&end, call.started, latency, call.input_bytes);

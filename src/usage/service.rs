@@ -95,6 +95,12 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
+        if this.durable.is_none()
+            && let StateProj::Calling(future) = this.state.as_mut().project()
+        {
+            // Handed on where it lies.
+            return future.poll(cx);
+        }
         loop {
             let mut polled = match this.state.as_mut().project() {
                 StateProj::Calling(future) => future.poll(cx),

@@ -108,7 +108,6 @@ impl Slot {
     }
 
     /// Records the event.
-    #[inline]
     pub fn record(self, event: UsageEvent) {
         self.give(event, None);
     }
@@ -120,7 +119,6 @@ impl Slot {
         Ticket(ticket)
     }
 
-    #[inline]
     fn give(self, event: UsageEvent, done: Option<oneshot::Sender<()>>) {
         match self.0 {
             Kind::Queue(place) => place.record(event, done),
