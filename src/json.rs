@@ -5,6 +5,8 @@
 
 mod walk;
 
+#[cfg(feature = "openai")]
+pub(crate) use self::walk::leading_string;
 pub(crate) use self::walk::{Name, Walk};
 
 use memchr::memchr2;

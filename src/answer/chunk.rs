@@ -22,15 +22,8 @@ impl StreamChunk {
     ///
     /// What is not one JSON object, or has choices that are no array of objects.
     pub fn parse(data: impl Into<Bytes>) -> Result<Self, serde_json::Error> {
-        Self::try_parse(data.into()).map_err(|(error, _)| error)
-    }
-
-    /// As [`parse`](Self::parse), and gives back what is no chunk.
-    pub(crate) fn try_parse(data: Bytes) -> Result<Self, (serde_json::Error, Bytes)> {
-        match Facts::read(&data) {
-            Ok(facts) => Ok(Self { facts, data, is_final: false }),
-            Err(error) => Err((error, data)),
-        }
+        let data = data.into();
+        Ok(Self { facts: Facts::read(&data)?, data, is_final: false })
     }
 
     /// A piece of text, for tests and leaves of your own.

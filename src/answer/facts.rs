@@ -58,7 +58,7 @@ impl From<&str> for FinishReason {
 }
 
 /// Facts of a completion or of one chunk. Chunks are moved from layer to layer: so it is small.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Facts {
     /// Of what has content, as JSON spells it.
     pub(crate) text_bytes: u32,
@@ -75,7 +75,7 @@ pub(crate) struct Facts {
     rare: Option<Arc<Rare>>,
 }
 
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Rare {
     finishes: Vec<ChoiceFinish>,
     usage: Option<TokenUsage>,
@@ -84,8 +84,19 @@ struct Rare {
 /// Where a JSON string lies, its quotes included.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Span {
-    start: u32,
+    pub(super) start: u32,
     len: NonZeroU32,
+}
+
+/// Learns where texts lie that differ from chunk to chunk.
+pub(super) trait NoteText {
+    /// `raw` is the value that was just taken; `is_said` to whoever asked.
+    fn note(&mut self, walk: &Walk<'_>, raw: &[u8], is_said: bool);
+}
+
+/// Nobody does.
+impl NoteText for () {
+    fn note(&mut self, _: &Walk<'_>, _: &[u8], _: bool) {}
 }
 
 /// Members that clients rely on and providers forget.
@@ -121,8 +132,13 @@ impl Default for Lacks {
 impl Facts {
     /// Reads `data`, which must be one JSON object.
     pub(crate) fn read(data: &[u8]) -> Result<Self, serde_json::Error> {
+        Self::read_noting(data, &mut ())
+    }
+
+    /// As [`read`](Self::read), and notes where texts lie that differ from chunk to chunk.
+    pub(super) fn read_noting(data: &[u8], texts: &mut impl NoteText) -> Result<Self, serde_json::Error> {
         let mut facts = Self::default();
-        match facts.walk(data) {
+        match facts.walk(data, texts) {
             Some(()) => Ok(facts),
             None => Err(match serde_json::from_slice::<&RawValue>(data) {
                 Err(error) => error,
@@ -131,7 +147,8 @@ impl Facts {
         }
     }
 
-    fn says(&mut self, name: &[u8], raw: &[u8]) {
+    /// Notes a member of a message.
+    pub(super) fn says(&mut self, name: &[u8], raw: &[u8]) {
         if has_content(name, raw) {
             self.has_content = true;
             self.text_bytes = self.text_bytes.saturating_add(u32::try_from(raw.len()).unwrap_or(u32::MAX));
@@ -198,20 +215,26 @@ impl Span {
 // ===== one pass =====
 
 impl Facts {
-    fn walk(&mut self, data: &[u8]) -> Option<()> {
+    fn walk(&mut self, data: &[u8], texts: &mut impl NoteText) -> Option<()> {
         let mut walk = Walk::new(data, usize::MAX)?;
-        walk.object(|walk, name| self.top(walk, name, data))?;
+        walk.object(|walk, name| self.top(walk, name, data, texts))?;
         walk.end()
     }
 
-    fn top(&mut self, walk: &mut Walk<'_>, name: Name<'_>, data: &[u8]) -> Option<()> {
+    fn top(
+        &mut self,
+        walk: &mut Walk<'_>,
+        name: Name<'_>,
+        data: &[u8],
+        texts: &mut impl NoteText,
+    ) -> Option<()> {
         let name = name.bytes()?;
         if *name == *b"choices" {
             self.lacks.choices = walk.peek()? == b'n';
             return if self.lacks.choices {
                 walk.value().map(drop)
             } else {
-                walk.array(|walk| self.choice(walk))
+                walk.array(|walk| self.choice(walk, texts))
             };
         }
         let raw = walk.value()?;
@@ -239,21 +262,26 @@ impl Facts {
                 }
             }
             b"error" if !json::is_nothing(raw) => self.has_error = true,
+            // By which OpenAI hides how long its texts are.
+            b"obfuscation" => texts.note(walk, raw, false),
             _ => {}
         }
         Some(())
     }
 
-    fn choice(&mut self, walk: &mut Walk<'_>) -> Option<()> {
+    fn choice(&mut self, walk: &mut Walk<'_>, texts: &mut impl NoteText) -> Option<()> {
         let (mut index, mut reason) = (None, None);
         walk.object(|walk, name| {
             let name = name.bytes()?;
             if let b"delta" | b"message" = &*name {
-                return self.message(walk);
+                return self.message(walk, texts);
             }
             let raw = walk.value()?;
             match &*name {
-                b"text" => self.says(b"content", raw),
+                b"text" => {
+                    texts.note(walk, raw, true);
+                    self.says(b"content", raw);
+                }
                 b"index" => index = std::str::from_utf8(raw).ok().and_then(|raw| raw.parse::<u32>().ok()),
                 b"finish_reason" => reason = json::string(raw).filter(|reason| !reason.is_empty()),
                 _ => {}
@@ -272,7 +300,7 @@ impl Facts {
     }
 
     /// The delta of a chunk or the message of a completion.
-    fn message(&mut self, walk: &mut Walk<'_>) -> Option<()> {
+    fn message(&mut self, walk: &mut Walk<'_>, texts: &mut impl NoteText) -> Option<()> {
         if walk.peek()? == b'n' {
             return walk.value().map(drop);
         }
@@ -286,7 +314,12 @@ impl Facts {
                     self.lacks.index |= json::items(raw)
                         .any(|call| json::member(call, "index").is_none_or(|index| index == b"null"));
                 }
-                name => self.says(name, raw),
+                name => {
+                    if !NAMES.contains(&name) {
+                        texts.note(walk, raw, true);
+                    }
+                    self.says(name, raw);
+                }
             }
             Some(())
         })?;
@@ -295,10 +328,14 @@ impl Facts {
     }
 }
 
+/// Members of a message that only tell what the others are.
+const NAMES: [&[u8]; 5] = [b"name", b"id", b"index", b"type", b"object"];
+
 /// Whether a member of a message says something to whoever asked.
 fn has_content(name: &[u8], raw: &[u8]) -> bool {
     match (name, raw.first()) {
-        (b"name" | b"id" | b"index" | b"type" | b"object", _) | (_, Some(b'f')) => false,
+        _ if NAMES.contains(&name) => false,
+        (_, Some(b'f')) => false,
         (_, Some(b'"')) => !json::is_blank(raw),
         (b"content", Some(b'[')) => json::items(raw).any(|part| match json::member(part, "text") {
             Some(text) => !json::is_blank(text),

@@ -46,6 +46,12 @@ impl<'a> Walk<'a> {
         is_text.then_some(Self { bytes, at: 0, depth: 0, max_depth })
     }
 
+    /// How much was taken.
+    #[cfg(feature = "openai")]
+    pub(crate) const fn at(&self) -> usize {
+        self.at
+    }
+
     /// The first byte of what comes next, behind white space.
     pub(crate) fn peek(&mut self) -> Option<u8> {
         while let Some(byte) = self.bytes.get(self.at) {
@@ -244,6 +250,15 @@ impl<'a> Walk<'a> {
             is_plain = false;
         }
     }
+}
+
+/// The JSON string that `bytes` begin with.
+#[cfg(feature = "openai")]
+pub(crate) fn leading_string(bytes: &[u8]) -> Option<&[u8]> {
+    let mut walk = Walk { bytes, at: 0, depth: 0, max_depth: 0 };
+    walk.string()?;
+    let raw = &bytes[..walk.at];
+    (raw.is_ascii() || std::str::from_utf8(raw).is_ok()).then_some(raw)
 }
 
 /// How much of a string comes before its end or an escape; `None` if neither comes, or a byte that must be escaped.

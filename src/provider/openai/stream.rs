@@ -1,7 +1,7 @@
 //! A body of server-sent events as chunks, polled straight through.
 
 use super::origin::Origin;
-use crate::{BoxError, Error, ErrorClass, StreamChunk};
+use crate::{BoxError, Error, ErrorClass, StreamChunk, answer::ChunkReader};
 use bytes::Bytes;
 use futures_core::Stream;
 use http_body::Body;
@@ -28,6 +28,7 @@ where
     events: SseByteStream<Frames<B>>,
     since_event: SinceEvent,
     origin: Origin,
+    reader: ChunkReader,
     /// Choices, one bit each, that were seen and that had their finish reason.
     begun: u128,
     finished: u128,
@@ -65,7 +66,8 @@ where
         let limit = origin.endpoint.max_event_bytes;
         let frames = Frames { body, rest: Bytes::new(), since_event: since_event.clone(), limit };
         let events = SseByteStream::new(frames);
-        Self { events, since_event, origin, begun: 0, finished: 0, is_over: false }
+        let reader = ChunkReader::default();
+        Self { events, since_event, origin, reader, begun: 0, finished: 0, is_over: false }
     }
 
     /// What `event` is to whoever reads the answer, if anything.
@@ -85,7 +87,7 @@ where
             }
             _ => {}
         }
-        let chunk = match StreamChunk::try_parse(data.into()) {
+        let chunk = match this.reader.read(data.into()) {
             Ok(chunk) => chunk,
             Err((error, data)) => {
                 // Not the error itself: it would quote the answer.
