@@ -237,6 +237,12 @@ impl Facts {
                 walk.array(|walk| self.choice(walk, texts))
             };
         }
+        if *name == *b"usage" {
+            if let Some(usage) = TokenUsage::take(walk)? {
+                self.rare().usage = Some(usage);
+            }
+            return Some(());
+        }
         let raw = walk.value()?;
         let text = || Span::of(data, raw).filter(|_| raw[0] == b'"');
         match &*name {
@@ -250,11 +256,6 @@ impl Facts {
             }
             b"object" => self.lacks.object = raw == b"null",
             b"created" => self.lacks.created = raw == b"null",
-            b"usage" => {
-                if let Some(usage) = TokenUsage::read(raw) {
-                    self.rare().usage = Some(usage);
-                }
-            }
             // Groq reports the usage of a stream here.
             b"x_groq" if self.usage().is_none() => {
                 if let Some(usage) = json::member(raw, "usage").and_then(TokenUsage::read) {

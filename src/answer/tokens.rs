@@ -1,4 +1,4 @@
-use crate::json;
+use crate::json::Walk;
 
 /// The largest number of tokens that is believed of one call: hundreds of times what any model takes.
 const MOST: u64 = 1 << 30;
@@ -110,58 +110,34 @@ impl TokenUsage {
     /// Data of a stranger: a negative or absurd number is as good as none, and the whole is then `Estimated`. Neither is a
     /// call free because its provider says so, nor is a limit used up for the rest of the month.
     pub(crate) fn read(usage: &[u8]) -> Option<Self> {
-        if usage.first() != Some(&b'{') {
-            return None;
+        Self::take(&mut Walk::new(usage, usize::MAX)?)?
+    }
+
+    /// As [`read`](Self::read), of what comes next; `None` if that is not JSON.
+    pub(super) fn take(walk: &mut Walk<'_>) -> Option<Option<Self>> {
+        if walk.peek()? != b'{' {
+            return walk.value().map(|_| None);
         }
-        let mut doubt = false;
-        let mut total = None;
-        let mut read = Self::default();
-        let mut number = |value: &[u8], into: &mut Option<u64>| match tokens(value) {
-            Count::Of(number) => *into = Some(number),
-            Count::About(number) => (*into, doubt) = (Some(number), true),
-            Count::Absurd => doubt = true,
-            Count::No => {}
-        };
-        for (name, value) in json::members(usage) {
-            match name {
-                br#""prompt_tokens""# | br#""input_tokens""# => number(value, &mut read.input_tokens),
-                br#""completion_tokens""# | br#""output_tokens""# => number(value, &mut read.output_tokens),
-                br#""total_tokens""# => number(value, &mut total),
-                br#""prompt_cache_hit_tokens""# | br#""cached_tokens""# | br#""cache_read_input_tokens""# => {
-                    number(value, &mut read.cache_read_tokens);
+        let mut counts = Counts::default();
+        walk.object(|walk, name| {
+            let part = match name.raw {
+                br#""prompt_tokens_details""# | br#""input_tokens_details""# => Part::Input,
+                br#""completion_tokens_details""# | br#""output_tokens_details""# => Part::Output,
+                br#""cache_creation""# => Part::CacheWrite,
+                name => {
+                    counts.note(Part::All, name, walk.value()?);
+                    return Some(());
                 }
-                br#""cache_creation_input_tokens""# => number(value, &mut read.cache_write_tokens),
-                br#""prompt_tokens_details""# | br#""input_tokens_details""# => {
-                    for (name, value) in json::members(value) {
-                        match name {
-                            br#""cached_tokens""# => number(value, &mut read.cache_read_tokens),
-                            br#""cache_write_tokens""# => number(value, &mut read.cache_write_tokens),
-                            _ => {}
-                        }
-                    }
-                }
-                br#""cache_creation""# => {
-                    for (name, value) in json::members(value) {
-                        if name == br#""ephemeral_1h_input_tokens""# {
-                            number(value, &mut read.cache_write_1h_tokens);
-                        }
-                    }
-                }
-                br#""completion_tokens_details""# | br#""output_tokens_details""# => {
-                    for (name, value) in json::members(value) {
-                        if name == br#""reasoning_tokens""# {
-                            number(value, &mut read.reasoning_tokens);
-                        }
-                    }
-                }
-                _ => {}
+            };
+            if walk.peek()? != b'{' {
+                return walk.value().map(drop);
             }
-        }
-        if read.input_tokens.is_none() && read.output_tokens.is_none() {
-            return None;
-        }
-        read.certainty = if doubt { Certainty::Estimated } else { Certainty::Exact };
-        Some(read.normalised(total))
+            walk.object(|walk, name| {
+                counts.note(part, name.raw, walk.value()?);
+                Some(())
+            })
+        })?;
+        Some(counts.told())
     }
 
     fn normalised(mut self, total: Option<u64>) -> Self {
@@ -188,6 +164,62 @@ impl TokenUsage {
         clamp(&mut self.cache_write_1h_tokens, self.cache_write_tokens);
         clamp(&mut self.reasoning_tokens, self.output_tokens);
         self
+    }
+}
+
+/// What was read of a `usage` object so far.
+#[derive(Default)]
+struct Counts {
+    usage: TokenUsage,
+    total: Option<u64>,
+    /// A number was not to be believed.
+    doubt: bool,
+}
+
+/// Of what an object counts tokens.
+#[derive(Clone, Copy)]
+enum Part {
+    All,
+    Input,
+    Output,
+    CacheWrite,
+}
+
+impl Counts {
+    /// Notes what stands under the quoted `name`.
+    fn note(&mut self, part: Part, name: &[u8], value: &[u8]) {
+        let Self { usage, total, doubt } = self;
+        let into = match (part, name) {
+            (Part::All, br#""prompt_tokens""# | br#""input_tokens""#) => &mut usage.input_tokens,
+            (Part::All, br#""completion_tokens""# | br#""output_tokens""#) => &mut usage.output_tokens,
+            (Part::All, br#""total_tokens""#) => total,
+            (
+                Part::All,
+                br#""prompt_cache_hit_tokens""# | br#""cached_tokens""# | br#""cache_read_input_tokens""#,
+            )
+            | (Part::Input, br#""cached_tokens""#) => &mut usage.cache_read_tokens,
+            (Part::All, br#""cache_creation_input_tokens""#) | (Part::Input, br#""cache_write_tokens""#) => {
+                &mut usage.cache_write_tokens
+            }
+            (Part::CacheWrite, br#""ephemeral_1h_input_tokens""#) => &mut usage.cache_write_1h_tokens,
+            (Part::Output, br#""reasoning_tokens""#) => &mut usage.reasoning_tokens,
+            _ => return,
+        };
+        match tokens(value) {
+            Count::Of(number) => *into = Some(number),
+            Count::About(number) => (*into, *doubt) = (Some(number), true),
+            Count::Absurd => *doubt = true,
+            Count::No => {}
+        }
+    }
+
+    fn told(self) -> Option<TokenUsage> {
+        let Self { mut usage, total, doubt } = self;
+        if usage.input_tokens.is_none() && usage.output_tokens.is_none() {
+            return None;
+        }
+        usage.certainty = if doubt { Certainty::Estimated } else { Certainty::Exact };
+        Some(usage.normalised(total))
     }
 }
 
