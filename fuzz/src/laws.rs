@@ -19,8 +19,10 @@ use llm_layers::{
 use serde::de::IgnoredAny;
 use serde_json::Value;
 use std::{
+    borrow::Cow,
     collections::VecDeque,
     convert::Infallible,
+    fmt::Debug,
     pin::Pin,
     sync::{Arc, Mutex},
     task::{Context, Poll},
@@ -168,6 +170,17 @@ pub fn events(bytes: &[u8]) {
     assert_eq!(read(pieces), whole, "it depends on where it is cut");
 }
 
+fn facts(chunk: &StreamChunk) -> impl PartialEq + Debug {
+    let names = [chunk.id(), chunk.model()].map(|name| name.map(Cow::into_owned));
+    (
+        names,
+        chunk.has_content(),
+        chunk.finish_reasons().to_vec(),
+        chunk.usage().copied(),
+        chunk.is_usage_only(),
+    )
+}
+
 /// What a leaf makes of a stream of these pieces: the data of its chunks, and how it ended.
 fn read(pieces: Vec<Bytes>) -> (Vec<Bytes>, Result<(), String>) {
     let http = service_fn(move |_: http::Request<_>| {
@@ -194,7 +207,11 @@ fn read(pieces: Vec<Bytes>) -> (Vec<Bytes>, Result<(), String>) {
                 );
                 return (data, Ok(()));
             }
-            Some(Ok(chunk)) => data.push(chunk.data().clone()),
+            Some(Ok(chunk)) => {
+                let alone = StreamChunk::parse(chunk.data().clone()).expect("it was read");
+                assert_eq!(facts(&chunk), facts(&alone), "it tells something by the chunk before it");
+                data.push(chunk.data().clone());
+            }
             Some(Err(error)) => {
                 assert!(
                     stream.next().now_or_never().expect("it is over").is_none(),
