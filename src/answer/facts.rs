@@ -316,9 +316,7 @@ impl Facts {
                         .any(|call| json::member(call, "index").is_none_or(|index| index == b"null"));
                 }
                 name => {
-                    if !NAMES.contains(&name) {
-                        texts.note(walk, raw, true);
-                    }
+                    texts.note(walk, raw, !NAMES.contains(&name));
                     self.says(name, raw);
                 }
             }

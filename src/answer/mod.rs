@@ -4,14 +4,14 @@ mod build;
 mod chunk;
 mod completion;
 mod facts;
-#[cfg(feature = "openai")]
-mod like;
 mod response;
+#[cfg(feature = "openai")]
+mod template;
 mod tokens;
 
 pub(crate) use self::facts::Facts;
 #[cfg(feature = "openai")]
-pub(crate) use self::like::ChunkReader;
+pub(crate) use self::template::ChunkReader;
 pub use self::{
     chunk::StreamChunk,
     completion::Completion,

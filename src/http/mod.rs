@@ -278,10 +278,13 @@ pub fn error_json(message: &str, kind: &str, param: Option<&str>, code: Option<&
     serde_json::to_vec(&body).expect("four strings are JSON").into()
 }
 
-/// The id that the caller gave its request in `x-request-id`, if it is one that may be repeated: visible
+/// The header by which clients, gateways and providers tell requests apart: `x-request-id`.
+pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// The id that the caller gave its request in [`X_REQUEST_ID`], if it is one that may be repeated: visible
 /// ASCII, at most 128 bytes.
 pub fn request_id(headers: &HeaderMap) -> Option<&str> {
-    let id = headers.get("x-request-id")?.as_bytes();
+    let id = headers.get(X_REQUEST_ID)?.as_bytes();
     let sane = (1..=128).contains(&id.len()) && id.iter().all(u8::is_ascii_graphic);
     sane.then(|| std::str::from_utf8(id).ok()).flatten()
 }

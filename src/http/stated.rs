@@ -52,7 +52,7 @@ const MOST: usize = 64;
 
 /// Whether the sender says for whom he asks: only of one who is trusted may that be believed.
 pub fn states_identity(headers: &HeaderMap) -> bool {
-    headers.keys().any(|name| name.as_str().starts_with("x-llm-") && STATED.contains(name))
+    headers.keys().any(|name| STATED.contains(name))
 }
 
 /// Who is asking by the word of an application that is trusted, whose own context is `context`.

@@ -5,13 +5,13 @@ use axum::{
     Router,
     body::{Body, Bytes},
     extract::Request,
-    http::{HeaderName, HeaderValue, Method, StatusCode, header},
+    http::{HeaderValue, Method, StatusCode, header},
     response::Response,
 };
 use http_body::{Frame, SizeHint};
 use llm_layers::{
     End, Error, LlmRequest, LlmResponse, Observe,
-    http::{error_code, error_type, request_id},
+    http::{X_REQUEST_ID, error_code, error_type, request_id},
     telemetry::otel,
 };
 use opentelemetry::{
@@ -29,8 +29,6 @@ use std::{
 };
 use tokio::{sync::Notify, time::Instant};
 use tower::Service as _;
-
-const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// How many requests are under way, their answers included.
 #[derive(Debug, Clone, Default)]

@@ -12,7 +12,6 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("request-id");
-const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// An error in the shape that OpenAI's clients read, or Anthropic's.
 ///
@@ -138,6 +137,6 @@ pub(super) fn write_request_id(headers: &mut HeaderMap, id: &str) {
     if let Ok(id) = HeaderValue::from_str(id) {
         // Each of the two families of clients shows its own.
         headers.insert(REQUEST_ID, id.clone());
-        headers.insert(X_REQUEST_ID, id);
+        headers.insert(edge::X_REQUEST_ID, id);
     }
 }

@@ -1,6 +1,6 @@
 use crate::{
     LlmResponse, RequestContext,
-    http::{age_seconds, cache_control, cache_status_of, rate_limit_headers, request_id},
+    http::{X_REQUEST_ID, age_seconds, cache_control, cache_status_of, rate_limit_headers, request_id},
 };
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 use std::time::{Duration, Instant};
@@ -91,7 +91,7 @@ pub fn write_head(answer: &LlmResponse, metadata: &mut MetadataMap) {
 /// Writes the id that the host gave a request, of an answer or of a [`Status`](tonic::Status).
 pub fn write_request_id(id: &str, metadata: &mut MetadataMap) {
     if let Ok(id) = HeaderValue::from_str(id) {
-        metadata.as_mut().insert("x-request-id", id);
+        metadata.as_mut().insert(X_REQUEST_ID, id);
     }
 }
 

@@ -1,14 +1,13 @@
 //! The HTTP request that asks.
 
 use super::endpoint::Endpoint;
-use crate::{ChatBody, LlmRequest, json};
+use crate::{ChatBody, LlmRequest, http::X_REQUEST_ID, json};
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, Method, header::ACCEPT};
+use http::{HeaderValue, Method, header::ACCEPT};
 use http_body_util::Full;
 use serde_json::value::RawValue;
 use std::borrow::Cow;
 
-const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const MAX_REQUEST_ID: usize = 256;
 
 pub(super) fn request(endpoint: &Endpoint, request: &LlmRequest) -> http::Request<Full<Bytes>> {

@@ -50,44 +50,30 @@ impl<I: Instrument> Bound<I> {
     }
 }
 
-impl<T> Instrument for Histogram<T> {
-    type Value = T;
-    #[cfg(feature = "otel-bound")]
-    type Bound = opentelemetry::metrics::BoundHistogram<T>;
+macro_rules! instrument {
+    ($instrument:ident, $bound:ident, $record:ident) => {
+        impl<T> Instrument for $instrument<T> {
+            type Value = T;
+            #[cfg(feature = "otel-bound")]
+            type Bound = opentelemetry::metrics::$bound<T>;
 
-    #[cfg(feature = "otel-bound")]
-    fn bind(&self, attributes: &[KeyValue]) -> Self::Bound {
-        Self::bind(self, attributes)
-    }
+            #[cfg(feature = "otel-bound")]
+            fn bind(&self, attributes: &[KeyValue]) -> Self::Bound {
+                Self::bind(self, attributes)
+            }
 
-    #[cfg(feature = "otel-bound")]
-    fn record_bound(bound: &Self::Bound, value: T) {
-        bound.record(value);
-    }
+            #[cfg(feature = "otel-bound")]
+            fn record_bound(bound: &Self::Bound, value: T) {
+                bound.$record(value);
+            }
 
-    #[cfg(not(feature = "otel-bound"))]
-    fn record(&self, value: T, attributes: &[KeyValue]) {
-        Self::record(self, value, attributes);
-    }
+            #[cfg(not(feature = "otel-bound"))]
+            fn record(&self, value: T, attributes: &[KeyValue]) {
+                Self::$record(self, value, attributes);
+            }
+        }
+    };
 }
 
-impl<T> Instrument for Counter<T> {
-    type Value = T;
-    #[cfg(feature = "otel-bound")]
-    type Bound = opentelemetry::metrics::BoundCounter<T>;
-
-    #[cfg(feature = "otel-bound")]
-    fn bind(&self, attributes: &[KeyValue]) -> Self::Bound {
-        Self::bind(self, attributes)
-    }
-
-    #[cfg(feature = "otel-bound")]
-    fn record_bound(bound: &Self::Bound, value: T) {
-        bound.add(value);
-    }
-
-    #[cfg(not(feature = "otel-bound"))]
-    fn record(&self, value: T, attributes: &[KeyValue]) {
-        self.add(value, attributes);
-    }
-}
+instrument!(Histogram, BoundHistogram, record);
+instrument!(Counter, BoundCounter, add);

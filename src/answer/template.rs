@@ -8,7 +8,7 @@ use std::ops::Range;
 /// Reads the chunks of one stream.
 #[derive(Debug, Default)]
 pub(crate) struct ChunkReader {
-    like: Option<Like>,
+    template: Option<Template>,
     /// How many in a row were like no other.
     strangers: u8,
 }
@@ -40,7 +40,7 @@ struct Hole {
 
 /// A chunk, what it tells without its texts, and where these lie.
 #[derive(Debug)]
-struct Like {
+struct Template {
     data: Vec<u8>,
     facts: Facts,
     holes: Holes,
@@ -49,7 +49,7 @@ struct Like {
 impl ChunkReader {
     /// As [`StreamChunk::parse`], and gives back what is no chunk.
     pub(crate) fn read(&mut self, data: Bytes) -> Result<StreamChunk, (serde_json::Error, Bytes)> {
-        if let Some(facts) = self.like.as_ref().and_then(|like| like.read(&data)) {
+        if let Some(facts) = self.template.as_ref().and_then(|template| template.read(&data)) {
             self.strangers = 0;
             return Ok(StreamChunk::of_parts(data, facts, false));
         }
@@ -61,8 +61,8 @@ impl ChunkReader {
         if self.strangers < STRANGERS {
             self.strangers += 1;
             if let Some(facts) = holes.texts_taken_from(&facts, &data) {
-                let room = self.like.take().map(|like| like.data).unwrap_or_default();
-                self.like = Some(Like::new(room, &data, facts, holes));
+                let room = self.template.take().map(|template| template.data).unwrap_or_default();
+                self.template = Some(Template::new(room, &data, facts, holes));
             }
         }
         Ok(StreamChunk::of_parts(data, facts, false))
@@ -102,7 +102,7 @@ impl Holes {
     }
 }
 
-impl Like {
+impl Template {
     fn new(mut room: Vec<u8>, data: &[u8], facts: Facts, holes: Holes) -> Self {
         room.clear();
         room.extend_from_slice(data);
@@ -115,7 +115,7 @@ impl Like {
         let (mut at, mut begin) = (0, 0);
         for hole in &self.holes.known[..self.holes.count] {
             let fixed = begin..hole.at.start;
-            let rest = data.get(at..)?.strip_prefix(&self.data[fixed.clone()])?;
+            let rest = data[at..].strip_prefix(&self.data[fixed.clone()])?;
             self.move_names(&mut facts, &fixed, at)?;
             let text = json::leading_string(rest)?;
             if hole.is_said {
@@ -152,7 +152,7 @@ mod tests {
     fn read_after(before: &[u8], data: &[u8]) -> (Option<Facts>, bool) {
         let mut reader = ChunkReader::default();
         let _ = reader.read(Bytes::copy_from_slice(before));
-        let is_like = reader.like.as_ref().is_some_and(|like| like.read(data).is_some());
+        let is_like = reader.template.as_ref().is_some_and(|template| template.read(data).is_some());
         let read = reader.read(Bytes::copy_from_slice(data));
         (read.ok().map(|chunk| chunk.facts().clone()), is_like)
     }
@@ -170,7 +170,8 @@ mod tests {
         r#"{"id":"1","model":"m","choices":[{"index":0,"text":"TEXT","finish_reason":null}]}"#;
     const TWO: &str = r#" {"model" : "m","choices":[{"index":0,"delta":{"content":"TEXT"}},{"index":1,"delta":{"content":"PAD"}}] } "#;
     const BETWEEN: &str = r#"{"choices":[{"index":0,"delta":{"content":"TEXT"}}],"model":"m","obfuscation":"PAD","id":"1","service_tier":"default","system_fingerprint":"fp_0123456789"}"#;
-    const SHAPES: [&str; 6] = [OPENAI, GEMINI, DEEPSEEK, LEGACY, TWO, BETWEEN];
+    const NAMED: &str = r#"{"choices":[{"index":0,"delta":{"id":"PAD","content":"TEXT"}}]}"#;
+    const SHAPES: [&str; 7] = [OPENAI, GEMINI, DEEPSEEK, LEGACY, TWO, BETWEEN, NAMED];
 
     fn filled(shape: &str, text: &str, pad: &str) -> String {
         shape.replace("TEXT", text).replace("PAD", pad)
@@ -251,7 +252,7 @@ mod tests {
         for created in 0..u32::from(STRANGERS) + 5 {
             assert_eq!(reader.read(chunk(created)).unwrap().facts().text_bytes, 3);
         }
-        let kept = reader.like.unwrap();
+        let kept = reader.template.unwrap();
         assert_eq!(kept.data, chunk(u32::from(STRANGERS) - 1));
     }
 
