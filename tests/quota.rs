@@ -8,13 +8,13 @@ mod remote;
 
 use llm_layers::{
     CacheStatus, ChatBody, Completion, Error, ErrorClass, ErrorKind, LlmRequest, LlmResponse, Period,
-    QuotaExceeded, QuotaKind, RequestContext, ResponseBody, StreamChunk, TokenUsage,
+    ProviderFailure, QuotaExceeded, QuotaKind, RequestContext, ResponseBody, StreamChunk, TokenUsage,
     access::AccessLayer,
     clock::Clock,
     decision::{AccessDecision, QuotaDecision},
     fallback::Backoff,
     policies::{DepartmentPolicy, PolicyTable},
-    price::{NanoUsd, Price, PriceBook, Rates},
+    price::{NanoUsd, Price, PriceBook, Rate, Rates, ServiceTier},
     providers::Providers,
     quota::{
         Adjustment, Amount, Applied, Baseline, ByteEstimator, Calendar, Days, Decision, Departments,
@@ -194,6 +194,76 @@ async fn a_caller_who_leaves_pays_the_prompt_and_what_came() {
         assert_eq!((settled.tokens, reserved), (tokens, Amount::ZERO), "{unreported:?}");
         assert!(settled.cost > NanoUsd::ZERO);
     }
+}
+
+#[tokio::test]
+async fn a_report_from_the_middle_of_a_stream_is_not_all_that_a_caller_who_leaves_pays() {
+    let text = |bytes: usize| Step::Chunk(StreamChunk::text("x".repeat(bytes - 2)));
+    let report = || Step::Chunk(StreamChunk::usage_only(TokenUsage::new(10, 1)));
+    for (unreported, steps, tokens) in [
+        (Unreported::UpperBound, vec![report(), text(80)], 10 + 1 + 80),
+        (Unreported::UpperBound, vec![report(), text(4000)], 10 + 100),
+        (Unreported::UpperBound, vec![text(80), report()], 11),
+        (Unreported::Estimate, vec![report(), text(80)], 10 + 1 + 20),
+        (Unreported::Full, vec![report(), text(80)], 10 + 100),
+    ] {
+        let bench = Bench::new(Limits::new()).with(|layer| layer.with_unreported(unreported));
+        let read = steps.len();
+        bench.provider.push(Reply::stream(steps.into_iter().chain([Step::Stall])));
+        let answer = bench.call(request()).await.unwrap();
+        let ResponseBody::Stream(mut chunks) = answer.body else { panic!("a stream") };
+        for _ in 0..read {
+            chunks.next().await.unwrap().unwrap();
+        }
+        drop(chunks);
+        assert_eq!(bench.research().await.0.tokens, tokens, "{unreported:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_call_is_charged_by_the_tier_that_served_it() {
+    let rates = |input: &str, output: &str| Rates::per_million(input, output).unwrap();
+    let price = Price::new(rates("3", "15"))
+        .with_service_tier(ServiceTier::Priority, rates("6", "30"))
+        .with_service_tier(ServiceTier::Ultrafast, rates("30", "150"));
+    let book = PriceBook::of("sheet", [("p/model", price)]).unwrap();
+    const STANDARD: i64 = 7 * 3_000 + 3 * 15_000;
+    for (asked, answered, times) in [
+        ("priority", Some("priority"), 2),
+        ("priority", Some("default"), 1),
+        ("priority", None, 2),
+        ("flex", None, 1),
+        ("unheard of", None, 10),
+    ] {
+        let clock = ManualClock::new(noon());
+        let store = MemoryStore::with_clock(clock.clone());
+        let bench = Bench::new(Limits::new());
+        let layer = QuotaLayer::new(store.clone(), table(Limits::new()), book.clone()).with_clock(clock);
+        let member = answered.map(|tier| format!(r#""service_tier":"{tier}","#)).unwrap_or_default();
+        let usage = r#""usage":{"prompt_tokens":7,"completion_tokens":3}"#;
+        let answer = format!(r#"{{{member}"choices":[{{"message":{{"content":"hi"}}}}],{usage}}}"#);
+        let reply = Reply::complete(Completion::parse(answer).unwrap());
+        let bench = Bench { store, layer, provider: Scripted::new().reply(reply), ..bench };
+        bench.call(ask(plain().with("service_tier", asked).unwrap())).await.unwrap();
+        assert_eq!(bench.research().await.0, used(10, times * STANDARD), "{asked} {answered:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_request_that_is_refused_is_charged_no_request() {
+    let rates = Rates::per_million("3", "15").unwrap().with_request(Rate::each("0.005").unwrap());
+    let book = PriceBook::of("sheet", [("p/model", Price::new(rates))]).unwrap();
+    let bench = Bench::new(Limits::new());
+    let layer = QuotaLayer::new(bench.store.clone(), table(Limits::new()), book);
+    let bench = Bench { layer: layer.with_clock(bench.clock.clone()), ..bench };
+    let mut failure = ProviderFailure::new(ErrorClass::RateLimited, "p", "model");
+    failure.status = Some(http::StatusCode::TOO_MANY_REQUESTS);
+    bench.provider.push(Reply::error(Error::new(ErrorKind::Provider(failure)).with_dispatched(true)));
+    bench.call(request()).await.unwrap_err();
+    assert_eq!(bench.research().await.0, used(0, 0));
+    bench.provider.push(whole(0, 1));
+    bench.call(request()).await.unwrap();
+    assert_eq!(bench.research().await.0, Amount::new(2, 1, NanoUsd::new(5_015_000)));
 }
 
 #[tokio::test]
@@ -431,6 +501,23 @@ async fn an_answer_without_a_bound_is_given_one_where_it_matters() {
     own.call(ask(unbounded())).await.unwrap();
     assert_eq!(sent(&own, "max_length").as_deref(), Some("7"));
 
+    // Whatever else the request has, that is what the model reads.
+    let asks = |length: u64| unbounded().with("max_length", length).unwrap().with("max_tokens", 1).unwrap();
+    own.provider.push(whole(5, 5).after([Step::Gate]));
+    let answer = tokio::spawn(own.service().oneshot(ask(asks(16))));
+    tokio::task::yield_now().await;
+    assert_eq!(own.research().await.1.tokens, asks(16).input_bytes() as u64 + 16);
+    own.provider.open();
+    answer.await.unwrap().unwrap();
+    assert_eq!(
+        (sent(&own, "max_length").as_deref(), sent(&own, "max_tokens").as_deref()),
+        (Some("16"), Some("1"))
+    );
+    own.call(ask(asks(u64::MAX))).await.unwrap_err();
+    let strict = own.with(|layer| layer.with_unbounded(Unbounded::Reject));
+    strict.call(ask(asks(16))).await.unwrap();
+    let own = strict;
+
     let known = own.with(|layer| layer.with_model_output(["p/mod*"], 50));
     known.call(ask(unbounded())).await.unwrap();
     assert_eq!((sent(&known, "max_length"), sent(&known, "max_tokens")), (None, None), "its model bounds it");
@@ -469,7 +556,7 @@ async fn an_absurd_bound_is_lowered_in_the_request_too() {
     let both = ChatBody::builder().user("Hello").set("max_tokens", 5).set("max_completion_tokens", u64::MAX);
     bench.call(ask(both.build().unwrap())).await.unwrap();
     assert_eq!(sent(&bench, "max_completion_tokens").as_deref(), Some("1048576"));
-    assert_eq!(sent(&bench, "max_tokens").as_deref(), Some("1048576"));
+    assert_eq!(sent(&bench, "max_tokens").as_deref(), Some("5"), "lower than that already");
 
     for odd in ["-1", "1e3", "99999999999999999999"] {
         let body = format!(r#"{{"messages":[{{"role":"user","content":"Hello"}}],"max_tokens":{odd}}}"#);

@@ -11,7 +11,7 @@ use llm_layers::{
     ChatBody, Completion, Error, LlmRequest, LlmResponse, RequestContext, TokenUsage,
     clock::{Clock, SystemClock},
     policies::{DepartmentPolicy, PolicyTable},
-    price::{NanoUsd, Price, PriceBook, Rates},
+    price::{Cost, NanoUsd, Price, PriceBook, Rates},
     quota::{
         Adjustment, Amount, Applied, Baseline, Calendar, Days, Decision, Departments, HistoryFuture,
         HistoryQuery, LeaseId, Limits, MemoryStore, QuotaLayer, QuotaStore, Reservation, Settlement,
@@ -107,10 +107,19 @@ async fn attempts_that_share_a_lease_are_one_request_and_those_in_flight_are_lef
         assert_eq!(in_day, in_month);
         in_day
     };
+    // Where nobody knows what it cost, what quotas have charged counts.
+    let unpriced = |assumed_cost: Option<i64>| {
+        let mut event = events::event(1);
+        (event.lease, event.ended_at, event.usage) = (None, now, TokenUsage::new(0, 0));
+        (event.cost, event.assumed_cost) = (Cost::unpriced(), assumed_cost.map(NanoUsd::new));
+        sink.admit().unwrap().record(event);
+    };
+    unpriced(Some(600_000));
+    unpriced(None);
     // What was recorded just now is there already.
-    assert_eq!(used(&[]).await, Amount::new(4, 50, NanoUsd::new(54_321)));
-    assert_eq!(used(&[first]).await, Amount::new(3, 30, NanoUsd::new(54_300)));
-    assert_eq!(used(&[second, first]).await, Amount::new(2, 20, NanoUsd::new(54_000)));
+    assert_eq!(used(&[]).await, Amount::new(6, 50, NanoUsd::new(654_321)));
+    assert_eq!(used(&[first]).await, Amount::new(5, 30, NanoUsd::new(654_300)));
+    assert_eq!(used(&[second, first]).await, Amount::new(4, 20, NanoUsd::new(654_000)));
     worker.shutdown(Duration::from_secs(10)).await;
 }
 

@@ -6,7 +6,7 @@ use llm_layers::{
     LlmResponse, ProviderFailure, RequestContext, ResponseBody, StreamChunk, TokenUsage,
     clock::{Clock as _, SystemClock},
     fallback::{Backoff, Chains, FallbackLayer},
-    price::{NanoUsd, Price, PriceBook, Prices, Rates},
+    price::{NanoUsd, Price, PriceBook, Prices, Rate, Rates, ServiceTier},
     providers::Providers,
     testing::{Contract, Reply, Scripted, Step},
     usage::{
@@ -289,6 +289,136 @@ async fn an_unknown_price_is_unpriced_and_not_nothing() {
     let service = UsageLayer::new(sink.clone(), Prices::default()).layer(Scripted::new());
     service.oneshot(request()).await.unwrap();
     assert_eq!(only(&sink).cost.amount, None);
+}
+
+/// What one call costs that asks for a service tier, and is told of one.
+async fn cost_in(asked: Option<&str>, answered: Option<&str>, is_streamed: bool) -> UsageEvent {
+    let rates = |input: &str, output: &str| Rates::per_million(input, output).unwrap();
+    let price = Price::new(rates("1", "2"))
+        .with_service_tier(ServiceTier::Priority, rates("10", "20"))
+        .with_service_tier(ServiceTier::Ultrafast, rates("100", "200"))
+        .with_service_tier(ServiceTier::Flex, rates("0.1", "0.2"));
+    let member = answered.map(|tier| format!(r#""service_tier":"{tier}","#)).unwrap_or_default();
+    let usage = r#""usage":{"prompt_tokens":1000,"completion_tokens":500}"#;
+    let said = |said: &str| format!(r#"{{{member}"choices":[{{"{said}":{{"content":"hi"}}}}],{usage}}}"#);
+    let reply = match is_streamed {
+        false => Reply::complete(Completion::parse(said("message")).unwrap()),
+        true => Reply::stream([Step::Chunk(StreamChunk::parse(said("delta")).unwrap())]),
+    };
+    let sink = MemorySink::new(8);
+    let book = PriceBook::of("test", [("p/a", price)]).unwrap();
+    let mut request = request();
+    if let Some(asked) = asked {
+        request.body = request.body.with("service_tier", asked).unwrap();
+    }
+    let service = UsageLayer::new(sink.clone(), book).layer(Scripted::new().reply(reply));
+    service.oneshot(request).await.unwrap().text().await.unwrap();
+    only(&sink)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_costs_what_the_tier_costs_that_served_it() {
+    const STANDARD: i64 = 2_000_000;
+    for (asked, answered, cost) in [
+        (None, None, STANDARD),
+        (Some("priority"), Some("priority"), 10 * STANDARD),
+        // It had no room there.
+        (Some("priority"), Some("default"), STANDARD),
+        (None, Some("priority"), 10 * STANDARD),
+        (Some("flex"), Some("flex"), STANDARD / 10),
+        (Some("ultrafast"), Some("ultrafast"), 100 * STANDARD),
+        // Nobody says: the dearer of those that it may have been.
+        (Some("priority"), None, 10 * STANDARD),
+        (Some("flex"), None, STANDARD),
+        (Some("auto"), None, STANDARD),
+        (Some("unheard of"), Some("unheard of"), 100 * STANDARD),
+        (Some("unheard of"), Some("on_demand"), STANDARD),
+    ] {
+        for is_streamed in [false, true] {
+            let event = cost_in(asked, answered, is_streamed).await;
+            assert_eq!(event.cost.amount, Some(NanoUsd::new(cost)), "{asked:?} {answered:?} {is_streamed}");
+            assert_eq!(event.service_tier, answered.and_then(ServiceTier::from_name));
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_is_refused_costs_nothing_even_where_requests_do() {
+    let rates = Rates::per_million("1", "2").unwrap().with_request(Rate::each("0.005").unwrap());
+    let book = PriceBook::of("test", [("p/a", Price::new(rates))]).unwrap();
+    let call = async |reply: Reply| {
+        let sink = MemorySink::new(8);
+        let service = UsageLayer::new(sink.clone(), book.clone()).layer(Scripted::new().reply(reply));
+        let _ = service.oneshot(request()).await;
+        only(&sink).cost.amount
+    };
+    let mut failure = ProviderFailure::new(ErrorClass::RateLimited, "p", "a");
+    failure.status = Some(http::StatusCode::TOO_MANY_REQUESTS);
+    let refused = Error::new(ErrorKind::Provider(failure)).with_dispatched(true);
+    assert_eq!(call(Reply::error(refused)).await, Some(NanoUsd::ZERO));
+    let answer = Completion::text("hi", TokenUsage::new(1000, 500));
+    assert_eq!(call(Reply::complete(answer)).await, Some(NanoUsd::new(2_000_000 + 5_000_000)));
+    // It may have been served all the same.
+    let broke = Error::provider(ErrorClass::Transport, "p", "a").with_dispatched(true);
+    assert!(call(Reply::error(broke)).await > Some(NanoUsd::new(5_000_000)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_comes_after_the_last_report_of_a_stream_is_estimated() {
+    let text = |bytes: usize| Step::Chunk(StreamChunk::text("x".repeat(bytes - 2)));
+    let report = |output| Step::Chunk(StreamChunk::usage_only(TokenUsage::new(10, output)));
+    let read = |steps: Vec<Step>| async move {
+        let (result, sink) = one(Reply::stream(steps)).await;
+        let ResponseBody::Stream(mut chunks) = result.unwrap().body else { panic!("expected a stream") };
+        while let Some(Some(_)) = chunks.next().now_or_never() {}
+        drop(chunks);
+        only(&sink).usage
+    };
+    // The same whether it is broken off, or ends and nothing more is said.
+    let cut = async |steps: Vec<Step>| {
+        let whole = read(steps.clone()).await;
+        let left = read(steps.into_iter().chain([Step::Stall]).collect()).await;
+        assert_eq!(whole, left);
+        left
+    };
+    // As Anthropic's first event does, of which a token is known.
+    let early = cut(vec![report(1), text(400)]).await;
+    assert_eq!(early, TokenUsage::new(10, 101).with_certainty(Certainty::Estimated));
+    let often = cut(vec![text(400), report(90), text(40), report(99)]).await;
+    assert_eq!(often, TokenUsage::new(10, 99), "nothing came after it");
+    let of_prompt = StreamChunk::parse(r#"{"choices":[],"usage":{"prompt_tokens":10}}"#).unwrap();
+    let silent = cut(vec![text(400), Step::Chunk(of_prompt)]).await;
+    assert_eq!(silent, TokenUsage::new(10, 100).with_certainty(Certainty::Estimated));
+    let nothing = Step::Chunk(StreamChunk::usage_only(TokenUsage::new(0, 0)));
+    let absurd = cut(vec![text(400), nothing]).await;
+    assert_eq!((absurd.output_tokens, absurd.certainty), (Some(100), Certainty::Estimated));
+    assert!(absurd.input_tokens > Some(0), "no provider gives anything for nothing");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_report_of_nothing_beside_a_text_is_none() {
+    let answer = Completion::text("x".repeat(398), TokenUsage::new(0, 0));
+    let (result, sink) = one(Reply::complete(answer)).await;
+    result.unwrap();
+    let event = only(&sink);
+    assert_eq!((event.usage.output_tokens, event.usage.certainty), (Some(100), Certainty::Estimated));
+    assert!(event.usage.input_tokens > Some(0) && event.cost.amount > Some(NanoUsd::new(200_000)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_quotas_assume_is_recorded_beside_a_cost_that_is_not_known() {
+    let sink = MemorySink::new(8);
+    let assumed = Price::new(Rates::per_million("3", "15").unwrap());
+    let layer = |book: Prices| UsageLayer::new(sink.clone(), book).assuming(assumed.clone());
+    let answer = || Scripted::new().reply(Reply::complete(Completion::text("hi", TokenUsage::new(100, 10))));
+    layer(Prices::default()).layer(answer()).oneshot(request()).await.unwrap();
+    let event = only(&sink);
+    assert_eq!((event.cost.amount, event.assumed_cost), (None, Some(NanoUsd::new(450_000))));
+    layer(prices()).layer(answer()).oneshot(request()).await.unwrap();
+    assert_eq!(only(&sink).assumed_cost, None, "there is a price");
+    let hit = cached(CacheStatus::Hit { age: Duration::ZERO });
+    layer(Prices::default()).layer(hit).oneshot(request()).await.unwrap();
+    assert_eq!(only(&sink).assumed_cost, None, "a hit costs nothing");
 }
 
 /// Stands for a cache: answers with this status.

@@ -5,7 +5,7 @@ use llm_layers::{
     CacheStatus, Certainty, ChatBody, Error, ErrorClass, ErrorKind, LlmRequest, RequestContext, TokenUsage,
     clock::Clock,
     fallback::Backoff,
-    price::{Cost, NanoUsd, Price, PriceBook, Prices, Rates},
+    price::{Cost, NanoUsd, Price, PriceBook, Prices, Rates, ServiceTier},
     provider::Echo,
     testing::{Reply, Scripted, Step},
     usage::{
@@ -362,6 +362,8 @@ fn every_field_is_in_its_column() {
         usage: TokenUsage::new(5, 6).with_cache_read_tokens(7),
         cost: prices.cost("p/m", &TokenUsage::new(0, 1000)),
     }));
+    event.assumed_cost = Some(NanoUsd::new(5));
+    event.service_tier = Some(ServiceTier::Priority);
     event.latency = Duration::from_nanos(77);
     event.first_content = Some(Duration::from_nanos(33));
     event.outcome = Outcome::CacheHit;
@@ -397,7 +399,7 @@ fn every_field_is_in_its_column() {
         first_content=33 outcome=cache_hit cache=hit cache_age=9 saved_input_tokens=5 saved_output_tokens=6 \
         saved_cache_read_tokens=7 saved_cache_write_tokens=- saved_cache_write_1h_tokens=- saved_reasoning_tokens=- \
         saved_certainty=exact saved_cost=15000000 saved_price_entry=p/m saved_price_source=sheet saved_price_version=v7 cache_reason=- conversation=talk-1 \
-        lease=100f0e0d0c0b0a090807060504030201";
+        lease=100f0e0d0c0b0a090807060504030201 service_tier=priority assumed_cost=5";
     assert_eq!(found, expected.split(' ').collect::<Vec<_>>());
     assert_eq!(rows(&path, "departments"), 2);
 }
@@ -421,7 +423,7 @@ fn bad_files_are_refused_by_name_and_stay_as_they_are() {
     };
     let newer = in_directory("newer.db");
     drop(ledger(&newer));
-    Connection::open(&newer).unwrap().pragma_update(None, "user_version", 5).unwrap();
+    Connection::open(&newer).unwrap().pragma_update(None, "user_version", 6).unwrap();
     let text = in_directory("text.db");
     fs::write(&text, "dear diary, ".repeat(500)).unwrap();
     let torn = in_directory("torn.db");
@@ -434,7 +436,7 @@ fn bad_files_are_refused_by_name_and_stay_as_they_are() {
     bytes.truncate(4096 + 100);
     fs::write(&torn, bytes).unwrap();
     let cases = [
-        (newer, LedgerErrorKind::Newer { found: 5, known: 4 }),
+        (newer, LedgerErrorKind::Newer { found: 6, known: 5 }),
         (made("foreign.db", "CREATE TABLE t (x); INSERT INTO t VALUES (1)"), LedgerErrorKind::Foreign),
         (made("versioned.db", "PRAGMA user_version = 1"), LedgerErrorKind::Foreign),
         (text, LedgerErrorKind::Corrupt),
@@ -479,7 +481,7 @@ async fn a_file_of_the_first_version_is_read_and_brought_up_to_date() {
 
     let mut ledger = ledger(&path);
     let connection = Connection::open(&path).unwrap();
-    assert_eq!(version(&connection), 4);
+    assert_eq!(version(&connection), 5);
     let untimed = "SELECT count(*) FROM departments JOIN events ON seq = event \
                    WHERE departments.ended_at <> events.ended_at";
     assert_eq!(connection.query_row(untimed, (), |row| row.get::<_, i64>(0)).unwrap(), 0);

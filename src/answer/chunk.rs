@@ -1,5 +1,5 @@
 use super::{ChoiceFinish, Facts, FinishReason, TokenUsage, build, facts};
-use crate::json;
+use crate::{json, price::ServiceTier};
 use bytes::Bytes;
 use serde::Deserialize;
 use std::{borrow::Cow, fmt};
@@ -112,6 +112,11 @@ impl StreamChunk {
     /// The model as the provider names it, often with a date.
     pub fn model(&self) -> Option<Cow<'_, str>> {
         facts::text(&self.data, self.facts.model)
+    }
+
+    /// The tier in which the provider says that it served the call.
+    pub const fn service_tier(&self) -> Option<ServiceTier> {
+        self.facts.service_tier
     }
 
     /// Of JSON that was read before, so that it need not be read again; `data` must be the same bytes.

@@ -1,5 +1,5 @@
 use super::{ChoiceFinish, Facts, TokenUsage, build, facts};
-use crate::json;
+use crate::{json, price::ServiceTier};
 use bytes::Bytes;
 use serde::Deserialize;
 use std::{borrow::Cow, fmt, sync::Arc};
@@ -84,6 +84,11 @@ impl Completion {
     /// The model as the provider names it, often with a date.
     pub fn model(&self) -> Option<Cow<'_, str>> {
         facts::text(&self.0.data, self.0.facts.model)
+    }
+
+    /// The tier in which the provider says that it served the call.
+    pub fn service_tier(&self) -> Option<ServiceTier> {
+        self.0.facts.service_tier
     }
 
     /// How many bytes of text, thoughts and tool calls, as JSON spells them.

@@ -1,7 +1,10 @@
 //! The few facts that layers need of an answer, taken from its JSON in one borrowed pass.
 
 use super::TokenUsage;
-use crate::json::{self, Name, Walk};
+use crate::{
+    json::{self, Name, Walk},
+    price::ServiceTier,
+};
 use serde::de::Error;
 use serde_json::value::RawValue;
 use std::{borrow::Cow, num::NonZeroU32, sync::Arc};
@@ -69,6 +72,7 @@ pub(crate) struct Facts {
     pub(crate) model: Option<Span>,
     pub(crate) has_content: bool,
     pub(crate) has_error: bool,
+    pub(crate) service_tier: Option<ServiceTier>,
     /// What the edge would have to fill in.
     pub(crate) lacks: Lacks,
     /// Few chunks have any of it.
@@ -256,6 +260,9 @@ impl Facts {
             }
             b"object" => self.lacks.object = raw == b"null",
             b"created" => self.lacks.created = raw == b"null",
+            b"service_tier" => {
+                self.service_tier = json::string(raw).and_then(|name| ServiceTier::from_name(&name));
+            }
             // Groq reports the usage of a stream here.
             b"x_groq" if self.usage().is_none() => {
                 if let Some(usage) = json::member(raw, "usage").and_then(TokenUsage::read) {

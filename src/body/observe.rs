@@ -1,4 +1,4 @@
-use crate::{ChoiceFinish, Completion, Error, LlmResponse, StreamChunk, TokenUsage};
+use crate::{ChoiceFinish, Completion, Error, LlmResponse, StreamChunk, TokenUsage, price::ServiceTier};
 use std::cell::OnceCell;
 use tokio::time::Instant;
 
@@ -53,6 +53,10 @@ pub struct Summary {
     pub has_content: bool,
     /// The latest report of usage.
     pub usage: Option<TokenUsage>,
+    /// How many of the [`text_bytes`](Self::text_bytes) had come by then.
+    pub(crate) reported_bytes: u64,
+    /// The tier in which the provider says that it serves the call.
+    pub service_tier: Option<ServiceTier>,
     /// Why each choice ended, as far as it has.
     pub finish_reasons: Vec<ChoiceFinish>,
     /// The id that the provider gave the answer.
@@ -88,9 +92,11 @@ impl Summary {
             self.has_content = true;
             self.first_content_at = is_timed.then(|| arrival.at());
         }
-        if chunk.usage().is_some() {
-            self.usage = chunk.usage().copied();
+        if let Some(usage) = chunk.usage() {
+            self.usage = Some(*usage);
+            self.reported_bytes = self.text_bytes;
         }
+        self.service_tier = chunk.service_tier().or(self.service_tier);
         for finish in chunk.finish_reasons() {
             self.finish_reasons.retain(|seen| seen.index != finish.index);
             self.finish_reasons.push(finish.clone());

@@ -2,7 +2,7 @@ use super::{
     money::NanoUsd,
     rate::{PER_NANO, Rate, Rates, TokenClass},
 };
-use crate::TokenUsage;
+use crate::{ChatBody, TokenUsage, json};
 use std::fmt;
 
 /// What a model costs: rates, and other rates for long prompts and for other service tiers.
@@ -47,7 +47,15 @@ pub enum ServiceTier {
     Flex,
     /// Before others.
     Priority,
+    /// Between the standard tier and [`Flex`](Self::Flex), with those who have one.
+    Balanced,
+    /// Before all others, with those who have one.
+    Ultrafast,
 }
+
+/// The tiers that a call was served in, or may have been: a bit each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Tiers(u8);
 
 /// Why there is no cost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -113,7 +121,7 @@ impl Price {
 
     /// The rates for a prompt of so many tokens, with those of the whole where that of a part is not known.
     pub fn rates(&self, tier: ServiceTier, input_tokens: u64) -> Rates {
-        if let [Step { above: None, tier: ServiceTier::Standard, rates }] = &*self.steps {
+        if let Some(rates) = self.flat() {
             return rates.completed();
         }
         let applies = |step: &&Step| {
@@ -142,9 +150,27 @@ impl Price {
     ///
     /// As [`cost`](Self::cost).
     pub fn cost_at(&self, tier: ServiceTier, usage: &TokenUsage) -> Result<NanoUsd, CostError> {
+        self.cost_of(tier, usage, 1)
+    }
+
+    /// What a call cost at most, if it was served in one of these tiers; for nothing if it was refused.
+    pub(crate) fn cost_in(
+        &self,
+        tiers: Tiers,
+        usage: &TokenUsage,
+        requests: u64,
+    ) -> Result<NanoUsd, CostError> {
+        if tiers == Tiers::STANDARD || self.flat().is_some() {
+            return self.cost_of(ServiceTier::Standard, usage, requests);
+        }
+        let costs = tiers.iter().map(|tier| self.cost_of(tier, usage, requests));
+        costs.reduce(|one, other| Ok(one?.max(other?))).unwrap_or(Err(CostError::Overflow))
+    }
+
+    fn cost_of(&self, tier: ServiceTier, usage: &TokenUsage, requests: u64) -> Result<NanoUsd, CostError> {
         let stepped;
-        let rates = match &*self.steps {
-            [Step { above: None, tier: ServiceTier::Standard, rates }] if !rates.is_by_request() => rates,
+        let rates = match self.flat() {
+            Some(rates) if !rates.is_by_request() => rates,
             _ => {
                 stepped = self.rates(tier, usage.input_tokens.unwrap_or(u64::MAX));
                 &stepped
@@ -166,8 +192,16 @@ impl Price {
         sum.add(TokenClass::CacheWrite1h, Some(hour), || rates.cache_write_1h.or_else(cache_write))?;
         sum.add(TokenClass::Output, said, || rates.output)?;
         sum.add(TokenClass::Reasoning, Some(thought), || rates.reasoning.or(rates.output))?;
-        sum.add(TokenClass::Request, Some(1), || rates.request.or(Some(Rate::FREE)))?;
+        sum.add(TokenClass::Request, Some(requests), || rates.request.or(Some(Rate::FREE)))?;
         sum.rounded_up()
+    }
+
+    /// The rates of a price that is the same for all, as most are.
+    fn flat(&self) -> Option<&Rates> {
+        match &*self.steps {
+            [Step { above: None, tier: ServiceTier::Standard, rates }] => Some(rates),
+            _ => None,
+        }
     }
 
     /// The most that a call may cost whose prompt and answer have at most so many tokens: all of them of the
@@ -182,10 +216,7 @@ impl Price {
         input_tokens: u64,
         output_tokens: u64,
     ) -> Result<NanoUsd, CostError> {
-        // Most prices are the same for all, and are not copied.
-        if let [Step { above: None, tier: ServiceTier::Standard, rates }] = &*self.steps
-            && !rates.is_by_request()
-        {
+        if let Some(rates) = self.flat().filter(|rates| !rates.is_by_request()) {
             return dearest(rates, input_tokens, output_tokens);
         }
         let above = self.steps.iter().filter_map(|step| step.above).filter(|above| *above < input_tokens);
@@ -266,15 +297,18 @@ impl fmt::Debug for Price {
 
 impl ServiceTier {
     /// All that there are.
-    pub const ALL: [Self; 4] = [Self::Standard, Self::Batch, Self::Flex, Self::Priority];
+    pub const ALL: [Self; 6] =
+        [Self::Standard, Self::Batch, Self::Flex, Self::Priority, Self::Balanced, Self::Ultrafast];
 
     /// The tier of this name, as providers and price lists write it.
     pub fn from_name(name: &str) -> Option<Self> {
         match name {
-            "standard" | "default" | "auto" => Some(Self::Standard),
+            "standard" | "default" | "auto" | "on_demand" => Some(Self::Standard),
             "batch" | "batches" => Some(Self::Batch),
             "flex" => Some(Self::Flex),
-            "priority" => Some(Self::Priority),
+            "priority" | "fast" => Some(Self::Priority),
+            "balanced" => Some(Self::Balanced),
+            "ultrafast" => Some(Self::Ultrafast),
             _ => None,
         }
     }
@@ -286,6 +320,8 @@ impl ServiceTier {
             Self::Batch => "batch",
             Self::Flex => "flex",
             Self::Priority => "priority",
+            Self::Balanced => "balanced",
+            Self::Ultrafast => "ultrafast",
         }
     }
 }
@@ -293,6 +329,43 @@ impl ServiceTier {
 impl fmt::Display for ServiceTier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
+    }
+}
+
+// ===== impl Tiers =====
+
+impl Tiers {
+    pub(crate) const STANDARD: Self = Self::of(ServiceTier::Standard);
+
+    const fn of(tier: ServiceTier) -> Self {
+        Self(1 << tier as u8)
+    }
+
+    /// Those that a request may be served in by what its `service_tier` says: the one that it names and, as a provider may
+    /// have no room there, the standard one. Any, if the name is not known.
+    pub(crate) fn asked_by(body: &ChatBody) -> Self {
+        match body.raw("service_tier").filter(|raw| *raw != b"null") {
+            Some(raw) => Self::named(raw),
+            None => Self::STANDARD,
+        }
+    }
+
+    /// As [`asked_by`](Self::asked_by), by the member's value.
+    pub(crate) fn named(raw: &[u8]) -> Self {
+        match json::string(raw).and_then(|name| ServiceTier::from_name(&name)) {
+            Some(tier) => Self(Self::STANDARD.0 | Self::of(tier).0),
+            None => Self(u8::MAX),
+        }
+    }
+
+    /// Who answers knows in which it was.
+    #[must_use]
+    pub(crate) fn told(self, tier: Option<ServiceTier>) -> Self {
+        tier.map_or(self, Self::of)
+    }
+
+    pub(crate) fn iter(self) -> impl Iterator<Item = ServiceTier> {
+        ServiceTier::ALL.into_iter().filter(move |tier| self.0 & Self::of(*tier).0 != 0)
     }
 }
 

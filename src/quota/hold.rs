@@ -11,7 +11,7 @@ use super::{
 use crate::{
     CacheStatus, LlmRequest, LlmResponse, ModelName, Progress,
     body::{End, Observe},
-    price::NanoUsd,
+    price::{NanoUsd, Tiers},
     usage::{Spent, estimate, was_sent},
 };
 use std::sync::{Arc, atomic::Ordering};
@@ -35,6 +35,7 @@ pub(super) struct Lease {
     prompt: u64,
     answer: u64,
     input_bytes: u64,
+    tiers: Tiers,
     model: ModelName,
     progress: Progress,
     cache: CacheStatus,
@@ -117,6 +118,7 @@ impl Lease {
             prompt: plan.prompt,
             answer: plan.output.saturating_mul(plan.choices),
             input_bytes: request.body.input_bytes() as u64,
+            tiers: plan.tiers,
             model: request.model.clone(),
             progress,
             cache: CacheStatus::default(),
@@ -125,27 +127,24 @@ impl Lease {
 
     /// What the call used up, as far as anybody knows.
     fn truth(&self, end: &End<'_>) -> Amount {
-        let mut spent = Spent::at(end);
-        let seen = estimate(spent.text_bytes);
-        // What was reported in the middle of a stream may be behind what came.
-        if let (End::Failed(..) | End::Abandoned(_), Some(usage)) = (end, &mut spent.usage)
-            && let Some(output) = &mut usage.output_tokens
-        {
-            *output = seen.max(*output);
-        }
-        let (prompt, answer) = match self.hold.shared.unreported {
-            Unreported::UpperBound if self.answer > 0 => (self.prompt, spent.text_bytes.min(self.answer)),
-            Unreported::UpperBound => (self.prompt, spent.text_bytes),
-            Unreported::Estimate => (estimate(self.input_bytes), seen),
-            Unreported::Full => (self.prompt, self.answer),
+        let spent = Spent::at(end);
+        let Spent { tier, requests, .. } = spent;
+        // Of what was reserved for the answer, what is left beside that which was reported.
+        let left = self.answer.saturating_sub(spent.usage.and_then(|usage| usage.output_tokens).unwrap_or(0));
+        let usage = match self.hold.shared.unreported {
+            Unreported::UpperBound if self.answer > 0 => spent.filled(self.prompt, |bytes| bytes.min(left)),
+            Unreported::UpperBound => spent.filled(self.prompt, |bytes| bytes),
+            Unreported::Estimate => spent.filled(estimate(self.input_bytes), estimate),
+            Unreported::Full => spent.filled(self.prompt, |_| left),
         };
-        let usage = spent.filled(prompt, answer);
         let tokens = usage.input_tokens.unwrap_or(0).saturating_add(usage.output_tokens.unwrap_or(0));
-        let cost = self.hold.shared.cost(&self.model, &usage).unwrap_or(match tokens {
-            0 => NanoUsd::ZERO,
-            // What had a price when it was admitted is not free now.
-            _ => self.reserved.cost,
-        });
+        let cost = self.hold.shared.cost(&self.model, self.tiers.told(tier), &usage, requests).unwrap_or(
+            match tokens {
+                0 => NanoUsd::ZERO,
+                // What had a price when it was admitted is not free now.
+                _ => self.reserved.cost,
+            },
+        );
         Amount::new(1, tokens, cost)
     }
 }
@@ -162,7 +161,7 @@ impl Observe for Lease {
     fn on_end(self, end: End<'_>) {
         self.hold.shared.state.in_flight.fetch_sub(1, Ordering::Relaxed);
         if self.cache.is_hit() {
-            let usage = Spent::at(&end).filled(0, 0);
+            let usage = Spent::at(&end).filled(0, |_| 0);
             let tokens = usage.input_tokens.unwrap_or(0).saturating_add(usage.output_tokens.unwrap_or(0));
             if let Some(amount) = self.hold.shared.hit(tokens) {
                 self.hold.settle(amount);

@@ -5,11 +5,11 @@ use super::{
     shared::Shared,
 };
 use crate::{
-    ChatBody, Error, ErrorKind, InvalidReason, LlmRequest, QuotaKind, json,
+    Error, ErrorKind, InvalidReason, LlmRequest, QuotaKind,
     policies::PolicyTable,
-    price::{CostError, NanoUsd, Price, ServiceTier},
+    price::{CostError, NanoUsd, Price, Tiers},
 };
-use std::{borrow::Cow, sync::Arc};
+use std::{borrow::Cow, slice, sync::Arc};
 
 /// What a call is going to reserve, and why.
 #[derive(Debug, Clone)]
@@ -23,7 +23,8 @@ pub(super) struct Plan {
     pub(super) output: u64,
     pub(super) choices: u64,
     price: Option<Arc<Price>>,
-    tier: ServiceTier,
+    /// Those that it may be served in.
+    pub(super) tiers: Tiers,
     /// Whether the bound of the answer is ours, not the caller's.
     is_ours: bool,
     /// Whether the prompt was counted.
@@ -71,7 +72,7 @@ impl Shared {
         let has_cost = limits(|department| department.limits.has_cost());
         let has_tokens = limits(|department| department.limits.has_tokens());
 
-        let Asked { choices, output, tier } = match asked(&request.body) {
+        let Asked { choices, output, tiers } = match self.asked(request) {
             // What the provider will refuse is let through to it.
             Err(_) if is_shadow => Asked::default(),
             asked => asked?,
@@ -97,7 +98,7 @@ impl Shared {
                 }
                 Unbounded::Reject if is_shadow => 0,
                 Unbounded::Reject => {
-                    return Err(Error::invalid(&*self.output_member(&request.model), InvalidReason::Missing));
+                    return Err(Error::invalid(self.output_member(&request.model), InvalidReason::Missing));
                 }
             },
         };
@@ -110,7 +111,7 @@ impl Shared {
             output,
             choices,
             price: self.prices.price(&request.model),
-            tier,
+            tiers,
             is_ours,
             is_counted: !self.estimator.can_tighten(),
         };
@@ -159,29 +160,55 @@ impl Shared {
         true
     }
 
-    /// Bounds each choice by so many tokens: under the member that the request has, or else the one that the model
-    /// wants.
+    /// Bounds each choice by so many tokens: under the members by which the request has a higher bound, or else the one that
+    /// the model wants.
     fn bound(&self, request: &mut LlmRequest, tokens: u64) -> Result<(), Error> {
-        let has = |request: &LlmRequest, name| request.body.raw(name).is_some_and(|value| value != b"null");
+        let told = self.told_member(&request.model);
         let mut is_bounded = false;
-        for name in ["max_completion_tokens", "max_tokens"] {
-            if has(request, name) {
+        for name in told.map_or(&OUTPUT_MEMBERS[..], slice::from_ref) {
+            let Some(asked) = request.body.raw(name).filter(|value| *value != b"null") else { continue };
+            is_bounded = true;
+            // What is no number is refused by whoever reads it first.
+            if whole_number(asked).is_none_or(|asked| asked > tokens) {
                 request.body = request.body.with(name, tokens)?;
-                is_bounded = true;
             }
         }
         if !is_bounded {
-            request.body = request.body.with(&self.output_member(&request.model), tokens)?;
+            request.body = request.body.with(self.output_member(&request.model), tokens)?;
         }
         Ok(())
     }
 
-    fn output_member(&self, model: &str) -> Cow<'static, str> {
-        let told = self.output_members.iter().find(|(models, _)| models.allows(model));
-        told.map_or_else(
-            || if model.starts_with("openai/") { "max_completion_tokens" } else { "max_tokens" }.into(),
-            |(_, member)| member.clone(),
-        )
+    /// The member that a model was said to read, and no other.
+    fn told_member(&self, model: &str) -> Option<&Cow<'static, str>> {
+        self.output_members.iter().find(|(models, _)| models.allows(model)).map(|(_, member)| member)
+    }
+
+    fn output_member(&self, model: &str) -> &str {
+        let usual = if model.starts_with("openai/") { "max_completion_tokens" } else { "max_tokens" };
+        self.told_member(model).map_or(usual, |member| member)
+    }
+
+    fn asked(&self, request: &LlmRequest) -> Result<Asked, Error> {
+        let told = self.told_member(&request.model).map(|member| member.as_bytes());
+        let bounds_output = |name: &[u8]| match told {
+            Some(told) => name == told,
+            None => OUTPUT_MEMBERS.iter().any(|member| member.as_bytes() == name),
+        };
+        let mut asked = Asked::default();
+        for (name, value) in request.body.raw_members().filter(|(_, value)| *value != b"null") {
+            let number = || {
+                let reason = InvalidReason::Mistyped { expected: "a whole number" };
+                whole_number(value).ok_or_else(|| Error::invalid(&*String::from_utf8_lossy(name), reason))
+            };
+            match name {
+                b"n" => asked.choices = number()?.max(1),
+                b"service_tier" => asked.tiers = Tiers::named(value),
+                name if bounds_output(name) => asked.output = asked.output.max(Some(number()?)),
+                _ => {}
+            }
+        }
+        Ok(asked)
     }
 
     fn model_output(&self, model: &str) -> Option<u64> {
@@ -215,8 +242,7 @@ impl Plan {
             Err(CostError::Overflow) => Some(NanoUsd::MAX),
             Err(_) => None,
         };
-        let standard = at(ServiceTier::Standard)?;
-        if self.tier == ServiceTier::Standard { Some(standard) } else { Some(standard.max(at(self.tier)?)) }
+        self.tiers.iter().map(at).reduce(|one, other| Some(one?.max(other?)))?
     }
 
     /// Whether it could never fit. That a department may make no calls at all is not its size.
@@ -282,35 +308,19 @@ struct Asked {
     choices: u64,
     /// The higher bound, if there are two.
     output: Option<u64>,
-    tier: ServiceTier,
+    tiers: Tiers,
 }
 
 impl Default for Asked {
     fn default() -> Self {
-        Self { choices: 1, output: None, tier: ServiceTier::Standard }
+        Self { choices: 1, output: None, tiers: Tiers::STANDARD }
     }
 }
 
-fn asked(body: &ChatBody) -> Result<Asked, Error> {
-    let mut asked = Asked::default();
-    for (name, value) in body.raw_members() {
-        let is_number = matches!(name, b"n" | b"max_tokens" | b"max_completion_tokens");
-        if !is_number && name != b"service_tier" || value == b"null" {
-            continue;
-        }
-        let number = || {
-            let number = std::str::from_utf8(value).ok().and_then(|text| text.parse::<u64>().ok());
-            let reason = InvalidReason::Mistyped { expected: "a whole number" };
-            number.ok_or_else(|| Error::invalid(&*String::from_utf8_lossy(name), reason))
-        };
-        match name {
-            b"n" => asked.choices = number()?.max(1),
-            b"service_tier" => {
-                let named = json::string(value).and_then(|name| ServiceTier::from_name(&name));
-                asked.tier = named.unwrap_or(ServiceTier::Standard);
-            }
-            _ => asked.output = asked.output.max(Some(number()?)),
-        }
-    }
-    Ok(asked)
+fn whole_number(value: &[u8]) -> Option<u64> {
+    std::str::from_utf8(value).ok()?.parse().ok()
 }
+
+/// By which a request bounds an answer, where its model was not said to read another.
+const OUTPUT_MEMBERS: [Cow<'static, str>; 2] =
+    [Cow::Borrowed("max_completion_tokens"), Cow::Borrowed("max_tokens")];

@@ -16,7 +16,7 @@ use crate::{
     clock::Clock,
     policies::AllowList,
     policies::Policies,
-    price::{NanoUsd, Prices},
+    price::{NanoUsd, Prices, Tiers},
     store::Breaker,
 };
 use arc_swap::ArcSwapOption;
@@ -393,9 +393,15 @@ impl Shared {
     }
 
     /// What a call cost, if there is a price.
-    pub(super) fn cost(&self, model: &str, usage: &TokenUsage) -> Option<NanoUsd> {
-        self.prices.amount(model, usage).or_else(|| match &self.unpriced {
-            Unpriced::Assume(price) => price.cost(usage).ok(),
+    pub(super) fn cost(
+        &self,
+        model: &str,
+        tiers: Tiers,
+        usage: &TokenUsage,
+        requests: u64,
+    ) -> Option<NanoUsd> {
+        self.prices.amount(model, tiers, usage, requests).or_else(|| match &self.unpriced {
+            Unpriced::Assume(price) => price.cost_in(tiers, usage, requests).ok(),
             Unpriced::Reject | Unpriced::Free => None,
         })
     }

@@ -215,6 +215,7 @@ impl Lasting {
         }
         let hold_last_byte = config.usage.hold_last_byte.map(|time| time.0);
         let ledger = self.ledger.as_ref();
+        let unpriced = plan.limits.as_ref().map(|limits| &limits.unpriced);
         let layers = Layers {
             concurrency: self.concurrency.clone(),
             alias: AliasLayer::new(plan.aliases.clone()),
@@ -225,7 +226,9 @@ impl Lasting {
                 .map(|ledger| ledger.hits(&prices)),
             cache: self.answers.as_ref().map(Answers::layer),
             quota,
-            usage: ledger.filter(|_| has(Part::Usage)).map(|ledger| ledger.layer(&prices, hold_last_byte)),
+            usage: ledger
+                .filter(|_| has(Part::Usage))
+                .map(|ledger| ledger.layer(&prices, unpriced, hold_last_byte)),
             providers,
         };
         Ok((layers, policies))

@@ -6,6 +6,7 @@ use super::{ShutdownReport, StackError};
 use crate::{
     config::plan::UsagePlan,
     price::Prices,
+    quota::Unpriced,
     usage::{UsageLayer, UsageSink},
 };
 use std::{sync::Arc, time::Duration};
@@ -92,9 +93,13 @@ impl Ledger {
     pub(super) fn layer(
         &self,
         prices: &Prices,
+        unpriced: Option<&Unpriced>,
         hold_last_byte: Option<Duration>,
     ) -> UsageLayer<Arc<dyn UsageSink>> {
-        let layer = UsageLayer::new(Arc::clone(&self.sink), prices.clone());
+        let mut layer = UsageLayer::new(Arc::clone(&self.sink), prices.clone());
+        if let Some(Unpriced::Assume(price)) = unpriced {
+            layer = layer.assuming(price.clone());
+        }
         match hold_last_byte {
             Some(limit) => layer.durable(limit),
             None => layer,

@@ -7,6 +7,7 @@ use crate::{
     Attempt, CacheStatus, Error, LlmRequest, ModelName, TokenUsage,
     body::{Arrival, End, Summary},
     decision::DecisionRecord,
+    price::ServiceTier,
 };
 use std::{borrow::Cow, sync::Arc, time::Duration};
 use tokio::time::Instant;
@@ -325,6 +326,16 @@ impl<'a> CallEnd<'a> {
             End::Whole(completion) => completion.usage().copied(),
             End::StreamEnded(summary) | End::Abandoned(summary) => summary.usage,
             End::Failed(error, summary) => error.usage().copied().or(summary.usage),
+        }
+    }
+
+    /// The tier in which the provider says that it served the call.
+    pub fn service_tier(&self) -> Option<ServiceTier> {
+        match self.end {
+            End::Whole(completion) => completion.service_tier(),
+            End::StreamEnded(summary) | End::Abandoned(summary) | End::Failed(_, summary) => {
+                summary.service_tier
+            }
         }
     }
 

@@ -7,7 +7,7 @@ use crate::{
     Attempt, CacheStatus, LlmRequest, LlmResponse, ModelName, StreamChunk,
     body::{Arrival, End, Observe},
     decision::{self, DecisionRecord, Decisions},
-    price::Prices,
+    price::{Prices, Tiers},
 };
 use std::sync::Arc;
 use tokio::time::Instant;
@@ -28,7 +28,7 @@ struct Inner<S: CallSpan> {
     content: Option<Box<Collector>>,
     on_span: bool,
     on_event: bool,
-    prices: Option<(Prices, ModelName)>,
+    prices: Option<(Prices, ModelName, Tiers)>,
 }
 
 struct Kept {
@@ -58,7 +58,7 @@ impl<S: CallSpan> Recorder<S> {
                 Some((prefix, _)) if *prefix == **provider => request.model.clone(),
                 _ => ModelName::in_provider(provider, &request.model),
             };
-            (prices.clone(), model)
+            (prices.clone(), model, Tiers::asked_by(&request.body))
         });
         Self(Box::new(Inner {
             span,
@@ -134,8 +134,9 @@ impl<S: CallSpan> Observe for Recorder<S> {
             record: record.as_deref().or(head.as_ref().and_then(|kept| kept.record.as_deref())),
             choices,
         };
-        if let (Some((prices, model)), Some(usage)) = (prices, told.usage()) {
-            told.cost = prices.cost(&model, &usage).amount.map(|amount| amount.nanos() as f64 / 1e9);
+        if let (Some((prices, model, tiers)), Some(usage)) = (prices, told.usage()) {
+            let amount = prices.amount(&model, tiers.told(told.service_tier()), &usage, 1);
+            told.cost = amount.map(|amount| amount.nanos() as f64 / 1e9);
         }
         span.end(&told);
         drop(handed_down);

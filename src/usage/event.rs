@@ -1,4 +1,8 @@
-use crate::{CacheStatus, CallId, ModelName, RequestContext, TokenUsage, cache::MissReason, price::Cost};
+use crate::{
+    CacheStatus, CallId, ModelName, RequestContext, TokenUsage,
+    cache::MissReason,
+    price::{Cost, NanoUsd, ServiceTier},
+};
 use std::{
     sync::Arc,
     time::{Duration, SystemTime},
@@ -34,6 +38,12 @@ pub struct UsageEvent {
     pub usage: TokenUsage,
     /// What they cost.
     pub cost: Cost,
+    /// What quotas charge instead where that is not known, by a price that is
+    /// [assumed](super::UsageLayer::assuming).
+    pub assumed_cost: Option<NanoUsd>,
+    /// The tier in which the provider says that it served the call. Without a word of it the cost is that of the dearer
+    /// one: the standard tier, or the one that was asked for.
+    pub service_tier: Option<ServiceTier>,
     /// What an answer from a cache would have cost.
     pub saved: Option<Box<Saved>>,
     /// From the call to its end.

@@ -1,7 +1,7 @@
 use super::{recorder::Which, service::RecordUsage, sink::UsageSink};
 use crate::{
     clock::{Clock, SystemClock},
-    price::Prices,
+    price::{Price, Prices},
 };
 use std::{fmt, sync::Arc, time::Duration};
 use tower_layer::Layer;
@@ -56,6 +56,8 @@ pub struct UsageLayer<K> {
 pub(super) struct Settings {
     pub(super) which: Which,
     pub(super) prices: Prices,
+    /// Where those know no price.
+    pub(super) assumed: Option<Price>,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) durable_within: Option<Duration>,
 }
@@ -69,6 +71,7 @@ impl<K: UsageSink + Clone> UsageLayer<K> {
             settings: Arc::new(Settings {
                 which: Which::Calls,
                 prices: prices.into(),
+                assumed: None,
                 clock,
                 durable_within: None,
             }),
@@ -90,6 +93,14 @@ impl<K: UsageSink + Clone> UsageLayer<K> {
     #[must_use]
     pub fn durable(mut self, limit: Duration) -> Self {
         Arc::make_mut(&mut self.settings).durable_within = Some(limit);
+        self
+    }
+
+    /// Records beside a call whose cost is not known what it is assumed to have cost: what
+    /// [quotas](crate::quota::Unpriced::Assume) charge for it, to be found again when they ask what was used up.
+    #[must_use]
+    pub fn assuming(mut self, price: Price) -> Self {
+        Arc::make_mut(&mut self.settings).assumed = Some(price);
         self
     }
 

@@ -9,7 +9,7 @@ use super::{
 use crate::{
     CacheStatus, Certainty, RequestContext, TokenUsage,
     cache::{BypassReason, MissReason},
-    price::{Cost, NanoUsd, PriceOrigin},
+    price::{Cost, NanoUsd, PriceOrigin, ServiceTier},
 };
 use serde::{Deserialize, Serialize, Serializer, ser::SerializeMap};
 use std::{
@@ -76,6 +76,7 @@ pub(super) fn write(event: &UsageEvent, put: &mut dyn FnMut(&'static str, &str))
         event;
     let UsageEvent { lease, usage, cost, saved, latency, first_content, outcome, cache, cache_miss, .. } =
         event;
+    let UsageEvent { assumed_cost, service_tier, .. } = event;
     let mut fields = Fields { put, text: String::new() };
     fields.shown("id", id);
     if let Some(lease) = lease {
@@ -95,6 +96,10 @@ pub(super) fn write(event: &UsageEvent, put: &mut dyn FnMut(&'static str, &str))
     fields.shown("attempt", attempt);
     fields.shown("streamed", u8::from(*streamed));
     fields.usage(&BILLED, usage, cost);
+    if let Some(cost) = assumed_cost {
+        fields.shown("assumed_cost", cost.nanos());
+    }
+    fields.text("service_tier", service_tier.map(ServiceTier::name));
     fields.shown("latency", stored_duration(*latency));
     if let Some(time) = first_content {
         fields.shown("first_content", stored_duration(*time));
@@ -166,6 +171,11 @@ pub(super) fn read<'a>(
         streamed: number::<u8>(get, "streamed")? == 1,
         usage,
         cost,
+        assumed_cost: get("assumed_cost")
+            .map(|_| number(get, "assumed_cost").map(NanoUsd::new))
+            .transpose()?,
+        // One that a newer version knows is not worth losing the record for.
+        service_tier: get("service_tier").and_then(ServiceTier::from_name),
         saved,
         latency: duration("latency")?,
         first_content: get("first_content").map(|_| duration("first_content")).transpose()?,

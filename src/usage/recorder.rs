@@ -9,7 +9,7 @@ use crate::{
     TokenUsage,
     body::{End, Observe},
     cache::MissReason,
-    price::Cost,
+    price::{Cost, ServiceTier, Tiers},
 };
 use std::{
     fmt,
@@ -47,6 +47,8 @@ struct Call {
     attempt: u16,
     streamed: bool,
     input_bytes: usize,
+    /// Those that it may be served in.
+    tiers: Tiers,
     cache: CacheStatus,
     cache_miss: Option<MissReason>,
 }
@@ -59,6 +61,8 @@ pub(super) struct Committed(Arc<Mutex<Option<Ticket>>>);
 struct Ended {
     outcome: Outcome,
     usage: TokenUsage,
+    tier: Option<ServiceTier>,
+    requests: u64,
     answered: Option<Box<str>>,
     first_content: Option<Duration>,
 }
@@ -106,6 +110,7 @@ impl Recorder {
             attempt: request.attempt,
             streamed: request.body.is_streaming(),
             input_bytes: request.body.input_bytes(),
+            tiers: Tiers::asked_by(&request.body),
             cache,
             cache_miss,
         }))
@@ -142,13 +147,18 @@ impl Observe for Recorder {
         // Out of the box one by one: all at once they would be moved once more.
         let call = self.0;
         let (ended_at, latency) = (call.settings.clock.now(), call.started.elapsed());
-        let Ended { outcome, usage, answered, first_content } =
+        let Ended { outcome, usage, tier, requests, answered, first_content } =
             ended(&end, call.started, latency, call.input_bytes);
-        let cost = call.settings.prices.cost(&call.model, &usage);
+        let tiers = call.tiers.told(tier);
+        let cost = call.settings.prices.cost_in(&call.model, tiers, &usage, requests);
         let outcome = match (call.cache, outcome) {
             (CacheStatus::Hit { .. }, Outcome::Ok) => Outcome::CacheHit,
             (CacheStatus::Coalesced, Outcome::Ok) => Outcome::Coalesced,
             (_, outcome) => outcome,
+        };
+        let assumed_cost = match (&call.settings.assumed, cost.amount) {
+            (Some(price), None) if !call.cache.is_hit() => price.cost_in(tiers, &usage, requests).ok(),
+            _ => None,
         };
         let (usage, cost, saved) = match call.cache.is_hit() {
             false => (usage, cost, None),
@@ -167,6 +177,8 @@ impl Observe for Recorder {
             streamed: call.streamed,
             usage,
             cost,
+            assumed_cost,
+            service_tier: tier,
             saved,
             latency,
             first_content,
@@ -183,13 +195,16 @@ impl Observe for Recorder {
 
 fn ended(end: &End<'_>, started: Instant, latency: Duration, input_bytes: usize) -> Ended {
     let spent = Spent::at(end);
-    let usage = spent.filled(estimate(input_bytes as u64), estimate(spent.text_bytes));
+    let Spent { tier, requests, .. } = spent;
+    let usage = spent.filled(estimate(input_bytes as u64), estimate);
     let said = |has_content| if has_content { Outcome::Ok } else { Outcome::Empty };
     let (outcome, summary) = match end {
         End::Whole(completion) => {
             return Ended {
                 outcome: said(completion.has_content()),
                 usage,
+                tier,
+                requests,
                 answered: completion.model().map(Into::into),
                 first_content: completion.has_content().then_some(latency),
             };
@@ -200,7 +215,7 @@ fn ended(end: &End<'_>, started: Instant, latency: Duration, input_bytes: usize)
     };
     let first_content =
         summary.first_content_at.map(|at| Instant::from_std(at).saturating_duration_since(started));
-    Ended { outcome, usage, answered: summary.model.clone(), first_content }
+    Ended { outcome, usage, tier, requests, answered: summary.model.clone(), first_content }
 }
 
 impl fmt::Debug for Recorder {

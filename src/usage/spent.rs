@@ -1,38 +1,58 @@
-use crate::{Certainty, Error, ErrorKind, Progress, TokenUsage, body::End};
+use crate::{Certainty, Error, ErrorKind, Progress, TokenUsage, body::End, price::ServiceTier};
 
 /// What is known, at its end, of what a call used up: the same for the record of it and for the limits on it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Spent {
     /// As the provider reported it.
     pub(crate) usage: Option<TokenUsage>,
-    /// How many bytes of text came.
-    pub(crate) text_bytes: u64,
+    /// How many bytes of text came that no report covers.
+    pub(crate) unreported_bytes: u64,
+    /// The tier in which the provider says that it served the call.
+    pub(crate) tier: Option<ServiceTier>,
+    /// How many requests the provider may bill: none that it refused.
+    pub(crate) requests: u64,
 }
 
 impl Spent {
     pub(crate) fn at(end: &End<'_>) -> Self {
-        match end {
+        let (error, summary) = match end {
             End::Whole(completion) => {
-                Self { usage: completion.usage().copied(), text_bytes: completion.text_bytes() }
+                let text_bytes = completion.text_bytes();
+                let usage = believed(completion.usage(), text_bytes);
+                let unreported_bytes = if tells_output(usage) { 0 } else { text_bytes };
+                return Self { usage, unreported_bytes, tier: completion.service_tier(), requests: 1 };
             }
-            End::StreamEnded(summary) | End::Abandoned(summary) => {
-                Self { usage: summary.usage, text_bytes: summary.text_bytes }
-            }
-            End::Failed(error, summary) => {
-                let usage = error.usage().copied().or(summary.usage);
-                let usage = usage.or_else(|| is_refusal(error).then_some(NOTHING));
-                Self { usage, text_bytes: summary.text_bytes }
-            }
+            End::StreamEnded(summary) | End::Abandoned(summary) => (None, summary),
+            End::Failed(error, summary) => (Some(*error), summary),
+        };
+        let told = error.and_then(Error::usage).copied();
+        let usage = told.or_else(|| believed(summary.usage.as_ref(), summary.text_bytes));
+        let is_refused = usage.is_none() && error.is_some_and(is_refusal);
+        let reported_bytes = match (told, tells_output(usage)) {
+            (_, false) => 0,
+            // It knows of all that came.
+            (Some(_), true) => summary.text_bytes,
+            (None, true) => summary.reported_bytes,
+        };
+        Self {
+            usage: usage.or(is_refused.then_some(NOTHING)),
+            unreported_bytes: summary.text_bytes.saturating_sub(reported_bytes),
+            tier: summary.service_tier,
+            requests: u64::from(!is_refused),
         }
     }
 
-    /// What was reported, with these in its gaps.
-    pub(crate) fn filled(self, input_tokens: u64, output_tokens: u64) -> TokenUsage {
+    /// What was reported, with these in its gaps: the tokens of the prompt, and those of so many bytes of text.
+    pub(crate) fn filled(self, input_tokens: u64, output_tokens: impl FnOnce(u64) -> u64) -> TokenUsage {
         let mut usage = self.usage.unwrap_or_default();
-        if usage.input_tokens.is_none() || usage.output_tokens.is_none() {
-            usage.input_tokens.get_or_insert(input_tokens);
-            usage.output_tokens.get_or_insert(output_tokens);
+        let is_output_known = usage.output_tokens.is_some() && self.unreported_bytes == 0;
+        if usage.input_tokens.is_none() || !is_output_known {
             usage.certainty = Certainty::Estimated;
+        }
+        usage.input_tokens.get_or_insert(input_tokens);
+        if !is_output_known {
+            let more = output_tokens(self.unreported_bytes);
+            usage.output_tokens = Some(usage.output_tokens.unwrap_or(0).saturating_add(more));
         }
         usage
     }
@@ -54,6 +74,18 @@ pub(crate) const fn estimate(bytes: u64) -> u64 {
 
 /// A provider that refuses a request by its status bills nothing for it; none says so.
 const NOTHING: TokenUsage = TokenUsage::new(0, 0).with_certainty(Certainty::Estimated);
+
+/// A report of nothing at all beside a text is none.
+fn believed(usage: Option<&TokenUsage>, text_bytes: u64) -> Option<TokenUsage> {
+    let says_something = |usage: &&TokenUsage| {
+        text_bytes == 0 || usage.input_tokens.unwrap_or(0) > 0 || usage.output_tokens.unwrap_or(0) > 0
+    };
+    usage.filter(says_something).copied()
+}
+
+fn tells_output(usage: Option<TokenUsage>) -> bool {
+    usage.is_some_and(|usage| usage.output_tokens.is_some())
+}
 
 fn is_refusal(error: &Error) -> bool {
     matches!(error.kind(), ErrorKind::Provider(failure) if failure.status.is_some_and(|s| !s.is_success()))

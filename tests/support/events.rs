@@ -5,7 +5,7 @@ use futures_util::FutureExt as _;
 use llm_layers::{
     CacheStatus, Certainty, ChatBody, LlmRequest, RequestContext, TokenUsage,
     cache::{BypassReason, MissReason},
-    price::{NanoUsd, Price, PriceBook, Prices, Rates},
+    price::{NanoUsd, Price, PriceBook, Prices, Rates, ServiceTier},
     provider::Echo,
     usage::{EventId, MemorySink, Outcome, Saved, UsageEvent, UsageLayer},
 };
@@ -71,6 +71,8 @@ pub fn event(number: u64) -> UsageEvent {
     let departments = all.into_iter().take((number % 4) as usize);
     event.context = RequestContext::new().with_departments(departments).with_request_id(number.to_string());
     event.cost.amount = Some(NanoUsd::new(number as i64));
+    event.assumed_cost = (number % 3 == 0).then_some(NanoUsd::new(number as i64));
+    event.service_tier = ServiceTier::ALL.get(number as usize % 7).copied();
     event
 }
 

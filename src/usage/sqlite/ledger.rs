@@ -5,7 +5,7 @@ use super::{
 use crate::{
     BoxError, CacheStatus, CallId, Certainty, TokenUsage,
     cache::MissReason,
-    price::Cost,
+    price::{Cost, NanoUsd, ServiceTier},
     sqlite,
     usage::{
         Durability, QueueOptions, QueueSink, Refused, UsageEvent, UsageStore, Worker,
@@ -149,13 +149,15 @@ INSERT INTO events (
     cost, price_entry, price_source, price_version, latency, first_content, outcome, cache, cache_age,
     saved_input_tokens, saved_output_tokens, saved_cache_read_tokens, saved_cache_write_tokens,
     saved_cache_write_1h_tokens, saved_reasoning_tokens, saved_certainty,
-    saved_cost, saved_price_entry, saved_price_source, saved_price_version, cache_reason, conversation, lease
+    saved_cost, saved_price_entry, saved_price_source, saved_price_version, cache_reason, conversation, lease,
+    service_tier, assumed_cost
 ) VALUES (
     ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?,
     ?, ?, ?, ?, ?, ?, ?,
     ?, ?, ?, ?, ?, ?, ?, ?, ?,
     ?, ?, ?, ?, ?, ?, ?,
-    ?, ?, ?, ?, ?, ?, ?
+    ?, ?, ?, ?, ?, ?, ?,
+    ?, ?
 ) ON CONFLICT DO NOTHING";
 
 fn bind(row: &mut Statement<'_>, event: &UsageEvent) -> rusqlite::Result<()> {
@@ -163,6 +165,7 @@ fn bind(row: &mut Statement<'_>, event: &UsageEvent) -> rusqlite::Result<()> {
         event;
     let UsageEvent { lease, usage, cost, saved, latency, first_content, outcome, cache, cache_miss, .. } =
         event;
+    let UsageEvent { assumed_cost, service_tier, .. } = event;
     let (cache, age, reason) = match cache {
         CacheStatus::Unused => ("unused", None, None),
         CacheStatus::Hit { age } => ("hit", Some(stored_duration(*age)), None),
@@ -195,7 +198,9 @@ fn bind(row: &mut Statement<'_>, event: &UsageEvent) -> rusqlite::Result<()> {
     columns.cost(saved.as_ref().map(|saved| &saved.cost))?;
     columns.bind(reason)?;
     columns.bind(context.conversation_id())?;
-    columns.bind(lease.map(CallId::to_bytes))
+    columns.bind(lease.map(CallId::to_bytes))?;
+    columns.bind(service_tier.map(ServiceTier::name))?;
+    columns.bind(assumed_cost.map(NanoUsd::nanos))
 }
 
 /// Fills a row from left to right.
@@ -263,6 +268,8 @@ mod tests {
             streamed: false,
             usage: TokenUsage::new(1, 1),
             cost: Cost::unpriced(),
+            assumed_cost: None,
+            service_tier: None,
             saved: None,
             latency: Duration::ZERO,
             first_content: None,

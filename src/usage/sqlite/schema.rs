@@ -4,13 +4,16 @@ use rusqlite::{Connection, OpenFlags};
 use std::{path::Path, sync::Arc, time::Duration};
 
 pub(super) const SCHEMA: Schema =
-    Schema { application: 0x4c4c_6c75, versions: &[TABLES, BY_DEPARTMENT, REASONS, LEASES] };
+    Schema { application: 0x4c4c_6c75, versions: &[TABLES, BY_DEPARTMENT, REASONS, LEASES, TIERS] };
 
 /// The version from which on `departments` tells the time too.
 pub(super) const TIMED_DEPARTMENTS: i64 = 2;
 
 /// The version from which on events tell what they are charged to.
 pub(super) const LEASED: i64 = 4;
+
+/// The version from which on events tell what quotas charge where there is no price.
+pub(super) const ASSUMED: i64 = 5;
 
 /// An event is kept once by its id. Its departments are a table of their own: totals add up `events`, sums over
 /// departments add up the join. Times are nanoseconds, money is nano-dollars; `NULL` is what is not known.
@@ -82,6 +85,12 @@ ALTER TABLE events ADD COLUMN conversation TEXT;
 /// What quotas charge an event to.
 const LEASES: &str = "
 ALTER TABLE events ADD COLUMN lease BLOB;
+";
+
+/// In which tier a call was served, and what quotas charge where there is no price.
+const TIERS: &str = "
+ALTER TABLE events ADD COLUMN service_tier TEXT;
+ALTER TABLE events ADD COLUMN assumed_cost INTEGER;
 ";
 
 /// Opens a file, without changing anything in it.

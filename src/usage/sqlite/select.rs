@@ -1,6 +1,6 @@
 //! A query as a statement: fragments that are written here, and what is asked for only in bound parameters.
 
-use super::schema::{LEASED, TIMED_DEPARTMENTS};
+use super::schema::{ASSUMED, LEASED, TIMED_DEPARTMENTS};
 use crate::{
     CallId,
     price::NanoUsd,
@@ -89,7 +89,8 @@ pub(super) fn charged(
     }
     let except: Vec<String> = except.iter().map(ToString::to_string).collect();
     let except = serde_json::to_string(&except).expect("texts");
-    let mut statement = connection.prepare_cached(CHARGED)?;
+    let cost = if version < ASSUMED { "cost" } else { "coalesce(cost, assumed_cost)" };
+    let mut statement = connection.prepare_cached(&CHARGED.replace("COST", cost))?;
     statement.query_row((department, nanos(window.from), nanos(window.until), except), |row| {
         let sum = |at: usize| {
             let (high, low): (Option<i64>, Option<i64>) = (row.get(at)?, row.get(at + 1)?);
@@ -103,7 +104,7 @@ const CHARGED: &str = "
 SELECT count(DISTINCT coalesce(lease, id)),
     sum(input_tokens >> 32), sum(input_tokens & 4294967295),
     sum(output_tokens >> 32), sum(output_tokens & 4294967295),
-    sum(cost >> 32), sum(cost & 4294967295)
+    sum(COST >> 32), sum(COST & 4294967295)
 FROM events
 WHERE seq IN (SELECT event FROM departments WHERE department = ?1 AND ended_at >= ?2 AND ended_at < ?3)
     AND saved_certainty IS NULL
