@@ -1,7 +1,7 @@
 //! What providers say, as clients of OpenAI's dialect must read it.
 
 use crate::{common::*, server::Server};
-use llm_layers::{Certainty, TokenUsage, provider::genai::Dialect};
+use llm_layers::{Certainty, TokenUsage, price::ServiceTier, provider::genai::Dialect};
 use serde_json::{Value, json};
 use tower::ServiceExt as _;
 
@@ -78,6 +78,19 @@ async fn usage_that_is_not_told_is_unknown_and_not_zero() {
     )
     .await;
     assert!(chunks.iter().all(|chunk| chunk.get("usage").is_none()));
+}
+
+#[tokio::test]
+async fn an_answer_tells_the_tier_that_is_paid_for_which_is_not_the_one_that_was_asked_for() {
+    for (told, tier) in [(None, "default"), (Some("standard"), "default"), (Some("priority"), "priority")] {
+        let usage = json!({ "input_tokens": 10, "output_tokens": 5, "service_tier": told });
+        let answer = whole_answer(Dialect::Anthropic, &message(&usage)).await;
+        assert_eq!(answer.json::<Value>().unwrap()["service_tier"], tier);
+        assert_eq!(answer.service_tier(), ServiceTier::from_name(tier));
+    }
+    let stream = anthropic_stream(&block(0, &json!({ "type": "text", "text": "" }), &[]), "end_turn");
+    let chunks = streamed_answer(Dialect::Anthropic, &stream).await;
+    assert!(chunks.iter().any(|chunk| chunk["service_tier"] == "default"), "{chunks:?}");
 }
 
 #[tokio::test]

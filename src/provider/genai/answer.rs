@@ -4,6 +4,7 @@ use super::{dialect::Wire, fault, usage};
 use crate::{
     CallId, Completion, Error,
     clock::{Clock, SystemClock},
+    price::ServiceTier,
     provider::openai::origin::Origin,
 };
 use ::genai::chat::{BinarySource, ChatResponse, ContentPart, MessageContent, StopReason};
@@ -35,6 +36,13 @@ pub(super) fn completion(wire: Wire, origin: &Origin, answer: ChatResponse) -> R
     let model = text(&["model", "modelVersion"]).unwrap_or_else(|| origin.model.to_string());
     let mut body = head(text(&["id", "responseId", "generation_id"]), "chat.completion", &model);
     body["choices"] = json!([{ "index": 0, "message": message, "logprobs": null, "finish_reason": reason }]);
+    // Anthropic serves some in a better one all the same.
+    let served_in = raw.pointer("/usage/service_tier").and_then(Value::as_str);
+    if let Some(tier) =
+        served_in.and_then(ServiceTier::from_name).filter(|tier| *tier != ServiceTier::Standard)
+    {
+        body["service_tier"] = tier.name().into();
+    }
     if let Some(usage) = usage {
         body["usage"] = usage;
     }
@@ -46,7 +54,8 @@ pub(super) fn head(id: Option<String>, object: &str, model: &str) -> Value {
     let now = SystemClock.now();
     let created = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let id = id.unwrap_or_else(|| format!("chatcmpl-{}", CallId::mint(now)));
-    json!({ "id": id, "object": object, "created": created, "model": model })
+    // No tier is asked for, whatever the caller's request says: none is paid for either.
+    json!({ "id": id, "object": object, "created": created, "model": model, "service_tier": "default" })
 }
 
 /// Whether an answer was given up with a reason that is a failure.
