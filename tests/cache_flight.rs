@@ -559,6 +559,58 @@ async fn shutdown_waits_for_flights_and_hangs_up_on_what_is_left() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn who_goes_alone_after_a_shutdown_keeps_his_deadline() {
+    let second = Duration::from_secs(1);
+    let (layer, worker) = CacheLayer::start(MokaStore::new(1 << 20), policy(Coalescing::new()));
+    worker.shutdown(second).await;
+    let provider = Scripted::new().reply(Reply::text("a").after([Step::Stall]));
+    provider.push(Reply::stream(words(&["a"]).map(Step::Chunk).chain([Step::Stall])));
+    for request in [ask("q"), stream("r")] {
+        let context = request.context.clone().with_timeout(second);
+        let call = async {
+            let answer = layer.layer(provider.clone()).oneshot(request.with_context(context)).await?;
+            answer.text().await
+        };
+        let error = tokio::time::timeout(2 * second, call).await.expect("in time").unwrap_err();
+        let is_late = matches!(error.kind(), ErrorKind::Timeout { phase: TimeoutPhase::Deadline });
+        assert!(is_late, "{error:?}");
+    }
+}
+
+/// A runtime that is over drops the task that was to make the call, unpolled.
+#[test]
+fn a_shared_call_that_is_never_begun_leaves_nobody_waiting() {
+    let build = || tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    for finishes_alone in [false, true] {
+        let mut rules = Coalescing::new();
+        rules.finishes_alone = finishes_alone;
+        let layer = CacheLayer::new(MokaStore::new(1 << 20), policy(rules));
+        let provider = Scripted::new();
+        let service = layer.layer(provider.clone());
+        let (first, second) = (build(), build());
+        // The one whose call it is has asked, and his runtime ends before the task has had a turn.
+        let mut leader = {
+            let _entered = first.enter();
+            let mut leader = Box::pin(service.clone().oneshot(ask("q")));
+            assert!(leader.as_mut().now_or_never().is_none());
+            leader
+        };
+        let follower = second.spawn(service.clone().oneshot(ask("q")));
+        second.block_on(tokio::task::yield_now());
+        drop(first);
+        let error = second.block_on(follower).unwrap().unwrap_err();
+        assert!(matches!(error.kind(), ErrorKind::Overloaded), "{error:?}");
+        let error = second.block_on(leader.as_mut()).unwrap_err();
+        assert!(matches!(error.kind(), ErrorKind::Overloaded) && !error.dispatched(), "{error:?}");
+        assert_eq!((provider.requests().len(), layer.flights()), (0, 0));
+        assert!(
+            second.block_on(service.clone().oneshot(ask("q"))).is_ok(),
+            "the next one is not kept waiting"
+        );
+    }
+}
+
 #[tokio::test]
 async fn the_initiator_alone_gets_what_came_along_with_the_answer() {
     let below = service_fn(|request: LlmRequest| async move {

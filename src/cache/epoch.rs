@@ -64,7 +64,8 @@ pub(super) struct Epochs {
 struct Shared {
     store: Arc<dyn EpochStore>,
     max_age: Duration,
-    update: Mutex<()>,
+    /// When the latest epoch was raised here, as in [`Known::at`]. What was asked before may be answered after it.
+    raised_at: Mutex<u64>,
 }
 
 #[derive(Default)]
@@ -127,7 +128,7 @@ pub(super) fn buckets(scope: &CacheScope<'_>, model: &str) -> ([Bucket; 3], Vec<
 impl Epochs {
     pub(super) fn new(store: Option<Arc<dyn EpochStore>>, max_age: Duration) -> Self {
         let known = (0..4 * usize::from(BUCKETS)).map(|_| Known::default()).collect();
-        let shared = store.map(|store| Shared { store, max_age, update: Mutex::default() });
+        let shared = store.map(|store| Shared { store, max_age, raised_at: Mutex::default() });
         // Entries of another process, or of one before, must not pass for ours where nobody tells us of epochs.
         Self { known, generation: AtomicU64::new(fastrand::u64(1..)), shared, base: Instant::now() }
     }
@@ -169,14 +170,14 @@ impl Epochs {
     }
 
     fn learn(&self, shared: &Shared, asked_at: u64, generation: u64, buckets: &[Bucket], epochs: &[u64]) {
-        let _one_at_a_time = shared.update.lock().unwrap_or_else(PoisonError::into_inner);
+        let raised_at = shared.raised_at.lock().unwrap_or_else(PoisonError::into_inner);
         if self.generation.swap(generation, Ordering::AcqRel) != generation {
             self.known.iter().for_each(|known| known.at.store(0, Ordering::Release));
         }
         for (bucket, epoch) in buckets.iter().zip(epochs) {
             let known = &self.known[bucket.at()];
             // An answer that was long on its way must not replace a later one.
-            if known.at.load(Ordering::Acquire) < asked_at {
+            if known.at.load(Ordering::Acquire).max(*raised_at) < asked_at {
                 known.epoch.store(*epoch, Ordering::Release);
                 known.at.store(asked_at, Ordering::Release);
             }
@@ -190,7 +191,8 @@ impl Epochs {
             return Ok(());
         };
         let raised = shared.store.raise(bucket).wait().await;
-        let _one_at_a_time = shared.update.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut raised_at = shared.raised_at.lock().unwrap_or_else(PoisonError::into_inner);
+        *raised_at = self.elapsed();
         // It may have happened, whatever was answered: ask before the next hit.
         known.at.store(0, Ordering::Release);
         raised
@@ -208,5 +210,51 @@ fn nanos(time: Duration) -> u64 {
 impl fmt::Debug for Epochs {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Epochs").field("are_shared", &self.shared.is_some()).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_util::FutureExt as _;
+    use std::{future::ready, pin::pin};
+    use tokio::sync::Notify;
+
+    /// Answers when it is told to, with what it knew when it was asked.
+    #[derive(Clone, Default)]
+    struct Slow(Arc<(AtomicU64, Notify)>);
+
+    impl EpochStore for Slow {
+        fn read(&self, buckets: &[Bucket]) -> Fetch<Vec<u64>> {
+            let (store, epoch) = (self.clone(), self.0.0.load(Ordering::Acquire));
+            let epochs = [1].into_iter().chain(buckets.iter().map(|_| epoch)).collect();
+            Fetch::pending(async move {
+                store.0.1.notified().await;
+                Ok(epochs)
+            })
+        }
+
+        fn raise(&self, _: Bucket) -> Fetch<()> {
+            self.0.0.fetch_add(1, Ordering::AcqRel);
+            Fetch::pending(ready(Ok(())))
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_from_before_an_epoch_was_raised_is_not_believed_after_it() {
+        let store = Slow::default();
+        let epochs = Epochs::new(Some(Arc::new(store.clone())), Duration::from_secs(1));
+        let own = [EpochKind::Tenant, EpochKind::User, EpochKind::Model].map(|kind| Bucket::of(kind, "a"));
+        tokio::time::advance(Duration::from_millis(1)).await;
+        let mut asked = pin!(epochs.read(&own, &[]));
+        assert!(asked.as_mut().now_or_never().is_none());
+        epochs.raise(own[0]).await.unwrap();
+        store.0.1.notify_one();
+        assert_eq!(asked.await.unwrap().own, [1, 0, 0, 0], "who asked before may have what was kept before");
+        assert!(epochs.known(&own, &[]).is_none(), "nobody else");
+        tokio::time::advance(Duration::from_millis(1)).await;
+        store.0.1.notify_one();
+        assert_eq!(epochs.read(&own, &[]).await.unwrap().own, [1, 1, 1, 1]);
+        assert_eq!(epochs.known(&own, &[]).unwrap().own, [1, 1, 1, 1]);
     }
 }

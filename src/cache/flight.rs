@@ -126,8 +126,11 @@ pub(super) enum Boarding {
     Closed(Call),
 }
 
-/// Tells whoever reads if the task ends without having said so.
-struct Landing(Arc<Flight>);
+/// Tells whoever reads if the task ends without having said so, be it that it was never begun.
+struct Landing {
+    flight: Arc<Flight>,
+    is_begun: bool,
+}
 
 /// Counts the task as running.
 struct Running(Arc<Flights>, u64);
@@ -190,7 +193,8 @@ impl Flights {
         drop(map);
         // A runtime that shuts down drops the task at once, and with it what locks the map.
         let running = Running(Arc::clone(self), task);
-        let spawned = runtime.spawn(in_current_span(fly(flight, call, running))).abort_handle();
+        let landing = Landing { flight, is_begun: false };
+        let spawned = runtime.spawn(in_current_span(fly(landing, call, running))).abort_handle();
         match self.lock().tasks.get_mut(&task) {
             Some(place) => *place = Some(spawned),
             None => spawned.abort(),
@@ -229,9 +233,9 @@ fn in_current_span<F: Future>(future: F) -> impl Future<Output = F::Output> {
 }
 
 /// Calls for one caller after another until one is not refused; then carries the answer to all.
-async fn fly(flight: Arc<Flight>, mut call: Call, running: Running) {
-    let landing = Landing(flight);
-    let flight = &landing.0;
+async fn fly(mut landing: Landing, mut call: Call, running: Running) {
+    landing.is_begun = true;
+    let flight = &landing.flight;
     let mut unsent = 0;
     loop {
         let Call { future, progress } = call;
@@ -429,10 +433,10 @@ impl State {
 
 impl Drop for Landing {
     fn drop(&mut self) {
-        if self.0.lock().end.is_some() {
+        if self.flight.lock().end.is_some() {
             return;
         }
-        let head = self.0.lock().head.as_ref().map(|head| head.model.clone());
+        let head = self.flight.lock().head.as_ref().map(|head| head.model.clone());
         let error = match head {
             _ if std::thread::panicking() => {
                 Error::new(ErrorKind::Other).with_source("the service below panicked")
@@ -443,7 +447,7 @@ impl Drop for Landing {
             }
             None => Error::new(ErrorKind::Overloaded),
         };
-        self.0.land(Err(error.with_dispatched(true)));
+        self.flight.land(Err(error.with_dispatched(self.is_begun)));
     }
 }
 

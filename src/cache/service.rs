@@ -235,7 +235,7 @@ where
                             Boarding::Full => Self::Done(Some(Err(Error::new(ErrorKind::Overloaded)))),
                             Boarding::Closed(call) => {
                                 count(&shared.counters.misses);
-                                Self::Alone(call.future, why)
+                                Self::Alone(Box::pin(within(deadline, call.future)), why)
                             }
                             Boarding::Aboard(reader) => Self::Following {
                                 reader: Some(reader),
@@ -386,6 +386,20 @@ fn follow(
         answer.cache_miss = Some(why);
     }
     if let (Some(_), ResponseBody::Stream(chunks)) = (deadline, &mut answer.body) {
+        chunks.limit(BodyClock::new(None, None, None, deadline));
+    }
+    Ok(answer)
+}
+
+/// Keeps to the caller's own deadline, of which a call that may be shared knows nothing.
+async fn within(
+    deadline: Option<Instant>,
+    call: impl Future<Output = Result<LlmResponse, Error>>,
+) -> Result<LlmResponse, Error> {
+    let Some(at) = deadline else { return call.await };
+    let late = |_| Err(Error::new(ErrorKind::Timeout { phase: TimeoutPhase::Deadline }));
+    let mut answer = tokio::time::timeout_at(at, call).await.unwrap_or_else(late)?;
+    if let ResponseBody::Stream(chunks) = &mut answer.body {
         chunks.limit(BodyClock::new(None, None, None, deadline));
     }
     Ok(answer)
