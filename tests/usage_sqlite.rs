@@ -9,9 +9,9 @@ use llm_layers::{
     provider::Echo,
     testing::{Reply, Scripted, Step},
     usage::{
-        DepartmentSums, Durability, EventId, GroupBy, LedgerErrorKind, LedgerReader, MemorySink, Outcome,
-        QueueOptions, QueueSink, Saved, SqliteLedger, UsageEvent, UsageGroup, UsageLayer, UsageQuery,
-        UsageSink, UsageStore, UsageTotals, Window, Worker, department_sums, totals, totals_by,
+        DepartmentSums, Durability, EventId, GroupBy, LedgerError, LedgerErrorKind, LedgerReader, MemorySink,
+        Outcome, QueueOptions, QueueSink, Saved, SqliteLedger, UsageEvent, UsageGroup, UsageLayer,
+        UsageQuery, UsageSink, UsageStore, UsageTotals, Window, Worker, department_sums, totals, totals_by,
     },
 };
 use proptest::{collection::vec, option, prelude::*, sample::select};
@@ -545,6 +545,41 @@ fn a_file_that_is_locked_for_longer_than_is_waited_is_refused() {
     other.pragma_update(None, "locking_mode", "exclusive").unwrap();
     other.execute_batch("BEGIN EXCLUSIVE; DELETE FROM departments; COMMIT").unwrap();
     assert_eq!(refused(&directory.db()), LedgerErrorKind::Locked);
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn what_is_recorded_while_the_file_is_gone_waits_for_it() {
+    let directory = Directory::new();
+    let path = directory.db();
+    let mut store = ledger(&path);
+    store.write(&[event(1)]).unwrap();
+    let aside = directory.0.join("aside.db");
+    let moved = |from: &Path, to: &Path| {
+        for end in ["", "-wal", "-shm"] {
+            let with = |path: &Path| format!("{}{end}", path.display());
+            let _ = fs::rename(with(from), with(to));
+        }
+    };
+    moved(&path, &aside);
+    let error = store.write(&[event(2)]).unwrap_err();
+    let error = error.downcast::<LedgerError>().unwrap();
+    assert_eq!(error.kind(), LedgerErrorKind::Unreachable);
+    assert!(!path.exists(), "an empty one would say that nothing was used");
+    moved(&aside, &path);
+    store.write(&[event(2)]).unwrap();
+    assert_eq!(rows(&path, "events"), 2);
+    // Another in its place.
+    moved(&path, &aside);
+    drop(ledger(&path));
+    store.write(&[event(3)]).unwrap();
+    assert_eq!((rows(&path, "events"), rows(&aside, "events")), (1, 2));
+    // Which is no ledger.
+    moved(&path, &directory.0.join("third.db"));
+    fs::write(&path, "dear diary, ".repeat(500)).unwrap();
+    let error = store.write(&[event(4)]).unwrap_err().downcast::<LedgerError>().unwrap();
+    assert_eq!(error.kind(), LedgerErrorKind::Corrupt);
+    assert!(fs::read(&path).unwrap().starts_with(b"dear diary"));
 }
 
 // ===== stores that fail for a while =====

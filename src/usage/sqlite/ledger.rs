@@ -1,12 +1,12 @@
 use super::{
-    error::LedgerError,
+    error::{LedgerError, LedgerErrorKind},
     schema::{SCHEMA, absolute, open},
 };
 use crate::{
     BoxError, CacheStatus, CallId, Certainty, TokenUsage,
     cache::MissReason,
     price::{Cost, NanoUsd, ServiceTier},
-    sqlite,
+    sqlite::{self, FileId},
     usage::{
         Durability, QueueOptions, QueueSink, Refused, UsageEvent, UsageStore, Worker,
         event::{stored_duration, stored_tokens},
@@ -50,6 +50,8 @@ use std::{fmt, path::Path, sync::Arc, time::Duration};
 pub struct SqliteLedger {
     connection: Connection,
     path: Arc<Path>,
+    durability: Durability,
+    file: Option<FileId>,
 }
 
 /// How long somebody else's lock is waited for, each time.
@@ -73,7 +75,8 @@ impl SqliteLedger {
         let set = sqlite::set_durability(&connection, durability)
             .and_then(|()| connection.pragma_update(None, "cache_size", -CACHE_KIB));
         set.map_err(|error| LedgerError::of(&path, error))?;
-        Ok(Self { connection, path })
+        let file = FileId::of(&path);
+        Ok(Self { connection, path, durability, file })
     }
 
     /// Opens the ledger, and starts a thread that writes into it what the sink is given.
@@ -94,6 +97,19 @@ impl SqliteLedger {
     /// The file, as an absolute path.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Opens the file anew if another has taken its place. One that is gone is not made again: whoever asks what was used up
+    /// would be told that it is nothing.
+    fn follow(&mut self) -> Result<(), LedgerError> {
+        match FileId::of(&self.path) {
+            None => Err(LedgerError::new(&self.path, LedgerErrorKind::Unreachable)),
+            file if file == self.file => Ok(()),
+            Some(_) => {
+                *self = Self::open(&self.path, self.durability)?;
+                Ok(())
+            }
+        }
     }
 
     fn insert(&mut self, group: &[UsageEvent]) -> rusqlite::Result<()> {
@@ -118,6 +134,7 @@ impl SqliteLedger {
 
 impl UsageStore for SqliteLedger {
     fn write(&mut self, group: &[UsageEvent]) -> Result<(), BoxError> {
+        self.follow()?;
         self.insert(group).map_err(|error| {
             let is_events_fault = matches!(
                 error.sqlite_error_code(),
