@@ -47,9 +47,9 @@ pub use self::{
     problem::{ConfigError, Problem},
     sections::{
         Action, Actions, Alias, Cache, Department, Deployment, Fallback, FallbackByCause, Identity, Key,
-        Kind, KnowledgeBase, Log, Model, ModelDetails, ModelPrice, PriceLists, Provider, Quota, QuotaMode,
-        QuotaStoreKind, RecordDurability, Retry, SemanticCache, SemanticMode, Server, Share, StickySplit,
-        Telemetry, Tenant, TimeoutOverrides, Timeouts, UnpricedModels, Usage,
+        Kind, KnowledgeBase, Log, Model, ModelDetails, ModelPrice, OutputMember, PriceLists, Provider, Quota,
+        QuotaMode, QuotaStoreKind, RecordDurability, Retry, SemanticCache, SemanticMode, Server, Share,
+        StickySplit, Telemetry, Tenant, TimeoutOverrides, Timeouts, UnpricedModels, Usage,
     },
     value::{Address, Dollars, PerMillion, Secret, Time},
 };

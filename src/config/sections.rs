@@ -143,6 +143,27 @@ pub enum Kind {
     Own,
 }
 
+/// A member that bounds an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum OutputMember {
+    /// The older name, which most servers know.
+    MaxTokens,
+    /// The newer one, which OpenAI's reasoning models want.
+    MaxCompletionTokens,
+}
+
+impl OutputMember {
+    /// The name.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::MaxTokens => "max_tokens",
+            Self::MaxCompletionTokens => "max_completion_tokens",
+        }
+    }
+}
+
 impl Kind {
     /// What is spoken that is not OpenAI's.
     #[cfg(feature = "genai")]
@@ -176,6 +197,10 @@ pub struct Provider {
     pub headers: BTreeMap<String, Secret>,
     /// Whether it is sent `traceparent` and `tracestate`: for providers of your own.
     pub trace_headers: bool,
+    /// Under which member its models want the bound of an answer: one that a request has under the other name is sent under
+    /// this one. Of OpenAI's own servers and Azure's it is `max_completion_tokens` unless told, for their newer models refuse
+    /// the other; to all else a bound is sent as it comes.
+    pub output_member: Option<OutputMember>,
     /// Several servers of one provider, in place of `base_url` and what goes with it: the one with fewer calls in flight is
     /// asked.
     #[schemars(length(min = 1))]

@@ -4,7 +4,7 @@ use super::BoxService;
 use crate::{
     BoxError, Error, LlmRequest, LlmResponse,
     config::{
-        Kind,
+        Kind, OutputMember,
         plan::{PlannedDeployment, PlannedProvider},
     },
     provider::Echo,
@@ -101,6 +101,7 @@ struct Identity {
     /// Of the key and the headers: a deployment that was refused with another key has not failed with this one.
     credentials: [u8; 32],
     trace_headers: bool,
+    output_member: Option<OutputMember>,
     /// Several may be the same.
     number: usize,
 }
@@ -189,6 +190,9 @@ impl Deployments {
             for (name, value) in &one.headers {
                 leaf = leaf.with_header(name, value.reveal())?;
             }
+            if let Some(member) = one.output_member {
+                leaf = leaf.with_output_member(member.name());
+            }
             #[cfg(feature = "otel")]
             if one.trace_headers {
                 leaf = leaf.with_trace_headers();
@@ -224,6 +228,7 @@ impl Identity {
             base_url: one.map(|one| one.base_url.clone()).unwrap_or_default(),
             credentials: *hasher.finalize().as_bytes(),
             trace_headers: one.is_some_and(|one| one.trace_headers),
+            output_member: one.and_then(|one| one.output_member),
             number: 0,
         }
     }

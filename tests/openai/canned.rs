@@ -50,8 +50,11 @@ pub(crate) async fn sent(
 }
 
 pub(crate) async fn sent_json(request: LlmRequest) -> String {
+    json_of(sent(|provider| provider, URL, request).await).await
+}
+
+pub(crate) async fn json_of(sent: http::Request<Full<Bytes>>) -> String {
     use http_body_util::BodyExt;
-    let sent = sent(|provider| provider, URL, request).await;
     String::from_utf8(sent.into_body().collect().await.unwrap().to_bytes().to_vec()).unwrap()
 }
 

@@ -167,6 +167,30 @@ async fn a_request_for_a_whole_answer_keeps_its_stream_options() {
 }
 
 #[tokio::test]
+async fn a_bound_is_sent_under_the_name_that_the_server_knows_and_else_as_it_comes() {
+    const START: &str = r#"{"model":"m-1","messages":[{"role":"user","content":"a"}]"#;
+    let (old, new) = (r#","max_tokens":50}"#, r#","max_completion_tokens":50}"#);
+    let both = r#","max_tokens":7,"max_completion_tokens":50}"#;
+    for (member, given, expected) in [
+        (Some("max_completion_tokens"), old, new),
+        (Some("max_completion_tokens"), new, new),
+        (Some("max_completion_tokens"), both, both),
+        (Some("max_completion_tokens"), "}", "}"),
+        (Some("max_tokens"), new, old),
+        (Some("max_tokens"), old, old),
+        (None, old, old),
+        (None, new, new),
+    ] {
+        let told = |leaf: OpenAiCompatible<Recorder>| match member {
+            Some(member) => leaf.with_output_member(member),
+            None => leaf,
+        };
+        let sent = sent(told, URL, request(&format!("{START}{given}"))).await;
+        assert_eq!(json_of(sent).await, format!("{START}{expected}"), "{member:?}");
+    }
+}
+
+#[tokio::test]
 async fn the_call_is_marked_just_before_the_provider_is_asked() {
     let asked = whole();
     let progress = asked.progress.clone();

@@ -4,7 +4,7 @@ use super::{Check, Revealed, field, place};
 use crate::{
     alias::{AliasProblem, AliasTable, AliasTableBuilder, Aliases},
     config::{
-        Action, Alias, Deployment, Fallback, Kind, Model, ModelPrice, Provider, Secret,
+        Action, Alias, Deployment, Fallback, Kind, Model, ModelPrice, OutputMember, Provider, Secret,
         schema::{closest, did_you_mean},
     },
     fallback::{self, Backoff, ChainProblem, Chains},
@@ -38,6 +38,7 @@ pub(crate) struct PlannedDeployment {
     pub(crate) api_key: Option<Revealed>,
     pub(crate) headers: Vec<(Box<str>, Revealed)>,
     pub(crate) trace_headers: bool,
+    pub(crate) output_member: Option<OutputMember>,
 }
 
 impl Check<'_> {
@@ -115,12 +116,14 @@ impl Check<'_> {
                 for (name, _) in told.into_iter().chain(is_several) {
                     self.problem(field(path, name), "is for a provider that is a server");
                 }
+                self.no_output_member(path, provider);
                 return Vec::new();
             }
             Kind::Openai if !cfg!(feature = "hyper-client") => {
                 self.needs(path, "the client for OpenAI-compatible servers", "hyper-client");
             }
             Kind::Openai => {}
+            _ if provider.output_member.is_some() => self.no_output_member(path, provider),
             _ if !cfg!(feature = "genai") => {
                 self.needs(field(path, "kind"), "this dialect", "genai");
                 return Vec::new();
@@ -137,7 +140,7 @@ impl Check<'_> {
                         headers: headers.clone(),
                         trace_headers: *trace_headers,
                     };
-                    vec![self.deployment(path, kind, &only)]
+                    vec![self.deployment(path, provider, &only)]
                 }
                 None => {
                     self.problem(field(path, "base_url"), "is missing");
@@ -153,13 +156,20 @@ impl Check<'_> {
                 }
                 let path = field(path, "deployments");
                 let each =
-                    all.iter().enumerate().map(|(at, one)| self.deployment(&place(&path, at), kind, one));
+                    all.iter().enumerate().map(|(at, one)| self.deployment(&place(&path, at), provider, one));
                 each.collect()
             }
         }
     }
 
-    fn deployment(&mut self, path: &str, kind: Kind, one: &Deployment) -> PlannedDeployment {
+    fn no_output_member(&mut self, path: &str, provider: &Provider) {
+        if provider.output_member.is_some() {
+            self.problem(field(path, "output_member"), "is for kind = \"openai\"");
+        }
+    }
+
+    fn deployment(&mut self, path: &str, provider: &Provider, one: &Deployment) -> PlannedDeployment {
+        let kind = provider.kind;
         let api_key = self.secret(&field(path, "api_key"), one.api_key.as_ref());
         let headers = self.headers(&field(path, "headers"), &one.headers);
         if one.trace_headers && kind != Kind::Openai {
@@ -170,8 +180,9 @@ impl Check<'_> {
         if let Err(what) = check_address(kind, &one.base_url) {
             self.problem(field(path, "base_url"), what);
         }
+        let output_member = provider.output_member.or_else(|| own_output_member(kind, &one.base_url));
         let base_url = one.base_url.as_str().into();
-        PlannedDeployment { base_url, api_key, headers, trace_headers: one.trace_headers }
+        PlannedDeployment { base_url, api_key, headers, trace_headers: one.trace_headers, output_member }
     }
 
     /// Headers of the connection, and those that the client writes itself, are not for a file to change.
@@ -497,6 +508,22 @@ fn default_base_url(kind: Kind) -> Option<&'static str> {
     None
 }
 
+/// What is known of the servers of those who have two names for a bound.
+#[cfg_attr(not(feature = "openai"), expect(unused_variables, reason = "nobody is asked"))]
+fn own_output_member(kind: Kind, base_url: &str) -> Option<OutputMember> {
+    #[cfg(feature = "openai")]
+    if kind == Kind::Openai {
+        let leaf = crate::provider::openai::OpenAiCompatible::new((), base_url).ok()?;
+        let host = leaf.host().to_ascii_lowercase();
+        let is_azures = [".openai.azure.com", ".cognitiveservices.azure.com", ".services.ai.azure.com"];
+        let is_theirs = host == "api.openai.com"
+            || host.ends_with(".api.openai.com")
+            || is_azures.iter().any(|end| host.ends_with(end));
+        return is_theirs.then_some(OutputMember::MaxCompletionTokens);
+    }
+    None
+}
+
 /// Whether a leaf could ask there.
 #[cfg_attr(not(feature = "genai"), expect(unused_variables, reason = "there is one dialect, or none"))]
 fn check_address(kind: Kind, base_url: &str) -> Result<(), String> {
@@ -520,5 +547,32 @@ fn shown(target: &str) -> &str {
     match target.split_once('/') {
         Some((provider, _)) if is_provider(provider) => target,
         _ => "a name",
+    }
+}
+
+#[cfg(all(test, feature = "openai"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_servers_of_openai_and_azure_are_known_by_their_hosts() {
+        for url in [
+            "https://api.openai.com/v1",
+            "https://EU.api.openai.com/v1",
+            "https://ours.openai.azure.com/openai/deployments/o3?api-version=2024-10-21",
+            "https://ours.services.ai.azure.com/openai/v1",
+        ] {
+            assert_eq!(
+                own_output_member(Kind::Openai, url),
+                Some(OutputMember::MaxCompletionTokens),
+                "{url}"
+            );
+        }
+        for url in
+            ["http://127.0.0.1:8000/v1", "https://api.openai.com.evil.example/v1", "https://api.groq.com/v1"]
+        {
+            assert_eq!(own_output_member(Kind::Openai, url), None, "{url}");
+        }
+        assert_eq!(own_output_member(Kind::Anthropic, "https://api.openai.com/v1"), None);
     }
 }

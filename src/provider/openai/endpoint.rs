@@ -3,7 +3,7 @@ use http::{
     header::{AUTHORIZATION, CONTENT_TYPE},
     uri::{PathAndQuery, Scheme},
 };
-use std::{fmt, sync::Arc};
+use std::{borrow::Cow, fmt, sync::Arc};
 
 /// Where requests go and with which headers: all that is configured, shared by every call.
 #[derive(Clone)]
@@ -15,6 +15,8 @@ pub(in crate::provider) struct Endpoint {
     pub(in crate::provider) port: u16,
     pub(in crate::provider) max_answer_bytes: usize,
     pub(in crate::provider) max_event_bytes: usize,
+    /// Under which member a bound of the answer is sent; as it comes unless told.
+    pub(in crate::provider) output_member: Option<Cow<'static, str>>,
     /// Whether requests say which trace they belong to.
     #[cfg(feature = "otel")]
     pub(in crate::provider) trace_headers: bool,
@@ -84,6 +86,7 @@ impl Endpoint {
             port,
             max_answer_bytes: 32 << 20,
             max_event_bytes: 8 << 20,
+            output_member: None,
             #[cfg(feature = "otel")]
             trace_headers: false,
         })

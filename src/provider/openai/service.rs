@@ -9,6 +9,7 @@ use bytes::Bytes;
 use http_body::Body;
 use http_body_util::Full;
 use std::{
+    borrow::Cow,
     fmt,
     sync::Arc,
     task::{Context, Poll},
@@ -76,6 +77,15 @@ impl<H> OpenAiCompatible<H> {
     #[must_use]
     pub fn with_max_event_bytes(mut self, bytes: usize) -> Self {
         self.endpoint().max_event_bytes = bytes;
+        self
+    }
+
+    /// Sends the bound of an answer under this member, `max_completion_tokens` or `max_tokens`, also where a request has it
+    /// under the other: OpenAI's newer models refuse the older name, and other servers do not know the newer one. A request
+    /// that has both is sent as it is.
+    #[must_use]
+    pub fn with_output_member(mut self, member: impl Into<Cow<'static, str>>) -> Self {
+        self.endpoint().output_member = Some(member.into());
         self
     }
 

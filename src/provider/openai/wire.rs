@@ -11,9 +11,10 @@ use std::borrow::Cow;
 const MAX_REQUEST_ID: usize = 256;
 
 pub(super) fn request(endpoint: &Endpoint, request: &LlmRequest) -> http::Request<Full<Bytes>> {
-    let (body, accept) = match request.body.is_streaming() {
-        true => (asking_for_usage(&request.body), "text/event-stream"),
-        false => (Cow::Borrowed(&request.body), "application/json"),
+    let body = bounded_under(endpoint.output_member.as_deref(), &request.body);
+    let (body, accept) = match body.is_streaming() {
+        true => (asking_for_usage(&body), "text/event-stream"),
+        false => (Cow::Borrowed(&*body), "application/json"),
     };
     let mut http_request = http::Request::new(Full::new(body.to_json(&request.model)));
     *http_request.method_mut() = Method::POST;
@@ -33,6 +34,19 @@ pub(super) fn request(endpoint: &Endpoint, request: &LlmRequest) -> http::Reques
     }
     http_request
 }
+
+/// The body with the bound of its answer under `wanted`.
+fn bounded_under<'a>(wanted: Option<&str>, body: &'a ChatBody) -> Cow<'a, ChatBody> {
+    let has = |name: &str| body.raw(name).filter(|value| *value != b"null");
+    let Some(wanted) = wanted.filter(|wanted| has(wanted).is_none()) else { return Cow::Borrowed(body) };
+    let renamed = OUTPUT_MEMBERS.into_iter().find_map(|name| {
+        let bound: &RawValue = serde_json::from_slice(has(name)?).ok()?;
+        body.without(name).with(wanted, bound).ok()
+    });
+    renamed.map_or(Cow::Borrowed(body), Cow::Owned)
+}
+
+const OUTPUT_MEMBERS: [&str; 2] = ["max_completion_tokens", "max_tokens"];
 
 /// The body with `stream_options.include_usage`; what else stands there keeps its bytes.
 fn asking_for_usage(body: &ChatBody) -> Cow<'_, ChatBody> {
