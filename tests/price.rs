@@ -326,6 +326,12 @@ const CATALOGUE: &str = r#"{
     "\u0073hadowed": { "input_cost_per_token": 1 },
     "shadowed": { "input_cost_per_token": 2 },
     "image": { "output_cost_per_image": 0.04 },
+    "song": { "input_cost_per_token": 0, "output_cost_per_token": 0, "output_cost_per_image": 0.04 },
+    "swift": {
+        "input_cost_per_token": 1e-06, "output_cost_per_token": 2e-06,
+        "input_cost_per_token_ultrafast": 6e-06, "output_cost_per_token_ultrafast": 1.2e-05,
+        "input_cost_per_token_balanced": 7e-07
+    },
     "null": { "input_cost_per_token": null },
     "free": { "input_cost_per_token": 0.0, "output_cost_per_token": 0 }
 }"#;
@@ -355,6 +361,8 @@ fn what_litellm_writes_in_names_is_understood() {
     let usage = TokenUsage::new(1000, 100);
     assert_eq!(at("gpt-4o", ServiceTier::Batch, usage), usd("0.00175"));
     assert_eq!(at("gpt-4o", ServiceTier::Priority, usage), usd("0.00595"));
+    assert_eq!(at("swift", ServiceTier::Ultrafast, usage), usd("0.0072"));
+    assert_eq!(at("swift", ServiceTier::Balanced, usage), usd("0.0009"));
     // No such price: as any other.
     assert_eq!(at("gpt-4o", ServiceTier::Flex, usage), usd("0.0035"));
     let long = TokenUsage::new(200_001, 1000);
@@ -388,12 +396,13 @@ fn bad_entries_are_skipped_and_told_and_the_others_stand() {
     let skipped: Vec<_> = book.skipped().collect();
     let of =
         |entry: &str| -> &PriceProblem { skipped.iter().find(|problem| &*problem.entry == entry).unwrap() };
-    assert_eq!(skipped.len(), 13, "{skipped:?}");
-    assert_eq!(book.len(), 10, "{:?}", book.entries().collect::<Vec<_>>());
+    assert_eq!(skipped.len(), 14, "{skipped:?}");
+    assert_eq!(book.len(), 11, "{:?}", book.entries().collect::<Vec<_>>());
     assert_eq!(of("sample_spec").reason, PriceReason::Example);
     assert_eq!(of("sample_spec").line, Some(2));
     assert_eq!(of("github_copilot/gpt-4o").reason, PriceReason::NoTokenPrice);
     assert_eq!(of("image").reason, PriceReason::NoTokenPrice);
+    assert_eq!(of("song").reason, PriceReason::NoTokenPrice, "it is not free because it is paid otherwise");
     assert_eq!(of("null").reason, PriceReason::NoTokenPrice);
     assert_eq!(of("list").reason, PriceReason::Mistyped { expected: "an object" });
     assert_eq!(of("boolean").reason, PriceReason::Mistyped { expected: "a number" });

@@ -57,7 +57,7 @@ fn entry(value: &[u8]) -> Result<Price, Problem> {
     }
     let provider = json::member(value, "litellm_provider").and_then(json::string).unwrap_or_default();
     let mut price = Price::new(Rates::new());
-    let mut priced = false;
+    let (mut priced, mut is_free, mut is_paid_otherwise) = (false, true, false);
     let mut ranges = None;
     for (name, value) in json::members(value) {
         let Some(name) = json::string(name) else { continue };
@@ -67,8 +67,13 @@ fn entry(value: &[u8]) -> Result<Price, Problem> {
             }
             continue;
         }
-        let Some(Member { class, tier, above }) = Member::of(&name) else { continue };
+        let Some(Member { class, tier, above }) = Member::of(&name) else {
+            is_paid_otherwise |=
+                name.contains("_cost") && rate(value).is_ok_and(|rate| rate > Some(Rate::FREE));
+            continue;
+        };
         let Some(rate) = rate(value).map_err(|reason| (Some((*name).into()), reason))? else { continue };
+        is_free &= rate == Rate::FREE;
         // xAI bills the higher price from the threshold on, which LiteLLM knows in its code.
         let above = above.map(|above| if provider == "xai" { above.saturating_sub(1) } else { above });
         if price.step(above, tier).get_mut(class).replace(rate).is_some() {
@@ -79,7 +84,8 @@ fn entry(value: &[u8]) -> Result<Price, Problem> {
     if let Some(ranges) = ranges {
         priced |= by_range(&mut price, ranges).map_err(|reason| (Some("tiered_pricing".into()), reason))?;
     }
-    if !priced {
+    // By the image, the query or the second: what such a call costs is not told by its tokens.
+    if !priced || (is_free && is_paid_otherwise && ranges.is_none()) {
         return Err((None, PriceReason::NoTokenPrice));
     }
     let base = price.step(None, ServiceTier::Standard);

@@ -39,6 +39,8 @@ SHAPES = {
     "flex": {"input": 1_000, "output": 800, "cache_read": 300, "reasoning": 500, "tier": "flex"},
     "priority": {"input": 1_000, "output": 800, "cache_read": 300, "reasoning": 500, "tier": "priority"},
     "long_priority": {"input": 300_000, "output": 800, "cache_write": 300, "tier": "priority"},
+    "ultrafast": {"input": 300_000, "output": 800, "cache_read": 300, "tier": "ultrafast"},
+    "balanced": {"input": 1_000, "output": 800, "cache_read": 300, "tier": "balanced"},
 }
 
 
