@@ -841,6 +841,142 @@ async fn without_a_place_for_its_end_no_call_is_made() {
     assert!(is_unavailable(&service.oneshot(request()).await.unwrap_err()), "the worker is gone");
 }
 
+/// Two parts, of which either can fail: one has the departments whose names begin with "op", the other all others.
+#[derive(Debug, Clone)]
+struct InParts([Remote; 2]);
+
+impl InParts {
+    fn new(store: &MemoryStore) -> Self {
+        Self([store.clone(), store.clone()].map(Remote::new))
+    }
+
+    fn of(&self, department: &str) -> &Remote {
+        &self.0[usize::from(department.starts_with("op"))]
+    }
+}
+
+impl QuotaStore for InParts {
+    fn reserve(&self, reservation: &Reservation) -> StoreFuture<Decision> {
+        self.of(&reservation.departments[0].id).reserve(reservation)
+    }
+
+    fn extend(&self, id: LeaseId, departments: &Departments, by: Duration) -> StoreFuture<bool> {
+        self.of(&departments[0].id).extend(id, departments, by)
+    }
+
+    fn settle(&self, settlement: &Settlement) -> StoreFuture<Applied> {
+        self.of(&settlement.departments[0].id).settle(settlement)
+    }
+
+    fn release(&self, id: LeaseId, departments: &Departments) -> StoreFuture<()> {
+        self.of(&departments[0].id).release(id, departments)
+    }
+
+    fn usage(&self, department: &Arc<str>, days: &Days) -> StoreFuture<Standing> {
+        self.of(department).usage(department, days)
+    }
+
+    fn seed(&self, department: &Arc<str>, baseline: &Baseline) -> StoreFuture<bool> {
+        self.of(department).seed(department, baseline)
+    }
+
+    fn adjust(&self, adjustment: &Adjustment) -> StoreFuture<bool> {
+        self.of(&adjustment.department).adjust(adjustment)
+    }
+}
+
+/// A layer over a store in parts, and what calls it.
+fn in_parts(bench: &Bench, options: WorkerOptions) -> (InParts, QuotaLayer, Worker) {
+    let store = InParts::new(&bench.store);
+    let (layer, worker) = QuotaLayer::pair(store.clone(), table(Limits::new()), prices(), options);
+    (store, layer.with_clock(bench.clock.clone()), worker)
+}
+
+fn for_operations() -> LlmRequest {
+    request().with_context(RequestContext::new().with_departments(["operations"]))
+}
+
+/// So many calls of operations are made and have ended, none of which can be settled.
+async fn leave_unsettled(
+    bench: &Bench,
+    service: &Quota<Scripted>,
+    store: &InParts,
+    fault: Fault,
+    calls: usize,
+) {
+    let calls: Vec<_> = (0..calls)
+        .map(|_| {
+            bench.provider.push(whole(7, 3).after([Step::Gate]));
+            tokio::spawn(service.clone().oneshot(for_operations()))
+        })
+        .collect();
+    tokio::time::sleep(SECOND).await;
+    store.of("operations").fail(fault);
+    for call in calls {
+        bench.provider.open();
+        call.await.unwrap().unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_settled_of_one_department_keeps_no_other_waiting() {
+    for fault in [Fault::Refuses, Fault::Hangs] {
+        let bench = Bench::new(Limits::new());
+        let (store, layer, worker) = in_parts(&bench, WorkerOptions::default().with_parallel(4));
+        let service = layer.layer(bench.provider.clone());
+        leave_unsettled(&bench, &service, &store, fault, 20).await;
+        tokio::time::sleep(60 * SECOND).await;
+        for calls in 1..=10 {
+            bench.provider.push(whole(7, 3));
+            service.clone().oneshot(request()).await.unwrap();
+            tokio::time::sleep(SECOND).await;
+            let (settled, reserved) = bench.research().await;
+            assert_eq!((settled.requests, reserved), (calls, Amount::ZERO), "{fault:?}");
+        }
+        assert_eq!((worker.report().settled, worker.report().left), (10, 20), "{fault:?}");
+        store.of("operations").fail(Fault::None);
+        let report = worker.shutdown(60 * SECOND).await;
+        assert_eq!((report.settled, report.left), (30, 0), "{fault:?}");
+        assert_eq!(bench.standing("operations").await.in_day.settled.requests, 20);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_ends_all_the_time_does_not_keep_waiting_what_is_tried_again() {
+    let bench = Bench::new(Limits::new());
+    let (store, layer, worker) = in_parts(&bench, WorkerOptions::default().with_parallel(2));
+    let service = layer.layer(bench.provider.clone());
+    leave_unsettled(&bench, &service, &store, Fault::Refuses, 4).await;
+    tokio::time::sleep(60 * SECOND).await;
+    store.of("operations").fail(Fault::None);
+    // Four end each second, and two can be settled.
+    store.of("research").fail(Fault::Slow(SECOND));
+    let layer = layer.with_deadline(10 * SECOND);
+    for _ in 0..120 {
+        let service = layer.layer(bench.provider.clone());
+        tokio::spawn(service.oneshot(request()));
+        tokio::time::sleep(SECOND / 4).await;
+    }
+    assert!(worker.report().left > 50, "{:?}", worker.report());
+    assert_eq!(bench.standing("operations").await.in_day.settled.requests, 4);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_has_its_place_until_it_is_settled_and_not_until_it_is_tried() {
+    let bench = Bench::new(Limits::new());
+    let (store, layer, worker) = in_parts(&bench, WorkerOptions::default().with_capacity(3));
+    let service = layer.layer(bench.provider.clone());
+    leave_unsettled(&bench, &service, &store, Fault::Refuses, 3).await;
+    tokio::time::sleep(60 * SECOND).await;
+    assert!(is_unavailable(&service.clone().oneshot(request()).await.unwrap_err()));
+    assert!(!layer.is_available());
+    store.of("operations").fail(Fault::None);
+    tokio::time::sleep(60 * SECOND).await;
+    service.clone().oneshot(request()).await.unwrap();
+    let report = worker.shutdown(60 * SECOND).await;
+    assert_eq!((report.settled, report.left), (4, 0));
+}
+
 #[tokio::test(start_paused = true)]
 async fn shutdown_waits_for_calls_in_flight_but_not_for_ever() {
     let bench = Bench::new(Limits::new());

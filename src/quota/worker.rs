@@ -19,7 +19,7 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
     task::JoinHandle,
     time::{Instant, Interval, MissedTickBehavior},
 };
@@ -30,7 +30,8 @@ use tokio::{
 pub struct WorkerOptions {
     /// How many calls may be under way, those included that have ended and are not settled; 16,384 unless told.
     pub capacity: usize,
-    /// How many settlements are under way at once, at most; 64 unless told.
+    /// How many settlements are tried at once, at most; 64 unless told. Half of them, or one, may be those that have failed
+    /// before, so that a department that cannot be settled does not keep others waiting.
     pub parallel: usize,
     /// How long to wait before one is tried again.
     pub backoff: Backoff,
@@ -67,14 +68,16 @@ pub struct Report {
 /// Where ends of calls are handed over.
 #[derive(Clone)]
 pub(super) struct Outbox {
-    queue: mpsc::Sender<Finish>,
+    queue: mpsc::Sender<Ended>,
+    places: Arc<Semaphore>,
     live: Arc<Live>,
     state: Arc<State>,
 }
 
 /// A place for the end of one call.
 pub(super) struct Place {
-    permit: mpsc::OwnedPermit<Finish>,
+    permit: mpsc::OwnedPermit<Ended>,
+    held: OwnedSemaphorePermit,
     live: Arc<Live>,
     state: Arc<State>,
 }
@@ -91,6 +94,9 @@ pub(super) enum Finish {
     Release(LeaseId, Departments),
 }
 
+/// The end of a call, and its place, which it has until it is settled: the queue's is free as soon as it is taken out.
+type Ended = (Finish, OwnedSemaphorePermit);
+
 #[derive(Default)]
 struct State {
     sent: AtomicU64,
@@ -103,15 +109,23 @@ struct State {
 
 type Work = Pin<Box<dyn Future<Output = ()> + Send>>;
 
+/// Whose turn it is to try, in the order in which they come; who waits to try again has none. What has failed before has half of
+/// them at most: where that is slow to fail, there is room for what is new, and nobody waits for ever.
+struct Turns {
+    all: Semaphore,
+    again: Semaphore,
+}
+
 /// The task: goes on until there is nobody left who could hand something over.
 struct Run {
     store: Arc<dyn QuotaStore>,
-    queue: mpsc::Receiver<Finish>,
+    queue: mpsc::Receiver<Ended>,
     stop: Option<oneshot::Receiver<()>>,
     live: Arc<Live>,
     state: Arc<State>,
     options: WorkerOptions,
     ticks: Interval,
+    turns: Arc<Turns>,
     settling: FuturesUnordered<Work>,
     extending: Option<Work>,
     is_over: bool,
@@ -163,7 +177,9 @@ impl WorkerOptions {
 
 impl Worker {
     pub(super) fn start(store: Arc<dyn QuotaStore>, options: WorkerOptions) -> (Outbox, Self) {
-        let (queue, receiver) = mpsc::channel(options.capacity.clamp(1, tokio::sync::Semaphore::MAX_PERMITS));
+        let capacity = options.capacity.clamp(1, Semaphore::MAX_PERMITS);
+        let (queue, receiver) = mpsc::channel(capacity);
+        let places = Arc::new(Semaphore::new(capacity));
         let (stop, stopped) = oneshot::channel();
         let (live, state) = (Arc::<Live>::default(), Arc::<State>::default());
         let mut ticks = tokio::time::interval((options.lease / 4).clamp(Duration::from_millis(10), TICK));
@@ -176,12 +192,13 @@ impl Worker {
             state: Arc::clone(&state),
             options,
             ticks,
+            turns: Arc::new(Turns::new(options.parallel)),
             settling: FuturesUnordered::new(),
             extending: None,
             is_over: false,
         };
         let task = tokio::spawn(async move { poll_fn(|cx| run.poll(cx)).await });
-        (Outbox { queue, live, state: Arc::clone(&state) }, Self { state, stop, task })
+        (Outbox { queue, places, live, state: Arc::clone(&state) }, Self { state, stop, task })
     }
 
     /// Lets no further call in, waits until those in flight have ended and all is settled, or until `deadline` has passed.
@@ -212,8 +229,9 @@ impl fmt::Debug for Worker {
 impl Outbox {
     /// A place for the end of a call; `None` if there is none, or nobody who would look after it.
     pub(super) fn place(&self) -> Option<Place> {
+        let held = Arc::clone(&self.places).try_acquire_owned().ok()?;
         let permit = self.queue.clone().try_reserve_owned().ok()?;
-        Some(Place { permit, live: Arc::clone(&self.live), state: Arc::clone(&self.state) })
+        Some(Place { permit, held, live: Arc::clone(&self.live), state: Arc::clone(&self.state) })
     }
 
     /// The lease is extended until its end is handed over.
@@ -228,7 +246,9 @@ impl Outbox {
 
     /// Whether settlements get through, and there is room for more.
     pub(super) fn is_well(&self) -> bool {
-        !self.queue.is_closed() && self.queue.capacity() > 0 && !self.state.is_failing.load(Ordering::Acquire)
+        !self.queue.is_closed()
+            && self.places.available_permits() > 0
+            && !self.state.is_failing.load(Ordering::Acquire)
     }
 }
 
@@ -236,7 +256,7 @@ impl Place {
     pub(super) fn hand_over(self, finish: Finish) {
         self.live.ends(finish.id());
         self.state.sent.fetch_add(1, Ordering::AcqRel);
-        self.permit.send(finish);
+        self.permit.send((finish, self.held));
     }
 }
 
@@ -275,6 +295,21 @@ impl State {
     }
 }
 
+// ===== impl Turns =====
+
+impl Turns {
+    fn new(parallel: usize) -> Self {
+        let all = parallel.clamp(1, Semaphore::MAX_PERMITS);
+        Self { all: Semaphore::new(all), again: Semaphore::new((all / 2).max(1)) }
+    }
+
+    /// Until what it returns is dropped.
+    async fn next(&self, is_again: bool) -> impl Sized {
+        let again = if is_again { self.again.acquire().await.ok() } else { None };
+        (self.all.acquire().await.ok(), again)
+    }
+}
+
 // ===== impl Run =====
 
 impl Run {
@@ -292,10 +327,10 @@ impl Run {
                 self.stop = None;
             }
             while let Poll::Ready(Some(())) = self.settling.poll_next_unpin(cx) {}
-            if !self.is_over && self.settling.len() < self.options.parallel.max(1) {
+            if !self.is_over {
                 match self.queue.poll_recv(cx) {
-                    Poll::Ready(Some(finish)) => {
-                        self.settling.push(self.settle(finish));
+                    Poll::Ready(Some((finish, place))) => {
+                        self.settling.push(self.settle(finish, place));
                         continue;
                     }
                     Poll::Ready(None) => self.is_over = true,
@@ -320,13 +355,15 @@ impl Run {
     }
 
     /// Settles or releases, again until it is done.
-    fn settle(&self, finish: Finish) -> Work {
+    fn settle(&self, finish: Finish, place: OwnedSemaphorePermit) -> Work {
         let (store, state, live) = (Arc::clone(&self.store), Arc::clone(&self.state), Arc::clone(&self.live));
-        let (backoff, lease) = (self.options.backoff, self.options.lease);
+        let (turns, backoff, lease) = (Arc::clone(&self.turns), self.options.backoff, self.options.lease);
         Box::pin(async move {
+            let _place = place;
             live.is_free(finish.id()).await;
             let (started, mut is_sure, mut lost) = (Instant::now(), true, None::<Lost>);
             for tries in 0_u32.. {
+                let turn = turns.next(tries > 0).await;
                 let done = tokio::time::timeout(PATIENCE, async {
                     match &finish {
                         Finish::Settle { settlement, day: Some(day), needs_seed } => {
@@ -345,7 +382,9 @@ impl Run {
                         Finish::Release(id, departments) => store.release(*id, departments).await,
                     }
                 });
-                match done.await.unwrap_or_else(|elapsed| Err(StoreError::ambiguous(elapsed))) {
+                let done = done.await;
+                drop(turn);
+                match done.unwrap_or_else(|elapsed| Err(StoreError::ambiguous(elapsed))) {
                     Ok(()) => {
                         state.succeeded();
                         live.is_settled(finish.id());
