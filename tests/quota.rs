@@ -1049,6 +1049,37 @@ async fn a_call_that_ends_while_its_lease_is_extended_is_settled_once_and_leaves
     worker.shutdown(60 * SECOND).await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_worker_that_is_over_while_it_extends_a_lease_settles_it_all_the_same() {
+    for is_told in [true, false] {
+        let store = MemoryStore::with_clock(Paused(Instant::now()));
+        let bench = Bench { store, ..Bench::new(Limits::new()) };
+        let (remote, layer, worker) = far(&bench, WorkerOptions::default().with_lease(60 * SECOND));
+        bench.provider.push(Reply::stream([Step::Chunk(StreamChunk::usage_only(TokenUsage::new(7, 3)))]));
+        let answer = layer.layer(bench.provider.clone()).oneshot(request()).await.unwrap();
+        let asked = remote.asked();
+        remote.fail(Fault::Slow(2 * SECOND));
+        while remote.asked() == asked {
+            tokio::time::sleep(SECOND / 10).await;
+        }
+        remote.fail(Fault::None);
+        answer.text().await.unwrap();
+        drop(layer);
+        if is_told {
+            let start = Instant::now();
+            let report = worker.shutdown(60 * SECOND).await;
+            assert_eq!((report.settled, report.left), (1, 0));
+            assert!(start.elapsed() <= 2 * SECOND, "{:?}", start.elapsed());
+        } else {
+            drop(worker);
+            tokio::time::sleep(3 * SECOND).await;
+        }
+        let days = Calendar::utc().days_around(noon());
+        let in_day = bench.store.usage(&"research".into(), &days).await.unwrap().in_day;
+        assert_eq!((in_day.settled, in_day.reserved), (used(10, 66_000), Amount::ZERO), "{is_told}");
+    }
+}
+
 // ===== lost counters, audits =====
 
 /// Has lost one of several departments when it is told what became of a call.

@@ -337,13 +337,14 @@ impl Run {
                     Poll::Pending => {}
                 }
             }
-            if self.is_over {
-                return if self.settling.is_empty() { Poll::Ready(()) } else { Poll::Pending };
-            }
             if let Some(extending) = &mut self.extending
                 && extending.as_mut().poll(cx).is_ready()
             {
                 self.extending = None;
+            }
+            if self.is_over {
+                // Whoever is settled may wait for what extends his lease, which wakes him.
+                return if self.settling.is_empty() { Poll::Ready(()) } else { Poll::Pending };
             }
             if self.ticks.poll_tick(cx).is_pending() {
                 return Poll::Pending;
