@@ -977,6 +977,108 @@ async fn a_call_has_its_place_until_it_is_settled_and_not_until_it_is_tried() {
     assert_eq!((report.settled, report.left), (4, 0));
 }
 
+/// Has a lease that it can never settle: the one that used up ten tokens.
+#[derive(Debug, Clone)]
+struct Stuck(Remote);
+
+impl QuotaStore for Stuck {
+    pass_on!([0] reserve, extend, release, usage, seed, adjust);
+
+    fn settle(&self, settlement: &Settlement) -> StoreFuture<Applied> {
+        match settlement.amount.tokens {
+            10 => StoreFuture::ready(Err(StoreError::definite("its record is no record"))),
+            _ => self.0.settle(settlement),
+        }
+    }
+}
+
+/// Tries again once a minute, for whoever waits for a day.
+fn seldom() -> WorkerOptions {
+    WorkerOptions::default().with_backoff(Backoff::new(60 * SECOND, 60 * SECOND))
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_that_alone_cannot_be_settled_is_reported_and_the_layer_is_available() {
+    let bench = Bench::new(Limits::new());
+    let store = Stuck(Remote::new(bench.store.clone()));
+    let (layer, worker) = QuotaLayer::pair(store.clone(), table(Limits::new()), prices(), seldom());
+    let layer = layer.with_clock(bench.clock.clone());
+    bench.provider.push(whole(7, 3));
+    layer.layer(bench.provider.clone()).oneshot(request()).await.unwrap();
+    tokio::time::sleep(SECOND / 10).await;
+    assert!(!layer.is_available(), "who knows whether it is the store");
+    for second in 0..3600 {
+        tokio::time::sleep(SECOND).await;
+        assert!(layer.is_available() || second < 2, "after {second} seconds");
+    }
+    let report = worker.report();
+    assert_eq!((report.left, report.given_up), (1, 0));
+    assert!(report.last_error.is_some());
+    assert!(store.0.reserved() <= 3, "it was asked {} times", store.0.reserved());
+    tokio::time::sleep(24 * 3600 * SECOND).await;
+    assert_eq!((worker.report().left, worker.report().given_up), (0, 1));
+    assert!(layer.is_available());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_department_that_cannot_be_settled_does_not_make_the_layer_unavailable_for_others() {
+    let bench = Bench::new(Limits::new());
+    let (store, layer, worker) = in_parts(&bench, WorkerOptions::default());
+    let service = layer.layer(bench.provider.clone());
+    service.clone().oneshot(request()).await.unwrap();
+    leave_unsettled(&bench, &service, &store, Fault::Refuses, 3).await;
+    tokio::time::sleep(SECOND / 10).await;
+    assert!(!layer.is_available());
+    for second in 0..60 {
+        tokio::time::sleep(SECOND).await;
+        assert!(layer.is_available() || second < 5, "after {second} seconds");
+    }
+    // Nor does whoever asks for it make the store look as if it failed.
+    assert_eq!(worker.report().left, 3);
+    service.oneshot(request()).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_cannot_settle_since_it_is_away_is_available_when_it_is_back() {
+    let bench = Bench::new(Limits::new());
+    let (store, layer, worker) = in_parts(&bench, WorkerOptions::default());
+    let service = layer.layer(bench.provider.clone());
+    service.clone().oneshot(request()).await.unwrap();
+    leave_unsettled(&bench, &service, &store, Fault::Hangs, 3).await;
+    store.of("research").fail(Fault::Hangs);
+    tokio::time::sleep(11 * SECOND).await;
+    for _ in 0..60 {
+        assert!(!layer.is_available());
+        tokio::time::sleep(SECOND).await;
+    }
+    let asked = store.of("research").reserved() + store.of("operations").reserved();
+    assert!((30..=70).contains(&asked), "once a second: {asked}");
+    store.of("research").fail(Fault::None);
+    // A call tells as well as anything.
+    service.oneshot(request()).await.unwrap();
+    assert!(layer.is_available());
+    store.of("operations").fail(Fault::None);
+    let report = worker.shutdown(60 * SECOND).await;
+    assert_eq!((report.left, report.last_error), (0, None));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_that_was_given_up_does_not_make_the_layer_unavailable() {
+    let bench = Bench::new(Limits::new());
+    let (store, layer, worker) = in_parts(&bench, seldom());
+    let service = layer.layer(bench.provider.clone());
+    // Nobody else is known who could be asked for.
+    leave_unsettled(&bench, &service, &store, Fault::Refuses, 2).await;
+    for _ in 0..24 * 60 - 1 {
+        tokio::time::sleep(60 * SECOND).await;
+        assert!(!layer.is_available());
+    }
+    tokio::time::sleep(120 * SECOND).await;
+    assert_eq!((worker.report().left, worker.report().given_up), (0, 2));
+    assert!(layer.is_available());
+    service.oneshot(request()).await.unwrap();
+}
+
 #[tokio::test(start_paused = true)]
 async fn shutdown_waits_for_calls_in_flight_but_not_for_ever() {
     let bench = Bench::new(Limits::new());

@@ -268,12 +268,16 @@ impl QuotaLayer {
         self.shared.state.stats()
     }
 
-    /// Whether calls can be admitted: the store has answered lately, settlements get through, and there is room for more.
-    /// For a host that tells whether it is ready.
+    /// Whether calls can be admitted: the store has answered lately, and since a lease could not be settled, and there is room
+    /// for more. For a host that tells whether it is ready. A lease that alone cannot be settled is seen in [`Report::left`] and
+    /// [`Report::last_error`].
     ///
     /// After failures no call may come that would show that the store answers again, for a host that is not ready gets none. So whoever
     /// asks has the store asked in the background, once a second at most and within a runtime of tokio: for nothing, in the name of those
-    /// whom it did not answer last.
+    /// whom it did not answer last, or one after the other of those whose leases came to their end.
+    ///
+    /// [`Report::left`]: super::Report::left
+    /// [`Report::last_error`]: super::Report::last_error
     pub fn is_available(&self) -> bool {
         self.shared.probe();
         !self.shared.state.breaker.is_open() && self.shared.outbox.as_ref().is_none_or(Outbox::is_well)

@@ -232,7 +232,7 @@ impl Lost {
     }
 }
 
-fn unlimited(departments: &Departments) -> Departments {
+pub(super) fn unlimited(departments: &Departments) -> Departments {
     departments.iter().map(|it| Department::new(Arc::clone(&it.id), Limits::new())).collect()
 }
 

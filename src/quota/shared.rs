@@ -5,7 +5,7 @@ use super::{
     history::{HistoryQuery, UsageHistory, Used},
     hold::{Hold, Lease},
     lease::{Baseline, Decision, Denial, Grant, Headroom, LeaseId, Reservation},
-    live::{Live, Rebuilding},
+    live::{Live, Rebuilding, unlimited},
     options::{Hits, Mode, OnExpiry, OnTight, Settled, Stats, Unbounded, Unpriced, Unreported},
     plan::{Obstacle, Plan},
     store::{QuotaStore, StoreError},
@@ -245,6 +245,11 @@ impl Shared {
     /// did not answer last. Without it, a host that gets no calls because it is not available would never be so again.
     pub(super) fn probe(self: &Arc<Self>) {
         if !self.state.breaker.is_due() {
+            if !self.state.breaker.is_open()
+                && let Some(departments) = self.outbox.as_ref().and_then(Outbox::doubted)
+            {
+                self.probe_for(unlimited(&departments));
+            }
             return;
         }
         let unanswered = self.state.unanswered.lock().unwrap_or_else(PoisonError::into_inner);
@@ -263,6 +268,43 @@ impl Shared {
                 hold.holds_nothing();
             }
         });
+    }
+
+    /// Asks a store that could not settle a lease whether it was the lease or the store: for nothing, in the name of some whose leases
+    /// it was told of. That it fails for them says nothing about others, so that no call is refused for it.
+    fn probe_for(self: &Arc<Self>, departments: Departments) {
+        let now = self.clock.now();
+        let (Some(mut hold), Ok(runtime)) = (self.hold(now), tokio::runtime::Handle::try_current()) else {
+            return;
+        };
+        let shared = Arc::clone(self);
+        runtime.spawn(async move {
+            let nothing = Reservation::new(
+                hold.id(),
+                departments.clone(),
+                Amount::ZERO,
+                shared.lease,
+                shared.days(now),
+            )
+            .with_needs_seed(shared.history.is_some());
+            hold.asks(departments);
+            let answer = tokio::time::timeout(shared.deadline, shared.store.reserve(&nothing)).await;
+            if !matches!(answer, Ok(Ok(Decision::Granted(_)))) {
+                // What was reserved all the same is nothing, and expires.
+                hold.holds_nothing();
+            }
+            if let Ok(Ok(_) | Err(StoreError::OffCalendar { .. } | StoreError::Unseeded { .. })) = answer {
+                shared.answered();
+            }
+        });
+    }
+
+    /// The store works, whatever it has said.
+    fn answered(&self) {
+        self.state.breaker.succeeded();
+        if let Some(outbox) = &self.outbox {
+            outbox.answered();
+        }
     }
 
     /// Asks the store, again where it says what it lacks. An error has the cause, if the store was asked.
@@ -290,7 +332,7 @@ impl Shared {
             };
             let error = match answer {
                 Ok(decision) => {
-                    self.state.breaker.succeeded();
+                    self.answered();
                     return match decision {
                         Decision::Granted(grant) => Ok(Ok(grant)),
                         Decision::Denied(denial) => {
@@ -309,14 +351,14 @@ impl Shared {
             match error {
                 StoreError::OffCalendar { now: theirs } if clocks > 0 => {
                     clocks -= 1;
-                    self.state.breaker.succeeded();
+                    self.answered();
                     hold.holds_nothing();
                     self.adjust_clock(now, theirs);
                 }
                 StoreError::Unseeded { departments, day }
                     if self.history.is_some() && Instant::now() < deadline =>
                 {
-                    self.state.breaker.succeeded();
+                    self.answered();
                     hold.holds_nothing();
                     self.live.are_unknown(&departments);
                     self.seed(&departments, day);

@@ -5,15 +5,16 @@ use super::{
     live::{Held, Live, Lost, Restored},
     store::{EXPIRED_KEPT, QuotaStore, StoreError},
 };
-use crate::fallback::Backoff;
+use crate::{fallback::Backoff, store::Breaker};
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use std::{
+    collections::VecDeque,
     fmt,
     future::poll_fn,
     pin::Pin,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
     task::{Context, Poll},
     time::Duration,
@@ -97,14 +98,19 @@ pub(super) enum Finish {
 /// The end of a call, and its place, which it has until it is settled: the queue's is free as soon as it is taken out.
 type Ended = (Finish, OwnedSemaphorePermit);
 
-#[derive(Default)]
 struct State {
     sent: AtomicU64,
     settled: AtomicU64,
     given_up: AtomicU64,
     restored: AtomicU64,
-    is_failing: AtomicBool,
     last_error: Mutex<Option<Arc<str>>>,
+    /// Leases that have failed, and are neither settled nor given up.
+    failing: AtomicU64,
+    /// Whether the store works: open from the first failure of a lease until the store answers anything. That the same lease fails
+    /// again tells nothing new.
+    doubt: Breaker,
+    /// Whose leases were settled, or have failed, last: whoever it is, the store can be asked in his name.
+    known: Mutex<VecDeque<Departments>>,
 }
 
 type Work = Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -133,6 +139,9 @@ struct Run {
 
 /// How often leases are looked after, at least.
 const TICK: Duration = Duration::from_secs(5);
+
+/// How many are known to ask the store in their names: where some are in a part that is away, others are not.
+const KNOWN: usize = 4;
 
 /// How long a store is waited for that does not keep its own time.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -181,7 +190,7 @@ impl Worker {
         let (queue, receiver) = mpsc::channel(capacity);
         let places = Arc::new(Semaphore::new(capacity));
         let (stop, stopped) = oneshot::channel();
-        let (live, state) = (Arc::<Live>::default(), Arc::<State>::default());
+        let (live, state) = (Arc::<Live>::default(), Arc::new(State::new()));
         let mut ticks = tokio::time::interval((options.lease / 4).clamp(Duration::from_millis(10), TICK));
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut run = Run {
@@ -244,11 +253,25 @@ impl Outbox {
         &self.live
     }
 
-    /// Whether settlements get through, and there is room for more.
+    /// Whether settlements get through, as far as anybody knows, and there is room for more.
     pub(super) fn is_well(&self) -> bool {
-        !self.queue.is_closed()
-            && self.places.available_permits() > 0
-            && !self.state.is_failing.load(Ordering::Acquire)
+        !self.queue.is_closed() && self.places.available_permits() > 0 && !self.state.doubt.is_open()
+    }
+
+    /// The store has answered.
+    pub(super) fn answered(&self) {
+        self.state.doubt.succeeded();
+    }
+
+    /// In whose name to ask the store whether it works: one after the other, once a second, until it has answered.
+    pub(super) fn doubted(&self) -> Option<Departments> {
+        if !self.state.doubt.is_due() || !self.state.doubt.lets_through() {
+            return None;
+        }
+        let mut known = self.state.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let next = known.pop_front()?;
+        known.push_back(next.clone());
+        Some(next)
     }
 }
 
@@ -267,9 +290,29 @@ impl Finish {
             Self::Release(id, _) => *id,
         }
     }
+
+    const fn departments(&self) -> &Departments {
+        match self {
+            Self::Settle { settlement, .. } => &settlement.departments,
+            Self::Release(_, departments) => departments,
+        }
+    }
 }
 
 impl State {
+    fn new() -> Self {
+        Self {
+            sent: AtomicU64::new(0),
+            settled: AtomicU64::new(0),
+            given_up: AtomicU64::new(0),
+            restored: AtomicU64::new(0),
+            last_error: Mutex::new(None),
+            failing: AtomicU64::new(0),
+            doubt: Breaker::new(1, Duration::from_secs(1)),
+            known: Mutex::new(VecDeque::with_capacity(KNOWN)),
+        }
+    }
+
     fn report(&self) -> Report {
         let (settled, given_up) =
             (self.settled.load(Ordering::Acquire), self.given_up.load(Ordering::Acquire));
@@ -282,15 +325,42 @@ impl State {
         }
     }
 
-    fn failed(&self, error: &StoreError) {
-        self.is_failing.store(true, Ordering::Release);
+    fn failed(&self, finish: &Finish, tries: u32, error: &StoreError) {
+        if tries == 0 {
+            self.failing.fetch_add(1, Ordering::AcqRel);
+            self.knows(finish.departments());
+            self.doubt.failed();
+        }
         let cause = std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string);
         *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(cause.into());
     }
 
-    fn succeeded(&self) {
-        if self.is_failing.swap(false, Ordering::AcqRel) {
-            *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    fn succeeded(&self, finish: &Finish, tries: u32) {
+        if tries > 0 {
+            self.failing.fetch_sub(1, Ordering::AcqRel);
+        }
+        self.knows(finish.departments());
+        self.doubt.succeeded();
+        *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.settled.fetch_add(1, Ordering::AcqRel);
+    }
+
+    fn gave_up(&self) {
+        if self.failing.fetch_sub(1, Ordering::AcqRel) == 1 {
+            // Nothing is left that would tell of the store some day.
+            self.doubt.succeeded();
+        }
+        self.given_up.fetch_add(1, Ordering::AcqRel);
+    }
+
+    fn knows(&self, departments: &Departments) {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.back() != Some(departments) {
+            known.retain(|others| others != departments);
+            if known.len() == KNOWN {
+                known.pop_front();
+            }
+            known.push_back(departments.clone());
         }
     }
 }
@@ -387,19 +457,18 @@ impl Run {
                 drop(turn);
                 match done.unwrap_or_else(|elapsed| Err(StoreError::ambiguous(elapsed))) {
                     Ok(()) => {
-                        state.succeeded();
                         live.is_settled(finish.id());
-                        state.settled.fetch_add(1, Ordering::AcqRel);
+                        state.succeeded(&finish, tries);
                         return;
                     }
                     Err(error) => {
                         is_sure &= !error.is_ambiguous();
-                        state.failed(&error);
+                        state.failed(&finish, tries, &error);
                     }
                 }
                 if started.elapsed() > EXPIRED_KEPT {
                     live.is_settled(finish.id());
-                    state.given_up.fetch_add(1, Ordering::AcqRel);
+                    state.gave_up();
                     return;
                 }
                 // Never at once, whatever chance says.
