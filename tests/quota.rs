@@ -3,6 +3,8 @@
 #[macro_use]
 #[path = "quota/pass_on.rs"]
 mod pass_on;
+#[path = "quota/past.rs"]
+mod past;
 #[path = "quota/remote.rs"]
 mod remote;
 
@@ -17,10 +19,10 @@ use llm_layers::{
     price::{NanoUsd, Price, PriceBook, Rate, Rates, ServiceTier},
     providers::Providers,
     quota::{
-        Adjustment, Amount, Applied, Baseline, ByteEstimator, Calendar, Days, Decision, Departments,
-        HistoryFuture, HistoryQuery, Hits, LeaseId, Limits, MemoryStore, Mode, OnTight, Quota, QuotaLayer,
-        QuotaStore, Report, Reservation, Settlement, Standing, StoreError, StoreFuture, Unbounded, Unpriced,
-        Unreported, UsageHistory, Used, Worker, WorkerOptions, audit, repair,
+        Adjustment, Amount, Applied, Baseline, ByteEstimator, Calendar, Days, Decision, Department,
+        Departments, HistoryFuture, HistoryQuery, Hits, LeaseId, Limits, MemoryStore, Mode, OnTight, Quota,
+        QuotaLayer, QuotaStore, Report, Reservation, Settlement, Standing, StoreError, StoreFuture,
+        Unbounded, Unpriced, Unreported, UsageHistory, Used, Worker, WorkerOptions, audit, repair,
     },
     testing::{ManualClock, Reply, Scripted, Step},
 };
@@ -1502,6 +1504,54 @@ async fn an_audit_finds_what_is_wrong_and_a_repair_corrects_it_by_differences() 
     bench.call(request()).await.unwrap();
     assert_eq!(repair(&bench.store, &drifts).await.unwrap(), 1);
     assert_eq!(bench.research().await.0, Amount::new(3, 108, NanoUsd::new(370_000)));
+}
+
+#[tokio::test]
+async fn a_past_that_is_not_known_here_is_charged_once_after_a_repair_too() {
+    past::is_charged_once(MemoryStore::new()).await;
+}
+
+/// A ledger that is slow: while it is read a call is made, and is recorded.
+struct Meanwhile {
+    bench: Bench,
+    is_settled: bool,
+    calls: AtomicU64,
+}
+
+impl UsageHistory for Meanwhile {
+    fn used(&self, query: HistoryQuery) -> HistoryFuture {
+        let number = self.calls.fetch_add(1, Ordering::Relaxed);
+        let store = self.bench.store.clone();
+        let amount = used(10, 66_000);
+        let departments = Departments::one(Department::new(query.department, Limits::new()));
+        let days = Calendar::utc().days_around(noon());
+        let reservation =
+            Reservation::new(LeaseId::mint(noon()), departments.clone(), amount, 60 * SECOND, days);
+        let settlement = self.is_settled.then(|| Settlement::new(reservation.id, departments, amount));
+        Box::pin(async move {
+            store.reserve(&reservation).await.unwrap();
+            if let Some(settlement) = settlement {
+                store.settle(&settlement).await.unwrap();
+            }
+            let all = (0..=number).fold(amount, |all, _| all.plus(&amount));
+            Ok(Used { in_day: all, in_month: all })
+        })
+    }
+}
+
+#[tokio::test]
+async fn a_call_that_is_made_while_an_audit_reads_the_ledger_is_no_drift_to_be_repaired() {
+    for is_settled in [true, false] {
+        let bench = Bench::new(Limits::new());
+        let store = bench.store.clone();
+        bench.provider.push(whole(7, 3));
+        bench.call(request()).await.unwrap();
+        let ledger = Meanwhile { bench, is_settled, calls: AtomicU64::new(0) };
+        let drifts = audit(&store, &ledger, &Calendar::utc(), noon(), ["research"]).await.unwrap();
+        assert_eq!(repair(&store, &drifts).await.unwrap(), 0, "{drifts:?}");
+        let (settled, reserved) = ledger.bench.research().await;
+        assert_eq!(settled.plus(&reserved), Amount::new(2, 20, NanoUsd::new(132_000)));
+    }
 }
 
 #[tokio::test]

@@ -1,5 +1,7 @@
 //! Calls under quotas that are counted in a real Redis, while it is killed, frozen or emptied under load.
 
+#[path = "quota/past.rs"]
+mod past;
 #[path = "support/redis.rs"]
 mod redis_server;
 
@@ -259,6 +261,12 @@ async fn a_server_that_comes_back_empty() {
         }
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_past_that_is_not_known_here_is_charged_once_after_a_repair_too() {
+    let Some(server) = RedisServer::start("quota_redis_layer: restored") else { return };
+    past::is_charged_once(one_server(&server.url())).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

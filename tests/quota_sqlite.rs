@@ -1,6 +1,9 @@
 //! The quota store in SQLite: the same as in memory, in files that several processes share, are killed over, lock or
 //! find not as they should be.
 
+#[path = "quota/past.rs"]
+mod past;
+
 use llm_layers::{
     CallId, ChatBody, Completion, Error, LlmRequest, LlmResponse, RequestContext, TokenUsage,
     clock::{Clock, SystemClock},
@@ -520,6 +523,12 @@ async fn an_audit_lists_what_differs_from_the_ledger_and_a_second_repair_does_no
     assert_eq!(repair(&store, &drifts).await.unwrap(), 1);
     assert_eq!(repair(&store, &drifts).await.unwrap(), 0, "the same correction again");
     assert_eq!(look().await.unwrap(), []);
+}
+
+#[tokio::test]
+async fn a_past_that_is_not_known_here_is_charged_once_after_a_repair_too() {
+    let directory = Directory::new();
+    past::is_charged_once(std::sync::Arc::new(SqliteStore::open(directory.db(), patient()).unwrap())).await;
 }
 
 // ===== other processes =====

@@ -69,8 +69,11 @@ pub struct Drift {
     pub recorded: Amount,
     /// What would have to be added to the counter, or taken away.
     pub by: Delta,
-    /// Whether calls were in flight: then the difference may be theirs.
+    /// Whether calls are in flight, or the counter changed while the ledger was read: then the difference may be theirs.
     pub is_in_flight: bool,
+    /// Whether the store knows the department. If not, a layer [with a history](super::QuotaLayer::with_history) tells it what the ledger
+    /// says before the next call: it must not be told twice.
+    pub is_known: bool,
 }
 
 /// Compares counters with the ledger, for the day and the month of `now`.
@@ -92,16 +95,18 @@ pub async fn audit(
     let day = calendar.day(now);
     for department in departments {
         let department = department.into();
-        let standing: Standing = store.usage(&department, &Days::only(day)).await?;
+        let before: Standing = store.usage(&department, &Days::only(day)).await?;
         let used = history
             .used(HistoryQuery::new(Arc::clone(&department), day))
             .await
             .map_err(StoreError::Definite)?;
+        // A call that came meanwhile may be in one and not in the other.
+        let after = store.usage(&department, &Days::only(day)).await?;
         for (period, window, recorded) in [
             (Period::Day, WindowName::Day(day.date), used.in_day),
             (Period::Month, WindowName::Month(day.month), used.in_month),
         ] {
-            let counted = standing.over(period);
+            let counted = after.over(period);
             let by = recorded.since(&counted.settled);
             if !by.is_zero() {
                 drifts.push(Drift {
@@ -110,7 +115,8 @@ pub async fn audit(
                     counted: counted.settled,
                     recorded,
                     by,
-                    is_in_flight: counted.reserved != Amount::ZERO,
+                    is_in_flight: counted.reserved != Amount::ZERO || counted != before.over(period),
+                    is_known: before.is_known && after.is_known,
                 });
             }
         }
@@ -118,7 +124,8 @@ pub async fn audit(
     Ok(drifts)
 }
 
-/// Corrects counters by the differences that an [`audit`] has found, except where calls were in flight. Returns how many.
+/// Corrects counters by the differences that an [`audit`] has found, except where calls were in flight and of departments that the
+/// store does not know. Returns how many.
 ///
 /// What is written are differences, so that what is settled meanwhile stays. Each has an id that is made of what was found:
 /// whoever writes the same again, after an error or beside somebody else, changes nothing, for as long as a store
@@ -129,7 +136,7 @@ pub async fn audit(
 /// The store cannot be asked; corrections before it were made.
 pub async fn repair(store: &dyn QuotaStore, drifts: &[Drift]) -> Result<usize, StoreError> {
     let mut repaired = 0;
-    for drift in drifts.iter().filter(|drift| !drift.is_in_flight) {
+    for drift in drifts.iter().filter(|drift| drift.is_known && !drift.is_in_flight) {
         let department = Arc::clone(&drift.department);
         let adjustment = Adjustment::new(drift.id(), department, drift.window, drift.by);
         repaired += usize::from(store.adjust(&adjustment).await?);
@@ -140,7 +147,7 @@ pub async fn repair(store: &dyn QuotaStore, drifts: &[Drift]) -> Result<usize, S
 impl Drift {
     /// The same for the same difference in the same place.
     fn id(&self) -> CallId {
-        let Self { department, window, counted, recorded, by: _, is_in_flight: _ } = self;
+        let Self { department, window, counted, recorded, by: _, is_in_flight: _, is_known: _ } = self;
         let (period, name) = match window {
             WindowName::Day(date) => (b"d", date),
             WindowName::Month(month) => (b"m", month),
