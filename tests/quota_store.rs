@@ -257,6 +257,32 @@ async fn a_correction_is_made_once_and_never_below_nothing() {
 }
 
 #[tokio::test]
+async fn a_correction_is_kept_until_its_month_is_over_however_many_departments_there_are() {
+    let bench = Bench::new();
+    let days = [WindowName::Day(20_261_123), WindowName::Month(202_611)];
+    for window in days {
+        let by = Delta { requests: 1, tokens: 20, cost: NanoUsd::ZERO };
+        assert!(bench.store.adjust(&Adjustment::new(id(), "a", window, by)).await.unwrap());
+    }
+    let others = async |times: &str| {
+        for number in 0..3000 {
+            let one = Departments::one(Department::new(format!("{times} {number}"), Limits::new()));
+            let call = bench.granted(&one, tokens(1)).await;
+            bench.settle(call, &one, tokens(1)).await;
+        }
+    };
+    bench.clock.advance(ENDED_KEPT);
+    others("soon").await;
+    assert_eq!(bench.tokens("a").await, (20, 0));
+    // The third of December.
+    bench.clock.advance(Duration::from_secs(10 * 86_400));
+    others("next month").await;
+    let november = Days::only(Calendar::utc().day(noon()));
+    let standing = bench.store.usage(&"a".into(), &november).await.unwrap();
+    assert_eq!(standing.in_month.settled, Amount::ZERO);
+}
+
+#[tokio::test]
 async fn a_clock_off_the_days_is_told_and_nothing_is_charged() {
     let (bench, a) = (Bench::new(), limited(100));
     let days = bench.days();

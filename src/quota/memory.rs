@@ -8,6 +8,7 @@ use super::{
     store::{ENDED_KEPT, EXPIRED_KEPT, QuotaStore, SWEEP, StoreError, StoreFuture},
 };
 use crate::{
+    calendar,
     clock::{Clock, SystemClock},
     sync::{Mutex, MutexGuard, RwLock, RwLockWriteGuard},
 };
@@ -211,6 +212,7 @@ impl QuotaStore for MemoryStore {
                 return false;
             }
             account.bury(adjustment.id, now);
+            account.idle_from = account.idle_from.max(month_over(adjustment.window));
             let used = match adjustment.window {
                 WindowName::Day(date) => window(&mut account.days, date, DAYS_KEPT),
                 WindowName::Month(month) => window(&mut account.months, month, MONTHS_KEPT),
@@ -480,6 +482,17 @@ impl Account {
     fn windows(&mut self, date: u32, month: u32) -> (&mut WindowUsage, &mut WindowUsage) {
         (window(&mut self.days, date, DAYS_KEPT), window(&mut self.months, month, MONTHS_KEPT))
     }
+}
+
+/// When the month of a window is over in every time zone.
+fn month_over(window: WindowName) -> u64 {
+    let month = match window {
+        WindowName::Day(date) => date / 100,
+        WindowName::Month(month) => month,
+    };
+    let (year, month) = (i64::from(month / 100), i64::from(month % 100));
+    let (year, next) = if month == 12 { (year + 1, 1) } else { (year, month + 1) };
+    u64::try_from(calendar::day_number(year, next, 2)).unwrap_or(0).saturating_mul(86_400_000)
 }
 
 /// The window of this name, made if there is none.
