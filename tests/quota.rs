@@ -1487,6 +1487,38 @@ async fn while_the_ledger_is_down_unknown_departments_are_refused_in_time() {
     bench.call(request()).await.unwrap();
 }
 
+/// A ledger that takes so long for research.
+struct SlowLedger(Duration);
+
+impl UsageHistory for SlowLedger {
+    fn used(&self, query: HistoryQuery) -> HistoryFuture {
+        let wait = if &*query.department == "research" { self.0 } else { Duration::ZERO };
+        Box::pin(async move {
+            tokio::time::sleep(wait).await;
+            Ok(Used::default())
+        })
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_ledger_that_is_slow_for_one_department_refuses_no_other() {
+    // After the deadline; and so short before it that the store has no time to answer.
+    for (wait, store_takes) in [(60 * SECOND, 1), (Duration::from_millis(120), 50)] {
+        let bench = Bench::new(Limits::new());
+        let (remote, layer, worker) = far(&bench, WorkerOptions::default());
+        remote.fail(Fault::Slow(Duration::from_millis(store_takes)));
+        let layer = layer.with_history(SlowLedger(wait));
+        let service = layer.layer(bench.provider.clone());
+        let calls: Vec<_> = (0..10).map(|_| tokio::spawn(service.clone().oneshot(request()))).collect();
+        for call in calls {
+            assert!(is_unavailable(&call.await.unwrap().unwrap_err()), "{wait:?}");
+        }
+        assert!(layer.is_available(), "{wait:?}: the store has answered");
+        service.oneshot(for_operations()).await.unwrap();
+        assert_eq!(worker.shutdown(60 * SECOND).await.left, 0);
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_audit_finds_what_is_wrong_and_a_repair_corrects_it_by_differences() {
     let bench = Bench::new(Limits::new());

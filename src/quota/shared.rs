@@ -316,6 +316,7 @@ impl Shared {
     ) -> Result<Result<Grant, Denial>, Option<StoreError>> {
         // It may be midnight there just now, but not again and again.
         let mut clocks = 2;
+        let mut has_waited = false;
         loop {
             if !self.state.breaker.lets_through() {
                 return Err(None);
@@ -323,12 +324,13 @@ impl Shared {
             let now = self.clock.now();
             let reservation = self.reservation(plan, hold.id(), now);
             hold.asks(plan.departments.clone());
+            let mut is_late = false;
             let answer = match self.store.reserve(&reservation).now() {
                 Ok(answer) => answer,
-                Err(answer) => match tokio::time::timeout_at(deadline, answer).await {
-                    Ok(answer) => answer,
-                    Err(elapsed) => Err(StoreError::ambiguous(elapsed)),
-                },
+                Err(answer) => tokio::time::timeout_at(deadline, answer).await.unwrap_or_else(|elapsed| {
+                    is_late = true;
+                    Err(StoreError::ambiguous(elapsed))
+                }),
             };
             let error = match answer {
                 Ok(decision) => {
@@ -348,27 +350,31 @@ impl Shared {
                 }
                 Err(error) => error,
             };
-            match error {
+            match &error {
                 StoreError::OffCalendar { now: theirs } if clocks > 0 => {
                     clocks -= 1;
                     self.answered();
                     hold.holds_nothing();
-                    self.adjust_clock(now, theirs);
+                    self.adjust_clock(now, *theirs);
                 }
-                StoreError::Unseeded { departments, day }
-                    if self.history.is_some() && Instant::now() < deadline =>
-                {
+                StoreError::Unseeded { departments, day } if self.history.is_some() => {
                     self.answered();
                     hold.holds_nothing();
-                    self.live.are_unknown(&departments);
-                    self.seed(&departments, day);
+                    self.live.are_unknown(departments);
+                    self.seed(departments, *day);
                     // Whoever looks for the past of a department goes on with it, also if nobody waits.
-                    let _ = tokio::time::timeout_at(deadline, self.live.are_rebuilt(&departments)).await;
+                    if tokio::time::timeout_at(deadline, self.live.are_rebuilt(departments)).await.is_err() {
+                        return Err(Some(error));
+                    }
+                    has_waited = true;
                 }
-                error => {
-                    *self.state.unanswered.lock().unwrap_or_else(PoisonError::into_inner) =
-                        Some(plan.clone());
-                    self.state.breaker.failed();
+                _ => {
+                    // What a ledger has left of the time may be too short for any store.
+                    if !(is_late && has_waited) {
+                        *self.state.unanswered.lock().unwrap_or_else(PoisonError::into_inner) =
+                            Some(plan.clone());
+                        self.state.breaker.failed();
+                    }
                     if !error.is_ambiguous() {
                         hold.holds_nothing();
                     }
