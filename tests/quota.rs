@@ -19,10 +19,11 @@ use llm_layers::{
     price::{NanoUsd, Price, PriceBook, Rate, Rates, ServiceTier},
     providers::Providers,
     quota::{
-        Adjustment, Amount, Applied, Baseline, ByteEstimator, Calendar, Days, Decision, Department,
+        Adjustment, Amount, Applied, Baseline, ByteEstimator, Calendar, Days, Decision, Delta, Department,
         Departments, HistoryFuture, HistoryQuery, Hits, LeaseId, Limits, MemoryStore, Mode, OnTight, Quota,
         QuotaLayer, QuotaStore, Report, Reservation, Settlement, Standing, StoreError, StoreFuture,
-        Unbounded, Unpriced, Unreported, UsageHistory, Used, Worker, WorkerOptions, audit, repair,
+        Unbounded, Unpriced, Unreported, UsageHistory, Used, WindowName, Worker, WorkerOptions, audit,
+        repair,
     },
     testing::{ManualClock, Reply, Scripted, Step},
 };
@@ -614,6 +615,94 @@ async fn a_tight_answer_is_shortened_and_with_it_what_is_reserved() {
     let bench = Bench::new(money).with(shrinks);
     bench.call(request()).await.unwrap();
     assert_eq!(sent(&bench, "max_tokens").as_deref(), Some("40"));
+}
+
+/// So much is used up, in today's window or in that of the month.
+async fn use_up(store: &MemoryStore, department: &str, period: Period, tokens: u64, cost: i64) {
+    let window = if period == Period::Day { WindowName::Day(20_261_123) } else { WindowName::Month(202_611) };
+    let by = Delta { requests: 0, tokens: tokens as i64, cost: NanoUsd::new(cost) };
+    let adjustment = Adjustment::new(LeaseId::mint(noon()), department, window, by);
+    assert!(store.adjust(&adjustment).await.unwrap());
+}
+
+/// Day and month have so many tokens, and what would buy them as answers.
+fn equal_limits(tokens: u64) -> Limits {
+    let money = NanoUsd::new(tokens as i64 * 15_000);
+    Limits::new()
+        .with_day_tokens(tokens)
+        .with_month_tokens(tokens)
+        .with_day_cost(money)
+        .with_month_cost(money)
+}
+
+#[tokio::test]
+async fn an_answer_is_shortened_to_the_tightest_of_any_number_of_limits() {
+    const MOST: u64 = 100_000;
+    for seed in 0..64 {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let provider = Scripted::new();
+        let store = MemoryStore::with_clock(noon());
+        let policies = PolicyTable::new(DepartmentPolicy::new(equal_limits(MOST)));
+        let layer = QuotaLayer::new(store.clone(), policies, prices())
+            .with_clock(noon())
+            .with_on_tight(OnTight::ShrinkMaxTokens { min: 10 });
+        let departments: Vec<String> = (0..16).map(|number| format!("department {number}")).collect();
+        let mut tightest = u64::MAX;
+        for department in &departments {
+            // What others have in flight is reserved in day and month.
+            let in_flight = random.u64(0..2) * random.u64(1..MOST / 2);
+            let amount = Amount::new(1, in_flight, NanoUsd::new(in_flight as i64 * 15_000));
+            let one = Departments::one(Department::new(department.as_str(), Limits::new()));
+            let days = Calendar::utc().days_around(noon());
+            let reservation = Reservation::new(LeaseId::mint(noon()), one, amount, 60 * SECOND, days);
+            store.reserve(&reservation).await.unwrap();
+            for period in [Period::Day, Period::Month] {
+                // Room for an answer of so many tokens, and for its price.
+                let [room, affordable] = [(); 2].map(|()| random.u64(100..2_000));
+                let tokens = MOST - in_flight - prompt() - room;
+                let cost = (MOST - in_flight - affordable) * 15_000 - prompt() * 3_000;
+                use_up(&store, department, period, tokens, cost as i64).await;
+                tightest = tightest.min(room).min(affordable);
+            }
+        }
+        let body = plain().with("max_tokens", 5_000).unwrap();
+        let context = RequestContext::new().with_departments(departments);
+        let request = LlmRequest::new("p/model", body).with_context(context);
+        layer.layer(provider.clone()).oneshot(request).await.unwrap();
+        let sent = provider.requests()[0].body.raw("max_tokens").unwrap().to_vec();
+        assert_eq!(String::from_utf8(sent).unwrap(), tightest.to_string(), "seed {seed}");
+    }
+}
+
+/// Others settle whenever it is asked: there is always a little less room than was planned with.
+#[derive(Debug, Clone)]
+struct Shrinking(MemoryStore);
+
+impl QuotaStore for Shrinking {
+    pass_on!([0] extend, settle, release, usage, seed, adjust);
+
+    fn reserve(&self, reservation: &Reservation) -> StoreFuture<Decision> {
+        let (store, reservation) = (self.0.clone(), reservation.clone());
+        StoreFuture::boxed(async move {
+            use_up(&store, "research", Period::Month, 5, 0).await;
+            store.reserve(&reservation).await
+        })
+    }
+}
+
+#[tokio::test]
+async fn a_store_that_denies_whatever_is_left_refuses_and_is_not_unavailable() {
+    let bench = Bench::new(Limits::new());
+    use_up(&bench.store, "research", Period::Month, 5_000, 0).await;
+    let limits = Limits::new().with_month_tokens(10_000);
+    let store = Shrinking(bench.store.clone());
+    let (layer, _worker) = QuotaLayer::pair(store, table(limits), prices(), WorkerOptions::default());
+    let layer = layer.with_clock(noon()).with_on_tight(OnTight::ShrinkMaxTokens { min: 10 });
+    let request = ask(plain().with("max_tokens", 9_000).unwrap());
+    let error = layer.layer(bench.provider.clone()).oneshot(request).await.unwrap_err();
+    assert_eq!((exceeded(&error).quota, exceeded(&error).limit), (QuotaKind::Tokens, 10_000));
+    assert_eq!((layer.stats().denied, layer.stats().unavailable), (1, 0));
+    assert!(layer.is_available());
 }
 
 #[cfg(feature = "tokenizer")]

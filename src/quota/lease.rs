@@ -4,6 +4,7 @@ use super::{
 };
 use crate::{CallId, Period, QuotaKind};
 use std::{
+    cmp::Reverse,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -186,8 +187,9 @@ pub struct Standing {
 /// same id is not shown: it has what it asks for. No limit means a limit of `i64::MAX`.
 ///
 /// Of several limits that stand in the way, the denial names the one that keeps the caller away for the longest: one
-/// that is used up before one that is only reserved, then the one whose window ends last; of equal ones the first, by
-/// department, then period (day, month), then kind (requests, tokens, cost).
+/// that is used up before one that is only reserved, then the one whose window ends last; of those the first by kind (requests,
+/// tokens, cost), of the same kind the one that leaves least, so that who asks for no more than that fits all of them; of equal ones
+/// the first by department.
 #[derive(Debug)]
 pub struct Verdict<'a> {
     reservation: &'a Reservation,
@@ -311,7 +313,7 @@ impl<'a> Verdict<'a> {
                     requested: self.reservation.amount.get(quota),
                 };
                 if finding.remaining().is_none() {
-                    if self.denial.is_none_or(|first| finding.weight() > first.weight()) {
+                    if self.denial.is_none_or(|first| finding.outweighs(&first)) {
                         self.denial = Some(finding);
                     }
                 } else if department.limits.get(period, quota).is_some()
@@ -376,9 +378,14 @@ impl Finding<'_> {
         self.settled.saturating_add(self.requested) <= self.limit
     }
 
-    /// For how long it keeps a caller away, compared with others.
-    fn weight(&self) -> (bool, bool) {
-        (!self.is_in_flight_only(), self.period == Period::Month)
+    /// Whether it keeps a caller away for longer than another, or leaves less of the same.
+    fn outweighs(&self, other: &Self) -> bool {
+        let lasts = |it: &Self| (!it.is_in_flight_only(), it.period == Period::Month);
+        let leaves = |it: &Self| {
+            let kind = KINDS.iter().position(|kind| *kind == it.quota);
+            (kind, it.limit.saturating_sub(it.settled.saturating_add(it.reserved)))
+        };
+        (lasts(self), Reverse(leaves(self))) > (lasts(other), Reverse(leaves(other)))
     }
 
     fn is_tighter_than(&self, other: &Self) -> bool {
