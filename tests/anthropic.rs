@@ -349,6 +349,35 @@ fn calls_that_no_provider_numbers_stay_apart() {
 }
 
 #[test]
+fn calls_that_come_one_after_the_other_without_numbers_stay_apart() {
+    let calls = |call: Value| chunk(&json!({ "choices": [{ "delta": { "tool_calls": [call] } }] }));
+    let named = |id: Option<&str>, city: &str| {
+        let arguments = json!({ "city": city }).to_string();
+        calls(json!({ "id": id, "function": { "name": "weather", "arguments": arguments } }))
+    };
+    let tail = |id: &str| calls(json!({ "id": id, "function": { "name": "", "arguments": " " } }));
+    for (a, b) in [(Some("a"), Some("b")), (None, None), (Some("a"), None), (None, Some("b"))] {
+        let events = write(&[
+            named(a, "Paris"),
+            tail(a.unwrap_or_default()),
+            named(b, "Rome"),
+            tail(""),
+            StreamChunk::end(),
+        ]);
+        let message = assemble(&events);
+        let content = message["content"].as_array().unwrap();
+        let seen: Vec<_> = content.iter().map(|call| (&call["name"], &call["input"]["city"])).collect();
+        let name = &json!("weather");
+        assert_eq!(seen, [(name, &json!("Paris")), (name, &json!("Rome"))], "{a:?} {b:?}");
+        for (call, id) in content.iter().zip([a, b]) {
+            let has_it = id.is_none_or(|id| call["id"] == id);
+            assert!(has_it, "{id:?}: {call}");
+        }
+        assert_ne!(content[0]["id"], content[1]["id"]);
+    }
+}
+
+#[test]
 fn each_reason_to_stop_has_its_word() {
     let reasons = [
         (FinishReason::Stop, "end_turn"),

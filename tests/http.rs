@@ -393,7 +393,7 @@ fn chunks_agree_on_the_id_and_model_that_the_first_one_gave() {
 }
 
 #[test]
-fn tool_calls_without_a_number_are_told_apart_by_their_ids() {
+fn tool_calls_without_a_number_are_told_apart_by_their_ids_and_names() {
     let mut fill = fill();
     let mut numbers = |calls: &str| -> Vec<u64> {
         let said = format!(r#"{{"choices":[{{"index":0,"delta":{{"tool_calls":{calls}}}}}]}}"#);
@@ -408,6 +408,11 @@ fn tool_calls_without_a_number_are_told_apart_by_their_ids() {
     assert_eq!(numbers(r#"[{"id":""}]"#), [2]);
     assert_eq!(numbers(r#"[{"function":{}},{"function":{}}]"#), [2, 3]);
     assert_eq!(numbers(r#"[{"id":"d","index":null},{"index":9}]"#), [4, 9]);
+    assert_eq!(numbers(r#"[{"function":{"name":"","arguments":"}"}}]"#), [9]);
+    assert_eq!(numbers(r#"[{"id":null,"function":{"name":"f"}}]"#), [10]);
+    assert_eq!(numbers(r#"[{"function":{"name":"f"}}]"#), [11]);
+    assert_eq!(numbers(r#"[{"id":"e","function":{"name":"f"}}]"#), [12]);
+    assert_eq!(numbers(r#"[{"id":"e","function":{"name":"f"}}]"#), [12]);
 }
 
 // ===== whole answers as streams =====

@@ -1,6 +1,7 @@
 //! What comes back: a head that is known at once, and a body that may still be coming.
 
 mod build;
+mod calls;
 mod chunk;
 mod completion;
 mod facts;
@@ -9,9 +10,9 @@ mod response;
 mod template;
 mod tokens;
 
-pub(crate) use self::facts::Facts;
 #[cfg(feature = "openai")]
 pub(crate) use self::template::ChunkReader;
+pub(crate) use self::{calls::Calls, facts::Facts};
 pub use self::{
     chunk::StreamChunk,
     completion::Completion,

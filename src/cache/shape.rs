@@ -1,6 +1,6 @@
 //! A stream as the whole answer that it was.
 
-use crate::{Completion, json};
+use crate::{Completion, answer::Calls, json};
 use std::collections::BTreeMap;
 
 /// One choice, put together.
@@ -23,8 +23,8 @@ enum Value {
     /// Items without their brackets.
     List(Vec<u8>),
     Object(Members),
-    /// Objects by their `index`.
-    Indexed(BTreeMap<u64, Members>),
+    /// Calls of tools by their numbers.
+    Numbered(BTreeMap<u64, Members>, Calls),
 }
 
 /// What a member of a delta means for the one before it.
@@ -35,7 +35,7 @@ enum Rule {
     Append,
     Extend,
     Merge,
-    ByIndex,
+    ByNumber,
 }
 
 /// The whole answer; `None` if it cannot be told how its pieces belong together.
@@ -113,7 +113,7 @@ impl Choice {
 fn rule(name: &str) -> Rule {
     match name {
         "content" | "reasoning_content" | "reasoning" | "refusal" | "arguments" => Rule::Append,
-        "tool_calls" => Rule::ByIndex,
+        "tool_calls" => Rule::ByNumber,
         "function_call" | "function" => Rule::Merge,
         _ => Rule::Once,
     }
@@ -173,7 +173,7 @@ impl Value {
             (Rule::Append, Some(b'"')) => Self::Text(Vec::new()),
             (Rule::Extend | Rule::Append, Some(b'[')) => Self::List(Vec::new()),
             (Rule::Merge, Some(b'{')) => Self::Object(Members::default()),
-            (Rule::ByIndex, Some(b'[')) => Self::Indexed(BTreeMap::new()),
+            (Rule::ByNumber, Some(b'[')) => Self::Numbered(BTreeMap::new(), Calls::default()),
             _ => Self::Json(value.to_vec()),
         }
     }
@@ -203,9 +203,9 @@ impl Value {
                     members.add(name, value, rule)?;
                 }
             }
-            (Self::Indexed(items), [b'[', ..]) => {
+            (Self::Numbered(items, calls), [b'[', ..]) => {
                 for (at, item) in json::items(piece).enumerate() {
-                    let members = items.entry(index(item).unwrap_or(at as u64)).or_default();
+                    let members = items.entry(calls.number(at, item)).or_default();
                     for (name, value) in json::members(item) {
                         let plain = json::string(name)?;
                         if plain != "index" {
@@ -233,7 +233,7 @@ impl Value {
                 out.push(b']');
             }
             Self::Object(members) => members.write_object(out),
-            Self::Indexed(items) => {
+            Self::Numbered(items, _) => {
                 out.push(b'[');
                 for (at, members) in items.into_values().enumerate() {
                     if at > 0 {
@@ -311,6 +311,32 @@ mod tests {
         let call = |id: &str, name: &str, arguments: &str| json!({ "id": id, "type": "function", "function": { "name": name, "arguments": arguments } });
         let calls = json!([call("a", "f", "{}"), call("b", "g", "{\"y\":1}")]);
         assert_eq!(said, Some(json!({ "role": "assistant", "content": null, "tool_calls": calls })));
+    }
+
+    #[test]
+    fn calls_of_tools_without_numbers_stay_apart() {
+        let call = |id: &str, arguments: &str| {
+            let function = json!({ "name": "f", "arguments": arguments });
+            let mut call = json!({ "function": function });
+            if !id.is_empty() {
+                call["id"] = id.into();
+            }
+            call
+        };
+        for (a, b) in [("a", "b"), ("", ""), ("a", ""), ("", "b")] {
+            let said = message(&[
+                &json!({ "tool_calls": [call(a, "1")] }).to_string(),
+                r#"{"tool_calls":[{"function":{"arguments":"2"}}]}"#,
+                &json!({ "tool_calls": [call(b, "3")] }).to_string(),
+                r#"{"tool_calls":[{"id":"","function":{"name":"","arguments":"4"}}]}"#,
+            ])
+            .unwrap_or_else(|| panic!("{a:?} {b:?}"));
+            let calls: Vec<_> = said["tool_calls"].as_array().unwrap().iter().collect();
+            let texts: Vec<_> = calls.iter().map(|call| &call["function"]["arguments"]).collect();
+            assert_eq!(texts, ["12", "34"], "{a:?} {b:?}");
+        }
+        let neighbours = message(&[r#"{"tool_calls":[{"id":"a"},{"id":"b"}]}"#]).unwrap();
+        assert_eq!(neighbours["tool_calls"], json!([{ "id": "a" }, { "id": "b" }]));
     }
 
     #[test]

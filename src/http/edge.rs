@@ -1,5 +1,6 @@
 use crate::{
     Completion, LlmRequest, ModelName, StreamChunk,
+    answer::Calls,
     clock::{Clock, SystemClock},
     json,
 };
@@ -52,21 +53,14 @@ pub struct FillIn {
     choices: u64,
     /// Those that have theirs, a bit each.
     roles: u128,
-    calls: Vec<Calls>,
+    /// By their choices.
+    calls: Vec<(u64, Calls)>,
 }
 
 #[derive(Debug, Default)]
 struct Said {
     id: Option<Box<str>>,
     model: Option<Box<str>>,
-}
-
-/// The tool calls of one choice whose provider does not number them.
-#[derive(Debug, Default)]
-struct Calls {
-    choice: u64,
-    next: u64,
-    last_id: Box<[u8]>,
 }
 
 /// Beyond it, choices are not told apart.
@@ -241,33 +235,18 @@ impl FillIn {
         }
         edits.require(choice, &wanted);
         for (at, call) in json::items(delta.map_or(&[], tool_calls)).enumerate() {
-            let said = number(json::member(call, "index"));
-            let number = self.calls(index).number(at, said, json::member(call, "id"));
+            let number = self.calls(index).number(at, call);
             edits.require(call, &[("index", number.to_string().as_bytes())]);
         }
     }
 
     fn calls(&mut self, choice: u64) -> &mut Calls {
         let choice = choice.min(MAX_CHOICES);
-        let at = self.calls.iter().position(|calls| calls.choice == choice).unwrap_or_else(|| {
-            self.calls.push(Calls { choice, ..Calls::default() });
+        let at = self.calls.iter().position(|(known, _)| *known == choice).unwrap_or_else(|| {
+            self.calls.push((choice, Calls::default()));
             self.calls.len() - 1
         });
-        &mut self.calls[at]
-    }
-}
-
-impl Calls {
-    /// Which call the delta at `at` belongs to: another id begins another call, and so does a neighbour.
-    fn number(&mut self, at: usize, said: Option<u64>, id: Option<&[u8]>) -> u64 {
-        let id = id.filter(|id| !json::is_nothing(id));
-        let begins = self.next == 0 || at > 0 || id.is_some_and(|id| *id != *self.last_id);
-        let number = said.unwrap_or_else(|| if begins { self.next } else { self.next - 1 });
-        self.next = self.next.max(number.saturating_add(1));
-        if let Some(id) = id {
-            self.last_id = id.into();
-        }
-        number
+        &mut self.calls[at].1
     }
 }
 

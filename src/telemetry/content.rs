@@ -1,7 +1,7 @@
 //! What was said, for those who have asked to keep it.
 
 use super::semconv::Value;
-use crate::{ChatBody, Completion, StreamChunk, json};
+use crate::{ChatBody, Completion, StreamChunk, answer::Calls, json};
 use serde::de::IgnoredAny;
 use serde_json::Value as Json;
 use std::{borrow::Cow, collections::BTreeMap, fmt, sync::Arc};
@@ -67,6 +67,7 @@ struct Choice {
     reasoning: String,
     text: String,
     calls: Vec<Call>,
+    numbers: Calls,
     finish: Option<String>,
 }
 
@@ -234,7 +235,7 @@ impl Choice {
         }
         let mut bytes = self.reasoning.len() + self.text.len() - before;
         for (at, call) in json::items(json::member(said, "tool_calls").unwrap_or_default()).enumerate() {
-            let index = json::member(call, "index").and_then(number).unwrap_or(at as u64);
+            let index = self.numbers.number(at, call);
             if index >= MAX_PARTS {
                 continue;
             }
@@ -246,8 +247,11 @@ impl Choice {
             let parts = [(&mut kept.id, call, "id"), (&mut kept.name, function, "name")];
             for (into, object, name) in parts {
                 let text = json::member(object, name).and_then(json::string).unwrap_or_default();
-                into.push_str(&text);
-                bytes += text.len();
+                // Some say it again with each piece.
+                if *into != text {
+                    into.push_str(&text);
+                    bytes += text.len();
+                }
             }
             let arguments = json::member(function, "arguments").and_then(json::string).unwrap_or_default();
             kept.arguments.push_str(&arguments);
@@ -608,6 +612,31 @@ mod tests {
             json!([{ "type": "function", "name": "look", "description": "Looks.",
                      "parameters": { "type": "object" } }])
         );
+    }
+
+    fn streamed(max_bytes: usize, chunks: &[&str]) -> Json {
+        let capture = CaptureContent::span(max_bytes);
+        let mut collector = capture.collector(&ChatBody::parse(BODY).unwrap()).unwrap();
+        for chunk in chunks {
+            collector.chunk(&StreamChunk::parse((*chunk).to_owned()).unwrap());
+        }
+        serde_json::from_str(&collector.finish(false).output).unwrap()
+    }
+
+    #[test]
+    fn calls_without_numbers_stay_apart() {
+        let call = |call: &str| format!(r#"{{"choices":[{{"delta":{{"tool_calls":[{call}]}}}}]}}"#);
+        for (a, b) in [("a", "b"), ("", ""), ("a", ""), ("", "b")] {
+            let named = |id, at| {
+                call(&format!(r#"{{"id":"{id}","function":{{"name":"f","arguments":"{{\"at\":{at}"}}}}"#))
+            };
+            let tail = call(r#"{"function":{"arguments":"}"}}"#);
+            let again = call(&format!(r#"{{"id":"{a}","function":{{"name":"","arguments":"}}"}}}}"#));
+            let output = streamed(10_000, &[&named(a, 1), &again, &named(b, 2), &tail]);
+            let call =
+                |id, at| json!({ "type": "tool_call", "id": id, "name": "f", "arguments": { "at": at } });
+            assert_eq!(output[0]["parts"], json!([call(a, 1), call(b, 2)]));
+        }
     }
 
     #[test]

@@ -1,5 +1,5 @@
 use super::answer::{member_text, message_id, stop_reason, text, thoughts, usage};
-use crate::{Error, FinishReason, ModelName, StreamChunk, TokenUsage, json};
+use crate::{Error, FinishReason, ModelName, StreamChunk, TokenUsage, answer::Calls, json};
 use bytes::{BufMut, BytesMut};
 use serde_json::{Value, json};
 use std::fmt;
@@ -31,6 +31,7 @@ pub struct MessageEvents {
     /// The block that is being written, and how many came before.
     open: Option<Block>,
     blocks: u64,
+    calls: Calls,
     has_calls: bool,
     finish: Option<FinishReason>,
     usage: Option<TokenUsage>,
@@ -40,7 +41,7 @@ pub struct MessageEvents {
 enum Block {
     Thinking,
     Text,
-    /// With the number that the provider gave the call.
+    /// With the number of the call.
     Tool(u64),
 }
 
@@ -52,6 +53,7 @@ impl MessageEvents {
             has_begun: false,
             open: None,
             blocks: 0,
+            calls: Calls::default(),
             has_calls: false,
             finish: None,
             usage: None,
@@ -128,13 +130,7 @@ impl MessageEvents {
         self.has_calls = true;
         let function = json::member(call, "function").unwrap_or(b"{}");
         let (id, name) = (member_text(call, "id"), member_text(function, "name"));
-        let said = json::member(call, "index").and_then(|raw| serde_json::from_slice::<u64>(raw).ok());
-        let block = match (said, self.open) {
-            (Some(number), _) => Block::Tool(number),
-            // Without numbers, whoever is named begins, and the rest goes on with it.
-            (None, Some(Block::Tool(number))) if name.is_none() => Block::Tool(number),
-            (None, _) => Block::Tool(self.blocks + at as u64),
-        };
+        let block = Block::Tool(self.calls.number(at, call));
         let head = || {
             let id = message_id_of_call(id.as_deref());
             json!({ "type": "tool_use", "id": id, "name": name.as_deref().unwrap_or_default(), "input": {} })
