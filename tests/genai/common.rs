@@ -54,11 +54,20 @@ pub(crate) fn event(event: &Value) -> String {
 
 /// A frame of a stream of Bedrock's.
 pub(crate) fn bedrock_frame(event: &str, payload: &Value) -> Vec<u8> {
+    bedrock("event", (":event-type", event), payload)
+}
+
+/// The frame that ends a stream of Bedrock's in the place of the rest.
+pub(crate) fn bedrock_exception(kind: &str, payload: &Value) -> Vec<u8> {
+    bedrock("exception", (":exception-type", kind), payload)
+}
+
+fn bedrock(message: &str, (name, kind): (&str, &str), payload: &Value) -> Vec<u8> {
     let header = |name: &str, value: &str| {
         let lengths = (u8::try_from(name.len()).unwrap(), u16::try_from(value.len()).unwrap().to_be_bytes());
         [&[lengths.0][..], name.as_bytes(), &[7], &lengths.1, value.as_bytes()].concat()
     };
-    let headers = [header(":message-type", "event"), header(":event-type", event)].concat();
+    let headers = [header(":message-type", message), header(name, kind)].concat();
     let payload = payload.to_string();
     let lengths = [16 + headers.len() + payload.len(), headers.len()];
     let mut frame = lengths.map(|length| u32::try_from(length).unwrap().to_be_bytes()).concat();

@@ -9,6 +9,9 @@ use serde_json::{Value, json};
 use std::time::Duration;
 use tower::{Service as _, ServiceExt as _};
 
+/// As Bedrock throttles, with a word that others have for prompts that are too long.
+const THROTTLED: &str = "Too many tokens, please wait before trying again.";
+
 async fn streamed_failure(dialect: Dialect, pieces: &[String]) -> llm_layers::Error {
     let pieces: Vec<_> = pieces.iter().map(String::as_str).collect();
     let server = Server::playing(streamed(&pieces)).await;
@@ -111,6 +114,7 @@ async fn what_a_provider_reports_in_its_stream_is_an_error() {
             ErrorClass::ContentFilter,
         ),
         (Dialect::Bedrock, json!({ "message": "no" }), ErrorClass::Upstream),
+        (Dialect::Bedrock, json!({ "message": THROTTLED }), ErrorClass::RateLimited),
         (Dialect::Bedrock, json!({}), ErrorClass::BadFrame),
         (Dialect::Ollama, json!({ "error": "no" }), ErrorClass::Upstream),
         (
@@ -122,6 +126,15 @@ async fn what_a_provider_reports_in_its_stream_is_an_error() {
         let server = Server::playing([whole(200, "", &body.to_string())]).await;
         let error = failure(leaf(dialect, &server), hello(model(dialect), false)).await;
         assert_eq!(error.class(), Some(class), "{dialect:?} {body}");
+    }
+    for (said, class) in [(THROTTLED, ErrorClass::RateLimited), ("no", ErrorClass::Upstream)] {
+        let server = Server::playing(streamed(&[bedrock_exception(
+            "throttlingException",
+            &json!({ "message": said }),
+        )]))
+        .await;
+        let error = failure(leaf(Dialect::Bedrock, &server), hello(model(Dialect::Bedrock), true)).await;
+        assert_eq!(error.class(), Some(class), "{said}");
     }
 }
 

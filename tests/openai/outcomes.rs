@@ -57,6 +57,8 @@ async fn a_status_other_than_2xx_has_its_class_and_keeps_what_was_said() {
             Some("invalid_request_error"),
         ),
         (413, "Prompt is too long", ContextWindow, None),
+        (400, r#"{"message":"Too many tokens, please wait before trying again."}"#, RateLimited, None),
+        (422, r#"{"detail":[{"msg":"field required","input":"please wait"}]}"#, BadRequest, None),
         (422, r#"{"detail":[{"loc":["body"],"msg":"input is too long"}]}"#, ContextWindow, None),
         (
             400,
@@ -203,6 +205,37 @@ async fn an_error_inside_of_a_200_is_an_error() {
             r#"{"error":{"code":400,"message":"This model's maximum context length is 9"}}"#,
             ContextWindow,
             Some("400"),
+        ),
+        (
+            r#"{"error":{"code":429,"message":"Too many tokens, please wait before trying again."}}"#,
+            RateLimited,
+            Some("429"),
+        ),
+        (r#"{"error":{"message":"Too many tokens, please wait before trying again."}}"#, RateLimited, None),
+        (r#"{"error":"Too many tokens. Try again in 20s."}"#, RateLimited, None),
+        (r#"{"error":"Too many tokens. Try again with fewer."}"#, ContextWindow, None),
+        (r#"{"error":{"code":429,"message":"too many tokens"}}"#, RateLimited, Some("429")),
+        (
+            r#"{"error":{"code":"rate_limit_exceeded","message":"too many tokens"}}"#,
+            RateLimited,
+            Some("rate_limit_exceeded"),
+        ),
+        (
+            r#"{"error":{"type":"ThrottlingException","message":"too many tokens"}}"#,
+            RateLimited,
+            Some("ThrottlingException"),
+        ),
+        (
+            r#"{"error":{"type":"overloaded_error","message":"no room for this context window"}}"#,
+            Unavailable,
+            Some("overloaded_error"),
+        ),
+        (r#"{"error":{"code":503,"message":"no room for this context window"}}"#, Unavailable, Some("503")),
+        (r#"{"error":{"code":500,"message":"no room for this context window"}}"#, Upstream, Some("500")),
+        (
+            r#"{"error":{"code":"context_length_exceeded","message":"please wait"}}"#,
+            ContextWindow,
+            Some("context_length_exceeded"),
         ),
     ] {
         let headers = [("content-type", "text/event-stream"), ("request-id", "r-2")];

@@ -42,6 +42,9 @@ const CONTEXT_MESSAGES: [&str; 13] = [
     "too many tokens",
 ];
 
+/// Lower case, and of those who were asked too often. A shorter prompt may also be tried again.
+const WAIT_MESSAGES: [&str; 4] = ["please wait", "wait before", "try again in ", "try again later"];
+
 const FILTER_CODES: [&str; 6] = [
     "content_filter",
     "content_filtered",
@@ -51,13 +54,14 @@ const FILTER_CODES: [&str; 6] = [
     "data_inspection_failed",
 ];
 
-const RATE_CODES: [&str; 6] = [
+const RATE_CODES: [&str; 7] = [
     "rate_limit_exceeded",
     "rate_limit_error",
     "rate_limited",
     "too_many_requests",
     "resource_exhausted",
     "insufficient_quota",
+    "throttlingexception",
 ];
 
 const UNAVAILABLE_CODES: [&str; 5] =
@@ -125,6 +129,11 @@ impl Fault {
     fn says_context(&self) -> bool {
         CONTEXT_MESSAGES.iter().any(|known| self.message.contains(known))
     }
+
+    /// Bedrock, too, says "too many tokens", and means those of a minute.
+    fn asks_to_wait(&self) -> bool {
+        WAIT_MESSAGES.iter().any(|known| self.message.contains(known))
+    }
 }
 
 /// What an answer with a status other than 2xx means.
@@ -135,6 +144,7 @@ pub(super) fn class_of_status(status: StatusCode, fault: &Fault) -> ErrorClass {
         300..=399 => ErrorClass::BadFrame,
         _ if fault.is_any(&CONTEXT_CODES) => ErrorClass::ContextWindow,
         _ if fault.is_any(&FILTER_CODES) => ErrorClass::ContentFilter,
+        400 | 413 | 422 if fault.says_context() && fault.asks_to_wait() => ErrorClass::RateLimited,
         400 | 413 | 422 if fault.says_context() => ErrorClass::ContextWindow,
         403 => ErrorClass::Auth,
         // Google refuses a wrong key with a 400.
@@ -146,15 +156,18 @@ pub(super) fn class_of_status(status: StatusCode, fault: &Fault) -> ErrorClass {
     }
 }
 
-/// What an error in the place of an answer means.
+/// What an error in the place of an answer means: codes and numbers are surer than texts.
 pub(super) fn class_of_report(fault: &Fault) -> ErrorClass {
     match fault.number {
-        _ if fault.is_any(&CONTEXT_CODES) || fault.says_context() => ErrorClass::ContextWindow,
+        _ if fault.is_any(&CONTEXT_CODES) => ErrorClass::ContextWindow,
         _ if fault.is_any(&FILTER_CODES) => ErrorClass::ContentFilter,
         _ if fault.is_any(&RATE_CODES) => ErrorClass::RateLimited,
         _ if fault.is_any(&UNAVAILABLE_CODES) => ErrorClass::Unavailable,
         Some(429) => ErrorClass::RateLimited,
         Some(502..=504 | 529) => ErrorClass::Unavailable,
+        Some(500..=599) => ErrorClass::Upstream,
+        _ if fault.asks_to_wait() => ErrorClass::RateLimited,
+        _ if fault.says_context() => ErrorClass::ContextWindow,
         _ => ErrorClass::Upstream,
     }
 }
