@@ -348,9 +348,18 @@ async fn seed_05_rules_say_what_to_do_about_each_cause() {
     let long = || chains().chain_on(Cause::ContextWindow, "p/a", ["p/long"]);
     assert_eq!(rules(ErrorClass::ContextWindow, long()).await, (vec!["p/a".into(), "p/long".into()], true));
     assert_eq!(rules(ErrorClass::Upstream, long()).await, (vec!["p/a".into(), "p/b".into()], true));
-    // A refused request is not sent to the same model again.
-    let again = chains().retries(3);
-    assert_eq!(rules(ErrorClass::BadRequest, again).await, (vec!["p/a".into(), "p/b".into()], true));
+    // What would come to the same is not asked of the same model again.
+    for class in [
+        ErrorClass::Auth,
+        ErrorClass::BadRequest,
+        ErrorClass::ContextWindow,
+        ErrorClass::ContentFilter,
+        ErrorClass::TooLarge,
+    ] {
+        assert!(!class.is_retryable());
+        let again = chains().retries(3);
+        assert_eq!(rules(class, again).await, (vec!["p/a".into(), "p/b".into()], true), "{class:?}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -396,6 +396,8 @@ causes! {
     empty => Empty;
     /// The answer broke off before its first content.
     broken => Broken;
+    /// The answer is larger than is taken.
+    too_large => TooLarge;
     /// The provider refused the credentials.
     auth => Auth;
     /// The provider refused the request.

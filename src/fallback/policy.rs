@@ -74,6 +74,8 @@ pub enum Cause {
     Empty,
     /// The answer broke off before its first content, or was none.
     Broken,
+    /// The answer is larger than is taken, and would be again.
+    TooLarge,
     /// The provider refused the credentials.
     Auth,
     /// The provider refused the request.
@@ -103,7 +105,8 @@ impl Cause {
             ErrorKind::Provider(failure) => match failure.class {
                 ErrorClass::Connect | ErrorClass::Transport => Self::Unreachable,
                 ErrorClass::Upstream | ErrorClass::Unavailable => Self::ServerError,
-                ErrorClass::Truncated | ErrorClass::BadFrame | ErrorClass::TooLarge => Self::Broken,
+                ErrorClass::Truncated | ErrorClass::BadFrame => Self::Broken,
+                ErrorClass::TooLarge => Self::TooLarge,
                 ErrorClass::RateLimited => Self::RateLimited,
                 ErrorClass::Auth => Self::Auth,
                 ErrorClass::BadRequest => Self::BadRequest,
