@@ -412,6 +412,30 @@ async fn the_next_attempt_waits_until_the_service_is_ready() {
 }
 
 #[tokio::test]
+async fn a_service_that_fails_before_the_next_attempt_does_not_hide_the_first() {
+    let (mut service, mut provider) = mock::spawn_layer(FallbackLayer::new(chains().build().unwrap()));
+    provider.allow(1);
+    assert_ready_ok!(service.poll_ready());
+    let mut request = request("p/a");
+    request.keep_decisions();
+    let mut response = task::spawn(service.call(request));
+    let usage = TokenUsage::new(3, 4);
+    let (first, answer) = provider.next_request().await.unwrap();
+    first.progress.mark_dispatched();
+    answer.send_error(down().with_dispatched(true).with_usage(usage));
+    assert_pending!(response.poll());
+    provider.send_error(Error::new(ErrorKind::Overloaded));
+
+    let error = assert_ready_err!(response.poll());
+    assert!(matches!(error.kind(), ErrorKind::Overloaded), "{error:?}");
+    assert!(error.dispatched(), "the first was");
+    assert!(error.decisions().are_kept());
+    let attempts: Vec<_> = error.attempts().iter().map(|a| (&*a.model, a.error.class())).collect();
+    assert_eq!(attempts, [("p/a", Some(ErrorClass::Unavailable)), ("p/b", None)]);
+    assert_eq!(error.attempts()[0].error.usage(), Some(&usage));
+}
+
+#[tokio::test]
 async fn foreign_errors_fall_back_too() {
     let (mut service, mut provider) = mock::spawn_layer(FallbackLayer::new(chains().build().unwrap()));
     assert_ready_ok!(service.poll_ready());

@@ -136,7 +136,11 @@ where
                             this.state.set(State::Calling(call));
                             continue;
                         }
-                        Poll::Ready(Err(error)) => return Poll::Ready(Err(error.into())),
+                        Poll::Ready(Err(error)) => {
+                            // No policy is asked: this service takes no further call. Nobody was asked, and no time spent.
+                            this.attempts.note(error.into(), Duration::ZERO);
+                            return Poll::Ready(Err(this.attempts.verdict()));
+                        }
                         Poll::Pending => {
                             ready!(poll_deadline(*this.deadline, this.timer, cx));
                             Error::new(ErrorKind::Timeout { phase: TimeoutPhase::Deadline })
