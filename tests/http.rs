@@ -379,6 +379,14 @@ fn only_the_first_delta_of_each_choice_gets_a_role() {
 }
 
 #[test]
+fn a_terminal_chunk_with_content_lacks_nothing_either() {
+    let last = || chunk(r#"{"choices":[{"delta":{"content":"a"}}]}"#).into_final();
+    let expected = r#"{"id":"own","object":"chat.completion.chunk","created":7,"model":"acme/m","choices":[{"index":0,"delta":{"role":"assistant","content":"a"}}]}"#;
+    assert_eq!(fill().chunk(&last()), expected);
+    assert!(fill().chunk(&StreamChunk::end()).is_empty());
+}
+
+#[test]
 fn chunks_agree_on_the_id_and_model_that_the_first_one_gave() {
     let mut fill = fill();
     fill.chunk(&chunk(r#"{"id":"theirs","model":"m-1","choices":[]}"#));
@@ -519,6 +527,7 @@ async fn usage_is_left_out_unless_it_was_asked_for() {
         let body = String::from_utf8(body.to_vec()).unwrap();
         assert_eq!(body.matches("data: ").count(), events);
         assert_eq!(body.contains("prompt_tokens"), events == 4);
+        assert_eq!(body.matches(r#""model":"acme/m""#).count(), events - 1, "all but the mark of the end");
         assert!(body.ends_with("\n\ndata: [DONE]\n\n"));
     }
 }

@@ -170,11 +170,10 @@ impl FillIn {
         edits.apply(completion.data())
     }
 
-    /// The JSON of the next chunk; nothing for the terminal one.
+    /// The JSON of the next chunk; nothing for a terminal one that carries nothing else.
     pub fn chunk(&mut self, chunk: &StreamChunk) -> Bytes {
-        // It has no JSON.
-        if chunk.is_final() {
-            return chunk.data().clone();
+        if chunk.data().is_empty() {
+            return Bytes::new();
         }
         let facts = chunk.facts();
         let lacks = facts.lacks;
