@@ -3,12 +3,13 @@ use crate::{
     cache::{CacheControl, MissReason},
 };
 use http::{HeaderMap, HeaderValue, header};
+use memchr::memchr;
 use std::time::Duration;
 
 /// What a client asks of the cache, by `Cache-Control` and `Pragma` (RFC 9111, §5.2.1 and §5.4): `no-store`, `no-cache`,
 /// `only-if-cached`, `max-age`, and `ttl`, in seconds, for how long its answer may be kept.
 ///
-/// What is not understood is passed over; an age or time that is no number is 0. Several headers are obeyed together.
+/// A directive that is not understood is passed over; an age or time that is no number is 0. Several headers are obeyed together.
 ///
 /// ```
 /// use http::{HeaderMap, header::CACHE_CONTROL};
@@ -21,31 +22,61 @@ use std::time::Duration;
 /// ```
 pub fn cache_control(headers: &HeaderMap) -> CacheControl {
     let mut control = CacheControl::new();
-    let said = headers.get_all(header::CACHE_CONTROL).iter().filter_map(|value| value.to_str().ok());
-    for directive in said.flat_map(|said| said.split(',')) {
-        let (name, argument) = directive.split_once('=').unwrap_or((directive, ""));
+    let all = |name| headers.get_all(name).iter().flat_map(|value| directives(value.as_bytes()));
+    for directive in all(header::CACHE_CONTROL) {
+        let (name, argument) = directive.split_at(memchr(b'=', directive).unwrap_or(directive.len()));
         let seconds = || {
-            let number = argument.trim().trim_matches('"');
+            let number = argument.get(1..).unwrap_or_default().trim_ascii();
+            let number = std::str::from_utf8(number).unwrap_or_default().trim_matches('"');
             let is_number = !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
             // More digits than fit are a long time; no number is the least that can have been meant.
             Duration::from_secs(if is_number { number.parse().unwrap_or(u64::MAX) } else { 0 })
         };
         let asked = CacheControl::new();
-        control = control.and(match name.trim().to_ascii_lowercase().as_str() {
-            "no-store" => asked.with_no_store(),
-            "no-cache" => asked.with_no_cache(),
-            "only-if-cached" => asked.with_only_if_cached(),
-            "max-age" => asked.with_max_age(seconds()),
-            "ttl" => asked.with_ttl(seconds()),
+        control = control.and(match name.trim_ascii().to_ascii_lowercase().as_slice() {
+            b"no-store" => asked.with_no_store(),
+            b"no-cache" => asked.with_no_cache(),
+            b"only-if-cached" => asked.with_only_if_cached(),
+            b"max-age" => asked.with_max_age(seconds()),
+            b"ttl" => asked.with_ttl(seconds()),
             _ => asked,
         });
     }
     let is_old = !headers.contains_key(header::CACHE_CONTROL);
-    let pragma = headers.get(header::PRAGMA).and_then(|value| value.to_str().ok());
-    if is_old && pragma.is_some_and(|said| said.trim().eq_ignore_ascii_case("no-cache")) {
+    if is_old && all(header::PRAGMA).any(|said| said.trim_ascii().eq_ignore_ascii_case(b"no-cache")) {
         control = control.with_no_cache();
     }
     control
+}
+
+/// What stands between commas, but for those in quoted strings.
+fn directives(mut said: &[u8]) -> impl Iterator<Item = &[u8]> {
+    std::iter::from_fn(move || {
+        if said.is_empty() {
+            return None;
+        }
+        let (first, rest) = said.split_at(end_of_first(said));
+        said = rest.get(1..).unwrap_or_default();
+        Some(first)
+    })
+}
+
+fn end_of_first(said: &[u8]) -> usize {
+    let comma = |from: usize| memchr(b',', &said[from..]).map_or(said.len(), |at| from + at);
+    let end = comma(0);
+    let Some(equals) = memchr(b'=', &said[..end]) else { return end };
+    let argument = said[equals + 1..].trim_ascii_start();
+    let Some(inner) = argument.strip_prefix(b"\"") else { return end };
+    let mut at = said.len() - inner.len();
+    loop {
+        match said.get(at) {
+            Some(b'"') => return comma(at),
+            Some(b'\\') => at += 2,
+            Some(_) => at += 1,
+            // A string that does not end is none: no directive is lost in it.
+            None => return end,
+        }
+    }
 }
 
 /// What to say in `Cache-Status` (RFC 9211); `None` if there is no cache.
@@ -111,7 +142,7 @@ mod tests {
     fn of(said: &[(header::HeaderName, &str)]) -> CacheControl {
         let mut headers = HeaderMap::new();
         for (name, value) in said {
-            headers.append(name, value.parse().unwrap());
+            headers.append(name, HeaderValue::from_bytes(value.as_bytes()).unwrap());
         }
         cache_control(&headers)
     }
@@ -133,13 +164,24 @@ mod tests {
             ("max-age=99999999999999999999999", control().with_max_age(seconds(u64::MAX))),
             ("ttl=5", control().with_ttl(seconds(5))),
             ("no-transform, max-stale=100, x=\"no\", public", control()),
+            ("no-store, x=\"é\"", control().with_no_store()),
+            ("é, max-age=60, x=é, no-cache", control().with_no_cache().with_max_age(seconds(60))),
+            ("max-age=é", control().with_max_age(seconds(0))),
+            ("x=\"a, no-store\", y= \"\\\", no-cache\", ttl=5", control().with_ttl(seconds(5))),
+            // A string that does not end is none.
+            ("x=\"a, no-store", control().with_no_store()),
+            ("x=\"a\\", control()),
+            ("x\"a, no-store, b\"", control().with_no_store()),
+            (",, no-store,", control().with_no_store()),
         ];
         for (said, asked) in cases {
             assert_eq!(of(&[(header::CACHE_CONTROL, said)]), asked, "{said}");
         }
         let two = [(header::CACHE_CONTROL, "no-store"), (header::CACHE_CONTROL, "ttl=1")];
         assert_eq!(of(&two), control().with_no_store().with_ttl(seconds(1)));
-        assert_eq!(of(&[(header::PRAGMA, "no-cache")]), control().with_no_cache());
+        for said in ["no-cache", "x=é, No-Cache"] {
+            assert_eq!(of(&[(header::PRAGMA, said)]), control().with_no_cache(), "{said}");
+        }
         let both = [(header::PRAGMA, "no-cache"), (header::CACHE_CONTROL, "max-age=1")];
         assert_eq!(of(&both), control().with_max_age(seconds(1)));
     }
