@@ -4,7 +4,7 @@ use crate::{
     BoxError,
     cache::{Embedder, Fetch, Semantic},
     config::{SemanticCache, SemanticMode, plan::SemanticPlan},
-    provider::openai::{HyperClient, hyper_client},
+    provider::openai::{HyperClient, below, hyper_client},
 };
 use bytes::Bytes;
 use http::{HeaderValue, Request, header};
@@ -32,9 +32,7 @@ pub(super) fn semantic(settings: &SemanticCache, plan: &SemanticPlan) -> Semanti
     });
     let server = Server {
         http: hyper_client(),
-        uri: format!("{}/embeddings", settings.base_url.trim().trim_end_matches('/'))
-            .parse()
-            .unwrap_or_default(),
+        uri: below(&settings.base_url, "/embeddings").unwrap_or_default(),
         authorization,
         model: settings.model.as_str().into(),
     };

@@ -53,3 +53,9 @@ pub use self::hyper::{HyperClient, hyper_client, hyper_client_trusting};
 #[cfg(feature = "reqwest")]
 pub use self::reqwest::{ReqwestClient, ReqwestFuture};
 pub use self::{endpoint::ConfigError, future::ResponseFuture, service::OpenAiCompatible};
+
+/// Where `path` is, below a base URL, whose query stays behind it.
+#[cfg(all(feature = "config", feature = "semantic", feature = "hyper-client"))]
+pub(crate) fn below(base_url: &str, path: &str) -> Result<http::Uri, ConfigError> {
+    Ok(endpoint::Endpoint::new(base_url, path)?.uri)
+}
