@@ -1,7 +1,7 @@
 //! What was said, for those who have asked to keep it.
 
 use super::semconv::Value;
-use crate::{ChatBody, Completion, StreamChunk, answer::Calls, json};
+use crate::{ChatBody, ChoiceFinish, Completion, FinishReason, StreamChunk, answer::Calls, json};
 use serde::de::IgnoredAny;
 use serde_json::Value as Json;
 use std::{borrow::Cow, collections::BTreeMap, fmt, sync::Arc};
@@ -68,7 +68,7 @@ struct Choice {
     text: String,
     calls: Vec<Call>,
     numbers: Calls,
-    finish: Option<String>,
+    finish: Option<FinishReason>,
 }
 
 #[derive(Default)]
@@ -180,25 +180,35 @@ impl Collector {
         if self.bytes < self.max_bytes {
             self.choices(chunk.data(), "delta");
         }
+        // Comes last, where no more may be kept of what is said.
+        self.ends(chunk.finish_reasons());
     }
 
     pub(super) fn whole(&mut self, completion: &Completion) {
         self.choices(completion.data(), "message");
+        self.ends(completion.finish_reasons());
     }
 
     fn choices(&mut self, data: &[u8], said: &str) {
-        for choice in json::items(json::member(data, "choices").unwrap_or_default()) {
-            let index = json::member(choice, "index").and_then(number).unwrap_or(0);
-            if index >= MAX_PARTS {
-                continue;
+        for (at, choice) in json::items(json::member(data, "choices").unwrap_or_default()).enumerate() {
+            let index = json::member(choice, "index").and_then(number).unwrap_or(at as u64);
+            if let Some(kept) = self.choice(index) {
+                let bytes = json::member(choice, said).map_or(0, |said| kept.say(said));
+                self.bytes += bytes;
             }
-            let kept = self.answer.entry(index).or_default();
-            if let Some(reason) = json::member(choice, "finish_reason").and_then(json::string) {
-                kept.finish = Some(reason.into_owned());
-            }
-            let Some(said) = json::member(choice, said) else { continue };
-            self.bytes += kept.say(said);
         }
+    }
+
+    fn ends(&mut self, finishes: &[ChoiceFinish]) {
+        for ChoiceFinish { index, reason } in finishes {
+            if let Some(kept) = self.choice(u64::from(*index)) {
+                kept.finish = Some(reason.clone());
+            }
+        }
+    }
+
+    fn choice(&mut self, index: u64) -> Option<&mut Choice> {
+        (index < MAX_PARTS).then(|| self.answer.entry(index).or_default())
     }
 
     pub(super) fn finish(self, is_cut: bool) -> Content {
@@ -275,10 +285,10 @@ impl Choice {
                 arguments: redact.apply(&call.arguments),
             });
         }
-        let finish = match self.finish.as_deref() {
+        let finish = match &self.finish {
             // As the conventions' schema of messages spells it.
-            Some("tool_calls" | "function_call") => "tool_call",
-            Some(reason) => reason,
+            Some(FinishReason::ToolCalls) => "tool_call",
+            Some(reason) => reason.as_str(),
             None if is_cut => "error",
             None => "stop",
         };
@@ -636,6 +646,23 @@ mod tests {
             let call =
                 |id, at| json!({ "type": "tool_call", "id": id, "name": "f", "arguments": { "at": at } });
             assert_eq!(output[0]["parts"], json!([call(a, 1), call(b, 2)]));
+        }
+    }
+
+    #[test]
+    fn why_an_answer_ended_is_told_also_where_no_more_of_it_is_kept() {
+        let text = format!(r#"{{"choices":[{{"delta":{{"content":"{}"}}}}]}}"#, "a".repeat(200));
+        for (reason, told) in
+            [("length", "length"), ("tool_calls", "tool_call"), ("content_filter", "content_filter")]
+        {
+            let end = format!(
+                r#"{{"choices":[{{"index":0,"delta":{{"content":"b"}},"finish_reason":"{reason}"}}]}}"#
+            );
+            let late = r#"{"choices":[{"index":0,"delta":{"content":"c"},"finish_reason":null}]}"#;
+            let output = streamed(100, &[&text, &end, late]);
+            assert_eq!(output[0]["finish_reason"], told);
+            let kept = output[0]["parts"][0]["content"].as_str().unwrap();
+            assert!(!kept.is_empty() && kept.bytes().all(|byte| byte == b'a'), "{kept}");
         }
     }
 
