@@ -71,7 +71,7 @@ pub fn event(number: u64) -> UsageEvent {
     let departments = all.into_iter().take((number % 4) as usize);
     event.context = RequestContext::new().with_departments(departments).with_request_id(number.to_string());
     event.cost.amount = Some(NanoUsd::new(number as i64));
-    event.assumed_cost = (number % 3 == 0).then_some(NanoUsd::new(number as i64));
+    event.assumed_cost = number.is_multiple_of(3).then_some(NanoUsd::new(number as i64));
     event.service_tier = ServiceTier::ALL.get(number as usize % 7).copied();
     event
 }
