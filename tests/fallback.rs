@@ -580,3 +580,30 @@ async fn dropped_while_it_holds_chunks_it_hangs_up() {
     drop(answer);
     assert_eq!(provider.alive(), 0);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_call_was_sent_if_one_of_its_attempts_was_and_not_else() {
+    let connect = || failure(ErrorClass::Connect);
+    let sent = || failure(ErrorClass::Transport).with_dispatched(true);
+    for (failures, is_sent) in [
+        // Leaves mark the call before they try to connect.
+        ([connect(), connect(), connect()], false),
+        ([connect(), sent(), connect()], true),
+        ([sent(), connect(), connect()], true),
+        ([connect(), connect(), sent()], true),
+    ] {
+        for marks in [false, true] {
+            let provider = Scripted::new();
+            failures.iter().for_each(|error| provider.push(Reply::error(error.clone())));
+            let marking = tower::service_fn(move |request: LlmRequest| {
+                if marks {
+                    request.progress.mark_dispatched();
+                }
+                provider.clone().oneshot(request)
+            });
+            let service = FallbackLayer::new(chains().build().unwrap()).layer(marking);
+            let error = service.oneshot(request("p/a")).await.unwrap_err();
+            assert_eq!((error.attempts().len(), error.dispatched()), (3, is_sent), "{failures:?} {marks}");
+        }
+    }
+}

@@ -50,6 +50,8 @@ struct Attempts<P> {
     progress: Option<Progress>,
     models: Vec<ModelName>,
     failed: Vec<Attempt>,
+    /// Whether a provider was asked by one of them.
+    was_sent: bool,
     calls_left: u16,
     skips_left: u16,
     wait: Duration,
@@ -81,6 +83,7 @@ where
             progress: None,
             models: Vec::new(),
             failed: Vec::new(),
+            was_sent: false,
             calls_left: bounds.max_attempts,
             // Skips cost nothing but time; a policy that names ever new strangers still comes to its end.
             skips_left: 64,
@@ -253,6 +256,7 @@ impl<P: Policy> Attempts<P> {
         if !self.models.contains(&model) {
             self.models.push(model.clone());
         }
+        self.was_sent |= error.was_sent(&self.request.progress);
         self.failed.push(Attempt { model, error, wait: mem::take(&mut self.wait), latency });
     }
 
@@ -282,13 +286,11 @@ impl<P: Policy> Attempts<P> {
     fn verdict(&mut self) -> Error {
         let failed = mem::take(&mut self.failed);
         let real = failed.iter().rev().find(|attempt| Cause::of(&attempt.error) != Some(Cause::Skipped));
-        let progress = self.progress.as_ref().unwrap_or(&self.request.progress);
         match real.or_else(|| failed.first()) {
             Some(attempt) => {
                 let error = attempt.error.clone();
-                let dispatched = error.dispatched() || progress.is_dispatched();
                 let decisions = self.request.decisions();
-                error.with_dispatched(dispatched).with_attempts(failed).with_decisions(decisions)
+                error.with_dispatched(self.was_sent).with_attempts(failed).with_decisions(decisions)
             }
             None => not_found(&self.request.model),
         }

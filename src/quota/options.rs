@@ -67,7 +67,8 @@ pub enum Unpriced {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Unreported {
-    /// The prompt's upper bound and that of the text that came: never too little.
+    /// The prompt's upper bound and that of the text that came, on top of what was reported before it: never too little, but
+    /// for thoughts that a provider bills and does not show.
     #[default]
     UpperBound,
     /// An estimate, the same as [`usage`](crate::usage) records.
