@@ -9,8 +9,9 @@ mod walk;
 pub(crate) use self::walk::leading_string;
 pub(crate) use self::walk::{Name, Walk};
 
-use memchr::memchr2;
-use std::borrow::Cow;
+use memchr::{memchr, memchr2};
+use serde::de;
+use std::{borrow::Cow, fmt};
 
 /// Whether arrays and objects nest deeper than `limit`. Strings are skipped, so a long prompt costs little.
 pub(crate) fn too_deep(bytes: &[u8], limit: usize) -> bool {
@@ -125,7 +126,9 @@ pub(crate) fn is_name(raw: &[u8], name: &str) -> bool {
     inner == name.as_bytes() || (inner.contains(&b'\\') && string(raw).is_some_and(|s| s == name))
 }
 
-/// The string behind its JSON form, borrowed where nothing is escaped.
+/// The string behind its JSON form, borrowed where nothing is escaped; for names and all else that is compared.
+///
+/// `None` if half of a surrogate pair stands alone in it, for what is not the same must not become equal.
 pub(crate) fn string(raw: &[u8]) -> Option<Cow<'_, str>> {
     match raw {
         [b'"', inner @ .., b'"'] if !inner.contains(&b'\\') => {
@@ -134,6 +137,85 @@ pub(crate) fn string(raw: &[u8]) -> Option<Cow<'_, str>> {
         [b'"', ..] => serde_json::from_slice(raw).ok().map(Cow::Owned),
         _ => None,
     }
+}
+
+/// As [`string`], for what people read: each half of a surrogate pair that stands alone is told as U+FFFD.
+pub(crate) fn text(raw: &[u8]) -> Option<Cow<'_, str>> {
+    string(raw).or_else(|| shown(wtf8(raw)?).map(Cow::Owned))
+}
+
+/// Reads a text that comes in pieces, which may cut a surrogate pair in two.
+#[derive(Debug, Default)]
+pub(crate) struct Pieces {
+    /// The first half of a pair, whose second half may come with the next piece.
+    half: Option<u16>,
+}
+
+impl Pieces {
+    /// As [`text`], of one piece; a first half at its end is kept back.
+    pub(crate) fn next<'a>(&mut self, raw: &'a [u8]) -> Option<Cow<'a, str>> {
+        if self.half.is_none()
+            && let Some(text) = string(raw)
+        {
+            return Some(text);
+        }
+        let [b'"', rest @ ..] = raw else { return None };
+        let half = self.half.take().map(|half| format!("\\u{half:04x}")).unwrap_or_default();
+        let mut wtf8 = wtf8(&[b"\"", half.as_bytes(), rest].concat())?;
+        if let [.., HALF, second @ 0xa0..=0xaf, third] = wtf8[..] {
+            self.half = Some(0xd000 | u16::from(second & 0x3f) << 6 | u16::from(third & 0x3f));
+            wtf8.truncate(wtf8.len() - 3);
+        }
+        shown(wtf8).map(Cow::Owned)
+    }
+
+    /// What is left once there are no more pieces.
+    pub(crate) fn end(&mut self) -> Option<&'static str> {
+        self.half.take().map(|_| "\u{fffd}")
+    }
+}
+
+/// A string in WTF-8: halves of surrogate pairs are written as if they were characters.
+struct Wtf8(Vec<u8>);
+
+impl<'de> de::Deserialize<'de> for Wtf8 {
+    fn deserialize<D: de::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+
+        impl de::Visitor<'_> for Visitor {
+            type Value = Wtf8;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a string")
+            }
+
+            fn visit_bytes<E>(self, bytes: &[u8]) -> Result<Wtf8, E> {
+                Ok(Wtf8(bytes.to_vec()))
+            }
+        }
+        deserializer.deserialize_bytes(Visitor)
+    }
+}
+
+fn wtf8(raw: &[u8]) -> Option<Vec<u8>> {
+    let Wtf8(wtf8) = serde_json::from_slice(raw).ok()?;
+    Some(wtf8)
+}
+
+/// The first byte of a half of a surrogate pair if the second is at least 0xA0.
+const HALF: u8 = 0xed;
+
+fn shown(mut wtf8: Vec<u8>) -> Option<String> {
+    let mut at = 0;
+    while let Some(found) = memchr(HALF, &wtf8[at..]) {
+        at += found;
+        if let [_, 0xa0..=0xbf, _, ..] = wtf8[at..] {
+            // Which is as long.
+            wtf8[at..at + 3].copy_from_slice("\u{fffd}".as_bytes());
+        }
+        at += 1;
+    }
+    String::from_utf8(wtf8).ok()
 }
 
 /// Whether a valid JSON value says nothing: null, or a string, array or object with nothing in it.
@@ -154,7 +236,7 @@ pub(crate) fn is_blank(raw: &[u8]) -> bool {
     match inner.iter().find(|b| !matches!(b, b' ' | b'\t' | b'\r' | b'\n')) {
         None => true,
         // Escapes and non-ASCII spaces are rare enough to be decoded.
-        Some(b'\\' | 0x80..) => string(raw).is_none_or(|s| s.trim().is_empty()),
+        Some(b'\\' | 0x80..) => text(raw).is_some_and(|s| s.trim().is_empty()),
         Some(_) => false,
     }
 }
@@ -187,9 +269,25 @@ mod tests {
         for blank in [r#""""#, r#"" \n""#, "\"\u{a0}\"", r#""\u00a0\t""#] {
             assert!(is_blank(blank.as_bytes()), "{blank}");
         }
-        for text in [r#""a""#, r#"" \\""#, "\"\u{e9}\"", r#""\u0041""#] {
+        for text in [r#""a""#, r#"" \\""#, "\"\u{e9}\"", r#""\u0041""#, r#"" \ud83d""#, r#""\ude00""#] {
             assert!(!is_blank(text.as_bytes()), "{text}");
         }
+    }
+
+    #[test]
+    fn names_are_no_texts_where_half_of_a_pair_stands_alone() {
+        for (raw, shown) in [
+            (r#""\ud83d""#, "\u{fffd}"),
+            (r#""a\ude00\ud83db""#, "a\u{fffd}\u{fffd}b"),
+            (r#""\ud83d\ud83d\ude00""#, "\u{fffd}\u{1f600}"),
+            (r#""\ud83d\n\ud7ff\ue000\ud800""#, "\u{fffd}\n\u{d7ff}\u{e000}\u{fffd}"),
+        ] {
+            assert_eq!((string(raw.as_bytes()), text(raw.as_bytes()).as_deref()), (None, Some(shown)));
+            assert!(!is_name(raw.as_bytes(), shown));
+        }
+        assert_eq!(text(br#""\ud83d\ude00""#).as_deref(), Some("\u{1f600}"));
+        assert!(matches!(text(br#""plain""#), Some(Cow::Borrowed("plain"))));
+        assert_eq!((text(b"7"), text(b"null"), text(br#"["a"]"#)), (None, None, None));
     }
 
     proptest::proptest! {

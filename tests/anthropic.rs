@@ -409,6 +409,64 @@ fn arguments_that_are_no_object_are_shown_as_they_are() {
 }
 
 #[test]
+fn half_of_a_surrogate_pair_takes_no_text_with_it() {
+    let whole = |message: &str| {
+        let answer = format!(r#"{{"choices":[{{"index":0,"message":{message},"finish_reason":"stop"}}]}}"#);
+        let answer = Completion::parse(answer).unwrap();
+        assert!(answer.has_content(), "{message}");
+        serde_json::from_slice::<Value>(&anthropic::message(&answer, "fast")).unwrap()["content"].take()
+    };
+    let said = json!([{ "type": "text", "text": "Hello \u{fffd}" }]);
+    assert_eq!(whole(r#"{"content":"Hello \ud83d"}"#), said);
+    assert_eq!(
+        whole(r#"{"content":[{"type":"text","text":"Hello "},{"type":"text","text":"\ude00"}]}"#),
+        said
+    );
+    assert_eq!(whole(r#"{"refusal":"Hello \ud83d"}"#), said);
+    assert_eq!(whole(r#"{"content":"\ud83d"}"#), json!([{ "type": "text", "text": "\u{fffd}" }]));
+    let thoughts = whole(r#"{"reasoning_content":"Hm \ud83d"}"#);
+    assert_eq!(thoughts[0]["thinking"], "Hm \u{fffd}");
+    let call = whole(
+        r#"{"tool_calls":[{"id":"a","function":{"name":"f","arguments":"{\"city\":\"Paris \ud83d\"}"}}]}"#,
+    );
+    assert_eq!(call[0]["input"], json!({ "city": "Paris \u{fffd}" }));
+}
+
+/// A delta with `text`, which is JSON, in the place of `TEXT`.
+fn delta_of(shape: &str, text: &str) -> StreamChunk {
+    let delta = shape.replace("TEXT", text);
+    StreamChunk::parse(format!(r#"{{"choices":[{{"index":0,"delta":{delta}}}]}}"#)).unwrap()
+}
+
+const CONTENT: &str = r#"{"content":TEXT}"#;
+const THOUGHTS: &str = r#"{"reasoning_content":TEXT}"#;
+const PARTS: &str = r#"{"content":[{"type":"text","text":TEXT}]}"#;
+
+#[test]
+fn half_of_a_pair_at_the_end_of_a_block_is_told_in_that_block() {
+    let message = assemble(&write(&[
+        delta_of(THOUGHTS, r#""Hm \ud83d""#),
+        delta_of(CONTENT, r#""\ude00 a \ud83d""#),
+        delta_of(
+            r#"{"tool_calls":[{"index":0,"id":"a","function":{"name":"f","arguments":TEXT}}]}"#,
+            r#""{\"x\":\"\ud83d""#,
+        ),
+        delta_of(r#"{"tool_calls":[{"index":0,"function":{"arguments":TEXT}}]}"#, r#""\ude00\"}""#),
+        delta_of(CONTENT, r#""\ud83d""#),
+        StreamChunk::end(),
+    ]));
+    assert_eq!(
+        message["content"],
+        json!([
+            { "type": "thinking", "thinking": "Hm \u{fffd}", "signature": "" },
+            { "type": "text", "text": "\u{fffd} a \u{fffd}" },
+            { "type": "tool_use", "id": "a", "name": "f", "input": { "x": "\u{1f600}" } },
+            { "type": "text", "text": "\u{fffd}" },
+        ])
+    );
+}
+
+#[test]
 fn errors_are_named_by_their_status() {
     let kind = |kind: ErrorKind| {
         let body: Value = serde_json::from_slice(&anthropic::error_body(&Error::new(kind))).unwrap();
@@ -440,6 +498,27 @@ proptest! {
         prop_assert_eq!(said, texts.concat());
     }
 
+    /// Wherever a provider cuts its texts, and whatever UTF-16 it has for one.
+    #[test]
+    fn pieces_of_a_text_are_joined_as_utf_16(
+        shape in prop::sample::select(&[CONTENT, THOUGHTS, PARTS][..]),
+        pieces in prop::collection::vec(prop::collection::vec(unit(), 0..4), 1..8),
+    ) {
+        let spelt = |unit: &u16| match u8::try_from(*unit) {
+            Ok(byte) if byte.is_ascii_alphanumeric() => char::from(byte).to_string(),
+            _ => format!("\\u{unit:04x}"),
+        };
+        let mut chunks: Vec<_> = pieces
+            .iter()
+            .map(|piece| delta_of(shape, &format!("\"{}\"", piece.iter().map(spelt).collect::<String>())))
+            .collect();
+        chunks.push(StreamChunk::end());
+        let message = assemble(&write(&chunks));
+        let block = &message["content"][0];
+        let said = block["text"].as_str().or(block["thinking"].as_str()).unwrap_or_default();
+        prop_assert_eq!(said, String::from_utf16_lossy(&pieces.concat()));
+    }
+
     /// No bytes make it panic, or make JSON that is none.
     #[test]
     fn any_json_is_a_request_or_an_error(member in "(model|system|messages|tools|tool_choice|thinking|output_config|x)", value in any_json()) {
@@ -450,6 +529,17 @@ proptest! {
             prop_assert!(serde_json::from_slice::<Value>(&json).is_ok());
         }
     }
+}
+
+fn unit() -> impl Strategy<Value = u16> {
+    prop_oneof![
+        Just(u16::from(b'a')),
+        Just(u16::from(b'\\')),
+        Just(0xfffd),
+        0xd800..0xdc00_u16,
+        0xdc00..0xe000_u16,
+        any::<u16>()
+    ]
 }
 
 fn any_json() -> impl Strategy<Value = Value> {

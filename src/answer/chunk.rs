@@ -77,11 +77,11 @@ impl StreamChunk {
         serde_json::from_slice(&self.data)
     }
 
-    /// The text that it adds to the first choice; empty if it adds none.
+    /// The text that it adds to the first choice; empty if it adds none. What stands alone of a surrogate pair is U+FFFD.
     pub fn content(&self) -> Cow<'_, str> {
         let choice = json::member(&self.data, "choices").and_then(|choices| json::items(choices).next());
         let delta = choice.and_then(|choice| json::member(choice, "delta"));
-        delta.and_then(|d| json::member(d, "content")).and_then(json::string).unwrap_or_default()
+        delta.and_then(|d| json::member(d, "content")).and_then(json::text).unwrap_or_default()
     }
 
     /// Whether it says anything: text that is not blank, reasoning, a tool call, a refusal, audio, an image.

@@ -58,7 +58,7 @@ impl Completion {
     pub fn content(&self) -> Cow<'_, str> {
         let choice = json::member(&self.0.data, "choices").and_then(|choices| json::items(choices).next());
         let message = choice.and_then(|choice| json::member(choice, "message"));
-        message.and_then(|m| json::member(m, "content")).and_then(json::string).unwrap_or_default()
+        message.and_then(|m| json::member(m, "content")).and_then(json::text).unwrap_or_default()
     }
 
     /// Whether it says anything: text that is not blank, reasoning, a tool call, a refusal, audio, an image.

@@ -188,6 +188,8 @@ mod tests {
                 "größer",
                 "a much longer text, of more than a word of the machine",
                 "\u{a0}",
+                r"\ud83d",
+                r"a \ude00",
             ] {
                 assert!(
                     agrees(&filled(shape, "Hello", "x"), filled(shape, text, "longer").as_bytes()),
@@ -262,7 +264,7 @@ mod tests {
         fn a_chunk_tells_the_same_whatever_came_before(
             shape in prop::sample::select(&SHAPES[..]),
             other in prop::sample::select(&SHAPES[..]),
-            texts in prop::array::uniform4(prop_oneof!["[a-z \\\\\"]{0,12}", ".{0,12}"]),
+            texts in prop::array::uniform4(prop_oneof!["[a-z \\\\\"]{0,12}", ".{0,12}", "(\\\\ud83d|\\\\ude00| |a){0,4}"]),
             at: prop::sample::Index,
             byte: u8,
             cut: prop::sample::Index,

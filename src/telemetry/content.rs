@@ -237,7 +237,7 @@ impl Collector {
 impl Choice {
     /// Adds a message or a delta, and tells how many bytes that were.
     fn say(&mut self, said: &[u8]) -> usize {
-        let text = |name| json::member(said, name).and_then(json::string).unwrap_or_default();
+        let text = |name| json::member(said, name).and_then(json::text).unwrap_or_default();
         let before = self.reasoning.len() + self.text.len();
         self.text += &text("content");
         for name in ["reasoning_content", "reasoning"] {
@@ -263,7 +263,7 @@ impl Choice {
                     bytes += text.len();
                 }
             }
-            let arguments = json::member(function, "arguments").and_then(json::string).unwrap_or_default();
+            let arguments = json::member(function, "arguments").and_then(json::text).unwrap_or_default();
             kept.arguments.push_str(&arguments);
             bytes += arguments.len();
         }
@@ -329,29 +329,29 @@ impl<'a> Message<'a> {
         let content = json::member(raw, "content").unwrap_or_default();
         if role == "tool" {
             let text = |name| json::member(raw, name).and_then(json::string).unwrap_or_default();
-            let said: Cow<'_, str> = match json::string(content) {
+            let said: Cow<'_, str> = match json::text(content) {
                 Some(text) => text,
                 None => json::items(content)
-                    .filter_map(|part| json::member(part, "text").and_then(json::string))
+                    .filter_map(|part| json::member(part, "text").and_then(json::text))
                     .collect::<String>()
                     .into(),
             };
             parts.push(Part::Result { id: text("tool_call_id"), response: redact.apply(said) });
             return Self { role, parts, finish: None };
         }
-        if let Some(text) = json::string(content) {
+        if let Some(text) = json::text(content) {
             parts.push(Part::Text("text", redact.apply(text)));
         }
         for part in json::items(content) {
             let kind = json::member(part, "type").and_then(json::string).unwrap_or_default();
-            parts.push(match json::member(part, "text").and_then(json::string) {
+            parts.push(match json::member(part, "text").and_then(json::text) {
                 Some(text) => Part::Text("text", redact.apply(text)),
                 None => Part::Other(kind),
             });
         }
         for call in json::items(json::member(raw, "tool_calls").unwrap_or_default()) {
             let function = json::member(call, "function").unwrap_or_default();
-            let text = |object, name| json::member(object, name).and_then(json::string).unwrap_or_default();
+            let text = |object, name| json::member(object, name).and_then(json::text).unwrap_or_default();
             parts.push(Part::Call {
                 id: text(call, "id"),
                 name: text(function, "name"),

@@ -93,9 +93,9 @@ fn double(raw: &[u8], name: &'static str, set: &mut dyn FnMut(&'static str, Valu
 }
 
 fn stop(raw: &[u8], set: &mut dyn FnMut(&'static str, Value<'_>)) {
-    let texts: Vec<Cow<'_, str>> = match json::string(raw) {
+    let texts: Vec<Cow<'_, str>> = match json::text(raw) {
         Some(one) => vec![one],
-        None => json::items(raw).filter_map(json::string).collect(),
+        None => json::items(raw).filter_map(json::text).collect(),
     };
     let texts: Vec<&str> = texts.iter().map(AsRef::as_ref).collect();
     if !texts.is_empty() {

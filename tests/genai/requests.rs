@@ -2,7 +2,7 @@
 
 use crate::{common::*, server::Server};
 use llm_layers::{
-    ErrorKind, InvalidReason, RequestContext,
+    ChatBody, ErrorKind, InvalidReason, LlmRequest, RequestContext,
     provider::{
         genai::{Dialect, Genai},
         openai::ConfigError,
@@ -65,6 +65,18 @@ fn everything() -> Value {
         "user": "u", "metadata": {}, "store": false, "n": 1, "frequency_penalty": 0, "logprobs": false,
         "logit_bias": {}, "stream_options": null, "service_tier": "auto", "modalities": ["text"],
     })
+}
+
+#[tokio::test]
+async fn half_of_a_surrogate_pair_in_a_text_is_no_reason_to_refuse_it() {
+    let body = r#"{"messages":[{"role":"user","content":"cut \ud83d"},{"role":"assistant","content":[{"type":"text","text":"\ude00 here"}]},{"role":"user","content":"?"}]}"#;
+    let mut server = Server::playing([]).await;
+    let request = LlmRequest::new("qwen3:8b", ChatBody::parse(body).unwrap());
+    let leaf = leaf(Dialect::Ollama, &server);
+    let (asked, _) = tokio::join!(server.asked(), leaf.oneshot(request));
+    let sent: Value = serde_json::from_str(&asked.body).unwrap();
+    let texts: Vec<_> = sent["messages"].as_array().unwrap().iter().map(|said| &said["content"]).collect();
+    assert_eq!(texts, ["cut \u{fffd}", "\u{fffd} here", "?"]);
 }
 
 #[tokio::test]

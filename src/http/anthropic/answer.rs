@@ -1,7 +1,7 @@
 use crate::{Completion, FinishReason, TokenUsage, json};
 use bytes::Bytes;
 use serde_json::{Value, json};
-use std::borrow::Cow;
+use std::{borrow::Cow, iter};
 
 /// A whole answer as a message of Anthropic's Messages API, for a caller who asked `model`.
 ///
@@ -20,11 +20,11 @@ pub fn message(completion: &Completion, model: &str) -> Bytes {
     let choice = json::member(completion.data(), "choices").and_then(|choices| json::items(choices).next());
     let said = choice.and_then(|choice| json::member(choice, "message")).unwrap_or(b"{}");
     let mut content = Vec::new();
-    if let Some(thoughts) = thoughts(said) {
+    if let Some(thoughts) = thoughts(said).and_then(json::text) {
         content.push(json!({ "type": "thinking", "thinking": thoughts, "signature": "" }));
     }
-    let refusal = member_text(said, "refusal");
-    if let Some(text) = text(said).or(refusal) {
+    let text: String = texts(said).filter_map(json::text).collect();
+    if !text.is_empty() {
         content.push(json!({ "type": "text", "text": text }));
     }
     for call in json::items(json::member(said, "tool_calls").unwrap_or_default()) {
@@ -75,22 +75,30 @@ pub(super) fn usage(usage: Option<&TokenUsage>) -> Value {
     })
 }
 
-/// The thoughts of a message or delta, if it has any.
-pub(super) fn thoughts(said: &[u8]) -> Option<Cow<'_, str>> {
-    member_text(said, "reasoning_content").or_else(|| member_text(said, "reasoning"))
+/// The thoughts of a message or delta, as JSON, if it has any.
+pub(super) fn thoughts(said: &[u8]) -> Option<&[u8]> {
+    let thoughts = |name| json::member(said, name).filter(|raw| is_text(raw));
+    thoughts("reasoning_content").or_else(|| thoughts("reasoning"))
 }
 
-/// The text of a message or delta, if it has any.
-pub(super) fn text(said: &[u8]) -> Option<Cow<'_, str>> {
-    let content = json::member(said, "content")?;
-    if content.first() != Some(&b'[') {
-        return member_text(said, "content");
-    }
-    let parts = json::items(content).filter_map(|part| json::member(part, "text").and_then(json::string));
-    let text: String = parts.collect();
-    (!text.is_empty()).then_some(Cow::Owned(text))
+/// The texts of a message or delta, as JSON, or else its refusal.
+pub(super) fn texts(said: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let content = json::member(said, "content").unwrap_or_default();
+    let parts = json::items(content).filter_map(|part| json::member(part, "text"));
+    let mut texts = iter::once(content).chain(parts).filter(|raw| is_text(raw)).peekable();
+    let refusal = match texts.peek() {
+        Some(_) => None,
+        None => json::member(said, "refusal").filter(|raw| is_text(raw)),
+    };
+    texts.chain(refusal)
 }
 
+/// Whether it is a string, and not an empty one.
+pub(super) fn is_text(raw: &[u8]) -> bool {
+    raw.first() == Some(&b'"') && raw.len() > 2
+}
+
+/// An id or a name.
 pub(super) fn member_text<'a>(object: &'a [u8], member: &str) -> Option<Cow<'a, str>> {
     json::member(object, member).and_then(json::string).filter(|text| !text.is_empty())
 }
@@ -98,7 +106,7 @@ pub(super) fn member_text<'a>(object: &'a [u8], member: &str) -> Option<Cow<'a, 
 /// A call of a tool as a block.
 fn tool_use(call: &[u8]) -> Value {
     let function = json::member(call, "function").unwrap_or(b"{}");
-    let arguments = member_text(function, "arguments").unwrap_or_default();
+    let arguments = json::member(function, "arguments").and_then(json::text).unwrap_or_default();
     // A model may write what is no object; the caller gets to see it, and the type holds.
     let input = match serde_json::from_str::<Value>(&arguments) {
         Ok(input @ Value::Object(_)) => input,

@@ -1,4 +1,4 @@
-use super::answer::{member_text, message_id, stop_reason, text, thoughts, usage};
+use super::answer::{is_text, member_text, message_id, stop_reason, texts, thoughts, usage};
 use crate::{Error, FinishReason, ModelName, StreamChunk, TokenUsage, answer::Calls, json};
 use bytes::{BufMut, BytesMut};
 use serde_json::{Value, json};
@@ -30,6 +30,8 @@ pub struct MessageEvents {
     has_begun: bool,
     /// The block that is being written, and how many came before.
     open: Option<Block>,
+    /// Of that block.
+    pieces: json::Pieces,
     blocks: u64,
     calls: Calls,
     has_calls: bool,
@@ -52,6 +54,7 @@ impl MessageEvents {
             model: model.into(),
             has_begun: false,
             open: None,
+            pieces: json::Pieces::default(),
             blocks: 0,
             calls: Calls::default(),
             has_calls: false,
@@ -115,11 +118,11 @@ impl MessageEvents {
                 || json!({ "type": "thinking", "thinking": "", "signature": "" }),
                 out,
             );
-            self.piece(&json!({ "type": "thinking_delta", "thinking": thoughts }), out);
+            self.piece(thoughts, out);
         }
-        if let Some(text) = text(delta).or_else(|| member_text(delta, "refusal")) {
+        for text in texts(delta) {
             self.open(Block::Text, || json!({ "type": "text", "text": "" }), out);
-            self.piece(&json!({ "type": "text_delta", "text": text }), out);
+            self.piece(text, out);
         }
         for (at, call) in json::items(json::member(delta, "tool_calls").unwrap_or_default()).enumerate() {
             self.call(at, call, out);
@@ -136,8 +139,8 @@ impl MessageEvents {
             json!({ "type": "tool_use", "id": id, "name": name.as_deref().unwrap_or_default(), "input": {} })
         };
         self.open(block, head, out);
-        if let Some(arguments) = member_text(function, "arguments") {
-            self.piece(&json!({ "type": "input_json_delta", "partial_json": arguments }), out);
+        if let Some(arguments) = json::member(function, "arguments").filter(|raw| is_text(raw)) {
+            self.piece(arguments, out);
         }
     }
 
@@ -151,11 +154,30 @@ impl MessageEvents {
         put("content_block_start", json!({ "index": self.blocks, "content_block": head() }), out);
     }
 
-    fn piece(&self, delta: &Value, out: &mut BytesMut) {
+    /// Adds to the block that is being written.
+    fn piece(&mut self, raw: &[u8], out: &mut BytesMut) {
+        if let Some(text) = self.pieces.next(raw) {
+            self.add(&text, out);
+        }
+    }
+
+    fn add(&self, text: &str, out: &mut BytesMut) {
+        if text.is_empty() {
+            return;
+        }
+        let delta = match self.open {
+            Some(Block::Thinking) => json!({ "type": "thinking_delta", "thinking": text }),
+            Some(Block::Text) => json!({ "type": "text_delta", "text": text }),
+            Some(Block::Tool(_)) => json!({ "type": "input_json_delta", "partial_json": text }),
+            None => return,
+        };
         put("content_block_delta", json!({ "index": self.blocks, "delta": delta }), out);
     }
 
     fn close(&mut self, out: &mut BytesMut) {
+        if let Some(rest) = self.pieces.end() {
+            self.add(rest, out);
+        }
         if self.open.take().is_some() {
             put("content_block_stop", json!({ "index": self.blocks }), out);
             self.blocks += 1;

@@ -95,7 +95,7 @@ impl Fault {
 
         for raw in [Some(place), member("message"), member("detail"), member("error")].into_iter().flatten() {
             let text = match raw {
-                [b'"', ..] => json::string(raw),
+                [b'"', ..] => json::text(raw),
                 // Objects within are as good as text: they are only searched.
                 _ if raw.len() < place.len() => Some(String::from_utf8_lossy(raw)),
                 _ => None,

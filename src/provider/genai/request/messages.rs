@@ -5,6 +5,7 @@ use ::genai::chat::{
     ToolResponse,
 };
 use serde_json::{Map, Value, json};
+use std::borrow::Cow;
 
 pub(super) struct Conversation {
     pub(super) messages: Vec<ChatMessage>,
@@ -102,7 +103,7 @@ impl Reader<'_> {
         let mut parts = Vec::new();
         self.each_part(|path, kind, part| match kind {
             "text" | "refusal" => {
-                parts.push(ContentPart::Text(string(path, part, kind)?));
+                parts.push(ContentPart::Text(text(path, part, kind)?));
                 Ok(())
             }
             _ => Err(unsupported(&format!("{path}.type"))),
@@ -117,7 +118,7 @@ impl Reader<'_> {
         let mut parts = Vec::new();
         self.each_part(|path, kind, part| {
             parts.push(match kind {
-                "text" => ContentPart::Text(string(path, part, "text")?),
+                "text" => ContentPart::Text(text(path, part, "text")?),
                 "image_url" => self.image(path, part)?,
                 "file" => self.file(path, part)?,
                 "input_audio" => self.audio(path, part)?,
@@ -130,7 +131,7 @@ impl Reader<'_> {
 
     /// The content, if it is a string.
     fn text(&self) -> Option<ContentPart> {
-        self.message.content().and_then(json::string).map(|text| ContentPart::Text(text.into_owned()))
+        self.message.content().and_then(json::text).map(|text| ContentPart::Text(text.into_owned()))
     }
 
     /// Calls `with` for each part of the content, its place and its type.
@@ -374,11 +375,23 @@ fn without_empty(mut parts: Vec<ContentPart>) -> Vec<ContentPart> {
 }
 
 fn string(path: &str, object: &[u8], name: &str) -> Result<String, Error> {
+    read_string(path, object, name, json::string)
+}
+
+/// As [`string`], of what the model reads.
+fn text(path: &str, object: &[u8], name: &str) -> Result<String, Error> {
+    read_string(path, object, name, json::text)
+}
+
+fn read_string(
+    path: &str,
+    object: &[u8],
+    name: &str,
+    read: impl FnOnce(&[u8]) -> Option<Cow<'_, str>>,
+) -> Result<String, Error> {
     let path = || format!("{path}.{name}");
     match json::member(object, name) {
         None | Some(b"null") => Err(Error::invalid(path(), InvalidReason::Missing)),
-        Some(raw) => {
-            json::string(raw).map(|text| text.into_owned()).ok_or_else(|| mistyped(&path(), "a string"))
-        }
+        Some(raw) => read(raw).map(Cow::into_owned).ok_or_else(|| mistyped(&path(), "a string")),
     }
 }
