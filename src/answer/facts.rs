@@ -258,7 +258,11 @@ impl Facts {
                 self.model = text();
                 self.lacks.model = self.model.is_none();
             }
-            b"object" => self.lacks.object = raw == b"null",
+            b"object" => {
+                self.lacks.object = raw == b"null";
+                // As older servers send what others wrap in a member.
+                self.has_error |= raw == br#""error""#;
+            }
             b"created" => self.lacks.created = raw == b"null",
             b"service_tier" => {
                 self.service_tier = json::string(raw).and_then(|name| ServiceTier::from_name(&name));
@@ -419,6 +423,8 @@ mod tests {
     #[test]
     fn errors_inside_of_answers_are_seen() {
         assert!(Facts::read(br#"{"error":{"message":"x"}}"#).unwrap().has_error);
+        assert!(Facts::read(br#"{"object":"error","message":"x"}"#).unwrap().has_error);
+        assert!(!Facts::read(br#"{"object":"list"}"#).unwrap().has_error);
         assert!(!Facts::read(br#"{"error":null,"choices":[]}"#).unwrap().has_error);
     }
 }

@@ -198,6 +198,12 @@ async fn an_error_inside_of_a_200_is_an_error() {
             Some("500"),
         ),
         (r#"{"error":"boom"}"#, Upstream, None),
+        (
+            r#"{"object":"error","message":"model overloaded","type":"server_error","code":503}"#,
+            Unavailable,
+            Some("server_error"),
+        ),
+        (r#"{"object":"error","message":"boom","type":"x","param":null,"code":null}"#, Upstream, Some("x")),
         (r#"{"error":{"code":429,"message":"slow down"}}"#, RateLimited, Some("429")),
         (r#"{"error":{"type":"overloaded_error"}}"#, Unavailable, Some("overloaded_error")),
         (r#"{"error":{"code":"content_filter"}}"#, ContentFilter, Some("content_filter")),
