@@ -4,6 +4,10 @@
 //! that is an `Ok` with a bad body; above it, an `Err`: [`EmptyResponse`](ErrorKind::EmptyResponse), or the
 //! error of the stream. So fallback, retries and breakers above need not know about streams.
 //!
+//! An answer without content that a filter has ended is a refusal of the content
+//! ([`ContentFilter`](ErrorClass::ContentFilter)). One that met its bound on tokens would do so again: its error is not
+//! [retryable](Error::is_retryable).
+//!
 //! Content is text that is not blank, reasoning, a tool call, a refusal, audio or an image. What is held back
 //! is bounded: at the bound the answer is passed on as it is, for a bound must not invent a failure.
 //! [`Fallback`](crate::fallback) contains it; alone it belongs under tower's own `Retry`.
@@ -28,7 +32,10 @@
 //!
 //! Dropping the future drops the answer that it holds, and so hangs up on the provider.
 
-use crate::{ChunkStream, Error, ErrorKind, LlmRequest, LlmResponse, ResponseBody, body::ReadAhead};
+use crate::{
+    ChunkStream, Error, ErrorClass, ErrorKind, FinishReason, LlmRequest, LlmResponse, ResponseBody,
+    body::ReadAhead,
+};
 use futures_core::Stream;
 use pin_project::pin_project;
 use std::{
@@ -208,12 +215,26 @@ fn poll_content(
     Poll::Ready(Ok(false))
 }
 
+/// What an answer without content is to those who asked for one.
 fn empty(answer: LlmResponse) -> Error {
-    let usage = match &answer.body {
-        ResponseBody::Complete(completion) => completion.usage().copied(),
-        ResponseBody::Stream(chunks) => chunks.summary().usage,
+    let (usage, finishes) = match &answer.body {
+        ResponseBody::Complete(completion) => (completion.usage().copied(), completion.finish_reasons()),
+        ResponseBody::Stream(chunks) => (chunks.summary().usage, &*chunks.summary().finish_reasons),
     };
-    let error = Error::new(ErrorKind::EmptyResponse { model: answer.model }).with_dispatched(true);
+    let error = if finishes.iter().any(|finish| finish.reason == FinishReason::ContentFilter) {
+        let (provider, model) = answer.model.split().unwrap_or(("unknown", &answer.model));
+        let provider = answer.provider.clone().unwrap_or_else(|| provider.into());
+        Error::provider(ErrorClass::ContentFilter, provider, model)
+    } else {
+        let same = finishes.windows(2).all(|two| two[0].reason == two[1].reason);
+        let finish = finishes.first().filter(|_| same).map(|finish| finish.reason.clone());
+        let error = Error::new(ErrorKind::EmptyResponse { model: answer.model });
+        match finish {
+            Some(reason) => error.with_finish_reason(reason),
+            None => error,
+        }
+    };
+    let error = error.with_dispatched(true);
     match usage {
         Some(usage) => error.with_usage(usage),
         None => error,

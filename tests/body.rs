@@ -704,7 +704,7 @@ async fn what_peek_refuses_has_ended_well_inside_and_failed_outside() {
     ] {
         let layers = (spy("out", &log), PeekLayer::new(), spy("in", &log));
         let error = layers.layer(Scripted::new().reply(reply)).oneshot(request()).await.unwrap_err();
-        assert!(matches!(error.kind(), ErrorKind::EmptyResponse { model } if *model == "acme/one"));
+        assert!(matches!(error.kind(), ErrorKind::EmptyResponse { model, .. } if *model == "acme/one"));
         assert_eq!((error.usage(), error.dispatched()), (Some(&TokenUsage::new(3, 1)), true));
         assert_eq!(log.ends(), [inside, "out! failed(model acme/one answered nothing; 0)"]);
         log.take();

@@ -156,13 +156,87 @@ async fn seed_06_a_blank_answer_without_tool_calls_fails_and_keeps_its_usage() {
     let answer = ask(&provider, chains()).await.unwrap();
     assert_eq!(answer.model, "p/b");
     let error = &answer.attempts[0].error;
-    assert!(matches!(error.kind(), ErrorKind::EmptyResponse { model } if model == "p/a"));
+    assert!(matches!(error.kind(), ErrorKind::EmptyResponse { model, .. } if model == "p/a"));
     assert!(error.dispatched());
     assert_eq!(error.usage(), Some(&TokenUsage::new(9, 2)));
 
     let call = Completion::tool_call("1", "f", "{}", TokenUsage::new(9, 2));
     let provider = Scripted::new().reply(Reply::complete(call));
     assert_eq!(ask(&provider, chains()).await.unwrap().model, "p/a");
+}
+
+/// An answer without content whose choices end so; it used up 9 and 5 tokens.
+fn nothing_but(reasons: &[&str], is_streamed: bool) -> Reply {
+    let choices = |said: &str| {
+        let choice = |(at, reason)| format!(r#"{{"index":{at},"{said}":{{}},"finish_reason":"{reason}"}}"#);
+        reasons.iter().enumerate().map(choice).collect::<Vec<_>>().join(",")
+    };
+    if is_streamed {
+        let chunk = StreamChunk::parse(format!(r#"{{"choices":[{}]}}"#, choices("delta"))).unwrap();
+        let usage = StreamChunk::usage_only(TokenUsage::new(9, 5));
+        return Reply::stream([StreamChunk::role(), chunk, usage].map(Step::Chunk));
+    }
+    let usage = r#"{"prompt_tokens":9,"completion_tokens":5}"#;
+    let whole = format!(r#"{{"choices":[{}],"usage":{usage}}}"#, choices("message"));
+    Reply::complete(Completion::parse(whole).unwrap())
+}
+
+#[tokio::test]
+async fn an_answer_without_content_that_was_filtered_is_refused_content() {
+    for (reasons, is_streamed) in [
+        (&["content_filter"][..], false),
+        (&["content_filter"], true),
+        (&["stop", "content_filter"], false),
+        (&["stop", "content_filter"], true),
+    ] {
+        let reply = || nothing_but(reasons, is_streamed);
+        let other = chains().chain_on(Cause::ContentFilter, "p/a", ["p/other"]);
+        let provider = Scripted::new().reply(reply());
+        let answer = ask(&provider, other.retries(2).on(Cause::Empty, Action::Stop)).await.unwrap();
+        assert_eq!(asked(&provider), ["p/a", "p/other"]);
+        let error = &answer.attempts[0].error;
+        let ErrorKind::Provider(failure) = error.kind() else { panic!("{error:?}") };
+        assert_eq!(failure.class, ErrorClass::ContentFilter);
+        assert_eq!((&*failure.provider, &*failure.model), ("p", "a"));
+        assert!(error.dispatched());
+        assert_eq!(error.usage(), Some(&TokenUsage::new(9, 5)));
+
+        let provider = Scripted::new().reply(reply());
+        let error = ask(&provider, Chains::builder().retries(2)).await.unwrap_err();
+        assert_eq!((error.class(), error.status().as_u16()), (Some(ErrorClass::ContentFilter), 400));
+        assert_eq!((error.is_retryable(), asked(&provider).len()), (false, 1));
+    }
+    // What was said before a filter cut it is an answer.
+    let cut = r#"{"choices":[{"index":0,"message":{"content":"I"},"finish_reason":"content_filter"}]}"#;
+    let provider = Scripted::new().reply(Reply::complete(Completion::parse(cut).unwrap()));
+    assert_eq!(ask(&provider, chains()).await.unwrap().model, "p/a");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_without_content_that_met_its_bound_is_not_asked_for_again() {
+    for is_streamed in [false, true] {
+        let reply = || nothing_but(&["length"], is_streamed);
+        let provider = Scripted::new().reply(reply());
+        let answer = ask(&provider, chains().retries(2).on(Cause::Empty, Action::Retry)).await.unwrap();
+        assert_eq!((asked(&provider), &*answer.model), (vec!["p/a".into(), "p/b".into()], "p/b"));
+
+        let provider = Scripted::new().reply(reply());
+        let error = ask(&provider, Chains::builder().retries(2)).await.unwrap_err();
+        assert_eq!(asked(&provider).len(), 1);
+        assert!(matches!(error.kind(), ErrorKind::EmptyResponse { .. }), "{error:?}");
+        assert_eq!(error.finish_reason(), Some(&FinishReason::Length));
+        assert_eq!(error.to_string(), "model p/a answered nothing within its bound on tokens");
+        assert_eq!(error.usage(), Some(&TokenUsage::new(9, 5)));
+        assert!(!error.is_retryable());
+
+        // Another try may say more where a choice ended on its own.
+        for reasons in [&["stop"][..], &["length", "stop"]] {
+            let provider = Scripted::new().reply(nothing_but(reasons, is_streamed));
+            let answer = ask(&provider, chains().retries(2)).await.unwrap();
+            assert_eq!(asked(&provider), ["p/a", "p/a"], "{reasons:?}");
+            assert!(answer.attempts[0].error.is_retryable());
+        }
+    }
 }
 
 #[tokio::test]

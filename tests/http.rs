@@ -131,6 +131,21 @@ async fn each_kind_of_error_has_one_meaning() {
     }
 }
 
+#[tokio::test]
+async fn who_would_be_answered_nothing_again_is_told_not_to_ask() {
+    let empty = || Error::new(ErrorKind::EmptyResponse { model: "m".into() });
+    for (error, should_retry) in [
+        (empty(), None),
+        (empty().with_finish_reason(FinishReason::Stop), None),
+        (empty().with_finish_reason(FinishReason::Length), Some("false")),
+    ] {
+        let (head, _) = parts(ErrorResponse::from(error).into_response()).await;
+        assert_eq!(head.status, 502);
+        let told = head.headers.get("x-should-retry").map(|value| value.to_str().unwrap());
+        assert_eq!(told, should_retry);
+    }
+}
+
 // ===== requests =====
 
 const CHAT: &str = r#"{"model":"fast","messages":[{"role":"user","content":"Hi"}]}"#;

@@ -74,6 +74,11 @@ fn each_kind_of_error_has_one_code_and_says_whether_to_try_again() {
         (upstream(ErrorClass::Upstream, 500, None), Code::Unavailable, as_you_like),
         (upstream(ErrorClass::Connect, 0, None), Code::Unavailable, as_you_like),
         (of(ErrorKind::EmptyResponse { model: "m".into() }), Code::Unavailable, as_you_like),
+        (
+            of(ErrorKind::EmptyResponse { model: "m".into() }).with_finish_reason(FinishReason::Length),
+            Code::Unavailable,
+            never,
+        ),
         (of(ErrorKind::StreamInterrupted { model: None, after_content: true }), Code::Unavailable, never),
         (of(ErrorKind::Timeout { phase: TimeoutPhase::Deadline }), Code::DeadlineExceeded, as_you_like),
         (of(ErrorKind::NotCached), Code::FailedPrecondition, never),

@@ -141,6 +141,21 @@ async fn seed_06_a_discarded_empty_answer_is_billed_at_its_own_price() {
     assert_ne!(events[0].id, events[1].id);
 }
 
+#[tokio::test]
+async fn an_answer_without_content_that_was_filtered_is_billed_as_it_reports() {
+    let filtered = r#"{"choices":[{"index":0,"message":{},"finish_reason":"content_filter"}],"usage":{"prompt_tokens":1000,"completion_tokens":0}}"#;
+    let filtered = || Scripted::new().reply(Reply::complete(Completion::parse(filtered).unwrap()));
+    let (inside, outside) = (MemorySink::new(8), MemorySink::new(8));
+    let stack = FallbackLayer::new(Chains::default()).layer(record(&inside).layer(filtered()));
+    let error = record(&outside).layer(stack).oneshot(request()).await.unwrap_err();
+    assert_eq!(error.class(), Some(ErrorClass::ContentFilter));
+    for (sink, outcome) in [(inside, Outcome::Empty), (outside, Outcome::Error)] {
+        let event = only(&sink);
+        assert_eq!((event.outcome, event.usage), (outcome, TokenUsage::new(1000, 0)));
+        assert_eq!(event.cost.amount, Some(NanoUsd::new(1_000_000)));
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn wherever_it_stands_the_model_that_answered_is_billed() {
     let sink = MemorySink::new(8);

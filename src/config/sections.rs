@@ -392,7 +392,7 @@ causes! {
     rate_limited => RateLimited;
     /// It took too long.
     timeout => Timeout;
-    /// The answer said nothing.
+    /// The answer said nothing. After one that met its bound on tokens, "retry" is "next".
     empty => Empty;
     /// The answer broke off before its first content.
     broken => Broken;
@@ -404,7 +404,7 @@ causes! {
     bad_request => BadRequest;
     /// The prompt is too long for the model.
     context_window => ContextWindow;
-    /// The provider refused the content.
+    /// The provider refused the content, or filtered all of the answer.
     content_filter => ContentFilter;
 }
 

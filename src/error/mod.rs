@@ -7,7 +7,7 @@ pub use self::kind::{
     ErrorClass, ErrorKind, InvalidReason, Period, ProviderFailure, QuotaExceeded, QuotaKind, TimeoutPhase,
 };
 
-use crate::{ModelName, Progress, TokenUsage, decision::Decisions};
+use crate::{FinishReason, ModelName, Progress, TokenUsage, decision::Decisions};
 use http::StatusCode;
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -48,6 +48,7 @@ struct Repr {
     source: Option<Arc<dyn std::error::Error + Send + Sync>>,
     dispatched: bool,
     usage: Option<TokenUsage>,
+    finish: Option<FinishReason>,
     attempts: Vec<Attempt>,
     decisions: Decisions,
 }
@@ -81,6 +82,7 @@ impl Error {
             source: None,
             dispatched: false,
             usage: None,
+            finish: None,
             attempts: Vec::new(),
             decisions: Decisions::default(),
         }))
@@ -141,6 +143,13 @@ impl Error {
         self
     }
 
+    /// Says why the answer ended that was none.
+    #[must_use]
+    pub fn with_finish_reason(mut self, reason: FinishReason) -> Self {
+        self.repr().finish = Some(reason);
+        self
+    }
+
     /// Says what was tried.
     #[must_use]
     pub fn with_attempts(mut self, attempts: Vec<Attempt>) -> Self {
@@ -192,6 +201,11 @@ impl Error {
         self.0.usage.as_ref()
     }
 
+    /// Why an answer without content ended, if its provider says so, and the same of all choices.
+    pub fn finish_reason(&self) -> Option<&FinishReason> {
+        self.0.finish.as_ref()
+    }
+
     /// The attempts that failed, if several were made, this error's own the last of its model.
     pub fn attempts(&self) -> &[Attempt] {
         &self.0.attempts
@@ -231,8 +245,9 @@ impl Error {
             ErrorKind::Provider(failure) => failure.class.is_retryable(),
             ErrorKind::QuotaExceeded(quota) => quota.in_flight_only,
             ErrorKind::StreamInterrupted { after_content, .. } => !after_content,
-            ErrorKind::EmptyResponse { .. }
-            | ErrorKind::Timeout { .. }
+            // It would meet its bound again.
+            ErrorKind::EmptyResponse { .. } => self.0.finish != Some(FinishReason::Length),
+            ErrorKind::Timeout { .. }
             | ErrorKind::Overloaded
             | ErrorKind::StoreUnavailable { .. }
             | ErrorKind::NoProvider => true,
@@ -281,7 +296,13 @@ impl fmt::Debug for Error {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.kind.fmt(f)
+        self.0.kind.fmt(f)?;
+        match (self.kind(), self.finish_reason()) {
+            (ErrorKind::EmptyResponse { .. }, Some(FinishReason::Length)) => {
+                f.write_str(" within its bound on tokens")
+            }
+            _ => Ok(()),
+        }
     }
 }
 

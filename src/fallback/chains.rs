@@ -189,7 +189,12 @@ impl Policy for Chains {
     fn decide(&mut self, failure: &Failure<'_>) -> Decision {
         let Some(cause) = Cause::of(failure.error) else { return Decision::Stop };
         let table = Arc::clone(self.found.get_or_insert_with(|| self.table.load_full()));
-        match table.action(cause) {
+        let action = match table.action(cause) {
+            // What met its bound would meet it again.
+            Action::Retry if cause == Cause::Empty && !failure.error.is_retryable() => Action::Next,
+            action => action,
+        };
+        match action {
             Action::Stop => Decision::Stop,
             Action::Next => {
                 self.retries = 0;
@@ -289,7 +294,8 @@ impl ChainsBuilder {
     /// What to do about failures of this cause.
     ///
     /// Unless told: the same model again, as often as [`retries`](Self::retries) says, for what may be better next time
-    /// (unreachable, server error, rate limit, timeout, empty, broken); the next model for the rest.
+    /// (unreachable, server error, rate limit, timeout, empty, broken); the next model for the rest, and always after an
+    /// answer that met its bound on tokens before it said anything.
     pub fn on(mut self, cause: Cause, action: Action) -> Self {
         self.table.0.actions.insert(cause, action);
         self

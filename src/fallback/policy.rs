@@ -82,7 +82,7 @@ pub enum Cause {
     BadRequest,
     /// The prompt is too long for the model.
     ContextWindow,
-    /// The provider refused the content.
+    /// The provider refused the content, or filtered all of the answer.
     ContentFilter,
     /// The model cannot be used here: no provider, not allowed, no price.
     Skipped,
