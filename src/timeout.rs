@@ -1,4 +1,5 @@
-//! Bounds the time that a call may take: until its head, its first content, its next chunk, its end.
+//! Bounds the time that a call may take: until its head, its first content, its next chunk, its end; and until an
+//! answer is there that is not streamed.
 //!
 //! Belongs inside [`Providers`](crate::providers), around each deployment, so that a timeout is a failure of
 //! that deployment, is recorded as a call, and falls back. The clocks of a stream go on after the head: a
@@ -63,6 +64,7 @@ pub struct CallTimeout<S> {
 struct Limits {
     head: Option<Duration>,
     first_content: Option<Duration>,
+    whole: Option<Duration>,
     idle: Option<Duration>,
     total: Option<Duration>,
 }
@@ -102,6 +104,14 @@ impl CallTimeoutLayer {
     #[must_use]
     pub const fn with_first_content(mut self, limit: Duration) -> Self {
         self.limits.first_content = Some(limit);
+        self
+    }
+
+    /// Bounds the time from the call to an answer that is not streamed, in the place of the bounds on head and first
+    /// content: providers send its head when all of it is there. Reported as [`TimeoutPhase::Head`].
+    #[must_use]
+    pub const fn with_whole(mut self, limit: Duration) -> Self {
+        self.limits.whole = Some(limit);
         self
     }
 
@@ -159,7 +169,10 @@ where
         let now = Instant::now();
         let after = |limit: Option<Duration>| limit.and_then(|limit| now.checked_add(limit));
         let deadline = request.context.deadline().map(Instant::from_std);
-        let Limits { head, first_content, idle, total } = self.limits;
+        let Limits { mut head, mut first_content, whole, idle, total } = self.limits;
+        if whole.is_some() && !request.body.is_streaming() {
+            (head, first_content) = (whole, whole);
+        }
         let first_content = after(first_content);
         let total = after(total);
         let bounds = [

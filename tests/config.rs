@@ -327,6 +327,7 @@ fn contradictions_are_problems() {
         (format!("identity = \"host\"\n{KEY}"), "keys: are not asked for"),
         ("[usage]\noutbox = \"x\"\n".into(), "usage.outbox: is for"),
         ("[timeouts]\nhead = \"2s\"\ntotal = \"1s\"\n".into(), "timeouts.head: is longer"),
+        ("[timeouts]\nwhole = \"2s\"\ntotal = \"1s\"\n".into(), "timeouts.whole: is longer"),
         ("[retry]\nbase = \"9s\"\n".into(), "retry.base: is longer"),
         ("[aliases]\na = \"echo/x\"\n[fallbacks]\na = [\"echo/y\"]\n".into(), "fallbacks.a: is never used"),
         ("[fallbacks]\n\"echo/y\" = [\"echo/y\"]\n".into(), "fallbacks.\"echo/y\": leads to the model itself"),

@@ -457,6 +457,18 @@ async fn seed_05_one_deadline_bounds_all_attempts() {
     assert_eq!((error.attempts().len(), provider.alive()), (2, 0));
     assert!(error.dispatched());
 
+    // Answers that are not streamed may have one of their own.
+    for (is_streamed, seconds) in [(true, 5), (false, 50)] {
+        let body = ChatBody::builder().user("Say hi.");
+        let body = if is_streamed { body.streaming() } else { body };
+        let provider = Scripted::new().reply(Reply::stall());
+        let (service, started) =
+            (layer().with_whole_deadline(Duration::from_secs(50)).layer(provider), Instant::now());
+        let error = service.oneshot(LlmRequest::new("p/a", body.build().unwrap())).await.unwrap_err();
+        assert!(matches!(error.kind(), ErrorKind::Timeout { phase: TimeoutPhase::Deadline }));
+        assert_eq!(started.elapsed().as_secs(), seconds);
+    }
+
     // The caller's own deadline, and a wait that would outlast it.
     let provider = Scripted::new().reply(Reply::error(retry_after(9)));
     let context = RequestContext::new().with_timeout(Duration::from_secs(2));

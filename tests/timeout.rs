@@ -163,6 +163,42 @@ async fn a_call_without_a_head_ends_at_the_first_of_its_bounds() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn whole_answers_may_have_a_bound_of_their_own() {
+    let all =
+        || layer().with_head(SECOND).with_first_content(2 * SECOND).with_idle(SECOND).with_whole(9 * SECOND);
+    let late = || Scripted::new().reply(Reply::text("hi").after([Step::Wait(8 * SECOND)]));
+    assert_eq!(call(all(), &late(), request()).await.unwrap().text().await.unwrap(), "hi");
+    for (layer, is_streamed, after, expected) in [
+        (all(), false, 9 * SECOND, TimeoutPhase::Head),
+        (all().with_whole(SECOND / 2), false, SECOND / 2, TimeoutPhase::Head),
+        (all().with_total(3 * SECOND), false, 3 * SECOND, TimeoutPhase::Total),
+        (all(), true, SECOND, TimeoutPhase::Head),
+        (
+            CallTimeoutLayer::new().with_whole(SECOND).with_first_content(2 * SECOND),
+            true,
+            2 * SECOND,
+            TimeoutPhase::FirstContent,
+        ),
+    ] {
+        let body = ChatBody::builder().user("Hi");
+        let body = if is_streamed { body.streaming() } else { body };
+        let request = LlmRequest::new("acme/one", body.build().unwrap());
+        let (provider, started) = (Scripted::new().reply(Reply::stall()), Instant::now());
+        let error = call(layer, &provider, request).await.unwrap_err();
+        assert_eq!((phase(&error), started.elapsed()), (expected, after));
+    }
+    // Who gives a stream to one who asked for none has as long until it says something.
+    let provider =
+        Scripted::new().reply(Reply::stream([blank(), Step::Stall]).after([Step::Wait(3 * SECOND)]));
+    let started = Instant::now();
+    let layer = layer().with_head(SECOND).with_first_content(SECOND).with_whole(5 * SECOND);
+    let mut chunks = stream(layer, &provider).await;
+    assert!(!chunks.next().await.unwrap().unwrap().has_content());
+    let error = chunks.next().await.unwrap().unwrap_err();
+    assert_eq!((phase(&error), started.elapsed()), (TimeoutPhase::FirstContent, 5 * SECOND));
+}
+
+#[tokio::test(start_paused = true)]
 async fn without_a_setting_and_without_a_deadline_nothing_is_bounded() {
     let provider = Scripted::new().reply(Reply::stall());
     for layer in

@@ -211,6 +211,17 @@ impl Config {
         files
     }
 
+    /// How long an answer that is not streamed may take at a provider with limits of its own.
+    pub(crate) fn whole(&self, own: TimeoutOverrides) -> Time {
+        let all = self.timeouts;
+        let of_all = || all.whole.or(self.tells_head().then_some(all.head)).unwrap_or(Time::secs(300));
+        own.whole.or(own.head).unwrap_or_else(of_all)
+    }
+
+    fn tells_head(&self) -> bool {
+        self.timeouts.head != Timeouts::default().head || self.lines.has("timeouts.head")
+    }
+
     pub(crate) const fn digest(&self) -> Option<blake3::Hash> {
         self.digest
     }

@@ -438,7 +438,8 @@ pub struct Retry {
     /// Calls on all models together.
     #[schemars(range(min = 1, max = 1000))]
     pub max_attempts: u16,
-    /// How long all of it may take until an answer has content.
+    /// How long all of it may take until an answer has content. Unless told, one that is not streamed may take as long as
+    /// `timeouts.total`, where that is longer, and where no `head` takes the place of `whole`.
     pub deadline: Time,
     /// What to do about single causes of failure.
     pub on: Actions,
@@ -467,6 +468,9 @@ pub struct Timeouts {
     pub head: Time,
     /// Until the first content.
     pub first_content: Time,
+    /// Until an answer that is not streamed is there, in the place of `head` and `first_content`; unless told `head` where that
+    /// is told, else five minutes.
+    pub whole: Option<Time>,
     /// Between two chunks.
     pub idle: Time,
     /// Until the end.
@@ -478,6 +482,7 @@ impl Default for Timeouts {
         Self {
             head: Time::secs(30),
             first_content: Time::secs(60),
+            whole: None,
             idle: Time::secs(30),
             total: Time::secs(600),
         }
@@ -493,6 +498,8 @@ pub struct TimeoutOverrides {
     pub head: Option<Time>,
     /// Until the first content.
     pub first_content: Option<Time>,
+    /// Until an answer that is not streamed is there; unless told `head` where that is told here, else as in `[timeouts]`.
+    pub whole: Option<Time>,
     /// Between two chunks.
     pub idle: Option<Time>,
     /// Until the end.

@@ -171,7 +171,7 @@ pub enum Period {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum TimeoutPhase {
-    /// The beginning of an answer.
+    /// The beginning of an answer; of one that is not streamed, all of it.
     Head,
     /// Its first content.
     FirstContent,

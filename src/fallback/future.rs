@@ -75,7 +75,8 @@ where
         policy.begin(&request);
         let started = Instant::now();
         let bounds = &shared.bounds;
-        let deadline = bounds.deadline.and_then(|limit| started.checked_add(limit));
+        let whole = bounds.whole_deadline.filter(|_| !request.body.is_streaming());
+        let deadline = whole.or(bounds.deadline).and_then(|limit| started.checked_add(limit));
         let deadline = deadline.into_iter().chain(request.context.deadline().map(Into::into)).min();
         let mut attempts = Attempts {
             policy,

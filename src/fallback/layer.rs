@@ -47,6 +47,7 @@ impl<S: Clone> Shared<S> {
 pub(super) struct Bounds {
     pub(super) max_attempts: u16,
     pub(super) deadline: Option<Duration>,
+    pub(super) whole_deadline: Option<Duration>,
     pub(super) providers: Option<ProviderNames>,
 }
 
@@ -56,7 +57,7 @@ impl<P> FallbackLayer<P> {
         Self {
             policy,
             peek: PeekLayer::new(),
-            bounds: Bounds { max_attempts: 8, deadline: None, providers: None },
+            bounds: Bounds { max_attempts: 8, deadline: None, whole_deadline: None, providers: None },
         }
     }
 
@@ -73,6 +74,14 @@ impl<P> FallbackLayer<P> {
     #[must_use]
     pub const fn with_deadline(mut self, deadline: Duration) -> Self {
         self.bounds.deadline = Some(deadline);
+        self
+    }
+
+    /// As [`with_deadline`](Self::with_deadline), and in its place, for answers that are not streamed: these have
+    /// content only when they are whole.
+    #[must_use]
+    pub const fn with_whole_deadline(mut self, deadline: Duration) -> Self {
+        self.bounds.whole_deadline = Some(deadline);
         self
     }
 

@@ -3,7 +3,7 @@
 use super::order::{Part, Place};
 use crate::{
     config::{
-        Config, Kind, Problem, RecordDurability, Secret,
+        Config, Kind, Problem, RecordDurability, Secret, Time,
         plan::{Counters, Plan},
     },
     price::{PriceBook, ServiceTier, TokenClass},
@@ -119,8 +119,13 @@ impl Description {
             }
             Part::Fallback => {
                 let retry = &config.retry;
+                let whole = Time(self.plan.whole_deadline);
+                let whole = match whole == retry.deadline {
+                    true => String::new(),
+                    false => format!(", or {whole} for a whole answer"),
+                };
                 format!(
-                    "{} chains, {} retries, at most {} attempts within {}",
+                    "{} chains, {} retries, at most {} attempts within {}{whole}",
                     config.fallbacks.len(),
                     retry.retries,
                     retry.max_attempts,
@@ -290,10 +295,11 @@ impl fmt::Display for Description {
             let (all, own) = (self.config.timeouts, own.unwrap_or_default());
             writeln!(
                 f,
-                "; head within {}, content within {}, silence up to {}, {} in all",
+                "; head within {}, content within {}, silence up to {}, a whole answer within {}, {} in all",
                 own.head.unwrap_or(all.head),
                 own.first_content.unwrap_or(all.first_content),
                 own.idle.unwrap_or(all.idle),
+                self.config.whole(own),
                 own.total.unwrap_or(all.total)
             )?;
         }

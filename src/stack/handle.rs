@@ -209,7 +209,8 @@ impl Lasting {
         let fallback = FallbackLayer::new(plan.chains.clone())
             .with_providers(names)
             .with_max_attempts(plan.max_attempts)
-            .with_deadline(plan.deadline);
+            .with_deadline(plan.deadline)
+            .with_whole_deadline(plan.whole_deadline);
         if let (Some(answers), Some(plan)) = (&self.answers, &plan.cache) {
             answers.take(plan);
         }

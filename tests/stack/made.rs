@@ -289,3 +289,40 @@ async fn seed_16_stores_and_settings_of_ones_own_take_the_place_of_the_configure
     let error = one.oneshot(with_kb("three")).await.unwrap_err();
     assert!(matches!(error.kind(), ErrorKind::QuotaExceeded(_)), "{error}");
 }
+
+/// How long a stack waits for an answer, whole or streamed, of a provider that says nothing, and what for.
+async fn patience(text: &str, is_streamed: bool) -> (u64, TimeoutPhase) {
+    let text = format!("providers.own.kind = \"own\"\n{text}");
+    let deaf = Scripted::new().reply(Reply::stall());
+    let (service, _handle) =
+        StackBuilder::new(config(&text)).with_provider("own", deaf).build().await.unwrap();
+    let body = ChatBody::builder().user("Hello");
+    let body = if is_streamed { body.streaming() } else { body };
+    let started = Instant::now();
+    let error = service.oneshot(LlmRequest::new("own/a", body.build().unwrap())).await.unwrap_err();
+    let ErrorKind::Timeout { phase } = error.kind() else { panic!("{error:?}") };
+    (started.elapsed().as_secs(), *phase)
+}
+
+#[tokio::test(start_paused = true)]
+async fn whole_answers_may_take_minutes_unless_a_head_is_told() {
+    use TimeoutPhase::{Deadline, Head, Total};
+    for (text, whole, streamed) in [
+        ("", (300, Head), (30, Head)),
+        ("timeouts.idle = \"10s\"\n", (300, Head), (30, Head)),
+        ("timeouts.head = \"30s\"\n", (30, Head), (30, Head)),
+        ("timeouts.head = \"3s\"\n", (3, Head), (3, Head)),
+        ("timeouts.whole = \"400s\"\n", (400, Head), (30, Head)),
+        ("timeouts = { head = \"3s\", whole = \"5s\" }\n", (5, Head), (3, Head)),
+        ("timeouts.total = \"150s\"\n", (150, Total), (30, Head)),
+        ("timeouts.total = \"20s\"\n", (20, Total), (20, Total)),
+        ("providers.own.timeouts.head = \"4s\"\ntimeouts.whole = \"7s\"\n", (4, Head), (4, Head)),
+        ("providers.own.timeouts.whole = \"200s\"\ntimeouts.head = \"3s\"\n", (200, Head), (3, Head)),
+        // A head that is told bounds as it did.
+        ("timeouts = { head = \"200s\", first_content = \"200s\" }\n", (120, Deadline), (120, Deadline)),
+        ("retry.deadline = \"2m\"\n", (120, Deadline), (30, Head)),
+        ("retry.deadline = \"10s\"\n", (10, Deadline), (10, Deadline)),
+    ] {
+        assert_eq!((patience(text, false).await, patience(text, true).await), (whole, streamed), "{text}");
+    }
+}

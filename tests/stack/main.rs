@@ -8,7 +8,7 @@ mod said;
 
 use futures_util::FutureExt as _;
 use llm_layers::{
-    ChatBody, Error, ErrorKind, KbScope, LlmRequest, LlmResponse, RequestContext, StreamChunk,
+    ChatBody, Error, ErrorKind, KbScope, LlmRequest, LlmResponse, RequestContext, StreamChunk, TimeoutPhase,
     cache::{EpochKind, Fetch, KbCaching, MokaStore},
     config::{Config, ConfigError},
     price::NanoUsd,
@@ -27,6 +27,7 @@ use std::{
     },
     time::Duration,
 };
+use tokio::time::Instant;
 use tower::{Service, ServiceExt, layer::layer_fn, service_fn};
 
 const ECHO: &str = "usage.enabled = false\nidentity = \"host\"\nproviders.echo.kind = \"echo\"\n";

@@ -39,6 +39,10 @@ fn a_stack_says_what_it_is_and_shows_no_secret() {
         assert!(explained.contains(line), "{line}\n{explained}");
     }
     assert!(description.explain("gone/x").is_none());
+    let limits =
+        "head within 30s, content within 1m, silence up to 30s, a whole answer within 5m, 10m in all";
+    assert!(said.contains(limits), "{said}");
+    assert!(said.contains("at most 8 attempts within 2m, or 10m for a whole answer"), "{said}");
     for text in [said, explained, format!("{description:?}")] {
         assert!(!text.contains("sk-") && !text.contains("0123456789abcdef"), "{text}");
     }

@@ -13,7 +13,7 @@ pub(crate) use self::{
 };
 
 use super::{
-    Config, ConfigError, Env, Identity, Problem, Revealed, Secret,
+    Config, ConfigError, Env, Identity, Problem, Provider, Retry, Revealed, Secret,
     document::{field, place},
 };
 use crate::{
@@ -32,6 +32,8 @@ pub(crate) struct Plan {
     pub(crate) chains: Chains,
     pub(crate) max_attempts: u16,
     pub(crate) deadline: Duration,
+    /// For answers that are not streamed.
+    pub(crate) whole_deadline: Duration,
     pub(crate) prices: PriceBook,
     pub(crate) policies: PolicyTable,
     /// `None`: departments may do what they like.
@@ -131,6 +133,7 @@ impl Check<'_> {
             chains: chains?,
             max_attempts: retry.max_attempts,
             deadline: retry.deadline.0,
+            whole_deadline: self.whole_deadline(),
             prices,
             policies,
             limits,
@@ -142,9 +145,12 @@ impl Check<'_> {
 
     fn timeouts(&mut self) {
         let times = &self.config.timeouts;
-        for (name, time) in
-            [("head", times.head), ("first_content", times.first_content), ("idle", times.idle)]
-        {
+        for (name, time) in [
+            ("head", times.head),
+            ("first_content", times.first_content),
+            ("idle", times.idle),
+            ("whole", times.whole.unwrap_or(times.total)),
+        ] {
             let entry = field("timeouts", name);
             let lines = self.config.lines();
             let are_told = lines.has(&entry) && lines.has("timeouts.total");
@@ -155,6 +161,20 @@ impl Check<'_> {
         let retry = &self.config.retry;
         if retry.base.0 > retry.max.0 && self.config.lines().has("retry.base") {
             self.problem("retry.base", "is longer than max");
+        }
+    }
+
+    fn whole_deadline(&self) -> Duration {
+        let Config { retry, timeouts, providers, .. } = self.config;
+        let is_told = self.is_told("retry.deadline", retry.deadline != Retry::default().deadline);
+        let all_by_head = timeouts.whole.is_none() && self.config.tells_head();
+        let is_by_head = |provider: &Provider| {
+            let own = provider.timeouts.unwrap_or_default();
+            own.whole.is_none() && (own.head.is_some() || all_by_head)
+        };
+        match is_told || providers.values().all(is_by_head) {
+            true => retry.deadline.0,
+            false => retry.deadline.0.max(timeouts.total.0),
         }
     }
 }

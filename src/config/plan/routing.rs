@@ -96,6 +96,7 @@ impl Check<'_> {
         CallTimeoutLayer::new()
             .with_head(own.head.unwrap_or(all.head).0)
             .with_first_content(own.first_content.unwrap_or(all.first_content).0)
+            .with_whole(self.config.whole(own).0)
             .with_idle(own.idle.unwrap_or(all.idle).0)
             .with_total(own.total.unwrap_or(all.total).0)
     }

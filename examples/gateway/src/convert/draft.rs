@@ -309,7 +309,7 @@ impl Provider {
             }
         }
         if let Some(total) = self.total {
-            let _ = writeln!(out, "timeouts = {{ total = {} }}", time(total));
+            let _ = writeln!(out, "timeouts = {{ total = {0}, whole = {0} }}", time(total));
         }
         out.push('\n');
         if !is_one {

@@ -43,7 +43,9 @@ pub(super) fn convert(root: &Map<String, Value>, draft: &mut Draft) {
     });
     cache(llm, draft);
     if let Some(seconds) = number(llm.get("timeout")).filter(|seconds| *seconds > 0.0) {
-        draft.set("timeouts", "total", time(Duration::from_secs_f64(seconds.min(31_536_000.0))));
+        let total = time(Duration::from_secs_f64(seconds.min(31_536_000.0)));
+        draft.set("timeouts", "whole", total.clone());
+        draft.set("timeouts", "total", total);
     }
     let known = [
         "llm",

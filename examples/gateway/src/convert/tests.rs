@@ -54,7 +54,7 @@ fn a_proxy_of_litellms_becomes_a_gateway() {
         })
     );
     assert_eq!(config["retry"]["retries"], 2);
-    assert_eq!(config["timeouts"]["total"], "300s");
+    assert_eq!(config["timeouts"], json!({ "total": "300s", "whole": "300s" }));
     assert_eq!(config["cache"]["ttl"], "600s");
     assert_eq!(config["departments"]["research"]["month_cost"], "250.5");
     assert_eq!(

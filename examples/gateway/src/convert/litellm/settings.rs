@@ -27,6 +27,7 @@ pub(super) fn convert(
     }
     let total = seconds(router.get("timeout")).or_else(|| seconds(litellm.get("request_timeout")));
     if let Some(total) = total {
+        draft.set("timeouts", "whole", time(total));
         draft.set("timeouts", "total", time(total));
     }
     if let Some(first) = seconds(router.get("stream_timeout")) {
