@@ -154,6 +154,7 @@ pub enum OutputMember {
     MaxCompletionTokens,
 }
 
+#[cfg(feature = "hyper-client")]
 impl OutputMember {
     /// The name.
     pub(crate) const fn name(self) -> &'static str {
