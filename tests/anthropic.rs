@@ -208,6 +208,71 @@ fn a_body_that_is_no_request_is_refused_as_a_chat_request_would_be() {
     );
 }
 
+#[test]
+fn a_member_that_is_read_and_stands_twice_is_refused_wherever_it_stands() {
+    let refused = |members: &str| {
+        let said = r#""messages":[{"role":"user","content":"x"}]"#;
+        let said = if members.starts_with(r#""messages""#) {
+            members.to_owned()
+        } else {
+            format!("{said},{members}")
+        };
+        let request = format!(r#"{{"model":"m","max_tokens":1,{said}}}"#);
+        let error = anthropic::chat_request(request, &BodyLimits::default()).expect_err(members);
+        let ErrorKind::InvalidRequest { member, reason } = error.kind() else { panic!("{error:?}") };
+        assert_eq!(*reason, InvalidReason::Duplicate, "{members}");
+        member.as_deref().unwrap_or_default().to_owned()
+    };
+    let message = |message: &str| refused(&format!(r#""messages":[{message}]"#));
+    assert_eq!(message(r#"{"role":"user","role":"assistant","content":"a"}"#), "messages[0].role");
+    assert_eq!(message(r#"{"role":"user","content":"a","cont\u0065nt":"b"}"#), "messages[0].content");
+    assert_eq!(message(r#"{"role":"user","content":null,"content":"b"}"#), "messages[0].content");
+
+    let image = r#""type":"image","source":{"type":"base64","media_type":"image/png","data":"QUJD""#;
+    let result = r#""type":"tool_result","tool_use_id":"a""#;
+    for (role, block, member) in [
+        ("user", r#""type":"text","text":"a","text":"b""#.to_owned(), "text"),
+        ("user", r#""type":"text","text":"a","type":"image""#.to_owned(), "type"),
+        ("user", format!(r#"{image},"type":"url"}}"#), "source.type"),
+        ("user", format!(r#"{image},"media_type":"a/b"}}"#), "source.media_type"),
+        ("user", format!(r#"{image},"data":""}}"#), "source.data"),
+        ("user", format!(r#"{image}}},"source":{{}}"#), "source"),
+        ("user", format!(r#"{result},"tool_use_id":"b""#), "tool_use_id"),
+        ("user", format!(r#"{result},"content":"a","content":"b""#), "content"),
+        (
+            "user",
+            format!(r#"{result},"content":[{{"type":"text","text":"a","text":"b"}}]"#),
+            "content[0].text",
+        ),
+        ("system", r#""type":"text","text":"a","text":"b""#.to_owned(), "text"),
+        ("assistant", r#""type":"text","text":"a","text":"b""#.to_owned(), "text"),
+        ("assistant", r#""type":"tool_use","id":"a","name":"f","input":{},"id":"b""#.to_owned(), "id"),
+        ("assistant", r#""type":"tool_use","id":"a","name":"f","input":{},"name":"g""#.to_owned(), "name"),
+        ("assistant", r#""type":"tool_use","id":"a","name":"f","input":{},"input":{}"#.to_owned(), "input"),
+    ] {
+        let seen = message(&format!(r#"{{"role":"{role}","content":[{{{block}}}]}}"#));
+        assert_eq!(seen, format!("messages[0].content[0].{member}"));
+    }
+
+    for (members, member) in [
+        (r#""system":[{"type":"text","text":"a","text":"b"}]"#, "system[0].text"),
+        (r#""metadata":{"user_id":"a","user_id":"b"}"#, "metadata.user_id"),
+        (r#""tools":[{"name":"f","name":"g"}]"#, "tools[0].name"),
+        (r#""tools":[{"name":"f","input_schema":{},"input_schema":null}]"#, "tools[0].input_schema"),
+        (r#""tool_choice":{"type":"auto","type":"none"}"#, "tool_choice.type"),
+        (r#""tool_choice":{"type":"tool","name":"f","name":"g"}"#, "tool_choice.name"),
+        (
+            r#""tool_choice":{"type":"auto","disable_parallel_tool_use":true,"disable_parallel_tool_use":false}"#,
+            "tool_choice.disable_parallel_tool_use",
+        ),
+        (r#""thinking":{"type":"enabled","budget_tokens":1,"budget_tokens":2}"#, "thinking.budget_tokens"),
+        (r#""output_config":{"effort":"low","effort":"high"}"#, "output_config.effort"),
+        (r#""output_format":{"type":"json_schema","schema":{},"schema":{}}"#, "output_format.schema"),
+    ] {
+        assert_eq!(refused(members), member);
+    }
+}
+
 fn write(chunks: &[StreamChunk]) -> Vec<Value> {
     let (mut events, mut out) = (MessageEvents::new("fast"), BytesMut::new());
     chunks.iter().for_each(|chunk| events.write(chunk, &mut out));

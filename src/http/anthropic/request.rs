@@ -1,6 +1,7 @@
 use crate::{BodyLimits, Error, InvalidReason, LlmRequest, json};
 use bytes::Bytes;
 use serde_json::value::RawValue;
+use std::borrow::Cow;
 
 /// Reads a request of Anthropic's Messages API.
 ///
@@ -70,16 +71,18 @@ fn translate(source: &[u8], limits: &BodyLimits) -> Result<Vec<u8>, Error> {
             "tools" => tools(value, &mut out)?,
             "tool_choice" => tool_choice(value, &mut out)?,
             "metadata" => {
-                if let Some(user) = json::member(value, "user_id").filter(|user| *user != b"null") {
+                let [user] = members(&name, value, ["user_id"])?;
+                if let Some(user) = user.filter(|user| *user != b"null") {
                     out.member("user", user);
                 }
             }
             "thinking" => effort = effort.or(thinking(value)?),
             "output_config" => {
-                if let Some(format) = json::member(value, "format") {
+                let [format, said] = members(&name, value, ["format", "effort"])?;
+                if let Some(format) = format {
                     output_format("output_config.format", format, &mut out)?;
                 }
-                let said = json::member(value, "effort").and_then(json::string).map(|said| match &*said {
+                let said = said.and_then(json::string).map(|said| match &*said {
                     "low" => "low",
                     "medium" => "medium",
                     _ => "high",
@@ -120,10 +123,9 @@ fn translate(source: &[u8], limits: &BodyLimits) -> Result<Vec<u8>, Error> {
 
 fn message(path: &str, message: &[u8], list: &mut List) -> Result<(), Error> {
     let at = |member: &str| format!("{path}.{member}");
-    let role = json::member(message, "role").and_then(json::string);
-    let content = json::member(message, "content").filter(|content| *content != b"null");
-    let content = content.ok_or_else(|| Error::invalid(at("content"), InvalidReason::Missing))?;
-    match (role.as_deref(), content.first()) {
+    let [role, content] = members(path, message, ["role", "content"])?;
+    let content = required(path, content, "content")?;
+    match (role.and_then(json::string).as_deref(), content.first()) {
         (Some(role @ ("user" | "assistant" | "system")), Some(b'"')) => {
             list.item(format!(r#"{{"role":"{role}","content":"#).as_bytes(), content);
             Ok(())
@@ -144,18 +146,19 @@ fn from_user(path: &str, blocks: &[u8], list: &mut List) -> Result<(), Error> {
     let mut parts = List::default();
     for (at, block) in json::items(blocks).enumerate() {
         let path = format!("{path}[{at}]");
-        if kind(block).as_deref() == Some("tool_result") {
-            let id = string(&path, block, "tool_use_id")?;
+        let block = Block::read(&path, block)?;
+        if block.kind.as_deref() == Some("tool_result") {
+            let id = string(&path, block.tool_use_id, "tool_use_id")?;
             let mut texts = List::default();
-            let content = match json::member(block, "content") {
+            let content = match block.content {
                 Some(text @ [b'"', ..]) => text.to_vec(),
                 Some(blocks @ [b'[', ..]) => {
                     for (at, block) in json::items(blocks).enumerate() {
                         let path = format!("{path}.content[{at}]");
+                        let block = Block::read(&path, block)?;
                         // Only texts can be a tool's message; what else there is goes along with the user's.
-                        let parts =
-                            if kind(block).as_deref() == Some("text") { &mut texts } else { &mut parts };
-                        part(&path, block, parts)?;
+                        let is_text = block.kind.as_deref() == Some("text");
+                        part(&path, &block, if is_text { &mut texts } else { &mut parts })?;
                     }
                     texts.finish()
                 }
@@ -165,7 +168,7 @@ fn from_user(path: &str, blocks: &[u8], list: &mut List) -> Result<(), Error> {
             let content = if content == b"[]" { br#""""#.to_vec() } else { content };
             list.item(&[br#"{"role":"tool","tool_call_id":"#, id, br#","content":"#].concat(), &content);
         } else {
-            part(&path, block, &mut parts)?;
+            part(&path, &block, &mut parts)?;
         }
     }
     if !parts.is_empty() {
@@ -174,22 +177,25 @@ fn from_user(path: &str, blocks: &[u8], list: &mut List) -> Result<(), Error> {
     Ok(())
 }
 
-fn part(path: &str, block: &[u8], parts: &mut List) -> Result<(), Error> {
-    match kind(block).as_deref() {
-        Some("text") => parts.item(br#"{"type":"text","text":"#, string(path, block, "text")?),
+fn part(path: &str, block: &Block<'_>, parts: &mut List) -> Result<(), Error> {
+    match block.kind.as_deref() {
+        Some("text") => parts.item(br#"{"type":"text","text":"#, string(path, block.text, "text")?),
         Some("image") => {
-            let url = location(path, block)?.ok_or_else(|| unsupported(&format!("{path}.source.type")))?;
+            let Source::Url(url) = source(path, block)? else {
+                return Err(unsupported(&format!("{path}.source.type")));
+            };
             parts.item(br#"{"type":"image_url","image_url":{"url":"#, &[&url, &b"}"[..]].concat());
         }
         Some("document") => {
-            let source = required(path, block, "source")?;
-            if kind(source).as_deref() == Some("text") {
-                parts.item(br#"{"type":"text","text":"#, string(path, source, "data")?);
-                return Ok(());
-            }
-            let data = location(path, block)?.filter(|url| url.starts_with(br#""data:"#));
-            let data = data.ok_or_else(|| unsupported(&format!("{path}.source.type")))?;
-            let title = json::member(block, "title").filter(|title| title.starts_with(b"\""));
+            let data = match source(path, block)? {
+                Source::Text(text) => {
+                    parts.item(br#"{"type":"text","text":"#, text);
+                    return Ok(());
+                }
+                Source::Url(url) if url.starts_with(br#""data:"#) => url,
+                _ => return Err(unsupported(&format!("{path}.source.type"))),
+            };
+            let title = block.title.filter(|title| title.starts_with(b"\""));
             let title = title.unwrap_or(br#""document.pdf""#);
             let file = [br#"{"type":"file","file":{"filename":"#, title, br#","file_data":"#].concat();
             parts.item(&file, &[&data, &b"}"[..]].concat());
@@ -200,17 +206,27 @@ fn part(path: &str, block: &[u8], parts: &mut List) -> Result<(), Error> {
     Ok(())
 }
 
-/// Where an image or a document is, as a URL; `None` for what only Anthropic can look up.
-fn location(path: &str, block: &[u8]) -> Result<Option<Vec<u8>>, Error> {
-    let source = required(path, block, "source")?;
+/// Where an image or a document is, as JSON.
+enum Source<'a> {
+    Url(Vec<u8>),
+    /// It is this text.
+    Text(&'a [u8]),
+    /// Only Anthropic can look it up.
+    Other,
+}
+
+fn source<'a>(path: &str, block: &Block<'a>) -> Result<Source<'a>, Error> {
+    let source = required(path, block.source, "source")?;
     let path = format!("{path}.source");
-    Ok(match kind(source).as_deref() {
+    let [kind, media, data, url] = members(&path, source, ["type", "media_type", "data", "url"])?;
+    Ok(match kind.and_then(json::string).as_deref() {
         Some("base64") => {
-            let (media, data) = (string(&path, source, "media_type")?, string(&path, source, "data")?);
-            Some(joined(&[br#""data:""#, media, br#"";base64,""#, data]))
+            let (media, data) = (string(&path, media, "media_type")?, string(&path, data, "data")?);
+            Source::Url(joined(&[br#""data:""#, media, br#"";base64,""#, data]))
         }
-        Some("url") => Some(string(&path, source, "url")?.to_vec()),
-        _ => None,
+        Some("url") => Source::Url(string(&path, url, "url")?.to_vec()),
+        Some("text") => Source::Text(string(&path, data, "data")?),
+        _ => Source::Other,
     })
 }
 
@@ -218,11 +234,12 @@ fn from_assistant(path: &str, blocks: &[u8], list: &mut List) -> Result<(), Erro
     let (mut texts, mut calls) = (Vec::new(), List::default());
     for (at, block) in json::items(blocks).enumerate() {
         let path = format!("{path}[{at}]");
-        match kind(block).as_deref() {
-            Some("text") => texts.push(string(&path, block, "text")?),
+        let block = Block::read(&path, block)?;
+        match block.kind.as_deref() {
+            Some("text") => texts.push(string(&path, block.text, "text")?),
             Some("tool_use") => {
-                let (id, name) = (string(&path, block, "id")?, string(&path, block, "name")?);
-                let input = json::member(block, "input").unwrap_or(b"{}");
+                let (id, name) = (string(&path, block.id, "id")?, string(&path, block.name, "name")?);
+                let input = block.input.unwrap_or(b"{}");
                 let arguments = quoted(&String::from_utf8_lossy(input));
                 let call = [
                     br#"{"id":"#,
@@ -257,16 +274,16 @@ fn tools(value: &[u8], out: &mut Out) -> Result<(), Error> {
     let mut list = List::default();
     for (at, tool) in json::items(value).enumerate() {
         let path = format!("tools[{at}]");
-        if kind(tool).is_some_and(|kind| kind != "custom") {
+        let read = ["type", "name", "description", "input_schema", "strict"];
+        let [kind, name, description, schema, strict] = members(&path, tool, read)?;
+        if kind.and_then(json::string).is_some_and(|kind| kind != "custom") {
             return Err(unsupported(&format!("{path}.type")));
         }
         let mut function = Out::with_capacity(tool.len());
-        function.member("name", string(&path, tool, "name")?);
-        for (theirs, ours) in
-            [("description", "description"), ("input_schema", "parameters"), ("strict", "strict")]
-        {
-            if let Some(value) = json::member(tool, theirs).filter(|value| *value != b"null") {
-                function.member(ours, value);
+        function.member("name", string(&path, name, "name")?);
+        for (name, value) in [("description", description), ("parameters", schema), ("strict", strict)] {
+            if let Some(value) = value.filter(|value| *value != b"null") {
+                function.member(name, value);
             }
         }
         list.item(br#"{"type":"function","function":"#, &function.finish());
@@ -278,29 +295,31 @@ fn tools(value: &[u8], out: &mut Out) -> Result<(), Error> {
 }
 
 fn tool_choice(value: &[u8], out: &mut Out) -> Result<(), Error> {
-    match kind(value).as_deref() {
+    let read = ["type", "name", "disable_parallel_tool_use"];
+    let [kind, name, is_single] = members("tool_choice", value, read)?;
+    match kind.and_then(json::string).as_deref() {
         Some("auto") => out.member("tool_choice", br#""auto""#),
         Some("any") => out.member("tool_choice", br#""required""#),
         Some("none") => out.member("tool_choice", br#""none""#),
         Some("tool") => {
-            let name = string("tool_choice", value, "name")?;
+            let name = string("tool_choice", name, "name")?;
             let choice = [br#"{"type":"function","function":{"name":"#, name, b"}}"];
             out.member("tool_choice", &choice.concat());
         }
         _ => return Err(mistyped("tool_choice.type", "\"auto\", \"any\", \"tool\" or \"none\"")),
     }
-    if json::member(value, "disable_parallel_tool_use") == Some(b"true") {
+    if is_single == Some(b"true") {
         out.member("parallel_tool_calls", b"false");
     }
     Ok(())
 }
 
 fn thinking(value: &[u8]) -> Result<Option<&'static str>, Error> {
-    match kind(value).as_deref() {
+    let [kind, budget] = members("thinking", value, ["type", "budget_tokens"])?;
+    match kind.and_then(json::string).as_deref() {
         Some("disabled" | "adaptive" | "between_tools") => Ok(None),
         Some("enabled") => {
-            let budget =
-                json::member(value, "budget_tokens").and_then(|raw| serde_json::from_slice(raw).ok());
+            let budget = budget.and_then(|raw| serde_json::from_slice(raw).ok());
             let budget: u64 =
                 budget.ok_or_else(|| mistyped("thinking.budget_tokens", "a number of tokens"))?;
             Ok(Some(match budget {
@@ -317,10 +336,11 @@ fn output_format(path: &str, value: &[u8], out: &mut Out) -> Result<(), Error> {
     if value == b"null" {
         return Ok(());
     }
-    if kind(value).as_deref() != Some("json_schema") {
+    let [kind, schema] = members(path, value, ["type", "schema"])?;
+    if kind.and_then(json::string).as_deref() != Some("json_schema") {
         return Err(unsupported(&format!("{path}.type")));
     }
-    let schema = required(path, value, "schema")?;
+    let schema = required(path, schema, "schema")?;
     let format =
         [br#"{"type":"json_schema","json_schema":{"name":"output","strict":true,"schema":"#, schema, b"}}"];
     out.member("response_format", &format.concat());
@@ -329,21 +349,57 @@ fn output_format(path: &str, value: &[u8], out: &mut Out) -> Result<(), Error> {
 
 // ===== pieces =====
 
-fn kind(block: &[u8]) -> Option<std::borrow::Cow<'_, str>> {
-    json::member(block, "type").and_then(json::string)
+/// The members of an object that are read, found in one pass.
+///
+/// Twice, one would be read here and the other obeyed elsewhere.
+fn members<'a, const N: usize>(
+    path: &str,
+    object: &'a [u8],
+    names: [&str; N],
+) -> Result<[Option<&'a [u8]>; N], Error> {
+    let mut found = [None; N];
+    for (raw, value) in json::members(object) {
+        let Some(at) = names.iter().position(|name| json::is_name(raw, name)) else { continue };
+        if found[at].replace(value).is_some() {
+            return Err(Error::invalid(format!("{path}.{}", names[at]), InvalidReason::Duplicate));
+        }
+    }
+    Ok(found)
+}
+
+/// What is read of a block, of whatever type it is.
+struct Block<'a> {
+    kind: Option<Cow<'a, str>>,
+    text: Option<&'a [u8]>,
+    source: Option<&'a [u8]>,
+    title: Option<&'a [u8]>,
+    tool_use_id: Option<&'a [u8]>,
+    content: Option<&'a [u8]>,
+    id: Option<&'a [u8]>,
+    name: Option<&'a [u8]>,
+    input: Option<&'a [u8]>,
+}
+
+impl<'a> Block<'a> {
+    fn read(path: &str, block: &'a [u8]) -> Result<Self, Error> {
+        let names = ["type", "text", "source", "title", "tool_use_id", "content", "id", "name", "input"];
+        let [kind, text, source, title, tool_use_id, content, id, name, input] = members(path, block, names)?;
+        let kind = kind.and_then(json::string);
+        Ok(Self { kind, text, source, title, tool_use_id, content, id, name, input })
+    }
 }
 
 /// A string that must be there, as JSON.
-fn string<'a>(path: &str, object: &'a [u8], member: &str) -> Result<&'a [u8], Error> {
-    let value = required(path, object, member)?;
+fn string<'a>(path: &str, value: Option<&'a [u8]>, name: &str) -> Result<&'a [u8], Error> {
+    let value = required(path, value, name)?;
     let is_string = value.first() == Some(&b'"');
-    is_string.then_some(value).ok_or_else(|| mistyped(&format!("{path}.{member}"), "a string"))
+    is_string.then_some(value).ok_or_else(|| mistyped(&format!("{path}.{name}"), "a string"))
 }
 
 /// A member that must be there, as JSON.
-fn required<'a>(path: &str, object: &'a [u8], member: &str) -> Result<&'a [u8], Error> {
-    let value = json::member(object, member).filter(|value| *value != b"null");
-    value.ok_or_else(|| Error::invalid(format!("{path}.{member}"), InvalidReason::Missing))
+fn required<'a>(path: &str, value: Option<&'a [u8]>, name: &str) -> Result<&'a [u8], Error> {
+    let value = value.filter(|value| *value != b"null");
+    value.ok_or_else(|| Error::invalid(format!("{path}.{name}"), InvalidReason::Missing))
 }
 
 /// A text, or the texts of an array of blocks, as what a message's content may be.
@@ -354,13 +410,14 @@ fn text_of(path: &str, value: &[u8]) -> Result<Vec<u8>, Error> {
             let mut texts = Vec::new();
             for (at, block) in json::items(value).enumerate() {
                 let path = format!("{path}[{at}]");
-                if kind(block).as_deref() != Some("text") {
+                let block = Block::read(&path, block)?;
+                if block.kind.as_deref() != Some("text") {
                     return Err(unsupported(&format!("{path}.type")));
                 }
                 if !texts.is_empty() {
                     texts.push(&br#""\n\n""#[..]);
                 }
-                texts.push(string(&path, block, "text")?);
+                texts.push(string(&path, block.text, "text")?);
             }
             Ok(joined(&texts))
         }
