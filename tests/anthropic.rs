@@ -473,6 +473,84 @@ fn arguments_that_are_no_object_are_shown_as_they_are() {
     assert_eq!(message["content"][0]["input"], json!({ "arguments": "not JSON" }));
 }
 
+/// What a call of a tool becomes, by an answer and by its stream.
+fn called(said: &str) -> Vec<Value> {
+    let whole = format!(r#"{{"choices":[{{"message":{said}}}]}}"#);
+    let message: Value =
+        serde_json::from_slice(&anthropic::message(&Completion::parse(whole).unwrap(), "fast")).unwrap();
+    let delta = StreamChunk::parse(format!(r#"{{"choices":[{{"delta":{said}}}]}}"#)).unwrap();
+    let streamed = assemble(&write(&[delta, StreamChunk::end()]));
+    for message in [&message, &streamed] {
+        assert_eq!(message["stop_reason"], "tool_use", "{message}");
+    }
+    let blocks = |message: &Value| {
+        let mut blocks = message["content"].as_array().unwrap().clone();
+        for block in &mut blocks {
+            assert!(block["id"].as_str().is_some_and(|id| !id.is_empty()), "{block}");
+            // Without one of the provider's, each has its own.
+            if block["id"].as_str().unwrap().starts_with("toolu_") {
+                block["id"].take();
+            }
+        }
+        blocks
+    };
+    assert_eq!(blocks(&message), blocks(&streamed));
+    blocks(&message)
+}
+
+#[test]
+fn arguments_are_taken_as_an_object_too() {
+    let call = |arguments: &str| {
+        let function = format!(r#"{{"name":"f","arguments":{arguments}}}"#);
+        called(&format!(r#"{{"tool_calls":[{{"id":"a","function":{function}}}]}}"#))
+    };
+    let block = |input: Value| [json!({ "type": "tool_use", "id": "a", "name": "f", "input": input })];
+    assert_eq!(call("{ \"city\":\n\"Paris\" }"), block(json!({ "city": "Paris" })));
+    assert_eq!(call("{}"), block(json!({})));
+    assert_eq!(call("null"), block(json!({})));
+}
+
+#[test]
+fn a_call_in_the_words_of_before_there_were_tools_is_a_call() {
+    let function = r#""function_call":{"name":"f","arguments":"{\"x\":1}"}"#;
+    let block = json!({ "type": "tool_use", "id": null, "name": "f", "input": { "x": 1 } });
+    assert_eq!(called(&format!(r#"{{"content":null,{function}}}"#)), [block]);
+    // Who says it in both ways means one call.
+    let both = format!(r#"{{{function},"tool_calls":[{{"id":"a","function":{{"name":"f"}}}}]}}"#);
+    assert_eq!(called(&both), [json!({ "type": "tool_use", "id": "a", "name": "f", "input": {} })]);
+
+    let piece = |call: Value| chunk(&json!({ "choices": [{ "delta": { "function_call": call } }] }));
+    let message = assemble(&write(&[
+        StreamChunk::text("Hm."),
+        piece(json!({ "name": "f", "arguments": "" })),
+        piece(json!({ "arguments": "{\"x\":" })),
+        piece(json!({ "arguments": "1}" })),
+        chunk(&json!({ "choices": [{ "delta": {}, "finish_reason": "function_call" }] })),
+        StreamChunk::end(),
+    ]));
+    assert_eq!(message["stop_reason"], "tool_use");
+    let content = message["content"].as_array().unwrap();
+    assert_eq!(content.len(), 2, "{message}");
+    assert_eq!((&content[1]["name"], &content[1]["input"]), (&json!("f"), &json!({ "x": 1 })));
+}
+
+#[test]
+fn numbers_in_arguments_stay_as_they_are_written() {
+    let arguments = r#"{"n":12345678901234567890123,"f":1.10,"e":1E400}"#;
+    let answer = Completion::tool_call("a", "f", arguments, TokenUsage::new(1, 1));
+    let message = anthropic::message(&answer, "fast");
+    let message = std::str::from_utf8(&message).unwrap();
+    assert!(message.contains(&format!(r#""input":{arguments}"#)), "{message}");
+}
+
+#[test]
+fn arguments_deeper_than_a_client_reads_are_shown_as_a_text() {
+    let arguments = format!(r#"{{"x":{}{}}}"#, "[".repeat(100_000), "]".repeat(100_000));
+    let answer = Completion::tool_call("a", "f", &arguments, TokenUsage::new(1, 1));
+    let message: Value = serde_json::from_slice(&anthropic::message(&answer, "fast")).unwrap();
+    assert_eq!(message["content"][0]["input"], json!({ "arguments": arguments }));
+}
+
 #[test]
 fn half_of_a_surrogate_pair_takes_no_text_with_it() {
     let whole = |message: &str| {

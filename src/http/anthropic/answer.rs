@@ -1,6 +1,7 @@
 use crate::{Completion, FinishReason, TokenUsage, json};
 use bytes::Bytes;
-use serde_json::{Value, json};
+use serde::Serialize;
+use serde_json::{Value, json, value::RawValue};
 use std::{borrow::Cow, iter};
 
 /// A whole answer as a message of Anthropic's Messages API, for a caller who asked `model`.
@@ -20,29 +21,52 @@ pub fn message(completion: &Completion, model: &str) -> Bytes {
     let choice = json::member(completion.data(), "choices").and_then(|choices| json::items(choices).next());
     let said = choice.and_then(|choice| json::member(choice, "message")).unwrap_or(b"{}");
     let mut content = Vec::new();
-    if let Some(thoughts) = thoughts(said).and_then(json::text) {
-        content.push(json!({ "type": "thinking", "thinking": thoughts, "signature": "" }));
+    if let Some(thinking) = thoughts(said).and_then(json::text) {
+        content.push(Block::Thinking { thinking, signature: "" });
     }
     let text: String = texts(said).filter_map(json::text).collect();
     if !text.is_empty() {
-        content.push(json!({ "type": "text", "text": text }));
+        content.push(Block::Text { text });
     }
-    for call in json::items(json::member(said, "tool_calls").unwrap_or_default()) {
-        content.push(tool_use(call));
+    let calls = json::items(json::member(said, "tool_calls").unwrap_or_default());
+    let before = content.len();
+    content.extend(calls.map(|call| tool_use(member_text(call, "id"), json::member(call, "function"))));
+    if content.len() == before {
+        content.extend(function_call(said).map(|function| tool_use(None, Some(function))));
     }
     let reason = completion.finish_reasons().first().map(|finish| &finish.reason);
-    let has_calls = json::member(said, "tool_calls").is_some_and(|calls| !json::is_nothing(calls));
-    let message = json!({
-        "id": message_id(completion.id()),
-        "type": "message",
-        "role": "assistant",
-        "model": completion.model().unwrap_or(Cow::Borrowed(model)),
-        "content": content,
-        "stop_reason": stop_reason(reason, has_calls),
-        "stop_sequence": null,
-        "usage": usage(completion.usage()),
-    });
-    message.to_string().into()
+    let message = Message {
+        id: message_id(completion.id()),
+        kind: "message",
+        role: "assistant",
+        model: completion.model().unwrap_or(Cow::Borrowed(model)),
+        stop_reason: stop_reason(reason, content.len() > before),
+        content,
+        stop_sequence: (),
+        usage: usage(completion.usage()),
+    };
+    serde_json::to_vec(&message).expect("texts and JSON are JSON").into()
+}
+
+#[derive(Serialize)]
+struct Message<'a> {
+    id: String,
+    #[serde(rename = "type")]
+    kind: &'static str,
+    role: &'static str,
+    model: Cow<'a, str>,
+    content: Vec<Block<'a>>,
+    stop_reason: &'static str,
+    stop_sequence: (),
+    usage: Value,
+}
+
+#[derive(Serialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+enum Block<'a> {
+    Thinking { thinking: Cow<'a, str>, signature: &'static str },
+    Text { text: String },
+    ToolUse { id: String, name: Cow<'a, str>, input: Box<RawValue> },
 }
 
 /// The answer's id, or one of its own.
@@ -103,17 +127,42 @@ pub(super) fn member_text<'a>(object: &'a [u8], member: &str) -> Option<Cow<'a, 
     json::member(object, member).and_then(json::string).filter(|text| !text.is_empty())
 }
 
+/// A call in the words of before there were tools.
+pub(super) fn function_call(said: &[u8]) -> Option<&[u8]> {
+    json::member(said, "function_call").filter(|call| !json::is_nothing(call))
+}
+
+/// The arguments of a function, or a piece of them: a string of JSON, or JSON itself.
+pub(super) fn arguments(function: &[u8]) -> Option<&[u8]> {
+    json::member(function, "arguments").filter(|raw| *raw != b"null" && *raw != b"\"\"")
+}
+
+/// The id of a call, or one of its own.
+pub(super) fn call_id(id: Option<Cow<'_, str>>) -> String {
+    id.map_or_else(|| format!("toolu_{:032x}", fastrand::u128(..)), Cow::into_owned)
+}
+
 /// A call of a tool as a block.
-fn tool_use(call: &[u8]) -> Value {
-    let function = json::member(call, "function").unwrap_or(b"{}");
-    let arguments = json::member(function, "arguments").and_then(json::text).unwrap_or_default();
+fn tool_use<'a>(id: Option<Cow<'a, str>>, function: Option<&'a [u8]>) -> Block<'a> {
+    let function = function.unwrap_or(b"{}");
+    let name = member_text(function, "name").unwrap_or_default();
+    Block::ToolUse { id: call_id(id), name, input: input(arguments(function).unwrap_or_default()) }
+}
+
+/// What nests deeper is read by few.
+const MAX_DEPTH: usize = 128;
+
+/// What a tool is called with, as it is written: a number may be one that no type here can hold.
+fn input(arguments: &[u8]) -> Box<RawValue> {
+    let arguments = json::text(arguments).unwrap_or_else(|| String::from_utf8_lossy(arguments));
+    let text = arguments.trim();
+    if text.is_empty() {
+        return RawValue::from_string("{}".to_owned()).expect("an object");
+    }
+    let is_object = text.starts_with('{') && !json::too_deep(text.as_bytes(), MAX_DEPTH);
+    let object = is_object.then(|| serde_json::from_str::<&RawValue>(text)).and_then(Result::ok);
     // A model may write what is no object; the caller gets to see it, and the type holds.
-    let input = match serde_json::from_str::<Value>(&arguments) {
-        Ok(input @ Value::Object(_)) => input,
-        _ if arguments.trim().is_empty() => json!({}),
-        _ => json!({ "arguments": arguments }),
-    };
-    let id =
-        member_text(call, "id").map_or_else(|| format!("toolu_{:032x}", fastrand::u128(..)), Cow::into_owned);
-    json!({ "type": "tool_use", "id": id, "name": member_text(function, "name").unwrap_or_default(), "input": input })
+    object.map(ToOwned::to_owned).unwrap_or_else(|| {
+        serde_json::value::to_raw_value(&json!({ "arguments": arguments })).expect("a text is JSON")
+    })
 }

@@ -1,8 +1,10 @@
-use super::answer::{is_text, member_text, message_id, stop_reason, texts, thoughts, usage};
+use super::answer::{
+    arguments, call_id, function_call, member_text, message_id, stop_reason, texts, thoughts, usage,
+};
 use crate::{Error, FinishReason, ModelName, StreamChunk, TokenUsage, answer::Calls, json};
 use bytes::{BufMut, BytesMut};
 use serde_json::{Value, json};
-use std::fmt;
+use std::{borrow::Cow, fmt};
 
 /// A stream of chunks as the events of Anthropic's Messages API; one for each answer.
 ///
@@ -34,7 +36,8 @@ pub struct MessageEvents {
     pieces: json::Pieces,
     blocks: u64,
     calls: Calls,
-    has_calls: bool,
+    has_tools: bool,
+    has_function: bool,
     finish: Option<FinishReason>,
     usage: Option<TokenUsage>,
 }
@@ -45,6 +48,8 @@ enum Block {
     Text,
     /// With the number of the call.
     Tool(u64),
+    /// In the words of before there were tools; there is one.
+    Function,
 }
 
 impl MessageEvents {
@@ -57,7 +62,8 @@ impl MessageEvents {
             pieces: json::Pieces::default(),
             blocks: 0,
             calls: Calls::default(),
-            has_calls: false,
+            has_tools: false,
+            has_function: false,
             finish: None,
             usage: None,
         }
@@ -125,21 +131,24 @@ impl MessageEvents {
             self.piece(text, out);
         }
         for (at, call) in json::items(json::member(delta, "tool_calls").unwrap_or_default()).enumerate() {
-            self.call(at, call, out);
+            let block = Block::Tool(self.calls.number(at, call));
+            self.has_tools = true;
+            self.call(block, member_text(call, "id"), json::member(call, "function").unwrap_or(b"{}"), out);
+        }
+        // Who says it in both ways means one call.
+        if let Some(function) = function_call(delta).filter(|_| !self.has_tools) {
+            self.has_function = true;
+            self.call(Block::Function, None, function, out);
         }
     }
 
-    fn call(&mut self, at: usize, call: &[u8], out: &mut BytesMut) {
-        self.has_calls = true;
-        let function = json::member(call, "function").unwrap_or(b"{}");
-        let (id, name) = (member_text(call, "id"), member_text(function, "name"));
-        let block = Block::Tool(self.calls.number(at, call));
+    fn call(&mut self, block: Block, id: Option<Cow<'_, str>>, function: &[u8], out: &mut BytesMut) {
         let head = || {
-            let id = message_id_of_call(id.as_deref());
-            json!({ "type": "tool_use", "id": id, "name": name.as_deref().unwrap_or_default(), "input": {} })
+            let name = member_text(function, "name").unwrap_or_default();
+            json!({ "type": "tool_use", "id": call_id(id), "name": name, "input": {} })
         };
         self.open(block, head, out);
-        if let Some(arguments) = json::member(function, "arguments").filter(|raw| is_text(raw)) {
+        if let Some(arguments) = arguments(function) {
             self.piece(arguments, out);
         }
     }
@@ -156,8 +165,13 @@ impl MessageEvents {
 
     /// Adds to the block that is being written.
     fn piece(&mut self, raw: &[u8], out: &mut BytesMut) {
-        if let Some(text) = self.pieces.next(raw) {
-            self.add(&text, out);
+        match raw.first() {
+            Some(b'"') => {
+                if let Some(text) = self.pieces.next(raw) {
+                    self.add(&text, out);
+                }
+            }
+            _ => self.add(&String::from_utf8_lossy(raw), out),
         }
     }
 
@@ -168,7 +182,9 @@ impl MessageEvents {
         let delta = match self.open {
             Some(Block::Thinking) => json!({ "type": "thinking_delta", "thinking": text }),
             Some(Block::Text) => json!({ "type": "text_delta", "text": text }),
-            Some(Block::Tool(_)) => json!({ "type": "input_json_delta", "partial_json": text }),
+            Some(Block::Tool(_) | Block::Function) => {
+                json!({ "type": "input_json_delta", "partial_json": text })
+            }
             None => return,
         };
         put("content_block_delta", json!({ "index": self.blocks, "delta": delta }), out);
@@ -186,15 +202,11 @@ impl MessageEvents {
 
     fn end(&mut self, out: &mut BytesMut) {
         self.close(out);
-        let reason = stop_reason(self.finish.as_ref(), self.has_calls);
+        let reason = stop_reason(self.finish.as_ref(), self.has_tools || self.has_function);
         let delta = json!({ "stop_reason": reason, "stop_sequence": null });
         put("message_delta", json!({ "delta": delta, "usage": usage(self.usage.as_ref()) }), out);
         put("message_stop", json!({}), out);
     }
-}
-
-fn message_id_of_call(id: Option<&str>) -> String {
-    id.map_or_else(|| format!("toolu_{:032x}", fastrand::u128(..)), str::to_owned)
 }
 
 fn put(name: &'static str, mut event: Value, out: &mut BytesMut) {
