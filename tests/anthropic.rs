@@ -442,6 +442,122 @@ fn calls_that_come_one_after_the_other_without_numbers_stay_apart() {
     }
 }
 
+/// A piece of a call, as it comes in a stream.
+fn piece(index: u64, head: Option<(&str, &str)>, arguments: &str) -> StreamChunk {
+    let mut call = json!({ "index": index, "function": { "arguments": arguments } });
+    if let Some((id, name)) = head {
+        call["id"] = id.into();
+        call["function"]["name"] = name.into();
+    }
+    chunk(&json!({ "choices": [{ "delta": { "tool_calls": [call] } }] }))
+}
+
+fn tool(id: &str, name: &str, input: &Value) -> Value {
+    json!({ "type": "tool_use", "id": id, "name": name, "input": input })
+}
+
+#[test]
+fn pieces_of_calls_that_come_by_turns_are_put_together() {
+    let message = assemble(&write(&[
+        piece(0, Some(("a", "f")), ""),
+        piece(1, Some(("b", "g")), ""),
+        piece(0, None, "{\"x\":"),
+        piece(1, None, "{\"y\":"),
+        piece(0, None, "1}"),
+        piece(1, None, "2}"),
+        StreamChunk::end(),
+    ]));
+    let expected = [tool("a", "f", &json!({ "x": 1 })), tool("b", "g", &json!({ "y": 2 }))];
+    assert_eq!(message["content"].as_array().unwrap(), &expected);
+
+    // A call that never gets any arguments, and what was said meanwhile.
+    let text = |text: &str| json!({ "type": "text", "text": text });
+    let message = assemble(&write(&[
+        StreamChunk::text("One "),
+        StreamChunk::text("moment."),
+        piece(0, Some(("a", "f")), ""),
+        StreamChunk::text("Two "),
+        piece(1, Some(("b", "g")), "{\"y\":"),
+        StreamChunk::text("of "),
+        StreamChunk::text("them."),
+        piece(1, None, "\"}\"}"),
+        StreamChunk::end(),
+    ]));
+    let expected = [
+        text("One moment."),
+        tool("a", "f", &json!({})),
+        text("Two "),
+        tool("b", "g", &json!({ "y": "}" })),
+        text("of them."),
+    ];
+    assert_eq!(message["content"].as_array().unwrap(), &expected);
+}
+
+#[test]
+fn text_between_two_pieces_of_a_call_comes_after_it() {
+    let message = assemble(&write(&[
+        piece(0, Some(("a", "f")), "{\"x\":"),
+        StreamChunk::text("Hm."),
+        piece(0, None, "1}"),
+        StreamChunk::end(),
+    ]));
+    let expected = [tool("a", "f", &json!({ "x": 1 })), json!({ "type": "text", "text": "Hm." })];
+    assert_eq!(message["content"].as_array().unwrap(), &expected);
+}
+
+#[test]
+fn the_same_number_with_another_id_is_another_call() {
+    let message = assemble(&write(&[
+        piece(0, Some(("a", "f")), "{\"x\":"),
+        piece(0, Some(("a", "f")), "1}"),
+        piece(0, Some(("b", "f")), "{\"x\":"),
+        piece(0, None, "2}"),
+        piece(1, Some(("c", "f")), "{\"x\":3}"),
+        StreamChunk::end(),
+    ]));
+    let expected = [("a", 1), ("b", 2), ("c", 3)].map(|(id, x)| tool(id, "f", &json!({ "x": x })));
+    assert_eq!(message["content"].as_array().unwrap(), &expected);
+}
+
+#[test]
+fn a_call_whose_turn_it_is_is_not_held_back() {
+    let (mut events, mut out) = (MessageEvents::new("fast"), BytesMut::new());
+    let mut said = |chunk: &StreamChunk| {
+        events.write(chunk, &mut out);
+        String::from_utf8(out.split().to_vec()).unwrap()
+    };
+    assert!(said(&piece(0, Some(("a", "f")), "{\"x\":")).contains("{\\\"x\\\":"));
+    assert_eq!(said(&piece(1, Some(("b", "g")), "{")), "", "the first one is not whole");
+    let both = said(&piece(0, None, "1}"));
+    assert!(both.contains("1}") && both.contains("\"name\":\"g\"") && both.contains("\"{\""), "{both}");
+    assert!(said(&piece(1, None, "}")).contains("\"}\""));
+    // It was told that this one is over.
+    assert_eq!(said(&piece(0, None, " ")), "");
+    assert!(said(&StreamChunk::text("Hm.")).contains("Hm."));
+}
+
+#[test]
+fn calls_that_can_only_be_kept_are_kept_up_to_a_bound_and_the_rest_is_an_error() {
+    let large = "x".repeat(1 << 20);
+    let mut chunks = vec![piece(0, Some(("a", "f")), "{"), piece(1, Some(("b", "g")), "{\"y\":\"")];
+    chunks.extend((0..9).map(|_| piece(1, None, &large)));
+    chunks.extend([piece(0, None, "}"), StreamChunk::end()]);
+    let events = write(&chunks);
+    assert_eq!(events.last().unwrap()["type"], "error", "nothing follows it");
+    assert_eq!(events.last().unwrap()["error"]["type"], "api_error");
+    assert_eq!(events.len(), 4);
+
+    let many = (0..3_000).map(|n| piece(n, Some(("a", "f")), ""));
+    assert_eq!(write(&many.collect::<Vec<_>>()).last().unwrap()["type"], "error");
+
+    // Nothing is kept of what can be written.
+    let mut chunks = vec![piece(0, Some(("a", "f")), "{\"x\":\"")];
+    chunks.extend((0..9).map(|_| piece(0, None, &large)));
+    chunks.extend([piece(0, None, "\"}"), StreamChunk::end()]);
+    let message = assemble(&write(&chunks));
+    assert_eq!(message["content"][0]["input"]["x"].as_str().unwrap().len(), 9 << 20);
+}
+
 #[test]
 fn each_reason_to_stop_has_its_word() {
     let reasons = [

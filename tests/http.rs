@@ -18,6 +18,7 @@ use llm_layers::{
     cache::CacheControl,
     http::{
         Asked, FillIn,
+        anthropic::MessageEvents,
         axum::{ChatAnswer, ChatRequest, ErrorResponse, Events, MessagesRequest},
         into_chunks,
     },
@@ -746,4 +747,22 @@ fn debug_shows_no_text() {
     drop(events.enter(|cx, body| body.poll_frame(cx)));
     let events = Events::new(streamed(vec![Ok(StreamChunk::text("secret"))]), fill());
     assert!(!format!("{events:?}{asked:?}").contains("secret"));
+}
+
+#[tokio::test]
+async fn a_message_whose_calls_cannot_be_put_in_order_ends_and_hangs_up() {
+    let call = |index: u64, arguments: &str| {
+        let call = json!({ "index": index, "function": { "name": "f", "arguments": arguments } });
+        let delta = json!({ "choices": [{ "delta": { "tool_calls": [call] } }] });
+        Ok(StreamChunk::parse(delta.to_string()).unwrap())
+    };
+    let (sender, mut chunks) = mpsc::unbounded_channel::<Result<StreamChunk, Error>>();
+    let stream = ChunkStream::new(stream::poll_fn(move |cx| chunks.poll_recv(cx)));
+    for chunk in [call(0, "{"), call(1, &"x".repeat(9 << 20))] {
+        sender.send(chunk).unwrap();
+    }
+    let events = Events::of_message(stream, MessageEvents::new("fast")).collect().await.unwrap().to_bytes();
+    let events = std::str::from_utf8(&events).unwrap();
+    assert!(events.lines().rev().nth(2).is_some_and(|line| line == "event: error"), "{events}");
+    assert!(sender.is_closed());
 }

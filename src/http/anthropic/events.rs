@@ -3,13 +3,19 @@ use super::answer::{
 };
 use crate::{Error, FinishReason, ModelName, StreamChunk, TokenUsage, answer::Calls, json};
 use bytes::{BufMut, BytesMut};
+use http::StatusCode;
 use serde_json::{Value, json};
-use std::{borrow::Cow, fmt};
+use std::{
+    borrow::Cow,
+    collections::{BTreeSet, VecDeque},
+    fmt,
+};
 
 /// A stream of chunks as the events of Anthropic's Messages API; one for each answer.
 ///
-/// Blocks come one after another: thoughts, text, and each call of a tool. Usage is in the last `message_delta`, where
-/// it is known. After an error nothing follows.
+/// Blocks come one after another: thoughts, text, and each call of a tool. What a provider sends of others while the
+/// arguments of a call are not whole is kept, up to 8 MiB, and written when its turn comes, at the latest at the end; beyond
+/// that the answer ends with an error. Usage is in the last `message_delta`, where it is known. After an error nothing follows.
 ///
 /// ```
 /// use bytes::BytesMut;
@@ -32,18 +38,23 @@ pub struct MessageEvents {
     has_begun: bool,
     /// The block that is being written, and how many came before.
     open: Option<Block>,
-    /// Of that block.
-    pieces: json::Pieces,
     blocks: u64,
+    /// Those that come after it: there are none unless it is a call that is not whole.
+    waiting: VecDeque<Block>,
+    /// Calls that were written and are over.
+    over: BTreeSet<Key>,
+    /// How many bytes wait, and what it takes to know calls.
+    kept: usize,
     calls: Calls,
     has_tools: bool,
     has_function: bool,
     finish: Option<FinishReason>,
     usage: Option<TokenUsage>,
+    is_over: bool,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Block {
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Key {
     Thinking,
     Text,
     /// With the number of the call.
@@ -52,6 +63,32 @@ enum Block {
     Function,
 }
 
+struct Block {
+    key: Key,
+    /// Of a call.
+    id: Option<String>,
+    name: String,
+    /// What of it waits.
+    text: String,
+    pieces: json::Pieces,
+    nesting: Nesting,
+}
+
+/// How far a JSON text is that comes in pieces.
+#[derive(Default)]
+struct Nesting {
+    depth: usize,
+    is_in_string: bool,
+    is_escaped: bool,
+    has_begun: bool,
+}
+
+/// How much may be kept: as one event may have by default. For all of a stream a provider's client has no bound.
+const MAX_KEPT: usize = 8 << 20;
+
+/// What a call counts for beside its arguments, so that there are not too many to look through.
+const CALL: usize = 4 << 10;
+
 impl MessageEvents {
     /// For an answer of `model`.
     pub fn new(model: impl Into<ModelName>) -> Self {
@@ -59,18 +96,24 @@ impl MessageEvents {
             model: model.into(),
             has_begun: false,
             open: None,
-            pieces: json::Pieces::default(),
             blocks: 0,
+            waiting: VecDeque::new(),
+            over: BTreeSet::new(),
+            kept: 0,
             calls: Calls::default(),
             has_tools: false,
             has_function: false,
             finish: None,
             usage: None,
+            is_over: false,
         }
     }
 
     /// Writes the events of the next chunk, the terminal one included.
     pub fn write(&mut self, chunk: &StreamChunk, out: &mut BytesMut) {
+        if self.is_over {
+            return;
+        }
         if !self.has_begun {
             self.has_begun = true;
             self.begin(chunk, out);
@@ -87,9 +130,19 @@ impl MessageEvents {
                 self.delta(delta, out);
             }
         }
-        if chunk.is_final() {
+        if self.kept > MAX_KEPT {
+            let message = "the calls of tools are too large to be put in order";
+            put_event("error", &super::error_json(StatusCode::BAD_GATEWAY, message), out);
+            self.is_over = true;
+        } else if chunk.is_final() {
             self.end(out);
         }
+    }
+
+    /// Whether nothing follows what was written.
+    #[cfg(feature = "axum")]
+    pub(in crate::http) const fn is_over(&self) -> bool {
+        self.is_over
     }
 
     /// Writes the event that says that the stream broke.
@@ -119,94 +172,182 @@ impl MessageEvents {
 
     fn delta(&mut self, delta: &[u8], out: &mut BytesMut) {
         if let Some(thoughts) = thoughts(delta) {
-            self.open(
-                Block::Thinking,
-                || json!({ "type": "thinking", "thinking": "", "signature": "" }),
-                out,
-            );
-            self.piece(thoughts, out);
+            self.say(Block::new(Key::Thinking), thoughts, out);
         }
         for text in texts(delta) {
-            self.open(Block::Text, || json!({ "type": "text", "text": "" }), out);
-            self.piece(text, out);
+            self.say(Block::new(Key::Text), text, out);
         }
         for (at, call) in json::items(json::member(delta, "tool_calls").unwrap_or_default()).enumerate() {
-            let block = Block::Tool(self.calls.number(at, call));
+            let key = Key::Tool(self.calls.number(at, call));
             self.has_tools = true;
-            self.call(block, member_text(call, "id"), json::member(call, "function").unwrap_or(b"{}"), out);
+            self.call(key, member_text(call, "id"), json::member(call, "function").unwrap_or(b"{}"), out);
         }
         // Who says it in both ways means one call.
         if let Some(function) = function_call(delta).filter(|_| !self.has_tools) {
             self.has_function = true;
-            self.call(Block::Function, None, function, out);
+            self.call(Key::Function, None, function, out);
         }
     }
 
-    fn call(&mut self, block: Block, id: Option<Cow<'_, str>>, function: &[u8], out: &mut BytesMut) {
-        let head = || {
-            let name = member_text(function, "name").unwrap_or_default();
-            json!({ "type": "tool_use", "id": call_id(id), "name": name, "input": {} })
+    fn call(&mut self, key: Key, id: Option<Cow<'_, str>>, function: &[u8], out: &mut BytesMut) {
+        let name = member_text(function, "name").unwrap_or_default().into_owned();
+        let block = Block { id: id.map(Cow::into_owned), name, ..Block::new(key) };
+        self.say(block, arguments(function).unwrap_or_default(), out);
+    }
+
+    /// Writes a piece of a block, or keeps it until its turn comes.
+    fn say(&mut self, piece: Block, raw: &[u8], out: &mut BytesMut) {
+        match &mut self.open {
+            Some(open) if open.key == piece.key => {
+                let text = open.text_of(raw);
+                open.nesting.read(&text);
+                put_piece(self.blocks, piece.key, &text, out);
+            }
+            // Its arguments were whole: what still comes is no part of them.
+            _ if self.over.contains(&piece.key) => {}
+            _ => self.keep(piece, raw),
+        }
+        while self.open.as_ref().is_none_or(Block::may_be_over) {
+            let Some(next) = self.waiting.pop_front() else { break };
+            self.begin_block(next, out);
+        }
+    }
+
+    fn keep(&mut self, mut piece: Block, raw: &[u8]) {
+        let is_call = piece.key.is_call();
+        let known = match is_call {
+            true => self.waiting.iter_mut().find(|block| block.key == piece.key),
+            // What was said before a call is another block.
+            false => self.waiting.back_mut().filter(|block| block.key == piece.key),
         };
-        self.open(block, head, out);
-        if let Some(arguments) = arguments(function) {
-            self.piece(arguments, out);
+        let Some(block) = known else {
+            if is_call {
+                self.kept += CALL + piece.name.len() + piece.id.as_ref().map_or(0, String::len);
+            }
+            self.kept += piece.wait(raw);
+            return self.waiting.push_back(piece);
+        };
+        self.kept += block.wait(raw);
+        block.id = block.id.take().or(piece.id);
+        if block.name.is_empty() {
+            block.name = piece.name;
         }
     }
 
-    /// Sees to it that `block` is the one that is being written.
-    fn open(&mut self, block: Block, head: impl FnOnce() -> Value, out: &mut BytesMut) {
-        if self.open == Some(block) {
-            return;
-        }
+    fn begin_block(&mut self, mut block: Block, out: &mut BytesMut) {
         self.close(out);
-        self.open = Some(block);
-        put("content_block_start", json!({ "index": self.blocks, "content_block": head() }), out);
-    }
-
-    /// Adds to the block that is being written.
-    fn piece(&mut self, raw: &[u8], out: &mut BytesMut) {
-        match raw.first() {
-            Some(b'"') => {
-                if let Some(text) = self.pieces.next(raw) {
-                    self.add(&text, out);
-                }
+        let head = match block.key {
+            Key::Thinking => json!({ "type": "thinking", "thinking": "", "signature": "" }),
+            Key::Text => json!({ "type": "text", "text": "" }),
+            Key::Tool(_) | Key::Function => {
+                let id = call_id(block.id.take().map(Cow::Owned));
+                json!({ "type": "tool_use", "id": id, "name": block.name, "input": {} })
             }
-            _ => self.add(&String::from_utf8_lossy(raw), out),
-        }
-    }
-
-    fn add(&self, text: &str, out: &mut BytesMut) {
-        if text.is_empty() {
-            return;
-        }
-        let delta = match self.open {
-            Some(Block::Thinking) => json!({ "type": "thinking_delta", "thinking": text }),
-            Some(Block::Text) => json!({ "type": "text_delta", "text": text }),
-            Some(Block::Tool(_) | Block::Function) => {
-                json!({ "type": "input_json_delta", "partial_json": text })
-            }
-            None => return,
         };
-        put("content_block_delta", json!({ "index": self.blocks, "delta": delta }), out);
+        put("content_block_start", json!({ "index": self.blocks, "content_block": head }), out);
+        let text = std::mem::take(&mut block.text);
+        block.nesting.read(&text);
+        put_piece(self.blocks, block.key, &text, out);
+        self.kept -= text.len();
+        self.open = Some(block);
     }
 
     fn close(&mut self, out: &mut BytesMut) {
-        if let Some(rest) = self.pieces.end() {
-            self.add(rest, out);
-        }
-        if self.open.take().is_some() {
+        if let Some(Block { key, mut pieces, .. }) = self.open.take() {
+            put_piece(self.blocks, key, pieces.end().unwrap_or_default(), out);
+            if key.is_call() {
+                self.over.insert(key);
+            }
             put("content_block_stop", json!({ "index": self.blocks }), out);
             self.blocks += 1;
         }
     }
 
     fn end(&mut self, out: &mut BytesMut) {
+        self.is_over = true;
+        while let Some(next) = self.waiting.pop_front() {
+            self.begin_block(next, out);
+        }
         self.close(out);
         let reason = stop_reason(self.finish.as_ref(), self.has_tools || self.has_function);
         let delta = json!({ "stop_reason": reason, "stop_sequence": null });
         put("message_delta", json!({ "delta": delta, "usage": usage(self.usage.as_ref()) }), out);
         put("message_stop", json!({}), out);
     }
+}
+
+impl Key {
+    const fn is_call(self) -> bool {
+        matches!(self, Self::Tool(_) | Self::Function)
+    }
+}
+
+impl Block {
+    fn new(key: Key) -> Self {
+        Self {
+            key,
+            id: None,
+            name: String::new(),
+            text: String::new(),
+            pieces: json::Pieces::default(),
+            nesting: Nesting::default(),
+        }
+    }
+
+    /// What a piece says. Arguments may be JSON itself and no string of it.
+    fn text_of<'a>(&mut self, raw: &'a [u8]) -> Cow<'a, str> {
+        match raw.first() {
+            Some(b'"') => self.pieces.next(raw).unwrap_or_default(),
+            _ => String::from_utf8_lossy(raw),
+        }
+    }
+
+    /// Keeps a piece, and says how many bytes.
+    fn wait(&mut self, raw: &[u8]) -> usize {
+        let text = self.text_of(raw);
+        self.text.push_str(&text);
+        text.len()
+    }
+
+    /// Whether another one may follow.
+    const fn may_be_over(&self) -> bool {
+        !self.key.is_call() || self.nesting.is_whole()
+    }
+}
+
+impl Nesting {
+    fn read(&mut self, piece: &str) {
+        for byte in piece.bytes() {
+            match byte {
+                _ if self.is_escaped => self.is_escaped = false,
+                b'\\' if self.is_in_string => self.is_escaped = true,
+                b'"' => self.is_in_string = !self.is_in_string,
+                _ if self.is_in_string => {}
+                b'{' | b'[' => {
+                    self.depth += 1;
+                    self.has_begun = true;
+                }
+                b'}' | b']' => self.depth = self.depth.saturating_sub(1),
+                _ => {}
+            }
+        }
+    }
+
+    const fn is_whole(&self) -> bool {
+        self.has_begun && self.depth == 0
+    }
+}
+
+fn put_piece(index: u64, key: Key, text: &str, out: &mut BytesMut) {
+    if text.is_empty() {
+        return;
+    }
+    let delta = match key {
+        Key::Thinking => json!({ "type": "thinking_delta", "thinking": text }),
+        Key::Text => json!({ "type": "text_delta", "text": text }),
+        Key::Tool(_) | Key::Function => json!({ "type": "input_json_delta", "partial_json": text }),
+    };
+    put("content_block_delta", json!({ "index": index, "delta": delta }), out);
 }
 
 fn put(name: &'static str, mut event: Value, out: &mut BytesMut) {
@@ -225,7 +366,8 @@ impl fmt::Debug for MessageEvents {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("MessageEvents")
             .field("blocks", &self.blocks)
-            .field("open", &self.open)
+            .field("open", &self.open.as_ref().map(|block| block.key))
+            .field("kept", &self.kept)
             .finish_non_exhaustive()
     }
 }

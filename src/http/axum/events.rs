@@ -69,7 +69,7 @@ struct Turn {
 #[derive(Debug)]
 enum Dialect {
     OpenAi { fill: FillIn, usage: bool },
-    Anthropic(MessageEvents),
+    Anthropic(Box<MessageEvents>),
 }
 
 /// How much may be joined to save writes.
@@ -89,7 +89,7 @@ impl Events {
 
     /// The events of `chunks` in Anthropic's Messages dialect.
     pub fn of_message(chunks: ChunkStream, events: MessageEvents) -> Self {
-        Self::of(chunks, Dialect::Anthropic(events))
+        Self::of(chunks, Dialect::Anthropic(Box::new(events)))
     }
 
     fn of(chunks: ChunkStream, dialect: Dialect) -> Self {
@@ -121,6 +121,7 @@ impl Events {
     }
 
     fn write(&mut self, chunk: &StreamChunk) {
+        let mut is_over = chunk.is_final();
         match &mut self.dialect {
             Dialect::OpenAi { fill, usage } => {
                 let is_wanted = !chunk.data().is_empty() && (*usage || !chunk.is_usage_only());
@@ -131,9 +132,12 @@ impl Events {
                     self.buffer.extend_from_slice(DONE);
                 }
             }
-            Dialect::Anthropic(events) => events.write(chunk, &mut self.buffer),
+            Dialect::Anthropic(events) => {
+                events.write(chunk, &mut self.buffer);
+                is_over |= events.is_over();
+            }
         }
-        if chunk.is_final() {
+        if is_over {
             self.chunks = None;
         }
     }
