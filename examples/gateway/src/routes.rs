@@ -113,7 +113,7 @@ async fn admit(
     next: Next,
 ) -> Response {
     let refused = match stopping.has_begun() {
-        true => Err(going()),
+        true => Err(going(request.uri())),
         false => identify(&handle, &mut request),
     };
     match refused {
@@ -249,9 +249,12 @@ async fn invalidate(
 }
 
 /// `GET /readyz`
-async fn readiness(State((stopping, handle)): State<(Stopping, Handle)>) -> Result<Response, ErrorResponse> {
+async fn readiness(
+    State((stopping, handle)): State<(Stopping, Handle)>,
+    path: Uri,
+) -> Result<Response, ErrorResponse> {
     match stopping.has_begun() {
-        true => Err(going()),
+        true => Err(going(&path)),
         false => admin::readiness(&handle),
     }
 }
@@ -272,14 +275,14 @@ fn nothing_at(path: &Uri) -> ErrorResponse {
 
 /// In the shape that whoever asks there reads.
 fn wrong(path: &Uri, status: StatusCode, code: &'static str, message: &str) -> ErrorResponse {
+    let kind = if status.is_server_error() { "server_error" } else { "invalid_request_error" };
     match path.path().starts_with("/v1/messages") {
         true => ErrorResponse::custom_of_messages(status, message),
-        false => ErrorResponse::custom(status, "invalid_request_error", Some(code), message),
+        false => ErrorResponse::custom(status, kind, Some(code), message),
     }
 }
 
-fn going() -> ErrorResponse {
-    let message = "the server is shutting down";
-    ErrorResponse::custom(StatusCode::SERVICE_UNAVAILABLE, "server_error", Some("shutting_down"), message)
+fn going(path: &Uri) -> ErrorResponse {
+    wrong(path, StatusCode::SERVICE_UNAVAILABLE, "shutting_down", "the server is shutting down")
         .with_header(header::RETRY_AFTER, HeaderValue::from_static("1"))
 }

@@ -545,6 +545,10 @@ async fn a_stream_finishes_after_the_signal_while_others_are_told_that_it_stops(
     assert_eq!(ready.header("connection"), Some("close"));
     assert_eq!(gateway.get("/healthz").await.status, 200);
     assert_eq!(gateway.chat(&asking("a/m")).await.status, 503);
+    let message = gateway.send("POST", "/v1/messages", &[JSON], asking("a/m").as_bytes()).await;
+    assert_eq!((message.status, message.header("retry-after")), (503, Some("1")));
+    let said = message.json();
+    assert_eq!((&said["type"], &said["error"]["type"]), (&json!("error"), &json!("overloaded_error")));
 
     call.say("lo").await;
     assert_eq!(content(&client.piece().await.unwrap()), "lo");

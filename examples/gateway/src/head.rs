@@ -1,0 +1,51 @@
+//! What is wrong with the head of a request before anybody looks what it asks for.
+
+use crate::routes::{closing, wrong};
+use axum::{
+    extract::Request,
+    http::{StatusCode, Version, header},
+};
+use llm_layers::http::axum::ErrorResponse;
+
+/// Why a request is not taken.
+pub(crate) struct Fault {
+    status: StatusCode,
+    code: &'static str,
+    message: &'static str,
+}
+
+const fn ambiguous(message: &'static str) -> Fault {
+    Fault { status: StatusCode::BAD_REQUEST, code: "ambiguous_request", message }
+}
+
+impl Fault {
+    /// What a server in front of this one may read otherwise is a fault. Lengths hyper has settled already.
+    pub(crate) fn of(request: &Request) -> Option<Self> {
+        let uri = request.uri();
+        let (mut hosts, mut encodings, mut is_chunked) = (0, 0, true);
+        for (name, value) in request.headers() {
+            if name == header::HOST {
+                hosts += 1;
+            } else if name == header::TRANSFER_ENCODING {
+                encodings += 1;
+                is_chunked &= value.as_bytes().eq_ignore_ascii_case(b"chunked");
+            }
+        }
+        if hosts > 1 {
+            return Some(ambiguous("there is more than one `Host`"));
+        }
+        if hosts == 0 && request.version() == Version::HTTP_11 && uri.authority().is_none() {
+            let message = "HTTP/1.1 needs a `Host`";
+            return Some(Self { status: StatusCode::BAD_REQUEST, code: "missing_host", message });
+        }
+        if encodings > 1 || !is_chunked {
+            return Some(ambiguous("`Transfer-Encoding` may be one `chunked` and nothing else"));
+        }
+        None
+    }
+
+    /// On a connection that is closed: where the body ends is a part of the question.
+    pub(crate) fn answer(self, request: &Request) -> ErrorResponse {
+        closing(wrong(request.uri(), self.status, self.code, self.message))
+    }
+}
