@@ -281,6 +281,9 @@ pub fn error_json(message: &str, kind: &str, param: Option<&str>, code: Option<&
 /// The header by which clients, gateways and providers tell requests apart: `x-request-id`.
 pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
+/// [`X_REQUEST_ID`] as Anthropic's clients look for it: `request-id`.
+pub const REQUEST_ID: HeaderName = HeaderName::from_static("request-id");
+
 /// The id that the caller gave its request in [`X_REQUEST_ID`], if it is one that may be repeated: visible
 /// ASCII, at most 128 bytes.
 pub fn request_id(headers: &HeaderMap) -> Option<&str> {

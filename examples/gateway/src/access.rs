@@ -11,7 +11,7 @@ use axum::{
 use http_body::{Frame, SizeHint};
 use llm_layers::{
     End, Error, LlmRequest, LlmResponse, Observe,
-    http::{X_REQUEST_ID, error_code, error_type, request_id},
+    http::{REQUEST_ID, X_REQUEST_ID, error_code, error_type, request_id},
     telemetry::otel,
 };
 use opentelemetry::{
@@ -174,6 +174,8 @@ pub(crate) async fn account(accounts: Arc<Accounts>, mut router: Router, mut req
         Some(trace) => answered.with_context(trace).await,
         None => answered.await,
     };
+    // Of refusals too, which know nothing of it. Each of the two families of clients shows its own.
+    response.headers_mut().insert(REQUEST_ID, id_header.clone());
     response.headers_mut().insert(X_REQUEST_ID, id_header);
     if accounts.stopping.has_begun() {
         // Whoever has more to ask finds another server by connecting anew.

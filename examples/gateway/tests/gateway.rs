@@ -368,6 +368,27 @@ async fn a_sane_request_id_is_kept_and_any_other_replaced() {
     assert_eq!(seen.len(), 4);
 }
 
+#[tokio::test]
+async fn whoever_asks_for_a_message_finds_the_id_of_any_refusal_where_his_client_looks() {
+    let keys = "[[keys]]\nkey = \"sk\"\nuser = \"ada\"\n";
+    let gateway = Gateway::start(&format!("{keys}{ECHO}")).await;
+    let key = ("x-api-key", "sk");
+    for (method, path, headers, status) in [
+        ("POST", "/v1/messages", &[JSON][..], 401),
+        ("POST", "/v1/messages", &[JSON, key, ("x-llm-user", "bob")], 400),
+        ("POST", "/v1/messages", &[JSON, key], 400),
+        ("POST", "/v1/messages", &[key], 415),
+        ("GET", "/v1/messages", &[key], 405),
+        ("POST", "/v1/messages/batches", &[JSON, key], 404),
+    ] {
+        let headers = [headers, &[("x-request-id", "mine-1")]].concat();
+        let reply = gateway.send(method, path, &headers, b"{}").await;
+        assert_eq!((reply.status, &reply.json()["type"]), (status, &json!("error")), "{method} {path}");
+        assert_eq!(reply.header("request-id"), Some("mine-1"), "{method} {path} {status}");
+        assert_eq!(reply.header("x-request-id"), Some("mine-1"), "{method} {path} {status}");
+    }
+}
+
 // ===== answers and failures =====
 
 #[tokio::test]

@@ -9,9 +9,7 @@ use axum_core::{
     response::{IntoResponse, Response},
 };
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
-
-const REQUEST_ID: HeaderName = HeaderName::from_static("request-id");
+use http::{HeaderMap, HeaderValue, StatusCode, header};
 
 /// An error in the shape that OpenAI's clients read, or Anthropic's.
 ///
@@ -136,7 +134,7 @@ impl IntoResponse for ErrorResponse {
 pub(super) fn write_request_id(headers: &mut HeaderMap, id: &str) {
     if let Ok(id) = HeaderValue::from_str(id) {
         // Each of the two families of clients shows its own.
-        headers.insert(REQUEST_ID, id.clone());
+        headers.insert(edge::REQUEST_ID, id.clone());
         headers.insert(edge::X_REQUEST_ID, id);
     }
 }
