@@ -3,16 +3,16 @@
 use crate::{access::Account, telemetry::Telemetry};
 use axum::{
     Extension, Router,
-    body::Bytes,
     extract::{
         FromRequest, Path, Query, Request, State,
         rejection::{PathRejection, QueryRejection},
     },
-    http::{HeaderMap, HeaderValue, StatusCode, Uri, header},
+    http::{HeaderValue, StatusCode, Uri, header},
     middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::{get, post},
 };
+use http_body_util::{BodyExt, LengthLimitError, Limited};
 use llm_layers::{
     LlmRequest, LlmResponse,
     config::Config,
@@ -138,10 +138,6 @@ async fn complete(
     let Some(permit) = caller.admit() else {
         return Err(unread(too_many_in_flight(false), request, &config).await);
     };
-    let late = || {
-        let (kind, message) = ("invalid_request_error", LATE_BODY);
-        ErrorResponse::custom(StatusCode::REQUEST_TIMEOUT, kind, None, message)
-    };
     let ChatRequest(request) = read(request, &config, late).await?;
     let (asked, result) = chat.ask(account, permit, request, &config).await;
     let answer = ChatAnswer::new(asked, result).with_keep_alive(Some(config.server.keep_alive.0));
@@ -175,8 +171,20 @@ async fn read<T: FromRequest<(), Rejection = ErrorResponse>>(
 ) -> Result<T, ErrorResponse> {
     match tokio::time::timeout(config.server.body_timeout.0, T::from_request(request, &())).await {
         Ok(read) => read,
-        Err(_) => Err(late().with_header(header::CONNECTION, HeaderValue::from_static("close"))),
+        Err(_) => Err(closing(late())),
     }
+}
+
+fn late() -> ErrorResponse {
+    invalid(StatusCode::REQUEST_TIMEOUT, LATE_BODY)
+}
+
+fn invalid(status: StatusCode, message: &str) -> ErrorResponse {
+    ErrorResponse::custom(status, "invalid_request_error", None, message)
+}
+
+fn closing(refused: ErrorResponse) -> ErrorResponse {
+    refused.with_header(header::CONNECTION, HeaderValue::from_static("close"))
 }
 
 impl Chat {
@@ -231,10 +239,8 @@ async fn quota(
     Extension(caller): Extension<Caller>,
     department: Result<Path<String>, PathRejection>,
 ) -> Result<Response, ErrorResponse> {
-    let Path(department) = department.map_err(|_| {
-        let message = "the department's name is not valid";
-        ErrorResponse::custom(StatusCode::BAD_REQUEST, "invalid_request_error", None, message)
-    })?;
+    let Path(department) =
+        department.map_err(|_| invalid(StatusCode::BAD_REQUEST, "the department's name is not valid"))?;
     admin::quota(&handle, &caller, &department).await
 }
 
@@ -242,11 +248,26 @@ async fn quota(
 async fn invalidate(
     State(handle): State<Handle>,
     Extension(caller): Extension<Caller>,
-    headers: HeaderMap,
-    body: Bytes,
+    request: Request,
 ) -> Result<Response, ErrorResponse> {
-    admin::invalidate(&handle, &caller, &headers, &body).await
+    let config = handle.config();
+    let (parts, mut body) = request.into_parts();
+    let all = Limited::new(&mut body, MAX_FORGET).collect();
+    let body = match tokio::time::timeout(config.server.body_timeout.0, all).await {
+        Ok(Ok(all)) => all.to_bytes(),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => {
+            let message = format!("the body is larger than {MAX_FORGET} bytes");
+            let refused = invalid(StatusCode::PAYLOAD_TOO_LARGE, &message);
+            return Err(unread(refused, Request::from_parts(parts, body), &config).await);
+        }
+        Ok(Err(_)) => return Err(closing(invalid(StatusCode::BAD_REQUEST, "the body cannot be read"))),
+        Err(_) => return Err(closing(late())),
+    };
+    admin::invalidate(&handle, &caller, &parts.headers, &body).await
 }
+
+/// How large a word on what to forget may be.
+const MAX_FORGET: usize = 64 << 10;
 
 /// `GET /readyz`
 async fn readiness(

@@ -250,6 +250,27 @@ async fn an_administrator_makes_answers_invalid_and_nobody_else() {
 }
 
 #[tokio::test]
+async fn too_much_to_forget_is_refused_as_any_other_body() {
+    let gateway =
+        Gateway::start(&format!("{KEYS}[server]\nbody_timeout = \"50ms\"\n[cache]\nenabled = true\n")).await;
+    let path = "/v1/cache/invalidate";
+    let headers = [("content-type", "application/json"), ("authorization", "Bearer root-key")];
+    for bytes in [100_000, 3_000_000] {
+        let mut client = gateway.connect().await;
+        client.ask("POST", path, &headers, &vec![b' '; bytes]).await;
+        let reply = client.reply().await;
+        assert_eq!((reply.status, reply.error().0), (413, "invalid_request_error".to_owned()), "{bytes}");
+        client.ask("POST", path, &headers, br#"{"user":"ada"}"#).await;
+        assert_eq!(client.reply().await.status, 200, "{bytes}");
+    }
+    let mut client = gateway.connect().await;
+    let head = format!("POST {path} HTTP/1.1\r\nhost: gateway\r\nauthorization: Bearer root-key\r\n");
+    client.write(&(head + "content-type: application/json\r\ncontent-length: 10\r\n\r\n{")).await;
+    let reply = client.reply().await;
+    assert_eq!((reply.status, reply.header("connection")), (408, Some("close")));
+}
+
+#[tokio::test]
 async fn what_is_not_configured_is_not_found() {
     let gateway = Gateway::start(KEYS).await;
     let quota = get(&gateway, "root-key", "/v1/quota/ops").await;
