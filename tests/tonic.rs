@@ -373,6 +373,11 @@ async fn a_key_says_who_asks_and_only_a_trusted_one_says_for_whom() {
     drop(place);
     assert!(caller.admit().is_some());
 
+    let mut two = metadata(&[("authorization", "Bearer ada-key")]);
+    two.append("authorization", "Bearer app-key".parse().unwrap());
+    let refused = identify(&handle, &two).expect_err("another server might believe the other");
+    assert_eq!(refused.code(), Code::InvalidArgument);
+
     let stated = |key: &str| code(&[("authorization", key), ("x-llm-user", "eve")]);
     assert_eq!(stated("Bearer ada-key").err(), Some(Code::InvalidArgument));
     assert_eq!(stated("Bearer app-key").unwrap().0.user_id(), Some("eve"));

@@ -1,12 +1,15 @@
 //! What is around every request: its id, its line in the log, and its place among those under way.
 
-use crate::routes::{Stopping, template};
+use crate::{
+    head::Fault,
+    routes::{Stopping, template},
+};
 use axum::{
     Router,
     body::{Body, Bytes},
     extract::Request,
     http::{HeaderValue, Method, StatusCode, header},
-    response::Response,
+    response::{IntoResponse, Response},
 };
 use http_body::{Frame, SizeHint};
 use llm_layers::{
@@ -163,16 +166,23 @@ pub(crate) async fn account(accounts: Arc<Accounts>, mut router: Router, mut req
         Some(id) => id.to_owned(),
         None => format!("req-{:032x}", fastrand::u128(..)),
     };
+    let fault = Fault::of(&request);
     let id_header = HeaderValue::from_str(&id).expect("visible ASCII");
     request.headers_mut().insert(X_REQUEST_ID, id_header.clone());
     let trace = accounts.begin(&request);
     let mut entry = Entry::new(id, &request, accounts.under_way.clone(), trace.clone());
     request.extensions_mut().insert(entry.account.clone());
 
-    let answered = router.call(request);
-    let Ok(mut response) = match trace {
-        Some(trace) => answered.with_context(trace).await,
-        None => answered.await,
+    let mut response = match fault {
+        None => {
+            let answered = router.call(request);
+            let Ok(response) = match trace {
+                Some(trace) => answered.with_context(trace).await,
+                None => answered.await,
+            };
+            response
+        }
+        Some(fault) => fault.answer(&request).into_response(),
     };
     // Of refusals too, which know nothing of it. Each of the two families of clients shows its own.
     response.headers_mut().insert(REQUEST_ID, id_header.clone());

@@ -14,6 +14,7 @@
 mod access;
 mod again;
 mod convert;
+mod head;
 mod log;
 mod routes;
 mod server;

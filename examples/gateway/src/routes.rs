@@ -183,7 +183,7 @@ fn invalid(status: StatusCode, message: &str) -> ErrorResponse {
     ErrorResponse::custom(status, "invalid_request_error", None, message)
 }
 
-fn closing(refused: ErrorResponse) -> ErrorResponse {
+pub(crate) fn closing(refused: ErrorResponse) -> ErrorResponse {
     refused.with_header(header::CONNECTION, HeaderValue::from_static("close"))
 }
 
@@ -295,7 +295,7 @@ fn nothing_at(path: &Uri) -> ErrorResponse {
 }
 
 /// In the shape that whoever asks there reads.
-fn wrong(path: &Uri, status: StatusCode, code: &'static str, message: &str) -> ErrorResponse {
+pub(crate) fn wrong(path: &Uri, status: StatusCode, code: &'static str, message: &str) -> ErrorResponse {
     let kind = if status.is_server_error() { "server_error" } else { "invalid_request_error" };
     match path.path().starts_with("/v1/messages") {
         true => ErrorResponse::custom_of_messages(status, message),

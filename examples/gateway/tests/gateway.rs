@@ -171,6 +171,70 @@ async fn bad_input_is_refused_in_openais_shape_shows_up_nowhere_and_the_server_g
     assert!(!log.replace("/v1/secret", "").contains("secret"), "{log}");
 }
 
+/// By a program that reads HTTP otherwise than this one does, somebody else's request could hide in it.
+#[tokio::test]
+async fn a_head_that_can_be_read_in_two_ways_is_refused_and_the_connection_closed() {
+    let keys = "[[keys]]\nkey = \"sk\"\nuser = \"ada\"\n[[keys]]\nkey = \"other\"\nuser = \"bob\"\n";
+    let gateway = Gateway::start(&format!("{keys}{ECHO}")).await;
+    let chunked = |body: &str| format!("{:x}\r\n{body}\r\n0\r\n\r\n", body.len());
+    let host = "host: gateway\r\n";
+    for path in [CHAT, "/v1/messages"] {
+        let body = r#"{"model":"echo/x","max_tokens":9,"messages":[{"role":"user","content":"Hi"}]}"#;
+        let send = async |head: &str, body: &str| {
+            let mut client = gateway.connect().await;
+            client.write(&format!("POST {path} {head}content-type: application/json\r\n\r\n{body}")).await;
+            let reply = client.reply().await;
+            let is_closed = reply.header("connection") == Some("close") && client.closed().await;
+            (reply, is_closed)
+        };
+        let key = "authorization: Bearer sk\r\n";
+        let length = format!("content-length: {}\r\n", body.len());
+        let good = format!("HTTP/1.1\r\n{host}{key}{length}");
+        assert_eq!(send(&good, body).await.0.status, 200);
+        let good = format!("HTTP/1.1\r\n{host}{key}transfer-encoding: Chunked\r\n");
+        assert_eq!(send(&good, &chunked(body)).await.0.status, 200);
+        let old = format!("HTTP/1.0\r\n{key}{length}");
+        assert_eq!(send(&old, body).await.0.status, 200, "HTTP/1.0 has no `Host`");
+
+        let te = format!("HTTP/1.1\r\n{host}{key}transfer-encoding: ");
+        for (head, body) in [
+            (format!("HTTP/1.1\r\n{key}{length}"), body.to_owned()),
+            (format!("HTTP/1.1\r\n{host}{host}{key}{length}"), body.to_owned()),
+            (format!("HTTP/1.0\r\n{host}host: b\r\n{key}{length}"), body.to_owned()),
+            (format!("{te}gzip, chunked\r\n"), chunked(body)),
+            (format!("{te}chunked, chunked\r\n"), chunked(body)),
+            (format!("{te}chunked\r\ntransfer-encoding: chunked\r\n"), chunked(body)),
+            (format!("{te}identity\r\ntransfer-encoding: chunked\r\n"), chunked(body)),
+        ] {
+            let (reply, is_closed) = send(&head, &body).await;
+            assert!(reply.status == 400 && is_closed, "{path} {head:?}: {reply:?}");
+            let error = &reply.json()["error"];
+            assert_eq!(error["type"], "invalid_request_error", "{head:?}: {reply:?}");
+            assert_eq!(reply.json()["type"] == "error", path == "/v1/messages", "{reply:?}");
+            assert!(reply.header("x-request-id").is_some());
+        }
+        // The key of one and the key of another.
+        for keys in [
+            "authorization: Bearer sk\r\nauthorization: Bearer other\r\n",
+            "authorization: Bearer sk\r\nauthorization: Bearer sk\r\n",
+            "x-api-key: sk\r\nx-api-key: other\r\n",
+        ] {
+            let (reply, _) = send(&format!("HTTP/1.1\r\n{host}{keys}{length}"), body).await;
+            assert_eq!(reply.status, 400, "{keys:?}: {reply:?}");
+            assert_eq!(reply.json()["error"]["type"], "invalid_request_error");
+            assert_eq!(reply.json()["type"] == "error", path == "/v1/messages", "{reply:?}");
+        }
+        // Hyper has dropped the length, obeys the chunks, and lets nothing follow them.
+        for lengths in [
+            "content-length: 3\r\ntransfer-encoding: chunked\r\n",
+            "transfer-encoding: chunked\r\ncontent-length: 3\r\n",
+        ] {
+            let (reply, is_closed) = send(&format!("HTTP/1.1\r\n{host}{key}{lengths}"), &chunked(body)).await;
+            assert!(reply.status == 200 && is_closed, "{reply:?}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_client_that_sends_far_too_much_still_reads_why_it_is_refused() {
     let gateway = Gateway::start(&format!("[server]\nmax_body_bytes = 4000000\n{ECHO}")).await;

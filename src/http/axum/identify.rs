@@ -3,7 +3,7 @@ use crate::{
     http::{body_limits, stated_context, states_identity},
     stack::Handle,
 };
-use http::{HeaderMap, HeaderValue, Request, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode, header};
 
 /// Finds out who asks, by the key in `Authorization: Bearer KEY` or `x-api-key`, and puts into the request's extensions what the extractors look
 /// for there: the [`RequestContext`](crate::RequestContext), the [`BodyLimits`](crate::BodyLimits) of the configuration, and the [`Caller`](crate::stack::Caller).
@@ -13,7 +13,8 @@ use http::{HeaderMap, HeaderValue, Request, StatusCode, header};
 ///
 /// # Errors
 ///
-/// 401 without a key that is known. 400 for such a header of somebody who is not trusted, or one that cannot be read.
+/// 401 without a key that is known. 400 for two `Authorization` or `x-api-key`, of which another server might believe the other; for a
+/// header that says for whom, of somebody who is not trusted; and for one that cannot be read.
 ///
 /// ```
 /// use http::Request;
@@ -44,6 +45,13 @@ pub fn identify<B>(handle: &Handle, request: &mut Request<B>) -> Result<(), Erro
         true => ErrorResponse::custom_of_messages(status, message),
         false => ErrorResponse::custom(status, "invalid_request_error", Some(code), message),
     };
+    if [header::AUTHORIZATION, X_API_KEY]
+        .iter()
+        .any(|name| request.headers().get_all(name).iter().nth(1).is_some())
+    {
+        let message = "the API key stands there twice";
+        return Err(refused(StatusCode::BAD_REQUEST, "ambiguous_request", message));
+    }
     let Some(caller) = handle.caller(key(request.headers())) else {
         let message = "the API key is missing or wrong; send it as `Authorization: Bearer KEY`";
         return Err(refused(StatusCode::UNAUTHORIZED, "invalid_api_key", message)
@@ -66,9 +74,11 @@ pub fn identify<B>(handle: &Handle, request: &mut Request<B>) -> Result<(), Erro
     Ok(())
 }
 
+const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
+
 /// As OpenAI's clients send it, or as Anthropic's do.
 fn key(headers: &HeaderMap) -> Option<&[u8]> {
-    bearer(headers).or_else(|| Some(headers.get("x-api-key")?.as_bytes().trim_ascii()))
+    bearer(headers).or_else(|| Some(headers.get(X_API_KEY)?.as_bytes().trim_ascii()))
 }
 
 fn bearer(headers: &HeaderMap) -> Option<&[u8]> {

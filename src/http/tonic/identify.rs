@@ -14,8 +14,8 @@ use tonic::{Status, metadata::MetadataMap};
 ///
 /// # Errors
 ///
-/// `UNAUTHENTICATED` without a key that is known. `INVALID_ARGUMENT` for metadata of the kind from somebody who is not trusted, or that
-/// cannot be read.
+/// `UNAUTHENTICATED` without a key that is known. `INVALID_ARGUMENT` for two of them; for metadata that says for whom, from somebody who
+/// is not trusted; and for such that cannot be read.
 ///
 /// ```
 /// use llm_layers::{config::Config, http::tonic::identify, stack::stack};
@@ -40,6 +40,9 @@ use tonic::{Status, metadata::MetadataMap};
 /// # }
 /// ```
 pub fn identify(handle: &Handle, metadata: &MetadataMap) -> Result<(RequestContext, Caller), Status> {
+    if metadata.get_all("authorization").iter().nth(1).is_some() {
+        return Err(Status::invalid_argument("the API key stands there twice"));
+    }
     let caller = handle.caller(bearer(metadata)).ok_or_else(|| {
         Status::unauthenticated("the API key is missing or wrong; send it as `authorization: Bearer KEY`")
     })?;
