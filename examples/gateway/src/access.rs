@@ -15,6 +15,7 @@ use http_body::{Frame, SizeHint};
 use llm_layers::{
     End, Error, LlmRequest, LlmResponse, Observe,
     http::{REQUEST_ID, X_REQUEST_ID, error_code, error_type, request_id},
+    stack::Handle,
     telemetry::otel,
 };
 use opentelemetry::{
@@ -130,11 +131,20 @@ pub(crate) struct Accounts {
     under_way: UnderWay,
     tracer: Option<SdkTracer>,
     stopping: Stopping,
+    handle: Handle,
+    /// Does not change while it runs: neither does the size of the buffers.
+    max_header_bytes: usize,
 }
 
 impl Accounts {
-    pub(crate) const fn new(under_way: UnderWay, tracer: Option<SdkTracer>, stopping: Stopping) -> Self {
-        Self { under_way, tracer, stopping }
+    pub(crate) fn new(
+        under_way: UnderWay,
+        tracer: Option<SdkTracer>,
+        stopping: Stopping,
+        handle: Handle,
+    ) -> Self {
+        let max_header_bytes = handle.config().server.max_header_bytes;
+        Self { under_way, tracer, stopping, handle, max_header_bytes }
     }
 
     /// The span of a request, as a part of the trace that its headers name. None for what is not the API.
@@ -166,7 +176,7 @@ pub(crate) async fn account(accounts: Arc<Accounts>, mut router: Router, mut req
         Some(id) => id.to_owned(),
         None => format!("req-{:032x}", fastrand::u128(..)),
     };
-    let fault = Fault::of(&request);
+    let fault = Fault::of(&request, accounts.max_header_bytes);
     let id_header = HeaderValue::from_str(&id).expect("visible ASCII");
     request.headers_mut().insert(X_REQUEST_ID, id_header.clone());
     let trace = accounts.begin(&request);
@@ -182,7 +192,7 @@ pub(crate) async fn account(accounts: Arc<Accounts>, mut router: Router, mut req
             };
             response
         }
-        Some(fault) => fault.answer(&request).into_response(),
+        Some(fault) => fault.answer(request, &accounts.handle.config()).await.into_response(),
     };
     // Of refusals too, which know nothing of it. Each of the two families of clients shows its own.
     response.headers_mut().insert(REQUEST_ID, id_header.clone());

@@ -123,7 +123,7 @@ async fn admit(
 }
 
 /// Refuses a request of whose body nothing was read.
-async fn unread(refused: ErrorResponse, request: Request, config: &Config) -> ErrorResponse {
+pub(crate) async fn unread(refused: ErrorResponse, request: Request, config: &Config) -> ErrorResponse {
     refused.discarding(request, config.server.max_body_bytes.saturating_mul(2)).await
 }
 

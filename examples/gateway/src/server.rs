@@ -74,7 +74,8 @@ impl Server {
         telemetry.watch_log();
         warn(&handle);
         let router = routes::router(stack, &handle, &stopping, &telemetry);
-        let accounts = Arc::new(Accounts::new(under_way.clone(), telemetry.tracer(), stopping.clone()));
+        let accounts =
+            Arc::new(Accounts::new(under_way.clone(), telemetry.tracer(), stopping.clone(), handle.clone()));
         let signals = Signals::new()?;
         let reload = watch.map(|watch| Reload { watch, hangup, arguments, handle: handle.clone() });
         Ok(Self {
