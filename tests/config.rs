@@ -354,6 +354,48 @@ fn contradictions_are_problems() {
 }
 
 #[test]
+fn a_pattern_where_names_are_meant_is_a_problem() {
+    let mut told = wrong(
+        r#"
+        [aliases]
+        "a-*" = "echo/y"
+        "b-*" = "echo/*"
+        c = [{ model = "echo/x", weight = 1 }, { model = "echo/x*", weight = 1 }]
+        d = "x*"
+        [tenants.t.aliases]
+        e = "echo/*"
+        [fallbacks]
+        "*" = ["echo/y"]
+        "echo/*" = ["echo/y"]
+        "echo/x" = ["echo/y", "p/*"]
+        "echo/z" = { otherwise = ["echo/y"], timeout = ["p/a*"] }
+        [providers.p]
+        base_url = "http://x"
+        models = ["m", { name = "a*", price = { input = "1" } }]
+        prices."*" = { input = "1" }
+        "#,
+    );
+    let what = "is not a pattern here: name each model";
+    let mut expected: Vec<_> = [
+        "aliases.\"b-*\": echo/*",
+        "aliases.c: echo/x*",
+        "aliases.d: a name",
+        "fallbacks.\"*\":",
+        "fallbacks.\"echo/*\":",
+        "fallbacks.\"echo/x\": p/*",
+        "fallbacks.\"echo/z\": p/a*",
+        "providers.p.models[1].name:",
+        "providers.p.prices.\"*\":",
+        "tenants.t.aliases.e: echo/*",
+    ]
+    .map(|entry| format!("{entry} {what}"))
+    .into();
+    told.sort();
+    expected.sort();
+    assert_eq!(told, expected);
+}
+
+#[test]
 fn no_problem_shows_a_secret() {
     let secret = "sk-verysecret1";
     let texts = [

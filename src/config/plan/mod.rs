@@ -108,6 +108,7 @@ impl Check<'_> {
         let (providers, names) = self.providers();
         let (aliases, bad) = self.aliases(&names);
         let chains = self.chains(&names, aliases.as_ref(), &bad);
+        self.patterns();
         self.timeouts();
         let prices = self.prices();
         let usage = self.usage();

@@ -288,6 +288,7 @@ impl Check<'_> {
                 format!("leads in a circle: {}", path.join(" -> "))
             }
             AliasProblem::Shadowed { .. } => "is defined twice".into(),
+            AliasProblem::Dangling { target, .. } if target.as_str().contains('*') => return,
             AliasProblem::Dangling { target, .. } => {
                 let meant = self.meant(target, names);
                 format!("leads to {}, which no provider serves{meant}", shown(target))
@@ -307,11 +308,7 @@ impl Check<'_> {
 
     /// Whether the alias at this entry names `target`.
     fn leads_to(&self, entry: &str, name: &str, target: &str) -> bool {
-        let names = |alias: &Alias| match alias {
-            Alias::Model(model) => model == target,
-            Alias::Split(all) => all.iter().any(|share| share.model == target),
-            Alias::Sticky(all) => all.sticky.iter().any(|share| share.model == target),
-        };
+        let names = |alias: &Alias| alias_models(alias).contains(&target);
         let everybody = self.config.aliases.get(name).filter(|_| entry == field("aliases", name));
         let tenants = self.config.tenants.iter().filter_map(|(tenant, own)| {
             let path = field(&field(&field("tenants", tenant), "aliases"), name);
@@ -368,7 +365,7 @@ impl Check<'_> {
         }
         for model in self.config.fallbacks.keys() {
             let is_alias = self.config.aliases.contains_key(model);
-            if !is_alias && names.provider_for(model).is_none() {
+            if !is_alias && !model.contains('*') && names.provider_for(model).is_none() {
                 let meant = self.meant(model, names);
                 self.problem(field("fallbacks", model), format_args!("no provider serves it{meant}"));
             }
@@ -389,6 +386,7 @@ impl Check<'_> {
                     (model, format!("{} is listed twice", shown(target)))
                 }
                 ChainProblem::Dangling { target, .. } if is_of_bad(target) => continue,
+                ChainProblem::Dangling { target, .. } if target.contains('*') => continue,
                 ChainProblem::Dangling { model, target } => {
                     let meant = self.meant(target, names);
                     (model, format!("{} leads to no provider{meant}", shown(target)))
@@ -401,6 +399,45 @@ impl Check<'_> {
             self.problem(field("fallbacks", model), what);
         }
         None
+    }
+
+    /// What looks like one where only names are meant: it would be the name of a model that nobody has.
+    pub(super) fn patterns(&mut self) {
+        const WHAT: &str = "is not a pattern here: name each model";
+        let config = self.config;
+        let tables = config
+            .tenants
+            .iter()
+            .map(|(name, own)| (field(&field("tenants", name), "aliases"), &own.aliases));
+        for (path, aliases) in tables.chain([("aliases".to_owned(), &config.aliases)]) {
+            for (name, alias) in aliases {
+                for target in alias_models(alias).into_iter().filter(|target| target.contains('*')) {
+                    self.problem(field(&path, name), format_args!("{} {WHAT}", shown(target)));
+                }
+            }
+        }
+        for (model, fallback) in &config.fallbacks {
+            if model.contains('*') {
+                self.problem(field("fallbacks", model), WHAT);
+            }
+            for target in fallback_models(fallback).into_iter().filter(|target| target.contains('*')) {
+                self.problem(field("fallbacks", model), format_args!("{} {WHAT}", shown(target)));
+            }
+        }
+        for (name, provider) in &config.providers {
+            let path = field("providers", name);
+            for model in provider.prices.keys().filter(|model| model.contains('*')) {
+                self.problem(field(&field(&path, "prices"), model), WHAT);
+            }
+            for (at, model) in provider.models.iter().enumerate() {
+                if let Model::Details(model) = model
+                    && model.price.is_some()
+                    && model.name.contains('*')
+                {
+                    self.problem(field(&place(&field(&path, "models"), at), "name"), WHAT);
+                }
+            }
+        }
     }
 
     pub(super) fn prices(&mut self) -> PriceBook {
@@ -536,6 +573,27 @@ fn check_address(kind: Kind, base_url: &str) -> Result<(), String> {
     #[cfg(feature = "openai")]
     crate::provider::openai::OpenAiCompatible::new((), base_url).map_err(|error| error.to_string())?;
     Ok(())
+}
+
+fn alias_models(alias: &Alias) -> Vec<&str> {
+    let shares = match alias {
+        Alias::Model(model) => return vec![model],
+        Alias::Split(all) => all,
+        Alias::Sticky(all) => &all.sticky,
+    };
+    shares.iter().map(|share| &*share.model).collect()
+}
+
+fn fallback_models(fallback: &Fallback) -> Vec<&str> {
+    let mut lists = Vec::new();
+    match fallback {
+        Fallback::Models(models) => lists.push(models),
+        Fallback::ByCause(all) => {
+            lists.push(&all.otherwise);
+            lists.extend(all.named().into_iter().map(|(_, _, models)| models));
+        }
+    }
+    lists.into_iter().flatten().map(String::as_str).collect()
 }
 
 /// The name of a model, where it can be no key that stands in the wrong table: one with a provider before its slash, as

@@ -173,8 +173,39 @@ impl Draft {
         names.find(|name| !self.providers.contains_key(name)).expect("there are numbers enough")
     }
 
+    /// Leaves out what names a pattern where one model is meant.
+    fn drop_patterns(&mut self) {
+        let is_pattern = |name: &String| name.contains('*');
+        let mut dropped = Vec::new();
+        self.aliases.retain(|name, shares| {
+            let is_one = !shares.iter().any(|(end, _)| is_pattern(end));
+            dropped.extend((!is_one).then(|| name.clone()));
+            is_one
+        });
+        self.fallbacks.retain(|model, fallback| {
+            let Fallback { otherwise, context_window, content_filter } = fallback;
+            let mut has_some = is_pattern(model);
+            for list in [otherwise, context_window, content_filter] {
+                has_some |= list.iter().any(is_pattern);
+                list.retain(|name| !is_pattern(name));
+            }
+            dropped.extend(has_some.then(|| format!("fallbacks.{model}")));
+            !is_pattern(model)
+        });
+        for (name, provider) in &mut self.providers {
+            provider.models.retain(|model, _| {
+                dropped.extend(is_pattern(model).then(|| format!("{name}/{model}")));
+                !is_pattern(model)
+            });
+        }
+        for name in dropped {
+            self.note(&name, "has a pattern where one model is meant, which is left out");
+        }
+    }
+
     /// The text, and the notes.
     pub(super) fn finish(mut self) -> (String, Vec<String>) {
+        self.drop_patterns();
         let mut out = String::new();
         let mut variables = std::mem::take(&mut self.variables);
         for key in &self.keys {

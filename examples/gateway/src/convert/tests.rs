@@ -99,6 +99,18 @@ fn the_seeds_cents_become_dollars() {
 }
 
 #[test]
+fn patterns_are_left_out_where_one_model_is_meant() {
+    let seed = "llm:\n  providers: { echo: { models: { '*': { cost_per_1k_input: 1 }, m: { cost_per_1k_input: 1 } } } }\n  \
+                model_aliases: { any: 'echo/*', one: echo/m }\n  fallbacks: { 'echo/*': [echo/m], echo/m: ['echo/x*', echo/y] }\n";
+    let converted = converted(From::Seed, seed);
+    let config = config(&converted);
+    assert_eq!(config["providers"]["echo"]["models"].as_array().unwrap().len(), 1);
+    assert_eq!(config["aliases"], json!({ "one": "echo/m" }));
+    assert_eq!(config["fallbacks"], json!({ "echo/m": ["echo/y"] }));
+    assert_eq!(notes(&converted, "has a pattern"), 4, "{:#?}", converted.notes);
+}
+
+#[test]
 fn what_is_no_configuration_is_told_by_its_line_and_not_shown() {
     for text in ["- a\n- b", "just text", "", "a: [sk-secret\nb: }"] {
         let problem = convert(From::LiteLlm, text).unwrap_err();
