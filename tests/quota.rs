@@ -9,8 +9,9 @@ mod past;
 mod remote;
 
 use llm_layers::{
-    CacheStatus, ChatBody, Completion, Error, ErrorClass, ErrorKind, LlmRequest, LlmResponse, Period,
-    ProviderFailure, QuotaExceeded, QuotaKind, RequestContext, ResponseBody, StreamChunk, TokenUsage,
+    CacheStatus, ChatBody, ChunkStream, Completion, Error, ErrorClass, ErrorKind, InvalidReason, LlmRequest,
+    LlmResponse, Period, ProviderFailure, QuotaExceeded, QuotaKind, RequestContext, ResponseBody,
+    StreamChunk, TokenUsage,
     access::AccessLayer,
     clock::Clock,
     decision::{AccessDecision, QuotaDecision},
@@ -197,6 +198,24 @@ async fn a_caller_who_leaves_pays_the_prompt_and_what_came() {
         assert_eq!((settled.tokens, reserved), (tokens, Amount::ZERO), "{unreported:?}");
         assert!(settled.cost > NanoUsd::ZERO);
     }
+}
+
+#[tokio::test]
+async fn who_was_answered_pays_also_where_the_leaf_does_not_say_that_it_asks() {
+    let bench = Bench::new(Limits::new());
+    let service = bench.layer.layer(service_fn(|request: LlmRequest| async move {
+        let said =
+            [StreamChunk::text("hi"), StreamChunk::usage_only(TokenUsage::new(7, 3)), StreamChunk::end()];
+        let chunks = ChunkStream::new(futures_util::stream::iter(said.map(Ok)));
+        Ok::<_, Error>(LlmResponse::new(request.model, chunks))
+    }));
+    let ResponseBody::Stream(mut chunks) = service.oneshot(request()).await.unwrap().body else {
+        panic!("a stream")
+    };
+    chunks.next().await.unwrap().unwrap();
+    chunks.next().await.unwrap().unwrap();
+    drop(chunks);
+    assert_eq!(bench.research().await, (used(10, 66_000), Amount::ZERO));
 }
 
 #[tokio::test]
@@ -571,6 +590,20 @@ async fn an_absurd_bound_is_lowered_in_the_request_too() {
 }
 
 #[tokio::test]
+async fn so_many_choices_that_no_provider_gives_are_refused_and_keep_nobody_out() {
+    let bench = Bench::new(Limits::new().with_day_tokens(i64::MAX as u64));
+    for n in [1025, u64::MAX] {
+        let error = bench.refusal(ask(plain().with("n", n).unwrap())).await;
+        let ErrorKind::InvalidRequest { member, reason } = error.kind() else { panic!("{error:?}") };
+        assert_eq!((member.as_deref(), reason), (Some("n"), &InvalidReason::TooMany { limit: 1024 }));
+    }
+    bench.call(ask(plain().with("n", 1024).unwrap())).await.unwrap();
+    // In the shadow it is the provider who says so.
+    let shadow = Bench::new(Limits::new()).with(|layer| layer.with_mode(Mode::Shadow));
+    shadow.call(ask(plain().with("n", u64::MAX).unwrap())).await.unwrap();
+}
+
+#[tokio::test]
 async fn every_choice_counts() {
     let bench = Bench::new(Limits::new().with_day_tokens(10_000));
     let body = plain().with("n", 5).unwrap();
@@ -786,7 +819,11 @@ async fn an_answer_from_a_cache_costs_nothing() {
         (Hits::Free, CacheStatus::Coalesced, Amount::ZERO),
         (Hits::Count, CacheStatus::Coalesced, Amount::new(1, 10, NanoUsd::ZERO)),
     ] {
-        let bench = Bench::new(Limits::new()).with(|layer| layer.with_hits(hits));
+        let told = Arc::new(AtomicU64::new(0));
+        let counts = Arc::clone(&told);
+        let bench = Bench::new(Limits::new()).with(|layer| {
+            layer.with_hits(hits).on_settle(move |it| _ = counts.fetch_add(it.used.tokens, Ordering::Relaxed))
+        });
         let service = bench.layer.layer(service_fn(move |request: LlmRequest| async move {
             let completion = Completion::text("hi", TokenUsage::new(7, 3));
             let mut answer = LlmResponse::new(request.model, completion);
@@ -795,6 +832,11 @@ async fn an_answer_from_a_cache_costs_nothing() {
         }));
         service.oneshot(request()).await.unwrap();
         assert_eq!(bench.research().await, (expected, Amount::ZERO), "{hits:?}");
+        assert_eq!(
+            told.load(Ordering::Relaxed),
+            expected.tokens,
+            "whoever watches is told of all that is charged"
+        );
     }
 }
 

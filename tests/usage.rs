@@ -2,8 +2,8 @@
 
 use futures_util::FutureExt as _;
 use llm_layers::{
-    BoxError, CacheStatus, Certainty, ChatBody, Completion, Error, ErrorClass, ErrorKind, LlmRequest,
-    LlmResponse, ProviderFailure, RequestContext, ResponseBody, StreamChunk, TokenUsage,
+    BoxError, CacheStatus, Certainty, ChatBody, ChunkStream, Completion, Error, ErrorClass, ErrorKind,
+    LlmRequest, LlmResponse, ProviderFailure, RequestContext, ResponseBody, StreamChunk, TokenUsage,
     clock::{Clock as _, SystemClock},
     fallback::{Backoff, Chains, FallbackLayer},
     price::{NanoUsd, Price, PriceBook, Prices, Rate, Rates, ServiceTier},
@@ -376,6 +376,29 @@ async fn a_request_that_is_refused_costs_nothing_even_where_requests_do() {
     // It may have been served all the same.
     let broke = Error::provider(ErrorClass::Transport, "p", "a").with_dispatched(true);
     assert!(call(Reply::error(broke)).await > Some(NanoUsd::new(5_000_000)));
+}
+
+/// A leaf that does not say when it asks, as a function that somebody has written.
+#[tokio::test(start_paused = true)]
+async fn whoever_has_answered_was_asked_whether_or_not_it_was_marked() {
+    for chunks_read in 0..4 {
+        let sink = MemorySink::new(8);
+        let leaf = service_fn(|request: LlmRequest| async move {
+            let usage = StreamChunk::usage_only(TokenUsage::new(1000, 500));
+            let said = [StreamChunk::role(), StreamChunk::text("hi"), usage, StreamChunk::end()];
+            let chunks = ChunkStream::new(futures_util::stream::iter(said.map(Ok)));
+            Ok::<_, Error>(LlmResponse::new(request.model, chunks))
+        });
+        let answer = record(&sink).layer(leaf).oneshot(request()).await.unwrap();
+        let ResponseBody::Stream(mut chunks) = answer.body else { panic!("expected a stream") };
+        for _ in 0..chunks_read {
+            chunks.next().await.unwrap().unwrap();
+        }
+        drop(chunks);
+        let event = only(&sink);
+        assert_eq!(event.outcome, Outcome::Aborted);
+        assert_eq!(event.usage.output_tokens == Some(500), chunks_read == 3);
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,5 +1,5 @@
 use super::{ChoiceFinish, Facts, FinishReason, TokenUsage, build, facts};
-use crate::{json, price::ServiceTier};
+use crate::price::ServiceTier;
 use bytes::Bytes;
 use serde::Deserialize;
 use std::{borrow::Cow, fmt};
@@ -79,9 +79,7 @@ impl StreamChunk {
 
     /// The text that it adds to the first choice; empty if it adds none. What stands alone of a surrogate pair is U+FFFD.
     pub fn content(&self) -> Cow<'_, str> {
-        let choice = json::member(&self.data, "choices").and_then(|choices| json::items(choices).next());
-        let delta = choice.and_then(|choice| json::member(choice, "delta"));
-        delta.and_then(|d| json::member(d, "content")).and_then(json::text).unwrap_or_default()
+        facts::first_content(&self.data, "delta")
     }
 
     /// Whether it says anything: text that is not blank, reasoning, a tool call, a refusal, audio, an image.

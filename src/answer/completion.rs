@@ -1,5 +1,5 @@
 use super::{ChoiceFinish, Facts, TokenUsage, build, facts};
-use crate::{json, price::ServiceTier};
+use crate::price::ServiceTier;
 use bytes::Bytes;
 use serde::Deserialize;
 use std::{borrow::Cow, fmt, sync::Arc};
@@ -54,11 +54,9 @@ impl Completion {
         serde_json::from_slice(&self.0.data)
     }
 
-    /// The text of the first choice; empty if it has none.
+    /// The text of the first choice, that of its parts if it comes in parts; empty if it has none.
     pub fn content(&self) -> Cow<'_, str> {
-        let choice = json::member(&self.0.data, "choices").and_then(|choices| json::items(choices).next());
-        let message = choice.and_then(|choice| json::member(choice, "message"));
-        message.and_then(|m| json::member(m, "content")).and_then(json::text).unwrap_or_default()
+        facts::first_content(&self.0.data, "message")
     }
 
     /// Whether it says anything: text that is not blank, reasoning, a tool call, a refusal, audio, an image.

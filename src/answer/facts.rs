@@ -205,6 +205,21 @@ pub(crate) fn text(data: &[u8], span: Option<Span>) -> Option<Cow<'_, str>> {
     json::string(&data[start as usize..][..len.get() as usize])
 }
 
+/// What the choice of index 0 says, in its member of this name: its text, or the texts of its parts.
+pub(crate) fn first_content<'a>(data: &'a [u8], said: &str) -> Cow<'a, str> {
+    let choices = json::items(json::member(data, "choices").unwrap_or_default());
+    let is_first = |(at, choice): &(usize, &[u8])| match json::member(choice, "index") {
+        Some(index) if index != b"null" => index == b"0",
+        _ => *at == 0,
+    };
+    let first = choices.enumerate().find(is_first).and_then(|(_, choice)| json::member(choice, said));
+    let content = first.and_then(|said| json::member(said, "content")).unwrap_or_default();
+    if content.first() != Some(&b'[') {
+        return json::text(content).unwrap_or_default();
+    }
+    Cow::Owned(json::items(content).filter_map(|part| json::text(json::member(part, "text")?)).collect())
+}
+
 impl Span {
     /// Where `part`, a slice of `data`, lies in it. Leaves bound answers far below 4 GiB; beyond, it is lost.
     fn of(data: &[u8], part: &[u8]) -> Option<Self> {
@@ -426,5 +441,24 @@ mod tests {
         assert!(Facts::read(br#"{"object":"error","message":"x"}"#).unwrap().has_error);
         assert!(!Facts::read(br#"{"object":"list"}"#).unwrap().has_error);
         assert!(!Facts::read(br#"{"error":null,"choices":[]}"#).unwrap().has_error);
+    }
+
+    #[test]
+    fn the_text_is_that_of_the_choice_of_index_0() {
+        for (data, text) in [
+            (r#"{"choices":[{"index":1,"m":{"content":"b"}},{"index":0,"m":{"content":"a"}}]}"#, "a"),
+            (r#"{"choices":[{"index":1,"m":{"content":"b"}}]}"#, ""),
+            (r#"{"choices":[{"m":{"content":"a"}},{"m":{"content":"b"}}]}"#, "a"),
+            (r#"{"choices":[{"index":null,"m":{"content":"a"}}]}"#, "a"),
+            (
+                r#"{"choices":[{"m":{"content":[{"type":"text","text":"a"},{"type":"image_url"},{"text":"b"}]}}]}"#,
+                "ab",
+            ),
+            (r#"{"choices":[{"m":{"content":null}}]}"#, ""),
+            (r#"{"choices":[]}"#, ""),
+            ("", ""),
+        ] {
+            assert_eq!(first_content(data.as_bytes(), "m"), text, "{data}");
+        }
     }
 }

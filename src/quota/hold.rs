@@ -39,6 +39,7 @@ pub(super) struct Lease {
     model: ModelName,
     progress: Progress,
     cache: CacheStatus,
+    has_head: bool,
 }
 
 // ===== impl Hold =====
@@ -122,6 +123,7 @@ impl Lease {
             model: request.model.clone(),
             progress,
             cache: CacheStatus::default(),
+            has_head: false,
         }
     }
 
@@ -147,6 +149,13 @@ impl Lease {
         );
         Amount::new(1, tokens, cost)
     }
+
+    fn charge(self, used: Amount) {
+        if let Some(hook) = &self.hold.shared.on_settle {
+            hook(&Settled { reserved: self.reserved, used });
+        }
+        self.hold.settle(used);
+    }
 }
 
 impl Observe for Lease {
@@ -156,6 +165,7 @@ impl Observe for Lease {
             self.model.clone_from(&head.model);
         }
         self.cache = head.cache;
+        self.has_head = true;
     }
 
     fn on_end(self, end: End<'_>) {
@@ -164,17 +174,14 @@ impl Observe for Lease {
             let usage = Spent::at(&end).filled(0, |_| 0);
             let tokens = usage.input_tokens.unwrap_or(0).saturating_add(usage.output_tokens.unwrap_or(0));
             if let Some(amount) = self.hold.shared.hit(tokens) {
-                self.hold.settle(amount);
+                self.charge(amount);
             }
             return;
         }
         // What did not reach a provider is given back as it is dropped.
-        if was_sent(&end, &self.progress) {
+        if was_sent(&end, &self.progress, self.has_head) {
             let truth = self.truth(&end);
-            if let Some(hook) = &self.hold.shared.on_settle {
-                hook(&Settled { reserved: self.reserved, used: truth });
-            }
-            self.hold.settle(truth);
+            self.charge(truth);
         }
     }
 }

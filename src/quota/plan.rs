@@ -202,7 +202,16 @@ impl Shared {
                 whole_number(value).ok_or_else(|| Error::invalid(&*String::from_utf8_lossy(name), reason))
             };
             match name {
-                b"n" => asked.choices = number()?.max(1),
+                b"n" => match number()? {
+                    ..=MOST_CHOICES => asked.choices = number()?.max(1),
+                    // They would be reserved in full, and keep all others out.
+                    _ => {
+                        return Err(Error::invalid(
+                            "n",
+                            InvalidReason::TooMany { limit: MOST_CHOICES as usize },
+                        ));
+                    }
+                },
                 b"service_tier" => asked.tiers = Tiers::named(value),
                 name if bounds_output(name) => asked.output = asked.output.max(Some(number()?)),
                 _ => {}
@@ -320,6 +329,9 @@ impl Default for Asked {
 fn whole_number(value: &[u8]) -> Option<u64> {
     std::str::from_utf8(value).ok()?.parse().ok()
 }
+
+/// No provider gives more.
+const MOST_CHOICES: u64 = 1024;
 
 /// By which a request bounds an answer, where its model was not said to read another.
 const OUTPUT_MEMBERS: [Cow<'static, str>; 2] =

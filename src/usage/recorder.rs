@@ -51,6 +51,7 @@ struct Call {
     tiers: Tiers,
     cache: CacheStatus,
     cache_miss: Option<MissReason>,
+    has_head: bool,
 }
 
 /// By what whoever hands the answer out learns that its record is safe.
@@ -113,6 +114,7 @@ impl Recorder {
             tiers: Tiers::asked_by(&request.body),
             cache,
             cache_miss,
+            has_head: false,
         }))
     }
 }
@@ -121,13 +123,15 @@ impl Call {
     /// Whether there is anything to be recorded of a call that ends so.
     fn counts(&self, end: &End<'_>) -> bool {
         // What did not reach a provider used nothing up.
-        self.cache.is_hit() || self.progress.as_ref().is_some_and(|progress| was_sent(end, progress))
+        self.cache.is_hit()
+            || self.progress.as_ref().is_some_and(|progress| was_sent(end, progress, self.has_head))
     }
 }
 
 impl Observe for Recorder {
     fn on_head(&mut self, head: &LlmResponse) {
         let this = &mut *self.0;
+        this.has_head = true;
         let is_calls = this.settings.which == Which::Calls;
         if head.cache != CacheStatus::Unused {
             this.cache = head.cache;

@@ -58,11 +58,11 @@ impl Spent {
     }
 }
 
-/// Whether a provider was asked.
-pub(crate) fn was_sent(end: &End<'_>, progress: &Progress) -> bool {
+/// Whether a provider was asked. Who has answered was, whether or not it was marked.
+pub(crate) fn was_sent(end: &End<'_>, progress: &Progress, has_head: bool) -> bool {
     match end {
-        End::Failed(error, _) => error.was_sent(progress),
-        End::Abandoned(_) => progress.is_dispatched(),
+        End::Failed(error, _) => has_head || error.was_sent(progress),
+        End::Abandoned(_) => has_head || progress.is_dispatched(),
         End::Whole(_) | End::StreamEnded(_) => true,
     }
 }
