@@ -947,6 +947,56 @@ async fn a_settlement_is_tried_until_it_is_done_and_the_answer_does_not_wait() {
     assert_eq!(bench.research().await, (used(10, 66_000), Amount::ZERO));
 }
 
+/// Whatever the store, one attempt at a time is in the way of a call, and none that has failed.
+#[tokio::test(start_paused = true)]
+async fn an_attempt_that_has_ended_is_not_in_the_way_of_the_next() {
+    let failed = |class| Reply::error(Error::provider(class, "p", "model"));
+    for limits in [
+        Limits::new().with_day_requests(1),
+        Limits::new().with_day_tokens(prompt() + 100),
+        Limits::new().with_month_cost(NanoUsd::new((prompt() as i64) * 3_000 + 100 * 15_000)),
+    ] {
+        for mode in [Mode::Enforce, Mode::Shadow] {
+            let bench = Bench::new(Limits::new());
+            let remote = Remote::new(bench.store.clone());
+            remote.fail(Fault::Slow(Duration::from_millis(20)));
+            let options = WorkerOptions::default();
+            let (layer, worker) = QuotaLayer::pair(remote.clone(), table(limits), prices(), options);
+            let layer = layer.with_clock(bench.clock.clone()).with_mode(mode);
+            let service = layer.layer(bench.provider.clone());
+            bench.provider.push(failed(ErrorClass::Connect));
+            service.clone().oneshot(request()).await.unwrap_err();
+            service.oneshot(request()).await.unwrap();
+            assert_eq!((layer.stats().denied, layer.stats().would_deny), (0, 0), "{limits:?}");
+            worker.shutdown(SECOND).await;
+        }
+    }
+    // Others in flight still are, and in the shadow they refuse nobody.
+    for (mode, is_refused) in [(Mode::Enforce, true), (Mode::Shadow, false)] {
+        let bench = Bench::new(Limits::new());
+        let remote = Remote::new(bench.store.clone());
+        let limits = table(Limits::new().with_day_requests(1));
+        let (layer, _worker) = QuotaLayer::pair(remote, limits, prices(), WorkerOptions::default());
+        let layer = layer.with_clock(bench.clock.clone()).with_mode(mode);
+        bench.provider.push(Reply::text("first").after([Step::Stall]));
+        let service = layer.layer(bench.provider.clone());
+        let _first = tokio::spawn(service.clone().oneshot(request()));
+        tokio::time::sleep(SECOND).await;
+        assert_eq!(service.oneshot(request()).await.is_err(), is_refused);
+    }
+    // A store that does not settle makes nobody wait for longer than for any answer of it.
+    let bench = Bench::new(Limits::new());
+    let (remote, layer, _worker) = far(&bench, WorkerOptions::default());
+    let service = layer.with_deadline(SECOND).layer(bench.provider.clone());
+    bench.provider.push(failed(ErrorClass::Connect));
+    let most = ask(plain().with("max_tokens", 9_000).unwrap());
+    service.clone().oneshot(most.clone()).await.unwrap_err();
+    remote.fail(Fault::Hangs);
+    let since = Instant::now();
+    service.oneshot(most).await.unwrap_err();
+    assert!(since.elapsed() <= 2 * SECOND, "{:?}", since.elapsed());
+}
+
 #[tokio::test(start_paused = true)]
 async fn without_a_place_for_its_end_no_call_is_made() {
     let bench = Bench::new(Limits::new());

@@ -23,6 +23,8 @@ pub(super) struct Live {
     leases: Mutex<Leases>,
     /// Somebody is done with looking after one, or looking up the past of a department.
     freed: Notify,
+    /// How many were settled.
+    settled: AtomicU64,
 }
 
 #[derive(Default)]
@@ -334,6 +336,33 @@ impl Live {
         let mut leases = self.lock();
         if let Some(departments) = leases.ending.remove(&id) {
             leases.owes_nothing(id, &departments);
+        }
+        drop(leases);
+        self.settled.fetch_add(1, Ordering::AcqRel);
+        self.freed.notify_waiters();
+    }
+
+    /// How many have been settled so far.
+    pub(super) fn settled(&self) -> u64 {
+        self.settled.load(Ordering::Acquire)
+    }
+
+    /// Waits until all is settled that has ended by now in the names of these departments.
+    pub(super) async fn ends_are_settled(&self, departments: &Departments) {
+        let of_them =
+            |others: &Departments| others.iter().any(|it| departments.iter().any(|one| one.id == it.id));
+        let ids: Vec<LeaseId> = {
+            let leases = self.lock();
+            leases.ending.iter().filter(|(_, others)| of_them(others)).map(|(id, _)| *id).collect()
+        };
+        let mut freed = pin!(self.freed.notified());
+        loop {
+            freed.as_mut().enable();
+            if !ids.iter().any(|id| self.lock().ending.contains_key(id)) {
+                return;
+            }
+            freed.as_mut().await;
+            freed.set(self.freed.notified());
         }
     }
 

@@ -177,7 +177,7 @@ impl Shared {
     ) -> Result<Option<(Lease, Option<Headroom>)>, Error> {
         let mut deadline = Instant::now() + self.deadline;
         let is_shadow = self.mode == Mode::Shadow;
-        let mut last = None;
+        let (mut last, mut has_waited, settled) = (None, false, self.live.settled());
         for _ in 0..ADAPTED {
             let obstacle = match plan.too_large().filter(|_| !is_shadow) {
                 Some(obstacle) => obstacle,
@@ -186,17 +186,29 @@ impl Shared {
                         hold.granted(&plan, grant.day);
                         return Ok(Some((Lease::new(hold, &plan, request), grant.tightest)));
                     }
-                    Ok(Err(denial)) if is_shadow => {
-                        self.state.would_deny.fetch_add(1, Ordering::Relaxed);
-                        drop(denial);
-                        let unlimited = plan.departments.iter().cloned().map(|mut department| {
-                            department.limits = Limits::new();
-                            department
-                        });
-                        plan.departments = unlimited.collect::<Departments>();
-                        continue;
+                    Ok(Err(denial)) => {
+                        // By what has ended, be it an attempt of this very call, and is not settled yet.
+                        if denial.reserved > 0 && !has_waited {
+                            has_waited = true;
+                            let since = Instant::now();
+                            let ends = self.live.ends_are_settled(&plan.departments);
+                            let _ = tokio::time::timeout(self.deadline, ends).await;
+                            if self.live.settled() != settled {
+                                deadline += since.elapsed();
+                                continue;
+                            }
+                        }
+                        if is_shadow {
+                            self.state.would_deny.fetch_add(1, Ordering::Relaxed);
+                            let unlimited = plan.departments.iter().cloned().map(|mut department| {
+                                department.limits = Limits::new();
+                                department
+                            });
+                            plan.departments = unlimited.collect::<Departments>();
+                            continue;
+                        }
+                        Obstacle::Denied(denial)
                     }
-                    Ok(Err(denial)) => Obstacle::Denied(denial),
                     Err(cause) => {
                         let error = self.unavailable(cause);
                         return if is_shadow { Ok(None) } else { Err(error) };
@@ -482,9 +494,9 @@ async fn past(
     }
 }
 
-/// A count of the prompt, and a shorter answer for whatever is in the way one after the other: what could never fit, by tokens and by
+/// A wait for what has ended, a count of the prompt, and a shorter answer for whatever is in the way one after the other: what could never fit, by tokens and by
 /// cost, then the same of each weight that a denial has, of which there are four; and it fits.
-const ADAPTED: usize = 1 + 2 + 4 * 2 + 1;
+const ADAPTED: usize = 1 + 1 + 2 + 4 * 2 + 1;
 /// How often a ledger is asked anew because of leases that came or went.
 const LOOKS: u32 = 4;
 
