@@ -202,6 +202,25 @@ async fn failures_are_recorded_if_they_were_sent() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_failed_before_a_head_is_known_all_the_same() {
+    let error = |kind| Error::new(kind).with_dispatched(true);
+    for (error, provider) in [
+        (Error::provider(ErrorClass::Transport, "q", "a").with_dispatched(true), "q"),
+        (error(ErrorKind::Timeout { phase: llm_layers::TimeoutPhase::Head }), "p"),
+    ] {
+        let (_, sink) = one(Reply::error(error)).await;
+        assert_eq!(only(&sink).provider.as_deref(), Some(provider));
+    }
+    let sink = MemorySink::new(8);
+    let service = record(&sink).layer(Scripted::new().reply(Reply::stall()));
+    let mut call = task::spawn(service.oneshot(request()));
+    assert_pending!(call.poll());
+    drop(call);
+    let event = only(&sink);
+    assert_eq!((event.outcome, event.provider.as_deref()), (Outcome::Aborted, Some("p")));
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_never_reached_a_provider_is_not_recorded() {
     let sink = MemorySink::new(8);
     let providers = Providers::builder().provider("p", Scripted::new().with_places(0)).build().unwrap();

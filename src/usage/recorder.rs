@@ -154,6 +154,8 @@ impl Observe for Recorder {
         let Ended { outcome, usage, tier, requests, answered, first_content } =
             ended(&end, call.started, latency, call.input_bytes);
         let tiers = call.tiers.told(tier);
+        // Who fails before there is a head does not say who it is.
+        let provider = call.provider.or_else(|| asked(&end, &call.model));
         let cost = call.settings.prices.cost_in(&call.model, tiers, &usage, requests);
         let outcome = match (call.cache, outcome) {
             (CacheStatus::Hit { .. }, Outcome::Ok) => Outcome::CacheHit,
@@ -176,7 +178,7 @@ impl Observe for Recorder {
             requested: call.requested,
             model: call.model,
             answered,
-            provider: call.provider,
+            provider,
             attempt: call.attempt,
             streamed: call.streamed,
             usage,
@@ -194,6 +196,19 @@ impl Observe for Recorder {
             Some(committed) => committed.set(call.slot.record_with_ticket(event)),
             None => call.slot.record(event),
         }
+    }
+}
+
+/// The provider of a call that has failed: the one that its error names, or that its model names first.
+fn asked(end: &End<'_>, model: &ModelName) -> Option<Arc<str>> {
+    let first_name = || model.split().map(|(provider, _)| provider.into());
+    match end {
+        End::Failed(error, _) => match error.kind() {
+            ErrorKind::Provider(failure) => Some(Arc::clone(&failure.provider)),
+            _ => first_name(),
+        },
+        End::Abandoned(_) => first_name(),
+        End::Whole(_) | End::StreamEnded(_) => None,
     }
 }
 

@@ -22,6 +22,7 @@ use std::{convert::Infallible, error::Error, io, sync::Arc, time::Duration};
 use tokio::{
     net::{TcpListener, TcpStream},
     signal::unix::{Signal, SignalKind, signal},
+    task::JoinSet,
     time::timeout,
 };
 
@@ -96,7 +97,7 @@ impl Server {
         let Self { listener, limits, router, accounts, mut signals, stopping, under_way, .. } = self;
         let Self { handle, telemetry, reload, .. } = self;
         let reloading = reload.map(|reload| tokio::spawn(reload.run()));
-        let connections = GracefulShutdown::new();
+        let (connections, mut tasks) = (GracefulShutdown::new(), JoinSet::new());
         let stop = async {
             signals.next().await;
             tracing::info!(under_way = under_way.count(), "stopping");
@@ -111,7 +112,7 @@ impl Server {
         };
         // Connections are taken to the end: whoever asks is told that the server is going.
         tokio::select! {
-            () = take(&listener, &limits, &router, &accounts, &connections) => {}
+            () = take(&listener, &limits, &router, &accounts, &connections, &mut tasks) => {}
             () = stop => {}
         }
         drop(listener);
@@ -119,6 +120,8 @@ impl Server {
             reloading.abort();
         }
         let _ = timeout(CLOSE_TIMEOUT, connections.shutdown()).await;
+        // What is left is hung up on, and thereby recorded and charged, while there is somebody to do it.
+        tasks.shutdown().await;
         tell(&handle.shutdown(FINISH_TIMEOUT).await);
         // Last, so that it tells of all that went before.
         telemetry.close().await;
@@ -210,12 +213,18 @@ async fn take(
     router: &Router,
     accounts: &Arc<Accounts>,
     connections: &GracefulShutdown,
+    tasks: &mut JoinSet<()>,
 ) {
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
     http.max_buf_size(limits.max_header_bytes).max_headers(limits.max_headers);
     loop {
-        let Some(stream) = accept(listener).await else { continue };
+        let accepted = tokio::select! {
+            accepted = accept(listener) => accepted,
+            // Nobody else asks what became of it.
+            Some(_) = tasks.join_next() => continue,
+        };
+        let Some(stream) = accepted else { continue };
         let (router, accounts) = (router.clone(), Arc::clone(accounts));
         let service = service_fn(move |request: Request<Incoming>| {
             let answered = access::account(Arc::clone(&accounts), router.clone(), request.map(Body::new));
@@ -224,7 +233,7 @@ async fn take(
         let connection = connections.watch(
             http.serve_connection(TokioIo::new(WriteTimeout::new(stream, limits.write_timeout.0)), service),
         );
-        tokio::spawn(Again::new(async move {
+        tasks.spawn(Again::new(async move {
             if let Err(error) = connection.await {
                 tracing::debug!(%error, "a connection broke");
             }

@@ -655,6 +655,50 @@ async fn a_stream_that_does_not_finish_is_cut_when_the_grace_is_over() {
 }
 
 #[tokio::test]
+async fn what_is_cut_when_the_grace_is_over_is_recorded_and_charged() {
+    let mut upstream = Upstream::start().await;
+    let directory = std::path::Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let [usage, quota] = ["cut-usage.db", "cut-quota.db"].map(|name| directory.join(name));
+    for (file, end) in
+        [&usage, &quota].into_iter().flat_map(|file| ["", "-wal", "-shm"].map(|end| (file, end)))
+    {
+        let _ = std::fs::remove_file(format!("{}{end}", file.display()));
+    }
+    let config = format!(
+        "[server]\nshutdown_grace = \"100ms\"\n[usage]\npath = {:?}\n[quota]\nstore = \"sqlite\"\npath = {:?}\n\
+         [[keys]]\nkey = \"one\"\nuser = \"ada\"\ndepartments = [\"r-and-d\"]\n\
+         [[keys]]\nkey = \"root\"\nuser = \"root\"\nadmin = true\n\
+         [departments.r-and-d]\nday_tokens = 100000\n",
+        usage.display().to_string(),
+        quota.display().to_string()
+    );
+    let mut gateway = Gateway::start(&one(&upstream.url, &config)).await;
+    let key = [("authorization", "Bearer one")];
+    let (mut client, mut call) = tokio::join!(gateway.stream_as("a/m", &key), async {
+        let mut call = upstream.call().await;
+        call.begin().await;
+        call.say("Hel").await;
+        call
+    });
+    assert_eq!(content(&client.piece().await.unwrap()), "Hel");
+    gateway.terminate();
+    assert_eq!(gateway.ended().await, 0);
+    assert!(call.hung_up().await);
+    let gateway = Gateway::start(&one(&upstream.url, &config)).await;
+    let told =
+        async |path: &str| gateway.send("GET", path, &[("authorization", "Bearer root")], b"").await.json();
+    let usage = told("/v1/usage?outcome=aborted").await;
+    assert_eq!(
+        (&usage["totals"]["calls"], &usage["totals"]["estimated_calls"]),
+        (&json!(1), &json!(1)),
+        "{usage}"
+    );
+    let quota = told("/v1/quota/r-and-d").await;
+    let tokens = &quota["day"]["tokens"];
+    assert!(tokens["settled"].as_u64() > Some(0) && tokens["reserved"] == 0, "{quota}");
+}
+
+#[tokio::test]
 async fn without_anything_under_way_it_ends_at_once() {
     let mut gateway = Gateway::start_with(None, &[]).await;
     gateway.get("/healthz").await;

@@ -152,10 +152,16 @@ impl Gateway {
 
     /// Asks for a stream, and reads its head.
     pub(crate) async fn stream(&self, model: &str) -> Client {
+        self.stream_as(model, &[]).await
+    }
+
+    /// As [`stream`](Self::stream), with these headers.
+    pub(crate) async fn stream_as(&self, model: &str, headers: &[(&str, &str)]) -> Client {
         let mut client = self.connect().await;
         let body =
             format!(r#"{{"model":"{model}","messages":[{{"role":"user","content":"Hi"}}],"stream":true}}"#);
-        client.ask("POST", CHAT, &[("content-type", "application/json")], body.as_bytes()).await;
+        let headers = [headers, &[("content-type", "application/json")]].concat();
+        client.ask("POST", CHAT, &headers, body.as_bytes()).await;
         let reply = client.head().await;
         assert_eq!(reply.status, 200);
         client
