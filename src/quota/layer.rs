@@ -233,6 +233,12 @@ impl QuotaLayer {
         self.with(|shared| shared.history = Some(Arc::new(history)))
     }
 
+    /// What it is charged by that the store does not know.
+    #[cfg(feature = "config")]
+    pub(crate) fn history(&self) -> Option<&Arc<dyn UsageHistory>> {
+        self.shared.history.as_ref()
+    }
+
     /// Runs this too when a call is charged, where its answer ends: it must neither block nor panic.
     #[must_use]
     pub fn on_settle(self, hook: impl Fn(&Settled) + Send + Sync + 'static) -> Self {

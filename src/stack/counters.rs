@@ -10,7 +10,7 @@ use crate::{
     },
     policies::{Policies, PolicyTable},
     price::Prices,
-    quota::{self, Calendar, MemoryStore, QuotaLayer, QuotaStore, StoreError, WorkerOptions},
+    quota::{self, Calendar, HistoryQuery, MemoryStore, QuotaLayer, QuotaStore, StoreError, WorkerOptions},
 };
 use std::{
     sync::{
@@ -270,7 +270,13 @@ impl Quotas {
     pub(super) async fn view(&self, department: &str, policies: &Policies) -> Result<QuotaView, StoreError> {
         let department: Arc<str> = department.into();
         let days = self.calendar.days_around(SystemClock.now());
-        let standing = self.base.store().usage(&department, &days).await?;
+        let mut standing = self.base.store().usage(&department, &days).await?;
+        if let Some(history) = self.base.history().filter(|_| !standing.is_known) {
+            // As the next call will find it: the store is told by then.
+            let query = HistoryQuery::new(Arc::clone(&department), standing.day);
+            let used = history.used(query).await.map_err(StoreError::Definite)?;
+            (standing.in_day.settled, standing.in_month.settled) = (used.in_day, used.in_month);
+        }
         let policy = policies.load().of(&department).clone();
         Ok(QuotaView { department, policy, standing })
     }

@@ -106,6 +106,10 @@ async fn counters_survive_a_restart_and_the_loss_of_their_file() {
     );
     for life in 0..3 {
         let mut gateway = Gateway::start(&config).await;
+        // Told by the ledger where the counters are not known yet.
+        let root = [("authorization", "Bearer root-key")];
+        let told = gateway.send("GET", "/v1/quota/r%20%26%20d%2F%C3%A4", &root, b"").await.json();
+        assert_eq!(told["day"]["requests"]["settled"], life, "{told}");
         let reply = ask(&gateway, "ada-key", "hi", &[]).await;
         assert_eq!(
             (reply.status, reply.header("x-ratelimit-remaining-requests").unwrap()),
