@@ -346,8 +346,14 @@ async fn quotas_show_reservations_in_flight_and_how_far_estimates_are_off() {
     call.await.unwrap().unwrap();
     service.oneshot(asked("another department")).await.unwrap();
     assert_eq!(value("llm_layers.quota.reservations"), 0.0);
+    assert_eq!(value("llm_layers.quota.shadow_refusals"), 0.0);
+    let shadow = layer.clone().with_mode(llm_layers::quota::Mode::Shadow).layer(provider.clone());
+    let mut most = asked("a");
+    most.body = most.body.with("max_completion_tokens", 200_000).unwrap();
+    shadow.oneshot(most).await.unwrap();
+    assert_eq!(value("llm_layers.quota.shadow_refusals"), 1.0);
     let ratio = &backend.metrics()["llm_layers.quota.estimate_ratio"];
-    assert_eq!((ratio.unit.as_str(), ratio.points.len(), ratio.points[0].count), ("", 1, 2));
+    assert_eq!((ratio.unit.as_str(), ratio.points.len(), ratio.points[0].count), ("", 1, 3));
     assert!(ratio.points[0].sum >= bound / 10.0, "{} of {bound}", ratio.points[0].sum);
 }
 

@@ -73,6 +73,7 @@ impl Server {
             telemetry.watch(queue);
         }
         telemetry.watch_log();
+        telemetry.watch_cache(&handle);
         warn(&handle);
         let router = routes::router(stack, &handle, &stopping, &telemetry);
         let accounts =

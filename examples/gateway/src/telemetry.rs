@@ -158,6 +158,20 @@ impl Telemetry {
         }
     }
 
+    /// Shows what a semantic cache would have found in its shadow.
+    pub(crate) fn watch_cache(&self, stack: &llm_layers::stack::Handle) {
+        if self.meters.is_some() && stack.cache_stats().is_some() {
+            let stack = stack.clone();
+            let hits = move || stack.cache_stats().map_or(0, |stats| stats.semantic_would_hit);
+            self.meter()
+                .u64_observable_counter("llm_layers.cache.semantic.shadow_hits")
+                .with_unit("{request}")
+                .with_description("Calls that were made though a similar question had an answer")
+                .with_callback(move |counter| counter.observe(hits(), &[]))
+                .build();
+        }
+    }
+
     /// Shows how quotas do.
     pub(crate) fn watch_quota(&self) -> impl Fn(QuotaLayer) -> QuotaLayer + use<> {
         let meter = self.meters.is_some().then(|| self.meter());

@@ -303,7 +303,8 @@ pub(super) fn label(error_type: &str) -> Value {
     }
 }
 
-/// Shows how quotas do: `llm_layers.quota.reservations`, the calls that hold one now, and `llm_layers.quota.estimate_ratio`, by
+/// Shows how quotas do: `llm_layers.quota.reservations`, the calls that hold one now, `llm_layers.quota.shadow_refusals`, those that
+/// would have been refused but for the [shadow](crate::quota::Mode::Shadow), and `llm_layers.quota.estimate_ratio`, by
 /// how much what was reserved is more than what was used up, in tokens. Gives the layer back that is to be stacked.
 pub fn observe_quota(meter: &Meter, layer: QuotaLayer) -> QuotaLayer {
     let ratio = meter
@@ -324,6 +325,13 @@ pub fn observe_quota(meter: &Meter, layer: QuotaLayer) -> QuotaLayer {
         .with_unit("{reservation}")
         .with_description("Calls that hold a reservation of a quota")
         .with_callback(move |gauge| gauge.observe(stats().in_flight, &[]))
+        .build();
+    let stats = layer.stats_reader();
+    meter
+        .u64_observable_counter("llm_layers.quota.shadow_refusals")
+        .with_unit("{request}")
+        .with_description("Calls over a limit that were made all the same")
+        .with_callback(move |counter| counter.observe(stats().would_deny, &[]))
         .build();
     layer
 }
