@@ -4,7 +4,8 @@ use futures_util::FutureExt as _;
 use llm_layers::{
     ChatBody, Error, ErrorClass, ErrorKind, LlmRequest, LlmResponse, Progress, ProviderFailure, ResponseBody,
     StreamChunk, TimeoutPhase,
-    providers::{CoolDown, Deployment, ProviderNames, Providers, ProvidersBuilder},
+    concurrency::ConcurrencyLimitLayer,
+    providers::{CoolDown, Deployment, Endpoint, Leaf, ProviderNames, Providers, ProvidersBuilder},
     testing::{Reply, Scripted, Step},
     timeout::CallTimeoutLayer,
 };
@@ -17,7 +18,7 @@ use std::{
 };
 use tokio::time::advance;
 use tokio_test::{assert_pending, assert_ready, assert_ready_err, assert_ready_ok, task};
-use tower::{Service, ServiceExt, layer::layer_fn, service_fn};
+use tower::{Layer, Service, ServiceBuilder, ServiceExt, layer::layer_fn, service_fn};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -179,7 +180,7 @@ async fn each_layer_is_told_its_endpoint_and_only_those_added_later_get_it() {
         .each(move |endpoint| {
             tell.lock().unwrap().push((endpoint.provider.to_string(), endpoint.address.clone()));
             let name = Arc::clone(&endpoint.provider);
-            layer_fn(move |inner: Scripted| {
+            layer_fn(move |inner: Leaf<Scripted>| {
                 let name = Arc::clone(&name);
                 inner.map_request(move |mut request: LlmRequest| {
                     request.model = format!("{} around {name}", request.model).into();
@@ -286,6 +287,42 @@ async fn waiting_for_readiness_is_not_being_sent() {
     let providers = Providers::builder().provider("acme", dead).build().unwrap();
     let error = call(&providers, "acme/one").await.unwrap_err();
     assert!(!error.dispatched());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_layer_around_a_deployment_refuses_was_not_sent() {
+    let mut late = request("acme/one");
+    late.context = late.context.with_timeout(SECOND);
+    advance(2 * SECOND).await;
+    is_refused_unsent(Providers::builder().each(|_| CallTimeoutLayer::new()), 0, late).await;
+
+    let limit = ConcurrencyLimitLayer::new(1).with_queue(0, SECOND);
+    is_refused_unsent(Providers::builder().each(move |_| limit.clone()), 1, request("acme/one")).await;
+
+    let busy = |_: &Endpoint| ServiceBuilder::new().load_shed().concurrency_limit(1).into_inner();
+    is_refused_unsent(Providers::builder().each(busy), 1, request("acme/one")).await;
+}
+
+/// With so many calls under way.
+async fn is_refused_unsent<F, L, S>(builder: ProvidersBuilder<F>, under_way: usize, request: LlmRequest)
+where
+    F: Fn(&Endpoint) -> L,
+    L: Layer<Leaf<Scripted>, Service = S>,
+    S: Service<LlmRequest, Response = LlmResponse, Error: Into<Error>, Future: Send>
+        + Clone
+        + Send
+        + Sync
+        + 'static,
+{
+    let scripted = Scripted::new().reply(Reply::stall());
+    let providers = builder.provider("acme", scripted.clone()).build().unwrap();
+    let mut others: Vec<_> =
+        (0..under_way).map(|_| task::spawn(providers.clone().oneshot(self::request("acme/one")))).collect();
+    others.iter_mut().for_each(|call| assert_pending!(call.poll()));
+    let progress = request.progress.clone();
+    let error = providers.oneshot(request).await.unwrap_err();
+    assert_eq!(scripted.requests().len(), under_way, "{error:?}");
+    assert!(!error.dispatched() && !progress.is_dispatched(), "{error:?}");
 }
 
 #[tokio::test]

@@ -1,5 +1,6 @@
 use super::{
     balance::{CoolDown, Health},
+    leaf::Leaf,
     names::ProviderNames,
     place::Place,
     service::Providers,
@@ -77,14 +78,14 @@ impl<S> Deployment<S> {
     /// With a layer around it, and how it has been doing.
     pub(crate) fn into_place<L>(self, layer: &L, health: Arc<Health>) -> Place
     where
-        L: Layer<S>,
+        L: Layer<Leaf<S>>,
         L::Service: Service<LlmRequest, Response = LlmResponse, Error: Into<Error>, Future: Send>
             + Clone
             + Send
             + Sync
             + 'static,
     {
-        Place::new(layer.layer(self.service), health, self.marks_dispatch)
+        Place::new(layer.layer(Leaf::new(self.service, self.marks_dispatch)), health)
     }
 }
 
@@ -113,7 +114,7 @@ impl<F> ProvidersBuilder<F> {
     pub fn provider<S, L>(self, name: impl Into<Arc<str>>, service: S) -> Self
     where
         F: Fn(&Endpoint) -> L,
-        L: Layer<S>,
+        L: Layer<Leaf<S>>,
         L::Service: Service<LlmRequest, Response = LlmResponse, Error: Into<Error>, Future: Send>
             + Clone
             + Send
@@ -127,7 +128,7 @@ impl<F> ProvidersBuilder<F> {
     pub fn deployment<S, L>(mut self, name: impl Into<Arc<str>>, deployment: Deployment<S>) -> Self
     where
         F: Fn(&Endpoint) -> L,
-        L: Layer<S>,
+        L: Layer<Leaf<S>>,
         L::Service: Service<LlmRequest, Response = LlmResponse, Error: Into<Error>, Future: Send>
             + Clone
             + Send

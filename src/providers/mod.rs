@@ -8,7 +8,7 @@
 //!
 //! Always ready itself: a deployment's own readiness is waited for inside the call, so `load_shed` and
 //! `concurrency_limit` belong around one deployment. What stands around each deployment is given by
-//! [`each`](ProvidersBuilder::each): timeouts, and telemetry of the call.
+//! [`each`](ProvidersBuilder::each): timeouts, and telemetry of the call. A call that is refused there was not sent.
 //!
 //! ```
 //! use llm_layers::{ChatBody, Completion, Error, LlmRequest, LlmResponse, TokenUsage, providers::Providers, timeout::CallTimeoutLayer};
@@ -40,6 +40,7 @@
 
 mod balance;
 mod builder;
+mod leaf;
 mod names;
 mod place;
 mod service;
@@ -51,6 +52,7 @@ pub(crate) use self::place::Place;
 pub use self::{
     balance::CoolDown,
     builder::{Deployment, Endpoint, ProvidersBuilder, ProvidersError},
+    leaf::Leaf,
     names::ProviderNames,
     service::{Providers, ResponseFuture},
 };

@@ -22,7 +22,6 @@ pub(crate) struct Place(Arc<dyn Dispatch>);
 struct Of<S> {
     service: S,
     health: Arc<Health>,
-    marks_dispatch: bool,
 }
 
 trait Dispatch: Send + Sync {
@@ -49,12 +48,12 @@ struct Ask<S: Service<LlmRequest>> {
 
 #[pin_project(project = StateProj)]
 enum State<S: Service<LlmRequest>> {
-    Readying { service: S, rest: Option<(LlmRequest, InFlight)>, marks_dispatch: bool },
+    Readying { service: S, rest: Option<(LlmRequest, InFlight)> },
     Calling(#[pin] Watched<S::Future, InFlight>),
 }
 
 impl Place {
-    pub(super) fn new<S>(service: S, health: Arc<Health>, marks_dispatch: bool) -> Self
+    pub(super) fn new<S>(service: S, health: Arc<Health>) -> Self
     where
         S: Service<LlmRequest, Response = LlmResponse, Error: Into<Error>, Future: Send>
             + Clone
@@ -62,7 +61,7 @@ impl Place {
             + Sync
             + 'static,
     {
-        Self(Arc::new(Of { service, health, marks_dispatch }))
+        Self(Arc::new(Of { service, health }))
     }
 
     pub(crate) fn health(&self) -> &Arc<Health> {
@@ -92,7 +91,6 @@ where
         let state = State::Readying {
             service: self.service.clone(),
             rest: Some((request, InFlight::new(Arc::clone(&self.health)))),
-            marks_dispatch: self.marks_dispatch,
         };
         Box::pin(Ask { state, deadline, timer: None })
     }
@@ -117,7 +115,7 @@ where
         let mut this = self.project();
         loop {
             let next = match this.state.as_mut().project() {
-                StateProj::Readying { service, rest, marks_dispatch } => {
+                StateProj::Readying { service, rest } => {
                     let ready = match service.poll_ready(cx) {
                         Poll::Ready(ready) => ready.map_err(Into::into),
                         Poll::Pending => ready!(poll_deadline(*this.deadline, this.timer, cx)),
@@ -126,9 +124,6 @@ where
                     if let Err(error) = ready {
                         in_flight.on_end(End::Failed(&error, &Summary::default()));
                         return Poll::Ready(Err(error));
-                    }
-                    if !*marks_dispatch {
-                        request.progress.mark_dispatched();
                     }
                     let watch = Watch::new(in_flight);
                     State::Calling(watch.over(service.call(request)))
