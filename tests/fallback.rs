@@ -410,6 +410,33 @@ async fn seed_05_retry_after_is_waited_for_if_it_is_short_and_a_reason_to_leave_
     assert_eq!(started.elapsed(), Duration::ZERO);
 }
 
+#[tokio::test(start_paused = true)]
+async fn who_asks_for_a_longer_wait_than_there_is_time_is_left_for_the_next_model() {
+    // The budget is for one.
+    let budget = || tower::retry::budget::TpsBudget::new(Duration::from_secs(1), 1, 0.0);
+    let layer = || FallbackLayer::new(chains().retries(1).retry_budget(budget()).build().unwrap());
+    let five = Duration::from_secs(5);
+    let timed = request("p/a").with_context(RequestContext::new().with_timeout(five));
+    for (layer, request) in [(layer().with_deadline(five), request("p/a")), (layer(), timed)] {
+        let provider =
+            Scripted::new().reply(Reply::error(retry_after(8))).reply(Reply::error(retry_after(2)));
+        let started = Instant::now();
+        layer.layer(provider.clone()).oneshot(request).await.unwrap();
+        // What was not waited for takes nothing out of the budget.
+        assert_eq!(asked(&provider), ["p/a", "p/b", "p/b"]);
+        assert_eq!(started.elapsed(), Duration::from_secs(2));
+    }
+
+    // A policy that would wait all the same ends the call.
+    let provider = Scripted::new().reply(Reply::error(down())).reply(Reply::error(down()));
+    let waits = |failure: &Failure<'_>| Decision::Retry { after: failure.time_left.unwrap() / 2 * 3 };
+    let service = FallbackLayer::new(waits).with_deadline(five).layer(provider.clone());
+    let started = Instant::now();
+    let error = service.oneshot(request("p/a")).await.unwrap_err();
+    assert_eq!((asked(&provider).len(), error.attempts().len()), (1, 1));
+    assert_eq!((error.class(), started.elapsed()), (Some(ErrorClass::Unavailable), Duration::ZERO));
+}
+
 #[tokio::test]
 async fn seed_05_rules_say_what_to_do_about_each_cause() {
     let rules = |class, chains: ChainsBuilder| async move {

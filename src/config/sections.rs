@@ -434,7 +434,7 @@ pub struct Retry {
     pub base: Time,
     /// How long any of them waits at most.
     pub max: Time,
-    /// A provider that asks for a longer wait is left for the next model.
+    /// A provider that asks for a longer wait, or a longer one than there is time, is left for the next model.
     pub max_wait: Time,
     /// Calls on all models together.
     #[schemars(range(min = 1, max = 1000))]

@@ -205,6 +205,7 @@ impl Policy for Chains {
                     table.backoff.after(self.retries).max(failure.error.retry_after().unwrap_or_default());
                 if self.retries < table.retries
                     && wait <= table.max_wait
+                    && failure.time_left.is_none_or(|left| wait < left)
                     && self.budget.as_ref().is_none_or(|budget| budget.withdraw())
                 {
                     self.retries += 1;
@@ -313,7 +314,8 @@ impl ChainsBuilder {
         self
     }
 
-    /// Who asks for a longer wait than this is not tried again, but left for the next model; 10 s unless told.
+    /// Who asks for a longer wait than this, or than there is time, is not tried again, but left for the next model;
+    /// 10 s unless told.
     pub fn max_wait(mut self, max: Duration) -> Self {
         self.table.0.max_wait = max;
         self

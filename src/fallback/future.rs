@@ -214,6 +214,7 @@ impl<P: Policy> Attempts<P> {
         let now = Instant::now();
         let latency = now.saturating_duration_since(self.started);
         self.note(error, latency);
+        let time_left = deadline.map(|deadline| deadline.saturating_duration_since(now));
         loop {
             let Some(last) = self.failed.last() else { return Next::Stop(not_found(&self.request.model)) };
             let is_first = self.models.len() == 1;
@@ -225,6 +226,7 @@ impl<P: Policy> Attempts<P> {
                 error: &last.error,
                 attempts: &self.failed,
                 models: &self.models,
+                time_left,
             };
             match self.policy.decide(&failure) {
                 Decision::Stop => return Next::Stop(self.verdict()),

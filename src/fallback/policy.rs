@@ -56,6 +56,9 @@ pub struct Failure<'a> {
     pub attempts: &'a [Attempt],
     /// The models that were tried or skipped, the caller's first.
     pub models: &'a [ModelName],
+    /// How long all attempts together may still take, if that is bounded: a [`Retry`](Decision::Retry) that waits
+    /// as long is [`Stop`](Decision::Stop).
+    pub time_left: Option<Duration>,
 }
 
 /// Why an attempt failed, as far as it matters for what to do next.
