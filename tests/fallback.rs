@@ -437,6 +437,45 @@ async fn who_asks_for_a_longer_wait_than_there_is_time_is_left_for_the_next_mode
     assert_eq!((error.class(), started.elapsed()), (Some(ErrorClass::Unavailable), Duration::ZERO));
 }
 
+#[tokio::test(start_paused = true)]
+async fn nobody_is_asked_when_the_time_is_up() {
+    let five = Duration::from_secs(5);
+    let layer = || FallbackLayer::new(chains().build().unwrap()).with_deadline(five);
+
+    // The first attempt ends with the time, or is seen to have ended only after it.
+    for late in [Duration::ZERO, five] {
+        let end = Reply::error(down()).after([Step::Gate]);
+        let provider = Scripted::new().reply(end);
+        let mut response = task::spawn(layer().layer(provider.clone()).oneshot(request("p/a")));
+        assert_pending!(response.poll());
+        provider.open();
+        tokio::time::advance(five + late).await;
+        let error = assert_ready_err!(response.poll());
+        assert_eq!((asked(&provider).len(), error.attempts().len()), (1, 1));
+        assert_eq!((error.class(), error.dispatched()), (Some(ErrorClass::Unavailable), true));
+    }
+
+    // The time ends while a further one waits, and is seen to have ended only then.
+    let provider = Scripted::new().reply(Reply::error(retry_after(4)));
+    let chains = chains().retries(1).build().unwrap();
+    let service = FallbackLayer::new(chains).with_deadline(five).layer(provider.clone());
+    let mut response = task::spawn(service.oneshot(request("p/a")));
+    assert_pending!(response.poll());
+    tokio::time::advance(2 * five).await;
+    let error = assert_ready_err!(response.poll());
+    assert_eq!((asked(&provider).len(), error.attempts().len()), (1, 1));
+    assert_eq!(error.class(), Some(ErrorClass::RateLimited));
+
+    // The caller's own had passed before the call.
+    let provider = Scripted::new();
+    let context = RequestContext::new().with_timeout(five);
+    tokio::time::advance(five).await;
+    let late = request("p/a").with_context(context);
+    let error = layer().layer(provider.clone()).oneshot(late).await.unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::Timeout { phase: TimeoutPhase::Deadline }));
+    assert!(asked(&provider).is_empty() && !error.dispatched());
+}
+
 #[tokio::test]
 async fn seed_05_rules_say_what_to_do_about_each_cause() {
     let rules = |class, chains: ChainsBuilder| async move {

@@ -38,6 +38,8 @@ enum State<F> {
     Waiting(Pin<Box<Sleep>>),
     /// Waiting for the service to accept the next attempt.
     Readying,
+    /// The time was up before the call: nobody was asked.
+    Late,
     /// The first model has no provider: nobody was asked.
     Unroutable,
 }
@@ -91,7 +93,9 @@ where
             wait: Duration::ZERO,
             started,
         };
-        let state = if attempts.is_routable(&bounds.providers) {
+        let state = if deadline.is_some_and(|deadline| deadline <= started) {
+            State::Late
+        } else if attempts.is_routable(&bounds.providers) {
             State::Calling(attempts.call(ready, started))
         } else {
             State::Unroutable
@@ -122,8 +126,7 @@ where
                         Poll::Ready(Err(error)) => error,
                         _ => {
                             ready!(poll_deadline(*this.deadline, this.timer, cx));
-                            Error::new(ErrorKind::Timeout { phase: TimeoutPhase::Deadline })
-                                .with_dispatched(this.attempts.request.progress.is_dispatched())
+                            out_of_time().with_dispatched(this.attempts.request.progress.is_dispatched())
                         }
                     }
                 }
@@ -133,10 +136,14 @@ where
                     continue;
                 }
                 StateProj::Readying => {
+                    let now = Instant::now();
+                    if this.deadline.is_some_and(|deadline| deadline <= now) {
+                        return Poll::Ready(Err(this.attempts.verdict()));
+                    }
                     let service = this.service.get_or_insert_with(|| Box::new(this.shared.spare()));
                     match service.poll_ready(cx) {
                         Poll::Ready(Ok(())) => {
-                            let call = this.attempts.call(&mut **service, Instant::now());
+                            let call = this.attempts.call(&mut **service, now);
                             this.state.set(State::Calling(call));
                             continue;
                         }
@@ -147,10 +154,11 @@ where
                         }
                         Poll::Pending => {
                             ready!(poll_deadline(*this.deadline, this.timer, cx));
-                            Error::new(ErrorKind::Timeout { phase: TimeoutPhase::Deadline })
+                            out_of_time()
                         }
                     }
                 }
+                StateProj::Late => out_of_time(),
                 StateProj::Unroutable => not_found(&this.attempts.request.model),
             };
             // Dropping the failed attempt here also hangs up on its provider.
@@ -174,6 +182,10 @@ fn poll_deadline(
     timer.as_mut().poll(cx)
 }
 
+fn out_of_time() -> Error {
+    Error::new(ErrorKind::Timeout { phase: TimeoutPhase::Deadline })
+}
+
 fn not_found(model: &ModelName) -> Error {
     Error::new(ErrorKind::ModelNotFound { model: model.clone() })
 }
@@ -184,6 +196,7 @@ impl<S: Service<LlmRequest>, P> fmt::Debug for ResponseFuture<S, P> {
             State::Calling(_) => "Calling",
             State::Waiting(_) => "Waiting",
             State::Readying => "Readying",
+            State::Late => "Late",
             State::Unroutable => "Unroutable",
         };
         f.debug_struct("ResponseFuture")
@@ -218,7 +231,8 @@ impl<P: Policy> Attempts<P> {
         loop {
             let Some(last) = self.failed.last() else { return Next::Stop(not_found(&self.request.model)) };
             let is_first = self.models.len() == 1;
-            if is_final(&last.error, is_first) || self.calls_left == 0 || self.skips_left == 0 {
+            let is_over = time_left.is_some_and(|left| left.is_zero());
+            if is_final(&last.error, is_first) || is_over || self.calls_left == 0 || self.skips_left == 0 {
                 return Next::Stop(self.verdict());
             }
             let failure = Failure {

@@ -6,6 +6,7 @@
 //! may break:
 //!
 //! - no model twice by [`Decision::Next`], and at most [`with_max_attempts`](FallbackLayer::with_max_attempts) calls;
+//! - nobody is asked once the time is up: that of [`with_deadline`](FallbackLayer::with_deadline), or the caller's own;
 //! - a quota that is used up, an invalid request, a store that is down: these are final;
 //! - a model without a provider costs nothing: it is skipped before anybody is asked, and a target that the
 //!   department may not use, or that has no price, is skipped too;
