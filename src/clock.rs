@@ -10,7 +10,11 @@
 //! assert!(SystemClock.now() > noon);
 //! ```
 
-use std::{fmt::Debug, time::SystemTime};
+use std::{
+    fmt::Debug,
+    time::{Duration, SystemTime},
+};
+use tokio::time::Instant;
 
 /// Tells the time of day. Time that is measured comes from [`tokio::time`] instead, which tests can pause.
 pub trait Clock: Debug + Send + Sync + 'static {
@@ -27,6 +31,11 @@ impl Clock for SystemClock {
     fn now(&self) -> SystemTime {
         SystemTime::now()
     }
+}
+
+/// When so much time has passed: a limit that is as good as for ever makes no clock run over.
+pub(crate) fn after(limit: Duration) -> Instant {
+    Instant::now() + limit.min(Duration::from_secs(365 * 24 * 60 * 60))
 }
 
 /// A clock that stands where it is set.

@@ -560,6 +560,18 @@ async fn shutdown_waits_for_flights_and_hangs_up_on_what_is_left() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_shutdown_may_take_for_ever_and_takes_as_long_as_it_must() {
+    let (layer, worker) = CacheLayer::start(MokaStore::new(1 << 20), policy(Coalescing::new()));
+    let reply = Reply::words(["a"]).after([Step::Wait(Duration::from_secs(60))]);
+    let service = layer.layer(Scripted::new().reply(reply));
+    let call = tokio::spawn(async { service.oneshot(stream("q")).await?.text().await });
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    let report = worker.shutdown(Duration::MAX).await;
+    assert_eq!((report.flights, report.is_written), (0, true));
+    assert_eq!(call.await.unwrap().unwrap(), "a");
+}
+
+#[tokio::test(start_paused = true)]
 async fn who_goes_alone_after_a_shutdown_keeps_his_deadline() {
     let second = Duration::from_secs(1);
     let (layer, worker) = CacheLayer::start(MokaStore::new(1 << 20), policy(Coalescing::new()));

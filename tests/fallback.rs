@@ -476,6 +476,14 @@ async fn nobody_is_asked_when_the_time_is_up() {
     assert!(asked(&provider).is_empty() && !error.dispatched());
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_wait_without_end_ends_a_call_with_a_deadline() {
+    let provider = Scripted::new().reply(Reply::error(down()));
+    let waits = |_: &Failure<'_>| Decision::Retry { after: Duration::MAX };
+    let service = FallbackLayer::new(waits).with_deadline(Duration::from_secs(5)).layer(provider);
+    assert_eq!(service.oneshot(request("p/a")).await.unwrap_err().class(), Some(ErrorClass::Unavailable));
+}
+
 #[tokio::test]
 async fn seed_05_rules_say_what_to_do_about_each_cause() {
     let rules = |class, chains: ChainsBuilder| async move {

@@ -1792,3 +1792,11 @@ async fn a_request_that_keeps_its_decisions_tells_who_allowed_it_and_what_is_use
     assert_eq!(record.access, [AccessDecision::new("p/model", Some("sales".into()), false)]);
     assert_eq!(record.quotas, []);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_store_may_have_for_ever_to_answer() {
+    let bench = Bench::new(Limits::new());
+    let (_, layer, _worker) = far(&bench, WorkerOptions::default());
+    let service = layer.with_deadline(Duration::MAX).layer(bench.provider.clone());
+    service.oneshot(request()).await.unwrap();
+}

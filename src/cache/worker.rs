@@ -1,5 +1,5 @@
 use super::{Entry, NotStored, ask::Shared, decide::Kbs, stats::count};
-use crate::{BoxError, RequestContext};
+use crate::{BoxError, RequestContext, clock::after};
 use futures_util::{StreamExt, stream};
 use std::{
     fmt,
@@ -12,7 +12,6 @@ use std::{
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
     task::JoinHandle,
-    time::Instant,
 };
 
 /// Owns what a cache does after its answers have ended. Dropped without [`shutdown`](Self::shutdown) it goes on until
@@ -125,7 +124,7 @@ impl CacheWorker {
     /// Lets shared calls come to their end, and writes what was to be written, until `deadline` has passed. From now on
     /// no call is shared, and nothing is written that would take time.
     pub async fn shutdown(self, deadline: Duration) -> CacheReport {
-        let until = Instant::now() + deadline;
+        let until = after(deadline);
         let flights = match self.shared.upgrade().and_then(|shared| shared.flights.clone()) {
             Some(flights) => flights.shutdown(until).await,
             None => 0,
@@ -134,7 +133,7 @@ impl CacheWorker {
         let _ = self.stop.send(());
         let mut task = self.task;
         // It has to be able to say that there was nothing to do.
-        let until = until.max(Instant::now() + Duration::from_millis(5));
+        let until = until.max(after(Duration::from_millis(5)));
         let ended = tokio::time::timeout_at(until, poll_fn(|cx| Pin::new(&mut task).poll(cx)));
         let is_written = ended.await.is_ok();
         if !is_written {

@@ -246,7 +246,7 @@ impl<P: Policy> Attempts<P> {
                 Decision::Stop => return Next::Stop(self.verdict()),
                 Decision::Retry { after } => {
                     // No use in waiting for a time when nobody waits any more.
-                    if deadline.is_some_and(|deadline| now + after >= deadline) {
+                    if time_left.is_some_and(|left| after >= left) {
                         return Next::Stop(self.verdict());
                     }
                     self.wait = after;

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     BoxError, Error, ErrorKind, LlmRequest, QuotaExceeded, TokenUsage,
-    clock::Clock,
+    clock::{Clock, after},
     policies::AllowList,
     policies::Policies,
     price::{NanoUsd, Prices, Tiers},
@@ -175,7 +175,7 @@ impl Shared {
         mut plan: Plan,
         mut hold: Hold,
     ) -> Result<Option<(Lease, Option<Headroom>)>, Error> {
-        let mut deadline = Instant::now() + self.deadline;
+        let mut deadline = after(self.deadline);
         let is_shadow = self.mode == Mode::Shadow;
         let (mut last, mut has_waited, settled) = (None, false, self.live.settled());
         for _ in 0..ADAPTED {
@@ -273,7 +273,7 @@ impl Shared {
         };
         let shared = Arc::clone(self);
         runtime.spawn(async move {
-            let deadline = Instant::now() + shared.deadline;
+            let deadline = after(shared.deadline);
             if shared.reserve(&plan, &mut hold, deadline).await.is_err() {
                 // What was reserved all the same is nothing, and expires.
                 hold.holds_nothing();

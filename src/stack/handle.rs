@@ -15,6 +15,7 @@ use crate::{
     access::AccessLayer,
     alias::AliasLayer,
     cache::{CacheStats, EpochKind},
+    clock::after,
     concurrency::ConcurrencyLimitLayer,
     config::{Config, ConfigError, Problem, plan::Plan},
     fallback::FallbackLayer,
@@ -405,7 +406,7 @@ impl Handle {
     /// Lets the workers finish what has ended, and stops them: from the outside in, for what one leaves to be done is the next one's. Belongs
     /// after the last answer has ended; calls that come later are refused, or not settled and not recorded.
     pub async fn shutdown(&self, deadline: Duration) -> ShutdownReport {
-        let until = Instant::now() + deadline.min(Duration::from_secs(365 * 24 * 60 * 60));
+        let until = after(deadline);
         let left = || until.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
         let mut report = ShutdownReport::default();
         let Lasting { ledger, quotas, answers, .. } = &self.0.lasting;

@@ -1,3 +1,4 @@
+use crate::clock::after;
 use std::{
     fmt, io,
     pin::Pin,
@@ -6,7 +7,7 @@ use std::{
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    time::{Instant, Sleep, sleep},
+    time::{Sleep, sleep},
 };
 
 /// A connection whose other end has to take what it is sent.
@@ -83,7 +84,7 @@ impl<S> WriteTimeout<S> {
         let timer = self.timer.get_or_insert_with(|| Box::pin(sleep(limit)));
         if !self.is_waiting {
             self.is_waiting = true;
-            timer.as_mut().reset(Instant::now() + limit);
+            timer.as_mut().reset(after(limit));
         }
         timer.as_mut().poll(cx).map(|()| Err(io::ErrorKind::TimedOut.into()))
     }
@@ -143,6 +144,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for WriteTimeout<S> {
 mod tests {
     use super::*;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
+    use tokio::time::Instant;
 
     #[tokio::test(start_paused = true)]
     async fn who_takes_nothing_is_given_up_and_who_takes_a_little_is_not() {
@@ -161,5 +163,14 @@ mod tests {
         let since = Instant::now();
         let error = patient.write_all(&[0; 20]).await.unwrap_err();
         assert_eq!((error.kind(), since.elapsed()), (io::ErrorKind::TimedOut, limit));
+    }
+
+    #[tokio::test]
+    async fn a_limit_without_end_is_none() {
+        let (own, mut other) = duplex(10);
+        let mut patient = WriteTimeout::new(own, Duration::MAX);
+        let mut bytes = [0; 20];
+        let (written, read) = tokio::join!(patient.write_all(&[0; 20]), other.read_exact(&mut bytes));
+        assert!(written.is_ok() && read.is_ok());
     }
 }

@@ -12,9 +12,9 @@ use self::{
     log::{Log, Shared},
 };
 use super::{Durability, QueueOptions, QueueSink, Slot, UsageEvent, UsageSink, UsageStore, Worker};
-use crate::{Error, ErrorKind, fallback::Backoff};
+use crate::{Error, ErrorKind, clock::after, fallback::Backoff};
 use std::{fmt, io, path::Path, sync::Arc, thread, time::Duration};
-use tokio::{sync::oneshot, time::Instant};
+use tokio::sync::oneshot;
 
 /// Keeps events in a log until a store has them, for stores that are elsewhere.
 ///
@@ -283,7 +283,7 @@ impl OutboxWorker {
     /// What is left in the log then is passed on after the next start.
     pub async fn shutdown(self, deadline: Duration) -> OutboxReport {
         let Self { queue, shared, finished } = self;
-        let until = Instant::now() + deadline;
+        let until = after(deadline);
         let report = queue.shutdown(deadline).await;
         if tokio::time::timeout_at(until, finished).await.is_err() {
             shared.update(|state| state.gives_up = true);
