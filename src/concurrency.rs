@@ -2,7 +2,8 @@
 //!
 //! Tower's own `ConcurrencyLimit` lets go when there is a head; a streamed answer has hardly begun then. Here
 //! the permit is held until the stream ends, breaks or is dropped. A call that finds no permit waits its turn,
-//! a bounded time in a bounded queue; beyond it is refused as [`Overloaded`](ErrorKind::Overloaded). It is the
+//! a bounded time in a bounded queue; beyond it is refused as [`Overloaded`](ErrorKind::Overloaded), and at its
+//! caller's own deadline, if that comes first, as [`Timeout`](ErrorKind::Timeout). It is the
 //! call that is refused: `poll_ready` passes through, so `load_shed` has nothing to do above this layer.
 //!
 //! Belongs outermost, below the gateway's telemetry. All services that one layer builds share its permits.
@@ -30,8 +31,9 @@
 //! Dropping the future or the stream gives the permit, or the place in the queue, back.
 
 use crate::{
-    Error, ErrorKind, LlmRequest, LlmResponse,
+    Error, ErrorKind, LlmRequest, LlmResponse, TimeoutPhase,
     body::{End, Observe, Watch, Watched},
+    clock::after,
 };
 use pin_project::pin_project;
 use std::{
@@ -44,7 +46,10 @@ use std::{
     task::{Context, Poll, ready},
     time::Duration,
 };
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::Instant,
+};
 use tower_layer::Layer;
 use tower_service::Service;
 
@@ -80,10 +85,10 @@ pub struct ResponseFuture<S: Service<LlmRequest>> {
 enum State<S: Service<LlmRequest>> {
     Waiting { place: Place, turn: Turn, ready: S, request: Option<LlmRequest> },
     Calling(#[pin] Watched<S::Future, Permit>),
-    Refused,
+    Refused(ErrorKind),
 }
 
-type Turn = Pin<Box<dyn Future<Output = Option<OwnedSemaphorePermit>> + Send>>;
+type Turn = Pin<Box<dyn Future<Output = Result<OwnedSemaphorePermit, ErrorKind>> + Send>>;
 
 /// A place in the queue.
 #[derive(Debug)]
@@ -109,7 +114,7 @@ impl ConcurrencyLimitLayer {
         Self { limit: Limit { permits, waiting: Arc::default(), max_waiting, max_wait } }
     }
 
-    /// Lets `max_waiting` calls wait for `max_wait` each.
+    /// Lets `max_waiting` calls wait for `max_wait` each, and none longer than its caller.
     #[must_use]
     pub const fn with_queue(mut self, max_waiting: usize, max_wait: Duration) -> Self {
         self.limit.max_waiting = max_waiting;
@@ -139,14 +144,19 @@ impl<S> Layer<S> for ConcurrencyLimitLayer {
 // ===== impl Limit =====
 
 impl Limit {
-    fn queue(&self) -> Option<(Place, Turn)> {
+    fn queue(&self, deadline: Option<Instant>) -> Option<(Place, Turn)> {
         let place = self.waiting.fetch_update(Ordering::AcqRel, Ordering::Acquire, |waiting| {
             (waiting < self.max_waiting).then_some(waiting + 1)
         });
         place.ok()?;
         let place = Place(Arc::clone(&self.waiting));
-        let turn = tokio::time::timeout(self.max_wait, Arc::clone(&self.permits).acquire_owned());
-        Some((place, Box::pin(async move { turn.await.ok()?.ok() })))
+        let until = after(self.max_wait);
+        let (until, refusal) = match deadline.filter(|deadline| *deadline <= until) {
+            Some(deadline) => (deadline, ErrorKind::Timeout { phase: TimeoutPhase::Deadline }),
+            None => (until, ErrorKind::Overloaded),
+        };
+        let turn = tokio::time::timeout_at(until, Arc::clone(&self.permits).acquire_owned());
+        Some((place, Box::pin(async move { turn.await.ok().and_then(Result::ok).ok_or(refusal) })))
     }
 }
 
@@ -186,13 +196,13 @@ where
     fn call(&mut self, request: LlmRequest) -> Self::Future {
         let state = match Arc::clone(&self.limit.permits).try_acquire_owned() {
             Ok(permit) => State::call(permit, &mut self.inner, request),
-            Err(_) => match self.limit.queue() {
+            Err(_) => match self.limit.queue(request.context.deadline().map(Instant::from_std)) {
                 Some((place, turn)) => {
                     let clone = self.inner.clone();
                     let ready = mem::replace(&mut self.inner, clone);
                     State::Waiting { place, turn, ready, request: Some(request) }
                 }
-                None => State::Refused,
+                None => State::Refused(ErrorKind::Overloaded),
             },
         };
         ResponseFuture { state }
@@ -220,13 +230,13 @@ where
         loop {
             let next = match state.as_mut().project() {
                 StateProj::Calling(future) => return future.poll(cx),
-                StateProj::Refused => return Poll::Ready(Err(Error::new(ErrorKind::Overloaded))),
+                StateProj::Refused(refusal) => return Poll::Ready(Err(Error::new(refusal.clone()))),
                 StateProj::Waiting { turn, ready, request, .. } => match ready!(turn.as_mut().poll(cx)) {
-                    Some(permit) => {
+                    Ok(permit) => {
                         let request = request.take().expect("taken only here, and the state changes");
                         State::call(permit, ready, request)
                     }
-                    None => State::Refused,
+                    Err(refusal) => State::Refused(refusal),
                 },
             };
             state.set(next);
@@ -239,7 +249,7 @@ impl<S: Service<LlmRequest>> fmt::Debug for ResponseFuture<S> {
         let state = match &self.state {
             State::Waiting { place, .. } => return f.debug_tuple("Waiting").field(place).finish(),
             State::Calling(_) => "Calling",
-            State::Refused => "Refused",
+            State::Refused(_) => "Refused",
         };
         f.write_str(state)
     }

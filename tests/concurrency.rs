@@ -4,7 +4,7 @@ use futures_core::Stream;
 use futures_util::FutureExt as _;
 use llm_layers::{
     ChatBody, ChunkStream, Completion, Error, ErrorClass, ErrorKind, LlmRequest, LlmResponse, ResponseBody,
-    StreamChunk, TokenUsage,
+    StreamChunk, TimeoutPhase, TokenUsage,
     concurrency::{ConcurrencyLimit, ConcurrencyLimitLayer},
     testing::{Reply, Scripted, Step},
 };
@@ -237,6 +237,29 @@ async fn each_waits_its_own_time() {
     drop(inside);
     assert_ready_ok!(waiting[1].poll());
     assert_ready_ok!(waiting[2].poll());
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_waits_longer_than_his_caller() {
+    let layer = ConcurrencyLimitLayer::new(1).with_queue(2, 60 * SECOND);
+    let service = layer.layer(Scripted::new().reply(Reply::stall()));
+    let mut first = call(&service, "m");
+    assert_pending!(first.poll());
+    let timed = |timeout: Duration| {
+        let mut request = request("m");
+        request.context = request.context.with_timeout(timeout);
+        task::spawn(service.clone().oneshot(request))
+    };
+    let (mut short, mut long) = (timed(100 * MILLI), timed(90 * SECOND));
+    assert_pending!(short.poll());
+    assert_pending!(long.poll());
+    advance(100 * MILLI).await;
+    let error = assert_ready_err!(short.poll());
+    assert!(matches!(error.kind(), ErrorKind::Timeout { phase: TimeoutPhase::Deadline }), "{error:?}");
+    assert!(!error.dispatched());
+    assert_eq!(layer.waiting(), 1);
+    advance(60 * SECOND).await;
+    assert_overloaded(&assert_ready_err!(long.poll()));
 }
 
 #[tokio::test(start_paused = true)]
