@@ -741,6 +741,22 @@ async fn dropped_while_it_holds_chunks_it_hangs_up() {
     assert_eq!(provider.alive(), 0);
 }
 
+#[tokio::test]
+async fn what_became_of_another_call_of_the_same_request_is_not_told_of_this_one() {
+    let request = request("p/a");
+    let answers = FallbackLayer::new(Chains::default()).layer(Scripted::new());
+    answers.oneshot(request.clone()).await.unwrap();
+    assert!(request.progress.is_dispatched());
+    // Refused below, or not even begun.
+    let refuses =
+        tower::service_fn(async |_: LlmRequest| Err::<LlmResponse, _>(Error::new(ErrorKind::Overloaded)));
+    let error =
+        FallbackLayer::new(Chains::default()).layer(refuses).oneshot(request.clone()).await.unwrap_err();
+    assert!(!error.dispatched(), "{error:?}");
+    let late = FallbackLayer::new(Chains::default()).with_deadline(Duration::ZERO).layer(refuses);
+    assert!(!late.oneshot(request).await.unwrap_err().dispatched());
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_call_was_sent_if_one_of_its_attempts_was_and_not_else() {
     let connect = || failure(ErrorClass::Connect);

@@ -73,8 +73,10 @@ where
     S: Service<LlmRequest>,
     P: Policy,
 {
-    pub(super) fn new(ready: &mut S, request: LlmRequest, mut policy: P, shared: Arc<Shared<S>>) -> Self {
+    pub(super) fn new(ready: &mut S, mut request: LlmRequest, mut policy: P, shared: Arc<Shared<S>>) -> Self {
         policy.begin(&request);
+        // What became of another call of the same request is not told of this one.
+        request.progress = request.progress.child();
         let started = Instant::now();
         let bounds = &shared.bounds;
         let whole = bounds.whole_deadline.filter(|_| !request.body.is_streaming());
