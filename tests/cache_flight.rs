@@ -7,6 +7,7 @@ use llm_layers::{
     cache::{
         CacheControl, CacheLayer, CachePolicy, CacheSecret, Coalescing, EpochKind, MokaStore, NotStored,
     },
+    fallback::{Chains, FallbackLayer},
     testing::{Reply, Scripted, Step},
     timeout::CallTimeoutLayer,
 };
@@ -468,6 +469,137 @@ async fn beyond_the_bound_nobody_joins_and_only_who_is_too_far_behind_is_cut_off
     assert_eq!(read.len(), 500 * 20);
     assert_eq!(layer.stats().not_stored, [(NotStored::TooLarge, 1)]);
     gives_back(&layer, &provider).await;
+}
+
+/// As a provider sends it that is quicker than the network: all at once.
+#[tokio::test(start_paused = true)]
+async fn a_lone_reader_gets_all_that_comes_at_once_however_much() {
+    let image = "A".repeat(1_300_000);
+    let large = [StreamChunk::role(), StreamChunk::text(&image), StreamChunk::finish(&FinishReason::Stop)];
+    let small: Vec<_> = words(&["word "; 40]).collect();
+    for (bound, burst) in [(1 << 20, large.to_vec()), (4096, small)] {
+        let whole: String = burst.iter().map(|chunk| chunk.content().into_owned()).collect();
+        let rules = policy(Coalescing::new()).with_max_entry_bytes(bound);
+        let layer = CacheLayer::new(MokaStore::new(64 << 20), rules);
+        let provider = Scripted::new().reply(Reply::stream(burst.into_iter().map(Step::Chunk)));
+        let chains = Chains::builder().chain("acme/one", ["acme/two"]).build().unwrap();
+        let service = FallbackLayer::new(chains).layer(layer.layer(provider.clone()));
+        assert_eq!(service.oneshot(stream("q")).await.unwrap().text().await.unwrap(), whole);
+        assert_eq!(layer.stats().not_stored, [(NotStored::TooLarge, 1)]);
+        gives_back(&layer, &provider).await;
+        assert_eq!(provider.requests().len(), 1);
+    }
+}
+
+/// Who stands still, wherever, holds those up who read on only until they are where he is.
+#[tokio::test]
+async fn who_reads_no_more_holds_up_nobody_else_and_what_nobody_reads_is_not_asked_for() {
+    let text = "x".repeat(500);
+    let layer =
+        CacheLayer::new(MokaStore::new(1 << 20), policy(Coalescing::new()).with_max_entry_bytes(4000));
+    let provider = Scripted::new().reply(Reply::words([text.as_str(); 40]));
+    let service = layer.layer(provider.clone());
+    let calls = [(); 3].map(|()| tokio::spawn(service.clone().oneshot(stream("q"))));
+    settle().await;
+    let mut readers = Vec::new();
+    for call in calls {
+        readers.push(chunks(call.await.unwrap().unwrap()));
+    }
+    let [mut ahead, mut still, mut last] = <[_; 3]>::try_from(readers).ok().unwrap();
+    // All stand still, and the provider with them.
+    settle().await;
+    assert_eq!(provider.alive(), 1);
+    for _ in 0..4 {
+        still.next().await.unwrap().unwrap();
+    }
+    for _ in 0..20 {
+        ahead.next().await.unwrap().unwrap();
+    }
+    settle().await;
+    assert_eq!(provider.alive(), 1);
+    // More than the bound behind the one who is ahead.
+    let cut = |after_content| {
+        move |error: Error| match error.kind() {
+            ErrorKind::StreamInterrupted { after_content: told, .. } => assert_eq!(*told, after_content),
+            _ => panic!("{error:?}"),
+        }
+    };
+    cut(true)(still.next().await.unwrap().unwrap_err());
+    cut(false)(last.next().await.unwrap().unwrap_err());
+    drop((still, last));
+    assert_eq!(LlmResponse::new("acme/one", ahead).text().await.unwrap().len(), 500 * 21);
+    gives_back(&layer, &provider).await;
+}
+
+#[tokio::test]
+async fn who_is_less_than_the_bound_behind_is_not_cut_off_by_a_burst() {
+    let text = "x".repeat(500);
+    let layer =
+        CacheLayer::new(MokaStore::new(1 << 20), policy(Coalescing::new()).with_max_entry_bytes(4000));
+    let provider = Scripted::new().reply(Reply::words([text.as_str(); 40]));
+    let service = layer.layer(provider.clone());
+    let calls = [(); 2].map(|()| tokio::spawn(service.clone().oneshot(stream("q"))));
+    settle().await;
+    let [quick, slow] = calls;
+    let (mut quick, mut slow) = (chunks(quick.await.unwrap().unwrap()), chunks(slow.await.unwrap().unwrap()));
+    for _ in 0..5 {
+        quick.next().await.unwrap().unwrap();
+        settle().await;
+    }
+    // Who was ahead may leave, and the other one goes on.
+    assert_eq!(slow.next().await.unwrap().unwrap().content(), "");
+    for _ in 0..20 {
+        quick.next().await.unwrap().unwrap();
+        slow.next().await.unwrap().unwrap();
+    }
+    drop(quick);
+    assert_eq!(LlmResponse::new("acme/one", slow).text().await.unwrap().len(), 500 * 20);
+    gives_back(&layer, &provider).await;
+}
+
+/// Nothing that they could still get is left for them.
+#[tokio::test]
+async fn when_only_those_are_left_who_were_cut_off_it_is_over_unless_it_goes_on_alone() {
+    let text = "x".repeat(500);
+    for finishes_alone in [false, true] {
+        let mut rules = Coalescing::new();
+        rules.finishes_alone = finishes_alone;
+        let layer = CacheLayer::new(MokaStore::new(1 << 20), policy(rules).with_max_entry_bytes(4000));
+        let end = [Step::Gate, Step::Chunk(StreamChunk::text("end"))];
+        let many = [text.as_str(); 40].map(|text| Step::Chunk(StreamChunk::text(text)));
+        let provider = Scripted::new().reply(Reply::stream(many.into_iter().chain(end)));
+        let service = layer.layer(provider.clone());
+        let calls = [(); 2].map(|()| tokio::spawn(service.clone().oneshot(stream("q"))));
+        settle().await;
+        let [quick, slow] = calls;
+        let (mut quick, slow) = (chunks(quick.await.unwrap().unwrap()), slow.await.unwrap().unwrap());
+        for _ in 0..20 {
+            quick.next().await.unwrap().unwrap();
+        }
+        drop(quick);
+        settle().await;
+        assert_eq!(provider.alive(), usize::from(finishes_alone));
+        if finishes_alone {
+            provider.open();
+        }
+        gives_back(&layer, &provider).await;
+        assert!(matches!(slow.text().await.unwrap_err().kind(), ErrorKind::StreamInterrupted { .. }));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_is_hung_up_on_is_told_whether_he_has_had_content() {
+    for (first, has_content) in [(StreamChunk::role(), false), (StreamChunk::text("a"), true)] {
+        let (layer, worker) = CacheLayer::start(MokaStore::new(1 << 20), policy(Coalescing::new()));
+        let provider = Scripted::new().reply(Reply::stream([Step::Chunk(first), Step::Stall]));
+        let service = layer.layer(provider.clone());
+        let mut reader = chunks(service.oneshot(stream("q")).await.unwrap());
+        reader.next().await.unwrap().unwrap();
+        worker.shutdown(Duration::from_secs(1)).await;
+        let error = reader.next().await.unwrap().unwrap_err();
+        let ErrorKind::StreamInterrupted { after_content, .. } = error.kind() else { panic!("{error:?}") };
+        assert_eq!(*after_content, has_content);
+    }
 }
 
 #[tokio::test]

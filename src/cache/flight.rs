@@ -1,7 +1,8 @@
 //! Equal calls that are in flight together share one.
 //!
 //! The call itself is a task that the map owns, so that it depends on no caller's being polled. What it brings is kept,
-//! up to a bound, for as long as it flies; each caller reads it at his own pace.
+//! up to a bound, for as long as it flies; each caller reads it at his own pace. Beyond the bound it is brought at the pace
+//! of the one who is ahead of all others, so that he is never cut off.
 
 use super::{CacheKey, Coalescing, ask::Shared, epoch::Stamp};
 use crate::{
@@ -14,7 +15,9 @@ use crate::{
 use futures_core::Stream;
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
-    fmt, mem,
+    fmt,
+    future::poll_fn,
+    mem,
     pin::Pin,
     sync::{Arc, PoisonError},
     task::{Context, Poll, Waker},
@@ -60,7 +63,6 @@ pub(super) struct Flight {
 struct State {
     /// Readers that are there, with the calls that they would make; those are dropped once there is a head.
     waiting: BTreeMap<u64, Call>,
-    readers: usize,
     next_reader: u64,
     /// Whose call it is that flies.
     leader: u64,
@@ -72,11 +74,24 @@ struct State {
     /// Of the chunks that are there, and of all that were.
     held: usize,
     total: usize,
+    /// The number of the first chunk with content.
+    content: Option<u64>,
     /// For whose call it was refused before it was sent.
     refused: BTreeMap<u64, Error>,
     end: Option<Result<(), Error>>,
-    wakers: Vec<Option<Waker>>,
-    free_wakers: Vec<usize>,
+    /// Of each reader who is there.
+    places: Vec<Option<Place>>,
+    free_places: Vec<usize>,
+    /// Of the task, while it waits for readers.
+    carrier: Option<Waker>,
+}
+
+/// How far a reader has come: the number of the chunk that is next for him, and the bytes of those before.
+#[derive(Default)]
+struct Place {
+    at: u64,
+    read: usize,
+    waker: Option<Waker>,
 }
 
 struct Head {
@@ -99,8 +114,7 @@ struct Own {
 pub(super) struct Reader {
     flight: Arc<Flight>,
     id: u64,
-    waker: usize,
-    at: u64,
+    place: usize,
     usage: Option<TokenUsage>,
     /// For whom it counts what is saved; `None` if somebody has to be paid for it.
     saves: Option<Arc<Shared>>,
@@ -311,7 +325,8 @@ impl Flight {
     fn update<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
         let mut state = self.lock();
         let changed = change(&mut state);
-        let wakers: Vec<Waker> = state.wakers.iter_mut().filter_map(Option::take).collect();
+        let places = state.places.iter_mut().flatten();
+        let wakers: Vec<Waker> = places.filter_map(|place| place.waker.take()).collect();
         drop(state);
         wakers.into_iter().for_each(Waker::wake);
         changed
@@ -371,28 +386,42 @@ impl Flight {
             mem::take(&mut state.waiting)
         });
         drop(unused);
+        let (window, mut total) = (self.flights.window, 0_usize);
         loop {
             match chunks.next().await {
                 Some(Ok(chunk)) if chunk.is_final() => return self.land_with(Ok(()), None, Some(chunk)),
-                Some(Ok(chunk)) => self.push(&chunk),
+                Some(Ok(chunk)) => {
+                    let total_before = total;
+                    total = total.saturating_add(chunk.data().len());
+                    if total_before <= window && total > window {
+                        // Whoever came now might not get its beginning.
+                        self.leave_map(&mut self.flights.lock());
+                    }
+                    let is_full = self.update(|state| {
+                        state.add(chunk.detached());
+                        state.held > window
+                    });
+                    if is_full {
+                        poll_fn(|cx| self.poll_room(cx)).await;
+                    }
+                }
                 Some(Err(error)) => return self.land(Err(error)),
                 None => return,
             }
         }
     }
 
-    fn push(&self, chunk: &StreamChunk) {
-        let chunk = chunk.detached();
-        let window = self.flights.window;
-        let outgrown = self.update(|state| {
-            let was_within = state.total <= window;
-            state.add(chunk, window);
-            was_within && state.total > window
-        });
-        if outgrown {
-            // Whoever came now would not get its beginning.
-            self.leave_map(&mut self.flights.lock());
+    /// Waits for the one who is ahead where more would be held than the window: what he has not read is never dropped.
+    fn poll_room(&self, cx: &Context<'_>) -> Poll<()> {
+        let mut state = self.lock();
+        if state.make_room(self.flights.window) {
+            return Poll::Ready(());
         }
+        match &mut state.carrier {
+            Some(waker) => waker.clone_from(cx.waker()),
+            unset => *unset = Some(cx.waker().clone()),
+        }
+        Poll::Pending
     }
 
     fn land(&self, end: Result<(), Error>) {
@@ -404,7 +433,7 @@ impl Flight {
         self.leave_map(&mut map);
         let unused = self.update(|state| {
             if let Some(chunk) = last {
-                state.add(chunk.detached(), self.flights.window);
+                state.add(chunk.detached());
             }
             if head.is_some() {
                 state.head = head;
@@ -418,16 +447,58 @@ impl Flight {
 }
 
 impl State {
-    fn add(&mut self, chunk: StreamChunk, window: usize) {
+    fn add(&mut self, chunk: StreamChunk) {
+        if chunk.has_content() {
+            self.content.get_or_insert(self.first + self.chunks.len() as u64);
+        }
         self.held += chunk.data().len();
         self.total = self.total.saturating_add(chunk.data().len());
         self.chunks.push_back(chunk);
-        while self.held > window && self.chunks.len() > 1 {
-            if let Some(oldest) = self.chunks.pop_front() {
-                self.held -= oldest.data().len();
-                self.first += 1;
-            }
+    }
+
+    /// Those who have not been cut off.
+    fn followers(&self) -> impl Iterator<Item = &Place> {
+        self.places.iter().flatten().filter(|place| place.at >= self.first)
+    }
+
+    /// Whether another chunk may come. Drops what all have read, and what is further behind the one who is ahead than
+    /// `window`.
+    fn make_room(&mut self, window: usize) -> bool {
+        if self.held <= window {
+            return true;
         }
+        let end = self.first + self.chunks.len() as u64;
+        let places = self.followers().map(|place| (place.at, place.read));
+        let Some(((slowest, _), (fastest, read))) =
+            places.fold(None, |most: Option<((u64, usize), (u64, usize))>, place| match most {
+                None => Some((place, place)),
+                Some((slowest, fastest)) => Some((slowest.min(place), fastest.max(place))),
+            })
+        else {
+            self.drop_while(|state| state.held > window);
+            return true;
+        };
+        let unread = self.total - read;
+        self.drop_while(|state| {
+            state.held > window && (state.first < slowest || state.held.saturating_sub(unread) > window)
+        });
+        self.held <= window || fastest == end
+    }
+
+    /// The last one stays.
+    fn drop_while(&mut self, may: impl Fn(&Self) -> bool) {
+        while self.chunks.len() > 1
+            && may(self)
+            && let Some(oldest) = self.chunks.pop_front()
+        {
+            self.held -= oldest.data().len();
+            self.first += 1;
+        }
+    }
+
+    /// Whether content is among the chunks before `at`.
+    fn has_content_before(&self, at: u64) -> bool {
+        self.content.is_some_and(|content| content < at)
     }
 }
 
@@ -436,15 +507,17 @@ impl Drop for Landing {
         if self.flight.lock().end.is_some() {
             return;
         }
-        let head = self.flight.lock().head.as_ref().map(|head| head.model.clone());
+        let (head, after_content) = {
+            let state = self.flight.lock();
+            // Whoever comes to the end has read all of it.
+            (state.head.as_ref().map(|head| head.model.clone()), state.content.is_some())
+        };
         let error = match head {
             _ if std::thread::panicking() => {
                 Error::new(ErrorKind::Other).with_source("the service below panicked")
             }
             // Hung up at shutdown.
-            Some(model) => {
-                Error::new(ErrorKind::StreamInterrupted { model: Some(model), after_content: true })
-            }
+            Some(model) => Error::new(ErrorKind::StreamInterrupted { model: Some(model), after_content }),
             None => Error::new(ErrorKind::Overloaded),
         };
         self.flight.land(Err(error.with_dispatched(self.is_begun)));
@@ -458,16 +531,16 @@ impl Reader {
         let mut state = flight.lock();
         let id = state.next_reader;
         state.next_reader += 1;
-        state.readers += 1;
         if let (Some(call), None, None) = (call, &state.head, &state.end) {
             state.waiting.insert(id, call);
         }
-        let waker = state.free_wakers.pop().unwrap_or_else(|| {
-            state.wakers.push(None);
-            state.wakers.len() - 1
+        let place = state.free_places.pop().unwrap_or_else(|| {
+            state.places.push(None);
+            state.places.len() - 1
         });
+        state.places[place] = Some(Place::default());
         drop(state);
-        Self { flight: Arc::clone(flight), id, waker, at: 0, usage: None, saves: None }
+        Self { flight: Arc::clone(flight), id, place, usage: None, saves: None }
     }
 
     /// Waits until it is known how the answer begins: with a whole one, or with `None` for what is left of this reader
@@ -499,7 +572,7 @@ impl Reader {
             // Who did not pay has used nothing up.
             return Poll::Ready(Err(if leads { error } else { error.with_dispatched(false) }));
         }
-        state.wait(self.waker, cx);
+        state.place(self.place).wait(cx);
         Poll::Pending
     }
 
@@ -532,8 +605,14 @@ impl Beginning {
 }
 
 impl State {
-    fn wait(&mut self, at: usize, cx: &Context<'_>) {
-        match &mut self.wakers[at] {
+    fn place(&mut self, at: usize) -> &mut Place {
+        self.places[at].as_mut().expect("its reader is there")
+    }
+}
+
+impl Place {
+    fn wait(&mut self, cx: &Context<'_>) {
+        match &mut self.waker {
             Some(waker) => waker.clone_from(cx.waker()),
             unset => *unset = Some(cx.waker().clone()),
         }
@@ -546,24 +625,30 @@ impl Stream for Reader {
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = &mut *self;
         let mut state = this.flight.lock();
-        let Some(next) = this.at.checked_sub(state.first) else {
+        let at = state.place(this.place).at;
+        let Some(next) = at.checked_sub(state.first) else {
             let model = state.head.as_ref().map(|head| head.model.clone());
-            let after_content = this.at > 0;
+            let after_content = state.has_content_before(at);
             return Poll::Ready(Some(Err(Error::new(ErrorKind::StreamInterrupted { model, after_content }))));
         };
-        if let Some(chunk) = state.chunks.get(next as usize) {
-            this.at += 1;
+        if let Some(chunk) = state.chunks.get(next as usize).cloned() {
+            let place = state.place(this.place);
+            place.at += 1;
+            place.read = place.read.saturating_add(chunk.data().len());
+            let carrier = state.carrier.take();
+            drop(state);
+            carrier.into_iter().for_each(Waker::wake);
             this.usage = chunk.usage().copied().or(this.usage);
             if let Some(shared) = this.saves.as_ref().filter(|_| chunk.is_final()) {
                 shared.counters.saved(this.usage.as_ref());
             }
-            return Poll::Ready(Some(Ok(chunk.clone())));
+            return Poll::Ready(Some(Ok(chunk)));
         }
         match &state.end {
             Some(Err(error)) => Poll::Ready(Some(Err(error.clone()))),
             Some(Ok(())) => Poll::Ready(None),
             None => {
-                state.wait(this.waker, cx);
+                state.place(this.place).wait(cx);
                 Poll::Pending
             }
         }
@@ -575,12 +660,13 @@ impl Drop for Reader {
         let flight = Arc::clone(&self.flight);
         let mut map = flight.flights.lock();
         let mut state = flight.lock();
-        state.readers -= 1;
-        state.wakers[self.waker] = None;
-        state.free_wakers.push(self.waker);
+        let place = state.places[self.place].take();
+        state.free_places.push(self.place);
         state.refused.remove(&self.id);
         let unused = state.waiting.remove(&self.id);
-        let is_over = state.readers == 0 && state.end.is_none() && !flight.flights.rules.finishes_alone;
+        let nobody_is_left = state.followers().next().is_none();
+        let is_over = nobody_is_left && state.end.is_none() && !flight.flights.rules.finishes_alone;
+        let carrier = state.carrier.take();
         drop(state);
         if is_over {
             flight.leave_map(&mut map);
@@ -589,7 +675,8 @@ impl Drop for Reader {
             }
         }
         drop(map);
-        drop(unused);
+        drop((unused, place));
+        carrier.into_iter().for_each(Waker::wake);
     }
 }
 

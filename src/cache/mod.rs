@@ -69,8 +69,8 @@
 //!
 //! With [`CachePolicy::with_coalescing`], equal calls that miss together are one call. It is a task of its own: whoever
 //! began it may leave. Each caller reads from the beginning and then live, at his own pace; beyond the
-//! [bound of an entry](CachePolicy::with_max_entry_bytes) nobody joins any more, and who is further behind than that is
-//! cut off. A failure of the provider is everybody's; a refusal that has to do with the caller, such as his quota, is his
+//! [bound of an entry](CachePolicy::with_max_entry_bytes) nobody joins any more, it is read from the provider as quickly as
+//! the quickest caller reads, and who is further behind him than that is cut off. A failure of the provider is everybody's; a refusal that has to do with the caller, such as his quota, is his
 //! alone, and the next one tries. Where nobody could be asked (no connection, no place, a store that is down), the next one tries
 //! too, and if he fares no better, all believe it. **Departments are not in the key: those of the caller whose call it was pay for all.**
 //! Where the service below waits, those who wait for it have their own deadlines, not his.
