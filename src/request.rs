@@ -1,6 +1,6 @@
 use crate::{
     BodyLimits, CacheStatus, ChatBody, Error, InvalidReason, ModelName, Progress, RequestContext,
-    cache::{BypassReason, MissReason},
+    cache::{Aboard, BypassReason, MissReason},
     decision::Decisions,
 };
 use bytes::Bytes;
@@ -47,6 +47,8 @@ pub struct LlmRequest {
     decisions: Decisions,
     /// What a cache further out had for it, if there is one: no answer.
     cache: Option<NoAnswer>,
+    /// Which shared calls it is part of.
+    aboard: Option<Arc<Aboard>>,
     /// What a span further out has left for those within, where no thread-local carries it.
     /// Weak, for requests are kept by anybody, and a span must not live as long as they do.
     scope: Option<Weak<dyn Any + Send + Sync>>,
@@ -83,6 +85,7 @@ impl LlmRequest {
             attempt: 0,
             decisions: Decisions::default(),
             cache: None,
+            aboard: None,
             scope: None,
             extensions: None,
         }
@@ -140,6 +143,14 @@ impl LlmRequest {
         self.cache = Some(had);
     }
 
+    pub(crate) const fn aboard(&self) -> Option<&Arc<Aboard>> {
+        self.aboard.as_ref()
+    }
+
+    pub(crate) fn set_aboard(&mut self, aboard: Arc<Aboard>) {
+        self.aboard = Some(aboard);
+    }
+
     pub(crate) fn scope<T: Send + Sync + 'static>(&self) -> Option<Arc<T>> {
         self.scope.as_ref()?.upgrade()?.downcast().ok()
     }
@@ -162,6 +173,7 @@ impl LlmRequest {
             attempt: _,
             decisions: _,
             cache: _,
+            aboard: _,
             scope: _,
             // No layer of this crate decides anything on them.
             extensions: _,

@@ -20,7 +20,7 @@ use std::{
 };
 use tokio::time::Instant;
 use tokio_test::{assert_pending, assert_ready, task};
-use tower::{Layer, Service, ServiceExt, service_fn};
+use tower::{Layer, Service, ServiceExt, service_fn, util::BoxCloneSyncService};
 
 fn policy(coalescing: Coalescing) -> CachePolicy {
     CachePolicy::new(CacheSecret::new([7; 32])).with_coalescing(coalescing)
@@ -599,6 +599,41 @@ async fn who_is_hung_up_on_is_told_whether_he_has_had_content() {
         let error = reader.next().await.unwrap().unwrap_err();
         let ErrorKind::StreamInterrupted { after_content, .. } = error.kind() else { panic!("{error:?}") };
         assert_eq!(*after_content, has_content);
+    }
+}
+
+/// As with any other order of layers: what it costs is what order.md says, and not that nobody gets an answer.
+#[tokio::test(start_paused = true)]
+async fn the_call_of_a_flight_does_not_wait_for_itself_further_in() {
+    let (same, other) = (layer(), layer());
+    let chains = || Chains::builder().chain("acme/one", ["acme/two"]).build().unwrap();
+    let provider = Scripted::new();
+    let twice = same.layer(same.layer(provider.clone()));
+    let around_another = same.layer(other.layer(same.layer(other.layer(provider.clone()))));
+    let fallback = FallbackLayer::new(chains()).layer(same.layer(provider.clone()));
+    let around_fallback = same.layer(fallback);
+    let services = [
+        BoxCloneSyncService::new(twice),
+        BoxCloneSyncService::new(around_another),
+        BoxCloneSyncService::new(around_fallback),
+    ];
+    for (at, service) in services.into_iter().enumerate() {
+        for request in [ask, stream] {
+            provider.push(Reply::words(["hi"]).after([Step::Wait(Duration::from_secs(1))]));
+            let asked = provider.requests().len();
+            let question = format!("q {at} {}", request("q").body.is_streaming());
+            let calls = [(); 3].map(|()| tokio::spawn(service.clone().oneshot(request(&question))));
+            let mut shared = 0;
+            for call in calls {
+                let answer = tokio::time::timeout(Duration::from_secs(60), call).await;
+                let answer = answer.expect("it waits for itself").unwrap().unwrap();
+                shared += usize::from(answer.cache == CacheStatus::Coalesced);
+                assert_eq!(answer.text().await.unwrap(), "hi");
+            }
+            assert_eq!((shared, provider.requests().len()), (2, asked + 1), "{question}");
+            gives_back(&same, &provider).await;
+            assert_eq!(other.flights(), 0);
+        }
     }
 }
 

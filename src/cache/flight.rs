@@ -6,8 +6,8 @@
 
 use super::{CacheKey, Coalescing, ask::Shared, epoch::Stamp};
 use crate::{
-    Attempt, CacheStatus, ChunkStream, Completion, Error, ErrorClass, ErrorKind, LlmResponse, ModelName,
-    Progress, ResponseBody, StreamChunk, TokenUsage,
+    Attempt, CacheStatus, ChunkStream, Completion, Error, ErrorClass, ErrorKind, LlmRequest, LlmResponse,
+    ModelName, Progress, ResponseBody, StreamChunk, TokenUsage,
     decision::Decisions,
     quota::Headroom,
     sync::{AbortHandle, Handle, Mutex, MutexGuard, timeout_at},
@@ -17,9 +17,12 @@ use std::{
     collections::{BTreeMap, HashMap, VecDeque},
     fmt,
     future::poll_fn,
-    mem,
+    iter, mem,
     pin::Pin,
-    sync::{Arc, PoisonError},
+    sync::{
+        Arc, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     task::{Context, Poll, Waker},
     time::Duration,
 };
@@ -32,6 +35,14 @@ pub(super) struct Flights {
     running: watch::Sender<usize>,
     rules: Coalescing,
     window: usize,
+    /// For calls that are part of none but these.
+    mark: Arc<Aboard>,
+}
+
+/// Says in a request that it is the call of a flight, and of which layer's; then of which further out.
+pub(crate) struct Aboard {
+    flights: u64,
+    outer: Option<Arc<Self>>,
 }
 
 #[derive(Default)]
@@ -153,7 +164,24 @@ struct Running(Arc<Flights>, u64);
 
 impl Flights {
     pub(super) fn new(rules: Coalescing, window: usize) -> Self {
-        Self { map: Mutex::default(), running: watch::Sender::new(0), rules, window }
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let mark = Arc::new(Aboard { flights: NEXT.fetch_add(1, Ordering::Relaxed), outer: None });
+        Self { map: Mutex::default(), running: watch::Sender::new(0), rules, window, mark }
+    }
+
+    /// Whether `request` is the call of one of them already: aboard another it might wait for itself.
+    pub(super) fn carry(&self, request: &LlmRequest) -> bool {
+        iter::successors(request.aboard(), |aboard| aboard.outer.as_ref())
+            .any(|aboard| aboard.flights == self.mark.flights)
+    }
+
+    /// Makes `request` one that they [`carry`](Self::carry).
+    pub(super) fn mark(&self, request: &mut LlmRequest) {
+        let mark = match request.aboard() {
+            None => Arc::clone(&self.mark),
+            outer => Arc::new(Aboard { flights: self.mark.flights, outer: outer.cloned() }),
+        };
+        request.set_aboard(mark);
     }
 
     pub(super) fn count(&self) -> usize {

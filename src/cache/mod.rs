@@ -105,6 +105,7 @@ mod store;
 mod tiered;
 mod worker;
 
+pub(crate) use self::flight::Aboard;
 #[cfg(feature = "moka")]
 pub use self::moka::MokaStore;
 #[cfg(feature = "redis")]

@@ -228,7 +228,7 @@ where
                 if let Some((flights, route, runtime)) = may_share(&plan, shared, &request) {
                     let deadline = request.context.deadline().map(Instant::from_std);
                     let (again, why) = (plan.clone(), plan.why);
-                    let call = call_of(shared, plan, service(), request);
+                    let call = call_of(shared, flights, plan, service(), request);
                     return Next::State(
                         match flights.board(&runtime, route, call, || shared.ask_again(&again)) {
                             Boarding::Found(answer) => Self::Done(Some(Ok(answer))),
@@ -262,7 +262,7 @@ fn may_share<'a>(
     shared: &'a Shared,
     request: &LlmRequest,
 ) -> Option<(&'a Arc<Flights>, Route, Handle)> {
-    let flights = shared.flights.as_ref()?;
+    let flights = shared.flights.as_ref().filter(|flights| !flights.carry(request))?;
     // Who wants no kept answer does not want one that was asked for before either.
     let stamp = plan.wanted.stamp.clone().filter(|_| !plan.wanted.control.no_cache)?;
     let is_late = request.context.deadline().is_some_and(|at| Instant::from_std(at) <= Instant::now());
@@ -271,7 +271,13 @@ fn may_share<'a>(
 }
 
 /// The call that `request` would make, for itself and for all who wait for the same.
-fn call_of<S>(shared: &Arc<Shared>, plan: Plan, mut service: S, mut request: LlmRequest) -> Call
+fn call_of<S>(
+    shared: &Arc<Shared>,
+    flights: &Flights,
+    plan: Plan,
+    mut service: S,
+    mut request: LlmRequest,
+) -> Call
 where
     S: Service<LlmRequest, Response = LlmResponse, Future: Send + 'static> + Send + 'static,
     S::Error: Into<Error>,
@@ -280,6 +286,7 @@ where
     // Each caller keeps his own; the call is hung up when nobody is left.
     request.context = request.context.without_deadline();
     request.set_cache(NoAnswer::Miss(plan.why));
+    flights.mark(&mut request);
     let shared = Arc::clone(shared);
     let future = Box::pin(async move {
         poll_fn(|cx| service.poll_ready(cx)).await.map_err(Into::into)?;
