@@ -45,6 +45,8 @@ pub struct LlmRequest {
     /// of leases and records are minted for each call.
     pub attempt: u16,
     decisions: Decisions,
+    /// Whose model it is, where `model` has lost that name.
+    provider: Option<Arc<str>>,
     /// What a cache further out had for it, if there is one: no answer.
     cache: Option<NoAnswer>,
     /// Which shared calls it is part of.
@@ -84,6 +86,7 @@ impl LlmRequest {
             operation: Operation::Chat,
             attempt: 0,
             decisions: Decisions::default(),
+            provider: None,
             cache: None,
             aboard: None,
             scope: None,
@@ -161,9 +164,22 @@ impl LlmRequest {
         self.scope = Some(scope);
     }
 
+    /// The provider that the model is of, within [`Providers`](crate::providers::Providers); of one in another, both.
+    pub(crate) fn provider(&self) -> Option<&str> {
+        self.provider.as_deref()
+    }
+
+    pub(crate) fn set_provider(&mut self, name: &Arc<str>) {
+        self.provider = Some(match &self.provider {
+            None => Arc::clone(name),
+            Some(outer) => format!("{outer}/{name}").into(),
+        });
+    }
+
     /// What can change the answer, the caller's rights apart. A new field has to be thought of here.
-    pub(crate) fn identity(&self) -> (Operation, &ModelName, &ChatBody) {
+    pub(crate) fn identity(&self) -> (Operation, Option<&str>, &ModelName, &ChatBody) {
         let Self {
+            provider,
             model,
             requested: _,
             progress: _,
@@ -178,7 +194,7 @@ impl LlmRequest {
             // No layer of this crate decides anything on them.
             extensions: _,
         } = self;
-        (*operation, model, body)
+        (*operation, provider.as_deref(), model, body)
     }
 
     /// Something that a layer of yours has attached. No layer of this crate decides anything on it.

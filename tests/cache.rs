@@ -770,3 +770,69 @@ async fn a_time_without_end_is_a_long_time() {
     read(&service, ask("a")).await;
     assert!(read(&service, ask("a")).await.1.is_hit());
 }
+
+fn says(text: &'static str) -> Scripted {
+    let provider = Scripted::new();
+    (0..9).for_each(|_| provider.push(Reply::text(text)));
+    provider
+}
+
+fn of(model: &str) -> LlmRequest {
+    LlmRequest::new(model, ChatBody::builder().user("q").build().unwrap()).with_context(ada())
+}
+
+/// There a model has lost its provider's name.
+#[tokio::test]
+async fn around_each_deployment_it_tells_providers_apart() {
+    let cache = layer(policy());
+    let (a, b) = (says("from a"), says("from b"));
+    let around = |cache: &CacheLayer| {
+        let cache = cache.clone();
+        Providers::builder().each(move |_| cache.clone())
+    };
+    let service = around(&cache)
+        .provider("a", a.clone())
+        .provider("a", a.clone())
+        .provider("b", b.clone())
+        .build()
+        .unwrap();
+    for is_hit in [false, true] {
+        for (model, text, provider) in [("a/m", "from a", "a"), ("b/m", "from b", "b")] {
+            let answer = service.clone().oneshot(of(model)).await.unwrap();
+            assert_eq!((answer.cache.is_hit(), &*answer.model), (is_hit, model));
+            assert_eq!(answer.provider.as_deref(), Some(provider));
+            assert_eq!(answer.text().await.unwrap(), text);
+        }
+    }
+    // Deployments of one provider share what they have; a provider that is the only one needs no name.
+    assert_eq!((a.requests().len(), b.requests().len()), (1, 1));
+    let only = around(&cache).provider("a", a.clone()).build().unwrap();
+    assert!(read(&only, of("m")).await.1.is_hit());
+
+    // It is no answer for who asks further out, where it would say that another model gave it.
+    assert_eq!(read(&cache.layer(says("outside")), of("m")).await.0, "outside");
+    assert_eq!(read(&cache.layer(says("outside")), of("a/m")).await.0, "outside");
+
+    // All of them know a model by one name.
+    cache.invalidate(EpochKind::Model, "a/m").await.unwrap();
+    assert!(!read(&service, of("a/m")).await.1.is_hit());
+    assert!(read(&service, of("b/m")).await.1.is_hit());
+}
+
+#[tokio::test]
+async fn providers_of_the_same_name_in_different_ones_are_told_apart() {
+    let cache = layer(policy());
+    let inner = |text| {
+        let cache = cache.clone();
+        Providers::builder().each(move |_| cache.clone()).provider("a", says(text)).build().unwrap()
+    };
+    let service = Providers::builder().provider("x", inner("x")).provider("y", inner("y")).build().unwrap();
+    for is_hit in [false, true] {
+        for provider in ["x", "y"] {
+            let (text, cache) = read(&service, of(&format!("{provider}/a/m"))).await;
+            assert_eq!((text.as_str(), cache.is_hit()), (provider, is_hit));
+        }
+    }
+    cache.invalidate(EpochKind::Model, "x/a/m").await.unwrap();
+    assert!(!read(&service, of("x/a/m")).await.1.is_hit());
+}

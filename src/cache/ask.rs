@@ -132,7 +132,7 @@ impl Shared {
             Ok(asked) => asked,
             Err(reason) => return Asking::Now(Found::Bypass(reason)),
         };
-        let (own, kbs) = buckets(&scope, &request.model);
+        let (own, kbs) = buckets(&scope, request);
         let control = request.context.cache_control();
         let asks_kbs = asked.kbs == Kbs::Unasked;
         let streaming = request.body.is_streaming();

@@ -1,5 +1,5 @@
 use super::{CacheScope, Fetch};
-use crate::BoxError;
+use crate::{BoxError, LlmRequest};
 use std::{
     fmt,
     sync::{
@@ -21,7 +21,7 @@ pub enum EpochKind {
     Tenant,
     /// All that was kept for a user.
     User,
-    /// All that a model has answered, by the name that the cache sees.
+    /// All that a model has answered, by the name that the cache sees; around a deployment, with the provider in front.
     Model,
     /// All that drew on a knowledge base.
     KnowledgeBase,
@@ -90,8 +90,12 @@ impl PartialEq for Stamp {
 impl Bucket {
     /// Where `id` belongs.
     pub fn of(kind: EpochKind, id: &str) -> Self {
+        Self::of_bytes(kind, id.bytes())
+    }
+
+    fn of_bytes(kind: EpochKind, id: impl Iterator<Item = u8>) -> Self {
         // FNV-1a: the same in all processes and versions.
-        let hash = id.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        let hash = id.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
             (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
         });
         let folded = hash ^ (hash >> 32) ^ (hash >> 16);
@@ -114,11 +118,18 @@ impl Bucket {
 }
 
 /// Those of the tenant, the user and the model; then those of the knowledge bases.
-pub(super) fn buckets(scope: &CacheScope<'_>, model: &str) -> ([Bucket; 3], Vec<Bucket>) {
+pub(super) fn buckets(scope: &CacheScope<'_>, request: &LlmRequest) -> ([Bucket; 3], Vec<Bucket>) {
+    let model = &*request.model;
     let own = [
         Bucket::of(EpochKind::Tenant, scope.tenant.unwrap_or_default()),
         Bucket::of(EpochKind::User, scope.user.unwrap_or_default()),
-        Bucket::of(EpochKind::Model, model),
+        match request.provider() {
+            None => Bucket::of(EpochKind::Model, model),
+            Some(provider) => {
+                let name = provider.bytes().chain([b'/']).chain(model.bytes());
+                Bucket::of_bytes(EpochKind::Model, name)
+            }
+        },
     ];
     (own, scope.kbs.iter().map(|kb| Bucket::of(EpochKind::KnowledgeBase, &kb.id)).collect())
 }

@@ -98,13 +98,9 @@ impl fmt::Debug for CacheSecret {
 impl CacheKey {
     /// The key of `request` in `scope`. What a long body says is hashed once and kept with it.
     pub fn new(secret: &CacheSecret, scope: &CacheScope<'_>, request: &LlmRequest) -> Self {
-        let (operation, model, body) = request.identity();
+        let (operation, provider, model, body) = request.identity();
         let mut encoder = Encoder::<768>::new(&secret.0.key);
-        encoder.tag(VERSION);
-        encoder.tag(match operation {
-            Operation::Chat => 1,
-        });
-        encoder.bytes(model.as_bytes());
+        asked(operation, provider, model, &mut encoder);
         scope.encode(&mut encoder);
         let mut few = FEW;
         let mut many = Vec::new();
@@ -155,13 +151,9 @@ pub(super) fn partition(
 ) -> Option<[u8; 32]> {
     use crate::json;
 
-    let (operation, model, body) = request.identity();
+    let (operation, provider, model, body) = request.identity();
     let mut encoder = Encoder::<1024>::new(&secret.0.partition);
-    encoder.tag(VERSION);
-    encoder.tag(match operation {
-        Operation::Chat => 1,
-    });
-    encoder.bytes(model.as_bytes());
+    asked(operation, provider, model, &mut encoder);
     scope.encode(&mut encoder);
     let super::epoch::Stamp { own, kbs } = stamp;
     encoder.count(own.len() + kbs.len());
@@ -198,6 +190,25 @@ pub(super) fn partition(
         }
     }
     Some(encoder.finish())
+}
+
+/// What every key begins with.
+fn asked<const N: usize>(
+    operation: Operation,
+    provider: Option<&str>,
+    model: &str,
+    encoder: &mut Encoder<'_, N>,
+) {
+    encoder.tag(VERSION);
+    // No operation is 0: a bare name of one provider's is no other's, and not the one that stands outside of all.
+    if let Some(provider) = provider {
+        encoder.tag(0);
+        encoder.bytes(provider.as_bytes());
+    }
+    encoder.tag(match operation {
+        Operation::Chat => 1,
+    });
+    encoder.bytes(model.as_bytes());
 }
 
 type Member<'a> = (&'a [u8], &'a [u8]);

@@ -101,6 +101,7 @@ impl Service<LlmRequest> for Providers {
         let decisions = request.decisions().clone();
         let (state, provider, model) = match self.route(&mut request.model) {
             Ok((place, provider)) => {
+                request.set_provider(&provider);
                 let model = match asked.split() {
                     Some(_) => asked,
                     None => ModelName::in_provider(&provider, &asked),

@@ -332,7 +332,7 @@ impl Shared {
         }
         let partition = key::partition(&self.policy.secret, &scope, request, stamp)?;
         let words = Arc::new(Words::new(&text, &search.hasher));
-        let (own, kbs) = buckets(&scope, &request.model);
+        let (own, kbs) = buckets(&scope, request);
         let text = text.into_owned();
         let mut plan = plan.clone();
         let shared = Arc::clone(self);
