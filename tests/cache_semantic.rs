@@ -227,12 +227,14 @@ async fn in_the_shadow_it_counts_and_does_not_answer() {
 
 #[tokio::test(start_paused = true)]
 async fn an_embedder_that_is_slow_fails_or_lies_makes_a_miss() {
-    for how in 0..5 {
+    for how in 0..7 {
         let semantic = Semantic::new(move |_: &str| match how {
             0 => Fetch::pending(std::future::pending()),
             1 => Fetch::pending(async { Err("down".into()) }),
             2 => Fetch::Ready(vec![f32::NAN; 4]),
             3 => Fetch::Ready(vec![0.0; 4]),
+            4 => panic!("a defect of the host's"),
+            5 => Fetch::pending(async { panic!("a defect of the host's") }),
             _ => Fetch::Ready(vec![]),
         });
         let layer = layer(policy(semantic.with_threshold(0.0).answering()));

@@ -2,11 +2,12 @@
 
 use bytes::Bytes;
 use llm_layers::{
-    BoxError, CacheStatus, ChatBody, Completion, Error, FinishReason, LlmRequest, LlmResponse,
+    BoxError, CacheStatus, ChatBody, Completion, Error, FinishReason, KbScope, LlmRequest, LlmResponse,
     RequestContext, StreamChunk, TokenUsage,
     cache::{
-        Bucket, ByteStore, CacheKey, CacheLayer, CachePolicy, CacheSecret, CacheStore, CacheWorker, Entry,
-        EpochKind, EpochStore, Fetch, MissReason, MokaStore, NotStored, SealedStore, TieredStore,
+        Bucket, ByteStore, CacheKey, CacheLayer, CachePolicy, CacheSecret, CacheStore, CacheWorker,
+        Coalescing, Entry, EpochKind, EpochStore, Fetch, KbCaching, MissReason, MokaStore, NotStored,
+        SealedStore, TieredStore,
     },
     http::cache_status_of,
     testing::{Reply, Scripted, Step},
@@ -458,5 +459,185 @@ async fn entries_of_another_secret_or_without_the_encryption_that_is_asked_for_a
             assert!(read(&service, ask(question)).await.1.is_hit());
         }
         assert_eq!((other.stats().unreadable, other.stats().store_failures), (7, 0));
+    }
+}
+
+/// Panics where it is told to.
+#[derive(Clone)]
+struct Panics {
+    at: Arc<Mutex<Option<At>>>,
+    kept: MokaStore,
+}
+
+#[derive(Clone, Copy, PartialEq, Debug)]
+enum At {
+    Get,
+    GetLater,
+    Put,
+    PutLater,
+    Evict,
+    Epochs,
+    EpochsLater,
+}
+
+impl Panics {
+    fn new(at: At) -> Self {
+        Self { at: Arc::new(Mutex::new(Some(at))), kept: MokaStore::new(1 << 20) }
+    }
+
+    fn fails(&self, at: At) {
+        let fails = *self.at.lock().unwrap() == Some(at);
+        assert!(!fails, "a defect of the host's, at {at:?}");
+    }
+
+    fn mend(&self) {
+        *self.at.lock().unwrap() = None;
+    }
+}
+
+impl CacheStore for Panics {
+    fn get(&self, key: &CacheKey) -> Fetch<Option<Arc<Entry>>> {
+        self.fails(At::Get);
+        let (this, kept) = (self.clone(), self.kept.get(key));
+        match *self.at.lock().unwrap() {
+            Some(At::GetLater) => Fetch::pending(async move {
+                tokio::task::yield_now().await;
+                this.fails(At::GetLater);
+                kept.wait().await
+            }),
+            _ => kept,
+        }
+    }
+
+    fn put(&self, entry: Arc<Entry>) -> Fetch<()> {
+        self.fails(At::Put);
+        let this = self.clone();
+        match *self.at.lock().unwrap() {
+            Some(At::PutLater) => Fetch::pending(async move {
+                tokio::task::yield_now().await;
+                this.fails(At::PutLater);
+                this.kept.put(entry).wait().await
+            }),
+            _ => self.kept.put(entry),
+        }
+    }
+
+    fn evict(&self, key: &CacheKey) -> bool {
+        self.fails(At::Evict);
+        self.kept.evict(key)
+    }
+
+    fn epochs(&self) -> Option<Arc<dyn EpochStore>> {
+        Some(Arc::new(self.clone()))
+    }
+}
+
+impl EpochStore for Panics {
+    fn read(&self, buckets: &[Bucket]) -> Fetch<Vec<u64>> {
+        self.fails(At::Epochs);
+        let (this, count) = (self.clone(), buckets.len());
+        Fetch::pending(async move {
+            this.fails(At::EpochsLater);
+            Ok(vec![1; count + 1])
+        })
+    }
+
+    fn raise(&self, _: Bucket) -> Fetch<()> {
+        self.fails(At::Epochs);
+        let this = self.clone();
+        Fetch::pending(async move {
+            this.fails(At::EpochsLater);
+            Ok(())
+        })
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_panics_breaks_no_call_and_no_worker() {
+    for at in [At::Get, At::GetLater, At::Put, At::PutLater, At::Evict, At::Epochs, At::EpochsLater] {
+        for coalesces in [false, true] {
+            for streams in [false, true] {
+                let store = Panics::new(at);
+                let policy = match coalesces {
+                    true => policy().with_coalescing(Coalescing::new()),
+                    false => policy(),
+                };
+                let (layer, worker) =
+                    CacheLayer::start(store.clone(), policy.with_ttl(Duration::from_secs(60)));
+                let reply = || if streams { Reply::words(["hi"]) } else { Reply::text("hi") };
+                let provider = Scripted::new();
+                (0..9).for_each(|_| provider.push(reply()));
+                let service = layer.layer(provider.clone());
+                for text in ["a", "b", "a"] {
+                    assert_eq!(read(&service, ask(text)).await.0, "hi", "{at:?}");
+                    settle().await;
+                }
+                let stats = layer.stats();
+                assert_eq!(stats.store_failures > 0, at != At::Evict, "{at:?}");
+                let epochs_fail = matches!(at, At::Epochs | At::EpochsLater);
+                assert_eq!(layer.invalidate(EpochKind::User, "eve").await.is_err(), epochs_fail);
+                if matches!(at, At::Put | At::PutLater) {
+                    assert_eq!(stats.not_stored, [(NotStored::StoreFailed, 3)], "{at:?}");
+                }
+
+                // It is mended, and kept is what comes from now on.
+                store.mend();
+                tokio::time::advance(Duration::from_secs(2)).await;
+                read(&service, ask("c")).await;
+                settle().await;
+                assert!(read(&service, ask("c")).await.1.is_hit(), "{at:?}");
+                assert!(worker.shutdown(Duration::from_secs(1)).await.is_written);
+            }
+        }
+    }
+}
+
+/// What is older than its time is taken out first.
+#[tokio::test]
+async fn a_store_that_panics_when_it_is_to_forget_breaks_no_call() {
+    let store = Panics::new(At::Evict);
+    let (layer, _worker) = CacheLayer::start(store, policy().with_epochs(Arc::new(Bytestore::default())));
+    let service = layer.layer(echo());
+    read(&service, ask("a")).await;
+    layer.invalidate(EpochKind::User, "ada").await.unwrap();
+    for _ in 0..2 {
+        assert_eq!(read(&service, ask("a")).await.1, CacheStatus::Miss);
+        layer.invalidate(EpochKind::User, "ada").await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn without_a_worker_a_store_that_panics_breaks_no_call_either() {
+    let layer = CacheLayer::new(Panics::new(At::Put), policy());
+    let service = layer.layer(echo());
+    read(&service, ask("a")).await;
+    assert_eq!(layer.stats().not_stored, [(NotStored::StoreFailed, 1)]);
+    assert_eq!(layer.stats().store_failures, 1);
+}
+
+#[tokio::test]
+async fn what_the_far_store_has_is_given_out_though_the_near_one_panics_when_it_keeps_it() {
+    let (far, epochs) = (MokaStore::new(1 << 20), Arc::new(Bytestore::default()));
+    let policy = || policy().with_epochs(Arc::<Bytestore>::clone(&epochs));
+    let (filling, _worker) = CacheLayer::start(far.clone(), policy());
+    read(&filling.layer(echo()), ask("a")).await;
+    let (layer, _worker) = CacheLayer::start(TieredStore::new(Panics::new(At::Put), far), policy());
+    assert!(read(&layer.layer(echo()), ask("a")).await.1.is_hit());
+}
+
+#[tokio::test]
+async fn settings_that_panic_mean_no() {
+    let calls = [false, true].map(|later| {
+        move |_: &KbScope, _: &RequestContext| match later {
+            false => panic!("a defect of the host's"),
+            true => Fetch::<KbCaching>::pending(async { panic!("a defect of the host's") }),
+        }
+    });
+    for settings in calls {
+        let layer = CacheLayer::new(MokaStore::new(1 << 20), policy().with_kb_settings(settings));
+        let context =
+            RequestContext::new().with_user_id("ada").with_kb(KbScope::new("kb").with_acl_hash("1"));
+        let (_, cache) = read(&layer.layer(echo()), ask("a").with_context(context)).await;
+        assert!(matches!(cache, CacheStatus::Bypass(_)), "{cache:?}");
     }
 }

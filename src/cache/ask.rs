@@ -2,11 +2,12 @@
 
 use super::{
     BypassReason, CacheControl, CacheKey, CachePolicy, CacheScope, CacheStore, Entry, Fetch, KbCaching,
-    MissReason, Unreadable,
+    MissReason, NotStored, Unreadable,
     decide::{self, Asked, Kbs},
     epoch::{Bucket, Epochs, Stamp, buckets},
     flight::Flights,
     stats::{Counters, count},
+    store::Guarded,
     worker::Queue,
 };
 use crate::{
@@ -28,7 +29,7 @@ pub(super) const PAUSE: Duration = Duration::from_secs(1);
 /// What all services and calls of one layer share.
 pub(super) struct Shared {
     pub(super) policy: CachePolicy,
-    pub(super) store: Arc<dyn CacheStore>,
+    pub(super) store: Guarded,
     pub(super) epochs: Epochs,
     pub(super) counters: Counters,
     pub(super) flights: Option<Arc<Flights>>,
@@ -114,7 +115,7 @@ impl Shared {
         let epochs = policy.epochs.clone().or_else(|| store.epochs());
         Self {
             epochs: Epochs::new(epochs, policy.epoch_max_age),
-            store,
+            store: Guarded::new(store),
             counters: Counters::default(),
             flights: policy.coalescing.map(|c| Arc::new(Flights::new(c, policy.max_entry_bytes))),
             queue,
@@ -278,7 +279,7 @@ impl Shared {
     /// What the knowledge bases of a call say, all of them together.
     pub(super) async fn ask_kbs(&self, context: &RequestContext) -> Kbs {
         let Some(settings) = &self.policy.kb_settings else { return Kbs::Unknown };
-        let all = context.kbs().iter().map(|kb| settings.caching(kb, context).wait());
+        let all = context.kbs().iter().map(|kb| Fetch::of(|| settings.caching(kb, context)).wait());
         let all = futures_util::future::try_join_all(all);
         match tokio::time::timeout(self.policy.kb_deadline, all).await {
             Ok(Ok(all)) if all.iter().all(|one| *one == KbCaching::Allowed) => Kbs::Allow,
@@ -325,6 +326,14 @@ impl Shared {
             Err(why) => plan.why = why,
         }
         Found::Miss(plan)
+    }
+
+    /// Gives an entry to the store.
+    pub(super) fn put(&self, entry: Arc<Entry>) -> Result<Fetch<()>, NotStored> {
+        self.store.put(entry).ok_or_else(|| {
+            count(&self.counters.store_failures);
+            NotStored::StoreFailed
+        })
     }
 
     /// Looks once more where that takes no time: the answer may have been kept in between.

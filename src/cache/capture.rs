@@ -89,7 +89,7 @@ impl Capture {
         let bytes = entry.weight();
         let write = match plan.asks_kbs {
             true => Write::IfAllowed(mem::take(&mut plan.context), entry),
-            false => match shared.store.put(entry) {
+            false => match shared.put(entry)? {
                 Fetch::Ready(()) => {
                     count(&shared.counters.stored);
                     #[cfg(feature = "semantic")]

@@ -170,7 +170,7 @@ impl Epochs {
         };
         let buckets = [own, kbs].concat();
         let asked_at = self.elapsed();
-        let epochs = shared.store.read(&buckets).wait().await?;
+        let epochs = Fetch::of(|| shared.store.read(&buckets)).wait().await?;
         let Some((&generation, epochs)) = epochs.split_first().filter(|(_, e)| e.len() == buckets.len())
         else {
             return Err("the store of epochs has answered something else".into());
@@ -201,7 +201,7 @@ impl Epochs {
             known.epoch.fetch_add(1, Ordering::AcqRel);
             return Ok(());
         };
-        let raised = shared.store.raise(bucket).wait().await;
+        let raised = Fetch::of(|| shared.store.raise(bucket)).wait().await;
         let mut raised_at = shared.raised_at.lock().unwrap_or_else(PoisonError::into_inner);
         *raised_at = self.elapsed();
         // It may have happened, whatever was answered: ask before the next hit.

@@ -12,8 +12,8 @@ pub enum KbCaching {
 
 /// Knows the settings of knowledge bases.
 ///
-/// Asked before an entry is looked for and again before one is kept, within a deadline. No answer, a late one and an
-/// error mean no. Any function of the right form is one:
+/// Asked before an entry is looked for and again before one is kept, within a deadline. No answer, a late one, an
+/// error and a panic mean no. Any function of the right form is one:
 ///
 /// ```
 /// use llm_layers::{KbScope, RequestContext, cache::{CachePolicy, CacheSecret, Fetch, KbCaching}};

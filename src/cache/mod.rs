@@ -11,7 +11,7 @@
 //!   while they pass and replayed chunk by chunk; an entry serves whole answers and streams.
 //! * **A hit asks nobody.** The layer is ready at once, and readies the service below on a miss only. A hit costs
 //!   nothing, in whatever order the layers stand: [`CacheStatus`](crate::CacheStatus) says so in the answer.
-//! * **Trouble is a miss.** A store that is slow, down, corrupt or that answers for another key costs a bounded wait. Why
+//! * **Trouble is a miss.** A store that is slow, down, corrupt, that panics or that answers for another key costs a bounded wait. Why
 //!   it was one is told in [`LlmResponse::cache_miss`](crate::LlmResponse::cache_miss), and in the decisions that a request keeps.
 //!
 //! Belongs inside of [`Fallback`](crate::fallback) and outside of quota and [usage](crate::usage), with

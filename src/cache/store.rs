@@ -1,7 +1,14 @@
 use super::{CacheKey, Entry, epoch::EpochStore};
 use crate::BoxError;
 use bytes::Bytes;
-use std::{fmt, pin::Pin, sync::Arc, time::Duration};
+use futures_util::FutureExt as _;
+use std::{
+    fmt,
+    panic::{AssertUnwindSafe, catch_unwind},
+    pin::Pin,
+    sync::Arc,
+    time::Duration,
+};
 
 /// What somebody was asked for: here already, or on its way. Who has it in memory needs no box.
 pub enum Fetch<T> {
@@ -14,7 +21,7 @@ pub enum Fetch<T> {
 /// Keeps [entries](Entry).
 ///
 /// It may forget any entry at any time, and what it gives back is checked: against the key that was asked for, the
-/// caller's scope, the epochs and the time.
+/// caller's scope, the epochs and the time. Its errors are misses, and so are its panics.
 ///
 /// ```
 /// use llm_layers::{
@@ -87,6 +94,9 @@ pub trait ByteStore: Send + Sync + 'static {
     }
 }
 
+/// A store as the cache asks it: what it does wrong is its own fault, and nobody's call breaks for it.
+pub(super) struct Guarded(Arc<dyn CacheStore>);
+
 impl<T> Fetch<T> {
     /// On its way by `future`.
     pub fn pending(future: impl Future<Output = Result<T, BoxError>> + Send + 'static) -> Self {
@@ -97,12 +107,49 @@ impl<T> Fetch<T> {
     ///
     /// # Errors
     ///
-    /// Whatever kept it from coming.
+    /// Whatever kept it from coming, a panic of its future too.
     pub async fn wait(self) -> Result<T, BoxError> {
         match self {
             Self::Ready(value) => Ok(value),
-            Self::Pending(future) => future.await,
+            Self::Pending(future) => match AssertUnwindSafe(future).catch_unwind().await {
+                Ok(answer) => answer,
+                Err(_) => Err(PANICKED.into()),
+            },
         }
+    }
+
+    /// Asks somebody of the host's, whose panic is an error.
+    pub(super) fn of(asked: impl FnOnce() -> Self) -> Self
+    where
+        T: 'static,
+    {
+        caught(asked).unwrap_or_else(|| Self::Pending(Box::pin(async { Err(PANICKED.into()) })))
+    }
+}
+
+const PANICKED: &str = "it panicked";
+
+/// Whatever was changed halfway is the host's, and his to make good.
+fn caught<T>(ask: impl FnOnce() -> T) -> Option<T> {
+    catch_unwind(AssertUnwindSafe(ask)).ok()
+}
+
+impl Guarded {
+    pub(super) fn new(store: Arc<dyn CacheStore>) -> Self {
+        Self(store)
+    }
+
+    pub(super) fn get(&self, key: &CacheKey) -> Fetch<Option<Arc<Entry>>> {
+        Fetch::of(|| self.0.get(key))
+    }
+
+    /// `None` if it has failed at once.
+    pub(super) fn put(&self, entry: Arc<Entry>) -> Option<Fetch<()>> {
+        caught(|| self.0.put(entry))
+    }
+
+    pub(super) fn evict(&self, key: &CacheKey) -> bool {
+        caught(|| self.0.evict(key)).unwrap_or(false)
     }
 }
 

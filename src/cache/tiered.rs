@@ -41,7 +41,7 @@ impl<N: CacheStore, F: CacheStore> CacheStore for TieredStore<N, F> {
             // A liar's answer is not kept.
             if let Some(entry) = found.as_ref().filter(|entry| *entry.key() == key) {
                 // What the near one makes of it is not worth failing for.
-                let _ = place.put(Arc::clone(entry)).wait().await;
+                let _ = Fetch::of(|| place.put(Arc::clone(entry))).wait().await;
             }
             Ok(found)
         })

@@ -1,4 +1,4 @@
-use super::{Entry, NotStored, ask::Shared, decide::Kbs, stats::count};
+use super::{Entry, Fetch, NotStored, ask::Shared, decide::Kbs, stats::count};
 use crate::{BoxError, RequestContext, clock::after};
 use futures_util::{StreamExt, stream};
 use std::{
@@ -29,7 +29,7 @@ pub struct CacheWorker {
 pub struct CacheReport {
     /// Shared calls that were hung up.
     pub flights: usize,
-    /// Whether all entries were written.
+    /// Whether all entries were written, those apart that the store has refused.
     pub is_written: bool,
 }
 
@@ -76,17 +76,20 @@ impl Job {
     async fn run(self) {
         let Self { shared, write, .. } = self;
         let put = match write {
-            Write::Begun(put) => put,
+            Write::Begun(put) => Fetch::Pending(put),
             Write::IfAllowed(context, entry) => {
                 if shared.ask_kbs(&context).await != Kbs::Allow {
                     return shared.counters.not_stored(NotStored::KbForbids);
                 }
-                Box::pin(shared.store.put(entry).wait())
+                match shared.put(entry) {
+                    Ok(put) => put,
+                    Err(reason) => return shared.counters.not_stored(reason),
+                }
             }
         };
         let written = match shared.breaker.is_open() {
             true => None,
-            false => Some(tokio::time::timeout(shared.policy.write_deadline, put).await),
+            false => Some(tokio::time::timeout(shared.policy.write_deadline, put.wait()).await),
         };
         match written {
             Some(Ok(Ok(()))) => {
@@ -135,8 +138,9 @@ impl CacheWorker {
         // It has to be able to say that there was nothing to do.
         let until = until.max(after(Duration::from_millis(5)));
         let ended = tokio::time::timeout_at(until, poll_fn(|cx| Pin::new(&mut task).poll(cx)));
-        let is_written = ended.await.is_ok();
-        if !is_written {
+        let ended = ended.await;
+        let is_written = matches!(ended, Ok(Ok(())));
+        if ended.is_err() {
             task.abort();
         }
         CacheReport { flights, is_written }

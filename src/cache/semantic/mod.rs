@@ -259,7 +259,9 @@ impl Search {
         if !self.breaker.lets_through() {
             return None;
         }
-        let vector = tokio::time::timeout(self.rules.deadline, self.rules.embedder.embed(text).wait()).await;
+        let vector =
+            tokio::time::timeout(self.rules.deadline, Fetch::of(|| self.rules.embedder.embed(text)).wait())
+                .await;
         let unit = vector.ok().and_then(Result::ok).and_then(unit);
         match &unit {
             Some(_) => self.breaker.succeeded(),
