@@ -93,7 +93,13 @@ fn call(
 
 /// A cache whose callers share calls.
 fn cache() -> CacheLayer {
-    let policy = CachePolicy::new(CacheSecret::new([7; 32])).with_coalescing(Coalescing::new());
+    bounded(1 << 20)
+}
+
+fn bounded(bytes: usize) -> CacheLayer {
+    let policy = CachePolicy::new(CacheSecret::new([7; 32]))
+        .with_coalescing(Coalescing::new())
+        .with_max_entry_bytes(bytes);
     CacheLayer::new(MokaStore::new(1 << 20), policy)
 }
 
@@ -189,4 +195,35 @@ fn whoever_comes_late_or_leaves_early_changes_nothing_for_others() {
 #[test]
 fn a_failure_is_everybodys_and_leaves_nothing() {
     check(|| shared([Some(100), None, Some(100)], true));
+}
+
+/// The call waits for the one who is ahead, and he is never cut off, whoever that is.
+#[test]
+fn beyond_the_bound_somebody_gets_all_of_it() {
+    check(|| {
+        let calls = Calls::default();
+        let layer = bounded(300);
+        let service = layer.layer(service_fn({
+            let calls = calls.clone();
+            move |request: LlmRequest| {
+                request.progress.mark_dispatched();
+                calls.0[0].fetch_add(1, Ordering::SeqCst);
+                let answer =
+                    answer(None).map(|chunks| LlmResponse::new(request.model, ResponseBody::Stream(chunks)));
+                ready(answer.map(|answer| answer.observe(Ending(calls.clone()))))
+            }
+        }));
+        // Who is ahead may leave, and then it is over for those who were too far behind him.
+        let last = if thread_rng().gen_bool(0.5) { 100 } else { thread_rng().gen_range(0..4) };
+        let callers = [100, 100, last].map(|patience| {
+            let service = service.clone();
+            thread::spawn(move || call(service, patience))
+        });
+        let told: Vec<_> = callers.into_iter().map(|caller| caller.join().expect("no panic")).collect();
+        for (text, _) in told.iter().flatten() {
+            assert!(WORDS.concat().starts_with(text), "{text:?}");
+        }
+        assert!(last < 100 || told.iter().flatten().any(|(_, is_whole)| *is_whole), "{told:?}");
+        settled(&calls, &layer);
+    });
 }
