@@ -75,13 +75,18 @@ pub(crate) const fn estimate(bytes: u64) -> u64 {
 /// A provider that refuses a request by its status bills nothing for it; none says so.
 const NOTHING: TokenUsage = TokenUsage::new(0, 0).with_certainty(Certainty::Estimated);
 
-/// A report of nothing at all beside a text is none.
+/// A report of nothing at all beside more than a few words is none.
 fn believed(usage: Option<&TokenUsage>, text_bytes: u64) -> Option<TokenUsage> {
     let says_something = |usage: &&TokenUsage| {
-        text_bytes == 0 || usage.input_tokens.unwrap_or(0) > 0 || usage.output_tokens.unwrap_or(0) > 0
+        text_bytes <= A_FEW_WORDS
+            || usage.input_tokens.unwrap_or(0) > 0
+            || usage.output_tokens.unwrap_or(0) > 0
     };
     usage.filter(says_something).copied()
 }
+
+/// In bytes.
+const A_FEW_WORDS: u64 = 64;
 
 fn tells_output(usage: Option<TokenUsage>) -> bool {
     usage.is_some_and(|usage| usage.output_tokens.is_some())
