@@ -45,11 +45,12 @@
 
 use crate::{ChunkStream, Error, LlmRequest, LlmResponse, ResponseBody, StreamChunk};
 use futures_core::Stream;
-use futures_util::{StreamExt as _, stream::FuturesUnordered};
+use futures_util::{FutureExt as _, StreamExt as _, stream::FuturesUnordered};
 use pin_project::pin_project;
 use std::{
     fmt,
     future::poll_fn,
+    panic::AssertUnwindSafe,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -187,15 +188,20 @@ async fn read_on(mut left: mpsc::Receiver<Left>, mut stopped: oneshot::Receiver<
         }
         while !is_over && let Poll::Ready(stream) = left.poll_recv(cx) {
             match stream {
-                Some(Left(mut chunks, place)) => reading.push(async move {
-                    let to_its_end = async { while let Some(Ok(_)) = chunks.next().await {} };
-                    let _ = tokio::time::timeout(within, to_its_end).await;
-                    drop((chunks, place));
-                }),
+                Some(Left(mut chunks, place)) => {
+                    let read = async move {
+                        let to_its_end = async { while let Some(Ok(_)) = chunks.next().await {} };
+                        // Twice, for a panic of a `drop` in the midst of another would end the process.
+                        let to_its_end = AssertUnwindSafe(to_its_end).catch_unwind();
+                        let _ = tokio::time::timeout(within, to_its_end).await;
+                        drop((chunks, place));
+                    };
+                    reading.push(AssertUnwindSafe(read).catch_unwind());
+                }
                 None => is_over = true,
             }
         }
-        while let Poll::Ready(Some(())) = reading.poll_next_unpin(cx) {}
+        while let Poll::Ready(Some(_)) = reading.poll_next_unpin(cx) {}
         if is_over && reading.is_empty() { Poll::Ready(()) } else { Poll::Pending }
     })
     .await;
@@ -207,13 +213,13 @@ impl DrainWorker {
     pub async fn shutdown(self, deadline: Duration) -> bool {
         let Self { stop, mut task } = self;
         let _ = stop.send(());
-        let in_time = tokio::time::timeout(deadline, &mut task).await.is_ok();
-        if !in_time {
+        let ended = tokio::time::timeout(deadline, &mut task).await;
+        if ended.is_err() {
             task.abort();
             // Whoever watches the streams is told before this returns.
             let _ = task.await;
         }
-        in_time
+        matches!(ended, Ok(Ok(())))
     }
 }
 

@@ -175,3 +175,25 @@ async fn a_call_that_is_dropped_before_its_head_is_hung_up() {
     drop(call);
     assert_eq!((bench.provider.alive(), bench.counted().await.1), (0, 0));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_panics_ends_alone() {
+    let bench = Bench::new();
+    let (drain, worker) = DrainLayer::start(DrainOptions::within(60 * SECOND));
+    bench.provider.push(story());
+    let panics = [Step::Chunk(StreamChunk::text("once")), Step::Wait(SECOND), Step::Panic];
+    bench.provider.push(Reply::stream(panics));
+    drop(first_word(bench.under(&drain)).await);
+    drop(first_word(bench.under(&drain)).await);
+    tokio::time::sleep(2 * SECOND).await;
+    let told: Vec<_> = bench.sink.take().iter().map(|event| event.outcome).collect();
+    assert_eq!(told, [Outcome::Error], "the other one goes on");
+
+    bench.provider.push(story());
+    drop(first_word(bench.under(&drain)).await);
+    bench.provider.open();
+    bench.provider.open();
+    assert!(worker.shutdown(60 * SECOND).await);
+    assert_eq!(bench.recorded(), [(Outcome::Ok, 37), (Outcome::Ok, 37)]);
+    assert_eq!((bench.counted().await.1, bench.provider.alive()), (0, 0));
+}
