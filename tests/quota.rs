@@ -1175,6 +1175,49 @@ impl QuotaStore for Stuck {
     }
 }
 
+/// Panics at the first two tries to settle, before and after it has done it, and whenever it is to extend a lease.
+#[derive(Debug, Clone)]
+struct Panicky(Remote, Arc<AtomicU64>);
+
+impl QuotaStore for Panicky {
+    pass_on!([0] reserve, release, usage, seed, adjust);
+
+    fn extend(&self, _: LeaseId, _: &Departments, _: Duration) -> StoreFuture<bool> {
+        panic!("a bug where leases are extended")
+    }
+
+    fn settle(&self, settlement: &Settlement) -> StoreFuture<Applied> {
+        let tries = self.1.fetch_add(1, Ordering::SeqCst);
+        assert!(tries > 0, "a bug before anything is done");
+        let settled = self.0.settle(settlement);
+        StoreFuture::boxed(async move {
+            let settled = settled.await;
+            assert!(tries > 1, "a bug after it is done");
+            settled
+        })
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_panics_is_tried_again_and_stops_nobody() {
+    let bench = Bench::new(Limits::new());
+    let store = Panicky(Remote::new(bench.store.clone()), Arc::default());
+    let (layer, worker) = QuotaLayer::pair(store.clone(), table(Limits::new()), prices(), seldom());
+    let layer = layer.with_clock(bench.clock.clone());
+    bench.provider.push(whole(7, 3).after([Step::Wait(300 * SECOND)]));
+    layer.layer(bench.provider.clone()).oneshot(request()).await.unwrap();
+    tokio::time::sleep(SECOND).await;
+    let report = worker.report();
+    assert_eq!((report.settled, report.left), (0, 1));
+    assert_eq!(report.last_error.as_deref(), Some("the store panicked"));
+
+    bench.provider.push(whole(7, 3));
+    layer.layer(bench.provider.clone()).oneshot(request()).await.unwrap();
+    let report = worker.shutdown(300 * SECOND).await;
+    assert_eq!((report.settled, report.left, report.last_error), (2, 0, None));
+    assert_eq!(bench.research().await, (Amount::new(2, 20, NanoUsd::new(132_000)), Amount::ZERO));
+}
+
 /// Tries again once a minute, for whoever waits for a day.
 fn seldom() -> WorkerOptions {
     WorkerOptions::default().with_backoff(Backoff::new(60 * SECOND, 60 * SECOND))

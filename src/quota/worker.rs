@@ -6,11 +6,12 @@ use super::{
     store::{EXPIRED_KEPT, QuotaStore, StoreError},
 };
 use crate::{fallback::Backoff, store::Breaker};
-use futures_util::{StreamExt, stream::FuturesUnordered};
+use futures_util::{FutureExt, StreamExt, stream::FuturesUnordered};
 use std::{
     collections::VecDeque,
     fmt,
     future::poll_fn,
+    panic::AssertUnwindSafe,
     pin::Pin,
     sync::{
         Arc, Mutex, PoisonError,
@@ -435,7 +436,7 @@ impl Run {
             let (started, mut is_sure, mut lost) = (Instant::now(), true, None::<Lost>);
             for tries in 0_u32.. {
                 let turn = turns.next(tries > 0).await;
-                let done = tokio::time::timeout(PATIENCE, async {
+                let done = answer(async {
                     match &finish {
                         Finish::Settle { settlement, day: Some(day), needs_seed } => {
                             if lost.is_none() {
@@ -455,7 +456,7 @@ impl Run {
                 });
                 let done = done.await;
                 drop(turn);
-                match done.unwrap_or_else(|elapsed| Err(StoreError::ambiguous(elapsed))) {
+                match done {
                     Ok(()) => {
                         live.is_settled(finish.id());
                         state.succeeded(&finish, tries);
@@ -489,7 +490,7 @@ impl Run {
                 async move {
                     let Some(_busy) = live.begin(id) else { return };
                     let at = Instant::now();
-                    let extended = tokio::time::timeout(PATIENCE, async {
+                    let extended = answer(async {
                         if store.extend(id, &held.departments, lease).await? {
                             return Ok(true);
                         }
@@ -501,12 +502,21 @@ impl Run {
                         }
                         Ok::<_, StoreError>(restored != Restored::NotYet)
                     });
-                    if let Ok(Ok(true)) = extended.await {
+                    if let Ok(true) = extended.await {
                         live.extended(id, at);
                     }
                 }
             })
             .await;
         })
+    }
+}
+
+/// What a store says. One that panics or is late may have done it; and it must not end the task that settles for all.
+async fn answer<T>(asked: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
+    match tokio::time::timeout(PATIENCE, AssertUnwindSafe(asked).catch_unwind()).await {
+        Ok(Ok(answer)) => answer,
+        Ok(Err(_)) => Err(StoreError::ambiguous("the store panicked")),
+        Err(elapsed) => Err(StoreError::ambiguous(elapsed)),
     }
 }
