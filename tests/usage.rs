@@ -796,36 +796,56 @@ async fn what_is_left_for_certain_at_the_end_is_never_written() {
     assert_eq!(sink.lost(), 16);
 }
 
-/// Falls over whatever it is given.
-struct Broken;
+/// Falls over as often as it is told to, and then writes.
+struct Broken(std::sync::mpsc::Receiver<()>);
 
 impl UsageStore for Broken {
     fn write(&mut self, _: &[UsageEvent]) -> Result<(), BoxError> {
-        panic!("the store is broken")
+        match self.0.recv() {
+            Ok(()) => panic!("the store is broken"),
+            Err(_) => Ok(()),
+        }
     }
 }
 
 #[tokio::test]
-async fn a_store_that_panics_keeps_nobody_waiting() {
-    let (sink, worker) = QueueSink::start(Broken, quickly()).unwrap();
+async fn a_store_that_panics_is_offered_again_what_it_was_given() {
+    let (fall_over, wait) = std::sync::mpsc::channel();
+    let (sink, worker) = QueueSink::start(Broken(wait), quickly()).unwrap();
     let limit = Duration::from_secs(30);
     let service = UsageLayer::new(sink.clone(), prices()).durable(limit).layer(Scripted::new());
+    let early = sink.admit().unwrap().record_with_ticket(event_by("ada"));
+    fall_over.send(()).unwrap();
+    until(|| worker.report().last_error.is_some()).await;
+    assert_eq!(worker.report().last_error.as_deref(), Some("the store panicked"));
+    assert!(!sink.is_healthy());
+    let late = tokio::spawn(service.oneshot(request()));
+    (0..10).for_each(|_| fall_over.send(()).unwrap());
+    drop(fall_over);
+    assert!(early.await, "who waited is told when it is written");
+    late.await.unwrap().unwrap();
+    assert!(sink.is_healthy());
+    let report = worker.shutdown(limit).await;
+    assert_eq!((report.written, report.left, report.set_aside, report.last_error), (2, 0, 0, None));
+}
+
+#[tokio::test]
+async fn a_thread_that_is_over_keeps_nobody_waiting() {
+    let (fall_over, wait) = std::sync::mpsc::channel();
+    let (sink, worker) = QueueSink::start(Broken(wait), quickly()).unwrap();
+    let service = UsageLayer::new(sink.clone(), prices()).durable(Duration::from_secs(30));
     let late = sink.admit().unwrap();
-    let begun = tokio::time::Instant::now();
-    let error = service.clone().oneshot(request()).await.unwrap_err();
-    assert!(matches!(error.kind(), ErrorKind::StoreUnavailable { .. }), "it has no record");
-    let error = service.oneshot(request()).await.unwrap_err();
+    let early = sink.admit().unwrap().record_with_ticket(event_by("ada"));
+    until(|| worker.report().in_doubt == 1).await;
+    let report = worker.shutdown(Duration::ZERO).await;
+    assert_eq!((report.written, report.left, report.in_doubt), (0, 1, 1));
+    fall_over.send(()).unwrap();
+    assert!(!early.await, "it has no record");
+    let error = service.layer(Scripted::new()).oneshot(request()).await.unwrap_err();
     assert!(matches!(error.kind(), ErrorKind::StoreUnavailable { .. }), "nobody is asked");
     assert!(!sink.is_healthy());
-    let event = {
-        let kept = MemorySink::new(1);
-        UsageLayer::new(kept.clone(), prices()).layer(Scripted::new()).oneshot(request()).await.unwrap();
-        kept.take().remove(0)
-    };
-    assert!(!late.record_with_ticket(event).await, "who had a place before learns it, too");
-    let report = worker.shutdown(limit).await;
-    assert_eq!((report.written, report.left), (0, 2));
-    assert!(begun.elapsed() < limit);
+    assert!(!late.record_with_ticket(event_by("ada")).await, "who had a place before learns it, too");
+    assert_eq!(sink.lost(), 2);
 }
 
 #[tokio::test]

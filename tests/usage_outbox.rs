@@ -80,8 +80,9 @@ impl UsageStore for Elsewhere {
     }
 
     fn write_from(&mut self, position: LogPosition<'_>, group: &[UsageEvent]) -> Result<(), BoxError> {
+        let panics = self.0.lock().unwrap().panics;
+        assert!(!panics, "told to");
         let mut contents = self.0.lock().unwrap();
-        assert!(!contents.panics, "told to");
         assert_eq!(position.ends.len(), group.len());
         contents.offered += group.len();
         contents.refuses(group)?;
@@ -365,22 +366,22 @@ async fn events_of_calls_under_way_wait_in_the_queue_while_the_log_is_full() {
 }
 
 #[tokio::test]
-async fn a_store_that_panics_makes_the_sink_unhealthy_and_loses_nothing() {
+async fn a_store_that_panics_is_offered_again_what_is_in_the_log() {
     let (directory, store) = (Directory::new(), Elsewhere::default());
     store.0.lock().unwrap().panics = true;
     let (sink, worker) = start(&directory, &store);
     record(&sink, events(0..3)).await;
-    let unhealthy = async {
-        while sink.is_healthy() {
+    let told = async {
+        while sink.status().last_error.is_none() {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     };
-    tokio::time::timeout(SECONDS, unhealthy).await.unwrap();
-    assert!(sink.admit().is_err());
-    assert_eq!(worker.shutdown(SECONDS).await.log.events, 3);
-    let (directory_of_it, store) = (directory, Elsewhere::default());
-    let (_sink, worker) = start(&directory_of_it, &store);
+    tokio::time::timeout(SECONDS, told).await.unwrap();
+    assert_eq!(sink.status().last_error.as_deref(), Some("the store panicked"));
+    assert!(sink.is_healthy(), "the log takes more");
+    store.0.lock().unwrap().panics = false;
     assert_eq!(worker.shutdown(SECONDS).await.log.forwarded, 3);
+    assert_eq!(store.numbers(), [0, 1, 2]);
 }
 
 // ===== files that are not as they should be =====

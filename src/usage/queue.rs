@@ -1,6 +1,6 @@
 use super::{
     Slot, UsageEvent, UsageSink,
-    writer::{SetAside, Writer},
+    writer::{Caught, SetAside, Writer},
 };
 use crate::{
     BoxError, Error, ErrorKind,
@@ -60,7 +60,7 @@ pub trait UsageStore: Send + 'static {
     ///
     /// # Errors
     ///
-    /// The group is offered again later; it may have been written all the same. If it is an event that is to blame and
+    /// The group is offered again later, also where it panics; it may have been written all the same. If it is an event that is to blame and
     /// not the store, the error should be [`Refused`](super::Refused): then the others are written without it at once. Otherwise that is
     /// found out once a group has failed several times: an event is to blame that is refused again and again while others are
     /// written. See [`knows_refusals`](Self::knows_refusals).
@@ -537,7 +537,7 @@ fn run(store: impl UsageStore, options: QueueOptions, inbox: &Inbox) {
     let most = options.group.max(1);
     let mut letters = Vec::new();
     // Before anybody's ticket says so: it is the first to be dropped.
-    let mut writer = Writer::new(store, most, options.backoff, inbox);
+    let mut writer = Writer::new(Caught(store), most, options.backoff, inbox);
     let _over = Over(inbox);
     let mut linger = options.linger;
     while inbox.take(&mut letters, linger) {

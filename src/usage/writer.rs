@@ -1,8 +1,13 @@
 //! Writes what a queue hands over: a group at a time, and one by one where an event spoils its group.
 
-use super::{UsageEvent, UsageStore, queue::Inbox, queue::Letter};
+use super::{LogPosition, UsageEvent, UsageStore, queue::Inbox, queue::Letter};
 use crate::{BoxError, fallback::Backoff};
-use std::{fmt, mem, slice, sync::Arc};
+use std::{
+    fmt, mem,
+    panic::{AssertUnwindSafe, catch_unwind},
+    slice,
+    sync::Arc,
+};
 use tokio::sync::oneshot;
 
 /// Of a group of events: one of them will be refused however often it is offered, and the store is not to blame.
@@ -20,6 +25,9 @@ pub struct SetAside {
     /// What the store says.
     pub cause: Arc<str>,
 }
+
+/// A store whose panics are errors, for they must not end the thread that writes for all.
+pub(super) struct Caught<S>(pub(super) S);
 
 pub(super) struct Writer<'a, S> {
     store: S,
@@ -75,6 +83,28 @@ impl SetAside {
     fn new(event: UsageEvent, error: &BoxError) -> Self {
         let cause = error.source().map_or_else(|| error.to_string(), ToString::to_string);
         Self { event, cause: cause.into() }
+    }
+}
+
+impl<S> Caught<S> {
+    fn offer(&mut self, write: impl FnOnce(&mut S) -> Result<(), BoxError>) -> Result<(), BoxError> {
+        let written = catch_unwind(AssertUnwindSafe(|| write(&mut self.0)));
+        written.unwrap_or_else(|_| Err("the store panicked".into()))
+    }
+}
+
+#[deny(clippy::missing_trait_methods)]
+impl<S: UsageStore> UsageStore for Caught<S> {
+    fn write(&mut self, group: &[UsageEvent]) -> Result<(), BoxError> {
+        self.offer(|store| store.write(group))
+    }
+
+    fn knows_refusals(&self) -> bool {
+        catch_unwind(AssertUnwindSafe(|| self.0.knows_refusals())).unwrap_or(false)
+    }
+
+    fn write_from(&mut self, position: LogPosition<'_>, group: &[UsageEvent]) -> Result<(), BoxError> {
+        self.offer(|store| store.write_from(position, group))
     }
 }
 

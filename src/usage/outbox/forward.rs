@@ -9,7 +9,7 @@ use crate::{
     fallback::Backoff,
     usage::{
         LogPosition, Refused, UsageEvent, UsageStore, record,
-        writer::{PATIENCE, STRIKES},
+        writer::{Caught, PATIENCE, STRIKES},
     },
 };
 use std::{
@@ -24,7 +24,7 @@ const REFUSED: &str = "refused.log";
 
 pub(super) struct Forwarder<T> {
     pub(super) shared: Arc<Shared>,
-    pub(super) target: T,
+    pub(super) target: Caught<T>,
     pub(super) group: usize,
     pub(super) backoff: Backoff,
     /// How far the first file is passed on.
@@ -60,7 +60,7 @@ impl<T: UsageStore> Forwarder<T> {
     pub(super) fn new(shared: Arc<Shared>, lock: Lock, target: T, group: usize, backoff: Backoff) -> Self {
         Self {
             shared,
-            target,
+            target: Caught(target),
             group: group.max(1),
             backoff,
             at: HEAD as u64,
