@@ -30,6 +30,7 @@ use serde::{Deserialize, Deserializer, de::Error as _};
 use std::{
     collections::{HashMap, HashSet},
     io,
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, mpsc},
     thread,
     time::Duration,
@@ -108,7 +109,7 @@ pub trait PolicySource: Send + 'static {
     ///
     /// # Errors
     ///
-    /// It cannot be read, or is wrong; the last good table stays.
+    /// It cannot be read, or is wrong; the last good table stays. A panic is such an error, too.
     fn read(&mut self) -> Result<Option<PolicyTable>, BoxError>;
 }
 
@@ -153,14 +154,19 @@ impl Policies {
         every: Duration,
         on_error: impl Fn(BoxError) + Send + 'static,
     ) -> Result<Follower, BoxError> {
-        if let Some(table) = source.read()? {
+        // On the thread, a panic would leave nobody who reads again.
+        let mut read = move || {
+            let read = catch_unwind(AssertUnwindSafe(|| source.read()));
+            read.unwrap_or_else(|_| Err("the source of the policies panicked".into()))
+        };
+        if let Some(table) = read()? {
             self.store(table);
         }
         let policies = self.clone();
         let (stop, stopped) = mpsc::channel();
         let run = move || {
             while let Err(mpsc::RecvTimeoutError::Timeout) = stopped.recv_timeout(every) {
-                match source.read() {
+                match read() {
                     Ok(Some(table)) => policies.store(table),
                     Ok(None) => {}
                     Err(error) => on_error(error),

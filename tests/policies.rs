@@ -99,6 +99,32 @@ fn a_source_is_followed_and_an_error_keeps_the_last_good_table() {
     while was_asked.recv().is_ok() {}
 }
 
+/// Gives one table after the other, and panics in the place of the second.
+struct Stumbles(u64);
+
+impl PolicySource for Stumbles {
+    fn read(&mut self) -> Result<Option<PolicyTable>, BoxError> {
+        self.0 += 1;
+        assert!(self.0 != 2, "a bug of the source");
+        Ok(Some(PolicyTable::new(DepartmentPolicy::new(Limits::new().with_day_requests(self.0)))))
+    }
+}
+
+#[test]
+fn a_source_that_panics_is_told_and_followed_on() {
+    let policies = Policies::default();
+    let (failed, failures) = mpsc::channel();
+    let on_error = move |error: BoxError| failed.send(error.to_string()).unwrap();
+    let _follower = policies.follow(Stumbles(0), Duration::from_millis(1), on_error).unwrap();
+    assert_eq!(failures.recv().as_deref(), Ok("the source of the policies panicked"));
+    while policies.load().otherwise().limits.day_requests < Some(3) {
+        std::thread::yield_now();
+    }
+
+    let followed = Policies::default().follow(Stumbles(1), Duration::from_secs(1), |_| {});
+    assert_eq!(followed.unwrap_err().to_string(), "the source of the policies panicked");
+}
+
 #[test]
 fn a_source_that_is_wrong_from_the_start_is_an_error() {
     let (asked, _was_asked) = mpsc::channel();
