@@ -265,6 +265,53 @@ async fn a_panic_below_is_a_failure_wherever_it_happens() {
     }
 }
 
+/// Panics when it is told this.
+struct Faulty(&'static str);
+
+impl Observe for Faulty {
+    fn on_chunk(&mut self, chunk: &StreamChunk, _: &Arrival) {
+        assert!(said(chunk) != self.0, "a bug of who observes");
+    }
+
+    fn on_end(self, end: End<'_>) {
+        let is_told = match end {
+            End::Failed(..) => "failed",
+            End::Abandoned(_) => "abandoned",
+            _ => "ended",
+        };
+        assert!(is_told != self.0, "a bug of who observes");
+    }
+}
+
+#[tokio::test]
+async fn an_observer_that_panics_is_to_those_outside_of_it_a_panic_below() {
+    const BELOW: &str = "failed(the request failed; 2)";
+    let failed = "failed(provider acme lost the connection (model one); 1)";
+    let cases = [
+        ("ended", None, "ended(2)", BELOW),
+        // Nobody knows of the end yet.
+        ("end", None, BELOW, BELOW),
+        ("failed", Some(Step::Fail(broken())), failed, "failed(the request failed; 1)"),
+    ];
+    for (at, last, inside, outside) in cases {
+        let steps = [text("a")].into_iter().chain(last);
+        let answer = Scripted::new().reply(Reply::stream(steps)).oneshot(request()).await.unwrap();
+        let log = Log::default();
+        let answer = answer.observe(Spy::new("inside", log.clone())).observe(Faulty(at));
+        let mut chunks = stream_of(answer.observe(Faulty(at)).observe(Spy::new("outside", log.clone())));
+        chunks.next().await.unwrap().unwrap();
+        drop(AssertUnwindSafe(chunks.next()).catch_unwind().await.expect_err("it goes on"));
+        drop(chunks);
+        assert_eq!(log.ends(), [format!("inside! {inside}"), format!("outside! {outside}")], "{at}");
+    }
+
+    let log = Log::default();
+    let answer = Scripted::new().reply(Reply::stream([text("a")])).oneshot(request()).await.unwrap();
+    let answer = answer.observe(Faulty("abandoned")).observe(Spy::new("outside", log.clone()));
+    std::panic::catch_unwind(AssertUnwindSafe(|| drop(answer))).expect_err("it goes on");
+    assert_eq!(log.ends(), ["outside! failed(the request failed; 0)"]);
+}
+
 #[tokio::test]
 async fn a_foreign_error_is_told_as_ours() {
     let log = Log::default();

@@ -9,9 +9,12 @@ use std::{
     fmt,
     future::poll_fn,
     mem,
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
+    thread,
+    vec::Drain,
 };
 
 /// A streamed answer, and all that can happen to it.
@@ -103,7 +106,7 @@ struct Barrier {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     Open,
-    /// Seen by nobody but a `Drop` or a poll after a panic of the source.
+    /// Seen by nobody but a `Drop` or a poll after a panic of the source or of an observer.
     Polling,
     Ended,
 }
@@ -269,14 +272,14 @@ impl ReadAhead {
 
 impl Inner {
     fn hand_out(&mut self, chunk: &StreamChunk, seen: usize, arrival: &Arrival) {
+        let state = mem::replace(&mut self.state, State::Polling);
         for observer in self.observers.iter_mut().skip(seen) {
             observer.on_chunk(chunk, arrival);
         }
+        self.state = state;
         if chunk.is_final() {
             self.close();
-            for observer in self.observers.drain(..) {
-                observer.on_end(End::StreamEnded(&self.summary));
-            }
+            tell(self.observers.drain(..), End::StreamEnded(&self.summary), &self.summary);
         }
     }
 
@@ -291,13 +294,8 @@ impl Inner {
 
     fn fail(&mut self, error: Error) -> Error {
         self.close();
-        let mut error = error.with_dispatched(true);
-        if let (None, Some(usage)) = (error.usage(), self.summary.usage) {
-            error = error.with_usage(usage);
-        }
-        for observer in self.observers.drain(..) {
-            observer.on_end(End::Failed(&error, &self.summary));
-        }
+        let error = failed(error, &self.summary);
+        tell(self.observers.drain(..), End::Failed(&error, &self.summary), &self.summary);
         error
     }
 
@@ -373,16 +371,20 @@ impl Inner {
     fn passes(&mut self, chunk: &StreamChunk) -> bool {
         let arrival = Arrival::default();
         self.summary.add(chunk, &arrival, self.is_timed());
-        let Some(barrier) = self.barrier.as_mut().filter(|_| chunk.is_final()) else {
+        let Some(barrier) = self.barrier.as_ref().filter(|_| chunk.is_final()) else {
             self.hand_out(chunk, 0, &arrival);
             return true;
         };
         let inside = barrier.inside.min(self.observers.len());
-        barrier.last = Some(chunk.clone());
         self.close();
-        for mut observer in self.observers.drain(..inside) {
+        self.state = State::Polling;
+        for observer in &mut self.observers[..inside] {
             observer.on_chunk(chunk, &arrival);
-            observer.on_end(End::StreamEnded(&self.summary));
+        }
+        tell(self.observers.drain(..inside), End::StreamEnded(&self.summary), &self.summary);
+        self.state = State::Ended;
+        if let Some(barrier) = &mut self.barrier {
+            barrier.last = Some(chunk.clone());
         }
         false
     }
@@ -405,9 +407,37 @@ impl Drop for Inner {
         }
         // First, so that a permit is not free before the connection is.
         self.close();
-        for observer in self.observers.drain(..) {
-            observer.on_end(End::Abandoned(&self.summary));
+        tell(self.observers.drain(..), End::Abandoned(&self.summary), &self.summary);
+    }
+}
+
+/// Tells all of the end, also if one of them panics. To those outside of it that is a panic of the service below, as it is
+/// where an answer is whole.
+fn tell(observers: Drain<'_, Box<dyn DynObserve>>, end: End<'_>, summary: &Summary) {
+    let mut panic = None;
+    for observer in observers {
+        let told = catch_unwind(AssertUnwindSafe(|| match &panic {
+            None => observer.on_end(end),
+            Some(_) => observer.on_end(End::Failed(&failed(panicked(), summary), summary)),
+        }));
+        if let Err(cause) = told {
+            panic.get_or_insert(cause);
         }
+    }
+    if let Some(cause) = panic
+        // In the midst of another it would end the process.
+        && !thread::panicking()
+    {
+        resume_unwind(cause);
+    }
+}
+
+/// An error of a stream, with what it is known to have used up.
+fn failed(error: Error, summary: &Summary) -> Error {
+    let error = error.with_dispatched(true);
+    match summary.usage {
+        Some(usage) if error.usage().is_none() => error.with_usage(usage),
+        _ => error,
     }
 }
 
