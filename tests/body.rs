@@ -382,6 +382,22 @@ async fn observers_are_told_innermost_first_and_each_of_everything() {
 }
 
 #[tokio::test]
+async fn an_observer_that_comes_after_the_end_is_told_which_it_was() {
+    let good = [text("a"), Step::Chunk(StreamChunk::usage_only(TokenUsage::new(7, 3)))];
+    let failed = "late! failed(provider acme lost the connection (model one); 1)";
+    for (steps, end) in [(&good[..], "late! ended(3)"), (&[text("a"), Step::Fail(broken())], failed)] {
+        let answer = Scripted::new().reply(Reply::stream(steps.to_vec())).oneshot(request()).await.unwrap();
+        let mut chunks = stream_of(answer);
+        while chunks.next().await.is_some() {}
+        let log = Log::default();
+        chunks.observe(Spy::new("late", log.clone()));
+        assert_eq!(log.take(), [end]);
+        drop(chunks);
+        assert_eq!(log.take(), [""; 0]);
+    }
+}
+
+#[tokio::test]
 async fn an_observer_that_comes_late_sees_what_is_still_to_be_handed_out() {
     let log = Log::default();
     let provider = Scripted::new().reply(Reply::stream([text("a"), text("b")]));

@@ -83,6 +83,8 @@ struct Inner {
     /// Innermost layer first; empty once the source has ended.
     observers: Vec<Box<dyn DynObserve>>,
     summary: Summary,
+    /// Why it has ended, if it has and not well.
+    failure: Option<Error>,
     clock: Option<BodyClock>,
     /// Few have one, and it is large.
     barrier: Option<Box<Barrier>>,
@@ -130,6 +132,7 @@ impl ChunkStream {
             held: ReadAhead::default(),
             observers: Vec::new(),
             summary: Summary::default(),
+            failure: None,
             clock: None,
             barrier: None,
         }))
@@ -163,8 +166,15 @@ impl ChunkStream {
         &self.0.summary
     }
 
-    /// Lets `observer` see all that is still to be handed out.
+    /// Lets `observer` see all that is still to be handed out. If nothing is, it is told at once how the stream has ended.
     pub fn observe(&mut self, observer: impl Observe) {
+        if self.0.is_over() {
+            let summary = &self.0.summary;
+            return observer.on_end(match &self.0.failure {
+                Some(error) => End::Failed(error, summary),
+                None => End::StreamEnded(summary),
+            });
+        }
         if self.0.observers.is_empty() {
             // As many as the recommended stack has.
             self.0.observers.reserve(8);
@@ -295,8 +305,19 @@ impl Inner {
     fn fail(&mut self, error: Error) -> Error {
         self.close();
         let error = failed(error, &self.summary);
+        self.failure = Some(error.clone());
         tell(self.observers.drain(..), End::Failed(&error, &self.summary), &self.summary);
         error
+    }
+
+    /// Whether nothing is left to be handed out.
+    fn is_over(&self) -> bool {
+        self.state == State::Ended && self.held.chunks.is_empty() && !self.holds_last()
+    }
+
+    /// Whether the barrier keeps the last chunk back.
+    fn holds_last(&self) -> bool {
+        self.barrier.as_ref().is_some_and(|barrier| barrier.last.is_some())
     }
 
     /// Hangs up: whoever keeps the stream does not keep the connection.
@@ -329,7 +350,7 @@ impl Inner {
             self.hand_out(&chunk, seen, &Arrival::default());
             return Poll::Ready(Some(Ok(chunk)));
         }
-        if self.barrier.as_ref().is_some_and(|barrier| barrier.last.is_some()) {
+        if self.holds_last() {
             return Poll::Ready(Some(match ready!(self.poll_last(cx)) {
                 Ok(last) => {
                     self.hand_out(&last, 0, &Arrival::default());
