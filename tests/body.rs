@@ -586,6 +586,29 @@ async fn the_summary_tells_the_latest_usage_the_reasons_and_the_times() {
     assert_eq!((after(summary.first_chunk_at), after(summary.first_content_at)), (second, 2 * second));
 }
 
+#[tokio::test]
+async fn however_many_choices_an_event_ends_a_few_are_kept() {
+    let ends = |indices: &mut dyn Iterator<Item = u32>, reason| {
+        let ends = indices.map(|index| format!(r#"{{"index":{index},"finish_reason":"{reason}"}}"#));
+        StreamChunk::parse(format!(r#"{{"choices":[{}]}}"#, ends.collect::<Vec<_>>().join(","))).unwrap()
+    };
+    let many = ends(&mut (0..100_000), "stop");
+    assert_eq!(many.finish_reasons().len(), 128);
+    let backwards = ends(&mut (0..500).rev(), "stop");
+    assert_eq!(backwards.finish_reasons().last().unwrap().index, 0);
+    assert!(backwards.finish_reasons().len() < 256);
+
+    let steps = [many, ends(&mut (500..501), "length"), ends(&mut (3..4), "length"), backwards];
+    let mut chunks = ChunkStream::new(source(steps.map(|chunk| Some(Ok(chunk)))));
+    for (latest, reason) in [(127, "stop"), (500, "length"), (3, "length"), (0, "stop")] {
+        chunks.next().await.unwrap().unwrap();
+        let kept = &chunks.summary().finish_reasons;
+        assert_eq!(kept.len(), 128);
+        let last = kept.last().unwrap();
+        assert_eq!((last.index, last.reason.as_str()), (latest, reason));
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_stream_without_content_has_no_time_of_it() {
     let provider = Scripted::new().reply(Reply::stream([Step::Chunk(StreamChunk::role()), text(" \n")]));

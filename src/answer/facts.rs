@@ -82,6 +82,8 @@ pub(crate) struct Facts {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Rare {
     finishes: Vec<ChoiceFinish>,
+    /// Which choices ended, as in [`begun`](Facts::begun).
+    finished: u128,
     usage: Option<TokenUsage>,
 }
 
@@ -186,7 +188,7 @@ impl Facts {
     /// Which choices ended, as in [`begun`](Self::begun).
     #[cfg(feature = "openai")]
     pub(crate) fn finished(&self) -> u128 {
-        self.finishes().iter().fold(0, |bits, finish| bits | bit(finish.index))
+        self.rare.as_ref().map_or(0, |rare| rare.finished)
     }
 
     /// Nothing but usage: what the edge leaves out if the client did not ask for it.
@@ -195,8 +197,30 @@ impl Facts {
     }
 }
 
+impl Rare {
+    /// No more than anybody asks for: a provider may say as many as its event has room for.
+    fn ends(&mut self, finish: ChoiceFinish) {
+        let bit = bit(finish.index);
+        if self.finished & bit == 0 || self.finishes.len() < 128 {
+            self.finishes.push(finish);
+        }
+        self.finished |= bit;
+    }
+}
+
+impl ChoiceFinish {
+    /// Its choice; all from the 128th on share the last place.
+    pub(crate) const fn place(&self) -> u32 {
+        place(self.index)
+    }
+}
+
 const fn bit(choice: u32) -> u128 {
-    1 << if choice < 127 { choice } else { 127 }
+    1 << place(choice)
+}
+
+const fn place(choice: u32) -> u32 {
+    if choice < 127 { choice } else { 127 }
 }
 
 /// The text of a JSON string that lies there in `data`.
@@ -320,7 +344,7 @@ impl Facts {
         let index = index.unwrap_or(self.choices);
         self.begin(index);
         if let Some(reason) = reason {
-            self.rare().finishes.push(ChoiceFinish { index, reason: (&*reason).into() });
+            self.rare().ends(ChoiceFinish { index, reason: (&*reason).into() });
         }
         self.choices += 1;
         Some(())

@@ -57,7 +57,7 @@ pub struct Summary {
     pub(crate) reported_bytes: u64,
     /// The tier in which the provider says that it serves the call.
     pub service_tier: Option<ServiceTier>,
-    /// Why each choice ended, as far as it has.
+    /// Why each choice ended, as far as it has; of all from the 128th on, why the latest did.
     pub finish_reasons: Vec<ChoiceFinish>,
     /// The id that the provider gave the answer.
     pub id: Option<Box<str>>,
@@ -98,7 +98,7 @@ impl Summary {
         }
         self.service_tier = chunk.service_tier().or(self.service_tier);
         for finish in chunk.finish_reasons() {
-            self.finish_reasons.retain(|seen| seen.index != finish.index);
+            self.finish_reasons.retain(|seen| seen.place() != finish.place());
             self.finish_reasons.push(finish.clone());
         }
         if self.id.is_none() {
