@@ -444,7 +444,11 @@ async fn the_dashboard_asks_for_what_is_printed() {
         .collect();
     assert!(queries.len() >= 10, "{queries:?}");
     // Printed once there is a cache, or a quota has refused a call.
-    let later = ["llm_layers_cache_requests_total", "llm_layers_quota_refusals_total"];
+    let later = [
+        "llm_layers_cache_requests_total",
+        "llm_layers_cache_semantic_shadow_hits_total",
+        "llm_layers_quota_refusals_total",
+    ];
     let mut asked = BTreeSet::new();
     for query in &queries {
         // `sum by (labels) (rate(name{labels}[..]))`
