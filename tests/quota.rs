@@ -8,6 +8,7 @@ mod past;
 #[path = "quota/remote.rs"]
 mod remote;
 
+use futures_util::FutureExt as _;
 use llm_layers::{
     CacheStatus, ChatBody, ChunkStream, Completion, Error, ErrorClass, ErrorKind, InvalidReason, LlmRequest,
     LlmResponse, Period, ProviderFailure, QuotaExceeded, QuotaKind, RequestContext, ResponseBody,
@@ -971,6 +972,17 @@ async fn an_attempt_that_has_ended_is_not_in_the_way_of_the_next() {
             worker.shutdown(SECOND).await;
         }
     }
+    // Where all is settled at once there is nothing to wait for, nor need there be a runtime.
+    std::thread::spawn(|| {
+        let bench = Bench::new(Limits::new().with_day_requests(1));
+        bench.provider.push(Reply::text("first").after([Step::Stall]));
+        let mut first = Box::pin(bench.service().oneshot(request()));
+        assert!(first.as_mut().now_or_never().is_none());
+        let refused = bench.service().oneshot(request()).now_or_never();
+        assert!(exceeded(&refused.expect("at once").unwrap_err()).in_flight_only);
+    })
+    .join()
+    .unwrap();
     // Others in flight still are, and in the shadow they refuse nobody.
     for (mode, is_refused) in [(Mode::Enforce, true), (Mode::Shadow, false)] {
         let bench = Bench::new(Limits::new());

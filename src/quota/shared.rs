@@ -187,8 +187,8 @@ impl Shared {
                         return Ok(Some((Lease::new(hold, &plan, request), grant.tightest)));
                     }
                     Ok(Err(denial)) => {
-                        // By what has ended, be it an attempt of this very call, and is not settled yet.
-                        if denial.reserved > 0 && !has_waited {
+                        // By what has ended, be it an attempt of this very call, and is not settled yet: where a worker does that.
+                        if denial.reserved > 0 && !has_waited && self.outbox.is_some() {
                             has_waited = true;
                             let since = Instant::now();
                             let ends = self.live.ends_are_settled(&plan.departments);
