@@ -84,6 +84,17 @@ fn skip(bytes: &[u8], mut at: usize, also: u8) -> usize {
     at
 }
 
+/// The texts of a content, as JSON: it is one, or has parts that have one each.
+pub(crate) fn texts(content: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let parts = items(content).filter_map(|part| member(part, "text"));
+    std::iter::once(content).chain(parts).filter(|raw| raw.first() == Some(&b'"'))
+}
+
+/// Those [`texts`] as one.
+pub(crate) fn joined(content: &[u8]) -> Cow<'_, str> {
+    text(content).unwrap_or_else(|| texts(content).filter_map(text).collect::<String>().into())
+}
+
 /// The items of a valid JSON array; none if it is something else.
 pub(crate) fn items(array: &[u8]) -> impl Iterator<Item = &[u8]> {
     let start = skip(array, 0, b' ');

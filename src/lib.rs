@@ -136,6 +136,7 @@ pub mod body;
 mod builder;
 pub mod cache;
 mod calendar;
+mod caught;
 mod chat;
 pub mod clock;
 pub mod concurrency;

@@ -23,14 +23,13 @@
 #[cfg(feature = "rusqlite")]
 pub use crate::quota::sqlite::{BadPolicies, BadPolicy, SqlitePolicies};
 
-use crate::{BoxError, alias::Glob, price::NanoUsd, quota::Limits};
+use crate::{BoxError, alias::Glob, caught::caught, price::NanoUsd, quota::Limits};
 use arc_swap::{ArcSwap, Guard};
 use foldhash::fast::RandomState;
 use serde::{Deserialize, Deserializer, de::Error as _};
 use std::{
     collections::{HashMap, HashSet},
     io,
-    panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, mpsc},
     thread,
     time::Duration,
@@ -155,10 +154,7 @@ impl Policies {
         on_error: impl Fn(BoxError) + Send + 'static,
     ) -> Result<Follower, BoxError> {
         // On the thread, a panic would leave nobody who reads again.
-        let mut read = move || {
-            let read = catch_unwind(AssertUnwindSafe(|| source.read()));
-            read.unwrap_or_else(|_| Err("the source of the policies panicked".into()))
-        };
+        let mut read = move || caught("the source of the policies", || source.read())?;
         if let Some(table) = read()? {
             self.store(table);
         }

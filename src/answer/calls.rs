@@ -87,6 +87,7 @@ mod tests {
         assert_eq!(number(r#"{"index":18446744073709551615,"id":"a"}"#), u64::MAX);
         assert_eq!(number(r#"{"id":"b"}"#), u64::MAX);
     }
+
     #[test]
     fn a_number_with_another_id_is_another_call_beside_those_that_are_known() {
         let mut calls = Calls::default();

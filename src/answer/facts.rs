@@ -237,11 +237,7 @@ pub(crate) fn first_content<'a>(data: &'a [u8], said: &str) -> Cow<'a, str> {
         _ => *at == 0,
     };
     let first = choices.enumerate().find(is_first).and_then(|(_, choice)| json::member(choice, said));
-    let content = first.and_then(|said| json::member(said, "content")).unwrap_or_default();
-    if content.first() != Some(&b'[') {
-        return json::text(content).unwrap_or_default();
-    }
-    Cow::Owned(json::items(content).filter_map(|part| json::text(json::member(part, "text")?)).collect())
+    json::joined(first.and_then(|said| json::member(said, "content")).unwrap_or_default())
 }
 
 impl Span {

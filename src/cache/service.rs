@@ -392,9 +392,7 @@ fn follow(
     if answer.cache == CacheStatus::Miss {
         answer.cache_miss = Some(why);
     }
-    if let (Some(_), ResponseBody::Stream(chunks)) = (deadline, &mut answer.body) {
-        chunks.limit(BodyClock::new(None, None, None, deadline));
-    }
+    bound(&mut answer, deadline);
     Ok(answer)
 }
 
@@ -406,10 +404,14 @@ async fn within(
     let Some(at) = deadline else { return call.await };
     let late = |_| Err(Error::new(ErrorKind::Timeout { phase: TimeoutPhase::Deadline }));
     let mut answer = tokio::time::timeout_at(at, call).await.unwrap_or_else(late)?;
-    if let ResponseBody::Stream(chunks) = &mut answer.body {
+    bound(&mut answer, deadline);
+    Ok(answer)
+}
+
+fn bound(answer: &mut LlmResponse, deadline: Option<Instant>) {
+    if let (Some(_), ResponseBody::Stream(chunks)) = (deadline, &mut answer.body) {
         chunks.limit(BodyClock::new(None, None, None, deadline));
     }
-    Ok(answer)
 }
 
 fn poll_deadline(

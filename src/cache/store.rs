@@ -1,14 +1,10 @@
 use super::{CacheKey, Entry, epoch::EpochStore};
-use crate::BoxError;
-use bytes::Bytes;
-use futures_util::FutureExt as _;
-use std::{
-    fmt,
-    panic::{AssertUnwindSafe, catch_unwind},
-    pin::Pin,
-    sync::Arc,
-    time::Duration,
+use crate::{
+    BoxError,
+    caught::{caught, caught_in},
 };
+use bytes::Bytes;
+use std::{fmt, pin::Pin, sync::Arc, time::Duration};
 
 /// What somebody was asked for: here already, or on its way. Who has it in memory needs no box.
 pub enum Fetch<T> {
@@ -111,10 +107,7 @@ impl<T> Fetch<T> {
     pub async fn wait(self) -> Result<T, BoxError> {
         match self {
             Self::Ready(value) => Ok(value),
-            Self::Pending(future) => match AssertUnwindSafe(future).catch_unwind().await {
-                Ok(answer) => answer,
-                Err(_) => Err(PANICKED.into()),
-            },
+            Self::Pending(future) => caught_in(WHO, future).await?,
         }
     }
 
@@ -123,16 +116,12 @@ impl<T> Fetch<T> {
     where
         T: 'static,
     {
-        caught(asked).unwrap_or_else(|| Self::Pending(Box::pin(async { Err(PANICKED.into()) })))
+        caught(WHO, asked).unwrap_or_else(|panicked| Self::pending(async { Err(panicked.into()) }))
     }
 }
 
-const PANICKED: &str = "it panicked";
-
-/// Whatever was changed halfway is the host's, and his to make good.
-fn caught<T>(ask: impl FnOnce() -> T) -> Option<T> {
-    catch_unwind(AssertUnwindSafe(ask)).ok()
-}
+/// A store, an embedder, settings: the error says which.
+const WHO: &str = "it";
 
 impl Guarded {
     pub(super) fn new(store: Arc<dyn CacheStore>) -> Self {
@@ -145,11 +134,11 @@ impl Guarded {
 
     /// `None` if it has failed at once.
     pub(super) fn put(&self, entry: Arc<Entry>) -> Option<Fetch<()>> {
-        caught(|| self.0.put(entry))
+        caught(WHO, || self.0.put(entry)).ok()
     }
 
     pub(super) fn evict(&self, key: &CacheKey) -> bool {
-        caught(|| self.0.evict(key)).unwrap_or(false)
+        caught(WHO, || self.0.evict(key)).unwrap_or(false)
     }
 }
 

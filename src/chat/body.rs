@@ -249,8 +249,9 @@ impl ChatBody {
     ///
     /// As [`get`](Self::get).
     pub fn max_output_tokens(&self) -> Result<Option<u64>, Error> {
-        match self.get("max_completion_tokens")? {
-            None => self.get("max_tokens"),
+        let [newer, older] = OUTPUT_MEMBERS;
+        match self.get(newer)? {
+            None => self.get(older),
             some => Ok(some),
         }
     }
@@ -366,6 +367,9 @@ impl ChatBody {
         members.map(|m| m.raw_name.len() + m.value.len() + 2).sum::<usize>() + 2
     }
 }
+
+/// By which a request bounds its answer: the newer name, and the one that most servers know.
+pub(crate) const OUTPUT_MEMBERS: [&str; 2] = ["max_completion_tokens", "max_tokens"];
 
 impl fmt::Debug for ChatBody {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -147,12 +147,7 @@ impl<'a> MessageRef<'a> {
 
     /// The text of the content, its text parts joined.
     pub fn text(&self) -> Cow<'a, str> {
-        let Some(content) = self.content() else { return Cow::Borrowed("") };
-        if let Some(text) = json::text(content) {
-            return text;
-        }
-        let parts = json::items(content).filter_map(|part| json::member(part, "text").and_then(json::text));
-        Cow::Owned(parts.collect())
+        json::joined(self.content().unwrap_or_default())
     }
 }
 

@@ -4,6 +4,7 @@ mod body;
 mod builder;
 mod message;
 
+pub(crate) use self::body::OUTPUT_MEMBERS;
 pub use self::{
     body::{Attached, BodyLimits, ChatBody},
     builder::ChatBodyBuilder,

@@ -1,5 +1,5 @@
 use super::{
-    cost::{CostError, Price, ServiceTier, Tiers},
+    cost::{Billed, CostError, Price, ServiceTier},
     error::{PriceError, PriceErrorKind, PriceProblem, PriceReason},
     litellm,
     money::NanoUsd,
@@ -346,24 +346,17 @@ impl Prices {
         self.0.load().price(model).cloned()
     }
 
-    /// What a call of `model` cost at most in one of these tiers, if there is a price for all of it, and nothing more.
-    pub(crate) fn amount(
-        &self,
-        model: &str,
-        tiers: Tiers,
-        usage: &TokenUsage,
-        requests: u64,
-    ) -> Option<NanoUsd> {
-        self.0.load().price(model)?.cost_in(tiers, usage, requests).ok()
+    /// What a call of `model` cost, if there is a price for all of it, and nothing more.
+    pub(crate) fn amount(&self, model: &str, billed: &Billed) -> Option<NanoUsd> {
+        self.0.load().price(model)?.bill(billed).ok()
     }
 
     /// As [`amount`](Self::amount), and by which price.
-    pub(crate) fn cost_in(&self, model: &str, tiers: Tiers, usage: &TokenUsage, requests: u64) -> Cost {
+    pub(crate) fn bill(&self, model: &str, billed: &Billed) -> Cost {
         match self.0.load().find(model) {
-            Some(quote) => Cost {
-                amount: quote.price.cost_in(tiers, usage, requests).ok(),
-                origin: Some(Arc::clone(&quote.origin)),
-            },
+            Some(quote) => {
+                Cost { amount: quote.price.bill(billed).ok(), origin: Some(Arc::clone(&quote.origin)) }
+            }
             None => Cost::unpriced(),
         }
     }

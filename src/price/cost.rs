@@ -53,6 +53,16 @@ pub enum ServiceTier {
     Ultrafast,
 }
 
+/// What a call is billed for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Billed {
+    /// Where nobody says in which, the dearest counts.
+    pub(crate) tiers: Tiers,
+    pub(crate) usage: TokenUsage,
+    /// None if it was refused.
+    pub(crate) requests: u64,
+}
+
 /// The tiers that a call was served in, or may have been: a bit each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Tiers(u8);
@@ -153,13 +163,9 @@ impl Price {
         self.cost_of(tier, usage, 1)
     }
 
-    /// What a call cost at most, if it was served in one of these tiers; for nothing if it was refused.
-    pub(crate) fn cost_in(
-        &self,
-        tiers: Tiers,
-        usage: &TokenUsage,
-        requests: u64,
-    ) -> Result<NanoUsd, CostError> {
+    /// What a call cost, at most.
+    pub(crate) fn bill(&self, billed: &Billed) -> Result<NanoUsd, CostError> {
+        let Billed { tiers, ref usage, requests } = *billed;
         if tiers == Tiers::STANDARD || self.flat().is_some() {
             return self.cost_of(ServiceTier::Standard, usage, requests);
         }

@@ -47,7 +47,7 @@ mod money;
 mod own;
 mod rate;
 
-pub(crate) use self::cost::Tiers;
+pub(crate) use self::cost::{Billed, Tiers};
 pub use self::{
     book::{Cost, PriceBook, PriceOrigin, Prices, Quote},
     cost::{CostError, Price, ServiceTier},

@@ -12,7 +12,7 @@ use crate::{
     CacheStatus, LlmRequest, LlmResponse, ModelName, Progress,
     body::{End, Observe},
     price::{NanoUsd, Tiers},
-    usage::{Spent, estimate, was_sent},
+    usage::{Spent, estimate, mark_answered, was_sent},
 };
 use std::sync::{Arc, atomic::Ordering};
 
@@ -39,7 +39,6 @@ pub(super) struct Lease {
     model: ModelName,
     progress: Progress,
     cache: CacheStatus,
-    has_head: bool,
 }
 
 // ===== impl Hold =====
@@ -123,30 +122,28 @@ impl Lease {
             model: request.model.clone(),
             progress,
             cache: CacheStatus::default(),
-            has_head: false,
         }
     }
 
     /// What the call used up, as far as anybody knows.
     fn truth(&self, end: &End<'_>) -> Amount {
         let spent = Spent::at(end);
-        let Spent { tier, requests, .. } = spent;
         // Of what was reserved for the answer, what is left beside that which was reported.
         let left = self.answer.saturating_sub(spent.usage.and_then(|usage| usage.output_tokens).unwrap_or(0));
-        let usage = match self.hold.shared.unreported {
-            Unreported::UpperBound if self.answer > 0 => spent.filled(self.prompt, |bytes| bytes.min(left)),
-            Unreported::UpperBound => spent.filled(self.prompt, |bytes| bytes),
-            Unreported::Estimate => spent.filled(estimate(self.input_bytes), estimate),
-            Unreported::Full => spent.filled(self.prompt, |_| left),
+        let (prompt, tiers) = (self.prompt, self.tiers);
+        let billed = match self.hold.shared.unreported {
+            Unreported::UpperBound if self.answer > 0 => spent.billed(tiers, prompt, |bytes| bytes.min(left)),
+            Unreported::UpperBound => spent.billed(tiers, prompt, |bytes| bytes),
+            Unreported::Estimate => spent.billed(tiers, estimate(self.input_bytes), estimate),
+            Unreported::Full => spent.billed(tiers, prompt, |_| left),
         };
+        let usage = billed.usage;
         let tokens = usage.input_tokens.unwrap_or(0).saturating_add(usage.output_tokens.unwrap_or(0));
-        let cost = self.hold.shared.cost(&self.model, self.tiers.told(tier), &usage, requests).unwrap_or(
-            match tokens {
-                0 => NanoUsd::ZERO,
-                // What had a price when it was admitted is not free now.
-                _ => self.reserved.cost,
-            },
-        );
+        let cost = self.hold.shared.cost(&self.model, &billed).unwrap_or(match tokens {
+            0 => NanoUsd::ZERO,
+            // What had a price when it was admitted is not free now.
+            _ => self.reserved.cost,
+        });
         Amount::new(1, tokens, cost)
     }
 
@@ -165,7 +162,7 @@ impl Observe for Lease {
             self.model.clone_from(&head.model);
         }
         self.cache = head.cache;
-        self.has_head = true;
+        mark_answered(head, &self.progress);
     }
 
     fn on_end(self, end: End<'_>) {
@@ -179,7 +176,7 @@ impl Observe for Lease {
             return;
         }
         // What did not reach a provider is given back as it is dropped.
-        if was_sent(&end, &self.progress, self.has_head) {
+        if was_sent(&end, &self.progress) {
             let truth = self.truth(&end);
             self.charge(truth);
         }

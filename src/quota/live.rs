@@ -278,12 +278,19 @@ impl Live {
 
     /// Waits until nobody looks after it. Nobody will begin again with one whose end was handed over.
     pub(super) async fn is_free(&self, id: LeaseId) {
+        self.until(|leases| !leases.busy.contains(&id)).await;
+    }
+
+    /// Waits until it is so, which whoever changes it tells by [`freed`](Self::freed).
+    async fn until(&self, is_so: impl Fn(&Leases) -> bool) {
+        let mut freed = pin!(self.freed.notified());
         loop {
-            let freed = self.freed.notified();
-            if !self.lock().busy.contains(&id) {
+            freed.as_mut().enable();
+            if is_so(&self.lock()) {
                 return;
             }
-            freed.await;
+            freed.as_mut().await;
+            freed.set(self.freed.notified());
         }
     }
 
@@ -305,15 +312,7 @@ impl Live {
     /// Waits until nobody looks up the past of any of these. Where many are new at once, whoever asked the store whenever one of
     /// them was found would ask it as often as there are others.
     pub(super) async fn are_rebuilt(&self, departments: &[Arc<str>]) {
-        let mut freed = pin!(self.freed.notified());
-        loop {
-            freed.as_mut().enable();
-            if !departments.iter().any(|department| self.lock().rebuilding.contains(department)) {
-                return;
-            }
-            freed.as_mut().await;
-            freed.set(self.freed.notified());
-        }
+        self.until(|leases| !departments.iter().any(|one| leases.rebuilding.contains(one))).await;
     }
 
     /// Gives up to charge a lease to a department, unless somebody who looks up its past counts on it.
@@ -355,15 +354,7 @@ impl Live {
             let leases = self.lock();
             leases.ending.iter().filter(|(_, others)| of_them(others)).map(|(id, _)| *id).collect()
         };
-        let mut freed = pin!(self.freed.notified());
-        loop {
-            freed.as_mut().enable();
-            if !ids.iter().any(|id| self.lock().ending.contains_key(id)) {
-                return;
-            }
-            freed.as_mut().await;
-            freed.set(self.freed.notified());
-        }
+        self.until(|leases| !ids.iter().any(|id| leases.ending.contains_key(id))).await;
     }
 
     /// Those of which half has passed.

@@ -6,10 +6,11 @@ use super::{
 };
 use crate::{
     Error, ErrorKind, InvalidReason, LlmRequest, QuotaKind,
+    chat::OUTPUT_MEMBERS,
     policies::PolicyTable,
     price::{CostError, NanoUsd, Price, Tiers},
 };
-use std::{borrow::Cow, slice, sync::Arc};
+use std::{slice, sync::Arc};
 
 /// What a call is going to reserve, and why.
 #[derive(Debug, Clone)]
@@ -165,7 +166,7 @@ impl Shared {
     fn bound(&self, request: &mut LlmRequest, tokens: u64) -> Result<(), Error> {
         let told = self.told_member(&request.model);
         let mut is_bounded = false;
-        for name in told.map_or(&OUTPUT_MEMBERS[..], slice::from_ref) {
+        for name in told.as_ref().map_or(&OUTPUT_MEMBERS[..], slice::from_ref) {
             let Some(asked) = request.body.raw(name).filter(|value| *value != b"null") else { continue };
             is_bounded = true;
             // What is no number is refused by whoever reads it first.
@@ -180,21 +181,18 @@ impl Shared {
     }
 
     /// The member that a model was said to read, and no other.
-    fn told_member(&self, model: &str) -> Option<&Cow<'static, str>> {
-        self.output_members.iter().find(|(models, _)| models.allows(model)).map(|(_, member)| member)
+    fn told_member(&self, model: &str) -> Option<&str> {
+        self.output_members.iter().find(|(models, _)| models.allows(model)).map(|(_, member)| &**member)
     }
 
     fn output_member(&self, model: &str) -> &str {
         let usual = if model.starts_with("openai/") { "max_completion_tokens" } else { "max_tokens" };
-        self.told_member(model).map_or(usual, |member| member)
+        self.told_member(model).unwrap_or(usual)
     }
 
     fn asked(&self, request: &LlmRequest) -> Result<Asked, Error> {
-        let told = self.told_member(&request.model).map(|member| member.as_bytes());
-        let bounds_output = |name: &[u8]| match told {
-            Some(told) => name == told,
-            None => OUTPUT_MEMBERS.iter().any(|member| member.as_bytes() == name),
-        };
+        let told = self.told_member(&request.model);
+        let bounds = told.as_ref().map_or(&OUTPUT_MEMBERS[..], slice::from_ref);
         let mut asked = Asked::default();
         for (name, value) in request.body.raw_members().filter(|(_, value)| *value != b"null") {
             let number = || {
@@ -203,7 +201,7 @@ impl Shared {
             };
             match name {
                 b"n" => match number()? {
-                    ..=MOST_CHOICES => asked.choices = number()?.max(1),
+                    choices @ ..=MOST_CHOICES => asked.choices = choices.max(1),
                     // They would be reserved in full, and keep all others out.
                     _ => {
                         return Err(Error::invalid(
@@ -213,7 +211,9 @@ impl Shared {
                     }
                 },
                 b"service_tier" => asked.tiers = Tiers::named(value),
-                name if bounds_output(name) => asked.output = asked.output.max(Some(number()?)),
+                name if bounds.iter().any(|member| member.as_bytes() == name) => {
+                    asked.output = asked.output.max(Some(number()?))
+                }
                 _ => {}
             }
         }
@@ -332,7 +332,3 @@ fn whole_number(value: &[u8]) -> Option<u64> {
 
 /// No provider gives more.
 const MOST_CHOICES: u64 = 1024;
-
-/// By which a request bounds an answer, where its model was not said to read another.
-const OUTPUT_MEMBERS: [Cow<'static, str>; 2] =
-    [Cow::Borrowed("max_completion_tokens"), Cow::Borrowed("max_tokens")];

@@ -1,5 +1,5 @@
 use super::{
-    amount::{Amount, Departments, Limits},
+    amount::{Amount, Departments},
     calendar::{Calendar, Day, Days, unix_millis},
     estimate::TokenEstimator,
     history::{HistoryQuery, UsageHistory, Used},
@@ -12,11 +12,11 @@ use super::{
     worker::Outbox,
 };
 use crate::{
-    BoxError, Error, ErrorKind, LlmRequest, QuotaExceeded, TokenUsage,
+    BoxError, Error, ErrorKind, LlmRequest, QuotaExceeded,
     clock::{Clock, after},
     policies::AllowList,
     policies::Policies,
-    price::{NanoUsd, Prices, Tiers},
+    price::{Billed, NanoUsd, Prices},
     store::Breaker,
 };
 use arc_swap::ArcSwapOption;
@@ -200,11 +200,7 @@ impl Shared {
                         }
                         if is_shadow {
                             self.state.would_deny.fetch_add(1, Ordering::Relaxed);
-                            let unlimited = plan.departments.iter().cloned().map(|mut department| {
-                                department.limits = Limits::new();
-                                department
-                            });
-                            plan.departments = unlimited.collect::<Departments>();
+                            plan.departments = unlimited(&plan.departments);
                             continue;
                         }
                         Obstacle::Denied(denial)
@@ -452,15 +448,9 @@ impl Shared {
     }
 
     /// What a call cost, if there is a price.
-    pub(super) fn cost(
-        &self,
-        model: &str,
-        tiers: Tiers,
-        usage: &TokenUsage,
-        requests: u64,
-    ) -> Option<NanoUsd> {
-        self.prices.amount(model, tiers, usage, requests).or_else(|| match &self.unpriced {
-            Unpriced::Assume(price) => price.cost_in(tiers, usage, requests).ok(),
+    pub(super) fn cost(&self, model: &str, billed: &Billed) -> Option<NanoUsd> {
+        self.prices.amount(model, billed).or_else(|| match &self.unpriced {
+            Unpriced::Assume(price) => price.bill(billed).ok(),
             Unpriced::Reject | Unpriced::Free => None,
         })
     }
@@ -494,8 +484,8 @@ async fn past(
     }
 }
 
-/// A wait for what has ended, a count of the prompt, and a shorter answer for whatever is in the way one after the other: what could never fit, by tokens and by
-/// cost, then the same of each weight that a denial has, of which there are four; and it fits.
+/// A wait for what has ended, a count of the prompt, and a shorter answer for whatever is in the way one after the other: what
+/// could never fit, by tokens and by cost, then the same of each weight that a denial has, of which there are four; and it fits.
 const ADAPTED: usize = 1 + 1 + 2 + 4 * 2 + 1;
 /// How often a ledger is asked anew because of leases that came or went.
 const LOOKS: u32 = 4;

@@ -5,13 +5,12 @@ use super::{
     live::{Held, Live, Lost, Restored},
     store::{EXPIRED_KEPT, QuotaStore, StoreError},
 };
-use crate::{fallback::Backoff, store::Breaker};
-use futures_util::{FutureExt, StreamExt, stream::FuturesUnordered};
+use crate::{caught::caught_in, fallback::Backoff, store::Breaker};
+use futures_util::{StreamExt, stream::FuturesUnordered};
 use std::{
     collections::VecDeque,
     fmt,
     future::poll_fn,
-    panic::AssertUnwindSafe,
     pin::Pin,
     sync::{
         Arc, Mutex, PoisonError,
@@ -514,9 +513,6 @@ impl Run {
 
 /// What a store says. One that panics or is late may have done it; and it must not end the task that settles for all.
 async fn answer<T>(asked: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
-    match tokio::time::timeout(PATIENCE, AssertUnwindSafe(asked).catch_unwind()).await {
-        Ok(Ok(answer)) => answer,
-        Ok(Err(_)) => Err(StoreError::ambiguous("the store panicked")),
-        Err(elapsed) => Err(StoreError::ambiguous(elapsed)),
-    }
+    let answer = tokio::time::timeout(PATIENCE, caught_in("the store", asked)).await;
+    answer.map_err(StoreError::ambiguous)?.map_err(StoreError::ambiguous)?
 }

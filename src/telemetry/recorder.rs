@@ -7,7 +7,7 @@ use crate::{
     Attempt, CacheStatus, LlmRequest, LlmResponse, ModelName, StreamChunk,
     body::{Arrival, End, Observe},
     decision::{self, DecisionRecord, Decisions},
-    price::{Prices, Tiers},
+    price::{Billed, Prices, Tiers},
 };
 use std::sync::Arc;
 use tokio::time::Instant;
@@ -135,7 +135,8 @@ impl<S: CallSpan> Observe for Recorder<S> {
             choices,
         };
         if let (Some((prices, model, tiers)), Some(usage)) = (prices, told.usage()) {
-            let amount = prices.amount(&model, tiers.told(told.service_tier()), &usage, 1);
+            let tiers = tiers.told(told.service_tier());
+            let amount = prices.amount(&model, &Billed { tiers, usage, requests: 1 });
             told.cost = amount.map(|amount| amount.nanos() as f64 / 1e9);
         }
         span.end(&told);

@@ -2,14 +2,14 @@ use super::{
     event::{EventId, Outcome, Saved, UsageEvent},
     layer::Settings,
     sink::{Slot, Ticket},
-    spent::{Spent, estimate, was_sent},
+    spent::{Spent, estimate, mark_answered, was_sent},
 };
 use crate::{
     CacheStatus, CallId, Error, ErrorKind, LlmRequest, LlmResponse, ModelName, Progress, RequestContext,
     TokenUsage,
     body::{End, Observe},
     cache::MissReason,
-    price::{Cost, ServiceTier, Tiers},
+    price::{Billed, Cost, ServiceTier, Tiers},
 };
 use std::{
     fmt,
@@ -51,7 +51,6 @@ struct Call {
     tiers: Tiers,
     cache: CacheStatus,
     cache_miss: Option<MissReason>,
-    has_head: bool,
 }
 
 /// By what whoever hands the answer out learns that its record is safe.
@@ -61,9 +60,8 @@ pub(super) struct Committed(Arc<Mutex<Option<Ticket>>>);
 /// How a call ended, in the terms of its record.
 struct Ended {
     outcome: Outcome,
-    usage: TokenUsage,
+    billed: Billed,
     tier: Option<ServiceTier>,
-    requests: u64,
     answered: Option<Box<str>>,
     first_content: Option<Duration>,
 }
@@ -114,7 +112,6 @@ impl Recorder {
             tiers: Tiers::asked_by(&request.body),
             cache,
             cache_miss,
-            has_head: false,
         }))
     }
 }
@@ -123,15 +120,16 @@ impl Call {
     /// Whether there is anything to be recorded of a call that ends so.
     fn counts(&self, end: &End<'_>) -> bool {
         // What did not reach a provider used nothing up.
-        self.cache.is_hit()
-            || self.progress.as_ref().is_some_and(|progress| was_sent(end, progress, self.has_head))
+        self.cache.is_hit() || self.progress.as_ref().is_some_and(|progress| was_sent(end, progress))
     }
 }
 
 impl Observe for Recorder {
     fn on_head(&mut self, head: &LlmResponse) {
         let this = &mut *self.0;
-        this.has_head = true;
+        if let Some(progress) = &this.progress {
+            mark_answered(head, progress);
+        }
         let is_calls = this.settings.which == Which::Calls;
         if head.cache != CacheStatus::Unused {
             this.cache = head.cache;
@@ -151,24 +149,25 @@ impl Observe for Recorder {
         // Out of the box one by one: all at once they would be moved once more.
         let call = self.0;
         let (ended_at, latency) = (call.settings.clock.now(), call.started.elapsed());
-        let Ended { outcome, usage, tier, requests, answered, first_content } =
-            ended(&end, call.started, latency, call.input_bytes);
-        let tiers = call.tiers.told(tier);
+        let Ended { outcome, billed, tier, answered, first_content } = ended(&end, &call, latency);
         // Who fails before there is a head does not say who it is.
         let provider = call.provider.or_else(|| asked(&end, &call.model));
-        let cost = call.settings.prices.cost_in(&call.model, tiers, &usage, requests);
+        let cost = call.settings.prices.bill(&call.model, &billed);
         let outcome = match (call.cache, outcome) {
             (CacheStatus::Hit { .. }, Outcome::Ok) => Outcome::CacheHit,
             (CacheStatus::Coalesced, Outcome::Ok) => Outcome::Coalesced,
             (_, outcome) => outcome,
         };
         let assumed_cost = match (&call.settings.assumed, cost.amount) {
-            (Some(price), None) if !call.cache.is_hit() => price.cost_in(tiers, &usage, requests).ok(),
+            (Some(price), None) if !call.cache.is_hit() => price.bill(&billed).ok(),
             _ => None,
         };
         let (usage, cost, saved) = match call.cache.is_hit() {
-            false => (usage, cost, None),
-            true => (TokenUsage::new(0, 0), Cost::nothing(), Some(Box::new(Saved { usage, cost }))),
+            false => (billed.usage, cost, None),
+            true => {
+                let saved = Saved { usage: billed.usage, cost };
+                (TokenUsage::new(0, 0), Cost::nothing(), Some(Box::new(saved)))
+            }
         };
         let event = UsageEvent {
             id: EventId::mint(ended_at),
@@ -212,18 +211,17 @@ fn asked(end: &End<'_>, model: &ModelName) -> Option<Arc<str>> {
     }
 }
 
-fn ended(end: &End<'_>, started: Instant, latency: Duration, input_bytes: usize) -> Ended {
+fn ended(end: &End<'_>, call: &Call, latency: Duration) -> Ended {
     let spent = Spent::at(end);
-    let Spent { tier, requests, .. } = spent;
-    let usage = spent.filled(estimate(input_bytes as u64), estimate);
+    let tier = spent.tier;
+    let billed = spent.billed(call.tiers, estimate(call.input_bytes as u64), estimate);
     let said = |has_content| if has_content { Outcome::Ok } else { Outcome::Empty };
     let (outcome, summary) = match end {
         End::Whole(completion) => {
             return Ended {
                 outcome: said(completion.has_content()),
-                usage,
+                billed,
                 tier,
-                requests,
                 answered: completion.model().map(Into::into),
                 first_content: completion.has_content().then_some(latency),
             };
@@ -233,8 +231,8 @@ fn ended(end: &End<'_>, started: Instant, latency: Duration, input_bytes: usize)
         End::Abandoned(summary) => (Outcome::Aborted, summary),
     };
     let first_content =
-        summary.first_content_at.map(|at| Instant::from_std(at).saturating_duration_since(started));
-    Ended { outcome, usage, tier, requests, answered: summary.model.clone(), first_content }
+        summary.first_content_at.map(|at| Instant::from_std(at).saturating_duration_since(call.started));
+    Ended { outcome, billed, tier, answered: summary.model.clone(), first_content }
 }
 
 impl fmt::Debug for Recorder {

@@ -1,4 +1,8 @@
-use crate::{Certainty, Error, ErrorKind, Progress, TokenUsage, body::End, price::ServiceTier};
+use crate::{
+    Certainty, Error, ErrorKind, LlmResponse, Progress, TokenUsage,
+    body::End,
+    price::{Billed, ServiceTier, Tiers},
+};
 
 /// What is known, at its end, of what a call used up: the same for the record of it and for the limits on it.
 #[derive(Debug, Clone, Copy)]
@@ -10,7 +14,7 @@ pub(crate) struct Spent {
     /// The tier in which the provider says that it served the call.
     pub(crate) tier: Option<ServiceTier>,
     /// How many requests the provider may bill: none that it refused.
-    pub(crate) requests: u64,
+    requests: u64,
 }
 
 impl Spent {
@@ -42,6 +46,17 @@ impl Spent {
         }
     }
 
+    /// As [`filled`](Self::filled), of a call that asked for one of these tiers.
+    pub(crate) fn billed(
+        self,
+        asked: Tiers,
+        input_tokens: u64,
+        output_tokens: impl FnOnce(u64) -> u64,
+    ) -> Billed {
+        let (tiers, requests) = (asked.told(self.tier), self.requests);
+        Billed { tiers, usage: self.filled(input_tokens, output_tokens), requests }
+    }
+
     /// What was reported, with these in its gaps: the tokens of the prompt, and those of so many bytes of text.
     pub(crate) fn filled(self, input_tokens: u64, output_tokens: impl FnOnce(u64) -> u64) -> TokenUsage {
         let mut usage = self.usage.unwrap_or_default();
@@ -58,11 +73,18 @@ impl Spent {
     }
 }
 
-/// Whether a provider was asked. Who has answered was, whether or not it was marked.
-pub(crate) fn was_sent(end: &End<'_>, progress: &Progress, has_head: bool) -> bool {
+/// Who has answered was asked, whether or not it was marked; unless he is a cache.
+pub(crate) fn mark_answered(head: &LlmResponse, progress: &Progress) {
+    if !head.cache.is_hit() {
+        progress.mark_dispatched();
+    }
+}
+
+/// Whether a provider was asked.
+pub(crate) fn was_sent(end: &End<'_>, progress: &Progress) -> bool {
     match end {
-        End::Failed(error, _) => has_head || error.was_sent(progress),
-        End::Abandoned(_) => has_head || progress.is_dispatched(),
+        End::Failed(error, _) => error.was_sent(progress),
+        End::Abandoned(_) => progress.is_dispatched(),
         End::Whole(_) | End::StreamEnded(_) => true,
     }
 }

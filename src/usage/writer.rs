@@ -1,13 +1,8 @@
 //! Writes what a queue hands over: a group at a time, and one by one where an event spoils its group.
 
 use super::{LogPosition, UsageEvent, UsageStore, queue::Inbox, queue::Letter};
-use crate::{BoxError, fallback::Backoff};
-use std::{
-    fmt, mem,
-    panic::{AssertUnwindSafe, catch_unwind},
-    slice,
-    sync::Arc,
-};
+use crate::{BoxError, caught::caught, fallback::Backoff};
+use std::{fmt, mem, slice, sync::Arc};
 use tokio::sync::oneshot;
 
 /// Of a group of events: one of them will be refused however often it is offered, and the store is not to blame.
@@ -86,25 +81,20 @@ impl SetAside {
     }
 }
 
-impl<S> Caught<S> {
-    fn offer(&mut self, write: impl FnOnce(&mut S) -> Result<(), BoxError>) -> Result<(), BoxError> {
-        let written = catch_unwind(AssertUnwindSafe(|| write(&mut self.0)));
-        written.unwrap_or_else(|_| Err("the store panicked".into()))
-    }
-}
+const WHO: &str = "the store";
 
 #[deny(clippy::missing_trait_methods)]
 impl<S: UsageStore> UsageStore for Caught<S> {
     fn write(&mut self, group: &[UsageEvent]) -> Result<(), BoxError> {
-        self.offer(|store| store.write(group))
+        caught(WHO, || self.0.write(group))?
     }
 
     fn knows_refusals(&self) -> bool {
-        catch_unwind(AssertUnwindSafe(|| self.0.knows_refusals())).unwrap_or(false)
+        caught(WHO, || self.0.knows_refusals()).unwrap_or(false)
     }
 
     fn write_from(&mut self, position: LogPosition<'_>, group: &[UsageEvent]) -> Result<(), BoxError> {
-        self.offer(|store| store.write_from(position, group))
+        caught(WHO, || self.0.write_from(position, group))?
     }
 }
 

@@ -15,7 +15,15 @@ fn one(url: &str, more: &str) -> String {
 
 /// A stream that has said "Hel", and has not ended.
 async fn begun(gateway: &Gateway, upstream: &mut Upstream) -> (Client, common::Call) {
-    let (mut client, call) = tokio::join!(gateway.stream("a/m"), async {
+    begun_as(gateway, upstream, &[]).await
+}
+
+async fn begun_as(
+    gateway: &Gateway,
+    upstream: &mut Upstream,
+    headers: &[(&str, &str)],
+) -> (Client, common::Call) {
+    let (mut client, call) = tokio::join!(gateway.stream_as("a/m", headers), async {
         let mut call = upstream.call().await;
         call.begin().await;
         call.say("Hel").await;
@@ -674,13 +682,7 @@ async fn what_is_cut_when_the_grace_is_over_is_recorded_and_charged() {
     );
     let mut gateway = Gateway::start(&one(&upstream.url, &config)).await;
     let key = [("authorization", "Bearer one")];
-    let (mut client, mut call) = tokio::join!(gateway.stream_as("a/m", &key), async {
-        let mut call = upstream.call().await;
-        call.begin().await;
-        call.say("Hel").await;
-        call
-    });
-    assert_eq!(content(&client.piece().await.unwrap()), "Hel");
+    let (_client, mut call) = begun_as(&gateway, &mut upstream, &key).await;
     gateway.terminate();
     assert_eq!(gateway.ended().await, 0);
     assert!(call.hung_up().await);

@@ -213,11 +213,12 @@ async fn the_head_of_a_request_is_bounded_however_it_comes() {
         let more = "x".repeat(bytes - head.len() - 4);
         head + &more + "\r\n\r\n"
     };
-    for (path, kind) in [("/healthz", "invalid_request_error"), ("/v1/messages", "invalid_request_error")] {
+    for path in ["/healthz", "/v1/messages"] {
         let mut client = gateway.connect().await;
         client.write(&head(path, 65_530)).await;
         let reply = client.reply().await;
-        assert_eq!((reply.status, &reply.json()["error"]["type"]), (431, &json!(kind)), "{path}");
+        let kind = json!("invalid_request_error");
+        assert_eq!((reply.status, &reply.json()["error"]["type"]), (431, &kind), "{path}");
         assert_eq!(reply.json()["type"] == "error", path == "/v1/messages");
         assert!(reply.header("x-request-id").is_some());
         client.write(&head("/healthz", 65_400)).await;

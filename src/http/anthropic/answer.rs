@@ -2,7 +2,7 @@ use crate::{Completion, FinishReason, TokenUsage, json};
 use bytes::Bytes;
 use serde::Serialize;
 use serde_json::{Value, json, value::RawValue};
-use std::{borrow::Cow, iter};
+use std::borrow::Cow;
 
 /// A whole answer as a message of Anthropic's Messages API, for a caller who asked `model`.
 ///
@@ -108,8 +108,7 @@ pub(super) fn thoughts(said: &[u8]) -> Option<&[u8]> {
 /// The texts of a message or delta, as JSON, or else its refusal.
 pub(super) fn texts(said: &[u8]) -> impl Iterator<Item = &[u8]> {
     let content = json::member(said, "content").unwrap_or_default();
-    let parts = json::items(content).filter_map(|part| json::member(part, "text"));
-    let mut texts = iter::once(content).chain(parts).filter(|raw| is_text(raw)).peekable();
+    let mut texts = json::texts(content).filter(|raw| is_text(raw)).peekable();
     let refusal = match texts.peek() {
         Some(_) => None,
         None => json::member(said, "refusal").filter(|raw| is_text(raw)),

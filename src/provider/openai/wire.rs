@@ -1,7 +1,7 @@
 //! The HTTP request that asks.
 
 use super::endpoint::Endpoint;
-use crate::{ChatBody, LlmRequest, http::X_REQUEST_ID, json};
+use crate::{ChatBody, LlmRequest, chat::OUTPUT_MEMBERS, http::X_REQUEST_ID, json};
 use bytes::Bytes;
 use http::{HeaderValue, Method, header::ACCEPT};
 use http_body_util::Full;
@@ -45,8 +45,6 @@ fn bounded_under<'a>(wanted: Option<&str>, body: &'a ChatBody) -> Cow<'a, ChatBo
     });
     renamed.map_or(Cow::Borrowed(body), Cow::Owned)
 }
-
-const OUTPUT_MEMBERS: [&str; 2] = ["max_completion_tokens", "max_tokens"];
 
 /// The body with `stream_options.include_usage`; what else stands there keeps its bytes.
 fn asking_for_usage(body: &ChatBody) -> Cow<'_, ChatBody> {
