@@ -9,7 +9,10 @@ use arc_swap::ArcSwap;
 use std::{
     collections::{HashMap, hash_map::Entry},
     path::Path,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 /// What models cost: lists of prices over one another.
@@ -87,8 +90,21 @@ pub struct Cost {
 }
 
 /// A book that may be exchanged while it is used. Clones share it.
-#[derive(Debug, Clone, Default)]
-pub struct Prices(Arc<ArcSwap<PriceBook>>);
+#[derive(Debug)]
+pub struct Prices {
+    shared: Arc<Shared>,
+    /// The book as this clone found it, and how many were stored before: until there is another it is read without a
+    /// word to other threads.
+    found: Arc<PriceBook>,
+    stored_before: u64,
+}
+
+#[derive(Debug)]
+struct Shared {
+    book: ArcSwap<PriceBook>,
+    /// Counted once the book is there.
+    stored: AtomicU64,
+}
 
 // ===== impl PriceBook =====
 
@@ -323,42 +339,50 @@ impl Cost {
 impl Prices {
     /// Starts with `book`.
     pub fn new(book: PriceBook) -> Self {
-        Self(Arc::new(ArcSwap::from_pointee(book)))
+        Self::of(Arc::new(Shared { book: ArcSwap::from_pointee(book), stored: AtomicU64::new(0) }))
+    }
+
+    fn of(shared: Arc<Shared>) -> Self {
+        let stored_before = shared.stored.load(Ordering::Acquire);
+        Self { found: shared.book.load_full(), shared, stored_before }
     }
 
     /// Calls that are priced from now on are priced by `book`.
     pub fn store(&self, book: PriceBook) {
-        self.0.store(Arc::new(book));
+        self.shared.book.store(Arc::new(book));
+        self.shared.stored.fetch_add(1, Ordering::Release);
     }
 
     /// The book of this moment.
     pub fn load(&self) -> Arc<PriceBook> {
-        self.0.load_full()
+        self.shared.book.load_full()
+    }
+
+    fn read<T>(&self, read: impl FnOnce(&PriceBook) -> T) -> T {
+        match self.shared.stored.load(Ordering::Acquire) == self.stored_before {
+            true => read(&self.found),
+            false => read(&self.shared.book.load()),
+        }
     }
 
     /// The price of a model, if there is one.
     pub fn quote(&self, model: &str) -> Option<Quote> {
-        self.0.load().quote(model)
+        self.read(|book| book.quote(model))
     }
 
     /// The price alone.
     pub(crate) fn price(&self, model: &str) -> Option<Arc<Price>> {
-        self.0.load().price(model).cloned()
+        self.read(|book| book.price(model).cloned())
     }
 
     /// What a call of `model` cost, if there is a price for all of it, and nothing more.
     pub(crate) fn amount(&self, model: &str, billed: &Billed) -> Option<NanoUsd> {
-        self.0.load().price(model)?.bill(billed).ok()
+        self.read(|book| book.price(model)?.bill(billed).ok())
     }
 
     /// As [`amount`](Self::amount), and by which price.
     pub(crate) fn bill(&self, model: &str, billed: &Billed) -> Cost {
-        match self.0.load().find(model) {
-            Some(quote) => {
-                Cost { amount: quote.price.bill(billed).ok(), origin: Some(Arc::clone(&quote.origin)) }
-            }
-            None => Cost::unpriced(),
-        }
+        self.cost_by(model, |price| price.bill(billed))
     }
 
     /// What a call of `model` cost in the standard tier.
@@ -368,12 +392,28 @@ impl Prices {
 
     /// What a call of `model` cost in a service tier.
     pub fn cost_at(&self, tier: ServiceTier, model: &str, usage: &TokenUsage) -> Cost {
-        match self.0.load().find(model) {
-            Some(quote) => {
-                Cost { amount: quote.cost(tier, usage).ok(), origin: Some(Arc::clone(&quote.origin)) }
+        self.cost_by(model, |price| price.cost_at(tier, usage))
+    }
+
+    fn cost_by(&self, model: &str, cost: impl FnOnce(&Price) -> Result<NanoUsd, CostError>) -> Cost {
+        self.read(|book| match book.find(model) {
+            Some(Quote { price, origin }) => {
+                Cost { amount: cost(price).ok(), origin: Some(Arc::clone(origin)) }
             }
             None => Cost::unpriced(),
-        }
+        })
+    }
+}
+
+impl Clone for Prices {
+    fn clone(&self) -> Self {
+        Self::of(Arc::clone(&self.shared))
+    }
+}
+
+impl Default for Prices {
+    fn default() -> Self {
+        Self::new(PriceBook::new())
     }
 }
 

@@ -7,7 +7,7 @@ use crate::{
     Attempt, CacheStatus, LlmRequest, LlmResponse, ModelName, StreamChunk,
     body::{Arrival, End, Observe},
     decision::{self, DecisionRecord, Decisions},
-    price::{Billed, Prices, Tiers},
+    price::{Billed, Tiers},
 };
 use std::sync::Arc;
 use tokio::time::Instant;
@@ -28,7 +28,8 @@ struct Inner<S: CallSpan> {
     content: Option<Box<Collector>>,
     on_span: bool,
     on_event: bool,
-    prices: Option<(Prices, ModelName, Tiers)>,
+    /// What it is priced by, where it is.
+    priced: Option<(Arc<Settings>, ModelName, Tiers)>,
 }
 
 struct Kept {
@@ -42,7 +43,7 @@ impl<S: CallSpan> Recorder<S> {
     pub(super) fn new(
         span: S,
         handed_down: Option<Arc<S::Scope>>,
-        settings: &Settings,
+        settings: &Arc<Settings>,
         request: &LlmRequest,
         started: Instant,
     ) -> Self {
@@ -51,14 +52,14 @@ impl<S: CallSpan> Recorder<S> {
         let on_span = is_client && settings.capture.on_span();
         let on_event = role == Role::Client && settings.capture.on_event();
         let content = if on_span || on_event { settings.capture.collector(&request.body) } else { None };
-        let prices = settings.prices.as_ref().filter(|_| is_client).map(|prices| {
+        let priced = (is_client && settings.prices.is_some()).then(|| {
             // Prices are listed under the canonical name.
             let provider = &settings.target.prefix;
             let model = match request.model.split() {
                 Some((prefix, _)) if *prefix == **provider => request.model.clone(),
                 _ => ModelName::in_provider(provider, &request.model),
             };
-            (prices.clone(), model, Tiers::asked_by(&request.body))
+            (Arc::clone(settings), model, Tiers::asked_by(&request.body))
         });
         Self(Box::new(Inner {
             span,
@@ -72,7 +73,7 @@ impl<S: CallSpan> Recorder<S> {
             content,
             on_span,
             on_event,
-            prices,
+            priced,
         }))
     }
 }
@@ -99,7 +100,7 @@ impl<S: CallSpan> Observe for Recorder<S> {
 
     fn on_end(self, end: End<'_>) {
         let Inner { span, handed_down, role, started, choices, head, decisions, .. } = *self.0;
-        let Inner { content, on_span, on_event, prices, .. } = *self.0;
+        let Inner { content, on_span, on_event, priced, .. } = *self.0;
         let duration = started.elapsed();
         let content = content.map(|mut collector| {
             let is_cut = match end {
@@ -134,9 +135,10 @@ impl<S: CallSpan> Observe for Recorder<S> {
             record: record.as_deref().or(head.as_ref().and_then(|kept| kept.record.as_deref())),
             choices,
         };
-        if let (Some((prices, model, tiers)), Some(usage)) = (prices, told.usage()) {
+        if let (Some((settings, model, tiers)), Some(usage)) = (priced, told.usage()) {
             let tiers = tiers.told(told.service_tier());
-            let amount = prices.amount(&model, &Billed { tiers, usage, requests: 1 });
+            let billed = Billed { tiers, usage, requests: 1 };
+            let amount = settings.prices.as_ref().and_then(|prices| prices.amount(&model, &billed));
             told.cost = amount.map(|amount| amount.nanos() as f64 / 1e9);
         }
         span.end(&told);
