@@ -17,6 +17,8 @@ pub enum OutboxErrorKind {
     Unreachable,
     /// Another process uses it.
     InUse,
+    /// The directory was removed, or its lock, while it was used. What is made in its place is left alone: start again.
+    Removed,
     /// As many bytes as it may hold have not been passed on yet.
     Full,
     /// There is no room for more on the disk.
@@ -73,6 +75,7 @@ impl fmt::Display for OutboxError {
         match self.kind {
             OutboxErrorKind::Unreachable => f.write_str("cannot be opened"),
             OutboxErrorKind::InUse => f.write_str("another process uses it"),
+            OutboxErrorKind::Removed => f.write_str("removed while it was used"),
             OutboxErrorKind::Full => f.write_str("full, as what is in it is not passed on"),
             OutboxErrorKind::DiskFull => f.write_str("no room for more on the disk"),
             OutboxErrorKind::ReadOnly => f.write_str("may not be written"),

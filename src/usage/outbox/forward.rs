@@ -1,6 +1,7 @@
 //! Passes on what is in the log, in its order, and removes it.
 
 use super::{
+    error::OutboxError,
     log::{Lock, Segment, Shared},
     segment::{self, HEAD, Records},
 };
@@ -14,7 +15,7 @@ use crate::{
 };
 use std::{
     fs::File,
-    io::{Read as _, Seek as _, SeekFrom},
+    io::{self, Read as _, Seek as _, SeekFrom},
     slice,
     sync::Arc,
 };
@@ -36,7 +37,7 @@ pub(super) struct Forwarder<T> {
     tries: u32,
     /// How often its first event alone was refused, while the store took others.
     strikes: u32,
-    _lock: Lock,
+    lock: Lock,
 }
 
 enum Next {
@@ -68,7 +69,7 @@ impl<T: UsageStore> Forwarder<T> {
             is_damaged: false,
             tries: 0,
             strikes: 0,
-            _lock: lock,
+            lock,
         }
     }
 
@@ -110,7 +111,9 @@ impl<T: UsageStore> Forwarder<T> {
     }
 
     fn pass_on(&mut self, segment: Segment) -> Result<(), BoxError> {
-        let mut file = File::open(self.shared.path(segment.number))?;
+        self.shared.check(&self.lock)?;
+        let path = self.shared.path(segment.number);
+        let mut file = File::open(&path).map_err(|error| OutboxError::of(&path, error))?;
         file.seek(SeekFrom::Start(self.at))?;
         let mut bytes = Vec::new();
         file.take(segment.length - self.at).read_to_end(&mut bytes)?;
@@ -182,7 +185,7 @@ impl<T: UsageStore> Forwarder<T> {
         self.at = ends.last().copied().unwrap_or(self.at);
         self.strikes = 0;
         self.shared.update(|state| {
-            state.events = state.events.saturating_sub(group.len() as u64);
+            state.less(group.len() as u64);
             state.forwarded += group.len() as u64;
             state.last_error = None;
         });
@@ -198,7 +201,7 @@ impl<T: UsageStore> Forwarder<T> {
         segment::append_to(&self.shared.directory.join(REFUSED), event)?;
         (self.at, self.strikes) = (end, 0);
         self.shared.update(|state| {
-            state.events = state.events.saturating_sub(1);
+            state.less(1);
             state.refused += 1;
             state.last_error = None;
         });
@@ -211,19 +214,29 @@ impl<T: UsageStore> Forwarder<T> {
             self.counted = end;
             self.shared.update(|state| {
                 state.damages += 1;
-                state.events = state.events.saturating_sub(1);
+                state.less(1);
             });
         }
     }
 
     fn remove(&mut self, segment: Segment) -> Result<(), BoxError> {
+        self.shared.check(&self.lock)?;
         let path = self.shared.path(segment.number);
-        match segment.is_damaged || self.is_damaged {
+        let is_damaged = segment.is_damaged || self.is_damaged || segment.events > 0;
+        let removed = match is_damaged {
             // Somebody may want to look at it.
-            true => std::fs::rename(&path, path.with_extension("log.bad"))?,
-            false => std::fs::remove_file(&path)?,
+            true => std::fs::rename(&path, path.with_extension("log.bad")),
+            false => std::fs::remove_file(&path),
+        };
+        match removed {
+            // As good as done.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            removed => removed.map_err(|error| OutboxError::of(&path, error))?,
         }
         self.shared.update(|state| {
+            // They were there when they were written.
+            state.damages += segment.events;
+            state.less(segment.events);
             state.segments.pop_front();
             state.bytes = state.bytes.saturating_sub(segment.length);
         });

@@ -11,7 +11,7 @@ use crate::{
 use fs4::{FileExt, TryLockError};
 use std::{
     collections::VecDeque,
-    fs::{File, OpenOptions},
+    fs::{File, Metadata, OpenOptions},
     io::{self, Write as _},
     path::{Path, PathBuf},
     sync::{
@@ -64,6 +64,8 @@ pub(super) struct Segment {
     pub(super) id: SegmentId,
     /// How far it is written.
     pub(super) length: u64,
+    /// Events in it that are not passed on.
+    pub(super) events: u64,
     /// Whether it still grows.
     pub(super) is_open: bool,
     /// Whether there is something in it that is no record.
@@ -79,7 +81,17 @@ pub(super) struct Log {
     /// The file that grows, and how far it is written.
     open: Option<(File, u64)>,
     buffer: Vec<u8>,
-    _lock: Lock,
+    lock: Lock,
+}
+
+impl State {
+    /// So many events of the first file are not there any more, or are passed on.
+    pub(super) fn less(&mut self, events: u64) {
+        self.events = self.events.saturating_sub(events);
+        if let Some(first) = self.segments.front_mut() {
+            first.events = first.events.saturating_sub(events);
+        }
+    }
 }
 
 impl Shared {
@@ -116,6 +128,15 @@ impl Shared {
     pub(super) fn path(&self, number: u64) -> PathBuf {
         segment::path(&self.directory, number)
     }
+
+    /// Once its lock is removed the directory is anybody's, with all that is in it now.
+    pub(super) fn check(&self, lock: &File) -> Result<(), OutboxError> {
+        let found = lock.metadata().map_err(|error| OutboxError::of(&self.directory, error))?;
+        match is_removed(&found) {
+            true => Err(OutboxError::new(&self.directory, OutboxErrorKind::Removed)),
+            false => Ok(()),
+        }
+    }
 }
 
 impl Log {
@@ -129,11 +150,13 @@ impl Log {
         let directory = std::path::absolute(directory).map_err(|error| OutboxError::of(directory, error))?;
         std::fs::create_dir_all(&directory).map_err(|error| OutboxError::of(&directory, error))?;
         let lock = Arc::new(lock(&directory)?);
-        let mut numbers = Vec::new();
+        let (mut numbers, mut last) = (Vec::new(), 0);
         let entries = std::fs::read_dir(&directory).map_err(|error| OutboxError::of(&directory, error))?;
         for entry in entries {
             let path = entry.map_err(|error| OutboxError::of(&directory, error))?.path();
             numbers.extend(segment::number(&path));
+            // What was kept aside keeps its name.
+            last = last.max(segment::number(&path.with_extension("")).unwrap_or(0));
         }
         numbers.sort_unstable();
         let mut state = State::default();
@@ -149,7 +172,7 @@ impl Log {
         for path in empty {
             std::fs::remove_file(&path).map_err(|error| OutboxError::of(&path, error))?;
         }
-        let next = numbers.last().map_or(1, |last| last + 1);
+        let next = numbers.last().map_or(last, |newest| last.max(*newest)) + 1;
         let shared = Arc::new(Shared {
             directory,
             max_bytes,
@@ -164,7 +187,7 @@ impl Log {
             next,
             open: None,
             buffer: Vec::new(),
-            _lock: Arc::clone(&lock),
+            lock: Arc::clone(&lock),
         };
         // That it can be written is found out now, not with the first event.
         log.begin()?;
@@ -175,12 +198,17 @@ impl Log {
         if !self.shared.has_room() {
             return Err(OutboxError::new(&self.shared.directory, OutboxErrorKind::Full));
         }
+        self.shared.check(&self.lock)?;
         self.buffer.clear();
         for event in group {
             segment::append(event, &mut self.buffer)
                 .map_err(|error| OutboxError::of(&self.shared.directory, error))?;
         }
-        if self.open.as_ref().is_none_or(|(_, length)| *length >= self.segment_bytes) {
+        if self
+            .open
+            .as_ref()
+            .is_none_or(|(file, length)| *length >= self.segment_bytes || !is_as_written(file, *length))
+        {
             self.close();
             self.begin()?;
         }
@@ -204,6 +232,7 @@ impl Log {
             state.events += group.len() as u64;
             if let Some(segment) = state.segments.back_mut() {
                 segment.length = length;
+                segment.events += group.len() as u64;
             }
         });
         if !self.shared.has_room() {
@@ -227,7 +256,14 @@ impl Log {
         }
         let (number, length) = (self.next, HEAD as u64);
         self.shared.update(|state| {
-            state.segments.push_back(Segment { number, id, length, is_open: true, is_damaged: false });
+            state.segments.push_back(Segment {
+                number,
+                id,
+                length,
+                events: 0,
+                is_open: true,
+                is_damaged: false,
+            });
             state.bytes += length;
         });
         self.next += 1;
@@ -292,12 +328,29 @@ fn look_through(path: &Path, number: u64, state: &mut State) -> Result<Option<Se
     let Some(id) = segment::read_head(path)? else { return Ok(None) };
     let bytes = std::fs::read(path).map_err(|error| OutboxError::of(path, error))?;
     let mut records = Records::new(&bytes[HEAD..]);
-    state.events += records.by_ref().count() as u64;
+    let events = records.by_ref().count() as u64;
+    state.events += events;
     state.damages += records.damages;
     state.torn += u64::from(records.is_torn);
     state.bytes += bytes.len() as u64;
     let is_damaged = records.damages > 0 || records.is_torn;
-    Ok(Some(Segment { number, id, length: bytes.len() as u64, is_open: false, is_damaged }))
+    Ok(Some(Segment { number, id, length: bytes.len() as u64, events, is_open: false, is_damaged }))
+}
+
+/// Whether what is appended stands behind what was: nobody has removed the file or cut it off.
+fn is_as_written(file: &File, length: u64) -> bool {
+    file.metadata().is_ok_and(|found| found.len() == length && !is_removed(&found))
+}
+
+#[cfg(unix)]
+fn is_removed(found: &Metadata) -> bool {
+    std::os::unix::fs::MetadataExt::nlink(found) == 0
+}
+
+/// Elsewhere an open file cannot be removed.
+#[cfg(not(unix))]
+fn is_removed(_: &Metadata) -> bool {
+    false
 }
 
 #[cfg(unix)]

@@ -28,6 +28,9 @@ use tokio::sync::oneshot;
 /// store refuses for ever while it takes others ([`Refused`](super::Refused)) is moved to `refused.log`, so that it holds
 /// nobody up: [`Outbox::read`] reads both.
 ///
+/// When its directory is removed while it is used, it takes nothing more and touches nothing that is made there afterwards: the
+/// process has to be started again. Events of a file that is removed or cut off by itself are counted as damages.
+///
 /// ```
 /// use llm_layers::{
 ///     BoxError, ChatBody, LlmRequest,
