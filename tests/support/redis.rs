@@ -12,7 +12,7 @@ use std::{
     process::{Child, Command, Stdio},
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU16, AtomicU64, AtomicUsize, Ordering},
     },
     thread,
     time::Duration,
@@ -329,7 +329,7 @@ pub struct Proxy {
 
 #[derive(Debug)]
 struct Shared {
-    upstream: u16,
+    upstream: AtomicU16,
     mode: Mutex<Mode>,
     replies: AtomicU64,
     cuts: AtomicU64,
@@ -343,7 +343,7 @@ impl Proxy {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
         let port = listener.local_addr().expect("an address").port();
         let shared = Arc::new(Shared {
-            upstream,
+            upstream: AtomicU16::new(upstream),
             mode: Mutex::new(Mode::Pass),
             replies: AtomicU64::new(0),
             cuts: AtomicU64::new(0),
@@ -378,6 +378,11 @@ impl Proxy {
         if mode == Mode::Refuse {
             self.shared.close_all();
         }
+    }
+
+    /// Leads connections that are made from now on to another server, as a name does that follows a master.
+    pub fn lead_to(&self, upstream: u16) {
+        self.shared.upstream.store(upstream, Ordering::Release);
     }
 
     /// How many pieces of replies have come so far, lost ones included.
@@ -416,7 +421,8 @@ impl Shared {
         if self.mode() == Mode::Refuse {
             return;
         }
-        let Ok(server) = TcpStream::connect((Ipv4Addr::LOCALHOST, self.upstream)) else { return };
+        let upstream = self.upstream.load(Ordering::Acquire);
+        let Ok(server) = TcpStream::connect((Ipv4Addr::LOCALHOST, upstream)) else { return };
         let _ = client.set_nodelay(true);
         let _ = server.set_nodelay(true);
         let pair = || (client.try_clone().expect("a socket"), server.try_clone().expect("a socket"));

@@ -204,7 +204,11 @@ impl Link {
             Ok(value) => Ok(Ok(value)),
             Err(error) => {
                 let error = RedisError::answered(error).at(&self.node);
-                if error.code().is_some() {
+                if let Some(code) = error.code() {
+                    // A replica now: whoever took over may be behind the same address.
+                    if code == "READONLY" {
+                        self.is_closed.store(true, Ordering::Release);
+                    }
                     return Ok(Err(error));
                 }
                 self.is_closed.store(true, Ordering::Release);

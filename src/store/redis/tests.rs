@@ -140,6 +140,21 @@ async fn a_half_open_connection_is_given_up_after_a_while_though_each_caller_lea
     assert!(add(&redis, "m").await.is_ok(), "a new connection");
 }
 
+#[tokio::test]
+async fn a_server_that_was_made_a_replica_is_left_for_whom_its_address_leads_to() {
+    let Some(server) = RedisServer::start("redis_demoted") else { return };
+    let next = RedisServer::with_options(&["--appendonly", "no"]);
+    let proxy = Proxy::start(server.port());
+    let redis = redis(&proxy.url());
+    add(&redis, "n").await.unwrap();
+    server.ask(&["REPLICAOF", "127.0.0.1", &next.port().to_string()]);
+    proxy.lead_to(next.port());
+    let error = add(&redis, "n").await.unwrap_err();
+    assert_eq!((error.kind(), error.is_ambiguous()), (&RedisErrorKind::Server("READONLY".into()), false));
+    assert_eq!(add(&redis, "m").await.unwrap(), 1);
+    assert_eq!(next.ask(&["GET", "m"]), "1");
+}
+
 const COUNT: &str = "return redis.call('INCRBY', KEYS[1], ARGV[1])";
 
 #[tokio::test]
