@@ -1,6 +1,11 @@
 //! Limits, allow-lists, and the counters.
 
 use super::{QuotaView, ShutdownReport, StackError};
+#[cfg(feature = "redis")]
+use crate::quota::{
+    Adjustment, Applied, Baseline, Days, Decision, Departments, LeaseId, RedisQuotaStore, RedisUnfit,
+    Reservation, Settlement, Standing, StoreFuture,
+};
 use crate::{
     access::AccessLayer,
     clock::{Clock, SystemClock},
@@ -47,6 +52,13 @@ struct Workers {
     settling: Option<quota::Worker>,
     #[cfg(feature = "rusqlite")]
     file: Option<Arc<crate::quota::SqliteStore>>,
+}
+
+/// Counters that nobody has seen to be safe where they are yet: nothing is reserved there.
+#[cfg(feature = "redis")]
+struct Awaited {
+    store: RedisQuotaStore,
+    is_awaited: Arc<AtomicBool>,
 }
 
 /// How soon a store that could not be asked is asked again.
@@ -109,16 +121,10 @@ impl Quotas {
     /// refused, and the stack is not ready.
     #[cfg(feature = "redis")]
     async fn check(redis: crate::store::Redis, timeout: Duration) -> Result<bool, StackError> {
-        use crate::quota::{RedisQuotaStore, RedisUnfit};
         match RedisQuotaStore::new(redis).with_deadline(timeout).check().await {
             Ok(()) => Ok(true),
-            #[cfg_attr(
-                not(feature = "tracing"),
-                expect(unused_variables, reason = "there is nobody to tell")
-            )]
             Err(RedisUnfit::Unavailable(error)) => {
-                #[cfg(feature = "tracing")]
-                tracing::error!(%error, "quotas cannot be counted");
+                report(&error);
                 Ok(false)
             }
             Err(unfit) => Err(StackError::store("quota.redis", unfit)),
@@ -132,12 +138,24 @@ impl Quotas {
         if !is_reached {
             let is_awaited = Arc::downgrade(&self.is_awaited);
             tokio::spawn(async move {
+                let mut told = String::new();
                 while is_awaited.strong_count() > 0 {
                     tokio::time::sleep(AGAIN).await;
-                    let store = crate::quota::RedisQuotaStore::new(redis.clone()).with_deadline(timeout);
-                    if let (Ok(()), Some(is_awaited)) = (store.check().await, is_awaited.upgrade()) {
-                        is_awaited.store(false, Ordering::Release);
-                        return;
+                    let store = RedisQuotaStore::new(redis.clone()).with_deadline(timeout);
+                    let unfit = match store.check().await {
+                        Ok(()) => {
+                            if let Some(is_awaited) = is_awaited.upgrade() {
+                                is_awaited.store(false, Ordering::Release);
+                            }
+                            return;
+                        }
+                        // Which was told.
+                        Err(RedisUnfit::Unavailable(_)) => continue,
+                        Err(unfit) => unfit.to_string(),
+                    };
+                    if told != unfit {
+                        report(&unfit);
+                        told = unfit;
                     }
                 }
             });
@@ -170,9 +188,10 @@ impl Quotas {
         };
         #[cfg(not(feature = "rusqlite"))]
         let (followed, _) = (None, on_bad_policies);
+        let is_awaited = Arc::default();
         let (base, workers) = match own {
             Some(store) => Self::pair(store),
-            None => Self::counters(plan)?,
+            None => Self::counters(plan, &is_awaited)?,
         };
         let base = base.with_calendar(plan.calendar.clone()).with_deadline(plan.timeout);
         #[cfg(feature = "rusqlite")]
@@ -188,7 +207,7 @@ impl Quotas {
             calendar: plan.calendar.clone(),
             workers: Mutex::new(Some(workers)),
             opened_by: OpenedBy::new(config, plan),
-            is_awaited: Arc::default(),
+            is_awaited,
             #[cfg(feature = "rusqlite")]
             _follower: follower,
         })
@@ -208,7 +227,12 @@ impl Quotas {
         (layer, Workers { settling: Some(worker), ..Workers::default() })
     }
 
-    fn counters(plan: &LimitsPlan) -> Result<(QuotaLayer, Workers), StackError> {
+    fn counters(
+        plan: &LimitsPlan,
+        is_awaited: &Arc<AtomicBool>,
+    ) -> Result<(QuotaLayer, Workers), StackError> {
+        #[cfg(not(feature = "redis"))]
+        let _ = is_awaited;
         Ok(match &plan.counters {
             Counters::Memory => {
                 let layer = QuotaLayer::new(MemoryStore::new(), Policies::default(), Prices::default());
@@ -226,8 +250,8 @@ impl Quotas {
             }
             #[cfg(feature = "redis")]
             Counters::Redis(redis) => {
-                use crate::quota::RedisQuotaStore;
-                Self::pair(RedisQuotaStore::new(redis.redis.clone()).with_deadline(plan.timeout))
+                let store = RedisQuotaStore::new(redis.redis.clone()).with_deadline(plan.timeout);
+                Self::pair(Awaited { store, is_awaited: Arc::clone(is_awaited) })
             }
             #[cfg(not(all(feature = "rusqlite", feature = "redis")))]
             _ => unreachable!("refused by the configuration's check"),
@@ -294,5 +318,57 @@ impl Quotas {
         if let Some(file) = workers.file {
             report.quota_file_is_busy = !file.shutdown(left()).await;
         }
+    }
+}
+
+#[cfg(feature = "redis")]
+#[cfg_attr(not(feature = "tracing"), expect(unused_variables, reason = "there is nobody to tell"))]
+fn report(error: &impl std::fmt::Display) {
+    #[cfg(feature = "tracing")]
+    tracing::error!(%error, "quotas cannot be counted");
+}
+
+// ===== impl Awaited =====
+
+#[cfg(feature = "redis")]
+#[deny(clippy::missing_trait_methods)]
+impl QuotaStore for Awaited {
+    fn reserve(&self, reservation: &Reservation) -> StoreFuture<Decision> {
+        match self.is_awaited.load(Ordering::Acquire) {
+            true => StoreFuture::ready(Err(StoreError::definite("it is not known to keep counters"))),
+            false => self.store.reserve(reservation),
+        }
+    }
+
+    fn extend(&self, id: LeaseId, departments: &Departments, by: Duration) -> StoreFuture<bool> {
+        self.store.extend(id, departments, by)
+    }
+
+    fn settle(&self, settlement: &Settlement) -> StoreFuture<Applied> {
+        self.store.settle(settlement)
+    }
+
+    fn settle_each(&self, settlement: &Settlement) -> StoreFuture<Vec<Applied>> {
+        self.store.settle_each(settlement)
+    }
+
+    fn release(&self, id: LeaseId, departments: &Departments) -> StoreFuture<()> {
+        self.store.release(id, departments)
+    }
+
+    fn usage(&self, department: &Arc<str>, days: &Days) -> StoreFuture<Standing> {
+        self.store.usage(department, days)
+    }
+
+    fn seed(&self, department: &Arc<str>, baseline: &Baseline) -> StoreFuture<bool> {
+        self.store.seed(department, baseline)
+    }
+
+    fn adjust(&self, adjustment: &Adjustment) -> StoreFuture<bool> {
+        self.store.adjust(adjustment)
+    }
+
+    fn is_immediate(&self) -> bool {
+        self.store.is_immediate()
     }
 }

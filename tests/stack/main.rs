@@ -2,10 +2,13 @@
 
 mod keys;
 mod made;
+#[path = "../support/redis.rs"]
+mod redis_server;
 mod refused;
 mod reload;
 mod said;
 
+use self::redis_server::RedisServer;
 use futures_util::FutureExt as _;
 use llm_layers::{
     ChatBody, Error, ErrorKind, KbScope, LlmRequest, LlmResponse, RequestContext, StreamChunk, TimeoutPhase,

@@ -173,6 +173,41 @@ async fn first_limits_know_what_the_ledger_has_and_are_counted_where_they_are_to
 }
 
 #[tokio::test]
+async fn a_redis_that_comes_later_and_would_throw_counters_away_counts_nothing_until_it_does_not() {
+    let test = "a_redis_that_comes_later_and_would_throw_counters_away_counts_nothing_until_it_does_not";
+    if !redis_server::is_installed(test) {
+        return;
+    }
+    let mut server = RedisServer::with_options(&["--maxmemory-policy", "allkeys-lru"]);
+    server.kill();
+    let text = format!("quota.redis = {:?}\ndepartments.a.day_requests = 9\n", server.url());
+    let (service, handle) = stack(config(&text)).await.unwrap();
+    let ask = async || service.clone().oneshot(of(request("echo/a"), "ada", &["a"])).await;
+    assert!(matches!(ask().await.unwrap_err().kind(), ErrorKind::StoreUnavailable { .. }));
+    server.restart();
+    let soon = Duration::from_secs(20);
+    // It is asked again and again what it is.
+    let reached = async {
+        while !server.ask(&["INFO", "commandstats"]).contains("cmdstat_hello") {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(soon, reached).await.unwrap();
+    assert!(matches!(ask().await.unwrap_err().kind(), ErrorKind::StoreUnavailable { .. }));
+    assert_eq!(handle.readiness(), Readiness::QuotaUnavailable);
+    assert_eq!(server.ask(&["DBSIZE"]), "0");
+    server.ask(&["CONFIG", "SET", "maxmemory-policy", "noeviction"]);
+    let ready = async {
+        while handle.readiness() != Readiness::Ready {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(soon, ready).await.unwrap();
+    ask().await.unwrap();
+    assert!(handle.shutdown(Duration::from_secs(5)).await.is_clean());
+}
+
+#[tokio::test]
 async fn first_limits_in_a_redis_that_is_away_refuse_calls_and_make_it_unready() {
     let (service, handle) = stack(config("")).await.unwrap();
     let limited =
