@@ -17,7 +17,7 @@ use crate::{
     policies::AllowList,
     policies::Policies,
     price::{Billed, NanoUsd, Prices},
-    store::Breaker,
+    store::{self, Breaker},
 };
 use arc_swap::ArcSwapOption;
 use std::{
@@ -308,7 +308,9 @@ impl Shared {
 
     /// The store works, whatever it has said.
     fn answered(&self) {
-        self.state.breaker.succeeded();
+        if self.state.breaker.succeeded() {
+            store::works("quotas are counted again");
+        }
         if let Some(outbox) = &self.outbox {
             outbox.answered();
         }
@@ -380,7 +382,9 @@ impl Shared {
                     if !(is_late && has_waited) {
                         *self.state.unanswered.lock().unwrap_or_else(PoisonError::into_inner) =
                             Some(plan.clone());
-                        self.state.breaker.failed();
+                        if self.state.breaker.failed() {
+                            store::fails("quotas cannot be counted", &error.cause());
+                        }
                     }
                     if !error.is_ambiguous() {
                         hold.holds_nothing();

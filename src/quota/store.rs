@@ -227,6 +227,11 @@ impl StoreError {
     pub const fn is_ambiguous(&self) -> bool {
         matches!(self, Self::Ambiguous(_))
     }
+
+    /// Why, in the words of the store's client: what a server said may quote what it was sent.
+    pub(crate) fn cause(&self) -> String {
+        std::error::Error::source(self).map_or_else(|| self.to_string(), ToString::to_string)
+    }
 }
 
 impl fmt::Display for StoreError {

@@ -331,8 +331,7 @@ impl State {
             self.knows(finish.departments());
             self.doubt.failed();
         }
-        let cause = std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string);
-        *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(cause.into());
+        *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.cause().into());
     }
 
     fn succeeded(&self, finish: &Finish, tries: u32) {

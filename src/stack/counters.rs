@@ -124,7 +124,7 @@ impl Quotas {
         match RedisQuotaStore::new(redis).with_deadline(timeout).check().await {
             Ok(()) => Ok(true),
             Err(RedisUnfit::Unavailable(error)) => {
-                report(&error);
+                crate::store::fails("quotas cannot be counted", &error);
                 Ok(false)
             }
             Err(unfit) => Err(StackError::store("quota.redis", unfit)),
@@ -154,7 +154,7 @@ impl Quotas {
                         Err(unfit) => unfit.to_string(),
                     };
                     if told != unfit {
-                        report(&unfit);
+                        crate::store::fails("quotas cannot be counted", &unfit);
                         told = unfit;
                     }
                 }
@@ -319,13 +319,6 @@ impl Quotas {
             report.quota_file_is_busy = !file.shutdown(left()).await;
         }
     }
-}
-
-#[cfg(feature = "redis")]
-#[cfg_attr(not(feature = "tracing"), expect(unused_variables, reason = "there is nobody to tell"))]
-fn report(error: &impl std::fmt::Display) {
-    #[cfg(feature = "tracing")]
-    tracing::error!(%error, "quotas cannot be counted");
 }
 
 // ===== impl Awaited =====

@@ -46,20 +46,19 @@ impl Breaker {
         }
     }
 
-    /// The store has answered.
-    pub(crate) fn succeeded(&self) {
-        if self.failures.load(Ordering::Acquire) != 0 {
-            self.failures.store(0, Ordering::Release);
-        }
+    /// The store has answered. Whether it had failed the last time.
+    pub(crate) fn succeeded(&self) -> bool {
+        self.failures.load(Ordering::Acquire) != 0 && self.failures.swap(0, Ordering::AcqRel) != 0
     }
 
-    /// The store has not answered, or could not.
-    pub(crate) fn failed(&self) {
+    /// The store has not answered, or could not. Whether it had the last time.
+    pub(crate) fn failed(&self) -> bool {
         let failures = self.failures.fetch_add(1, Ordering::AcqRel);
         if failures.saturating_add(1) >= self.threshold {
             let mut next_try = self.next_try.lock().unwrap_or_else(PoisonError::into_inner);
             *next_try = Instant::now().checked_add(self.pause);
         }
+        failures == 0
     }
 
     /// Whether the store has not answered lately.

@@ -27,3 +27,17 @@ pub(crate) use self::breaker::Breaker;
 
 #[cfg(feature = "redis")]
 pub use self::redis::{Redis, RedisError, RedisErrorKind, RedisOptions};
+
+/// Says in the log that something has begun to fail.
+#[cfg_attr(not(feature = "tracing"), expect(unused_variables, reason = "there is nobody to tell"))]
+pub(crate) fn fails(what: &'static str, error: &dyn std::fmt::Display) {
+    #[cfg(feature = "tracing")]
+    tracing::error!(%error, "{what}");
+}
+
+/// Says in the log that it does no longer.
+#[cfg_attr(not(feature = "tracing"), expect(unused_variables, reason = "there is nobody to tell"))]
+pub(crate) fn works(what: &'static str) {
+    #[cfg(feature = "tracing")]
+    tracing::info!("{what}");
+}

@@ -437,11 +437,15 @@ impl Inbox {
     pub(super) fn failed(&self, error: &BoxError) {
         // First why, so that whoever sees that it fails can read it.
         *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.to_string().into());
-        self.is_failing.store(true, Ordering::Release);
+        if !self.is_failing.swap(true, Ordering::AcqRel) {
+            crate::store::fails("usage cannot be written", error);
+        }
     }
 
     pub(super) fn works(&self) {
-        self.is_failing.store(false, Ordering::Release);
+        if self.is_failing.swap(false, Ordering::AcqRel) {
+            crate::store::works("usage is written again");
+        }
         *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 

@@ -33,6 +33,7 @@ async fn a_gateway_whose_counters_were_away_becomes_ready_without_a_call() {
         assert_eq!(ask().await, 503);
     }
     assert_eq!(ready().await.error().1, "quota_store_unavailable");
+    gateway.log(&["quotas cannot be counted", "redis 127.0.0.1"]).await;
     // As long as it is away nothing changes.
     for _ in 0..30 {
         assert_eq!(ready().await.status, 503);
@@ -46,4 +47,6 @@ async fn a_gateway_whose_counters_were_away_becomes_ready_without_a_call() {
     })
     .await;
     assert_eq!(ask().await, 200);
+    let log = gateway.log(&["quotas are counted again"]).await;
+    assert_eq!(log.matches("quotas cannot be counted").count(), 1, "{log}");
 }

@@ -158,6 +158,7 @@ async fn a_full_outbox_refuses_calls_until_redis_is_back() {
     };
     assert_eq!(refused.status, 503, "{}", refused.body);
     assert_eq!(gateway.get("/readyz").await.status, 503);
+    gateway.log(&["usage is not passed on, and kept in the outbox", "redis 127.0.0.1"]).await;
     server.restart();
     for _ in 0..400 {
         if gateway.get("/readyz").await.status == 200 {
@@ -167,6 +168,25 @@ async fn a_full_outbox_refuses_calls_until_redis_is_back() {
     }
     call(&gateway, 1).await;
     until(&gateway, answered + 1).await;
+    gateway.log(&["usage is passed on again"]).await;
+}
+
+#[tokio::test]
+async fn a_gateway_whose_outbox_is_removed_takes_no_more_calls_and_says_why() {
+    let test = "a_gateway_whose_outbox_is_removed";
+    let Some(server) = RedisServer::start(test) else { return };
+    let directory = Directory::new(test);
+    let gateway = gateway(&server, &format!("outbox = {:?}", directory.outbox())).await;
+    call(&gateway, 1).await;
+    until(&gateway, 1).await;
+    std::fs::remove_dir_all(directory.outbox()).unwrap();
+    // The first is made, and its end held back for a record that never comes; the next is not even made.
+    for _ in 0..2 {
+        let refused = gateway.post(&[JSON, ROOT], asking("echo/m").as_bytes()).await;
+        assert_eq!(refused.error().1, "usage_store_unavailable");
+    }
+    gateway.log(&["usage cannot be written", "removed while it was used"]).await;
+    assert_eq!(gateway.get("/readyz").await.status, 503);
 }
 
 #[tokio::test]

@@ -264,7 +264,9 @@ impl Search {
                 .await;
         let unit = vector.ok().and_then(Result::ok).and_then(unit);
         match &unit {
-            Some(_) => self.breaker.succeeded(),
+            Some(_) => {
+                self.breaker.succeeded();
+            }
             None => {
                 self.breaker.failed();
                 count(&shared.counters.embedder_failures);

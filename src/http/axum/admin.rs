@@ -127,7 +127,7 @@ pub async fn quota(handle: &Handle, caller: &Caller, department: &str) -> Result
         Ok(Some(view)) => Ok(json_response(standing(&view).to_string())),
         Ok(None) => Err(not_found("quota_disabled", "nothing is limited here")),
         Err(error) => {
-            told(&error, "quotas cannot be read");
+            told(&error.cause(), "quotas cannot be read");
             Err(unavailable("usage_store_unavailable", "quotas cannot be read"))
         }
     }

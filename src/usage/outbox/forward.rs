@@ -74,7 +74,7 @@ impl<T: UsageStore> Forwarder<T> {
     }
 
     pub(super) fn run(mut self) {
-        let over = Over(Arc::clone(&self.shared));
+        let (over, mut is_told) = (Over(Arc::clone(&self.shared)), false);
         loop {
             let result = match self.next() {
                 Next::More(segment) => self.pass_on(segment),
@@ -83,12 +83,19 @@ impl<T: UsageStore> Forwarder<T> {
             };
             let error = match result {
                 Ok(()) => {
+                    if std::mem::take(&mut is_told) {
+                        crate::store::works("usage is passed on again");
+                    }
                     self.tries = 0;
                     continue;
                 }
                 Err(error) => error,
             };
             self.shared.state().last_error = Some(error.to_string().into());
+            if self.tries >= PATIENCE && !is_told {
+                is_told = true;
+                crate::store::fails("usage is not passed on, and kept in the outbox", &error);
+            }
             self.shared.pause(self.backoff.after(self.tries));
             self.tries = self.tries.saturating_add(1);
         }
