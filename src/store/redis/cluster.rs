@@ -62,7 +62,9 @@ impl Cluster {
             look: Mutex::default(),
         };
         for seed in &cluster.seeds {
-            let (host, port) = address(seed).ok_or(RedisError::definite(RedisErrorKind::InvalidUrl))?;
+            // Of a cluster there is one database.
+            let known = address(seed).filter(|_| seed.redis_settings().db() == 0);
+            let (host, port) = known.ok_or(RedisError::definite(RedisErrorKind::InvalidUrl))?;
             cluster.node(host, port)?;
         }
         if cluster.seeds.is_empty() {

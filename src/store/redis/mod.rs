@@ -95,7 +95,7 @@ impl Redis {
     ///
     /// # Errors
     ///
-    /// [`InvalidUrl`](RedisErrorKind::InvalidUrl), also without any.
+    /// [`InvalidUrl`](RedisErrorKind::InvalidUrl), also without any, or with a database, of which a cluster has one.
     pub fn cluster<I>(urls: I, options: RedisOptions) -> Result<Self, RedisError>
     where
         I: IntoIterator<Item: AsRef<str>>,

@@ -220,6 +220,14 @@ async fn many_at_once_share_a_connection() {
     assert_eq!(server.ask(&["CLIENT", "LIST"]).lines().count(), 2, "and the one who asks");
 }
 
+#[test]
+fn a_database_of_a_cluster_is_no_address() {
+    let cluster = |urls: &[&str]| Redis::cluster(urls, options()).map_err(|error| error.kind().clone());
+    cluster(&["redis://127.0.0.1:1", "redis://127.0.0.1:2/0"]).unwrap();
+    let error = cluster(&["redis://127.0.0.1:1", "redis://127.0.0.1:2/3"]).unwrap_err();
+    assert_eq!(error, RedisErrorKind::InvalidUrl);
+}
+
 fn cluster_of(cluster: &RedisCluster) -> Redis {
     Redis::cluster(cluster.urls(), options()).unwrap()
 }
