@@ -4,7 +4,9 @@ use super::{
     counters::{OpenedBy, Quotas},
     handle::Lasting,
 };
-use crate::config::{Cache, Config, Kind, Problem, Quota, Server, Telemetry, Usage, field, plan::Plan};
+use crate::config::{
+    Cache, Config, Identity, Kind, Problem, Quota, Server, Telemetry, Usage, field, plan::Plan,
+};
 
 /// Compares fields, of which none is forgotten: all have to be named, as one that needs a restart or as one that does not.
 macro_rules! compare {
@@ -155,6 +157,13 @@ pub(super) fn needed(
         .into_iter()
         .map(|entry| Problem::new(entry, "cannot be changed while calls are made: it needs a restart"))
         .collect();
+    // Else a file of which a part is lost lets everybody in.
+    if old.keys.is_some() && new.keys.is_none() && new.identity == Identity::Keys {
+        problems.push(Problem::new(
+            "keys",
+            "without any everybody may ask for everything, which needs a restart",
+        ));
+    }
     for (name, provider) in &new.providers {
         if provider.kind == Kind::Own && !lasting.deployments.has(name) {
             let what =

@@ -208,6 +208,23 @@ async fn a_redis_that_comes_later_and_would_throw_counters_away_counts_nothing_u
 }
 
 #[tokio::test]
+async fn a_file_that_has_lost_its_keys_lets_nobody_in() {
+    let echo = "usage.enabled = false\nproviders.echo.kind = \"echo\"\n";
+    let keys = format!("{echo}keys = [{{ key = \"ada-key\", user = \"ada\" }}]\n");
+    let parse = |text: &str| Config::parse(text).unwrap();
+    let (_service, handle) = stack(parse(&keys)).await.unwrap();
+    let error = handle.reload(parse(echo)).unwrap_err();
+    let expected = "keys: without any everybody may ask for everything, which needs a restart";
+    assert_eq!(said(&error), [expected]);
+    assert!(handle.caller(None).is_none() && handle.caller(Some(b"ada-key")).is_some());
+    // The other way it is taken at once.
+    let (_service, handle) = stack(parse(echo)).await.unwrap();
+    assert!(handle.caller(None).is_some());
+    handle.reload(parse(&keys)).unwrap();
+    assert!(handle.caller(None).is_none() && handle.caller(Some(b"ada-key")).is_some());
+}
+
+#[tokio::test]
 async fn first_limits_in_a_redis_that_is_away_refuse_calls_and_make_it_unready() {
     let (service, handle) = stack(config("")).await.unwrap();
     let limited =
