@@ -8,19 +8,20 @@ use common::{Gateway, asking};
 use redis_server::RedisServer;
 use std::time::Duration;
 
+const CONFIG: &str = r#"
+    keys = [{ key = "ada", user = "ada", departments = ["research"] }]
+    departments = { research = { day_requests = 100 } }
+    providers = { echo = { kind = "echo" } }
+    usage = { enabled = false }
+    quota = { redis = { env = "QUOTA_REDIS" } }
+"#;
+
 /// One that is not ready gets no calls: it has to find out by itself that counters can be asked again.
 #[tokio::test]
 async fn a_gateway_whose_counters_were_away_becomes_ready_without_a_call() {
     let test = "a_gateway_whose_counters_were_away_becomes_ready_without_a_call";
     let Some(mut counters) = RedisServer::start(test) else { return };
-    let config = r#"
-        keys = [{ key = "ada", user = "ada", departments = ["research"] }]
-        departments = { research = { day_requests = 100 } }
-        providers = { echo = { kind = "echo" } }
-        usage = { enabled = false }
-        quota = { redis = { env = "QUOTA_REDIS" } }
-    "#;
-    let gateway = Gateway::start_with(Some(config), &[("QUOTA_REDIS", &counters.url())]).await;
+    let gateway = Gateway::start_with(Some(CONFIG), &[("QUOTA_REDIS", &counters.url())]).await;
     let ask = async || {
         let headers = [("content-type", "application/json"), ("authorization", "Bearer ada")];
         gateway.send("POST", common::CHAT, &headers, asking("echo/a").as_bytes()).await.status
@@ -49,4 +50,28 @@ async fn a_gateway_whose_counters_were_away_becomes_ready_without_a_call() {
     assert_eq!(ask().await, 200);
     let log = gateway.log(&["quotas are counted again"]).await;
     assert_eq!(log.matches("quotas cannot be counted").count(), 1, "{log}");
+}
+
+/// Who is not ready is asked why.
+#[tokio::test]
+async fn a_gateway_that_waits_for_counters_that_would_be_thrown_away_says_so() {
+    let Some(mut counters) = RedisServer::start("a_gateway_that_waits_for_counters") else { return };
+    counters.kill();
+    let gateway = Gateway::start_with(Some(CONFIG), &[("QUOTA_REDIS", &counters.url())]).await;
+    gateway.log(&["quotas cannot be counted", "cannot be reached"]).await;
+    counters.restart();
+    common::soon(async {
+        while gateway.get("/readyz").await.status != 200 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    })
+    .await;
+    drop(gateway);
+
+    let mut evicting = RedisServer::with_options(&["--maxmemory-policy", "allkeys-lru"]);
+    evicting.kill();
+    let gateway = Gateway::start_with(Some(CONFIG), &[("QUOTA_REDIS", &evicting.url())]).await;
+    evicting.restart();
+    gateway.log(&["quotas cannot be counted", "allkeys-lru"]).await;
+    assert_eq!(gateway.get("/readyz").await.error().1, "quota_store_unavailable");
 }
