@@ -17,7 +17,7 @@ use crate::{
     policies::AllowList,
     policies::Policies,
     price::{Billed, NanoUsd, Prices},
-    store::{self, Breaker},
+    store::{Breaker, Trouble},
 };
 use arc_swap::ArcSwapOption;
 use std::{
@@ -68,6 +68,7 @@ pub(super) type OnSettle = Arc<dyn Fn(&Settled) + Send + Sync>;
 /// What changes.
 pub(super) struct State {
     pub(super) breaker: Breaker,
+    trouble: Trouble,
     /// What the store did not answer last.
     unanswered: Mutex<Option<Plan>>,
     /// The day of the last call, and those around it.
@@ -101,6 +102,7 @@ impl State {
     pub(super) fn new() -> Self {
         Self {
             breaker: Breaker::new(5, Duration::from_secs(1)),
+            trouble: Trouble::default(),
             unanswered: Mutex::new(None),
             days: ArcSwapOption::empty(),
             offset: AtomicI64::new(0),
@@ -309,7 +311,7 @@ impl Shared {
     /// The store works, whatever it has said.
     fn answered(&self) {
         if self.state.breaker.succeeded() {
-            store::works("quotas are counted again");
+            self.state.trouble.works("quotas are counted again");
         }
         if let Some(outbox) = &self.outbox {
             outbox.answered();
@@ -382,9 +384,8 @@ impl Shared {
                     if !(is_late && has_waited) {
                         *self.state.unanswered.lock().unwrap_or_else(PoisonError::into_inner) =
                             Some(plan.clone());
-                        if self.state.breaker.failed() {
-                            store::fails("quotas cannot be counted", &error.cause());
-                        }
+                        self.state.breaker.failed();
+                        self.state.trouble.fails("quotas cannot be counted", &error.cause());
                     }
                     if !error.is_ambiguous() {
                         hold.holds_nothing();

@@ -1,11 +1,6 @@
 //! Limits, allow-lists, and the counters.
 
 use super::{QuotaView, ShutdownReport, StackError};
-#[cfg(feature = "redis")]
-use crate::quota::{
-    Adjustment, Applied, Baseline, Days, Decision, Departments, LeaseId, RedisQuotaStore, RedisUnfit,
-    Reservation, Settlement, Standing, StoreFuture,
-};
 use crate::{
     access::AccessLayer,
     clock::{Clock, SystemClock},
@@ -16,6 +11,14 @@ use crate::{
     policies::{Policies, PolicyTable},
     price::Prices,
     quota::{self, Calendar, HistoryQuery, MemoryStore, QuotaLayer, QuotaStore, StoreError, WorkerOptions},
+};
+#[cfg(feature = "redis")]
+use crate::{
+    quota::{
+        Adjustment, Applied, Baseline, Days, Decision, Departments, LeaseId, RedisQuotaStore, RedisUnfit,
+        Reservation, Settlement, Standing, StoreFuture,
+    },
+    store::Trouble,
 };
 use std::{
     sync::{
@@ -124,7 +127,7 @@ impl Quotas {
         match RedisQuotaStore::new(redis).with_deadline(timeout).check().await {
             Ok(()) => Ok(true),
             Err(RedisUnfit::Unavailable(error)) => {
-                crate::store::fails("quotas cannot be counted", &error);
+                Trouble::default().fails("quotas cannot be counted", &error.to_string());
                 Ok(false)
             }
             Err(unfit) => Err(StackError::store("quota.redis", unfit)),
@@ -138,11 +141,11 @@ impl Quotas {
         if !is_reached {
             let is_awaited = Arc::downgrade(&self.is_awaited);
             tokio::spawn(async move {
-                let mut told = String::new();
+                let trouble = Trouble::default();
                 while is_awaited.strong_count() > 0 {
                     tokio::time::sleep(AGAIN).await;
                     let store = RedisQuotaStore::new(redis.clone()).with_deadline(timeout);
-                    let unfit = match store.check().await {
+                    match store.check().await {
                         Ok(()) => {
                             if let Some(is_awaited) = is_awaited.upgrade() {
                                 is_awaited.store(false, Ordering::Release);
@@ -150,12 +153,8 @@ impl Quotas {
                             return;
                         }
                         // Which was told.
-                        Err(RedisUnfit::Unavailable(_)) => continue,
-                        Err(unfit) => unfit.to_string(),
-                    };
-                    if told != unfit {
-                        crate::store::fails("quotas cannot be counted", &unfit);
-                        told = unfit;
+                        Err(RedisUnfit::Unavailable(_)) => {}
+                        Err(unfit) => trouble.fails("quotas cannot be counted", &unfit.to_string()),
                     }
                 }
             });
@@ -328,7 +327,7 @@ impl Quotas {
 impl QuotaStore for Awaited {
     fn reserve(&self, reservation: &Reservation) -> StoreFuture<Decision> {
         match self.is_awaited.load(Ordering::Acquire) {
-            true => StoreFuture::ready(Err(StoreError::definite("it is not known to keep counters"))),
+            true => StoreFuture::ready(Err(StoreError::definite("it was not found fit yet"))),
             false => self.store.reserve(reservation),
         }
     }

@@ -51,14 +51,13 @@ impl Breaker {
         self.failures.load(Ordering::Acquire) != 0 && self.failures.swap(0, Ordering::AcqRel) != 0
     }
 
-    /// The store has not answered, or could not. Whether it had the last time.
-    pub(crate) fn failed(&self) -> bool {
+    /// The store has not answered, or could not.
+    pub(crate) fn failed(&self) {
         let failures = self.failures.fetch_add(1, Ordering::AcqRel);
         if failures.saturating_add(1) >= self.threshold {
             let mut next_try = self.next_try.lock().unwrap_or_else(PoisonError::into_inner);
             *next_try = Instant::now().checked_add(self.pause);
         }
-        failures == 0
     }
 
     /// Whether the store has not answered lately.

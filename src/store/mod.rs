@@ -25,19 +25,76 @@ pub(crate) mod redis;
 
 pub(crate) use self::breaker::Breaker;
 
+use std::sync::{Mutex, PoisonError};
+
 #[cfg(feature = "redis")]
 pub use self::redis::{Redis, RedisError, RedisErrorKind, RedisOptions};
 
-/// Says in the log that something has begun to fail.
-#[cfg_attr(not(feature = "tracing"), expect(unused_variables, reason = "there is nobody to tell"))]
-pub(crate) fn fails(what: &'static str, error: &dyn std::fmt::Display) {
-    #[cfg(feature = "tracing")]
-    tracing::error!(%error, "{what}");
+/// What fails, as it was last told in the log: each cause once, until it works again.
+#[derive(Debug, Default)]
+pub(crate) struct Trouble(Mutex<Option<Box<str>>>);
+
+impl Trouble {
+    pub(crate) fn fails(&self, what: &'static str, cause: &str) {
+        let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.as_deref() != Some(cause) {
+            *told = Some(cause.into());
+            tell(what, Some(cause));
+        }
+    }
+
+    pub(crate) fn works(&self, what: &'static str) {
+        if self.0.lock().unwrap_or_else(PoisonError::into_inner).take().is_some() {
+            tell(what, None);
+        }
+    }
 }
 
-/// Says in the log that it does no longer.
 #[cfg_attr(not(feature = "tracing"), expect(unused_variables, reason = "there is nobody to tell"))]
-pub(crate) fn works(what: &'static str) {
+fn tell(what: &'static str, error: Option<&str>) {
     #[cfg(feature = "tracing")]
-    tracing::info!("{what}");
+    match error {
+        Some(error) => tracing::error!(error, "{what}"),
+        None => tracing::info!("{what}"),
+    }
+}
+
+#[cfg(all(test, feature = "tracing"))]
+mod tests {
+    use super::*;
+    use std::{io, sync::Arc};
+
+    #[derive(Clone, Default)]
+    struct Log(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Log {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn each_cause_is_told_once_until_it_works_again() {
+        let (log, trouble) = (Log::default(), Trouble::default());
+        let writer = log.clone();
+        let subscriber = tracing_subscriber::fmt().without_time().with_ansi(false);
+        tracing::subscriber::with_default(subscriber.with_writer(move || writer.clone()).finish(), || {
+            trouble.works("again");
+            for cause in ["gone", "gone", "refused", "refused"] {
+                trouble.fails("it fails", cause);
+            }
+            trouble.works("again");
+            trouble.works("again");
+            trouble.fails("it fails", "refused");
+        });
+        let told = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+        let told: Vec<_> = told.lines().map(|line| line.split_once("store: ").unwrap().1).collect();
+        let expected =
+            ["it fails error=\"gone\"", "it fails error=\"refused\"", "again", "it fails error=\"refused\""];
+        assert_eq!(told, expected);
+    }
 }

@@ -5,6 +5,7 @@ use super::{
 use crate::{
     BoxError, Error, ErrorKind,
     fallback::Backoff,
+    store::Trouble,
     sync::{
         Condvar, Mutex, MutexGuard,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
@@ -153,6 +154,7 @@ pub(super) struct Inbox {
     written: AtomicU64,
     set_aside: AtomicU64,
     is_failing: AtomicBool,
+    trouble: Trouble,
     /// The thread has ended; changed while it has the letters.
     is_over: AtomicBool,
     last_error: Mutex<Option<Arc<str>>>,
@@ -239,6 +241,7 @@ impl QueueSink {
             written: AtomicU64::new(0),
             set_aside: AtomicU64::new(0),
             is_failing: AtomicBool::new(false),
+            trouble: Trouble::default(),
             is_over: AtomicBool::new(false),
             last_error: Mutex::default(),
             letters: Mutex::default(),
@@ -436,15 +439,15 @@ impl Inbox {
 
     pub(super) fn failed(&self, error: &BoxError) {
         // First why, so that whoever sees that it fails can read it.
-        *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.to_string().into());
-        if !self.is_failing.swap(true, Ordering::AcqRel) {
-            crate::store::fails("usage cannot be written", error);
-        }
+        let error = error.to_string();
+        self.trouble.fails("usage cannot be written", &error);
+        *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.into());
+        self.is_failing.store(true, Ordering::Release);
     }
 
     pub(super) fn works(&self) {
         if self.is_failing.swap(false, Ordering::AcqRel) {
-            crate::store::works("usage is written again");
+            self.trouble.works("usage is written again");
         }
         *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }

@@ -8,6 +8,7 @@ use super::{
 use crate::{
     BoxError,
     fallback::Backoff,
+    store::Trouble,
     usage::{
         LogPosition, Refused, UsageEvent, UsageStore, record,
         writer::{Caught, PATIENCE, STRIKES},
@@ -74,7 +75,7 @@ impl<T: UsageStore> Forwarder<T> {
     }
 
     pub(super) fn run(mut self) {
-        let (over, mut is_told) = (Over(Arc::clone(&self.shared)), false);
+        let (over, trouble) = (Over(Arc::clone(&self.shared)), Trouble::default());
         loop {
             let result = match self.next() {
                 Next::More(segment) => self.pass_on(segment),
@@ -83,18 +84,15 @@ impl<T: UsageStore> Forwarder<T> {
             };
             let error = match result {
                 Ok(()) => {
-                    if std::mem::take(&mut is_told) {
-                        crate::store::works("usage is passed on again");
-                    }
+                    trouble.works("usage is passed on again");
                     self.tries = 0;
                     continue;
                 }
                 Err(error) => error,
             };
             self.shared.state().last_error = Some(error.to_string().into());
-            if self.tries >= PATIENCE && !is_told {
-                is_told = true;
-                crate::store::fails("usage is not passed on, and kept in the outbox", &error);
+            if self.tries >= PATIENCE {
+                trouble.fails("usage is not passed on, and kept in the outbox", &error.to_string());
             }
             self.shared.pause(self.backoff.after(self.tries));
             self.tries = self.tries.saturating_add(1);
