@@ -306,15 +306,43 @@ async fn a_counter_that_is_none_is_an_error_and_nothing_is_granted() {
     let [counters, leases, _] = store.keys("a");
     granted(&store, &a, 10).await;
     let month = days()[1].month;
-    for lie in ["1e3", "-5", "", "12.5", "0x10"] {
-        server.ask(&["HSET", &counters, &format!("m{month}:ts"), lie]);
-        assert!(store.reserve(&reservation(id(), &a, 1)).await.is_err(), "{lie:?}");
+    let is_damaged = async || {
+        matches!(store.reserve(&reservation(id(), &a, 1)).await, Err(StoreError::Damaged(_)))
+            && server.ask(&["HLEN", &leases]) == "1"
+    };
+    let more_than_the_most = "9223372036854775808";
+    for lie in ["1e3", "-5", "", "12.5", "0x10", "007", more_than_the_most, "99999999999999999999"] {
+        for counter in ["ts", "cs"] {
+            let field = format!("m{month}:{counter}");
+            server.ask(&["HSET", &counters, &field, lie]);
+            assert!(is_damaged().await, "{lie:?}");
+            server.ask(&["HDEL", &counters, &field]);
+        }
     }
-    assert_eq!(server.ask(&["HLEN", &leases]), "1");
     server.ask(&["DEL", &counters]);
     server.ask(&["SET", &counters, "text"]);
-    assert!(store.reserve(&reservation(id(), &a, 1)).await.is_err());
-    assert_eq!(server.ask(&["HLEN", &leases]), "1");
+    assert!(is_damaged().await);
+}
+
+#[tokio::test]
+async fn a_lease_that_is_none_is_an_error_and_is_not_taken_back_in_part() {
+    let Some(server) = RedisServer::start("quota_redis: broken lease") else { return };
+    let (store, a) = (store(&server.url()), limited("a", 1000));
+    let [counters, leases, _] = store.keys("a");
+    let call = granted(&store, &a, 10).await;
+    let (there, month) = (server.ask(&["HGET", &leases, &call.to_string()]), days()[1].month);
+    for lie in ["r", "r 20261123 202611", "z 20261123 202611 1 1 1 1 1 1", &there.replace(" 10 ", " ten ")] {
+        server.ask(&["HSET", &leases, &call.to_string(), lie]);
+        let settled = store.settle(&Settlement::new(call, a.clone(), tokens(7))).await;
+        assert!(matches!(settled, Err(StoreError::Damaged(_))), "{lie:?}: {settled:?}");
+    }
+    server.ask(&["HSET", &leases, &call.to_string(), &there]);
+    // When windows were forgotten last is made good.
+    server.ask(&["HSET", &counters, "month", "text"]);
+    granted(&store, &a, 5).await;
+    assert_eq!(server.ask(&["HGET", &counters, "month"]), month.to_string());
+    assert_eq!(settle(&store, call, &a, 7).await, Applied::First);
+    assert_eq!(counted(&store, "a").await, (7, 5));
 }
 
 #[tokio::test]

@@ -1,5 +1,7 @@
 //! Calls under quotas that are counted in a real Redis, while it is killed, frozen or emptied under load.
 
+#[path = "quota/damaged.rs"]
+mod damaged;
 #[path = "quota/past.rs"]
 mod past;
 #[path = "support/redis.rs"]
@@ -259,6 +261,18 @@ async fn a_server_that_comes_back_empty() {
             let took = load.flows(50).await;
             println!("50 calls {took:?} after it came back empty");
         }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_damaged_department_is_refused_and_no_other() {
+    let Some(server) = RedisServer::start("quota_redis_layer: damaged") else { return };
+    let store = one_server(&server.url());
+    let [counters, ..] = store.keys("broken");
+    damaged::is_nobody_elses(store, || {
+        server.ask(&["DEL", &counters]);
+        server.ask(&["SET", &counters, "text"]);
     })
     .await;
 }

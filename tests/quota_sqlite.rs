@@ -1,6 +1,8 @@
 //! The quota store in SQLite: the same as in memory, in files that several processes share, are killed over, lock or
 //! find not as they should be.
 
+#[path = "quota/damaged.rs"]
+mod damaged;
 #[path = "quota/past.rs"]
 mod past;
 
@@ -253,11 +255,24 @@ async fn one_department_that_is_damaged_does_not_keep_others_from_theirs() {
     let (of_both, of_a) = (store.reserve(&of_both), store.reserve(&of_a));
     file.execute_batch("COMMIT").unwrap();
     for error in [settled.await.unwrap_err(), of_both.await.unwrap_err()] {
-        assert_eq!((kind(&error), error.is_ambiguous()), (QuotaFileErrorKind::Failed, false));
+        assert_eq!((kind(&error), error.is_ambiguous()), (QuotaFileErrorKind::Damaged, false));
     }
     assert!(matches!(of_a.await.unwrap(), Decision::Granted(_)));
     // What was settled before it came to the damage was taken back.
     assert_eq!(in_day(&store, "a", now).await, (0, 15));
+}
+
+#[tokio::test]
+async fn a_damaged_department_is_refused_and_no_other() {
+    let directory = Directory::new();
+    let store = SqliteStore::open(directory.db(), patient()).unwrap();
+    damaged::is_nobody_elses(store, || {
+        let file = Connection::open(directory.db()).unwrap();
+        let lie = "PRAGMA ignore_check_constraints = on; UPDATE counters SET settled_tokens = -1 \
+                   WHERE account = (SELECT seq FROM accounts WHERE department = 'broken')";
+        file.execute_batch(lie).unwrap();
+    })
+    .await;
 }
 
 // ===== somebody else has the file =====

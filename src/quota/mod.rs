@@ -75,6 +75,7 @@
 //! | | then |
 //! |---|---|
 //! | the store refuses, or does not answer in time | the call is refused; if it may have been reserved, it is given back by the worker. After five failures in a row the store is asked once a second |
+//! | what the store has of a department is damaged | its calls are refused, and nobody else's |
 //! | the store is down, or panics, at the end of a call | the answer is not affected; the worker tries again until it is settled |
 //! | the worker has no place left, or is gone | calls are refused before anything is asked |
 //! | the gateway is killed | leases run out: 5 minutes after they were last extended |

@@ -302,7 +302,11 @@ impl Shared {
                 // What was reserved all the same is nothing, and expires.
                 hold.holds_nothing();
             }
-            if let Ok(Ok(_) | Err(StoreError::OffCalendar { .. } | StoreError::Unseeded { .. })) = answer {
+            if let Ok(
+                Ok(_)
+                | Err(StoreError::OffCalendar { .. } | StoreError::Unseeded { .. } | StoreError::Damaged(_)),
+            ) = answer
+            {
                 shared.answered();
             }
         });
@@ -378,6 +382,12 @@ impl Shared {
                         return Err(Some(error));
                     }
                     has_waited = true;
+                }
+                // That of these departments alone: others are not refused for it.
+                StoreError::Damaged(_) => {
+                    self.answered();
+                    hold.holds_nothing();
+                    return Err(Some(error));
                 }
                 _ => {
                     // What a ledger has left of the time may be too short for any store.

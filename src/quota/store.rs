@@ -139,6 +139,8 @@ pub enum StoreError {
     Definite(BoxError),
     /// It may have been done, or may still be: no answer came.
     Ambiguous(BoxError),
+    /// Nothing was done: what is kept of one of these departments makes no sense. The store works, and may serve others.
+    Damaged(BoxError),
     /// Nothing was done: none of the days that were given is that of the store's clock.
     OffCalendar {
         /// What time it is there.
@@ -223,6 +225,11 @@ impl StoreError {
         Self::Ambiguous(cause.into())
     }
 
+    /// Nothing was done: what is kept of one of these departments makes no sense.
+    pub fn damaged(cause: impl Into<BoxError>) -> Self {
+        Self::Damaged(cause.into())
+    }
+
     /// Whether it may have been done.
     pub const fn is_ambiguous(&self) -> bool {
         matches!(self, Self::Ambiguous(_))
@@ -239,6 +246,7 @@ impl fmt::Display for StoreError {
         match self {
             Self::Definite(_) => f.write_str("the quota store did not do it"),
             Self::Ambiguous(_) => f.write_str("the quota store did not say whether it did it"),
+            Self::Damaged(_) => f.write_str("what the quota store has of a department is damaged"),
             Self::OffCalendar { .. } => {
                 f.write_str("the quota store's clock is off the days that were given")
             }
@@ -252,7 +260,7 @@ impl fmt::Display for StoreError {
 impl std::error::Error for StoreError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            Self::Definite(cause) | Self::Ambiguous(cause) => Some(&**cause),
+            Self::Definite(cause) | Self::Ambiguous(cause) | Self::Damaged(cause) => Some(&**cause),
             Self::OffCalendar { .. } | Self::Unseeded { .. } => None,
         }
     }

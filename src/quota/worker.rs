@@ -329,7 +329,9 @@ impl State {
         if tries == 0 {
             self.failing.fetch_add(1, Ordering::AcqRel);
             self.knows(finish.departments());
-            self.doubt.failed();
+            if !matches!(error, StoreError::Damaged(_)) {
+                self.doubt.failed();
+            }
         }
         *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.cause().into());
     }

@@ -12,7 +12,7 @@ use super::{
     Settlement, Standing, StoreError, StoreFuture, calendar::system_time,
 };
 use crate::store::{
-    Redis, RedisError,
+    Redis, RedisError, RedisErrorKind,
     redis::{Run, slot},
 };
 use futures_util::future::join_all;
@@ -201,7 +201,9 @@ impl RedisQuotaStore {
         let results = join_all(runs.iter().map(|run| self.run(run, until))).await;
         let is_in_part = results.iter().any(Result::is_ok);
         let values = all(results).map_err(|error| match error {
-            StoreError::Definite(cause) if is_in_part => StoreError::Ambiguous(cause),
+            StoreError::Definite(cause) | StoreError::Damaged(cause) if is_in_part => {
+                StoreError::Ambiguous(cause)
+            }
             error => error,
         })?;
         Ok(groups.into_iter().zip(values).collect())
@@ -316,6 +318,9 @@ impl Account {
 
 impl From<RedisError> for StoreError {
     fn from(error: RedisError) -> Self {
+        if matches!(error.kind(), RedisErrorKind::Server(code) if DAMAGED.contains(&&**code)) {
+            return Self::damaged(error);
+        }
         match error.is_ambiguous() {
             true => Self::ambiguous(error),
             false => Self::definite(error),
@@ -323,14 +328,24 @@ impl From<RedisError> for StoreError {
     }
 }
 
-/// All, or the error that says the least.
+/// What is said of keys that are not as a script leaves them: all of them are read before the first is written.
+const DAMAGED: [&str; 2] = ["QUOTA", "WRONGTYPE"];
+
+/// All, or the error that says the least; of a server that failed rather than of a department that is damaged.
 fn all<T>(results: Vec<Result<T, StoreError>>) -> Result<Vec<T>, StoreError> {
+    let weight = |error: &StoreError| match error {
+        StoreError::Damaged(_) => 0,
+        StoreError::Ambiguous(_) => 2,
+        _ => 1,
+    };
     let mut worst: Option<StoreError> = None;
     let mut values = Vec::with_capacity(results.len());
     for result in results {
         match result {
             Ok(value) => values.push(value),
-            Err(error) if worst.as_ref().is_none_or(|worst| !worst.is_ambiguous()) => worst = Some(error),
+            Err(error) if worst.as_ref().is_none_or(|worst| weight(worst) < weight(&error)) => {
+                worst = Some(error);
+            }
             Err(_) => {}
         }
     }

@@ -116,7 +116,9 @@ impl RedisQuotaStore {
                 Ok(true) => {}
                 Ok(false) => return Err(StoreError::ambiguous("it ended before it was confirmed")),
                 // Others may have been.
-                Err(StoreError::Definite(cause)) => return Err(StoreError::Ambiguous(cause)),
+                Err(StoreError::Definite(cause) | StoreError::Damaged(cause)) => {
+                    return Err(StoreError::Ambiguous(cause));
+                }
                 Err(error) => return Err(error),
             }
         }

@@ -1,4 +1,5 @@
 use crate::quota::StoreError;
+use std::{path::Path, sync::Arc};
 
 crate::sqlite::file_error! {
     /// What is wrong with a file of quotas or policies, and with which. Nothing in it was overwritten.
@@ -11,12 +12,31 @@ crate::sqlite::file_error! {
         Slow => "took too long",
         /// The store was shut down.
         Closed => "shut down",
+        /// What is kept of a department makes no sense; that of others is not concerned.
+        Damaged => "what it has of a department is damaged",
+    }
+}
+
+impl QuotaFileError {
+    /// Of an operation that failed where others go on.
+    pub(super) fn of_one(path: &Arc<Path>, error: rusqlite::Error) -> Self {
+        match error {
+            rusqlite::Error::FromSqlConversionFailure(..)
+            | rusqlite::Error::InvalidColumnType(..)
+            | rusqlite::Error::IntegralValueOutOfRange(..) => {
+                Self { source: Some(Arc::new(error)), ..Self::new(path, QuotaFileErrorKind::Damaged) }
+            }
+            error => Self::of(path, error),
+        }
     }
 }
 
 impl From<QuotaFileError> for StoreError {
     /// Nothing was done.
     fn from(error: QuotaFileError) -> Self {
-        Self::definite(error)
+        match error.kind() {
+            QuotaFileErrorKind::Damaged => Self::damaged(error),
+            _ => Self::definite(error),
+        }
     }
 }

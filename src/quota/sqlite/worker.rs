@@ -245,7 +245,8 @@ impl Worker {
         }
         for (at, error) in failed.into_iter().rev() {
             let job = group.remove(at);
-            job.finish(Err(self.failed(error)));
+            let error = QuotaFileError::of_one(&self.path, error);
+            job.finish(Err(Failure { error, is_ambiguous: false }));
         }
         Ok(())
     }

@@ -7,7 +7,7 @@ end
 local names = {ARGV[6] .. ':rs', ARGV[6] .. ':ts', ARGV[6] .. ':cs'}
 local counts = redis.call('HMGET', account.counters, unpack(names))
 for at = 1, 3 do
-  parts(counts[at])
+  counted(counts[at])
 end
 bury(account, id)
 for at = 1, 3 do

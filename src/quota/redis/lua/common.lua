@@ -29,13 +29,22 @@ local function parts(count)
   if not count or count == '0' then
     return 0, 0
   end
-  if not string.find(count, '^%d+$') then
+  if not string.find(count, '^[1-9]%d*$') then
     error({err = 'QUOTA a counter is not a count'})
   end
   if #count <= 9 then
     return 0, tonumber(count)
   end
   return tonumber(string.sub(count, 1, -10)), tonumber(string.sub(count, -9))
+end
+
+-- A counter, which is never more than the most.
+local function counted(count)
+  local high, low = parts(count)
+  if high > MOST_HIGH or (high == MOST_HIGH and low > MOST_LOW) then
+    error({err = 'QUOTA a counter is more than the most'})
+  end
+  return high, low
 end
 
 -- The counters of a day and its month: of requests, tokens and cost each what is settled and what is reserved.
@@ -74,12 +83,15 @@ local function find(account, id)
   end
   local lease = {text = text, state = words[1]}
   if lease.state ~= 'e' then
+    if not string.find(text, '^[rpx] %d+ %d+ %d+ %d+ %d+ %d+ %d+ %d+$') then
+      error({err = 'QUOTA a lease is not a lease'})
+    end
     lease.reserved = {words[4], words[5], words[6]}
     lease.on_expiry = {words[7], words[8], words[9]}
     lease.fields = fields(words[2], words[3])
     lease.counts = redis.call('HMGET', account.counters, unpack(lease.fields))
     for at = 1, 12 do
-      parts(lease.counts[at])
+      counted(lease.counts[at])
     end
   end
   return lease

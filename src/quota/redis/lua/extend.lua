@@ -2,7 +2,10 @@
 local id, hold = ARGV[5], in_millis(ARGV[6])
 local is_held = 1
 for _, account in ipairs(accounts) do
-  local lease = redis.call('HGET', account.leases, id)
+  account.lease = redis.call('HGET', account.leases, id)
+end
+for _, account in ipairs(accounts) do
+  local lease = account.lease
   if lease and string.sub(lease, 1, 1) == 'r' then
     redis.call('ZADD', account.expiries, 'XX', 'GT', hold, id)
   else

@@ -29,8 +29,8 @@ for at, account in ipairs(accounts) do
     is_unseeded = true
   end
   for counter = 1, 6 do
-    local settled_high, settled_low = parts(counts[counter * 2 - 1])
-    local reserved_high, reserved_low = parts(counts[counter * 2])
+    local settled_high, settled_low = counted(counts[counter * 2 - 1])
+    local reserved_high, reserved_low = counted(counts[counter * 2])
     if not lease then
       local want = wanted[(counter - 1) % 3 + 1]
       local high, low = settled_high + reserved_high + want[1], settled_low + reserved_low + want[2]
@@ -84,7 +84,7 @@ for _, account in ipairs(accounts) do
   if not account.counts[13] and state == 'r' then
     redis.call('HSET', account.counters, 'known', '1')
   end
-  if tonumber(account.counts[14] or '0') < tonumber(month) then
+  if (tonumber(account.counts[14] or '0') or 0) < tonumber(month) then
     turn(account)
   end
 end

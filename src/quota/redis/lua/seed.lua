@@ -8,7 +8,7 @@ if counts[13] then
   return 0
 end
 for at = 1, 12 do
-  parts(counts[at])
+  counted(counts[at])
 end
 redis.call('HSET', account.counters, 'known', '1')
 for counter = 1, 6 do
