@@ -165,7 +165,9 @@ impl Policies {
                 match read() {
                     Ok(Some(table)) => policies.store(table),
                     Ok(None) => {}
-                    Err(error) => on_error(error),
+                    Err(error) => {
+                        let _ = caught("the hook of the policies", || on_error(error));
+                    }
                 }
             }
         };

@@ -34,8 +34,9 @@
 
 use crate::{
     Error, ErrorKind, LlmRequest, LlmResponse, Progress, ResponseBody, TimeoutPhase, body::BodyClock,
+    caught::caught,
 };
-use pin_project::pin_project;
+use pin_project::{pin_project, pinned_drop};
 use std::{
     pin::Pin,
     task::{Context, Poll},
@@ -70,7 +71,7 @@ struct Limits {
 }
 
 /// Response future of [`CallTimeout`].
-#[pin_project]
+#[pin_project(PinnedDrop)]
 #[derive(Debug)]
 pub struct ResponseFuture<F> {
     /// `None` if the caller's deadline had passed already.
@@ -231,5 +232,14 @@ where
                 })
             }
         }
+    }
+}
+
+#[pinned_drop]
+impl<F> PinnedDrop for ResponseFuture<F> {
+    /// A panic of what is dropped is no end of what goes on without it.
+    fn drop(self: Pin<&mut Self>) {
+        let mut future = self.project().future;
+        let _ = caught("a drop", || future.set(None));
     }
 }

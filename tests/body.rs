@@ -1,5 +1,9 @@
 //! How answers end: `ChunkStream`, `Observe`, `Watch`, and what Peek reads ahead.
 
+#[path = "support/faulty.rs"]
+mod faulty;
+
+use self::faulty::faulty;
 use futures_core::Stream;
 use futures_util::FutureExt as _;
 use llm_layers::{
@@ -281,6 +285,31 @@ impl Observe for Faulty {
         };
         assert!(is_told != self.0, "a bug of who observes");
     }
+}
+
+#[tokio::test]
+async fn a_leaf_that_panics_where_it_is_dropped_takes_no_end_from_anybody() {
+    let fails = || Step::Fail(broken());
+    let failed = "failed(provider acme lost the connection (model one); 1)";
+    for (last, reads, end) in [(None, 9, "ended(2)"), (Some(fails()), 9, failed), (None, 1, "abandoned(1)")] {
+        let log = Log::default();
+        let provider = Scripted::new().reply(Reply::stream([text("a")].into_iter().chain(last)));
+        let answer = spy("spy", &log).layer(faulty(&provider)).oneshot(request()).await.unwrap();
+        let mut chunks = stream_of(answer);
+        for _ in 0..reads {
+            chunks.next().await;
+        }
+        drop(chunks);
+        assert_eq!(log.ends(), [format!("spy! {end}")]);
+        assert_eq!(provider.alive(), 0);
+    }
+
+    let log = Log::default();
+    let provider = Scripted::new().reply(Reply::text("").after([Step::Stall]));
+    let mut call = tokio_test::task::spawn(spy("spy", &log).layer(faulty(&provider)).oneshot(request()));
+    assert!(call.poll().is_pending());
+    drop(call);
+    assert_eq!(log.ends(), ["spy! abandoned(0)"]);
 }
 
 #[tokio::test]

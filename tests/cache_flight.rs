@@ -1,5 +1,9 @@
 //! Coalescing: equal calls that are in flight together share one, and depend on none of their callers.
 
+#[path = "support/faulty.rs"]
+mod faulty;
+
+use self::faulty::faulty;
 use futures_util::FutureExt as _;
 use llm_layers::{
     CacheStatus, ChatBody, ChunkStream, Completion, Error, ErrorClass, ErrorKind, FinishReason, LlmRequest,
@@ -394,6 +398,21 @@ async fn a_refusal_is_its_own_and_the_next_one_tries_one_at_a_time() {
     let error = service.oneshot(ask("q").with_context(context)).await.unwrap_err();
     assert!(matches!(error.kind(), ErrorKind::ModelNotAllowed { .. }));
     assert_eq!(layer.flights(), 0);
+}
+
+#[tokio::test]
+async fn an_answer_that_has_come_is_not_lost_by_a_panic_where_its_call_is_dropped() {
+    for request in [ask("q"), stream("q")] {
+        let layer = layer();
+        let provider = Scripted::new();
+        let service = layer.layer(faulty(&provider));
+        let calls: Vec<_> = (0..3).map(|_| tokio::spawn(service.clone().oneshot(request.clone()))).collect();
+        for call in calls {
+            assert_eq!(call.await.unwrap().unwrap().text().await.unwrap(), "hi");
+        }
+        assert_eq!(provider.requests().len(), 1);
+        gives_back(&layer, &provider).await;
+    }
 }
 
 #[tokio::test]

@@ -478,6 +478,7 @@ enum At {
     Evict,
     Epochs,
     EpochsLater,
+    WhichEpochs,
 }
 
 impl Panics {
@@ -528,6 +529,7 @@ impl CacheStore for Panics {
     }
 
     fn epochs(&self) -> Option<Arc<dyn EpochStore>> {
+        self.fails(At::WhichEpochs);
         Some(Arc::new(self.clone()))
     }
 }
@@ -590,6 +592,18 @@ async fn a_store_that_panics_breaks_no_call_and_no_worker() {
             }
         }
     }
+}
+
+#[tokio::test]
+async fn nothing_is_found_in_a_store_whose_epochs_nobody_knows_and_no_call_breaks() {
+    let store = Panics::new(At::WhichEpochs);
+    let layer = CacheLayer::new(store.clone(), policy());
+    let service = layer.layer(echo());
+    for _ in 0..2 {
+        assert_eq!(read(&service, ask("a")).await.1, CacheStatus::Miss);
+    }
+    assert_eq!(layer.stats().store_failures, 2);
+    layer.invalidate(EpochKind::User, "ada").await.unwrap_err();
 }
 
 /// What is older than its time is taken out first.

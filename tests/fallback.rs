@@ -1,5 +1,9 @@
 //! `FallbackLayer` and the `Peek` in it.
 
+#[path = "support/faulty.rs"]
+mod faulty;
+
+use self::faulty::faulty;
 use llm_layers::{
     ChatBody, Completion, Error, ErrorClass, ErrorKind, FinishReason, LlmRequest, LlmResponse, ModelName,
     ProviderFailure, RequestContext, ResponseBody, StreamChunk, TimeoutPhase, TokenUsage,
@@ -516,6 +520,20 @@ async fn seed_05_a_retry_budget_ends_retries_but_not_fallbacks() {
     let provider = Scripted::new().reply(Reply::error(down()));
     ask(&provider, chains().retries(5).retry_budget(budget)).await.unwrap();
     assert_eq!(asked(&provider), ["p/a", "p/b"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_attempt_that_panics_where_it_is_dropped_is_no_end_of_the_others() {
+    let layer = FallbackLayer::new(chains().build().unwrap()).with_deadline(Duration::from_secs(5));
+    let call = async |provider: &Scripted| layer.layer(faulty(provider)).oneshot(request("p/a")).await;
+    let provider = Scripted::new().reply(Reply::error(down()));
+    let answer = call(&provider).await.unwrap();
+    assert_eq!((&*answer.model, asked(&provider).len()), ("p/b", 2));
+
+    let provider = Scripted::new().reply(Reply::stall());
+    let error = call(&provider).await.unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::Timeout { phase: TimeoutPhase::Deadline }), "{error}");
+    assert_eq!((error.attempts().len(), provider.alive()), (1, 0));
 }
 
 #[tokio::test(start_paused = true)]

@@ -126,6 +126,22 @@ fn a_source_that_panics_is_told_and_followed_on() {
 }
 
 #[test]
+fn a_source_is_followed_on_though_whoever_is_told_of_an_error_panics() {
+    let next = Arc::new(Mutex::new(Ok(None)));
+    let (asked, _was_asked) = mpsc::channel();
+    let source = Source { next: Arc::clone(&next), asked };
+    let (told, was_told) = mpsc::channel();
+    let on_error = move |_| {
+        told.send(()).unwrap();
+        panic!("a bug of the hook");
+    };
+    let _follower = Policies::default().follow(source, Duration::from_millis(1), on_error).unwrap();
+    *next.lock().unwrap() = Err("gone");
+    was_told.recv().unwrap();
+    was_told.recv().expect("it is read again");
+}
+
+#[test]
 fn a_source_that_is_wrong_from_the_start_is_an_error() {
     let (asked, _was_asked) = mpsc::channel();
     let source = Source { next: Arc::new(Mutex::new(Err("gone"))), asked };

@@ -1,5 +1,7 @@
 //! The layer: what it reserves, refuses, settles and gives back.
 
+#[path = "support/faulty.rs"]
+mod faulty;
 #[macro_use]
 #[path = "quota/pass_on.rs"]
 mod pass_on;
@@ -8,6 +10,7 @@ mod past;
 #[path = "quota/remote.rs"]
 mod remote;
 
+use faulty::faulty;
 use futures_util::FutureExt as _;
 use llm_layers::{
     CacheStatus, ChatBody, ChunkStream, Completion, Error, ErrorClass, ErrorKind, InvalidReason, LlmRequest,
@@ -1706,6 +1709,37 @@ async fn whoever_watches_is_told_what_was_reserved_and_what_was_used() {
         service_fn(|_: LlmRequest| async { Err::<LlmResponse, _>(Error::new(ErrorKind::Overloaded)) });
     bench.layer.layer(unsent).oneshot(request()).await.unwrap_err();
     assert_eq!((seen.lock().unwrap().len(), bench.layer.stats().in_flight), (1, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_used_up_is_settled_though_whoever_watches_panics() {
+    let bench = Bench::new(Limits::new().with_day_tokens(10_000))
+        .with(|layer| layer.on_settle(|_| panic!("a defect of the host's")));
+    bench.provider.push(whole(7, 3));
+    bench.call(request()).await.unwrap();
+    bench.provider.push(Reply::words(["a", "b"]));
+    bench.call(request()).await.unwrap().text().await.unwrap();
+    let (settled, reserved) = bench.research().await;
+    assert_eq!((settled.requests, reserved), (2, Amount::ZERO));
+    assert!(settled.tokens > 10, "{settled:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_left_is_settled_though_the_leaf_panics_where_it_is_dropped() {
+    let bench = Bench::new(Limits::new().with_day_tokens(10_000));
+    let service = bench.layer.layer(faulty(&bench.provider));
+    bench.provider.push(whole(7, 3).after([Step::Stall]));
+    let mut call = tokio_test::task::spawn(service.clone().oneshot(request()));
+    assert!(call.poll().is_pending());
+    drop(call);
+    assert_eq!(bench.research().await, (used(prompt(), prompt() as i64 * 3_000), Amount::ZERO));
+    bench.provider.push(Reply::stream([Step::Chunk(StreamChunk::text("a")), Step::Stall]));
+    let answer = service.oneshot(request()).await.unwrap();
+    let ResponseBody::Stream(mut chunks) = answer.body else { panic!("not a stream") };
+    chunks.next().await.unwrap().unwrap();
+    drop(chunks);
+    let (settled, reserved) = bench.research().await;
+    assert_eq!((settled.requests, reserved), (2, Amount::ZERO));
 }
 
 #[tokio::test(start_paused = true)]

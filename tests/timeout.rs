@@ -1,5 +1,9 @@
 //! `CallTimeoutLayer` over a scripted provider, with time standing still unless it is moved.
 
+#[path = "support/faulty.rs"]
+mod faulty;
+
+use self::faulty::faulty;
 use futures_core::Stream;
 use llm_layers::{
     ChatBody, ChunkStream, End, Error, ErrorKind, LlmRequest, LlmResponse, Observe, RequestContext,
@@ -652,4 +656,17 @@ async fn who_no_longer_waits_is_not_sent_for() {
     let error = service.oneshot(late).await.unwrap_err();
     assert!(matches!(error.kind(), ErrorKind::Timeout { phase: TimeoutPhase::Deadline }));
     assert!(!error.dispatched() && provider.requests().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_panics_where_it_is_dropped_is_a_timeout_all_the_same() {
+    let provider = Scripted::new();
+    let service = layer().with_head(SECOND).with_idle(SECOND).layer(faulty(&provider));
+    provider.push(Reply::text("").after([Step::Stall]));
+    assert_eq!(phase(&service.clone().oneshot(request()).await.unwrap_err()), TimeoutPhase::Head);
+    provider.push(Reply::stream([word(), Step::Stall]));
+    let error = service.clone().oneshot(request()).await.unwrap().text().await.unwrap_err();
+    assert_eq!(phase(&error), TimeoutPhase::Idle);
+    assert_eq!(service.oneshot(request()).await.unwrap().text().await.unwrap(), "hi");
+    assert_eq!(provider.alive(), 0);
 }

@@ -2,7 +2,7 @@ use super::{
     BodyClock, Kept,
     observe::{Arrival, DynObserve, End, Observe, Summary},
 };
-use crate::{Error, ErrorKind, StreamChunk};
+use crate::{Error, ErrorKind, StreamChunk, caught::caught};
 use futures_core::Stream;
 use std::{
     collections::VecDeque,
@@ -323,7 +323,9 @@ impl Inner {
     /// Hangs up: whoever keeps the stream does not keep the connection.
     fn close(&mut self) {
         self.state = State::Ended;
-        self.origin = Origin::Nowhere;
+        let origin = mem::replace(&mut self.origin, Origin::Nowhere);
+        // Whoever watches is told of the end all the same.
+        let _ = caught("a drop", || drop(origin));
         self.clock = None;
     }
 

@@ -2,8 +2,8 @@ use super::{
     observe::{End, Observe, Summary},
     stream::panicked,
 };
-use crate::{Error, LlmResponse};
-use pin_project::pin_project;
+use crate::{Error, LlmResponse, caught::caught};
+use pin_project::{pin_project, pinned_drop};
 use std::{
     fmt,
     pin::Pin,
@@ -53,10 +53,11 @@ pub struct Watch<O: Observe> {
 }
 
 /// Response future of a layer that observes: see [`Watch`].
-#[pin_project]
+#[pin_project(PinnedDrop)]
 pub struct Watched<F, O: Observe> {
+    /// There until it is dropped.
     #[pin]
-    future: F,
+    future: Option<F>,
     watch: Watch<O>,
 }
 
@@ -69,7 +70,7 @@ impl<O: Observe> Watch<O> {
     /// Watches `future`, the inner service's.
     pub fn over<F>(mut self, future: F) -> Watched<F, O> {
         self.inside = false;
-        Watched { future, watch: self }
+        Watched { future: Some(future), watch: self }
     }
 
     fn end(&mut self, end: End<'_>) {
@@ -91,7 +92,8 @@ where
         let this = self.project();
         this.watch.inside = true;
         // Looked at where it lies: an answer is large, and passes many of these.
-        let mut polled = this.future.poll(cx).map_err(Into::into);
+        let future = this.future.as_pin_mut().expect("it is there until it is dropped");
+        let mut polled = future.poll(cx).map_err(Into::into);
         this.watch.inside = false;
         match &mut polled {
             Poll::Pending => {}
@@ -106,6 +108,15 @@ where
             Poll::Ready(Err(error)) => this.watch.end(End::Failed(error, &Summary::default())),
         }
         polled
+    }
+}
+
+#[pinned_drop]
+impl<F, O: Observe> PinnedDrop for Watched<F, O> {
+    /// A panic of what is dropped is no end of what goes on without it.
+    fn drop(self: Pin<&mut Self>) {
+        let mut future = self.project().future;
+        let _ = caught("a drop", || future.set(None));
     }
 }
 

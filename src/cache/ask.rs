@@ -112,10 +112,11 @@ impl Look {
 
 impl Shared {
     pub(super) fn new(store: Arc<dyn CacheStore>, policy: CachePolicy, queue: Option<Queue>) -> Self {
+        let store = Guarded::new(store);
         let epochs = policy.epochs.clone().or_else(|| store.epochs());
         Self {
             epochs: Epochs::new(epochs, policy.epoch_max_age),
-            store: Guarded::new(store),
+            store,
             counters: Counters::default(),
             flights: policy.coalescing.map(|c| Arc::new(Flights::new(c, policy.max_entry_bytes))),
             queue,

@@ -1,4 +1,7 @@
-use super::{CacheKey, Entry, epoch::EpochStore};
+use super::{
+    CacheKey, Entry,
+    epoch::{Bucket, EpochStore},
+};
 use crate::{
     BoxError,
     caught::{caught, caught_in},
@@ -70,7 +73,7 @@ pub trait CacheStore: Send + Sync + 'static {
         false
     }
 
-    /// The epochs that all who share this store go by; `None` if nobody else does.
+    /// The epochs that all who share this store go by; `None` if nobody else does. Asked for once; where that panics, nothing is found.
     fn epochs(&self) -> Option<Arc<dyn EpochStore>> {
         None
     }
@@ -123,6 +126,8 @@ impl<T> Fetch<T> {
 /// A store, an embedder, settings: the error says which.
 const WHO: &str = "it";
 
+const UNKNOWN: &str = "it panicked where it was asked for its epochs";
+
 impl Guarded {
     pub(super) fn new(store: Arc<dyn CacheStore>) -> Self {
         Self(store)
@@ -139,6 +144,24 @@ impl Guarded {
 
     pub(super) fn evict(&self, key: &CacheKey) -> bool {
         caught(WHO, || self.0.evict(key)).unwrap_or(false)
+    }
+
+    /// Those of a store that panics are known to nobody.
+    pub(super) fn epochs(&self) -> Option<Arc<dyn EpochStore>> {
+        caught(WHO, || self.0.epochs()).unwrap_or_else(|_| Some(Arc::new(Unknown)))
+    }
+}
+
+/// The epochs of a store that did not give any.
+struct Unknown;
+
+impl EpochStore for Unknown {
+    fn read(&self, _: &[Bucket]) -> Fetch<Vec<u64>> {
+        Fetch::pending(async { Err(UNKNOWN.into()) })
+    }
+
+    fn raise(&self, _: Bucket) -> Fetch<()> {
+        Fetch::pending(async { Err(UNKNOWN.into()) })
     }
 }
 

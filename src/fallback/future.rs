@@ -3,10 +3,10 @@ use super::{
     policy::{Cause, Decision, Failure, Policy},
 };
 use crate::{
-    Attempt, Error, ErrorKind, LlmRequest, LlmResponse, ModelName, Progress, TimeoutPhase, decision::Note,
-    providers::ProviderNames,
+    Attempt, Error, ErrorKind, LlmRequest, LlmResponse, ModelName, Progress, TimeoutPhase, caught::caught,
+    decision::Note, providers::ProviderNames,
 };
-use pin_project::pin_project;
+use pin_project::{pin_project, pinned_drop};
 use std::{
     fmt, mem,
     pin::Pin,
@@ -18,7 +18,7 @@ use tokio::time::{Instant, Sleep};
 use tower_service::Service;
 
 /// Response future of [`Fallback`](super::Fallback).
-#[pin_project]
+#[pin_project(PinnedDrop)]
 pub struct ResponseFuture<S: Service<LlmRequest>, P> {
     shared: Arc<Shared<S>>,
     /// Of its own, from the second attempt on.
@@ -163,8 +163,8 @@ where
                 StateProj::Late => out_of_time(),
                 StateProj::Unroutable => not_found(&this.attempts.request.model),
             };
-            // Dropping the failed attempt here also hangs up on its provider.
-            this.state.set(State::Readying);
+            // Dropping the failed attempt here also hangs up on its provider. A panic in there is no end of the others.
+            let _ = caught("a drop", || this.state.set(State::Readying));
             match this.attempts.after(failure, *this.deadline, &this.shared.bounds.providers) {
                 Next::Call => {}
                 Next::CallAfter(wait) => this.state.set(State::Waiting(Box::pin(tokio::time::sleep(wait)))),
@@ -190,6 +190,15 @@ fn out_of_time() -> Error {
 
 fn not_found(model: &ModelName) -> Error {
     Error::new(ErrorKind::ModelNotFound { model: model.clone() })
+}
+
+#[pinned_drop]
+impl<S: Service<LlmRequest>, P> PinnedDrop for ResponseFuture<S, P> {
+    /// A panic of what is dropped is no end of what goes on without it.
+    fn drop(self: Pin<&mut Self>) {
+        let mut state = self.project().state;
+        let _ = caught("a drop", || state.set(State::Readying));
+    }
 }
 
 impl<S: Service<LlmRequest>, P> fmt::Debug for ResponseFuture<S, P> {
