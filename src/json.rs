@@ -126,9 +126,10 @@ pub(crate) fn members(object: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
     })
 }
 
-/// The value of one member of a valid JSON object.
+/// The value of one member of a valid JSON object. Of several the last, as nearly everybody reads JSON: what is checked or compared
+/// here is what the provider, or the client, obeys.
 pub(crate) fn member<'a>(object: &'a [u8], name: &str) -> Option<&'a [u8]> {
-    members(object).find(|(raw, _)| is_name(raw, name)).map(|(_, value)| value)
+    members(object).filter(|(raw, _)| is_name(raw, name)).last().map(|(_, value)| value)
 }
 
 /// Whether a quoted name means `name`, however it is escaped.
@@ -273,6 +274,14 @@ mod tests {
         assert_eq!(member(object, "cA"), Some(&b"null"[..]));
         assert_eq!(member(object, "e"), Some(&b"-1.5e3"[..]));
         assert_eq!(member(object, "b"), None);
+    }
+
+    #[test]
+    fn of_a_member_that_is_there_twice_the_last_counts() {
+        let object = br#"{"text":"a","type":"image_url","t\u0065xt":"b","type":"text"}"#;
+        assert_eq!(member(object, "text"), Some(&br#""b""#[..]));
+        assert_eq!(member(object, "type"), Some(&br#""text""#[..]));
+        assert_eq!(joined(&[b"[", &object[..], b"]"].concat()), "b");
     }
 
     #[test]

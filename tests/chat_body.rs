@@ -731,6 +731,17 @@ fn a_message_says_once_who_speaks_and_what() {
     }
 }
 
+/// Within a part the last counts, as for providers.
+#[test]
+fn a_part_that_says_something_twice_is_read_as_its_provider_reads_it() {
+    let parts = r#"[{"type":"image_url","text":"a","image_url":{"url":"x"},"text":"b","type":"text"},{"type":"text","type":"image_url"}]"#;
+    let body = parse(format!(r#"{{"messages":[{{"role":"user","content":{parts}}}]}}"#));
+    let read: Value = serde_json::from_str(parts).unwrap();
+    assert_eq!(read[0]["text"], "b");
+    assert_eq!(body.messages().next().unwrap().text(), "b");
+    assert_eq!(body.attached().parts, 1);
+}
+
 #[test]
 fn what_the_caller_names_cannot_forge_a_line_of_a_log() {
     let twice = r#"{"a\nINFO all is well":1,"a\nINFO all is well":2,"messages":[{"role":"user"}]}"#;

@@ -382,11 +382,24 @@ fn has_content(name: &[u8], raw: &[u8]) -> bool {
         _ if NAMES.contains(&name) => false,
         (_, Some(b'f')) => false,
         (_, Some(b'"')) => !json::is_blank(raw),
-        (b"content", Some(b'[')) => json::items(raw).any(|part| match json::member(part, "text") {
-            Some(text) => !json::is_blank(text),
-            None => !json::is_nothing(part),
-        }),
+        (b"content", Some(b'[')) => json::items(raw).any(has_part),
         _ => !json::is_nothing(raw),
+    }
+}
+
+/// Whether a part of a content says something: by its text, or else by what it has in its place.
+fn has_part(part: &[u8]) -> bool {
+    let says = |raw: &[u8]| match raw.first() {
+        Some(b'f') => false,
+        Some(b'"') => !json::is_blank(raw),
+        _ => !json::is_nothing(raw),
+    };
+    match json::member(part, "text") {
+        Some(text @ [b'"', ..]) => !json::is_blank(text),
+        _ if part.first() != Some(&b'{') => says(part),
+        _ => {
+            json::members(part).any(|(name, value)| !NAMES.contains(&&name[1..name.len() - 1]) && says(value))
+        }
     }
 }
 
@@ -404,6 +417,10 @@ mod tests {
             r#"{"content":"a"}"#,
             r#"{"content":[{"type":"text","text":"a"}]}"#,
             r#"{"content":[{"type":"image_url","image_url":{"url":"data:"}}]}"#,
+            r#"{"content":[{"type":"image_url","text":null,"image_url":{"url":"data:"}}]}"#,
+            r#"{"content":[{"type":"text","text":null},{"type":"text","text":{"value":"a"}}]}"#,
+            r#"{"content":[{"type":"thinking","thinking":[{"type":"text","text":"hm"}]}]}"#,
+            r#"{"content":["a"]}"#,
             r#"{"reasoning_content":"hm"}"#,
             r#"{"reasoning":"hm"}"#,
             r#"{"tool_calls":[{"index":0,"function":{"name":"f"}}]}"#,
@@ -422,6 +439,10 @@ mod tests {
             r#"{"content":" \n"}"#,
             r#"{"content":null,"tool_calls":[],"refusal":null,"annotations":[]}"#,
             r#"{"content":[{"type":"text","text":" "}]}"#,
+            r#"{"content":[{"type":"text","text":null}]}"#,
+            r#"{"content":[{"type":"text"},{"id":"x","type":"text","annotations":[]}]}"#,
+            r#"{"content":[{"text":"a","text":" "}]}"#,
+            r#"{"content":[" ",null,{}]}"#,
             r#"{"reasoning_content":""}"#,
             r#"{"hologram":{}}"#,
         ] {
