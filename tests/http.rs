@@ -439,6 +439,38 @@ fn tool_calls_without_a_number_are_told_apart_by_their_ids_and_names() {
     assert_eq!(numbers(r#"[{"id":"e","function":{"name":"f"}}]"#), [12]);
 }
 
+#[test]
+fn tool_calls_that_share_a_number_are_given_their_own_and_others_keep_their_bytes() {
+    let said = |calls: &str| {
+        chunk(&format!(
+            r#"{{"id":"a","object":"o","created":1,"model":"m","choices":[{{"index":0,"delta":{{"tool_calls":{calls}}}}}]}}"#
+        ))
+    };
+    let mut fill = fill();
+    fill.chunk(&chunk(r#"{"choices":[{"index":0,"delta":{"role":"assistant"}}]}"#));
+    for (calls, expected) in [
+        (r#"[{"index":0,"id":"a","function":{"name":"f"}}]"#, None),
+        (r#"[{"index":0,"function":{"arguments":"1"}}]"#, None),
+        (r#"[ {"index" : 0, "id":"b"}]"#, Some(r#"[ {"index" : 1, "id":"b"}]"#)),
+        (
+            r#"[{"function":{"arguments":"2"},"index":0}]"#,
+            Some(r#"[{"function":{"arguments":"2"},"index":1}]"#),
+        ),
+        (r#"[{"index":"0","id":"b"}]"#, None),
+        (r#"[{"index":2,"id":"c"},{"id":"d"}]"#, Some(r#"[{"index":2,"id":"c"},{"index":3,"id":"d"}]"#)),
+        (r#"[{"index":3,"id":"e"}]"#, Some(r#"[{"index":4,"id":"e"}]"#)),
+    ] {
+        let (came, expected) = (said(calls), said(expected.unwrap_or(calls)));
+        let filled = fill.chunk(&came);
+        assert_eq!(filled, *expected.data());
+        assert_eq!(
+            came.data() == expected.data(),
+            std::ptr::eq(filled.as_ptr(), came.data().as_ptr()),
+            "{calls}"
+        );
+    }
+}
+
 // ===== whole answers as streams =====
 
 #[test]

@@ -72,6 +72,8 @@ pub(crate) struct Facts {
     pub(crate) model: Option<Span>,
     pub(crate) has_content: bool,
     pub(crate) has_error: bool,
+    /// Whether tools are called.
+    pub(crate) has_calls: bool,
     pub(crate) service_tier: Option<ServiceTier>,
     /// What the edge would have to fill in.
     pub(crate) lacks: Lacks,
@@ -358,6 +360,7 @@ impl Facts {
                 b"role" => role = raw[0] == b'"',
                 b"tool_calls" => {
                     self.says(b"tool_calls", raw);
+                    self.has_calls |= !json::is_nothing(raw);
                     self.lacks.index |= json::items(raw)
                         .any(|call| json::member(call, "index").is_none_or(|index| index == b"null"));
                 }

@@ -18,8 +18,9 @@ pub struct Asked {
 
 /// Adds what clients rely on and providers forget; one for each answer.
 ///
-/// Absent members, and those that are null, are spliced in. Nothing is overwritten, every other byte stays
-/// as it came, and an answer or chunk that lacks nothing is passed on as the same bytes.
+/// Absent members, and those that are null, are spliced in. Nothing is overwritten but a number that a provider gives to several
+/// tool calls of a stream, which clients would take for one; every other byte stays as it came, and an answer or chunk that lacks
+/// nothing is passed on as the same bytes.
 ///
 /// * Whole answers: `id`, `object`, `created`, `model`, and in each choice `index`, `message.role`,
 ///   `finish_reason`.
@@ -185,14 +186,14 @@ impl FillIn {
         if self.said.model.is_none() {
             self.said.model = chunk.model().map(Into::into);
         }
-        if !(envelope || lacks.index || roles) {
+        if !(envelope || lacks.index || roles || facts.has_calls) {
             return chunk.data().clone();
         }
         let mut edits = Edits::new(chunk.data());
         if envelope {
             self.envelope(&mut edits, "chat.completion.chunk");
         }
-        if lacks.index || roles {
+        if lacks.index || roles || facts.has_calls {
             for (at, choice) in edits.choices().enumerate() {
                 self.delta(&mut edits, at as u64, choice);
             }
@@ -235,7 +236,12 @@ impl FillIn {
         edits.require(choice, &wanted);
         for (at, call) in json::items(delta.map_or(&[], tool_calls)).enumerate() {
             let number = self.calls(index).number(at, call);
-            edits.require(call, &[("index", number.to_string().as_bytes())]);
+            match json::member(call, "index") {
+                Some(said) if self::number(Some(said)).is_some_and(|said| said != number) => {
+                    edits.replace(said, number.to_string().into_bytes());
+                }
+                _ => edits.require(call, &[("index", number.to_string().as_bytes())]),
+            }
         }
     }
 
@@ -298,8 +304,7 @@ impl<'a> Edits<'a> {
                     missing.push(b',');
                 }
                 Some(present) if present == b"null" || (*name == "finish_reason" && present == b"\"\"") => {
-                    let start = self.offset(present);
-                    self.edits.push((start..start + present.len(), value.to_vec()));
+                    self.replace(present, value.to_vec());
                 }
                 Some(_) => {}
             }
@@ -310,6 +315,12 @@ impl<'a> Edits<'a> {
         if !missing.is_empty() {
             self.edits.push((start + 1..start + 1, missing));
         }
+    }
+
+    /// Puts `value` in the place of `present`, a slice of the source.
+    fn replace(&mut self, present: &[u8], value: Vec<u8>) {
+        let start = self.offset(present);
+        self.edits.push((start..start + present.len(), value));
     }
 
     fn offset(&self, part: &[u8]) -> usize {
