@@ -34,7 +34,7 @@
 
 use crate::{
     ChunkStream, Error, ErrorClass, ErrorKind, FinishReason, LlmRequest, LlmResponse, ResponseBody,
-    body::ReadAhead,
+    body::ReadAhead, caught::caught,
 };
 use futures_core::Stream;
 use pin_project::pin_project;
@@ -173,7 +173,9 @@ where
                         return polled;
                     }
                     let answer = ready!(polled)?;
-                    this.state.set(State::Peeking { answer: Some(answer), held: ReadAhead::default() });
+                    let next = State::Peeking { answer: Some(answer), held: ReadAhead::default() };
+                    // A panic of the future that is dropped is no end of what it has answered.
+                    let _ = caught("a drop", || this.state.set(next));
                     continue;
                 }
                 StateProj::Peeking { answer, held } => (answer, held),

@@ -530,6 +530,9 @@ async fn an_attempt_that_panics_where_it_is_dropped_is_no_end_of_the_others() {
     let answer = call(&provider).await.unwrap();
     assert_eq!((&*answer.model, asked(&provider).len()), ("p/b", 2));
 
+    let provider = Scripted::new().reply(Reply::words(["a", "b"]));
+    assert_eq!(call(&provider).await.unwrap().text().await.unwrap(), "ab");
+
     let provider = Scripted::new().reply(Reply::stall());
     let error = call(&provider).await.unwrap_err();
     assert!(matches!(error.kind(), ErrorKind::Timeout { phase: TimeoutPhase::Deadline }), "{error}");
