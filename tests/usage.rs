@@ -6,6 +6,7 @@ use llm_layers::{
     LlmRequest, LlmResponse, ProviderFailure, RequestContext, ResponseBody, StreamChunk, TokenUsage,
     clock::{Clock as _, SystemClock},
     fallback::{Backoff, Chains, FallbackLayer},
+    peek::PeekLayer,
     price::{NanoUsd, Price, PriceBook, Prices, Rate, Rates, ServiceTier},
     providers::Providers,
     testing::{Contract, Reply, Scripted, Step},
@@ -569,6 +570,26 @@ async fn durable_the_last_byte_waits_for_the_record() {
     assert!(assert_ready!(last.poll()).unwrap().unwrap().is_final());
     drop(last);
     assert!(chunks.next().await.is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn durable_a_last_byte_that_was_read_ahead_waits_too() {
+    let sink = Slow::default();
+    let layer = UsageLayer::new(sink.clone(), prices()).durable(Duration::from_secs(5));
+    let last = || Reply::stream([Step::Chunk(StreamChunk::text("h").into_final())]);
+    let service = layer.layer(PeekLayer::new().layer(Scripted::new().reply(last()).reply(last())));
+    let answer = service.clone().oneshot(request()).await.unwrap();
+    let ResponseBody::Stream(mut chunks) = answer.body else { panic!("expected a stream") };
+    let mut last = task::spawn(chunks.next());
+    assert_pending!(last.poll());
+    sink.acknowledge();
+    assert!(last.is_woken());
+    assert_eq!(assert_ready!(last.poll()).unwrap().unwrap().content(), "h");
+    drop(last);
+    assert!(chunks.next().await.is_none());
+
+    let error = service.oneshot(request()).await.unwrap().text().await.unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::StoreUnavailable { .. }));
 }
 
 #[tokio::test(start_paused = true)]

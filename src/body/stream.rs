@@ -348,8 +348,9 @@ impl Inner {
     }
 
     fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<StreamChunk, Error>>> {
-        if let Some((chunk, seen)) = self.held.chunks.pop_front() {
-            self.hand_out(&chunk, seen, &Arrival::default());
+        if let Some((chunk, seen)) = self.held.chunks.pop_front()
+            && self.passes(&chunk, seen, &Arrival::default())
+        {
             return Poll::Ready(Some(Ok(chunk)));
         }
         if self.holds_last() {
@@ -385,24 +386,26 @@ impl Inner {
             }
         }
         match &polled {
-            Poll::Ready(Some(Ok(chunk))) if !self.passes(chunk) => self.poll_chunk(cx),
+            Poll::Ready(Some(Ok(chunk))) => {
+                let arrival = Arrival::default();
+                self.summary.add(chunk, &arrival, self.is_timed());
+                if self.passes(chunk, 0, &arrival) { polled } else { self.poll_chunk(cx) }
+            }
             _ => polled,
         }
     }
 
-    /// Counts a chunk and shows it to who watches; `false` if it is the last one and has to wait for the barrier.
-    fn passes(&mut self, chunk: &StreamChunk) -> bool {
-        let arrival = Arrival::default();
-        self.summary.add(chunk, &arrival, self.is_timed());
+    /// Shows a chunk to those who watch and have not seen it; `false` if it is the last one and has to wait for the barrier.
+    fn passes(&mut self, chunk: &StreamChunk, seen: usize, arrival: &Arrival) -> bool {
         let Some(barrier) = self.barrier.as_ref().filter(|_| chunk.is_final()) else {
-            self.hand_out(chunk, 0, &arrival);
+            self.hand_out(chunk, seen, arrival);
             return true;
         };
         let inside = barrier.inside.min(self.observers.len());
         self.close();
         self.state = State::Polling;
-        for observer in &mut self.observers[..inside] {
-            observer.on_chunk(chunk, &arrival);
+        for observer in self.observers[..inside].iter_mut().skip(seen) {
+            observer.on_chunk(chunk, arrival);
         }
         tell(self.observers.drain(..inside), End::StreamEnded(&self.summary), &self.summary);
         self.state = State::Ended;
