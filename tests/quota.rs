@@ -1770,6 +1770,25 @@ impl UsageHistory for SlowLedger {
     }
 }
 
+/// Panics when it is asked, or later.
+#[derive(Clone, Default)]
+struct PanickingLedger(Arc<AtomicU64>);
+
+impl UsageHistory for PanickingLedger {
+    fn used(&self, _: HistoryQuery) -> HistoryFuture {
+        assert!(self.0.fetch_add(1, Ordering::Relaxed).is_multiple_of(2), "a defect of the ledger's");
+        Box::pin(async { panic!("a defect of the ledger's") })
+    }
+}
+
+#[tokio::test]
+async fn a_ledger_that_panics_is_as_one_that_is_down() {
+    let ledger = PanickingLedger::default();
+    let bench = Bench::new(Limits::new()).with(|layer| layer.with_history(ledger.clone()));
+    assert!(is_unavailable(&bench.refusal(request()).await));
+    assert!((2..10).contains(&ledger.0.load(Ordering::Relaxed)), "{:?}", ledger.0);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_ledger_that_is_slow_for_one_department_refuses_no_other() {
     // After the deadline; and so short before it that the store has no time to answer.

@@ -13,6 +13,7 @@ use super::{
 };
 use crate::{
     BoxError, Error, ErrorKind, LlmRequest, QuotaExceeded,
+    caught::caught_in,
     clock::{Clock, after},
     policies::AllowList,
     policies::Policies,
@@ -414,8 +415,9 @@ impl Shared {
             let (shared, history) = (Arc::clone(self), Arc::clone(history));
             let department = Arc::clone(department);
             tokio::spawn(async move {
-                let is_seeded = match past(&*history, &department, day, &rebuilding).await {
-                    Ok((used, left_out)) => {
+                let past = caught_in("the ledger", past(&*history, &department, day, &rebuilding));
+                let is_seeded = match past.await {
+                    Ok(Ok((used, left_out))) => {
                         let baseline = Baseline::new(day, used.in_day, used.in_month);
                         let told = shared.store.seed(&department, &baseline).await;
                         if let Ok(true) = told {
@@ -423,7 +425,7 @@ impl Shared {
                         }
                         told.is_ok()
                     }
-                    Err(_) => false,
+                    Ok(Err(_)) | Err(_) => false,
                 };
                 if !is_seeded {
                     // The next call finds the department as unknown as this one has.
