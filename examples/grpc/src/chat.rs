@@ -2,6 +2,7 @@
 
 use crate::{
     answer::{self, Chunks},
+    connection::Line,
     request,
     xai::{self, chat_server::Chat},
 };
@@ -19,6 +20,8 @@ use tower::ServiceExt as _;
 pub(crate) struct Service {
     pub(crate) stack: BoxService,
     pub(crate) handle: Handle,
+    /// Held by each call, until its answer has ended.
+    pub(crate) line: Line,
 }
 
 /// Who asks, and his place among the calls of his key.
@@ -70,10 +73,12 @@ impl Service {
         context: &RequestContext,
         place: KeyPermit,
     ) -> Result<(LlmResponse, u64), Error> {
+        let line = self.line.clone();
         let limits = body_limits(&self.handle.config().server);
         let request = request::read(asked, streaming, &limits)?.with_context(context.clone());
         let choices = request.body.n().unwrap_or(1);
-        Ok((self.stack.clone().oneshot(request).await?.observe(place), choices))
+        let answer = self.stack.clone().oneshot(request).await?;
+        Ok((answer.observe(place).observe(line), choices))
     }
 }
 

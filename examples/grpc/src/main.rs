@@ -14,6 +14,7 @@
 
 mod answer;
 mod chat;
+mod connection;
 mod per_call;
 mod request;
 mod settings;
@@ -24,15 +25,26 @@ mod xai {
     tonic::include_proto!("xai_api");
 }
 
-use self::{chat::Service, per_call::PerCall, settings::Settings};
+use self::{
+    chat::Service,
+    connection::{Connection, Line},
+    per_call::PerCall,
+    settings::Settings,
+};
 use llm_layers::stack::{Handle, Readiness, stack};
-use std::{error::Error, io::Write as _, time::Duration};
+use std::{
+    error::Error,
+    io::{self, Write as _},
+    pin::pin,
+    time::Duration,
+};
 use tokio::{
     net::TcpListener,
-    signal::unix::{SignalKind, signal},
-    time::timeout,
+    signal::unix::{Signal, SignalKind, signal},
+    time::{sleep, timeout},
 };
 use tonic::{
+    codegen::tokio_stream::StreamExt as _,
     server::NamedService,
     transport::{Server, server::TcpIncoming},
 };
@@ -42,6 +54,9 @@ const CONTRACT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/chat.bin"));
 
 /// What health is told of: the whole, and the one service that it comes down to.
 const WATCHED: [&str; 2] = ["", PerCall::NAME];
+
+/// How long calls may take to end once they are hung up on.
+const HANG_UP_TIMEOUT: Duration = Duration::from_secs(5);
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
@@ -61,7 +76,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
         async move { settings.reload(&config, handle, hangup).await }
     });
 
-    let service = PerCall::new(Service { stack, handle: handle.clone() });
+    let (hang_up, line) = Line::new();
+    let service = PerCall::new(Service { stack, handle: handle.clone(), line: line.clone() });
     let (mut health, health_service) = tonic_health::server::health_reporter();
     let telling = tokio::spawn(tell_health(health.clone(), handle.clone()));
     let reflection = || {
@@ -72,10 +88,10 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let mut stdout = std::io::stdout();
     writeln!(stdout, "listening on {}", listener.local_addr()?)?;
     stdout.flush()?;
-    let mut terminated = signal(SignalKind::terminate())?;
+    let mut signals = Signals::new()?;
     let (stop, stopped) = tokio::sync::oneshot::channel();
     let stopping = async move {
-        tokio::select! { _ = terminated.recv() => {}, _ = tokio::signal::ctrl_c() => {} }
+        signals.next().await;
         telling.abort();
         for service in WATCHED {
             health.set_service_status(service, ServingStatus::NotServing).await;
@@ -85,6 +101,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         let _ = stop.send(());
     };
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    let incoming = incoming.map(move |stream| Ok::<_, io::Error>(Connection::new(stream?, line.clone())));
     let routes = Server::builder()
         .http2_keepalive_interval(Some(Duration::from_secs(30)))
         .http2_max_header_list_size(u32::try_from(limits.max_header_bytes).ok())
@@ -92,17 +109,41 @@ async fn main() -> Result<(), Box<dyn Error>> {
         .add_service(health_service)
         .add_service(reflection)
         .add_service(former_reflection);
-    let mut server = std::pin::pin!(routes.serve_with_incoming_shutdown(incoming, stopping));
-    // To the end of all answers, but not for ever.
-    tokio::select! {
-        served = &mut server => served?,
-        _ = stopped => timeout(limits.shutdown_grace.0, server).await.unwrap_or(Ok(()))?,
+    {
+        let mut server = pin!(routes.serve_with_incoming_shutdown(incoming, stopping));
+        // To the end of all answers, but not for ever.
+        tokio::select! {
+            served = &mut server => served?,
+            _ = stopped => {
+                let (grace, mut again) = (handle.config().server.shutdown_grace.0, Signals::new()?);
+                tokio::select! {
+                    served = &mut server => served?,
+                    () = sleep(grace) => eprintln!("grpc: stopped before all answers had ended"),
+                    () = again.next() => {}
+                }
+            }
+        }
     }
+    // What is left is hung up on, and thereby recorded and charged, while there is somebody to do it.
+    hang_up.send_replace(true);
+    let _ = timeout(HANG_UP_TIMEOUT, hang_up.closed()).await;
     let report = handle.shutdown(Duration::from_secs(20)).await;
     if !report.is_clean() {
         eprintln!("grpc: {report:?}");
     }
     Ok(())
+}
+
+struct Signals(Signal, Signal);
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self(signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?))
+    }
+
+    async fn next(&mut self) {
+        tokio::select! { _ = self.0.recv() => {}, _ = self.1.recv() => {} }
+    }
 }
 
 /// Whether calls can be made, as far as it is known without making one.

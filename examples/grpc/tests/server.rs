@@ -9,8 +9,13 @@ use common::{
     xai::{self, GetCompletionsRequest, chat_client::ChatClient, content::Content},
 };
 use hyper_util::{client::legacy::connect::HttpConnector, rt::TokioExecutor};
+use llm_layers::{
+    config::Config,
+    stack::stack,
+    usage::{Outcome, UsageQuery},
+};
 use redis_server::RedisServer;
-use std::process::Command;
+use std::{path::Path, process::Command};
 use tonic::{Code, Request, metadata::MetadataMap};
 use tonic_types::StatusExt as _;
 
@@ -223,6 +228,67 @@ async fn streams_go_on_to_their_end_when_the_server_is_told_to_stop() {
     }
     assert_eq!(last, Some(xai::FinishReason::ReasonStop));
     assert_eq!(server.ended().await, Some(0));
+}
+
+#[tokio::test]
+async fn what_is_cut_when_the_grace_is_over_is_recorded_and_charged() {
+    for (reads, is_limited) in [(true, true), (false, true), (true, false), (false, false)] {
+        let mut upstream = Upstream::start().await;
+        let directory =
+            Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("cut-{:016x}", fastrand::u64(..)));
+        std::fs::create_dir(&directory).unwrap();
+        let mut config = format!(
+            "server.shutdown_grace = \"100ms\"\nusage.path = {:?}\nproviders.up.base_url = {:?}\n",
+            directory.join("usage.db"),
+            upstream.url
+        );
+        if is_limited {
+            config += &format!(
+                "quota = {{ store = \"sqlite\", path = {:?} }}\ndepartments.r-and-d.day_tokens = 100000\n\
+                 keys = [{{ key = \"one\", user = \"ada\", departments = [\"r-and-d\"] }}]\n",
+                directory.join("quota.db")
+            );
+        }
+        let mut server = Server::start(&config);
+        let channel = tonic::transport::Channel::builder(server.origin());
+        let mut client = Client::new(channel.initial_stream_window_size(65_535).connect().await.unwrap());
+        let asking = || {
+            let mut request = asking("up/m");
+            request.metadata_mut().insert("authorization", "Bearer one".parse().unwrap());
+            request
+        };
+        let mut other = client.clone();
+        let whole = tokio::spawn(async move { other.get_completion(asking()).await });
+        let mut unanswered = upstream.call().await;
+        let streamed = tokio::spawn(async move { client.get_completion_chunk(asking()).await });
+        let mut call = upstream.call().await;
+        call.begin().await;
+        call.say("one").await;
+        let mut chunks = streamed.await.unwrap().unwrap().into_inner();
+        assert!(chunks.message().await.unwrap().is_some());
+        if !reads {
+            // More than there is room for: the server waits for the client, and for nothing else.
+            call.say(&"x".repeat(1 << 20)).await;
+        }
+        server.terminate().await;
+        assert_eq!(server.ended().await, Some(0));
+        assert!(call.hung_up().await && unanswered.hung_up().await);
+        whole.await.unwrap().unwrap_err();
+        if reads {
+            chunks.message().await.unwrap_err();
+        }
+
+        let (_stack, handle) = stack(Config::parse(&config).unwrap()).await.unwrap();
+        let aborted = UsageQuery::new().with_outcome(Outcome::Aborted);
+        let aborted = handle.usage().unwrap().totals(&aborted).await.unwrap();
+        assert_eq!((aborted.calls, aborted.estimated_calls), (2, 2), "reads: {reads}");
+        if is_limited {
+            let day = handle.quota("r-and-d").await.unwrap().unwrap().standing.in_day;
+            assert_eq!((day.settled.requests, day.reserved.tokens), (2, 0), "reads: {reads}");
+            assert!(day.settled.tokens > 0, "reads: {reads}");
+        }
+        std::fs::remove_dir_all(directory).unwrap();
+    }
 }
 
 // ===== xAI's own client =====
