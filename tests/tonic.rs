@@ -298,19 +298,22 @@ async fn the_deadline_ends_a_silent_stream_and_hangs_up() {
     assert!(messages.is_woken());
     let late = assert_ready!(messages.poll_next()).unwrap().unwrap_err();
     assert_eq!(late.code(), Code::DeadlineExceeded);
-    assert_eq!(*ending.0.lock().unwrap(), Some("abandoned"));
+    assert_eq!(*ending.0.lock().unwrap(), Some("failed"));
     assert!(send.is_closed());
     assert!(assert_ready!(messages.poll_next()).is_none());
 }
 
 #[tokio::test(start_paused = true)]
 async fn the_deadline_ends_a_stream_that_is_never_silent() {
+    let ending = Ending::default();
     let endless = ChunkStream::new(stream::repeat_with(|| Ok(StreamChunk::text("a"))));
+    let endless = LlmResponse::new("m", endless).observe(ending.clone()).body;
     let deadline = (tokio::time::Instant::now() + Duration::from_secs(5)).into_std();
-    let mut messages = task::spawn(Messages::new(endless.into(), text).with_deadline(Some(deadline)));
+    let mut messages = task::spawn(Messages::new(endless, text).with_deadline(Some(deadline)));
     assert!(assert_ready!(messages.poll_next()).unwrap().is_ok());
     tokio::time::advance(Duration::from_secs(6)).await;
     assert_eq!(assert_ready!(messages.poll_next()).unwrap().unwrap_err().code(), Code::DeadlineExceeded);
+    assert_eq!(*ending.0.lock().unwrap(), Some("failed"));
 }
 
 #[tokio::test]

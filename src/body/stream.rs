@@ -190,6 +190,12 @@ impl ChunkStream {
         }
     }
 
+    /// Ends it with an error that is not its source's; it must not have ended.
+    #[cfg(feature = "tonic")]
+    pub(crate) fn cut(&mut self, error: Error) -> Error {
+        self.0.fail(error)
+    }
+
     /// Puts `wrap` around where the chunks come from; what was read ahead stays.
     pub(crate) fn wrap(&mut self, wrap: impl FnOnce(Source) -> Source) {
         let source: Source = match mem::replace(&mut self.0.origin, Origin::Nowhere) {

@@ -12,7 +12,7 @@ use hyper_util::{client::legacy::connect::HttpConnector, rt::TokioExecutor};
 use llm_layers::{
     config::Config,
     stack::stack,
-    usage::{Outcome, UsageQuery},
+    usage::{GroupBy, Outcome, UsageQuery},
 };
 use redis_server::RedisServer;
 use std::{path::Path, process::Command};
@@ -122,9 +122,11 @@ async fn a_client_that_cancels_hangs_up_on_the_provider_before_and_within_the_an
 }
 
 #[tokio::test]
-async fn the_callers_deadline_ends_a_call_and_a_stream_on_the_server() {
+async fn the_callers_deadline_ends_a_call_and_a_stream_on_the_server_and_both_are_errors() {
     let mut upstream = Upstream::start().await;
-    let (server, _) = over(&upstream).await;
+    let usage = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("late-{:016x}.db", fastrand::u64(..)));
+    let config = format!("usage.path = {usage:?}\nproviders.up.base_url = {:?}\n", upstream.url);
+    let mut server = Server::start(&config);
     // Long enough for a machine with much else to do to have begun the stream by then.
     let timely = |mut request: Request<GetCompletionsRequest>| {
         request.metadata_mut().insert("grpc-timeout", "2S".parse().unwrap());
@@ -150,6 +152,17 @@ async fn the_callers_deadline_ends_a_call_and_a_stream_on_the_server() {
     assert!(chunks.message().await.unwrap().is_some());
     assert_eq!(chunks.message().await.unwrap_err().code(), Code::DeadlineExceeded);
     assert!(call.hung_up().await);
+
+    server.terminate().await;
+    assert_eq!(server.ended().await, Some(0));
+    let (_stack, handle) = stack(Config::parse(&config).unwrap()).await.unwrap();
+    let outcomes = handle.usage().unwrap().totals_by(&UsageQuery::new(), &[GroupBy::Outcome]).await.unwrap();
+    let outcomes: Vec<_> =
+        outcomes.iter().map(|group| (group.key[0].as_deref(), group.totals.calls)).collect();
+    assert_eq!(outcomes, [(Some("error"), 2)]);
+    for end in ["", "-wal", "-shm"] {
+        let _ = std::fs::remove_file(format!("{}{end}", usage.display()));
+    }
 }
 
 #[tokio::test]

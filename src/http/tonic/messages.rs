@@ -38,7 +38,8 @@ where
 
 impl<F> Messages<F> {
     /// Ends the stream with `DEADLINE_EXCEEDED` at this time, by which the caller has stopped waiting: that of the request's
-    /// [context](crate::RequestContext::deadline). The layers' own limits hold besides.
+    /// [context](crate::RequestContext::deadline). The answer has failed then, with a
+    /// [`Timeout`](crate::ErrorKind::Timeout). The layers' own limits hold besides.
     #[must_use]
     pub fn with_deadline(mut self, deadline: Option<std::time::Instant>) -> Self {
         self.deadline = deadline.map(Instant::from_std);
@@ -70,8 +71,9 @@ where
         loop {
             let Some(chunks) = &mut this.chunks else { return Poll::Ready(None) };
             if is_late {
-                let phase = TimeoutPhase::Deadline;
-                return Poll::Ready(Some(Err(this.fail(Error::new(ErrorKind::Timeout { phase })))));
+                // To those who watch the answer it has failed, as one has that came to no end in time.
+                let late = chunks.cut(Error::new(ErrorKind::Timeout { phase: TimeoutPhase::Deadline }));
+                return Poll::Ready(Some(Err(this.fail(late))));
             }
             match Pin::new(chunks).poll_next(cx) {
                 Poll::Ready(Some(Ok(chunk))) => {
