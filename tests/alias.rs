@@ -409,8 +409,10 @@ fn explain_prints_each_step() {
         .alias("fast", "mini")
         .alias("mini", "openai/gpt-4o-mini")
         .split("balanced", [("fast", 9), ("anthropic/haiku", 1)])
+        .alias("gpt-*", "fast")
         .for_tenant("bank")
         .alias("mini", "bank/private")
+        .alias("g*", "bank/large")
         .build()
         .unwrap();
     assert_eq!(table.explain("fast"), "fast\n  -> mini\n    -> openai/gpt-4o-mini");
@@ -420,7 +422,14 @@ fn explain_prints_each_step() {
         "balanced\n  -> fast (9 of 10)\n    -> mini\n      -> openai/gpt-4o-mini\n  -> anthropic/haiku (1 of 10)"
     );
     assert_eq!(table.explain("unheard/of"), "unheard/of");
-    assert_eq!(table.to_string().lines().filter(|line| !line.starts_with(' ')).count(), 3);
+    assert_eq!(
+        table.to_string(),
+        "balanced\n  -> fast (9 of 10)\n    -> mini\n      -> openai/gpt-4o-mini\n  -> anthropic/haiku (1 of 10)\n\
+         fast\n  -> mini\n    -> openai/gpt-4o-mini\n\
+         mini\n  -> openai/gpt-4o-mini\n\
+         gpt-*\n  -> fast\n    -> mini\n      -> openai/gpt-4o-mini\n\
+         for tenant bank:\n  mini\n    -> bank/private\n  g*\n    -> bank/large\n"
+    );
 }
 
 #[test]

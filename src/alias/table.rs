@@ -208,6 +208,23 @@ impl AliasTable {
         }
     }
 
+    fn write_entries(
+        &self,
+        f: &mut fmt::Formatter<'_>,
+        entries: &Entries,
+        tenant: Option<&str>,
+    ) -> fmt::Result {
+        let mut names: Vec<_> = entries.exact.iter().map(|(name, target)| (&**name, target)).collect();
+        names.sort_unstable_by_key(|(name, _)| *name);
+        let globs = entries.globs.iter().map(|(glob, target)| (glob.as_str(), target));
+        let depth = usize::from(tenant.is_some());
+        names.into_iter().chain(globs).try_for_each(|(name, target)| {
+            let mut text = format!("{}{name}", "  ".repeat(depth));
+            self.explain_into(&mut text, &name.into(), target, tenant, depth + 1);
+            writeln!(f, "{text}")
+        })
+    }
+
     /// What a name means that a caller says.
     fn lookup(&self, name: &str, tenant: Option<&str>) -> Option<&Target> {
         let is_served = || self.providers.as_ref().is_some_and(|names| names.provider_for(name).is_some());
@@ -357,11 +374,15 @@ impl Target {
     }
 }
 
+/// Everybody's entries and then those of tenants: names, then patterns, with where they lead.
 impl fmt::Display for AliasTable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for name in self.names() {
-            writeln!(f, "{}", self.explain(name))?;
-        }
-        Ok(())
+        self.write_entries(f, &self.everybody, None)?;
+        let mut tenants: Vec<_> = self.tenants.iter().collect();
+        tenants.sort_unstable_by_key(|(tenant, _)| *tenant);
+        tenants.into_iter().try_for_each(|(tenant, own)| {
+            writeln!(f, "for tenant {tenant}:")?;
+            self.write_entries(f, own, Some(tenant))
+        })
     }
 }

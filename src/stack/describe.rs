@@ -6,7 +6,8 @@ use crate::{
         Config, Kind, Problem, RecordDurability, Secret, Time,
         plan::{Counters, Plan},
     },
-    price::{PriceBook, ServiceTier, TokenClass},
+    policies::DepartmentPolicy,
+    price::{ServiceTier, TokenClass},
     quota::{Mode, OnTight, Unbounded, Unpriced},
 };
 use std::fmt::{self, Write};
@@ -55,7 +56,7 @@ impl Description {
             is_served = true;
             let bare = end.split_once('/').map_or(end.as_str(), |(_, bare)| bare);
             let _ = write!(text, "\n{end}: asked of {} as {bare}", self.provider(provider));
-            let _ = write!(text, "\n  price: {}", price(&self.plan.prices, end));
+            let _ = write!(text, "\n  price: {}", self.price(end));
             for (cause, models) in self.chains(end) {
                 let _ = write!(text, "\n  after a failure{cause}: {}", models.join(", "));
             }
@@ -70,6 +71,60 @@ impl Description {
             }
         }
         is_served.then_some(text)
+    }
+
+    fn price(&self, model: &str) -> String {
+        let Some(quote) = self.plan.prices.quote(model) else { return self.unpriced(model) };
+        let rates = quote.price.rates(ServiceTier::Standard, 0);
+        let named = [
+            (TokenClass::Input, rates.input),
+            (TokenClass::Output, rates.output),
+            // The same as the whole is not worth a word.
+            (TokenClass::CacheRead, rates.cache_read.filter(|rate| Some(*rate) != rates.input)),
+            (TokenClass::CacheWrite, rates.cache_write.filter(|rate| Some(*rate) != rates.input)),
+            (TokenClass::Reasoning, rates.reasoning.filter(|rate| Some(*rate) != rates.output)),
+        ];
+        let named: Vec<_> = named
+            .into_iter()
+            .filter_map(|(class, rate)| Some(format!("{} {}", class.name().replace('_', " "), rate?)))
+            .collect();
+        let mut text =
+            format!("{} dollars per million tokens, from {}", named.join(", "), quote.origin.source);
+        if quote.price.at_most(ServiceTier::Standard, 1, 1).is_err() {
+            let _ = write!(text, "; of the rest {}", self.unpriced(model));
+        }
+        text
+    }
+
+    /// What becomes of a model without a price.
+    fn unpriced(&self, model: &str) -> String {
+        let mut text = "none".to_owned();
+        if self.order.contains(&Part::Usage) {
+            text += ", it is recorded as unpriced";
+        }
+        let limits = self.plan.limits.as_ref().filter(|_| self.order.contains(&Part::Quota));
+        let Some(limits) = limits.filter(|limits| limits.mode != Mode::Shadow) else { return text };
+        let is_limited = |policy: &DepartmentPolicy| policy.limits.has_cost() && policy.allows(model);
+        let policies = &self.plan.policies;
+        let limited = policies.departments().filter(|(_, policy)| is_limited(policy));
+        let mut limited: Vec<_> = limited.map(|(name, _)| &**name).collect();
+        limited.sort_unstable();
+        if is_limited(policies.otherwise()) {
+            limited.push("all others");
+        }
+        if limited.is_empty() && limits.policies_file.is_none() {
+            return text;
+        }
+        text += ", and where money is limited";
+        if !limited.is_empty() {
+            let _ = write!(text, " ({})", limited.join(", "));
+        }
+        text += match limits.unpriced {
+            Unpriced::Reject => " it is refused",
+            Unpriced::Free => " it is free",
+            Unpriced::Assume(_) => " it is priced as assumed",
+        };
+        text
     }
 
     fn provider(&self, name: &str) -> String {
@@ -242,24 +297,6 @@ fn source(secret: &Secret) -> String {
     }
 }
 
-fn price(book: &PriceBook, model: &str) -> String {
-    let Some(quote) = book.quote(model) else { return "none, it is recorded as unpriced".into() };
-    let rates = quote.price.rates(ServiceTier::Standard, 0);
-    let named = [
-        (TokenClass::Input, rates.input),
-        (TokenClass::Output, rates.output),
-        // The same as the whole is not worth a word.
-        (TokenClass::CacheRead, rates.cache_read.filter(|rate| Some(*rate) != rates.input)),
-        (TokenClass::CacheWrite, rates.cache_write.filter(|rate| Some(*rate) != rates.input)),
-        (TokenClass::Reasoning, rates.reasoning.filter(|rate| Some(*rate) != rates.output)),
-    ];
-    let named: Vec<_> = named
-        .into_iter()
-        .filter_map(|(class, rate)| Some(format!("{} {}", class.name().replace('_', " "), rate?)))
-        .collect();
-    format!("{} dollars per million tokens, from {}", named.join(", "), quote.origin.source)
-}
-
 /// The layers, a line for each, then the providers.
 impl fmt::Display for Description {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -320,10 +357,10 @@ impl fmt::Display for Description {
                 crate::config::Identity::Keys => writeln!(f, "keys: none, everybody may ask everything")?,
             },
         }
-        let aliases = self.plan.aliases.load();
-        if !aliases.names().is_empty() {
+        let aliases = self.plan.aliases.load().to_string();
+        if !aliases.is_empty() {
             writeln!(f, "aliases:")?;
-            for line in aliases.to_string().lines() {
+            for line in aliases.lines() {
                 writeln!(f, "  {line}")?;
             }
         }

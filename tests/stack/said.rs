@@ -49,6 +49,66 @@ fn a_stack_says_what_it_is_and_shows_no_secret() {
 }
 
 #[test]
+fn what_becomes_of_a_model_without_a_price_is_told() {
+    let told = |model: &str, config: &str| {
+        let text = format!(
+            "usage.enabled = false\nquota.store = \"memory\"\nkeys = [{{ key = \"k\", user = \"u\", departments = [\"r\", \"s\"] }}]\n\
+             providers.echo = {{ kind = \"echo\", prices.half.input = \"1\" }}\n{config}"
+        );
+        let text = match config.contains("recorded") {
+            true => text.replace("usage.enabled = false\n", ""),
+            false => text,
+        };
+        let description = StackBuilder::new(Config::parse(&text).unwrap()).describe().unwrap();
+        let explained = description.explain(model).unwrap();
+        let line = explained.lines().find_map(|line| line.strip_prefix("  price: "));
+        line.unwrap_or_else(|| panic!("{explained}")).to_owned()
+    };
+    let costly = "departments.r.day_cost = \"5\"\ndepartments.s.day_tokens = 5\n";
+    let all = "departments.\"*\".month_cost = \"5\"\n";
+    let free = "quota.unpriced = \"free\"\n";
+    let assumed =
+        "quota.unpriced = \"assume\"\nquota.assume_input_cost = \"1\"\nquota.assume_output_cost = \"2\"\n";
+    for (config, line) in [
+        (String::new(), "none"),
+        ("# recorded".to_owned(), "none, it is recorded as unpriced"),
+        (costly.to_owned(), "none, and where money is limited (r) it is refused"),
+        (
+            format!("{costly}# recorded"),
+            "none, it is recorded as unpriced, and where money is limited (r) it is refused",
+        ),
+        (format!("{costly}{all}"), "none, and where money is limited (r, all others) it is refused"),
+        (format!("{costly}departments.r.models = [\"echo/x\"]\n"), "none"),
+        (format!("{costly}{free}"), "none, and where money is limited (r) it is free"),
+        (format!("{costly}{assumed}"), "none, and where money is limited (r) it is priced as assumed"),
+        (format!("{costly}quota.mode = \"shadow\"\n"), "none"),
+        ("quota.policies = \"p.db\"\n".to_owned(), "none, and where money is limited it is refused"),
+    ] {
+        assert_eq!(told("echo/m", &config), line, "{config}");
+    }
+    assert_eq!(
+        told("echo/half", costly),
+        "input 1 dollars per million tokens, from configuration; of the rest none, and where money is limited (r) it is refused"
+    );
+}
+
+#[test]
+fn aliases_of_tenants_and_patterns_are_told_too() {
+    let text =
+        "usage.enabled = false\nproviders.echo.kind = \"echo\"\ntenants.bank.aliases.fast = \"echo/b\"\n";
+    let description = |text: &str| StackBuilder::new(Config::parse(text).unwrap()).describe().unwrap();
+    let said = description(text).to_string();
+    assert!(said.ends_with("aliases:\n  for tenant bank:\n    fast\n      -> echo/b\n"), "{said}");
+    let said = description(&format!("{text}aliases.\"gpt-*\" = \"echo/g\"\n"));
+    assert!(said.to_string().contains("aliases:\n  gpt-*\n    -> echo/g\n  for tenant bank:\n"), "{said}");
+    assert!(
+        said.explain_to("fast", Some("bank"))
+            .unwrap()
+            .starts_with("fast\n  -> echo/b\necho/b: asked of echo")
+    );
+}
+
+#[test]
 fn handles_and_callers_show_nobody() {
     fn is_shared<T: Send + Sync + Clone>() {}
     is_shared::<Handle>();

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! gateway [--config FILE] [--listen ADDR]      serves; without a file, an echo to anybody
-//! gateway check FILE [--model NAME]            says what FILE comes to, or what NAME does
+//! gateway check FILE [--model NAME]            says what FILE comes to, or what NAME does;
+//!               [--tenant TENANT]              for a tenant with aliases of its own
 //! gateway convert litellm|seed FILE            makes a configuration of another gateway's
 //! gateway --help | --version
 //! ```
@@ -35,7 +36,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// The exit code of a command line or configuration that cannot work.
 const MISUSED: u8 = 2;
 
-const USAGE: &str = "usage: gateway [--config FILE] [--listen ADDR]\n       gateway check FILE [--model NAME]\n       gateway convert litellm|seed FILE";
+const USAGE: &str = "usage: gateway [--config FILE] [--listen ADDR]\n       gateway check FILE [--model NAME [--tenant TENANT]]\n       gateway convert litellm|seed FILE";
 
 /// What runs without a file: a provider that echoes.
 const WITHOUT_FILE: &str = r#"
@@ -53,6 +54,7 @@ pub(crate) struct Arguments {
     /// Goes before the file's, now and whenever it is read again.
     listen: Option<SocketAddr>,
     model: Option<String>,
+    tenant: Option<String>,
     is_check: bool,
 }
 
@@ -75,7 +77,7 @@ fn main() -> ExitCode {
         Err(problems) => return misused(&problems),
     };
     if arguments.is_check {
-        return check(config, arguments.model.as_deref());
+        return check(config, arguments.model.as_deref(), arguments.tenant.as_deref());
     }
     let log = match log::init(config.telemetry.log) {
         Ok(log) => log,
@@ -128,6 +130,9 @@ impl Arguments {
                 }
                 Some("--model") if read.is_check => {
                     read.model = Some(value()?.to_string_lossy().into_owned())
+                }
+                Some("--tenant") if read.model.is_some() => {
+                    read.tenant = Some(value()?.to_string_lossy().into_owned())
                 }
                 Some("--config") if !read.is_check => read.config = Some(value()?.into()),
                 Some("--listen") if !read.is_check => {
@@ -185,7 +190,7 @@ fn convert(mut arguments: impl Iterator<Item = OsString>) -> ExitCode {
     }
 }
 
-fn check(config: Config, model: Option<&str>) -> ExitCode {
+fn check(config: Config, model: Option<&str>, tenant: Option<&str>) -> ExitCode {
     let description = match StackBuilder::new(config).describe() {
         Ok(description) => description,
         Err(error) => return misused(&error.to_string()),
@@ -197,13 +202,14 @@ fn check(config: Config, model: Option<&str>) -> ExitCode {
         print!("{description}");
         return ExitCode::SUCCESS;
     };
-    match description.explain(model) {
+    match description.explain_to(model, tenant) {
         Some(text) => {
             println!("{text}");
             ExitCode::SUCCESS
         }
         None => {
-            eprintln!("gateway: no provider serves {model:?}");
+            let whom = tenant.map(|tenant| format!(" for the tenant {tenant:?}")).unwrap_or_default();
+            eprintln!("gateway: no provider serves {model:?}{whom}");
             ExitCode::FAILURE
         }
     }

@@ -330,6 +330,18 @@ async fn check_says_what_a_file_comes_to_and_opens_nothing() {
     assert_eq!((output.status.code(), output.stdout.is_empty()), (Some(1), true));
     assert!(String::from_utf8(output.stderr).unwrap().contains("no provider serves"));
 
+    let own = format!("{config}[tenants.bank]\naliases.fast = \"echo/own\"\n");
+    for (model, tenant, code, leads) in [
+        ("fast", &["--tenant", "bank"][..], 0, "-> echo/own"),
+        ("fast", &["--tenant", "other"], 0, "-> echo/small"),
+        ("gone/x", &["--tenant", "bank"], 1, "no provider serves \"gone/x\" for the tenant \"bank\""),
+    ] {
+        let output = check(&own, &[&["--model", model], tenant].concat()).await;
+        let said = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+        assert_eq!(output.status.code(), Some(code), "{said}");
+        assert!(said.contains(leads), "{model} {tenant:?}: {said}");
+    }
+
     let output = check("[providers.echo]\nknid = \"echo\"\n[cache]\n", &[]).await;
     let said = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(2), "{said}");
