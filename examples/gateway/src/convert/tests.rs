@@ -82,6 +82,65 @@ fn a_proxy_of_litellms_becomes_a_gateway() {
     assert!(!shown.contains("sk-ada-secret") && !shown.contains("hunter2"), "{shown}");
 }
 
+/// The only model of a proxy that has one: what it is called, where, and with which key; and what is noted.
+fn only(params: &Value) -> (Option<(String, String, Value)>, Vec<String>) {
+    let file = json!({ "model_list": [{ "model_name": "m", "litellm_params": params }] });
+    let converted = convert_table(From::LiteLlm, file.as_object().unwrap());
+    assert!(converted.problems.is_none(), "{}", converted.toml);
+    let config = config(&converted);
+    let found = config["aliases"]["m"].as_str().map(|end| {
+        let provider = &config["providers"][end.split_once('/').unwrap().0];
+        assert_eq!(provider["kind"], "openai");
+        let base_url = provider["base_url"].as_str().unwrap().to_owned();
+        (end.to_owned(), base_url, provider["api_key"]["env"].clone())
+    });
+    (found, converted.notes)
+}
+
+#[test]
+fn a_providers_name_is_no_part_of_the_models_wherever_it_is_asked() {
+    for (model, base, end, base_url, key) in [
+        (
+            "databricks/dbrx",
+            "https://d.example/serving-endpoints",
+            "databricks/dbrx",
+            "",
+            "DATABRICKS_API_KEY",
+        ),
+        ("groq/llama", "https://x.example/v1", "groq/llama", "", "GROQ_API_KEY"),
+        ("nebius/Qwen/Qwen3", "https://x.example/v1", "nebius/Qwen/Qwen3", "", "NEBIUS_API_KEY"),
+        ("huggingface/tgi", "https://x.example", "huggingface/tgi", "https://x.example/v1", "HF_TOKEN"),
+        ("huggingface/tgi", "https://x.example/v1/", "huggingface/tgi", "https://x.example/v1", "HF_TOKEN"),
+        // By its address LiteLLM knows whose it is, and takes the name as a whole.
+        ("meta-llama/scout", "https://api.groq.com/openai/v1", "groq/meta-llama/scout", "", "GROQ_API_KEY"),
+    ] {
+        let base_url = if base_url.is_empty() { base } else { base_url };
+        for told in ["api_base", "base_url"] {
+            let (found, notes) = only(&json!({ "model": model, told: base }));
+            assert_eq!(found, Some((end.to_owned(), base_url.to_owned(), key.into())), "{model}: {notes:?}");
+            assert!(!notes.iter().any(|note| note.contains("is no provider")), "{model}: {notes:?}");
+        }
+    }
+}
+
+#[test]
+fn dialects_that_are_not_spoken_and_names_of_nobody_are_told() {
+    for base in [None, Some("https://x.example/v1")] {
+        let (found, notes) = only(&json!({ "model": "watsonx/granite", "api_base": base }));
+        assert_eq!(found, None);
+        let told =
+            "model_list[0] (m): \"watsonx\" has a dialect that is not spoken here; the model is left out";
+        assert!(notes.iter().any(|note| note == told), "{notes:?}");
+    }
+    let (found, notes) = only(&json!({ "model": "acme/one", "api_base": "https://x.example/v1" }));
+    let (end, ..) = found.unwrap();
+    assert_eq!(end, "openai/acme/one");
+    assert!(notes.iter().any(|note| note.contains("\"acme\" is no provider")), "{notes:?}");
+    let (found, notes) = only(&json!({ "model": "acme/one" }));
+    assert_eq!(found, None);
+    assert!(notes.iter().any(|note| note.contains("\"acme\" is no provider")), "{notes:?}");
+}
+
 #[test]
 fn the_seeds_cents_become_dollars() {
     let converted = converted(From::Seed, SEED);
@@ -192,6 +251,9 @@ fn model() -> impl Strategy<Value = Value> {
         "cohere/",
         "groq/",
         "hosted_vllm/",
+        "databricks/",
+        "heroku/",
+        "watsonx/",
         "nobody/",
     ]);
     let params = entries(&[

@@ -13,32 +13,105 @@ use std::{collections::BTreeMap, time::Duration};
 /// What speaks OpenAI's dialect: its name, where it is, and the variable that LiteLLM reads its key from.
 const COMPATIBLE: &[(&str, &str, &str)] = &[
     ("openai", "https://api.openai.com/v1", "OPENAI_API_KEY"),
+    ("ai21", "https://api.ai21.com/studio/v1", "AI21_API_KEY"),
+    ("ai21_chat", "https://api.ai21.com/studio/v1", "AI21_API_KEY"),
+    ("aiml", "https://api.aimlapi.com/v1", "AIML_API_KEY"),
+    ("amazon_nova", "https://api.nova.amazon.com/v1", "AMAZON_NOVA_API_KEY"),
+    ("apertis", "https://api.stima.tech/v1", "STIMA_API_KEY"),
+    ("assemblyai", "https://llm-gateway.assemblyai.com/v1", "ASSEMBLYAI_API_KEY"),
+    ("baseten", "https://inference.baseten.co/v1", "BASETEN_API_KEY"),
+    ("bedrock_mantle", "https://bedrock-mantle.us-east-1.api.aws/v1", "AWS_BEARER_TOKEN_BEDROCK"),
     ("cerebras", "https://api.cerebras.ai/v1", "CEREBRAS_API_KEY"),
+    (
+        "charity_engine",
+        "https://api.charityengine.services/remotejobs/v2/inference",
+        "CHARITY_ENGINE_API_KEY",
+    ),
+    ("chutes", "https://llm.chutes.ai/v1", "CHUTES_API_KEY"),
+    ("clarifai", "https://api.clarifai.com/v2/ext/openai/v1", "CLARIFAI_API_KEY"),
+    ("codestral", "https://codestral.mistral.ai/v1", "CODESTRAL_API_KEY"),
+    ("cognition", "https://api.cognition.ai/v1", "COGNITION_API_KEY"),
+    ("cometapi", "https://api.cometapi.com/v1", "COMETAPI_KEY"),
+    ("cortecs", "https://api.cortecs.ai/v1", "CORTECS_API_KEY"),
+    ("darkbloom", "https://api.darkbloom.dev/v1", "DARKBLOOM_API_KEY"),
     ("dashscope", "https://dashscope-intl.aliyuncs.com/compatible-mode/v1", "DASHSCOPE_API_KEY"),
     ("deepinfra", "https://api.deepinfra.com/v1/openai", "DEEPINFRA_API_KEY"),
     ("deepseek", "https://api.deepseek.com/v1", "DEEPSEEK_API_KEY"),
+    ("edenai", "https://api.edenai.run/v3", "EDENAI_API_KEY"),
+    ("empower", "https://app.empower.dev/api/v1", "EMPOWER_API_KEY"),
+    ("featherless_ai", "https://api.featherless.ai/v1", "FEATHERLESS_AI_API_KEY"),
     ("fireworks_ai", "https://api.fireworks.ai/inference/v1", "FIREWORKS_AI_API_KEY"),
+    ("friendliai", "https://api.friendli.ai/serverless/v1", "FRIENDLIAI_API_KEY"),
+    ("galadriel", "https://api.galadriel.com/v1", "GALADRIEL_API_KEY"),
+    ("github", "https://models.inference.ai.azure.com", "GITHUB_API_KEY"),
     ("groq", "https://api.groq.com/openai/v1", "GROQ_API_KEY"),
+    ("helicone", "https://ai-gateway.helicone.ai", "HELICONE_API_KEY"),
+    ("hyperbolic", "https://api.hyperbolic.xyz/v1", "HYPERBOLIC_API_KEY"),
+    ("inception", "https://api.inceptionlabs.ai/v1", "INCEPTION_API_KEY"),
+    ("lambda_ai", "https://api.lambda.ai/v1", "LAMBDA_API_KEY"),
+    ("libertai", "https://api.libertai.io/v1", "LIBERTAI_API_KEY"),
+    ("meta", "https://api.meta.ai/v1", "META_API_KEY"),
+    ("meta_llama", "https://api.llama.com/compat/v1", "LLAMA_API_KEY"),
     ("mistral", "https://api.mistral.ai/v1", "MISTRAL_API_KEY"),
+    ("modelscope", "https://api-inference.modelscope.cn/v1", "MODELSCOPE_API_KEY"),
     ("moonshot", "https://api.moonshot.ai/v1", "MOONSHOT_API_KEY"),
+    ("morph", "https://api.morphllm.com/v1", "MORPH_API_KEY"),
+    ("nadir", "https://api.getnadir.com/v1", "NADIR_API_KEY"),
+    ("nano-gpt", "https://nano-gpt.com/api/v1", "NANOGPT_API_KEY"),
+    ("nebius", "https://api.studio.nebius.ai/v1", "NEBIUS_API_KEY"),
+    ("neosantara", "https://api.neosantara.xyz/v1", "NEOSANTARA_API_KEY"),
+    ("novita", "https://api.novita.ai/v3/openai", "NOVITA_API_KEY"),
+    ("nscale", "https://inference.api.nscale.com/v1", "NSCALE_API_KEY"),
     ("nvidia_nim", "https://integrate.api.nvidia.com/v1", "NVIDIA_NIM_API_KEY"),
     ("openrouter", "https://openrouter.ai/api/v1", "OPENROUTER_API_KEY"),
+    ("parasail", "https://api.parasail.io/v1", "PARASAIL_API_KEY"),
     ("perplexity", "https://api.perplexity.ai", "PERPLEXITYAI_API_KEY"),
+    ("pinstripes", "https://pinstripes.io/v1", "PINSTRIPES_API_KEY"),
+    ("poe", "https://api.poe.com/v1", "POE_API_KEY"),
+    ("prism", "https://api.prisminference.com/v1", "PRISM_API_KEY"),
+    ("publicai", "https://api.publicai.co/v1", "PUBLICAI_API_KEY"),
+    ("qwen_ai_platform", "https://dashscope.aliyuncs.com/compatible-mode/v1", "DASHSCOPE_API_KEY"),
+    ("qwencloud", "https://dashscope-intl.aliyuncs.com/compatible-mode/v1", "DASHSCOPE_API_KEY"),
+    ("reka", "https://api.reka.ai/v1", "REKA_API_KEY"),
+    ("sail", "https://api.sailresearch.com/v1", "SAIL_API_KEY"),
     ("sambanova", "https://api.sambanova.ai/v1", "SAMBANOVA_API_KEY"),
+    ("scaleway", "https://api.scaleway.ai/v1", "SCW_SECRET_KEY"),
+    ("scx-ai", "https://api.scx.ai/v1", "SCX_API_KEY"),
+    ("synthetic", "https://api.synthetic.new/openai/v1", "SYNTHETIC_API_KEY"),
+    ("tencent", "https://tokenhub-intl.tencentcloudmaas.com/v1", "TENCENT_API_KEY"),
+    ("tensormesh", "https://serverless.tensormesh.ai/v1", "TENSORMESH_INFERENCE_API_KEY"),
     ("together_ai", "https://api.together.xyz/v1", "TOGETHERAI_API_KEY"),
+    ("v0", "https://api.v0.dev/v1", "V0_API_KEY"),
+    ("vercel_ai_gateway", "https://ai-gateway.vercel.sh/v1", "VERCEL_AI_GATEWAY_API_KEY"),
+    ("volcengine", "https://ark.cn-beijing.volces.com/api/v3", "VOLCENGINE_API_KEY"),
+    ("wandb", "https://api.inference.wandb.ai/v1", "WANDB_API_KEY"),
     ("xai", "https://api.x.ai/v1", "XAI_API_KEY"),
+    ("xiaomi_mimo", "https://api.xiaomimimo.com/v1", "XIAOMI_MIMO_API_KEY"),
+    ("zai", "https://api.z.ai/api/paas/v4", "ZAI_API_KEY"),
 ];
 
-/// The same, wherever they are told to be.
-const SELF_HOSTED: &[&str] = &[
-    "custom_openai",
-    "hosted_vllm",
-    "litellm_proxy",
-    "llamafile",
-    "lm_studio",
-    "openai_like",
-    "vllm",
-    "xinference",
+/// The same, wherever they are told to be: what LiteLLM adds to that address, and the variable of the key.
+const SELF_HOSTED: &[(&str, &str, &str)] = &[
+    ("aiohttp_openai", "", ""),
+    ("cloudflare", "", "CLOUDFLARE_API_KEY"),
+    ("compactifai", "", "COMPACTIFAI_API_KEY"),
+    ("custom_openai", "", ""),
+    ("databricks", "", "DATABRICKS_API_KEY"),
+    ("docker_model_runner", "/v1", ""),
+    ("gradient_ai", "/api/v1", "GRADIENT_AI_API_KEY"),
+    ("heroku", "/v1", "HEROKU_API_KEY"),
+    ("hosted_vllm", "", ""),
+    ("huggingface", "/v1", "HF_TOKEN"),
+    ("lemonade", "", ""),
+    ("litellm_proxy", "", ""),
+    ("llamafile", "", ""),
+    ("lm_studio", "", ""),
+    ("maritalk", "", "MARITALK_API_KEY"),
+    ("minimax", "/v1", "MINIMAX_API_KEY"),
+    ("openai_like", "", ""),
+    ("ovhcloud", "", "OVHCLOUD_API_KEY"),
+    ("vllm", "", ""),
+    ("xinference", "", ""),
 ];
 
 /// Dialects of their own.
@@ -53,6 +126,43 @@ const DIALECTS: &[(&str, &str, &str)] = &[
     ("bedrock_converse", "bedrock", "AWS_BEARER_TOKEN_BEDROCK"),
     ("ollama", "ollama", ""),
     ("ollama_chat", "ollama", ""),
+];
+
+/// What LiteLLM speaks besides, and nobody here.
+const NOT_SPOKEN: &[&str] = &[
+    "a2a",
+    "anthropic_text",
+    "auto_router",
+    "azure_ai",
+    "bytez",
+    "chatgpt",
+    "datarobot",
+    "fal_ai",
+    "gdc",
+    "gigachat",
+    "github_copilot",
+    "langflow",
+    "langgraph",
+    "litellm_agent",
+    "manus",
+    "nlp_cloud",
+    "oci",
+    "oobabooga",
+    "petals",
+    "predibase",
+    "ragflow",
+    "replicate",
+    "sagemaker",
+    "sagemaker_chat",
+    "sagemaker_nova",
+    "sap",
+    "snowflake",
+    "text-completion-codestral",
+    "text-completion-inception",
+    "text-completion-openai",
+    "triton",
+    "watsonx",
+    "watsonx_text",
 ];
 
 struct Deployment {
@@ -207,8 +317,8 @@ fn deployment(path: &str, entry: &Map<String, Value>, draft: &mut Draft) -> Opti
         return None;
     };
     let params_path = format!("{path}.litellm_params");
-    let (name, model) =
-        split(&asked, text(params.get("custom_llm_provider")), params.contains_key("api_base"));
+    let told = text(params.get("api_base")).or_else(|| text(params.get("base_url")));
+    let (name, model) = split(path, &asked, text(params.get("custom_llm_provider")), told.as_deref(), draft);
     let own_base = |draft: &mut Draft| base(&params_path, params, draft);
     let mut headers = BTreeMap::new();
     let (kind, base_url, variable, model): (&'static str, Option<String>, &str, String) = match name.as_str()
@@ -223,21 +333,33 @@ fn deployment(path: &str, entry: &Map<String, Value>, draft: &mut Draft) -> Opti
             };
             ("openai", Some(url), "AZURE_API_KEY", model)
         }
-        name if SELF_HOSTED.contains(&name) => ("openai", Some(own_base(draft)?), "", model),
+        name if NOT_SPOKEN.contains(&name) => {
+            draft.note(
+                path,
+                format_args!("{name:?} has a dialect that is not spoken here; the model is left out"),
+            );
+            return None;
+        }
         name => {
+            let self_hosted = SELF_HOSTED.iter().find(|(known, ..)| *known == name);
             let compatible = COMPATIBLE.iter().find(|(known, ..)| *known == name);
             let dialect = DIALECTS.iter().find(|(known, ..)| *known == name);
-            match (compatible, dialect) {
-                (Some((_, url, variable)), _) => {
-                    let told = params.contains_key("api_base") || params.contains_key("base_url");
-                    let url = if told { own_base(draft)? } else { (*url).to_owned() };
+            match (self_hosted, compatible, dialect) {
+                (Some((_, ending, variable)), ..) => {
+                    let base = own_base(draft)?;
+                    let base = base.trim_end_matches('/');
+                    let base = base.strip_suffix(ending).unwrap_or(base);
+                    ("openai", Some(format!("{base}{ending}")), variable, model)
+                }
+                (_, Some((_, url, variable)), _) => {
+                    let url = if told.is_some() { own_base(draft)? } else { (*url).to_owned() };
                     ("openai", Some(url), variable, model)
                 }
-                (_, Some((_, kind, variable))) => {
+                (.., Some((_, kind, variable))) => {
                     let (base_url, model) = native(&params_path, kind, params, model, draft)?;
                     (kind, base_url, variable, model)
                 }
-                (None, None) => {
+                (None, None, None) => {
                     draft.note(
                         path,
                         format_args!("{name:?} is no provider that is known here; the model is left out"),
@@ -323,25 +445,44 @@ fn deployment(path: &str, entry: &Map<String, Value>, draft: &mut Draft) -> Opti
     })
 }
 
-/// Provider and model: as they are written, or by what LiteLLM makes of a bare name.
-fn split(asked: &str, provider: Option<String>, has_base: bool) -> (String, String) {
+/// Provider and model: as they are written, or by what LiteLLM makes of a bare name. What it knows as a provider's name is no
+/// part of the model's, wherever that is asked.
+fn split(
+    path: &str,
+    asked: &str,
+    provider: Option<String>,
+    base: Option<&str>,
+    draft: &mut Draft,
+) -> (String, String) {
     let known = |name: &str| {
         name.starts_with("azure")
-            || SELF_HOSTED.contains(&name)
-            || COMPATIBLE.iter().chain(DIALECTS).any(|(known, ..)| *known == name)
+            || NOT_SPOKEN.contains(&name)
+            || SELF_HOSTED.iter().chain(COMPATIBLE).chain(DIALECTS).any(|(known, ..)| *known == name)
     };
     match (provider, asked.split_once('/')) {
         (Some(provider), Some((prefix, model))) if prefix == provider => (provider, model.to_owned()),
         (Some(provider), _) => (provider, asked.to_owned()),
-        (None, Some((prefix, model))) if known(prefix) || !has_base => (prefix.to_owned(), model.to_owned()),
-        (None, _) => {
+        (None, Some((prefix, model))) if known(prefix) || base.is_none() => {
+            (prefix.to_owned(), model.to_owned())
+        }
+        (None, slash) => {
             let begins = |with: &[&str]| with.iter().any(|with| asked.starts_with(with));
-            let provider = match asked {
+            let there = COMPATIBLE.iter().find(|(_, url, _)| base.is_some_and(|base| base.starts_with(url)));
+            let provider = match there {
+                Some((name, ..)) => name,
                 _ if begins(&["claude"]) => "anthropic",
                 _ if begins(&["command"]) => "cohere",
                 _ if begins(&["gemini"]) => "vertex_ai",
                 _ => "openai",
             };
+            if let (Some((prefix, _)), None) = (slash, there) {
+                draft.note(
+                    path,
+                    format_args!(
+                        "{prefix:?} is no provider that is known here; the model is called {asked:?}"
+                    ),
+                );
+            }
             (provider.to_owned(), asked.to_owned())
         }
     }
