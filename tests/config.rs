@@ -344,6 +344,10 @@ fn contradictions_are_problems() {
         ),
         ("[providers.p]\nbase_url = \"http://x\"\nprices.m = {}\n".into(), "providers.p.prices.m: needs input"),
         ("[providers.p]\nbase_url = \"http://x\"\nheaders = { host = \"y\" }\n".into(), "providers.p.headers.host: is a header"),
+        (
+            format!("{KEY}[cache.semantic]\nbase_url = \"http://x\"\nmodel = \"m\"\nheaders = {{ host = \"y\" }}\n"),
+            "cache.semantic.headers.host: is a header",
+        ),
         ("[providers.p]\nbase_url = \"http://x\"\nmodels = [\"a\", \"a\"]\n".into(), "providers.p.models[1]: is listed twice"),
         ("[prices]\nown = \"no/such.toml\"\n".into(), "prices.own: "),
     ] {
@@ -412,6 +416,9 @@ fn no_problem_shows_a_secret() {
         format!("[providers.a]\nbase_url = \"{secret}\""),
         format!("[providers.a]\nkind = \"{secret}\""),
         format!("[providers.a]\nbase_url = \"http://x\"\nheaders = {{ x = \"{secret}\\n\" }}"),
+        format!(
+            "{KEY}[cache.semantic]\nbase_url = \"http://x\"\nmodel = \"m\"\nheaders = {{ x = \"{secret}\\n\" }}\n{ECHO}"
+        ),
         format!("listen = \"{secret}\"\n{ECHO}"),
         format!("[usage]\nredis = \"http://:{secret}@h\"\n{ECHO}"),
         format!("{KEY}[departments.a]\nday_cost = \"{secret}\"\n{ECHO}"),

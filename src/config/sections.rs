@@ -756,6 +756,9 @@ pub struct SemanticCache {
     pub base_url: String,
     /// The key that it is asked with.
     pub api_key: Option<Secret>,
+    /// Further headers that it is sent, such as Azure's `api-key`.
+    #[serde(default)]
+    pub headers: BTreeMap<String, Secret>,
     /// The model that makes vectors.
     #[schemars(length(min = 1))]
     pub model: String,

@@ -7,7 +7,7 @@ use crate::{
     provider::openai::{HyperClient, below, hyper_client},
 };
 use bytes::Bytes;
-use http::{HeaderValue, Request, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, header};
 use http_body_util::{BodyExt, Full, Limited};
 use serde::Deserialize;
 use serde_json::json;
@@ -20,20 +20,26 @@ const MAX_ANSWER: usize = 1 << 20;
 struct Server {
     http: HyperClient,
     uri: http::Uri,
-    authorization: Option<HeaderValue>,
+    headers: HeaderMap,
     model: Arc<str>,
 }
 
 pub(super) fn semantic(settings: &SemanticCache, plan: &SemanticPlan) -> Semantic {
-    let authorization = plan.api_key.as_ref().and_then(|key| {
-        let mut value = HeaderValue::try_from(format!("Bearer {}", key.reveal())).ok()?;
-        value.set_sensitive(true);
-        Some(value)
-    });
+    let mut headers =
+        HeaderMap::from_iter([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))]);
+    let bearer = plan.api_key.as_ref().map(|key| ("authorization", format!("Bearer {}", key.reveal())));
+    let others = plan.headers.iter().map(|(name, value)| (&**name, value.reveal().to_owned()));
+    for (name, value) in bearer.into_iter().chain(others) {
+        // That they can be sent the plan has seen.
+        if let (Ok(name), Ok(mut value)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) {
+            value.set_sensitive(true);
+            headers.insert(name, value);
+        }
+    }
     let server = Server {
         http: hyper_client(),
         uri: below(&settings.base_url, "/embeddings").unwrap_or_default(),
-        authorization,
+        headers,
         model: settings.model.as_str().into(),
     };
     let mut semantic = Semantic::new(server);
@@ -71,14 +77,13 @@ struct Data {
 impl Embedder for Server {
     fn embed(&self, text: &str) -> Fetch<Vec<f32>> {
         let body = json!({ "model": &*self.model, "input": text, "encoding_format": "float" }).to_string();
-        let mut request = Request::post(self.uri.clone()).header(header::CONTENT_TYPE, "application/json");
-        if let Some(authorization) = &self.authorization {
-            request = request.header(header::AUTHORIZATION, authorization);
-        }
-        let request = request.body(Full::new(Bytes::from(body)));
+        let mut request = Request::new(Full::new(Bytes::from(body)));
+        *request.method_mut() = Method::POST;
+        *request.uri_mut() = self.uri.clone();
+        *request.headers_mut() = self.headers.clone();
         let http = self.http.clone();
         Fetch::pending(async move {
-            let answer = http.oneshot(request?).await?;
+            let answer = http.oneshot(request).await?;
             if !answer.status().is_success() {
                 return Err(BoxError::from(format!("the server of embeddings answers {}", answer.status())));
             }

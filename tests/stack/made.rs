@@ -113,10 +113,13 @@ async fn seed_18_similar_questions_are_counted_unless_they_are_to_be_answered() 
     for (mode, query) in [("shadow", ""), ("answer", "?api-version=2024-06-01")] {
         let (url, seen) = embeddings().await;
         let url = format!("{url}{query}");
-        let semantic = if mode == "shadow" { "" } else { "mode = \"answer\"\n" };
-        let text = format!(
-            "[cache.semantic]\nbase_url = {url:?}\napi_key = \"sk-embed\"\nmodel = \"small\"\ntimeout = \"20s\"\n{semantic}"
-        );
+        // And the key is in another header there.
+        let (semantic, key) = match mode {
+            "shadow" => ("api_key = \"sk-embed\"\n", "authorization: Bearer sk-embed\r\n"),
+            _ => ("mode = \"answer\"\nheaders = { api-key = \"sk-embed\" }\n", "api-key: sk-embed\r\n"),
+        };
+        let text =
+            format!("[cache.semantic]\nbase_url = {url:?}\nmodel = \"small\"\ntimeout = \"20s\"\n{semantic}");
         let (service, handle) = stack(config(&text)).await.unwrap();
         let ask = |text: &str, user: &str| {
             let request = LlmRequest::new("echo/a", ChatBody::builder().user(text).build().unwrap());
@@ -131,9 +134,8 @@ async fn seed_18_similar_questions_are_counted_unless_they_are_to_be_answered() 
         assert_eq!(counted, if mode == "answer" { (0, 1) } else { (1, 0) });
         let sent = seen.lock().unwrap();
         assert!(sent[0].starts_with(&format!("POST /v1/embeddings{query} HTTP/1.1\r\n")), "{}", sent[0]);
-        assert!(
-            sent[0].contains("authorization: Bearer sk-embed\r\n") && sent[0].contains(r#""model":"small""#)
-        );
+        assert!(sent[0].contains(key) && sent[0].contains(r#""model":"small""#), "{}", sent[0]);
+        assert_eq!(sent[0].matches("sk-embed").count(), 1, "{}", sent[0]);
     }
 }
 

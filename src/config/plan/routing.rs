@@ -187,7 +187,11 @@ impl Check<'_> {
     }
 
     /// Headers of the connection, and those that the client writes itself, are not for a file to change.
-    fn headers(&mut self, path: &str, headers: &BTreeMap<String, Secret>) -> Vec<(Box<str>, Revealed)> {
+    pub(super) fn headers(
+        &mut self,
+        path: &str,
+        headers: &BTreeMap<String, Secret>,
+    ) -> Vec<(Box<str>, Revealed)> {
         const OURS: [&str; 10] = [
             "host",
             "content-length",

@@ -79,6 +79,7 @@ pub(crate) struct CachePlan {
 #[derive(Debug, Clone)]
 pub(crate) struct SemanticPlan {
     pub(crate) api_key: Option<Revealed>,
+    pub(crate) headers: Vec<(Box<str>, Revealed)>,
 }
 
 impl Check<'_> {
@@ -389,13 +390,20 @@ impl Check<'_> {
         let allowed = cache.knowledge_bases.iter().filter(|(_, settings)| settings.cache);
         let allowed_kbs = allowed.map(|(name, _)| Arc::from(name.as_str())).collect();
         self.semantic_cache();
+        #[cfg(all(feature = "semantic", feature = "hyper-client"))]
+        let revealed = |secret: &Secret| secret.reveal(self.env).ok();
         Some(CachePlan {
             shared,
             secret,
             allowed_kbs,
             #[cfg(all(feature = "semantic", feature = "hyper-client"))]
             semantic: cache.semantic.as_ref().map(|semantic| SemanticPlan {
-                api_key: semantic.api_key.as_ref().and_then(|key| key.reveal(self.env).ok()),
+                api_key: semantic.api_key.as_ref().and_then(revealed),
+                headers: semantic
+                    .headers
+                    .iter()
+                    .filter_map(|(name, value)| Some((name.as_str().into(), revealed(value)?)))
+                    .collect(),
             }),
         })
     }
@@ -412,6 +420,7 @@ impl Check<'_> {
             self.needs(path, "the client for a server of embeddings", "hyper-client");
         }
         self.secret(&field(path, "api_key"), semantic.api_key.as_ref());
+        self.headers(&field(path, "headers"), &semantic.headers);
         #[cfg(feature = "openai")]
         if let Err(error) = crate::provider::openai::OpenAiCompatible::new((), &semantic.base_url) {
             self.problem(field(path, "base_url"), error);
