@@ -133,8 +133,9 @@ fn dialects_that_are_not_spoken_and_names_of_nobody_are_told() {
         assert!(notes.iter().any(|note| note == told), "{notes:?}");
     }
     let (found, notes) = only(&json!({ "model": "acme/one", "api_base": "https://x.example/v1" }));
-    let (end, ..) = found.unwrap();
-    assert_eq!(end, "openai/acme/one");
+    // Nobody's key is for whoever that is.
+    let base_url = "https://x.example/v1".to_owned();
+    assert_eq!(found, Some(("openai_like/acme/one".to_owned(), base_url, Value::Null)));
     assert!(notes.iter().any(|note| note.contains("\"acme\" is no provider")), "{notes:?}");
     let (found, notes) = only(&json!({ "model": "acme/one" }));
     assert_eq!(found, None);

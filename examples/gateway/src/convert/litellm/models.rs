@@ -470,6 +470,8 @@ fn split(
             let there = COMPATIBLE.iter().find(|(_, url, _)| base.is_some_and(|base| base.starts_with(url)));
             let provider = match there {
                 Some((name, ..)) => name,
+                // LiteLLM asks nobody, and no key of another provider's is for whoever that is.
+                None if slash.is_some() => "openai_like",
                 _ if begins(&["claude"]) => "anthropic",
                 _ if begins(&["command"]) => "cohere",
                 _ if begins(&["gemini"]) => "vertex_ai",
