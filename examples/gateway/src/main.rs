@@ -131,7 +131,7 @@ impl Arguments {
                 Some("--model") if read.is_check => {
                     read.model = Some(value()?.to_string_lossy().into_owned())
                 }
-                Some("--tenant") if read.model.is_some() => {
+                Some("--tenant") if read.is_check => {
                     read.tenant = Some(value()?.to_string_lossy().into_owned())
                 }
                 Some("--config") if !read.is_check => read.config = Some(value()?.into()),
@@ -142,6 +142,9 @@ impl Arguments {
                 }
                 _ => return Err(format!("unknown argument {}", name.display())),
             }
+        }
+        if read.tenant.is_some() && read.model.is_none() {
+            return Err("--tenant is for --model NAME".to_owned());
         }
         Ok(read)
     }
@@ -217,7 +220,8 @@ fn check(config: Config, model: Option<&str>, tenant: Option<&str>) -> ExitCode 
 
 #[tokio::main]
 async fn run(config: Config, arguments: Arguments) -> Result<(), Box<dyn std::error::Error>> {
-    let listener = TcpListener::bind(config.listen.0).await?;
+    let listen = config.listen.0;
+    let listener = TcpListener::bind(listen).await.map_err(|error| format!("{listen}: {error}"))?;
     let address = listener.local_addr()?;
     let server = Server::new(listener, config, arguments).await?;
     let mut stdout = std::io::stdout();

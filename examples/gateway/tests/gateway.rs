@@ -701,6 +701,17 @@ async fn what_is_cut_when_the_grace_is_over_is_recorded_and_charged() {
 }
 
 #[tokio::test]
+async fn an_address_that_is_taken_is_named() {
+    let taken = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_gateway"));
+    let output = command.args(["--listen", &address]).output().await.unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains(&format!("gateway: {address}: Address already in use")), "{said}");
+}
+
+#[tokio::test]
 async fn without_anything_under_way_it_ends_at_once() {
     let mut gateway = Gateway::start_with(None, &[]).await;
     gateway.get("/healthz").await;

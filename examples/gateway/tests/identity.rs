@@ -352,6 +352,8 @@ async fn check_says_what_a_file_comes_to_and_opens_nothing() {
         assert!(said.contains(line), "{line}: {said}");
     }
     assert_eq!(check("", &["--modle", "x"]).await.status.code(), Some(2));
+    let output = check("", &["--tenant", "bank"]).await;
+    assert!(String::from_utf8(output.stderr).unwrap().contains("--tenant is for --model NAME"));
     assert_eq!(
         check("identity = \"host\"\n[providers.echo]\nkind = \"echo\"\n", &[]).await.status.code(),
         Some(2)

@@ -2,7 +2,10 @@
 //!
 //! ```text
 //! grpc [--config FILE] [--listen ADDR]      without a file, an echo to anybody on 127.0.0.1:50051
+//! grpc --help | --version
 //! ```
+//!
+//! It ends with 0 if all is well, 1 if it cannot go on, and 2 if the command line or the file is wrong.
 //!
 //! It listens where the file says (`127.0.0.1:8080` unless it does) or the command line does, and takes another file without a restart: when it
 //! changes, and on SIGHUP. Entries that are for a server of HTTP are named on stderr when it starts.
@@ -31,11 +34,15 @@ use self::{
     per_call::PerCall,
     settings::Settings,
 };
-use llm_layers::stack::{Handle, Readiness, stack};
+use llm_layers::{
+    config::Config,
+    stack::{Handle, Readiness, StackError, stack},
+};
 use std::{
     error::Error,
     io::{self, Write as _},
     pin::pin,
+    process::ExitCode,
     time::Duration,
 };
 use tokio::{
@@ -58,15 +65,59 @@ const WATCHED: [&str; 2] = ["", PerCall::NAME];
 /// How long calls may take to end once they are hung up on.
 const HANG_UP_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// The exit code of a command line or configuration that cannot work.
+const MISUSED: u8 = 2;
+
+const USAGE: &str = "usage: grpc [--config FILE] [--listen ADDR]";
+
+fn main() -> ExitCode {
+    match std::env::args_os().nth(1).and_then(|first| first.into_string().ok()).as_deref() {
+        Some("--help" | "-h") => return said(USAGE),
+        Some("--version" | "-V") => return said(concat!("grpc ", env!("CARGO_PKG_VERSION"))),
+        _ => {}
+    }
+    let settings = match Settings::read(std::env::args_os().skip(1)) {
+        Ok(settings) => settings,
+        Err(problem) => return misused(&format!("{problem}\n{USAGE}")),
+    };
+    let config = match settings.configuration() {
+        Ok(config) => config,
+        Err(problems) => return misused(&problems),
+    };
+    match run(settings, config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("grpc: {error}");
+            match error.downcast_ref() {
+                Some(StackError::Config(_)) => ExitCode::from(MISUSED),
+                _ => ExitCode::FAILURE,
+            }
+        }
+    }
+}
+
+fn said(text: &str) -> ExitCode {
+    match writeln!(io::stdout(), "{text}") {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+fn misused(problems: &str) -> ExitCode {
+    for line in problems.lines() {
+        eprintln!("grpc: {line}");
+    }
+    ExitCode::from(MISUSED)
+}
+
 #[tokio::main]
-async fn main() -> Result<(), Box<dyn Error>> {
-    let settings = Settings::read(std::env::args_os().skip(1))?;
-    let config = settings.configuration()?;
+async fn run(settings: Settings, config: Config) -> Result<(), Box<dyn Error>> {
     for entry in settings.not_served() {
         eprintln!("grpc: warning: {entry} changes nothing here");
     }
     let hangup = signal(SignalKind::hangup())?;
-    let listener = TcpListener::bind(config.listen.0).await?;
+    let address = config.listen.0;
+    let listener = TcpListener::bind(address).await.map_err(|error| format!("{address}: {error}"))?;
     let (stack, handle) = stack(config).await?;
     settings::warn(&handle);
     let config = handle.config();
@@ -85,7 +136,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         builder.register_encoded_file_descriptor_set(CONTRACT)
     };
     let (reflection, former_reflection) = (reflection().build_v1()?, reflection().build_v1alpha()?);
-    let mut stdout = std::io::stdout();
+    let mut stdout = io::stdout();
     writeln!(stdout, "listening on {}", listener.local_addr()?)?;
     stdout.flush()?;
     let mut signals = Signals::new()?;

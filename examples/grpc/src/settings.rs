@@ -4,7 +4,7 @@ use llm_layers::{
     config::{Config, Identity},
     stack::{Handle, Watch},
 };
-use std::{error::Error, ffi::OsString, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{ffi::OsString, net::SocketAddr, path::PathBuf, time::Duration};
 use tokio::signal::unix::Signal;
 
 const WITHOUT_FILE: &str = r#"
@@ -28,14 +28,18 @@ pub(crate) struct Settings {
 }
 
 impl Settings {
-    pub(crate) fn read(mut arguments: impl Iterator<Item = OsString>) -> Result<Self, Box<dyn Error>> {
+    pub(crate) fn read(mut arguments: impl Iterator<Item = OsString>) -> Result<Self, String> {
         let mut read = Self::default();
         while let Some(name) = arguments.next() {
-            let value = arguments.next().ok_or("usage: grpc [--config FILE] [--listen ADDR]")?;
+            let mut value = || arguments.next().ok_or(format!("{} needs a value", name.display()));
             match name.to_str() {
-                Some("--config") => read.file = Some(value.into()),
-                Some("--listen") => read.listen = Some(value.to_string_lossy().parse()?),
-                _ => return Err(format!("unknown argument {}", name.display()).into()),
+                Some("--config") => read.file = Some(value()?.into()),
+                Some("--listen") => {
+                    let address = value()?;
+                    let parsed = address.to_str().and_then(|address| address.parse().ok());
+                    read.listen = Some(parsed.ok_or("--listen needs an address such as 127.0.0.1:50051")?);
+                }
+                _ => return Err(format!("unknown argument {}", name.display())),
             }
         }
         Ok(read)

@@ -3,6 +3,7 @@
 mod common;
 
 use common::{Client, Server, asking, soon, xai};
+use std::{path::Path, process::Command};
 use tokio::net::TcpListener;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
@@ -128,4 +129,36 @@ async fn entries_that_are_for_another_server_are_named_at_the_start_and_no_other
     let told = server.tells("warning", 3).await;
     let named: Vec<_> = told.lines().filter_map(|line| line.split(' ').nth(2)).collect();
     assert_eq!(named, ["server.max_headers", "server.write_timeout", "telemetry.metrics"], "{told}");
+}
+
+#[tokio::test]
+async fn what_cannot_work_is_told_line_by_line_and_by_the_exit_code() {
+    let name = format!("wrong-{:016x}.toml", fastrand::u64(..));
+    let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    std::fs::write(&file, "listn = 1\n[providers.echo]\nkind = \"echo\"\napi_key = { env = \"UNSET\" }\n")
+        .unwrap();
+    let file = file.to_str().unwrap();
+    let (unknown, unset) = (
+        format!("grpc: {file}:1: listn: is unknown; did you mean \"listen\"?\n"),
+        format!("grpc: {file}:4: providers.echo.api_key: "),
+    );
+    let busy = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let taken = busy.local_addr().unwrap().to_string();
+    let usage = "usage: grpc [--config FILE] [--listen ADDR]\n";
+    for (arguments, code, told) in [
+        (&["--help"][..], 0, &[usage][..]),
+        (&["--version"], 0, &["grpc 0.1.0\n"]),
+        (&["--config"], 2, &["grpc: --config needs a value\n", usage]),
+        (&["serve"], 2, &["grpc: unknown argument serve\n", usage]),
+        (&["--listen", "here"], 2, &["grpc: --listen needs an address such as 127.0.0.1:50051\n"]),
+        (&["--config", "no/such.toml"], 2, &["grpc: no/such.toml: No such file"]),
+        (&["--config", file], 2, &[&unknown, &unset]),
+        (&["--listen", &taken], 1, &[&format!("grpc: {taken}: Address already in use")]),
+    ] {
+        let output = Command::new(env!("CARGO_BIN_EXE_grpc")).args(arguments).output().unwrap();
+        let said = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {said}");
+        assert!(told.iter().all(|line| said.contains(line)), "{arguments:?}: {said}");
+    }
+    std::fs::remove_file(file).unwrap();
 }
