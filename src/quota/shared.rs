@@ -70,6 +70,7 @@ pub(super) type OnSettle = Arc<dyn Fn(&Settled) + Send + Sync>;
 pub(super) struct State {
     pub(super) breaker: Breaker,
     trouble: Trouble,
+    damage: Trouble,
     /// What the store did not answer last.
     unanswered: Mutex<Option<Plan>>,
     /// The day of the last call, and those around it.
@@ -104,6 +105,7 @@ impl State {
         Self {
             breaker: Breaker::new(5, Duration::from_secs(1)),
             trouble: Trouble::default(),
+            damage: Trouble::default(),
             unanswered: Mutex::new(None),
             days: ArcSwapOption::empty(),
             offset: AtomicI64::new(0),
@@ -388,6 +390,9 @@ impl Shared {
                 StoreError::Damaged(_) => {
                     self.answered();
                     hold.holds_nothing();
+                    let names: Vec<_> = plan.departments.iter().map(|department| &*department.id).collect();
+                    let cause = format!("{}: {}", names.join(", "), error.cause());
+                    self.state.damage.fails("counters of a department are damaged", &cause);
                     return Err(Some(error));
                 }
                 _ => {

@@ -8,13 +8,27 @@ use llm_layers::{
 };
 use std::{
     error::Error as _,
+    io,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
 use tower::{Layer, ServiceExt, service_fn};
+
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
 
 /// Makes calls in the name of `broken`, whose counters are damaged by `damage` once it has some: more of them than failures of a
 /// store make it be left alone.
@@ -43,6 +57,10 @@ pub(crate) async fn is_nobody_elses(store: impl QuotaStore + Clone, damage: impl
         tokio::task::yield_now().await;
     }
     damage();
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
+    let _told = tracing::subscriber::set_default(subscriber);
     for departments in [&["broken"] as &[_], &["broken", "sound"], &["sound", "broken"]] {
         for _ in 0..6 {
             let error = call(departments).await.unwrap_err();
@@ -55,6 +73,11 @@ pub(crate) async fn is_nobody_elses(store: impl QuotaStore + Clone, damage: impl
     assert_eq!(asked.load(Ordering::Acquire), 2);
     call(&["sound"]).await.unwrap();
     assert_eq!(asked.load(Ordering::Acquire), 3);
+    // For each of these callers once.
+    let told = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    let told: Vec<_> = told.lines().filter_map(|line| line.split_once("are damaged error=\"")).collect();
+    assert_eq!(told.len(), 2, "{told:?}");
+    assert!(told[0].1.starts_with("broken: ") && told[1].1.starts_with("broken, sound: "), "{told:?}");
     drop((service, layer));
     let report = worker.shutdown(Duration::from_secs(20)).await;
     assert_eq!((report.left, report.last_error), (0, None), "what was surely not reserved is not given back");
