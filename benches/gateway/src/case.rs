@@ -9,12 +9,20 @@ pub(crate) struct Case {
     /// How many pieces of text a stream has; 0 for whole answers.
     pub(crate) chunks: usize,
     pub(crate) prompt: usize,
+    pub(crate) dialect: Dialect,
     pub(crate) asked: Asked,
     pub(crate) in_flight: usize,
     /// How many in a round.
     pub(crate) requests: usize,
     /// What is aimed at: CPU of the gateway, as a multiple of the floor's.
     pub(crate) goal: Option<f64>,
+}
+
+/// In whose words it is asked, and answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Dialect {
+    OpenAi,
+    Anthropic,
 }
 
 /// Whether a question was asked before.
@@ -28,12 +36,13 @@ pub(crate) enum Asked {
 
 pub(crate) const SMALL: &str = "small";
 
-pub(crate) const CASES: [Case; 9] = [
+pub(crate) const CASES: [Case; 11] = [
     Case {
         name: "one",
         model: "whole",
         chunks: 0,
         prompt: 100,
+        dialect: Dialect::OpenAi,
         asked: Asked::Anew,
         in_flight: 1,
         requests: 4_000,
@@ -44,6 +53,7 @@ pub(crate) const CASES: [Case; 9] = [
         model: "whole",
         chunks: 0,
         prompt: 100,
+        dialect: Dialect::OpenAi,
         asked: Asked::Anew,
         in_flight: 16,
         requests: 12_000,
@@ -54,6 +64,7 @@ pub(crate) const CASES: [Case; 9] = [
         model: "whole",
         chunks: 0,
         prompt: 100,
+        dialect: Dialect::OpenAi,
         asked: Asked::AtRate(2_000),
         in_flight: 64,
         requests: 3_000,
@@ -64,6 +75,7 @@ pub(crate) const CASES: [Case; 9] = [
         model: "whole",
         chunks: 0,
         prompt: 100_000,
+        dialect: Dialect::OpenAi,
         asked: Asked::Anew,
         in_flight: 16,
         requests: 4_000,
@@ -74,6 +86,7 @@ pub(crate) const CASES: [Case; 9] = [
         model: "whole",
         chunks: 0,
         prompt: 100,
+        dialect: Dialect::OpenAi,
         asked: Asked::Again,
         in_flight: 16,
         requests: 16_000,
@@ -84,6 +97,7 @@ pub(crate) const CASES: [Case; 9] = [
         model: "whole",
         chunks: 0,
         prompt: 100_000,
+        dialect: Dialect::OpenAi,
         asked: Asked::Again,
         in_flight: 16,
         requests: 4_000,
@@ -94,6 +108,7 @@ pub(crate) const CASES: [Case; 9] = [
         model: "stream-100",
         chunks: 100,
         prompt: 100,
+        dialect: Dialect::OpenAi,
         asked: Asked::Anew,
         in_flight: 16,
         requests: 800,
@@ -104,6 +119,7 @@ pub(crate) const CASES: [Case; 9] = [
         model: "burst-100",
         chunks: 100,
         prompt: 100,
+        dialect: Dialect::OpenAi,
         asked: Asked::Anew,
         in_flight: 16,
         requests: 1_500,
@@ -114,10 +130,33 @@ pub(crate) const CASES: [Case; 9] = [
         model: "paced-100",
         chunks: 100,
         prompt: 100,
+        dialect: Dialect::OpenAi,
         asked: Asked::Anew,
         in_flight: 64,
         requests: 640,
         goal: Some(1.3),
+    },
+    Case {
+        name: "messages",
+        model: "whole",
+        chunks: 0,
+        prompt: 100,
+        dialect: Dialect::Anthropic,
+        asked: Asked::Anew,
+        in_flight: 16,
+        requests: 8_000,
+        goal: None,
+    },
+    Case {
+        name: "messages-stream",
+        model: "stream-100",
+        chunks: 100,
+        prompt: 100,
+        dialect: Dialect::Anthropic,
+        asked: Asked::Anew,
+        in_flight: 16,
+        requests: 800,
+        goal: None,
     },
 ];
 
@@ -127,23 +166,29 @@ pub(crate) const NUMBER: &[u8] = b"0000000000000000";
 /// The key that the gateway asks for; the floor passes it on.
 pub(crate) const KEY: &str = "sk-bench-0123456789abcdef0123456789abcdef";
 
+const SYSTEM: &str = r#"{"role":"system","content":"Be brief."},"#;
+
 impl Case {
     /// The whole HTTP request, with a place for its number.
     pub(crate) fn request(&self) -> Vec<u8> {
-        let stream = match self.chunks {
-            0 => "",
-            _ => r#""stream":true,"stream_options":{"include_usage":true},"#,
+        let (path, system, stream) = match (self.dialect, self.chunks) {
+            (Dialect::OpenAi, 0) => ("chat/completions", SYSTEM, ""),
+            (Dialect::OpenAi, _) => {
+                ("chat/completions", SYSTEM, r#""stream":true,"stream_options":{"include_usage":true},"#)
+            }
+            (Dialect::Anthropic, 0) => ("messages", "", r#""system":"Be brief.","#),
+            (Dialect::Anthropic, _) => ("messages", "", r#""system":"Be brief.","stream":true,"#),
         };
         let number = String::from_utf8_lossy(NUMBER);
         let (model, words) =
             (self.model, "Say in a few words what this costs. ".repeat(self.prompt / 36 + 1));
         let prompt = &words[..self.prompt];
         let body = format!(
-            r#"{{"model":"{model}",{stream}"temperature":0.2,"max_tokens":256,"messages":[{{"role":"system","content":"Be brief."}},{{"role":"user","content":"{number} {prompt}"}}]}}"#
+            r#"{{"model":"{model}",{stream}"temperature":0.2,"max_tokens":256,"messages":[{system}{{"role":"user","content":"{number} {prompt}"}}]}}"#
         );
         let length = body.len();
         let head = [
-            "POST /v1/chat/completions HTTP/1.1",
+            &format!("POST /v1/{path} HTTP/1.1"),
             "host: gateway.local",
             "accept: application/json",
             "accept-encoding: gzip, deflate",

@@ -184,11 +184,16 @@ impl Client {
 
     /// Whether it is all that the upstream says, and nothing else.
     fn check(&self) -> Fallible {
-        let is_whole = match self.case.events() {
-            0 => self.body.starts_with(br#"{"id""#) && self.body.ends_with(b"}"),
-            events => {
+        let is_whole = match (self.case.events(), self.body.starts_with(b"event: message_start\n")) {
+            (0, _) => self.body.starts_with(br#"{"id""#) && self.body.ends_with(b"}"),
+            // The floor answers as the upstream does.
+            (events, false) => {
                 self.body.ends_with(b"data: [DONE]\n\n")
                     && memmem::find_iter(&self.body, b"\n\n").count() == events
+            }
+            (_, true) => {
+                let texts = memmem::find_iter(&self.body, b"\"text_delta\"").count();
+                self.body.ends_with(b"data: {\"type\":\"message_stop\"}\n\n") && texts == self.case.chunks
             }
         };
         is_whole.then_some(()).ok_or_else(|| String::from_utf8_lossy(&self.body).into())

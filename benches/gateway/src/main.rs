@@ -15,7 +15,10 @@ mod upstream;
 
 use self::options::Options;
 use std::{error::Error, process::ExitCode};
-use tokio::net::TcpListener;
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+};
 
 type Fallible<T = ()> = Result<T, Box<dyn Error + Send + Sync>>;
 
@@ -47,7 +50,12 @@ async fn upstream(listener: TcpListener) -> Fallible {
 async fn serve<F: Future<Output = Fallible>>(serve: impl FnOnce(TcpListener) -> F) -> Fallible {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     println!("listening on http://{}", listener.local_addr()?);
-    serve(listener).await
+    // To its end, as the gateway: what was counted for a profile is written then.
+    let mut terminated = signal(SignalKind::terminate())?;
+    tokio::select! {
+        served = serve(listener) => served,
+        _ = terminated.recv() => Ok(()),
+    }
 }
 
 /// One thread is enough to send, and takes less of the machine from those who are measured.

@@ -37,7 +37,10 @@ pub(crate) async fn serve(listener: TcpListener, upstream: &str) -> Fallible {
     tcp.set_nodelay(true);
     let floor =
         Floor { client: Client::builder(TokioExecutor::new()).build(tcp), upstream: upstream.parse()? };
-    let router = Router::new().route("/v1/chat/completions", post(forward)).with_state(floor);
+    let router = Router::new()
+        .route("/v1/chat/completions", post(forward))
+        .route("/v1/messages", post(forward))
+        .with_state(floor);
     let listener = listener.tap_io(|stream| {
         let _ = stream.set_nodelay(true);
     });
