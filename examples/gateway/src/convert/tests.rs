@@ -134,6 +134,9 @@ fn dialects_that_are_not_spoken_and_names_of_nobody_are_told() {
     }
     let (found, notes) = only(&json!({ "model": "acme/one", "api_base": "https://x.example/v1" }));
     // Nobody's key is for whoever that is.
+    let (elsewhere, _) =
+        only(&json!({ "model": "acme/one", "api_base": "https://api.perplexity.ai.x.example" }));
+    assert_eq!(elsewhere.unwrap().2, Value::Null);
     let base_url = "https://x.example/v1".to_owned();
     assert_eq!(found, Some(("openai_like/acme/one".to_owned(), base_url, Value::Null)));
     assert!(notes.iter().any(|note| note.contains("\"acme\" is no provider")), "{notes:?}");

@@ -467,7 +467,12 @@ fn split(
         }
         (None, slash) => {
             let begins = |with: &[&str]| with.iter().any(|with| asked.starts_with(with));
-            let there = COMPATIBLE.iter().find(|(_, url, _)| base.is_some_and(|base| base.starts_with(url)));
+            let is_there = |url| {
+                let rest = base.and_then(|base| base.strip_prefix(url));
+                // No longer name of a host, which may be anybody's.
+                rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+            };
+            let there = COMPATIBLE.iter().find(|(_, url, _)| is_there(*url));
             let provider = match there {
                 Some((name, ..)) => name,
                 // LiteLLM asks nobody, and no key of another provider's is for whoever that is.
