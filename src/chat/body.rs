@@ -2,6 +2,7 @@ use super::{ChatBodyBuilder, MessageRef};
 use crate::{
     Error, InvalidReason, ModelName,
     json::{self, Walk},
+    price::Tiers,
 };
 use bytes::{BufMut, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
@@ -40,6 +41,7 @@ struct Inner {
     streaming: bool,
     input_bytes: usize,
     attached: Attached,
+    tiers: Tiers,
     digest: OnceLock<KeyedDigest>,
 }
 
@@ -166,17 +168,19 @@ impl ChatBody {
     }
 
     fn new(source: Bytes, members: Vec<Member>, attached: Attached) -> Self {
-        let (mut streaming, mut input_bytes) = (false, 0);
+        let (mut streaming, mut input_bytes, mut tiers) = (false, 0, Tiers::STANDARD);
         for member in &members {
             match member.name_bytes(&source) {
                 b"stream" => streaming = member.value.get(&source) == b"true",
+                b"service_tier" => tiers = Tiers::named(member.value.get(&source)),
                 b"messages" | b"tools" | b"functions" | b"response_format" => {
                     input_bytes += member.value.len()
                 }
                 _ => {}
             }
         }
-        Self(Arc::new(Inner { source, members, streaming, input_bytes, attached, digest: OnceLock::new() }))
+        let digest = OnceLock::new();
+        Self(Arc::new(Inner { source, members, streaming, input_bytes, attached, tiers, digest }))
     }
 
     // ----- views
@@ -269,6 +273,11 @@ impl ChatBody {
     /// images and the like apart.
     pub fn input_bytes(&self) -> usize {
         self.0.input_bytes
+    }
+
+    /// The service tiers that it may be served in.
+    pub(crate) fn tiers(&self) -> Tiers {
+        self.0.tiers
     }
 
     /// The parts of messages that are not text.

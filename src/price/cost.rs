@@ -2,7 +2,7 @@ use super::{
     money::NanoUsd,
     rate::{PER_NANO, Rate, Rates, TokenClass},
 };
-use crate::{ChatBody, TokenUsage, json};
+use crate::{TokenUsage, json};
 use std::fmt;
 
 /// What a model costs: rates, and other rates for long prompts and for other service tiers.
@@ -192,10 +192,12 @@ impl Price {
         let said = if rates.output.is_none() { said.or(Some(0)) } else { said };
         let mut sum = Sum::default();
         sum.add(TokenClass::Input, plain, || rates.input)?;
-        sum.add(TokenClass::CacheRead, Some(read), || rates.cache_read.or(rates.input))?;
-        let cache_write = || rates.cache_write.or(rates.input);
-        sum.add(TokenClass::CacheWrite, Some(written - hour), cache_write)?;
-        sum.add(TokenClass::CacheWrite1h, Some(hour), || rates.cache_write_1h.or_else(cache_write))?;
+        if read | written > 0 {
+            sum.add(TokenClass::CacheRead, Some(read), || rates.cache_read.or(rates.input))?;
+            let cache_write = || rates.cache_write.or(rates.input);
+            sum.add(TokenClass::CacheWrite, Some(written - hour), cache_write)?;
+            sum.add(TokenClass::CacheWrite1h, Some(hour), || rates.cache_write_1h.or_else(cache_write))?;
+        }
         sum.add(TokenClass::Output, said, || rates.output)?;
         sum.add(TokenClass::Reasoning, Some(thought), || rates.reasoning.or(rates.output))?;
         sum.add(TokenClass::Request, Some(requests), || rates.request.or(Some(Rate::FREE)))?;
@@ -347,17 +349,12 @@ impl Tiers {
         Self(1 << tier as u8)
     }
 
-    /// Those that a request may be served in by what its `service_tier` says: the one that it names and, as a provider may
+    /// Those that a request may be served in by the value of its `service_tier`: the one that it names and, as a provider may
     /// have no room there, the standard one. Any, if the name is not known.
-    pub(crate) fn asked_by(body: &ChatBody) -> Self {
-        match body.raw("service_tier").filter(|raw| *raw != b"null") {
-            Some(raw) => Self::named(raw),
-            None => Self::STANDARD,
-        }
-    }
-
-    /// As [`asked_by`](Self::asked_by), by the member's value.
     pub(crate) fn named(raw: &[u8]) -> Self {
+        if raw == b"null" {
+            return Self::STANDARD;
+        }
         match json::string(raw).and_then(|name| ServiceTier::from_name(&name)) {
             Some(tier) => Self(Self::STANDARD.0 | Self::of(tier).0),
             None => Self(u8::MAX),

@@ -193,7 +193,7 @@ impl Shared {
     fn asked(&self, request: &LlmRequest) -> Result<Asked, Error> {
         let told = self.told_member(&request.model);
         let bounds = told.as_ref().map_or(&OUTPUT_MEMBERS[..], slice::from_ref);
-        let mut asked = Asked::default();
+        let mut asked = Asked { tiers: request.body.tiers(), ..Asked::default() };
         for (name, value) in request.body.raw_members().filter(|(_, value)| *value != b"null") {
             let number = || {
                 let reason = InvalidReason::Mistyped { expected: "a whole number" };
@@ -210,7 +210,6 @@ impl Shared {
                         ));
                     }
                 },
-                b"service_tier" => asked.tiers = Tiers::named(value),
                 name if bounds.iter().any(|member| member.as_bytes() == name) => {
                     asked.output = asked.output.max(Some(number()?))
                 }

@@ -59,7 +59,7 @@ impl<S: CallSpan> Recorder<S> {
                 Some((prefix, _)) if *prefix == **provider => request.model.clone(),
                 _ => ModelName::in_provider(provider, &request.model),
             };
-            (Arc::clone(settings), model, Tiers::asked_by(&request.body))
+            (Arc::clone(settings), model, request.body.tiers())
         });
         Self(Box::new(Inner {
             span,

@@ -109,7 +109,7 @@ impl Recorder {
             attempt: request.attempt,
             streamed: request.body.is_streaming(),
             input_bytes: request.body.input_bytes(),
-            tiers: Tiers::asked_by(&request.body),
+            tiers: request.body.tiers(),
             cache,
             cache_miss,
         }))
