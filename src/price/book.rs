@@ -89,7 +89,7 @@ pub struct Cost {
     pub origin: Option<Arc<PriceOrigin>>,
 }
 
-/// A book that may be exchanged while it is used. Clones share it.
+/// A book that may be exchanged while it is used. Clones share it; each keeps in memory the one that was there when it was made.
 #[derive(Debug)]
 pub struct Prices {
     shared: Arc<Shared>,

@@ -2,6 +2,7 @@
 
 mod budgets;
 mod models;
+mod providers;
 mod settings;
 
 use super::{
