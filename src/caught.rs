@@ -20,6 +20,11 @@ pub(crate) async fn caught_in<T>(who: &'static str, asked: impl Future<Output = 
     AssertUnwindSafe(asked).catch_unwind().await.map_err(|_| Panicked(who))
 }
 
+/// As [`caught`], where nobody asks what came of it: a hook, or a drop. A panic in there is no end of what goes on without it.
+pub(crate) fn contained(work: impl FnOnce()) {
+    let _ = catch_unwind(AssertUnwindSafe(work));
+}
+
 impl std::error::Error for Panicked {}
 
 impl fmt::Display for Panicked {

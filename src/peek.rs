@@ -34,7 +34,7 @@
 
 use crate::{
     ChunkStream, Error, ErrorClass, ErrorKind, FinishReason, LlmRequest, LlmResponse, ResponseBody,
-    body::ReadAhead, caught::caught,
+    body::ReadAhead, caught::contained,
 };
 use futures_core::Stream;
 use pin_project::pin_project;
@@ -174,8 +174,7 @@ where
                     }
                     let answer = ready!(polled)?;
                     let next = State::Peeking { answer: Some(answer), held: ReadAhead::default() };
-                    // A panic of the future that is dropped is no end of what it has answered.
-                    let _ = caught("a drop", || this.state.set(next));
+                    contained(|| this.state.set(next));
                     continue;
                 }
                 StateProj::Peeking { answer, held } => (answer, held),

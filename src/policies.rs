@@ -23,7 +23,13 @@
 #[cfg(feature = "rusqlite")]
 pub use crate::quota::sqlite::{BadPolicies, BadPolicy, SqlitePolicies};
 
-use crate::{BoxError, alias::Glob, caught::caught, price::NanoUsd, quota::Limits};
+use crate::{
+    BoxError,
+    alias::Glob,
+    caught::{caught, contained},
+    price::NanoUsd,
+    quota::Limits,
+};
 use arc_swap::{ArcSwap, Guard};
 use foldhash::fast::RandomState;
 use serde::{Deserialize, Deserializer, de::Error as _};
@@ -165,9 +171,7 @@ impl Policies {
                 match read() {
                     Ok(Some(table)) => policies.store(table),
                     Ok(None) => {}
-                    Err(error) => {
-                        let _ = caught("the hook of the policies", || on_error(error));
-                    }
+                    Err(error) => contained(|| on_error(error)),
                 }
             }
         };

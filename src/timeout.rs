@@ -34,7 +34,7 @@
 
 use crate::{
     Error, ErrorKind, LlmRequest, LlmResponse, Progress, ResponseBody, TimeoutPhase, body::BodyClock,
-    caught::caught,
+    caught::contained,
 };
 use pin_project::{pin_project, pinned_drop};
 use std::{
@@ -237,9 +237,8 @@ where
 
 #[pinned_drop]
 impl<F> PinnedDrop for ResponseFuture<F> {
-    /// A panic of what is dropped is no end of what goes on without it.
     fn drop(self: Pin<&mut Self>) {
         let mut future = self.project().future;
-        let _ = caught("a drop", || future.set(None));
+        contained(|| future.set(None));
     }
 }

@@ -383,25 +383,29 @@ const NAMES: [&[u8]; 5] = [b"name", b"id", b"index", b"type", b"object"];
 fn has_content(name: &[u8], raw: &[u8]) -> bool {
     match (name, raw.first()) {
         _ if NAMES.contains(&name) => false,
-        (_, Some(b'f')) => false,
-        (_, Some(b'"')) => !json::is_blank(raw),
         (b"content", Some(b'[')) => json::items(raw).any(has_part),
+        _ => is_said(raw),
+    }
+}
+
+fn is_said(raw: &[u8]) -> bool {
+    match raw.first() {
+        Some(b'f') => false,
+        Some(b'"') => !json::is_blank(raw),
         _ => !json::is_nothing(raw),
     }
 }
 
 /// Whether a part of a content says something: by its text, or else by what it has in its place.
 fn has_part(part: &[u8]) -> bool {
-    let says = |raw: &[u8]| match raw.first() {
-        Some(b'f') => false,
-        Some(b'"') => !json::is_blank(raw),
-        _ => !json::is_nothing(raw),
-    };
+    if part.first() != Some(&b'{') {
+        return is_said(part);
+    }
     match json::member(part, "text") {
-        Some(text @ [b'"', ..]) => !json::is_blank(text),
-        _ if part.first() != Some(&b'{') => says(part),
+        Some(text @ [b'"', ..]) => is_said(text),
         _ => {
-            json::members(part).any(|(name, value)| !NAMES.contains(&&name[1..name.len() - 1]) && says(value))
+            let is_name = |name: &[u8]| NAMES.contains(&&name[1..name.len() - 1]);
+            json::members(part).any(|(name, value)| !is_name(name) && is_said(value))
         }
     }
 }

@@ -2,7 +2,7 @@ use super::{
     BodyClock, Kept,
     observe::{Arrival, DynObserve, End, Observe, Summary},
 };
-use crate::{Error, ErrorKind, StreamChunk, caught::caught};
+use crate::{Error, ErrorKind, StreamChunk, caught::contained};
 use futures_core::Stream;
 use std::{
     collections::VecDeque,
@@ -331,7 +331,7 @@ impl Inner {
         self.state = State::Ended;
         let origin = mem::replace(&mut self.origin, Origin::Nowhere);
         // Whoever watches is told of the end all the same.
-        let _ = caught("a drop", || drop(origin));
+        contained(|| drop(origin));
         self.clock = None;
     }
 

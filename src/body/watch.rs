@@ -2,7 +2,7 @@ use super::{
     observe::{End, Observe, Summary},
     stream::panicked,
 };
-use crate::{Error, LlmResponse, caught::caught};
+use crate::{Error, LlmResponse, caught::contained};
 use pin_project::{pin_project, pinned_drop};
 use std::{
     fmt,
@@ -113,10 +113,9 @@ where
 
 #[pinned_drop]
 impl<F, O: Observe> PinnedDrop for Watched<F, O> {
-    /// A panic of what is dropped is no end of what goes on without it.
     fn drop(self: Pin<&mut Self>) {
         let mut future = self.project().future;
-        let _ = caught("a drop", || future.set(None));
+        contained(|| future.set(None));
     }
 }
 

@@ -3,7 +3,7 @@ use super::{
     policy::{Cause, Decision, Failure, Policy},
 };
 use crate::{
-    Attempt, Error, ErrorKind, LlmRequest, LlmResponse, ModelName, Progress, TimeoutPhase, caught::caught,
+    Attempt, Error, ErrorKind, LlmRequest, LlmResponse, ModelName, Progress, TimeoutPhase, caught::contained,
     decision::Note, providers::ProviderNames,
 };
 use pin_project::{pin_project, pinned_drop};
@@ -163,8 +163,8 @@ where
                 StateProj::Late => out_of_time(),
                 StateProj::Unroutable => not_found(&this.attempts.request.model),
             };
-            // Dropping the failed attempt here also hangs up on its provider. A panic in there is no end of the others.
-            let _ = caught("a drop", || this.state.set(State::Readying));
+            // Dropping the failed attempt here also hangs up on its provider.
+            contained(|| this.state.set(State::Readying));
             match this.attempts.after(failure, *this.deadline, &this.shared.bounds.providers) {
                 Next::Call => {}
                 Next::CallAfter(wait) => this.state.set(State::Waiting(Box::pin(tokio::time::sleep(wait)))),
@@ -194,10 +194,9 @@ fn not_found(model: &ModelName) -> Error {
 
 #[pinned_drop]
 impl<S: Service<LlmRequest>, P> PinnedDrop for ResponseFuture<S, P> {
-    /// A panic of what is dropped is no end of what goes on without it.
     fn drop(self: Pin<&mut Self>) {
         let mut state = self.project().state;
-        let _ = caught("a drop", || state.set(State::Readying));
+        contained(|| state.set(State::Readying));
     }
 }
 

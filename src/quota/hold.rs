@@ -11,7 +11,7 @@ use super::{
 use crate::{
     CacheStatus, LlmRequest, LlmResponse, ModelName, Progress,
     body::{End, Observe},
-    caught::caught,
+    caught::contained,
     price::{NanoUsd, Tiers},
     usage::{Spent, estimate, mark_answered, was_sent},
 };
@@ -151,7 +151,7 @@ impl Lease {
     fn charge(self, used: Amount) {
         if let Some(hook) = &self.hold.shared.on_settle {
             // What was used up is not given back because of a panic in there.
-            let _ = caught("the hook of settlements", || hook(&Settled { reserved: self.reserved, used }));
+            contained(|| hook(&Settled { reserved: self.reserved, used }));
         }
         self.hold.settle(used);
     }
