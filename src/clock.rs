@@ -11,6 +11,7 @@
 //! ```
 
 use std::{
+    cell::Cell,
     fmt::Debug,
     time::{Duration, SystemTime},
 };
@@ -20,9 +21,18 @@ use tokio::time::Instant;
 pub trait Clock: Debug + Send + Sync + 'static {
     /// Now.
     fn now(&self) -> SystemTime;
+
+    /// What [`now`](Self::now) was at an instant that has just been read, for those who need both. Unless you say how
+    /// it is had for less, it is asked.
+    fn at(&self, instant: Instant) -> SystemTime {
+        let _ = instant;
+        self.now()
+    }
 }
 
 /// The clock of this machine.
+///
+/// [`at`](Clock::at) asks it once in 10 ms on each thread, and counts on from there: so much later it notices that the clock was set.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct SystemClock;
 
@@ -31,7 +41,25 @@ impl Clock for SystemClock {
     fn now(&self) -> SystemTime {
         SystemTime::now()
     }
+
+    fn at(&self, instant: Instant) -> SystemTime {
+        if let Some((then, time)) = LAST_READ.get()
+            && let Some(since) = instant.checked_duration_since(then)
+            && since < COUNTED_ON
+        {
+            return time + since;
+        }
+        let time = self.now();
+        LAST_READ.set(Some((instant, time)));
+        time
+    }
 }
+
+thread_local! {
+    static LAST_READ: Cell<Option<(Instant, SystemTime)>> = const { Cell::new(None) };
+}
+
+const COUNTED_ON: Duration = Duration::from_millis(10);
 
 /// When so much time has passed: a limit that is as good as for ever makes no clock run over.
 pub(crate) fn after(limit: Duration) -> Instant {
@@ -42,5 +70,31 @@ pub(crate) fn after(limit: Duration) -> Instant {
 impl Clock for SystemTime {
     fn now(&self) -> SystemTime {
         *self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_time_at_an_instant_is_counted_on_for_a_while_and_asked_for_then() {
+        let asked_at = Instant::now();
+        let asked = SystemClock.at(asked_at);
+        let counted = |on| SystemClock.at(asked_at + on) == asked + on;
+        assert!(counted(Duration::ZERO));
+        assert!(counted(COUNTED_ON - Duration::from_nanos(1)));
+        // Hours that have not passed are not counted: this machine knows better.
+        let hours = Duration::from_secs(7200);
+        assert!(!counted(hours));
+        assert!(SystemClock.at(asked_at + hours) < asked + hours / 2);
+        // Nor is it counted back.
+        assert!(SystemClock.at(asked_at) >= asked);
+    }
+
+    #[test]
+    fn a_clock_that_stands_stands_at_any_instant() {
+        let noon = SystemTime::UNIX_EPOCH + Duration::from_secs(12 * 3600);
+        assert_eq!(noon.at(Instant::now()), noon);
     }
 }

@@ -275,8 +275,9 @@ impl Sum {
     }
 
     fn rounded_up(self) -> Result<NanoUsd, CostError> {
-        let nanos = i64::try_from(self.0.div_ceil(PER_NANO)).map_err(|_| CostError::Overflow)?;
-        Ok(NanoUsd::new(nanos))
+        // One division, where `div_ceil` takes two.
+        let nanos = self.0.checked_add(PER_NANO - 1).map(|sum| i64::try_from(sum / PER_NANO));
+        nanos.and_then(Result::ok).map(NanoUsd::new).ok_or(CostError::Overflow)
     }
 }
 
