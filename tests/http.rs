@@ -493,6 +493,18 @@ fn a_whole_answer_becomes_chunks_that_say_all_of_it() {
     assert_eq!(chunks.len(), expected.len() + 1);
     for (chunk, expected) in chunks.iter().zip(expected) {
         assert_eq!(chunk.data(), &format!("{head}{expected}"));
+#[test]
+fn calls_that_are_no_objects_are_passed_on_as_they_came() {
+    for calls in [json!([1]), json!([null]), json!(["x"]), json!([[]])] {
+        let completion = whole(&json!({ "choices": [{ "message": { "tool_calls": calls } }] }).to_string());
+        let streamed = chunk(&json!({ "choices": [{ "delta": { "tool_calls": calls } }] }).to_string());
+        for chunk in [&streamed, &into_chunks(&completion)[0]] {
+            let filled: Value = serde_json::from_slice(&fill().chunk(chunk)).expect("JSON");
+            assert_eq!(filled["choices"][0]["delta"], json!({ "role": "assistant", "tool_calls": calls }));
+        }
+    }
+}
+
     }
     assert!(chunks[4].is_usage_only());
     assert!(chunks[5].is_final() && chunks[5].data().is_empty());

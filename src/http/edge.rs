@@ -292,8 +292,12 @@ impl<'a> Edits<'a> {
         json::items(json::member(self.source, "choices").unwrap_or_default())
     }
 
-    /// Sees to it that `object`, a slice of the source, has these members; once for each object.
+    /// Sees to it that `object`, a slice of the source, has these members; once for each object. What a provider sends in the
+    /// place of one stays as it came.
     pub(super) fn require(&mut self, object: &[u8], members: &[(&str, &[u8])]) {
+        if object.first() != Some(&b'{') {
+            return;
+        }
         let start = self.offset(object);
         let mut missing = Vec::new();
         for (name, value) in members {
