@@ -100,6 +100,7 @@ async fn each_kind_of_error_has_one_meaning() {
         (provider(ErrorClass::TooLarge, 200), 502, server, Some("upstream_error"), None, Some("false")),
         (provider(ErrorClass::Upstream, 500), 502, server, Some("upstream_error"), None, None),
         (provider(ErrorClass::Connect, 0), 502, server, Some("upstream_error"), None, None),
+        (whole(InvalidReason::Framing), 400, request, None, None, None),
         (provider(ErrorClass::Unavailable, 503), 502, server, Some("upstream_error"), None, None),
         (ErrorKind::EmptyResponse { model: "m".into() }, 502, server, Some("upstream_error"), None, None),
         (interrupted, 502, server, Some("upstream_error"), None, None),

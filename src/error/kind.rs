@@ -117,6 +117,8 @@ pub enum InvalidReason {
     MediaType,
     /// The body is compressed, or encoded otherwise.
     Encoded,
+    /// The body does not come as HTTP has it, such as in chunks of no size.
+    Framing,
     /// There is nothing that it could become at other providers.
     Unsupported,
 }
@@ -351,6 +353,7 @@ impl fmt::Display for InvalidReason {
         }
     }
 }
+            Self::Framing => f.write_str("does not come as HTTP has it"),
 
 const fn unit(quota: QuotaKind) -> &'static str {
     match quota {

@@ -262,6 +262,30 @@ async fn a_connection_is_good_for_the_next_request_unless_the_answer_says_that_i
     let mut waiting = gateway.connect().await;
     waiting.ask("POST", CHAT, &[JSON, full], asking("a/m").as_bytes()).await;
     let _unanswered = upstream.call().await;
+/// He is still there, and reads it.
+#[tokio::test]
+async fn who_sends_what_is_no_body_is_told_so_and_the_connection_is_closed() {
+    let gateway = Gateway::start(ECHO).await;
+    for path in [CHAT, "/v1/messages"] {
+        for body in
+            ["zz\r\n{}\r\n0\r\n\r\n".to_owned(), format!("2;{}\r\n{{}}\r\n0\r\n\r\n", "x".repeat(20_000))]
+        {
+            let mut client = gateway.connect().await;
+            let head =
+                "host: gateway\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n";
+            client.write(&format!("POST {path} HTTP/1.1\r\n{head}{body}")).await;
+            let reply = client.reply().await;
+            let kind = &reply.json()["error"]["type"];
+            assert_eq!((reply.status, kind), (400, &json!("invalid_request_error")), "{reply:?}");
+            assert_eq!(
+                (reply.header("connection"), client.closed().await),
+                (Some("close"), true),
+                "{reply:?}"
+            );
+        }
+    }
+}
+
     for bytes in [10, 90_000, 150_000, 1_000_000] {
         let too_large = if bytes > 100_000 { 413 } else { 400 };
         for (method, path, headers, status) in [

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use http::{HeaderMap, header};
 use http_body::Body as _;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
-use std::time::Duration;
+use std::{io, time::Duration};
 
 /// Extracts an OpenAI-style chat request.
 ///
@@ -23,7 +23,7 @@ use std::time::Duration;
 /// # Errors
 ///
 /// 415 unless the content type is `application/json` or ends in `+json`, or for a body that is compressed, 413 for a body over the limit, 400
-/// for a body that is not a chat request; each in OpenAI's shape.
+/// for a body that is not a chat request, or none that HTTP knows; each in OpenAI's shape.
 #[derive(Debug, Clone)]
 pub struct ChatRequest(pub LlmRequest);
 
@@ -95,7 +95,11 @@ async fn read(
     match read.await {
         Ok(request) => Ok(request.with_context(context)),
         Err(error) => {
-            let is_read = discard(&parts.headers, body, limits.max_bytes.saturating_mul(2)).await;
+            // Nobody knows where one that is malformed ends.
+            let is_framed =
+                !matches!(error.kind(), ErrorKind::InvalidRequest { reason: InvalidReason::Framing, .. });
+            let most = limits.max_bytes.saturating_mul(2);
+            let is_read = is_framed && discard(&parts.headers, body, most).await;
             Err(Refused { error, request_id: context.request_id().map(Into::into), is_read })
         }
     }
@@ -106,6 +110,7 @@ async fn collect(body: &mut Body, limit: usize) -> Result<Bytes, Error> {
         match Limited::new(body, limit).collect().await {
             Ok(body) => return Ok(body.to_bytes()),
             Err(error) if is_length_limit(&*error) => {}
+            Err(error) if is_malformed(&*error) => return Err(Error::invalid_body(InvalidReason::Framing)),
             // The rest of the request did not come.
             Err(error) => return Err(Error::new(ErrorKind::Cancelled).with_source(error)),
         }
@@ -135,10 +140,21 @@ pub(super) async fn discard(headers: &HeaderMap, body: Body, most: usize) -> boo
     tokio::time::timeout(DISCARD, all).await.unwrap_or(false)
 }
 
-/// Whether this limit, or one of the host's further out, was reached.
-fn is_length_limit(error: &(dyn std::error::Error + 'static)) -> bool {
+type Cause<'a> = &'a (dyn std::error::Error + 'static);
+
+fn causes(error: Cause<'_>) -> impl Iterator<Item = Cause<'_>> {
     std::iter::successors(Some(error), |error| error.source())
-        .any(<dyn std::error::Error>::is::<LengthLimitError>)
+}
+
+/// Whether this limit, or one of the host's further out, was reached.
+fn is_length_limit(error: Cause<'_>) -> bool {
+    causes(error).any(<dyn std::error::Error>::is::<LengthLimitError>)
+}
+
+/// Whether the sender is still there, and what he sends is no body.
+fn is_malformed(error: Cause<'_>) -> bool {
+    let kind = causes(error).find_map(|cause| cause.downcast_ref::<io::Error>()).map(io::Error::kind);
+    matches!(kind, Some(io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput))
 }
 
 fn is_encoded(headers: &HeaderMap) -> bool {
