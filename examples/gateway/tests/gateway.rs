@@ -53,6 +53,16 @@ async fn a_log_that_nobody_reads_holds_nobody_back() {
 }
 
 #[tokio::test]
+async fn a_line_of_the_log_is_short_whatever_a_client_calls_its_method() {
+    let gateway = Gateway::start(ECHO).await;
+    let reply = gateway.send(&"M".repeat(50_000), &format!("/{}", "p".repeat(9_000)), &[], b"").await;
+    assert_eq!(reply.status, 404);
+    let log = gateway.log(&["status=404"]).await;
+    let line = log.lines().find(|line| line.contains("status=404")).expect("is there");
+    assert!(line.contains("method=MMMM") && line.len() < 500, "{} bytes: {line:.600}", line.len());
+}
+
+#[tokio::test]
 async fn without_a_file_it_echoes_to_anybody() {
     let gateway = Gateway::start_with(None, &[]).await;
     let reply = gateway.chat(&asking("fast")).await;
