@@ -53,6 +53,23 @@ async fn parts(response: Response) -> (http::response::Parts, Bytes) {
 }
 
 #[tokio::test]
+async fn a_client_is_told_which_member_a_provider_refuses_and_not_what_is_wrong_with_its_account() {
+    for (class, shown) in [
+        (ErrorClass::BadRequest, json!("temperature")),
+        (ErrorClass::ContextWindow, json!("temperature")),
+        (ErrorClass::Auth, Value::Null),
+        (ErrorClass::Upstream, Value::Null),
+    ] {
+        let mut failure = upstream(class, 400);
+        failure.param = Some("temperature".into());
+        let refused = ErrorResponse::from(Error::new(ErrorKind::Provider(failure)));
+        let (_, body) = parts(refused.into_response()).await;
+        let body: Value = serde_json::from_slice(&body).unwrap();
+        assert_eq!(body["error"]["param"], shown, "{class:?}");
+    }
+}
+
+#[tokio::test]
 async fn each_kind_of_error_has_one_meaning() {
     let invalid = |reason| ErrorKind::InvalidRequest { member: Some("messages".into()), reason };
     let whole = |reason| ErrorKind::InvalidRequest { member: None, reason };
@@ -83,6 +100,7 @@ async fn each_kind_of_error_has_one_meaning() {
         (whole(InvalidReason::TooLarge { limit: 1 }), 413, request, None, None, None),
         (whole(InvalidReason::MediaType), 415, request, None, None, None),
         (whole(InvalidReason::Encoded), 415, request, None, None, None),
+        (whole(InvalidReason::Framing), 400, request, None, None, None),
         (ErrorKind::RequestTooLarge { quota: llm_layers::QuotaKind::Tokens, largest: 1 }, 400, request, Some("request_exceeds_limit"), None, None),
         (ErrorKind::ModelNotAllowed { department_id: "d".into(), model: "m".into() }, 403, rights, Some("model_not_allowed"), None, None),
         (ErrorKind::ModelUnpriced { model: "m".into() }, 403, rights, Some("model_unpriced"), None, None),
@@ -94,13 +112,14 @@ async fn each_kind_of_error_has_one_meaning() {
         (provider(ErrorClass::BadRequest, 422), 422, request, None, None, None),
         (coded("unsupported_value"), 422, request, Some("unsupported_value"), None, None),
         (coded("sk-Secret 1"), 422, request, None, None, None),
+        // Who has no code says the type again.
+        (coded("invalid_request_error"), 422, request, None, None, None),
         (provider(ErrorClass::ContextWindow, 413), 413, request, Some("context_length_exceeded"), None, None),
         (provider(ErrorClass::ContentFilter, 500), 400, request, Some("content_filter"), None, None),
         (provider(ErrorClass::Auth, 401), 502, server, Some("upstream_error"), None, Some("false")),
         (provider(ErrorClass::TooLarge, 200), 502, server, Some("upstream_error"), None, Some("false")),
         (provider(ErrorClass::Upstream, 500), 502, server, Some("upstream_error"), None, None),
         (provider(ErrorClass::Connect, 0), 502, server, Some("upstream_error"), None, None),
-        (whole(InvalidReason::Framing), 400, request, None, None, None),
         (provider(ErrorClass::Unavailable, 503), 502, server, Some("upstream_error"), None, None),
         (ErrorKind::EmptyResponse { model: "m".into() }, 502, server, Some("upstream_error"), None, None),
         (interrupted, 502, server, Some("upstream_error"), None, None),
@@ -475,6 +494,18 @@ fn tool_calls_that_share_a_number_are_given_their_own_and_others_keep_their_byte
 // ===== whole answers as streams =====
 
 #[test]
+fn calls_that_are_no_objects_are_passed_on_as_they_came() {
+    for calls in [json!([1]), json!([null]), json!(["x"]), json!([[]])] {
+        let completion = whole(&json!({ "choices": [{ "message": { "tool_calls": calls } }] }).to_string());
+        let streamed = chunk(&json!({ "choices": [{ "delta": { "tool_calls": calls } }] }).to_string());
+        for chunk in [&streamed, &into_chunks(&completion)[0]] {
+            let filled: Value = serde_json::from_slice(&fill().chunk(chunk)).expect("JSON");
+            assert_eq!(filled["choices"][0]["delta"], json!({ "role": "assistant", "tool_calls": calls }));
+        }
+    }
+}
+
+#[test]
 fn a_whole_answer_becomes_chunks_that_say_all_of_it() {
     let answer = whole(
         r#"{"id":"a","object":"chat.completion","created":1,"model":"m","system_fingerprint":"f","choices":[
@@ -494,18 +525,6 @@ fn a_whole_answer_becomes_chunks_that_say_all_of_it() {
     assert_eq!(chunks.len(), expected.len() + 1);
     for (chunk, expected) in chunks.iter().zip(expected) {
         assert_eq!(chunk.data(), &format!("{head}{expected}"));
-#[test]
-fn calls_that_are_no_objects_are_passed_on_as_they_came() {
-    for calls in [json!([1]), json!([null]), json!(["x"]), json!([[]])] {
-        let completion = whole(&json!({ "choices": [{ "message": { "tool_calls": calls } }] }).to_string());
-        let streamed = chunk(&json!({ "choices": [{ "delta": { "tool_calls": calls } }] }).to_string());
-        for chunk in [&streamed, &into_chunks(&completion)[0]] {
-            let filled: Value = serde_json::from_slice(&fill().chunk(chunk)).expect("JSON");
-            assert_eq!(filled["choices"][0]["delta"], json!({ "role": "assistant", "tool_calls": calls }));
-        }
-    }
-}
-
     }
     assert!(chunks[4].is_usage_only());
     assert!(chunks[5].is_final() && chunks[5].data().is_empty());

@@ -199,6 +199,8 @@ pub struct ProviderFailure {
     pub status: Option<StatusCode>,
     /// Its own code for the failure.
     pub code: Option<Box<str>>,
+    /// The member of the request that it refuses, as it names it. Its path and nothing of its value.
+    pub param: Option<Box<str>>,
     /// How long it asks to be left alone.
     pub retry_after: Option<Duration>,
     /// The id that it gave the request.
@@ -279,6 +281,7 @@ impl ProviderFailure {
             model: model.into(),
             status: None,
             code: None,
+            param: None,
             retry_after: None,
             request_id: None,
             body: None,
@@ -294,6 +297,7 @@ impl fmt::Debug for ProviderFailure {
             .field("model", &self.model)
             .field("status", &self.status)
             .field("code", &self.code)
+            .field("param", &self.param)
             .field("retry_after", &self.retry_after)
             .field("request_id", &self.request_id)
             .finish_non_exhaustive()
@@ -349,11 +353,11 @@ impl fmt::Display for InvalidReason {
             Self::TooLarge { limit } => write!(f, "is larger than {limit} bytes"),
             Self::MediaType => f.write_str("must have the content type application/json"),
             Self::Encoded => f.write_str("must come as it is, without a content encoding"),
+            Self::Framing => f.write_str("does not come as HTTP has it"),
             Self::Unsupported => f.write_str("is not supported"),
         }
     }
 }
-            Self::Framing => f.write_str("does not come as HTTP has it"),
 
 const fn unit(quota: QuotaKind) -> &'static str {
     match quota {

@@ -125,7 +125,10 @@ pub fn error_code(error: &Error) -> Option<&str> {
             ErrorClass::RateLimited => "rate_limit_exceeded",
             ErrorClass::ContextWindow => "context_length_exceeded",
             ErrorClass::ContentFilter => "content_filter",
-            ErrorClass::BadRequest => return failure.code.as_deref().filter(|code| is_identifier(code)),
+            ErrorClass::BadRequest => {
+                let is_own = |code: &&str| is_identifier(code) && *code != error_type(error);
+                return failure.code.as_deref().filter(is_own);
+            }
             _ => "upstream_error",
         },
         ErrorKind::EmptyResponse { .. } | ErrorKind::StreamInterrupted { .. } => "upstream_error",
@@ -255,6 +258,7 @@ pub fn error_body(error: &Error) -> Bytes {
         ErrorKind::ModelNotFound { .. }
         | ErrorKind::ModelNotAllowed { .. }
         | ErrorKind::ModelUnpriced { .. } => Some("model"),
+        ErrorKind::Provider(failure) if failure.class.is_callers_fault() => failure.param.as_deref(),
         _ => None,
     };
     error_json(&error.to_string(), error_type(error), param, error_code(error))

@@ -140,6 +140,23 @@ async fn a_status_other_than_2xx_has_its_class_and_keeps_what_was_said() {
 }
 
 #[tokio::test]
+async fn the_member_that_is_refused_is_kept_if_it_is_the_path_of_one() {
+    let long = "a".repeat(129);
+    for (param, kept) in [
+        (r#""temperature""#, Some("temperature")),
+        (r#""messages[0].content[1].image_url""#, Some("messages[0].content[1].image_url")),
+        (r#""""#, None),
+        ("null", None),
+        ("7", None),
+        (r#""Ada said: sk-1""#, None),
+        (&format!(r#""{long}""#), None),
+    ] {
+        let error = refused(400, &[], &format!(r#"{{"error":{{"message":"bad","param":{param}}}}}"#)).await;
+        assert_eq!(facts(&error).param.as_deref(), kept, "{param}");
+    }
+}
+
+#[tokio::test]
 async fn how_long_to_wait_is_read_from_headers_then_from_the_body() {
     let google = r#"[{"error":{"code":429,"details":[{"@type":"x"},{"retryDelay":"34.5s"}]}}]"#;
     for (headers, body, expected) in [

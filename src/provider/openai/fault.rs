@@ -13,6 +13,8 @@ pub(super) struct Fault {
     codes: Vec<String>,
     /// `code` as a number: an HTTP status with most who send one.
     number: Option<u16>,
+    /// `param`, as far as it is there.
+    param: Option<String>,
     message: String,
     pub(super) retry_after: Option<Duration>,
 }
@@ -92,6 +94,8 @@ impl Fault {
         }
         let codes = [member("code"), inner, member("type"), member("error_type"), member("status")];
         self.codes.extend(codes.into_iter().flatten().filter_map(json::string).map(Cow::into_owned));
+        self.param =
+            self.param.take().or_else(|| member("param").and_then(json::string).map(Cow::into_owned));
 
         for raw in [Some(place), member("message"), member("detail"), member("error")].into_iter().flatten() {
             let text = match raw {
@@ -120,6 +124,13 @@ impl Fault {
         };
         let code = self.codes.iter().find(is_code).cloned();
         code.or_else(|| self.number.map(|n| n.to_string())).map(Into::into)
+    }
+
+    /// The member that is refused, if it is the path of one and not a text that may quote something.
+    pub(super) fn param(&self) -> Option<Box<str>> {
+        let is_plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"_.[]".contains(&b);
+        let is_path = |param: &&str| (1..=128).contains(&param.len()) && param.bytes().all(is_plain);
+        self.param.as_deref().filter(is_path).map(Into::into)
     }
 
     fn is_any(&self, known: &[&str]) -> bool {

@@ -76,7 +76,7 @@ impl Origin {
         let status = self.status.unwrap_or_default();
         let fault = Fault::read(&said);
         let mut failure = self.failure(fault::class_of_status(status, &fault));
-        failure.code = fault.code();
+        (failure.code, failure.param) = (fault.code(), fault.param());
         failure.retry_after = retry_after::read(headers, status).or(fault.retry_after);
         failure.body = Some(kept(said));
         Self::failed(failure)
@@ -86,7 +86,7 @@ impl Origin {
     pub(in crate::provider) fn reported(&self, said: Bytes) -> Error {
         let fault = Fault::read(&said);
         let mut failure = self.failure(fault::class_of_report(&fault));
-        failure.code = fault.code();
+        (failure.code, failure.param) = (fault.code(), fault.param());
         failure.retry_after = fault.retry_after;
         failure.body = Some(kept(said));
         Self::failed(failure)
