@@ -4,7 +4,7 @@
 
 Prints a line for each case that the server behaved in; exits 1 and says what was wrong at the first that it did not.
 Cases: whole streamed tools structured midstream rate_limited request_id errors denied quota upstream timeout store_down
-too_long too_large empty overloaded
+too_long too_large empty overloaded models elsewhere
 """
 
 import json
@@ -228,6 +228,32 @@ def overloaded(client):
     return unavailable(client, FULL_URL)
 
 
+def models(client):
+    listed = list(client.models.list())
+    require(MODEL in [model.id for model in listed], f"{MODEL} is not among {[m.id for m in listed]}")
+    same("types", {model.type for model in listed}, {"model"})
+    same("names", [model.display_name for model in listed], [model.id for model in listed])
+    one = client.models.retrieve(MODEL)
+    same("the one", (one.id, one.display_name, one.created_at.year), (MODEL, MODEL, 1970))
+    return f"{len(listed)} models"
+
+
+def elsewhere(client):
+    """What is not served is refused in the shape that the client reads."""
+    message = [{"role": "user", "content": "Say hello."}]
+    calls = dict(
+        counting=lambda: client.messages.count_tokens(model=MODEL, messages=message),
+        batches=lambda: client.messages.batches.list(),
+        files=lambda: client.beta.files.list(),
+        unlisted=lambda: client.models.retrieve("no-such-model"),
+    )
+    for name, call in calls.items():
+        error = raises(anthropic.NotFoundError, call)
+        seen = (error.body["type"], error.body["error"]["type"])
+        same(name, seen, ("error", "not_found_error"))
+    return ", ".join(calls)
+
+
 CASES = dict(
     whole=whole,
     streamed=streamed,
@@ -246,6 +272,8 @@ CASES = dict(
     too_large=too_large,
     empty=empty,
     overloaded=overloaded,
+    models=models,
+    elsewhere=elsewhere,
 )
 
 run(

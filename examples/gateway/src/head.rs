@@ -50,7 +50,7 @@ impl Fault {
     }
 
     pub(crate) async fn answer(self, request: Request, config: &Config) -> ErrorResponse {
-        let refused = wrong(request.uri(), self.status, self.code, self.message);
+        let refused = wrong(request.uri(), request.headers(), self.status, self.code, self.message);
         match self.status {
             // Where its body ends is a part of the question.
             StatusCode::BAD_REQUEST => closing(refused),

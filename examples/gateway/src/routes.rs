@@ -7,7 +7,7 @@ use axum::{
         FromRequest, Path, Query, Request, State,
         rejection::{PathRejection, QueryRejection},
     },
-    http::{HeaderValue, StatusCode, Uri, header},
+    http::{HeaderMap, HeaderValue, StatusCode, Uri, header},
     middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::{get, post},
@@ -17,7 +17,7 @@ use llm_layers::{
     LlmRequest, LlmResponse,
     config::Config,
     http::{
-        Asked,
+        Asked, anthropic,
         axum::{
             ChatAnswer, ChatRequest, ErrorResponse, MessagesAnswer, MessagesRequest,
             admin::{self, UsageQuestion, json_response},
@@ -113,7 +113,7 @@ async fn admit(
     next: Next,
 ) -> Response {
     let refused = match stopping.has_begun() {
-        true => Err(going(request.uri())),
+        true => Err(going(request.uri(), request.headers())),
         false => identify(&handle, &mut request),
     };
     match refused {
@@ -216,11 +216,13 @@ async fn models(State(handle): State<Handle>) -> Response {
 /// `GET /v1/models/openai/gpt-4o-mini`
 async fn model(
     State(handle): State<Handle>,
+    path: Uri,
+    headers: HeaderMap,
     name: Result<Path<String>, PathRejection>,
 ) -> Result<Response, ErrorResponse> {
     match name {
-        Ok(Path(name)) => admin::model(&handle, &name),
-        Err(_) => Err(nothing_at(&Uri::default())),
+        Ok(Path(name)) => admin::model(&handle, &name, anthropic::is_spoken(path.path(), &headers)),
+        Err(_) => Err(nothing_at(&path, &headers)),
     }
 }
 
@@ -273,37 +275,44 @@ const MAX_FORGET: usize = 64 << 10;
 async fn readiness(
     State((stopping, handle)): State<(Stopping, Handle)>,
     path: Uri,
+    headers: HeaderMap,
 ) -> Result<Response, ErrorResponse> {
     match stopping.has_begun() {
-        true => Err(going(&path)),
+        true => Err(going(&path, &headers)),
         false => admin::readiness(&handle),
     }
 }
 
 async fn not_found(State(handle): State<Handle>, request: Request) -> ErrorResponse {
-    unread(nothing_at(request.uri()), request, &handle.config()).await
+    unread(nothing_at(request.uri(), request.headers()), request, &handle.config()).await
 }
 
 async fn method_not_allowed(State(handle): State<Handle>, request: Request) -> ErrorResponse {
     let (code, message) = ("method_not_allowed", "this path takes another method");
-    let refused = wrong(request.uri(), StatusCode::METHOD_NOT_ALLOWED, code, message);
+    let refused = wrong(request.uri(), request.headers(), StatusCode::METHOD_NOT_ALLOWED, code, message);
     unread(refused, request, &handle.config()).await
 }
 
-fn nothing_at(path: &Uri) -> ErrorResponse {
-    wrong(path, StatusCode::NOT_FOUND, "unknown_url", "there is nothing at this path")
+fn nothing_at(path: &Uri, headers: &HeaderMap) -> ErrorResponse {
+    wrong(path, headers, StatusCode::NOT_FOUND, "unknown_url", "there is nothing at this path")
 }
 
 /// In the shape that whoever asks there reads.
-pub(crate) fn wrong(path: &Uri, status: StatusCode, code: &'static str, message: &str) -> ErrorResponse {
+pub(crate) fn wrong(
+    path: &Uri,
+    headers: &HeaderMap,
+    status: StatusCode,
+    code: &'static str,
+    message: &str,
+) -> ErrorResponse {
     let kind = if status.is_server_error() { "server_error" } else { "invalid_request_error" };
-    match path.path().starts_with("/v1/messages") {
+    match anthropic::is_spoken(path.path(), headers) {
         true => ErrorResponse::custom_of_messages(status, message),
         false => ErrorResponse::custom(status, kind, Some(code), message),
     }
 }
 
-fn going(path: &Uri) -> ErrorResponse {
-    wrong(path, StatusCode::SERVICE_UNAVAILABLE, "shutting_down", "the server is shutting down")
+fn going(path: &Uri, headers: &HeaderMap) -> ErrorResponse {
+    wrong(path, headers, StatusCode::SERVICE_UNAVAILABLE, "shutting_down", "the server is shutting down")
         .with_header(header::RETRY_AFTER, HeaderValue::from_static("1"))
 }

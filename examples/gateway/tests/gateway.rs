@@ -83,6 +83,8 @@ async fn without_a_file_it_echoes_to_anybody() {
     assert_eq!(models["object"], "list");
     let ids: Vec<_> = models["data"].as_array().unwrap().iter().map(|model| &model["id"]).collect();
     assert_eq!(ids, ["fast", "echo/echo"]);
+    assert_eq!((&models["first_id"], &models["last_id"]), (&json!("fast"), &json!("echo/echo")));
+    assert_eq!(models["has_more"], false);
     for id in ["fast", "echo/echo"] {
         let model = gateway.get(&format!("/v1/models/{id}")).await.json();
         assert_eq!((&model["id"], &model["object"]), (&json!(id), &json!("model")));
@@ -260,18 +262,6 @@ async fn a_client_that_sends_far_too_much_still_reads_why_it_is_refused() {
     assert_eq!(reply.status, 413);
 }
 
-/// Who is refused before his request's body was read, and is not told that the connection is closed, asks again on it.
-#[tokio::test]
-async fn a_connection_is_good_for_the_next_request_unless_the_answer_says_that_it_is_closed() {
-    let keys = "[[keys]]\nkey = \"sk\"\nuser = \"ada\"\nmax_in_flight = 1\n[[keys]]\nkey = \"good\"\nuser = \"bob\"\n";
-    let mut upstream = Upstream::start().await;
-    let config = one(&upstream.url, &format!("[server]\nmax_body_bytes = 100000\n{keys}"));
-    let gateway = Gateway::start(&config).await;
-    let (full, good) = (("authorization", "Bearer sk"), ("authorization", "Bearer good"));
-    let plain = ("content-type", "text/plain");
-    let mut waiting = gateway.connect().await;
-    waiting.ask("POST", CHAT, &[JSON, full], asking("a/m").as_bytes()).await;
-    let _unanswered = upstream.call().await;
 /// He is still there, and reads it.
 #[tokio::test]
 async fn who_sends_what_is_no_body_is_told_so_and_the_connection_is_closed() {
@@ -296,6 +286,18 @@ async fn who_sends_what_is_no_body_is_told_so_and_the_connection_is_closed() {
     }
 }
 
+/// Who is refused before his request's body was read, and is not told that the connection is closed, asks again on it.
+#[tokio::test]
+async fn a_connection_is_good_for_the_next_request_unless_the_answer_says_that_it_is_closed() {
+    let keys = "[[keys]]\nkey = \"sk\"\nuser = \"ada\"\nmax_in_flight = 1\n[[keys]]\nkey = \"good\"\nuser = \"bob\"\n";
+    let mut upstream = Upstream::start().await;
+    let config = one(&upstream.url, &format!("[server]\nmax_body_bytes = 100000\n{keys}"));
+    let gateway = Gateway::start(&config).await;
+    let (full, good) = (("authorization", "Bearer sk"), ("authorization", "Bearer good"));
+    let plain = ("content-type", "text/plain");
+    let mut waiting = gateway.connect().await;
+    waiting.ask("POST", CHAT, &[JSON, full], asking("a/m").as_bytes()).await;
+    let _unanswered = upstream.call().await;
     for bytes in [10, 90_000, 150_000, 1_000_000] {
         let too_large = if bytes > 100_000 { 413 } else { 400 };
         for (method, path, headers, status) in [
@@ -475,10 +477,10 @@ async fn a_sane_request_id_is_kept_and_any_other_replaced() {
 }
 
 #[tokio::test]
-async fn whoever_asks_for_a_message_finds_the_id_of_any_refusal_where_his_client_looks() {
+async fn anthropics_clients_are_refused_in_their_shape_with_the_id_where_they_look_wherever_they_ask() {
     let keys = "[[keys]]\nkey = \"sk\"\nuser = \"ada\"\n";
     let gateway = Gateway::start(&format!("{keys}{ECHO}")).await;
-    let key = ("x-api-key", "sk");
+    let (key, theirs) = (("x-api-key", "sk"), ("anthropic-version", "2023-06-01"));
     for (method, path, headers, status) in [
         ("POST", "/v1/messages", &[JSON][..], 401),
         ("POST", "/v1/messages", &[JSON, key, ("x-llm-user", "bob")], 400),
@@ -486,12 +488,23 @@ async fn whoever_asks_for_a_message_finds_the_id_of_any_refusal_where_his_client
         ("POST", "/v1/messages", &[key], 415),
         ("GET", "/v1/messages", &[key], 405),
         ("POST", "/v1/messages/batches", &[JSON, key], 404),
+        ("GET", "/v1/models", &[theirs], 401),
+        ("POST", "/v1/models", &[theirs, key], 405),
+        ("GET", "/v1/models/unlisted", &[theirs, key], 404),
+        ("GET", "/v1/models/%ff", &[theirs, key], 404),
+        ("GET", "/v1/files", &[theirs, key], 404),
+        ("POST", "/v1/complete", &[theirs, key, JSON], 404),
     ] {
         let headers = [headers, &[("x-request-id", "mine-1")]].concat();
         let reply = gateway.send(method, path, &headers, b"{}").await;
         assert_eq!((reply.status, &reply.json()["type"]), (status, &json!("error")), "{method} {path}");
         assert_eq!(reply.header("request-id"), Some("mine-1"), "{method} {path} {status}");
         assert_eq!(reply.header("x-request-id"), Some("mine-1"), "{method} {path} {status}");
+    }
+    for (method, path) in [("POST", CHAT), ("GET", CHAT)] {
+        let reply = gateway.send(method, path, &[theirs, JSON], b"{}").await;
+        assert_eq!(reply.error().0, "invalid_request_error", "{method} {path}");
+        assert!(reply.json()["error"]["code"].is_string(), "{method} {path}: {reply:?}");
     }
 }
 

@@ -1,14 +1,14 @@
 //! Anthropic's Messages dialect on the way in: a request becomes a chat request, an answer becomes a message.
 //!
 //! [`chat_request`] reads what `POST /v1/messages` takes, [`message`] and [`MessageEvents`] write what it answers, and
-//! [`error_body`] its errors; `axum` has an extractor and a responder of them. In between is the same stack, with the same
+//! [`error_body`] its errors, [`is_spoken`] tells who reads them; `axum` has an extractor and a responder of them. In between is the same stack, with the same
 //! limits, cache and records, whatever provider answers.
 //!
 //! What has no counterpart:
 //!
 //! | in the request | becomes |
 //! |---|---|
-//! | `cache_control`, `context_management`, `diagnostics`, `speed`, `user_profile_id`, `workspace_id`, thoughts of earlier turns | nothing |
+//! | `cache_control`, `context_management`, `diagnostics`, `speed`, `user_profile_id`, `workspace_id`, thoughts of earlier turns, `is_error` of a result | nothing |
 //! | `thinking.budget_tokens` | `reasoning_effort`: `low` below 4,096, `medium` below 16,384, else `high` |
 //! | `top_k`, members that nobody knows | themselves: the provider may know them |
 //! | tools that Anthropic runs, `mcp_servers`, `container`, `inference_geo`, files by id | an error that names the member |
@@ -38,8 +38,28 @@ pub use self::{answer::message, events::MessageEvents, request::chat_request};
 
 use crate::{Error, http as edge};
 use bytes::Bytes;
-use http::StatusCode;
+use http::{HeaderMap, StatusCode};
 use serde_json::json;
+
+/// Whether who sends a request reads Anthropic's shapes: all that is below `/v1/messages` is theirs, and so is what comes
+/// with `anthropic-version`, which each of their clients sends, to a path that both families know or neither.
+///
+/// ```
+/// use http::HeaderMap;
+/// use llm_layers::http::anthropic;
+///
+/// let mut headers = HeaderMap::new();
+/// assert!(anthropic::is_spoken("/v1/messages/count_tokens", &headers));
+/// assert!(!anthropic::is_spoken("/v1/models", &headers));
+/// headers.insert("anthropic-version", "2023-06-01".parse()?);
+/// assert!(anthropic::is_spoken("/v1/models", &headers));
+/// assert!(!anthropic::is_spoken("/v1/chat/completions", &headers));
+/// # Ok::<(), http::header::InvalidHeaderValue>(())
+/// ```
+pub fn is_spoken(path: &str, headers: &HeaderMap) -> bool {
+    let is_messages = path.ends_with("/v1/messages") || path.contains("/v1/messages/");
+    is_messages || (headers.contains_key("anthropic-version") && !path.ends_with("/chat/completions"))
+}
 
 /// The JSON of an error, as Anthropic's clients read it.
 ///

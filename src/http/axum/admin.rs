@@ -71,28 +71,44 @@ fn unavailable(code: &'static str, message: &str) -> ErrorResponse {
     refused(StatusCode::SERVICE_UNAVAILABLE, "server_error", code, message)
 }
 
-/// What may be asked for, as OpenAI's `GET /v1/models` answers: aliases, and the models that providers list.
+/// What may be asked for, as `GET /v1/models` answers, with what OpenAI's clients look for and what Anthropic's do: aliases, and
+/// the models that providers list. All of it is one page.
 pub fn models(handle: &Handle) -> Response {
-    let all: Vec<_> = handle.models().iter().map(listed).collect();
-    json_response(json!({ "object": "list", "data": all }).to_string())
+    let models = handle.models();
+    let all: Vec<_> = models.iter().map(listed).collect();
+    let (first, last) = (models.first().map(|model| &model.id), models.last().map(|model| &model.id));
+    let page =
+        json!({ "object": "list", "data": all, "has_more": false, "first_id": first, "last_id": last });
+    json_response(page.to_string())
 }
 
-/// One of them, as OpenAI's `GET /v1/models/{model}` answers.
+/// One of them, as `GET /v1/models/{model}` answers.
 ///
 /// # Errors
 ///
-/// 404 for a name that is not listed, whether a provider would take it or not.
+/// 404 for a name that is not listed, whether a provider would take it or not; in Anthropic's shape if `is_messages`.
 #[expect(clippy::result_large_err, reason = "it is answered at once")]
-pub fn model(handle: &Handle, name: &str) -> Result<Response, ErrorResponse> {
+pub fn model(handle: &Handle, name: &str, is_messages: bool) -> Result<Response, ErrorResponse> {
+    let message = "no model of this name is listed here";
     match handle.models().iter().find(|model| *model.id == *name) {
         Some(model) => Ok(json_response(listed(model).to_string())),
-        None => Err(not_found("model_not_found", "no model of this name is listed here")),
+        None if is_messages => Err(ErrorResponse::custom_of_messages(StatusCode::NOT_FOUND, message)),
+        None => Err(not_found("model_not_found", message)),
     }
 }
 
 fn listed(model: &ListedModel) -> Value {
     let owner = model.provider.as_deref().unwrap_or("gateway");
-    json!({ "id": model.id, "object": "model", "created": 0, "owned_by": owner })
+    // When a model was made nobody here knows: either family has a number for that.
+    json!({
+        "id": model.id,
+        "object": "model",
+        "created": 0,
+        "owned_by": owner,
+        "type": "model",
+        "display_name": model.id,
+        "created_at": "1970-01-01T00:00:00Z",
+    })
 }
 
 /// Whether calls can be made.

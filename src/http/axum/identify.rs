@@ -1,6 +1,6 @@
 use super::ErrorResponse;
 use crate::{
-    http::{body_limits, stated_context, states_identity},
+    http::{anthropic, body_limits, stated_context, states_identity},
     stack::Handle,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode, header};
@@ -39,8 +39,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode, header};
 /// ```
 #[expect(clippy::result_large_err, reason = "it is answered at once")]
 pub fn identify<B>(handle: &Handle, request: &mut Request<B>) -> Result<(), ErrorResponse> {
-    let path = request.uri().path();
-    let is_messages = path.ends_with("/v1/messages");
+    let is_messages = anthropic::is_spoken(request.uri().path(), request.headers());
     let refused = |status, code, message: &str| match is_messages {
         true => ErrorResponse::custom_of_messages(status, message),
         false => ErrorResponse::custom(status, "invalid_request_error", Some(code), message),
