@@ -7,13 +7,14 @@ use crate::{
     xai::{self, chat_server::Chat},
 };
 use llm_layers::{
-    Error, LlmResponse, RequestContext, StreamChunk,
+    End, Error, LlmResponse, Observe, RequestContext, StreamChunk,
     http::{
         body_limits,
         tonic::{Messages, identify, write_head},
     },
     stack::{BoxService, Handle, KeyPermit},
 };
+use std::sync::Arc;
 use tonic::{Extensions, Request, Response, Status, metadata::MetadataMap};
 use tower::ServiceExt as _;
 
@@ -24,8 +25,20 @@ pub(crate) struct Service {
     pub(crate) line: Line,
 }
 
-/// Who asks, and his place among the calls of his key.
-type Admitted = (RequestContext, KeyPermit);
+/// Who asks, and his place among the calls of his key. In a request's extensions.
+#[derive(Clone)]
+pub(crate) struct Admitted {
+    context: RequestContext,
+    place: Place,
+}
+
+/// Extensions have to be cloned, and a permit is one.
+#[derive(Clone)]
+struct Place(#[expect(dead_code, reason = "it is held")] Arc<KeyPermit>);
+
+impl Observe for Place {
+    fn on_end(self, _: End<'_>) {}
+}
 
 type Translate = Box<dyn FnMut(&StreamChunk) -> Result<Option<xai::GetChatCompletionChunk>, Error> + Send>;
 
@@ -37,7 +50,7 @@ impl Chat for Service {
         &self,
         request: Request<xai::GetCompletionsRequest>,
     ) -> Result<Response<xai::GetChatCompletionResponse>, Status> {
-        let ((context, place), asked) = self.admit(request)?;
+        let (Admitted { context, place }, asked) = taken(request)?;
         let (answer, choices) = self.ask(&asked, false, &context, place).await?;
         let head = head(&answer);
         Ok(response(head, answer::whole(answer, choices).await?))
@@ -47,7 +60,7 @@ impl Chat for Service {
         &self,
         request: Request<xai::GetCompletionsRequest>,
     ) -> Result<Response<Self::GetCompletionChunkStream>, Status> {
-        let ((context, place), asked) = self.admit(request)?;
+        let (Admitted { context, place }, asked) = taken(request)?;
         let (answer, choices) = self.ask(&asked, true, &context, place).await?;
         let head = head(&answer);
         let mut chunks = Chunks::new(&answer.model, choices);
@@ -57,12 +70,12 @@ impl Chat for Service {
 }
 
 impl Service {
-    fn admit<T>(&self, request: Request<T>) -> Result<(Admitted, T), Status> {
-        let (metadata, _, asked) = request.into_parts();
-        let (context, caller) = identify(&self.handle, &metadata)?;
+    /// Before the message has come: of those who may not ask nothing is kept.
+    pub(crate) fn admit(&self, metadata: &MetadataMap) -> Result<Admitted, Status> {
+        let (context, caller) = identify(&self.handle, metadata)?;
         let too_many = || Status::resource_exhausted("too many calls of this key are in flight");
         let place = caller.admit().ok_or_else(too_many)?;
-        Ok(((context, place), asked))
+        Ok(Admitted { context, place: Place(Arc::new(place)) })
     }
 
     /// The answer, and how many choices it was asked for.
@@ -71,7 +84,7 @@ impl Service {
         asked: &xai::GetCompletionsRequest,
         streaming: bool,
         context: &RequestContext,
-        place: KeyPermit,
+        place: Place,
     ) -> Result<(LlmResponse, u64), Error> {
         let line = self.line.clone();
         let limits = body_limits(&self.handle.config().server);
@@ -80,6 +93,12 @@ impl Service {
         let answer = self.stack.clone().oneshot(request).await?;
         Ok((answer.observe(place).observe(line), choices))
     }
+}
+
+fn taken<T>(request: Request<T>) -> Result<(Admitted, T), Status> {
+    let (_, mut extensions, asked) = request.into_parts();
+    let admitted = extensions.remove().ok_or_else(|| Status::internal("nobody was let in"))?;
+    Ok((admitted, asked))
 }
 
 fn head(answer: &LlmResponse) -> MetadataMap {

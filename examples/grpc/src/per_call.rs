@@ -1,9 +1,10 @@
-//! What is around each call: its id, and how large its message may be.
+//! What is around each call: its id, who may make it, and how large its message may be.
 
 use crate::{chat::Service, xai::chat_server::ChatServer};
 use llm_layers::{Error, InvalidReason, http::request_id};
 use std::{
     convert::Infallible,
+    future::ready,
     sync::Arc,
     task::{Context, Poll},
 };
@@ -14,6 +15,7 @@ use tonic::{
         BoxFuture,
         http::{HeaderValue, Request, Response},
     },
+    metadata::MetadataMap,
     server::NamedService,
 };
 
@@ -47,6 +49,15 @@ impl tower::Service<Request<Body>> for PerCall {
         };
         let id = HeaderValue::try_from(id).expect("visible ASCII");
         request.headers_mut().insert("x-request-id", id.clone());
+        let metadata = MetadataMap::from_headers(request.headers().clone());
+        match self.0.admit(&metadata) {
+            Ok(admitted) => request.extensions_mut().insert(admitted),
+            Err(status) => {
+                let mut response = status.into_http();
+                response.headers_mut().insert("x-request-id", id);
+                return Box::pin(ready(Ok(response)));
+            }
+        };
         let limit = self.0.handle.config().server.max_body_bytes;
         let mut server = ChatServer::from_arc(Arc::clone(&self.0)).max_decoding_message_size(limit);
         let answered = server.call(request);

@@ -5,7 +5,7 @@ mod common;
 mod redis_server;
 
 use common::{
-    Client, Server, Upstream, asking, peers,
+    Client, Server, Upstream, asking, peers, soon,
     xai::{self, GetCompletionsRequest, chat_client::ChatClient, content::Content},
 };
 use hyper_util::{client::legacy::connect::HttpConnector, rt::TokioExecutor};
@@ -185,6 +185,50 @@ async fn a_message_that_comes_after_its_headers_is_late_by_the_same_words() {
     drop(message);
     let _call = upstream.call().await;
     assert_eq!(asked.await.unwrap().unwrap_err().code(), Code::DeadlineExceeded);
+}
+
+#[tokio::test]
+async fn who_may_not_ask_is_refused_before_his_message_has_come() {
+    let mut upstream = Upstream::start().await;
+    let server = Server::start(&format!(
+        "usage.enabled = false\n[[keys]]\nkey = \"k\"\nuser = \"ada\"\nmax_in_flight = 1\n[providers.up]\nbase_url = \"{}\"\n",
+        upstream.url
+    ));
+    let asking_as = async |key: Option<&'static str>| {
+        let (message, messages) = tokio::sync::mpsc::channel(1);
+        let mut request = Request::new(tokio_stream::wrappers::ReceiverStream::new(messages));
+        if let Some(key) = key {
+            request.metadata_mut().insert("authorization", key.parse().unwrap());
+        }
+        let mut grpc = tonic::client::Grpc::with_origin(plain_http(), server.origin());
+        grpc.ready().await.unwrap();
+        let asked = tokio::spawn(async move {
+            let codec = tonic_prost::ProstCodec::<_, xai::GetChatCompletionResponse>::default();
+            let path = tonic::codegen::http::uri::PathAndQuery::from_static("/xai_api.Chat/GetCompletion");
+            grpc.client_streaming::<_, GetCompletionsRequest, _, _>(request, path, codec).await
+        });
+        (message, asked)
+    };
+    for key in [None, Some("Bearer other")] {
+        let (_message, asked) = asking_as(key).await;
+        let refused = soon(asked).await.unwrap().unwrap_err();
+        assert_eq!(refused.code(), Code::Unauthenticated);
+        assert!(metadata(refused.metadata(), "x-request-id").is_some());
+    }
+    // A place that is taken is one before the message has come, too.
+    let (message, asked) = asking_as(Some("Bearer k")).await;
+    message.send(asking("up/m").into_inner()).await.unwrap();
+    drop(message);
+    let call = upstream.call().await;
+    let (_message, another) = asking_as(Some("Bearer k")).await;
+    assert_eq!(soon(another).await.unwrap().unwrap_err().code(), Code::ResourceExhausted);
+    call.answer(200, r#"{"choices":[{"message":{"content":"Hello"}}]}"#).await;
+    assert!(asked.await.unwrap().is_ok());
+    let (message, asked) = asking_as(Some("Bearer k")).await;
+    message.send(asking("up/m").into_inner()).await.unwrap();
+    drop(message);
+    upstream.call().await.answer(200, r#"{"choices":[{"message":{"content":"Hello"}}]}"#).await;
+    assert!(asked.await.unwrap().is_ok(), "the place is free again");
 }
 
 #[tokio::test]
