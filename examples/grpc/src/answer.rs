@@ -21,8 +21,8 @@ pub(crate) async fn whole(
 ) -> Result<xai::GetChatCompletionResponse, Error> {
     match answer.body {
         ResponseBody::Complete(completion) => {
-            let mut fill = FillIn::new(answer.model).with_choices(choices);
-            Ok(completed(&completion, &parse(&fill.completion(&completion))?))
+            let mut fill = FillIn::new(answer.model.clone()).with_choices(choices);
+            Ok(completed(&completion, &parse(&fill.completion(&completion), &answer.model)?))
         }
         ResponseBody::Stream(mut stream) => {
             let (mut chunks, mut whole) =
@@ -99,7 +99,7 @@ impl Chunks {
         let mut citations = Vec::new();
         let mut says_usage = false;
         if !chunk.data().is_empty() {
-            let json = parse(&self.fill.chunk(chunk))?;
+            let json = parse(&self.fill.chunk(chunk), &self.model)?;
             self.envelope.id = string(&json["id"]);
             self.envelope.model = string(&json["model"]);
             self.envelope.created = self.envelope.created.or_else(|| created(&json));
@@ -221,8 +221,35 @@ fn add(whole: &mut xai::GetChatCompletionResponse, chunk: xai::GetChatCompletion
 
 // ===== pieces =====
 
-fn parse(json: &[u8]) -> Result<Value, Error> {
-    serde_json::from_slice(json).map_err(|error| Error::from(llm_layers::BoxError::from(error)))
+/// Half of a character, as of those that a provider cuts in two, is told as U+FFFD: the contract knows only whole ones.
+fn parse(json: &[u8], model: &str) -> Result<Value, Error> {
+    let read = serde_json::from_slice(json).or_else(|_| serde_json::from_slice(&with_whole_characters(json)));
+    read.map_err(|error| Error::provider(ErrorClass::BadFrame, "", model).with_source(error))
+}
+
+fn with_whole_characters(json: &[u8]) -> Vec<u8> {
+    let (mut out, mut rest) = (Vec::with_capacity(json.len()), json);
+    while let Some(at) = rest.iter().position(|byte| *byte == b'\\') {
+        let (before, escape) = rest.split_at(at);
+        out.extend_from_slice(before);
+        let (length, is_whole) = match (code_unit(escape), escape.get(6..).and_then(code_unit)) {
+            (Some(0xD800..=0xDBFF), Some(0xDC00..=0xDFFF)) => (12, true),
+            (Some(0xD800..=0xDFFF), _) => (6, false),
+            (Some(_), _) => (6, true),
+            (None, _) => (escape.len().min(2), true),
+        };
+        let (escape, after) = escape.split_at(length);
+        out.extend_from_slice(if is_whole { escape } else { b"\\ufffd" });
+        rest = after;
+    }
+    out.extend_from_slice(rest);
+    out
+}
+
+/// Of an escape such as `\ud83d`.
+fn code_unit(escape: &[u8]) -> Option<u16> {
+    let digits = escape.strip_prefix(b"\\u")?.get(..4)?;
+    u16::from_str_radix(str::from_utf8(digits).ok()?, 16).ok()
 }
 
 fn said() -> xai::Delta {
@@ -426,6 +453,29 @@ mod tests {
             (&*log.token, log.logprob, &log.bytes[..], log.top_logprobs.len()),
             ("x", -0.5, &b"x"[..], 1)
         );
+    }
+
+    #[tokio::test]
+    async fn half_a_character_costs_nobody_an_answer() {
+        let said = r#""a\ud83d b\ude00 \ud83d\ude00 \\ud83d \u00e4\n""#;
+        let told = "a\u{fffd} b\u{fffd} \u{1f600} \\ud83d \u{e4}\n";
+        let answer = Completion::parse(format!(r#"{{"choices":[{{"message":{{"content":{said}}}}}]}}"#));
+        let answer = whole(LlmResponse::new("acme/one", answer.unwrap()), 1).await.unwrap();
+        assert_eq!(answer.outputs[0].message.as_ref().unwrap().content, told);
+        let chunk = StreamChunk::parse(format!(r#"{{"choices":[{{"delta":{{"content":{said}}}}}]}}"#));
+        let made = messages(&[chunk.unwrap()]);
+        assert_eq!(made[0].outputs[0].delta.as_ref().unwrap().content, told);
+    }
+
+    #[tokio::test]
+    async fn a_number_that_nothing_can_hold_is_the_providers_failure() {
+        let answer = r#"{"choices":[{"message":{"content":"Hi"}}],"seed":1e999}"#;
+        let answer = LlmResponse::new("acme/one", Completion::parse(answer).unwrap());
+        let error = whole(answer, 1).await.unwrap_err();
+        assert_eq!(llm_layers::http::tonic::code(&error), tonic::Code::Unavailable);
+        let chunk = StreamChunk::parse(r#"{"choices":[{"delta":{"content":"Hi"}}],"seed":1e999}"#);
+        let error = Chunks::new("acme/one", 1).next(&chunk.unwrap()).unwrap_err();
+        assert_eq!(llm_layers::http::tonic::code(&error), tonic::Code::Unavailable);
     }
 
     #[tokio::test]
