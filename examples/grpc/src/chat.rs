@@ -15,7 +15,10 @@ use llm_layers::{
     stack::{BoxService, Handle, KeyPermit},
 };
 use std::sync::Arc;
-use tonic::{Extensions, Request, Response, Status, metadata::MetadataMap};
+use tonic::{
+    Code, Extensions, Request, Response, Status,
+    metadata::{MetadataMap, MetadataValue},
+};
 use tower::ServiceExt as _;
 
 pub(crate) struct Service {
@@ -73,7 +76,6 @@ impl Service {
     /// Before the message has come: of those who may not ask nothing is kept.
     pub(crate) fn admit(&self, metadata: &MetadataMap) -> Result<Admitted, Status> {
         let (context, caller) = identify(&self.handle, metadata)?;
-        let too_many = || Status::resource_exhausted("too many calls of this key are in flight");
         let place = caller.admit().ok_or_else(too_many)?;
         Ok(Admitted { context, place: Place(Arc::new(place)) })
     }
@@ -93,6 +95,14 @@ impl Service {
         let answer = self.stack.clone().oneshot(request).await?;
         Ok((answer.observe(place).observe(line), choices))
     }
+}
+
+/// Places are free again whenever an answer ends.
+fn too_many() -> Status {
+    let mut again = MetadataMap::new();
+    again.insert("retry-after", MetadataValue::from_static("1"));
+    again.insert("grpc-retry-pushback-ms", MetadataValue::from_static("1000"));
+    Status::with_metadata(Code::ResourceExhausted, "too many calls of this key are in flight", again)
 }
 
 fn taken<T>(request: Request<T>) -> Result<(Admitted, T), Status> {

@@ -221,7 +221,11 @@ async fn who_may_not_ask_is_refused_before_his_message_has_come() {
     drop(message);
     let call = upstream.call().await;
     let (_message, another) = asking_as(Some("Bearer k")).await;
-    assert_eq!(soon(another).await.unwrap().unwrap_err().code(), Code::ResourceExhausted);
+    let refused = soon(another).await.unwrap().unwrap_err();
+    assert_eq!(refused.code(), Code::ResourceExhausted);
+    // When to come again, for who reads it and for who does it by himself.
+    assert_eq!(metadata(refused.metadata(), "retry-after"), Some("1"));
+    assert_eq!(metadata(refused.metadata(), "grpc-retry-pushback-ms"), Some("1000"));
     call.answer(200, r#"{"choices":[{"message":{"content":"Hello"}}]}"#).await;
     assert!(asked.await.unwrap().is_ok());
     let (message, asked) = asking_as(Some("Bearer k")).await;
