@@ -13,17 +13,16 @@
 use std::{
     cell::Cell,
     fmt::Debug,
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
-use tokio::time::Instant;
 
 /// Tells the time of day. Time that is measured comes from [`tokio::time`] instead, which tests can pause.
 pub trait Clock: Debug + Send + Sync + 'static {
     /// Now.
     fn now(&self) -> SystemTime;
 
-    /// What [`now`](Self::now) was at an instant that has just been read, for those who need both. Unless you say how
-    /// it is had for less, it is asked.
+    /// What [`now`](Self::now) was at an instant that has just been read, for those who need both. Asks anew,
+    /// unless you know something cheaper.
     fn at(&self, instant: Instant) -> SystemTime {
         let _ = instant;
         self.now()
@@ -62,8 +61,8 @@ thread_local! {
 const COUNTED_ON: Duration = Duration::from_millis(10);
 
 /// When so much time has passed: a limit that is as good as for ever makes no clock run over.
-pub(crate) fn after(limit: Duration) -> Instant {
-    Instant::now() + limit.min(Duration::from_secs(365 * 24 * 60 * 60))
+pub(crate) fn after(limit: Duration) -> tokio::time::Instant {
+    tokio::time::Instant::now() + limit.min(Duration::from_secs(365 * 24 * 60 * 60))
 }
 
 /// A clock that stands where it is set.
@@ -79,7 +78,7 @@ mod tests {
 
     #[test]
     fn the_time_at_an_instant_is_counted_on_for_a_while_and_asked_for_then() {
-        let asked_at = Instant::now();
+        let asked_at = tokio::time::Instant::now().into_std();
         let asked = SystemClock.at(asked_at);
         let counted = |on| SystemClock.at(asked_at + on) == asked + on;
         assert!(counted(Duration::ZERO));
@@ -95,6 +94,6 @@ mod tests {
     #[test]
     fn a_clock_that_stands_stands_at_any_instant() {
         let noon = SystemTime::UNIX_EPOCH + Duration::from_secs(12 * 3600);
-        assert_eq!(noon.at(Instant::now()), noon);
+        assert_eq!(noon.at(tokio::time::Instant::now().into_std()), noon);
     }
 }

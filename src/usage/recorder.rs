@@ -149,7 +149,7 @@ impl Observe for Recorder {
         // Out of the box one by one: all at once they would be moved once more.
         let call = self.0;
         let now = Instant::now();
-        let (ended_at, latency) = (call.settings.clock.at(now), now.duration_since(call.started));
+        let (ended_at, latency) = (call.settings.clock.at(now.into_std()), now.duration_since(call.started));
         let Ended { outcome, billed, tier, answered, first_content } = ended(&end, &call, latency);
         // Who fails before there is a head does not say who it is.
         let provider = call.provider.or_else(|| asked(&end, &call.model));
