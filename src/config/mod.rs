@@ -144,6 +144,7 @@ impl Config {
         let digest = Some(blake3::hash(text.as_bytes()));
         let config = serde_json::from_value::<Self>(value);
         let config = config.map(|config| Self { lines: lines.clone(), digest, ..config });
+        let refers_to = config.as_ref().map_or_else(|_| Vec::new(), Self::files);
         match config {
             Ok(config) => {
                 let further = match Plan::new(&config, env) {
@@ -162,7 +163,7 @@ impl Config {
         for problem in &mut problems {
             problem.line = problem.line.or_else(|| lines.of(&problem.entry));
         }
-        Err(ConfigError::new(problems))
+        Err(ConfigError::new(problems).referring_to(refers_to))
     }
 
     /// Reads a file of TOML, with secrets from the environment of this process.
@@ -202,7 +203,14 @@ impl Config {
             let all = deployments.flat_map(|one| one.api_key.iter().chain(one.headers.values()));
             provider.api_key.iter().chain(provider.headers.values()).chain(all)
         });
-        files.extend(keys.chain(providers).filter_map(|secret| match secret {
+        let cache = self.cache.iter();
+        let embedders = cache.clone().filter_map(|cache| cache.semantic.as_ref());
+        let embedders = embedders.flat_map(|one| one.api_key.iter().chain(one.headers.values()));
+        let stores =
+            self.usage.redis.iter().chain(self.quota.iter().filter_map(|quota| quota.redis.as_ref()));
+        let stores = stores.chain(cache.flat_map(|cache| cache.redis.iter().chain(&cache.secret)));
+        let all = keys.chain(providers).chain(stores).chain(embedders);
+        files.extend(all.filter_map(|secret| match secret {
             Secret::File(path) => Some(path.clone()),
             _ => None,
         }));

@@ -17,6 +17,8 @@ pub struct Problem {
 pub struct ConfigError {
     problems: Vec<Problem>,
     file: Option<PathBuf>,
+    /// What the configuration refers to, where so much of it could be read.
+    refers_to: Vec<PathBuf>,
 }
 
 impl Problem {
@@ -29,7 +31,7 @@ impl ConfigError {
     pub(crate) fn new(mut problems: Vec<Problem>) -> Self {
         problems.sort_by(|a, b| a.line.cmp(&b.line).then_with(|| a.entry.cmp(&b.entry)));
         problems.dedup();
-        Self { problems, file: None }
+        Self { problems, file: None, refers_to: Vec::new() }
     }
 
     pub(crate) fn unless_empty(problems: Vec<Problem>) -> Result<(), Self> {
@@ -39,6 +41,16 @@ impl ConfigError {
     pub(crate) fn of_file(mut self, file: impl Into<PathBuf>) -> Self {
         self.file = Some(file.into());
         self
+    }
+
+    pub(crate) fn referring_to(mut self, files: Vec<PathBuf>) -> Self {
+        self.refers_to = files;
+        self
+    }
+
+    /// The files that it refers to: one that was missing may come.
+    pub(crate) fn refers_to(&self) -> &[PathBuf] {
+        &self.refers_to
     }
 
     /// Each problem.

@@ -144,6 +144,12 @@ pub(super) fn needed(
                     told("cache.secret".into());
                 }
             }
+            #[cfg(all(feature = "semantic", feature = "hyper-client"))]
+            if let (Some(old), Some(new)) = (&old_plan.cache, new_plan.and_then(|plan| plan.cache.as_ref()))
+                && old.semantic != new.semantic
+            {
+                told("cache.semantic".into());
+            }
         }
         (None, None) => {}
         (old, new) => {

@@ -1,8 +1,9 @@
 use crate::config::{Config, ConfigError};
+use blake3::{Hash, Hasher};
 use std::{
     fs,
     path::{Path, PathBuf},
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 /// Looks whether a file of a configuration has changed, or one that it refers to.
@@ -37,21 +38,21 @@ pub struct Watch {
 /// `None` in either is a file that cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Seen {
-    content: Option<blake3::Hash>,
-    others: Vec<Option<(SystemTime, u64)>>,
+    content: Option<Hash>,
+    others: Vec<Option<Hash>>,
 }
 
 impl Seen {
     fn now(path: &Path, others: &[PathBuf]) -> Self {
-        let stamp = |path: &PathBuf| {
-            let data = fs::metadata(path).ok()?;
-            Some((data.modified().ok()?, data.len()))
-        };
-        Self {
-            content: fs::read(path).ok().map(|bytes| blake3::hash(&bytes)),
-            others: others.iter().map(stamp).collect(),
-        }
+        Self { content: content(path), others: others.iter().map(|path| content(path)).collect() }
     }
+}
+
+/// What is in a file. A pipe is none: whoever looks into it takes what is in there, or waits for ever.
+fn content(path: &Path) -> Option<Hash> {
+    let mut hasher = Hasher::new();
+    let is_file = fs::metadata(path).ok()?.is_file();
+    is_file.then(|| hasher.update_reader(fs::File::open(path)?).map(|hasher| hasher.finalize()))?.ok()
 }
 
 impl Watch {
@@ -59,8 +60,9 @@ impl Watch {
     pub fn new(path: impl Into<PathBuf>, config: &Config) -> Self {
         let (path, others) = (path.into(), config.files());
         let last = Seen::now(&path, &others);
-        // It may have changed since it was read.
-        let known = Seen { content: config.digest().or(last.content), ..last.clone() };
+        // It may have changed since it was read, unless it is a pipe.
+        let content = last.content.map(|content| config.digest().unwrap_or(content));
+        let known = Seen { content, ..last.clone() };
         Self { known, last, path, others }
     }
 
@@ -84,8 +86,14 @@ impl Watch {
     pub fn read(&mut self) -> Result<Config, ConfigError> {
         let before = Seen::now(&self.path, &self.others);
         let read = Config::read(&self.path);
-        if let Ok(config) = &read {
-            self.others = config.files();
+        match &read {
+            Ok(config) => self.others = config.files(),
+            // One that is missing may come.
+            Err(error) => {
+                self.others.extend_from_slice(error.refers_to());
+                self.others.sort();
+                self.others.dedup();
+            }
         }
         // What was written while it was read is another change.
         self.known = Seen { content: before.content, ..Seen::now(&self.path, &self.others) };
@@ -93,7 +101,7 @@ impl Watch {
         read
     }
 
-    /// Waits until the file has changed, and reads it. Looks `every` so often, which is a few system calls.
+    /// Waits until the file has changed, and reads it. Looks `every` so often, which is to read all of the files.
     ///
     /// # Errors
     ///

@@ -28,7 +28,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 use tokio::time::Instant;
 use tower::{Service, ServiceExt, layer::layer_fn, service_fn};

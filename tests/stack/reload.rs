@@ -417,3 +417,82 @@ fn a_change_is_taken_when_it_has_settled_and_told_once() {
     assert!(watch.look().unwrap().unwrap().aliases.contains_key("z"));
     fs::remove_dir_all(folder).unwrap();
 }
+
+#[test]
+fn a_file_that_the_new_one_names_may_come_after_it() {
+    let folder = folder("late");
+    let (path, secret) = (folder.join("c.toml"), folder.join("key"));
+    fs::write(&path, ECHO).unwrap();
+    let mut watch = Watch::new(&path, &Config::read(&path).unwrap());
+    fs::write(
+        &path,
+        format!("{ECHO}[[keys]]\nkey.file = {secret:?}\nuser = \"ada\"\n").replace("\"host\"", "\"keys\""),
+    )
+    .unwrap();
+    assert!(watch.look().is_none());
+    let refused = watch.look().unwrap().unwrap_err();
+    assert_eq!(refused.problems()[0].entry, "keys[0].key");
+    assert!(watch.look().is_none());
+
+    fs::write(&secret, "ada-key").unwrap();
+    assert!(watch.look().is_none(), "it may still be written");
+    assert_eq!(watch.look().unwrap().unwrap().keys.unwrap().len(), 1);
+    assert!(watch.look().is_none());
+    fs::remove_dir_all(folder).unwrap();
+}
+
+#[test]
+fn a_pipe_is_read_once_and_never_looked_into() {
+    let folder = folder("pipe");
+    let pipe = folder.join("pipe.toml");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    // Whoever opens it would wait for one who writes.
+    let mut watch = Watch::new(&pipe, &config(""));
+    assert!((0..4).all(|_| watch.look().is_none()));
+    fs::remove_dir_all(folder).unwrap();
+}
+
+#[test]
+fn a_secret_of_the_same_length_and_age_is_another_one() {
+    let folder = folder("rotated");
+    let (path, secret) = (folder.join("c.toml"), folder.join("key"));
+    let write = |name: &str, text: &str| {
+        let path = folder.join(name);
+        fs::write(&path, text).unwrap();
+        // As of a store whose files are all of one age.
+        fs::File::open(path).unwrap().set_modified(SystemTime::UNIX_EPOCH).unwrap();
+    };
+    write("one", "ada-key-1");
+    write("two", "ada-key-2");
+    std::os::unix::fs::symlink(folder.join("one"), &secret).unwrap();
+    let text =
+        format!("{ECHO}[providers.cloud]\nbase_url = \"http://127.0.0.1:1\"\napi_key.file = {secret:?}\n");
+    fs::write(&path, text).unwrap();
+    let mut watch = Watch::new(&path, &Config::read(&path).unwrap());
+    assert!(watch.look().is_none());
+    std::os::unix::fs::symlink(folder.join("two"), folder.join("key.new")).unwrap();
+    fs::rename(folder.join("key.new"), &secret).unwrap();
+    assert!(watch.look().is_none());
+    assert!(watch.look().is_some_and(|read| read.is_ok()));
+    assert!(watch.look().is_none());
+    fs::remove_dir_all(folder).unwrap();
+}
+
+#[cfg(all(feature = "semantic", feature = "hyper-client"))]
+#[tokio::test]
+async fn another_key_of_the_embedder_is_told_to_need_a_restart() {
+    let folder = folder("embedder");
+    let key = folder.join("key");
+    fs::write(&key, "one").unwrap();
+    let text = format!(
+        "[cache.semantic]\nbase_url = \"http://127.0.0.1:1/v1\"\nmodel = \"m\"\napi_key.file = {key:?}\n"
+    );
+    let (_, handle) = stack(config(&text)).await.unwrap();
+    assert_eq!(config(&text).files(), [key.as_path()]);
+    handle.reload(config(&text)).unwrap();
+    fs::write(&key, "two").unwrap();
+    let refused = said(&handle.reload(config(&text)).unwrap_err());
+    assert!(refused.len() == 1 && refused[0].starts_with("cache.semantic: "), "{refused:?}");
+    assert!(refused[0].contains("needs a restart"), "{refused:?}");
+    fs::remove_dir_all(folder).unwrap();
+}

@@ -76,7 +76,7 @@ pub(crate) struct CachePlan {
 
 /// Where vectors come from.
 #[cfg(all(feature = "semantic", feature = "hyper-client"))]
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct SemanticPlan {
     pub(crate) api_key: Option<Revealed>,
     pub(crate) headers: Vec<(Box<str>, Revealed)>,
