@@ -1,7 +1,10 @@
 //! What was said, for those who have asked to keep it.
 
 use super::semconv::Value;
-use crate::{ChatBody, ChoiceFinish, Completion, FinishReason, StreamChunk, answer::Calls, json};
+use crate::{
+    ChatBody, ChoiceFinish, Completion, FinishReason, StreamChunk, answer::Calls, caught::caught, json,
+    store::Trouble,
+};
 use serde::de::IgnoredAny;
 use serde_json::Value as Json;
 use std::{borrow::Cow, collections::BTreeMap, fmt, sync::Arc};
@@ -39,9 +42,14 @@ pub enum CaptureContent {
 
 /// Takes out of a text what must not be kept.
 #[derive(Clone, Default)]
-pub struct Redact(Option<Arc<RedactFn>>);
+pub struct Redact(Option<Arc<Redaction<RedactFn>>>);
 
 type RedactFn = dyn Fn(&str) -> String + Send + Sync;
+
+struct Redaction<F: ?Sized> {
+    trouble: Trouble,
+    redact: F,
+}
 
 /// What was said in one call, as the conventions' JSON.
 #[derive(Clone, Default)]
@@ -143,16 +151,23 @@ impl CaptureContent {
 }
 
 impl Redact {
-    /// Keeps what `redact` gives back for each text.
+    /// Keeps what `redact` gives back for each text. Where it panics, nothing of what was said in that call is kept, which is told in
+    /// the log, once; the call goes on.
     pub fn new(redact: impl Fn(&str) -> String + Send + Sync + 'static) -> Self {
-        Self(Some(Arc::new(redact)))
+        Self(Some(Arc::new(Redaction { trouble: Trouble::default(), redact })))
     }
 
     fn apply<'a>(&self, text: impl Into<Cow<'a, str>>) -> Cow<'a, str> {
         let text = text.into();
         match &self.0 {
-            Some(redact) => Cow::Owned(redact(&text)),
+            Some(redaction) => Cow::Owned((redaction.redact)(&text)),
             None => text,
+        }
+    }
+
+    fn panicked(&self, cause: &dyn fmt::Display) {
+        if let Some(redaction) = &self.0 {
+            redaction.trouble.fails("what was said is not told", &cause.to_string());
         }
     }
 }
@@ -211,7 +226,14 @@ impl Collector {
         (index < MAX_PARTS).then(|| self.answer.entry(index).or_default())
     }
 
-    pub(super) fn finish(self, is_cut: bool) -> Content {
+    /// What was said; `None` if it could not be redacted.
+    pub(super) fn finish(self, is_cut: bool) -> Option<Content> {
+        let redact = self.redact.clone();
+        let content = caught("the redaction of content", || self.content(is_cut));
+        content.map_err(|panicked| redact.panicked(&panicked)).ok()
+    }
+
+    fn content(self, is_cut: bool) -> Content {
         let Self { body, max_bytes, redact, answer, .. } = self;
         let (mut instructions, mut input) = (Vec::new(), Vec::new());
         for message in body.messages() {
@@ -585,7 +607,7 @@ mod tests {
         let capture = CaptureContent::Span { max_bytes, redact };
         let mut collector = capture.collector(&ChatBody::parse(body.to_owned()).unwrap()).unwrap();
         collector.whole(answer);
-        collector.finish(false)
+        collector.finish(false).unwrap()
     }
 
     const BODY: &str = r#"{"messages":[
@@ -630,7 +652,7 @@ mod tests {
         for chunk in chunks {
             collector.chunk(&StreamChunk::parse((*chunk).to_owned()).unwrap());
         }
-        serde_json::from_str(&collector.finish(false).output).unwrap()
+        serde_json::from_str(&collector.finish(false).unwrap().output).unwrap()
     }
 
     #[test]

@@ -102,7 +102,7 @@ impl<S: CallSpan> Observe for Recorder<S> {
         let Inner { span, handed_down, role, started, choices, head, decisions, .. } = *self.0;
         let Inner { content, on_span, on_event, priced, .. } = *self.0;
         let duration = started.elapsed();
-        let content = content.map(|mut collector| {
+        let content = content.and_then(|mut collector| {
             let is_cut = match end {
                 End::Whole(completion) => {
                     collector.whole(completion);

@@ -10,7 +10,7 @@ use llm_layers::{
     ProviderFailure, RequestContext, ResponseBody, StreamChunk, TokenUsage,
     price::{Price, PriceBook, Rates},
     providers::{Deployment, Providers},
-    telemetry::{CallSpan, CaptureContent, Observer, SemConv, TelemetryLayer, TracingObserver},
+    telemetry::{CallSpan, CaptureContent, Observer, Redact, SemConv, TelemetryLayer, TracingObserver},
     testing::{Contract, Reply, Scripted, Step},
     timeout::CallTimeoutLayer,
 };
@@ -181,6 +181,7 @@ each_backend! {
     dropped_at_any_poll => any_poll;
     what_is_current => current;
     content_on_request => content;
+    content_that_cannot_be_redacted => not_redacted;
     what_it_cost_on_request => cost;
     in_a_process => in_process;
     the_contract => contract;
@@ -463,6 +464,36 @@ async fn content<B: Backend>(backend: &B, semconv: SemConv) {
     for (name, json) in said {
         assert_eq!(spans[0].text(name), Some(&*json), "{name}");
     }
+}
+
+fn not_redacting() -> CaptureContent {
+    CaptureContent::SpanAndEvent { max_bytes: 2000, redact: Redact::new(|_| panic!("as it was told to")) }
+}
+
+async fn not_redacted<B: Backend>(backend: &B, semconv: SemConv) {
+    let provider = Scripted::new().reply(Reply::stream(stream())).reply(Reply::complete(whole()));
+    let service = saying(backend.observer(), not_redacting(), provider);
+    service.clone().oneshot(ask(true)).await.unwrap().text().await.unwrap();
+    service.oneshot(ask(false)).await.unwrap();
+    let spans = backend.spans();
+    assert_eq!(spans.len(), 2);
+    for span in spans {
+        check(&span, semconv, B::HAS_LISTS, false);
+        assert_eq!((span.text("error.type"), span.int("gen_ai.usage.input_tokens")), (None, Some(20)));
+    }
+    let told = backend.everything();
+    assert!(!SECRETS.iter().any(|secret| told.contains(secret)), "{told}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hook_that_cannot_redact_is_told_of_once() {
+    let backend = Tracing::new(SemConv::V1_41);
+    let provider = Scripted::new().reply(Reply::stream(stream())).reply(Reply::complete(whole()));
+    let service = saying(backend.observer(), not_redacting(), provider);
+    service.clone().oneshot(ask(true)).await.unwrap().text().await.unwrap();
+    service.oneshot(ask(false)).await.unwrap();
+    let told = backend.events();
+    assert_eq!(told.matches("what was said is not told").count(), 1, "{told}");
 }
 
 fn saying<O: Observer>(observer: O, capture: CaptureContent, provider: Scripted) -> Providers
