@@ -68,6 +68,9 @@ struct Awaited {
 #[cfg(feature = "redis")]
 const AGAIN: Duration = Duration::from_millis(500);
 
+#[cfg(feature = "redis")]
+const NOT_COUNTED: &str = "quotas cannot be counted";
+
 /// Told when policies that are followed cannot be read.
 pub(super) type OnBadPolicies = Arc<dyn Fn(&crate::BoxError) + Send + Sync>;
 
@@ -90,9 +93,9 @@ impl Quotas {
     ) -> Result<Self, StackError> {
         #[cfg(feature = "redis")]
         if let (None, Counters::Redis(redis)) = (&own, &plan.counters) {
-            let is_reached = Self::check(redis.redis.clone(), plan.timeout).await?;
+            let trouble = Self::check(redis.redis.clone(), plan.timeout).await?;
             let quotas = Self::start((config, plan), own, ledger, on_bad_policies)?;
-            return Ok(quotas.reached(is_reached, redis.redis.clone(), plan.timeout));
+            return Ok(quotas.awaiting(trouble, redis.redis.clone(), plan.timeout));
         }
         Self::start((config, plan), own, ledger, on_bad_policies)
     }
@@ -113,22 +116,23 @@ impl Quotas {
                 runtime.block_on(Self::check(apart, timeout))
             };
             let checked = std::thread::spawn(check).join();
-            let is_reached = checked.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+            let trouble = checked.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
             let quotas = Self::start((config, plan), None, ledger, on_bad_policies)?;
-            return Ok(quotas.reached(is_reached, redis.redis.clone(), timeout));
+            return Ok(quotas.awaiting(trouble, redis.redis.clone(), timeout));
         }
         Self::start((config, plan), None, ledger, on_bad_policies)
     }
 
     /// Refuses a server that must not be trusted with counters. One that cannot be asked may come yet; until then calls are
-    /// refused, and the stack is not ready.
+    /// refused, and the stack is not ready. What was told of it; `None` if it answers.
     #[cfg(feature = "redis")]
-    async fn check(redis: crate::store::Redis, timeout: Duration) -> Result<bool, StackError> {
+    async fn check(redis: crate::store::Redis, timeout: Duration) -> Result<Option<Trouble>, StackError> {
         match RedisQuotaStore::new(redis).with_deadline(timeout).check().await {
-            Ok(()) => Ok(true),
+            Ok(()) => Ok(None),
             Err(RedisUnfit::Unavailable(error)) => {
-                Trouble::default().fails("quotas cannot be counted", &error.to_string());
-                Ok(false)
+                let trouble = Trouble::default();
+                trouble.fails(NOT_COUNTED, &error.to_string());
+                Ok(Some(trouble))
             }
             Err(unfit) => Err(StackError::store("quota.redis", unfit)),
         }
@@ -136,12 +140,11 @@ impl Quotas {
 
     /// Where the server could not be asked, it is asked again and again whether it has come, and is what it must be.
     #[cfg(feature = "redis")]
-    fn reached(self, is_reached: bool, redis: crate::store::Redis, timeout: Duration) -> Self {
-        self.is_awaited.store(!is_reached, Ordering::Release);
-        if !is_reached {
+    fn awaiting(self, trouble: Option<Trouble>, redis: crate::store::Redis, timeout: Duration) -> Self {
+        self.is_awaited.store(trouble.is_some(), Ordering::Release);
+        if let Some(trouble) = trouble {
             let is_awaited = Arc::downgrade(&self.is_awaited);
             tokio::spawn(async move {
-                let trouble = Trouble::default();
                 while is_awaited.strong_count() > 0 {
                     tokio::time::sleep(AGAIN).await;
                     let store = RedisQuotaStore::new(redis.clone()).with_deadline(timeout);
@@ -150,11 +153,11 @@ impl Quotas {
                             if let Some(is_awaited) = is_awaited.upgrade() {
                                 is_awaited.store(false, Ordering::Release);
                             }
-                            return;
+                            return trouble.works("quotas are counted again");
                         }
                         // Which was told.
                         Err(RedisUnfit::Unavailable(_)) => {}
-                        Err(unfit) => trouble.fails("quotas cannot be counted", &unfit.to_string()),
+                        Err(unfit) => trouble.fails(NOT_COUNTED, &unfit.to_string()),
                     }
                 }
             });
