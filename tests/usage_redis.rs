@@ -442,6 +442,60 @@ fn a_reader_says_which_entry_it_cannot_read_and_does_not_go_beyond_it() {
 }
 
 #[test]
+fn what_comes_behind_the_place_that_was_read_after_a_loss_is_read_too() {
+    let Some(server) = RedisServer::start("what_comes_behind_the_place_that_was_read") else { return };
+    let redis = handle(&server.url());
+    let (mut store, runtime) = (stream(&redis), runtime());
+    let directory = Directory::new();
+    let mut ledger = SqliteLedger::open(directory.join("usage.db"), Durability::Memory).unwrap();
+    let all = events(0..8);
+    let key = "{llm-usage}:events";
+    // A clock that is ahead: no entry has an earlier id than the one before it.
+    let is_ahead = |by: &str| server.ask(&["XSETID", key, &format!("{by}-0")]);
+    let mut reader = StreamReader::new(redis.apart(), NAME);
+    let mut read = || {
+        let mut copied = 0;
+        loop {
+            match runtime.block_on(reader.copy_to(&mut ledger, 2)).unwrap() {
+                0 => return (copied, reader.cursor().to_owned()),
+                more => copied += more,
+            }
+        }
+    };
+    store.write(&all[..2]).unwrap();
+    server.ask(&["COPY", key, "{llm-usage}:replica"]);
+    is_ahead("88888888888888");
+    store.write(&all[2..3]).unwrap();
+    let (copied, before) = read();
+    assert_eq!(copied, 3);
+    assert!(before.starts_with("88888888888888-"), "{before}");
+
+    // A replica takes over that has not all, and whose clock is not ahead.
+    server.ask(&["COPY", "{llm-usage}:replica", key, "REPLACE"]);
+    store.write(&all[3..4]).unwrap();
+    assert_eq!(read().0, 1);
+
+    // The same, and the clock has caught up before anybody reads.
+    is_ahead("88888888888888");
+    store.write(&all[4..5]).unwrap();
+    assert_eq!(read().0, 1);
+    server.ask(&["COPY", "{llm-usage}:replica", key, "REPLACE"]);
+    store.write(&all[5..6]).unwrap();
+    is_ahead("99999999999999");
+    store.write(&all[6..7]).unwrap();
+    assert_eq!(read().0, 2);
+
+    // A server that has nothing at all any more.
+    server.ask(&["DEL", key]);
+    assert_eq!(read().0, 0);
+    store.write(&all[7..]).unwrap();
+    assert_eq!(read().0, 1);
+    let reader = runtime.block_on(LedgerReader::open(directory.join("usage.db"))).unwrap();
+    let totals = runtime.block_on(reader.totals(&UsageQuery::new())).unwrap();
+    assert_eq!(totals.calls, 8);
+}
+
+#[test]
 fn what_was_read_can_be_removed_and_a_stream_can_be_kept_short_by_itself() {
     let Some(server) = RedisServer::start("what_was_read_can_be_removed") else { return };
     let redis = handle(&server.url());

@@ -19,6 +19,9 @@ use std::{
 /// from there. Reading something again does no harm where it is written to a store that knows events by their ids, as
 /// [`copy_to`](Self::copy_to) does.
 ///
+/// A server that has lost the end of the stream, or all of it, may give new entries places before the cursor, where its clock is
+/// behind the old one's. Where the entry at the cursor is gone and one before it is there, the whole stream is read again.
+///
 /// A server that was killed in the middle of a write may, when it starts again, have half of a group of entries, or a group
 /// twice. What is not whole is left out: it was never acknowledged, and stands whole behind it. An event that stands
 /// there twice is given once, as long as it is one of the last thousands that this reader has read; a ledger that it is
@@ -66,6 +69,9 @@ struct Recent {
     ids: HashSet<EventId>,
 }
 
+/// Before all entries.
+const BEGINNING: &str = "0-0";
+
 /// More than are written at once.
 const RECENT: usize = 8192;
 
@@ -96,7 +102,7 @@ type Entry = (String, Fields);
 impl StreamReader {
     /// Reads the stream of this [name](super::RedisStreamOptions::name) from its beginning.
     pub fn new(redis: Redis, name: &str) -> Self {
-        let (key, cursor) = (stream_key(name), "0-0".into());
+        let (key, cursor) = (stream_key(name), BEGINNING.into());
         Self { redis, key, cursor, cut: 0, doubled: 0, recent: Recent::default() }
     }
 
@@ -176,10 +182,14 @@ impl StreamReader {
 
     async fn peek(&self, entries: usize) -> Result<Read, StreamError> {
         let mut most = entries.max(1);
+        let cursor = match self.is_lost().await? {
+            true => Arc::from(BEGINNING),
+            false => Arc::clone(&self.cursor),
+        };
         loop {
-            let found = self.range(most).await?;
+            let found = self.range(&cursor, most).await?;
             let is_end = found.len() < most;
-            let read = self.assemble(found)?;
+            let read = self.assemble(&cursor, found)?;
             if !read.events.is_empty() || is_end {
                 return Ok(read);
             }
@@ -188,10 +198,21 @@ impl StreamReader {
         }
     }
 
-    async fn range(&self, most: usize) -> Result<Vec<Entry>, StreamError> {
+    /// Whether the stream is not the one of which the cursor is a place. Entries that were removed are the oldest ones.
+    async fn is_lost(&self) -> Result<bool, StreamError> {
+        let mut command: Cmd = redis::cmd("XREVRANGE");
+        command.arg(&self.key).arg(&*self.cursor).arg("-").arg("COUNT").arg(1);
+        Ok(self.entries(&command).await?.first().is_some_and(|(id, _)| **id != *self.cursor))
+    }
+
+    async fn range(&self, cursor: &str, most: usize) -> Result<Vec<Entry>, StreamError> {
         let mut command: Cmd = redis::cmd("XRANGE");
-        command.arg(&self.key).arg(format!("({}", self.cursor)).arg("+").arg("COUNT").arg(most);
-        let value = self.redis.command(Some(self.key.as_bytes()), &command).await;
+        command.arg(&self.key).arg(format!("({cursor}")).arg("+").arg("COUNT").arg(most);
+        self.entries(&command).await
+    }
+
+    async fn entries(&self, command: &Cmd) -> Result<Vec<Entry>, StreamError> {
+        let value = self.redis.command(Some(self.key.as_bytes()), command).await;
         let Value::Array(found) = value.map_err(StreamError::Redis)? else {
             return Err(StreamError::Redis(RedisError::unexpected()));
         };
@@ -206,9 +227,9 @@ impl StreamReader {
 
 impl StreamReader {
     /// Puts events together of their entries; what is cut off at the end is left for the next time.
-    fn assemble(&self, found: Vec<Entry>) -> Result<Read, StreamError> {
+    fn assemble(&self, cursor: &Arc<str>, found: Vec<Entry>) -> Result<Read, StreamError> {
         let mut found = found.into_iter().peekable();
-        let cursor = Arc::clone(&self.cursor);
+        let cursor = Arc::clone(cursor);
         let mut read = Read { events: Vec::new(), cursor, cut: 0, doubled: 0 };
         let mut seen = HashSet::new();
         while let Some((entry, fields)) = found.next() {
