@@ -305,6 +305,25 @@ fn names_that_are_nearly_right_are_offered() {
 }
 
 #[test]
+fn what_is_no_toml_at_all_is_told_in_one_sentence() {
+    for (text, line, what) in [
+        ("model_list:\n  - model_name: gpt\n    litellm_params:\n      model: x\n", 1, "YAML"),
+        ("---\n\n# a list\n- one\n- two\n", 4, "YAML"),
+        ("master-key: sk-secret\n", 1, "YAML"),
+        ("{\n  \"listen\": \"127.0.0.1:1\"\n}\n", 1, "JSON"),
+    ] {
+        let error = read(text).unwrap_err();
+        let expected = format!("line {line}: this looks like {what}, and a configuration is TOML");
+        assert_eq!(error.to_string(), expected);
+    }
+    // What is TOML but for a slip is told where that is.
+    for text in ["listen = \"127.0.0.1:80\nidentity: \"keys\"\n", "[server\na: b\n", "\"a:b\" =\n"] {
+        let error = read(text).unwrap_err().to_string();
+        assert!(!error.contains("looks like") && error.contains("line 1"), "{error}");
+    }
+}
+
+#[test]
 fn contradictions_are_problems() {
     let file = "[usage]\npath = \"x.db\"\n";
     for (text, entry) in [

@@ -73,6 +73,11 @@ impl Document {
         let ends: Vec<usize> = memchr::memchr_iter(b'\n', text.as_bytes()).collect();
         let line = |at: usize| 1 + ends.partition_point(|end| *end < at);
         if !errors.is_empty() {
+            // One word on all of it, rather than one on each line.
+            if let Some((at, what)) = foreign(text) {
+                let what = format!("this looks like {what}, and a configuration is TOML");
+                return Err(vec![Problem { line: Some(at + 1), ..Problem::new("", what) }]);
+            }
             let problem = |error: toml::de::Error| {
                 let at = error.span().map_or(0, |span| span.start);
                 Problem { line: Some(line(at)), ..Problem::new("", error.message()) }
@@ -82,6 +87,23 @@ impl Document {
         let mut lines = Lines::default();
         let value = object(table.get_ref(), "", &line, &mut lines);
         Ok(Self { value, lines })
+    }
+}
+
+/// What a text looks like that is no TOML, and at which line, from 0.
+fn foreign(text: &str) -> Option<(usize, &'static str)> {
+    let mut lines = text.lines().map(str::trim).enumerate();
+    let is_said = |line: &str| !(line.is_empty() || line.starts_with('#') || line == "---");
+    let (at, first) = lines.find(|(_, line)| is_said(line))?;
+    let is_name = |name: &str| name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'));
+    let is_yaml = match first.split_once(':') {
+        _ if first.starts_with("- ") => true,
+        Some((name, rest)) => is_name(name) && (rest.is_empty() || rest.starts_with(' ')),
+        None => false,
+    };
+    match first.starts_with('{') {
+        true => Some((at, "JSON")),
+        false => is_yaml.then_some((at, "YAML")),
     }
 }
 
