@@ -146,6 +146,74 @@ fn dialects_that_are_not_spoken_and_names_of_nobody_are_told() {
 }
 
 #[test]
+fn a_key_of_openais_is_for_openais_models() {
+    let asked = |model: &str| only(&json!({ "model": model, "api_base": "https://x.example/v1" })).0.unwrap();
+    for model in ["llama3", "my-model", "o", "openchat"] {
+        let (end, _, key) = asked(model);
+        assert_eq!((end, key), (format!("openai_like/{model}"), Value::Null));
+    }
+    for model in ["gpt-4o", "o3-mini", "chatgpt-4o-latest", "ft:gpt-4o:acme"] {
+        let (end, _, key) = asked(model);
+        assert_eq!((end, key), (format!("openai/{model}"), "OPENAI_API_KEY".into()));
+    }
+    // The key that is told is told to whom it is for.
+    let told =
+        json!({ "model": "llama3", "api_base": "https://x.example/v1", "api_key": "os.environ/OWN_KEY" });
+    assert_eq!(only(&told).0.unwrap().2, "OWN_KEY");
+    // Where nothing else is said, it is OpenAI's.
+    let (end, base_url, key) = only(&json!({ "model": "llama3" })).0.unwrap();
+    assert_eq!(
+        (&*end, &*base_url, key),
+        ("openai/llama3", "https://api.openai.com/v1", "OPENAI_API_KEY".into())
+    );
+}
+
+#[test]
+fn models_of_azures_foundry_are_asked_where_they_are() {
+    let key = |name: &str| json!({ "env": name });
+    for (params, base_url, header, bearer) in [
+        (
+            json!({ "api_base": "https://x.services.ai.azure.com/", "api_version": "2024-05-01-preview" }),
+            "https://x.services.ai.azure.com/models?api-version=2024-05-01-preview",
+            key("AZURE_AI_API_KEY"),
+            Value::Null,
+        ),
+        (
+            json!({ "api_base": "https://x.services.ai.azure.com/models/chat/completions?api-version=1", "api_key": "os.environ/OWN" }),
+            "https://x.services.ai.azure.com/models?api-version=1",
+            key("OWN"),
+            Value::Null,
+        ),
+        (
+            json!({ "api_base": "https://m.eastus.models.ai.azure.com/v1" }),
+            "https://m.eastus.models.ai.azure.com/v1",
+            Value::Null,
+            key("AZURE_AI_API_KEY"),
+        ),
+    ] {
+        let mut params = params;
+        params["model"] = "azure_ai/mistral-large".into();
+        let file = json!({ "model_list": [{ "model_name": "m", "litellm_params": params }] });
+        let converted = convert_table(From::LiteLlm, file.as_object().unwrap());
+        assert!(converted.problems.is_none(), "{}", converted.toml);
+        let config = config(&converted);
+        assert_eq!(config["aliases"]["m"], "azure_ai/mistral-large");
+        let provider = &config["providers"]["azure_ai"];
+        assert_eq!(
+            (&provider["base_url"], &provider["headers"]["api-key"], &provider["api_key"]),
+            (&json!(base_url), &header, &bearer)
+        );
+    }
+    for (model, base) in
+        [("azure_ai/claude-sonnet-4-5", Some("https://x.services.ai.azure.com")), ("azure_ai/phi-4", None)]
+    {
+        let (found, notes) = only(&json!({ "model": model, "api_base": base }));
+        assert_eq!(found, None);
+        assert!(notes.iter().any(|note| note.contains("left out")), "{notes:?}");
+    }
+}
+
+#[test]
 fn the_seeds_cents_become_dollars() {
     let converted = converted(From::Seed, SEED);
     let config = config(&converted);
@@ -258,6 +326,7 @@ fn model() -> impl Strategy<Value = Value> {
         "databricks/",
         "heroku/",
         "watsonx/",
+        "azure_ai/",
         "nobody/",
     ]);
     let params = entries(&[

@@ -12,6 +12,10 @@ use super::{
 use serde_json::{Map, Value};
 use std::{collections::BTreeMap, time::Duration};
 
+/// How names of OpenAI's models begin: for others than these no key of theirs is told to whoever is at an `api_base`.
+const OPENAI: &[&str] =
+    &["gpt-", "chatgpt-", "o1", "o3", "o4", "codex-", "ft:", "text-davinci", "davinci-", "babbage-"];
+
 struct Deployment {
     kind: &'static str,
     /// What LiteLLM calls the provider.
@@ -180,7 +184,11 @@ fn deployment(path: &str, entry: &Map<String, Value>, draft: &mut Draft) -> Opti
             };
             ("openai", Some(url), "AZURE_API_KEY", model)
         }
-        name if NOT_SPOKEN.contains(&name) => {
+        "azure_ai" if !model.starts_with("claude") => {
+            let url = foundry(&own_base(draft)?, text(params.get("api_version")).as_deref());
+            ("openai", Some(url), "AZURE_AI_API_KEY", model)
+        }
+        name if name == "azure_ai" || NOT_SPOKEN.contains(&name) => {
             draft.note(
                 path,
                 format_args!("{name:?} has a dialect that is not spoken here; the model is left out"),
@@ -224,9 +232,11 @@ fn deployment(path: &str, entry: &Map<String, Value>, draft: &mut Draft) -> Opti
         Some(key) => secret(&format!("{params_path}.api_key"), &key, draft),
         None => (!variable.is_empty()).then(|| Secret::Env(variable.to_owned())),
     };
-    if name.starts_with("azure")
-        && let Some(key) = api_key.take()
-    {
+    let has_own_header = match name.as_str() {
+        "azure_ai" => base_url.as_deref().is_some_and(is_foundry),
+        name => name.starts_with("azure"),
+    };
+    if has_own_header && let Some(key) = api_key.take() {
         headers.insert("api-key".to_owned(), key);
     }
     if let Some(organization) = text(params.get("organization")).and_then(|text| Secret::read(&text)) {
@@ -327,7 +337,8 @@ fn split(
                 _ if begins(&["claude"]) => "anthropic",
                 _ if begins(&["command"]) => "cohere",
                 _ if begins(&["gemini"]) => "vertex_ai",
-                _ => "openai",
+                _ if base.is_none() || begins(OPENAI) => "openai",
+                _ => "openai_like",
             };
             if let (Some((prefix, _)), None) = (slash, there) {
                 draft.note(
@@ -340,6 +351,27 @@ fn split(
             (provider.to_owned(), asked.to_owned())
         }
     }
+}
+
+/// Where Azure's foundry has its models.
+fn foundry(base: &str, version: Option<&str>) -> String {
+    let (base, query) = base.split_once('?').unwrap_or((base, ""));
+    let mut url = base.trim_end_matches('/').trim_end_matches("/chat/completions").to_owned();
+    if is_foundry(&url) && !url.ends_with("/models") {
+        url += "/models";
+    }
+    match (query, version) {
+        ("", None) => url,
+        ("", Some(version)) => format!("{url}?api-version={version}"),
+        (query, _) => format!("{url}?{query}"),
+    }
+}
+
+/// Where a key goes into a header of Azure's own.
+fn is_foundry(url: &str) -> bool {
+    let host = url.split_once("://").map_or(url, |(_, rest)| rest);
+    let host = host.split(['/', '?', ':']).next().unwrap_or_default();
+    host.ends_with(".services.ai.azure.com") || host.ends_with(".openai.azure.com")
 }
 
 /// Where a provider with a dialect of its own is; `None` for where it always is.

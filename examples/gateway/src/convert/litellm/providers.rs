@@ -123,7 +123,6 @@ pub(super) const NOT_SPOKEN: &[&str] = &[
     "a2a",
     "anthropic_text",
     "auto_router",
-    "azure_ai",
     "bytez",
     "chatgpt",
     "datarobot",
