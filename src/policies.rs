@@ -148,7 +148,7 @@ impl Policies {
         self.0.load()
     }
 
-    /// Reads `source` now, and then `every` so often. `on_error` is told when it cannot be read.
+    /// Reads `source` now, and then `every` so often. `on_error` is told why it cannot be read, of each cause once until it can.
     ///
     /// # Errors
     ///
@@ -167,11 +167,22 @@ impl Policies {
         let policies = self.clone();
         let (stop, stopped) = mpsc::channel();
         let run = move || {
+            let mut told = None;
             while let Err(mpsc::RecvTimeoutError::Timeout) = stopped.recv_timeout(every) {
                 match read() {
-                    Ok(Some(table)) => policies.store(table),
-                    Ok(None) => {}
-                    Err(error) => contained(|| on_error(error)),
+                    Ok(table) => {
+                        told = None;
+                        if let Some(table) = table {
+                            policies.store(table);
+                        }
+                    }
+                    Err(error) => {
+                        let cause = Some(error.to_string());
+                        if told != cause {
+                            told = cause;
+                            contained(|| on_error(error));
+                        }
+                    }
                 }
             }
         };

@@ -138,7 +138,29 @@ fn a_source_is_followed_on_though_whoever_is_told_of_an_error_panics() {
     let _follower = Policies::default().follow(source, Duration::from_millis(1), on_error).unwrap();
     *next.lock().unwrap() = Err("gone");
     was_told.recv().unwrap();
+    *next.lock().unwrap() = Err("locked");
     was_told.recv().expect("it is read again");
+}
+
+#[test]
+fn a_cause_is_told_once_until_the_source_can_be_read_again() {
+    let next = Arc::new(Mutex::new(Ok(None)));
+    let (asked, was_asked) = mpsc::channel();
+    let (failed, failures) = mpsc::channel();
+    let source = Source { next: Arc::clone(&next), asked };
+    let on_error = move |error: BoxError| failed.send(error.to_string()).unwrap();
+    let _follower = Policies::default().follow(source, Duration::from_millis(1), on_error).unwrap();
+    let ask = |said| {
+        *next.lock().unwrap() = said;
+        while was_asked.try_recv().is_ok() {}
+        // The last but one has been dealt with by then.
+        (0..4).for_each(|_| was_asked.recv().unwrap());
+    };
+    for said in [Err("gone"), Err("locked"), Ok(None), Err("locked")] {
+        ask(said);
+    }
+    let told: Vec<_> = failures.try_iter().collect();
+    assert_eq!(told, ["gone", "locked", "locked"]);
 }
 
 #[test]

@@ -258,7 +258,9 @@ fn a_cell_that_means_nothing_is_named_and_the_old_policies_stay_as_a_whole() {
         // Not even the row that is right.
         let table = policies.load();
         assert_eq!((table.of("a").limits.day_tokens, table.of("b").limits.day_tokens), (Some(1), Some(1)));
-        edit(&directory.db(), &format!("UPDATE policies SET {column} = NULL, day_tokens = 1"));
+        let mended = format!("UPDATE policies SET {column} = NULL, day_tokens = 1, day_requests = {n}");
+        edit(&directory.db(), &mended);
+        wait(&|| policies.load().of("a").limits.day_requests == Some(n as u64));
     }
     edit(&directory.db(), "UPDATE policies SET day_tokens = 2");
     wait(&|| policies.load().of("b").limits.day_tokens == Some(2));

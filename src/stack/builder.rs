@@ -229,7 +229,7 @@ impl<O: Observer> StackBuilder<O> {
         self
     }
 
-    /// Is told when policies that are followed (`quota.policies`) cannot be read; they stay as they were.
+    /// Is told why policies that are followed (`quota.policies`) cannot be read, of each cause once; they stay as they were.
     pub fn on_bad_policies(mut self, told: impl Fn(&BoxError) + Send + Sync + 'static) -> Self {
         self.on_bad_policies = Some(Arc::new(told));
         self
