@@ -143,6 +143,9 @@ impl Ledger {
     pub(super) async fn close(&self, deadline: Duration, report: &mut ShutdownReport) {
         #[cfg(feature = "rusqlite")]
         {
+            if let Some(own) = &self.own {
+                own.reader.rest();
+            }
             let workers = self
                 .own
                 .as_ref()
@@ -156,8 +159,11 @@ impl Ledger {
                 }
                 #[cfg(feature = "redis")]
                 Some(Workers::Redis(worker, collector)) => {
+                    let until = crate::clock::after(deadline);
                     collector.stop();
                     let done = worker.shutdown(deadline).await;
+                    let left = until.saturating_duration_since(tokio::time::Instant::now());
+                    collector.shutdown(left).await;
                     let last_error = done.last_error.or(done.log.last_error);
                     Some(UsageReport {
                         written: done.log.forwarded,

@@ -10,7 +10,11 @@ use std::{
     thread,
     time::Duration,
 };
-use tokio::runtime::{Builder, Runtime};
+use tokio::{
+    runtime::{Builder, Runtime},
+    sync::oneshot,
+    time::timeout,
+};
 
 /// How many entries are copied at once.
 const ENTRIES: usize = 500;
@@ -26,6 +30,7 @@ const LONG_PAUSE: Duration = Duration::from_secs(2);
 #[must_use = "nothing is copied any more once it is dropped"]
 pub struct Collector {
     shared: Arc<Shared>,
+    finished: oneshot::Receiver<()>,
 }
 
 #[derive(Default)]
@@ -75,17 +80,28 @@ impl Collector {
         let shared = Arc::new(Shared::default());
         let mut copying = Copying { reader, ledger, cursor, runtime };
         let of_thread = Arc::clone(&shared);
+        let (done, finished) = oneshot::channel();
         let run = move || {
             let _over = Over(&of_thread);
             copying.run(&of_thread);
+            drop(copying);
+            let _ = done.send(());
         };
         thread::Builder::new().name("usage-copy".into()).spawn(run)?;
-        Ok(Self { shared })
+        Ok(Self { shared, finished })
     }
 
     /// It ends soon afterwards.
     pub fn stop(&self) {
+        let _turns = self.shared.turns();
         self.shared.is_over.store(true, Ordering::Release);
+        self.shared.wanted.notify_all();
+    }
+
+    /// Stops, and waits until the ledger is closed or `deadline` has passed. Whether it is.
+    pub async fn shutdown(mut self, deadline: Duration) -> bool {
+        self.stop();
+        timeout(deadline, &mut self.finished).await.is_ok()
     }
 
     pub(super) fn shared(&self) -> Arc<Shared> {
@@ -139,7 +155,7 @@ impl Shared {
 
     /// `None` if it never will be.
     pub(super) fn has_copied(&self, turn: u64) -> Option<bool> {
-        let is_over = self.is_over.load(Ordering::Acquire);
+        let is_over = self.is_over();
         let is_done = self.turns().done >= turn;
         (is_done || !is_over).then_some(is_done)
     }
@@ -148,15 +164,24 @@ impl Shared {
     fn pause(&self, copied_for: u64) {
         let mut turns = self.turns();
         turns.done = copied_for;
-        let is_idle = |turns: &mut Turns| turns.wanted == turns.done;
+        let is_idle = |turns: &mut Turns| turns.wanted == turns.done && !self.is_over();
         let _ = self.wanted.wait_timeout_while(turns, PAUSE, is_idle);
+    }
+
+    /// After a failure.
+    fn long_pause(&self) {
+        let _ = self.wanted.wait_timeout_while(self.turns(), LONG_PAUSE, |_| !self.is_over());
+    }
+
+    fn is_over(&self) -> bool {
+        self.is_over.load(Ordering::Acquire)
     }
 }
 
 impl Copying {
     fn run(&mut self, shared: &Shared) {
         let mut is_failing = false;
-        while !shared.is_over.load(Ordering::Acquire) {
+        while !shared.is_over() {
             let wanted = shared.turns().wanted;
             let copied = self.copy();
             let failed = copied.as_ref().err().map(|error| {
@@ -171,7 +196,7 @@ impl Copying {
             match copied {
                 Ok(0) => shared.pause(wanted),
                 Ok(_) => {}
-                Err(_) => thread::sleep(LONG_PAUSE),
+                Err(_) => shared.long_pause(),
             }
         }
     }

@@ -748,6 +748,25 @@ async fn what_is_cut_when_the_grace_is_over_is_recorded_and_charged() {
 }
 
 #[tokio::test]
+async fn what_was_recorded_is_in_one_file_when_it_has_ended() {
+    let directory = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("one-file");
+    let _ = std::fs::remove_dir_all(&directory);
+    std::fs::create_dir(&directory).unwrap();
+    let usage = directory.join("usage.db").display().to_string();
+    let config = format!("[usage]\npath = {usage:?}\n[providers.echo]\nkind = \"echo\"\n");
+    let mut gateway = Gateway::start(&config).await;
+    assert_eq!(gateway.chat(&asking("echo/a")).await.status, 200);
+    assert_eq!(gateway.get("/v1/usage").await.json()["totals"]["calls"], 1);
+    gateway.terminate();
+    assert_eq!(gateway.ended().await, 0);
+    let left: Vec<_> =
+        std::fs::read_dir(&directory).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left, ["usage.db"]);
+    let gateway = Gateway::start(&config).await;
+    assert_eq!(gateway.get("/v1/usage").await.json()["totals"]["calls"], 1);
+}
+
+#[tokio::test]
 async fn an_address_that_is_taken_is_named() {
     let taken = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = taken.local_addr().unwrap().to_string();

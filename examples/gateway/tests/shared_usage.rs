@@ -65,6 +65,22 @@ async fn totals(gateway: &Gateway) -> Value {
     reply.json()
 }
 
+#[tokio::test]
+async fn what_was_copied_is_in_one_file_when_it_has_ended() {
+    let Some(server) = RedisServer::start("what_was_copied_is_in_one_file") else { return };
+    let directory = Directory::new("one-copy");
+    let path = directory.0.join("usage.db").display().to_string();
+    let mut gateway = gateway(&server, &format!("path = {path:?}\noutbox = {:?}", directory.outbox())).await;
+    call(&gateway, 1).await;
+    until(&gateway, 1).await;
+    gateway.terminate();
+    assert_eq!(gateway.ended().await, 0);
+    let files = std::fs::read_dir(&directory.0).unwrap().map(|entry| entry.unwrap().file_name());
+    let mut left: Vec<_> = files.filter(|name| name != "outbox").collect();
+    left.sort();
+    assert_eq!(left, ["usage.db", "usage.db-cursor"]);
+}
+
 /// Waits until it tells of so many calls, and of no more a moment later.
 async fn until(gateway: &Gateway, calls: u64) -> Value {
     for _ in 0..400 {

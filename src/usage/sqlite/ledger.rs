@@ -150,6 +150,14 @@ impl UsageStore for SqliteLedger {
     }
 }
 
+impl Drop for SqliteLedger {
+    /// Brings all into the one file, whoever has it open besides: those who copy it copy no other.
+    fn drop(&mut self) {
+        // What fails is in the log beside it, as it was.
+        let _ = self.connection.query_row("PRAGMA wal_checkpoint(truncate)", (), |_| Ok(()));
+    }
+}
+
 impl fmt::Debug for SqliteLedger {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SqliteLedger").field("path", &self.path).finish_non_exhaustive()
@@ -316,6 +324,25 @@ mod tests {
         let error = ledger.write(group).unwrap_err();
         assert!(error.to_string().contains("usage.db"), "{error}");
         error.downcast_ref::<LedgerError>().unwrap().kind()
+    }
+
+    #[test]
+    fn all_is_in_the_one_file_when_nobody_writes_any_more() {
+        in_directory("one-file", |path| {
+            let mut ledger = SqliteLedger::open(path, Durability::Kill).unwrap();
+            ledger.write(&[event(1, "a"), event(2, "b")]).unwrap();
+            let open = |path: &Path| sqlite::open(path, OpenFlags::SQLITE_OPEN_READ_ONLY, BUSY).unwrap();
+            let reads = open(path);
+            let count = |connection: &Connection| {
+                connection.query_row("SELECT count(*) FROM events", (), |row| row.get::<_, i64>(0)).unwrap()
+            };
+            assert_eq!(count(&reads), 2);
+            drop(ledger);
+            let copy = path.with_extension("copy");
+            std::fs::copy(path, &copy).unwrap();
+            let copied = open(&copy);
+            assert_eq!((count(&copied), count(&reads)), (2, 2));
+        });
     }
 
     #[test]
