@@ -25,26 +25,35 @@ pub(crate) mod redis;
 
 pub(crate) use self::breaker::Breaker;
 
-use std::sync::{Mutex, PoisonError};
+use std::{
+    mem,
+    sync::{Mutex, PoisonError},
+};
 
 #[cfg(feature = "redis")]
 pub use self::redis::{Redis, RedisError, RedisErrorKind, RedisOptions};
 
-/// What fails, as it was last told in the log: each cause once, until it works again.
+/// What fails, as it was told in the log: each cause once, until it works again.
 #[derive(Debug, Default)]
-pub(crate) struct Trouble(Mutex<Option<Box<str>>>);
+pub(crate) struct Trouble(Mutex<Vec<Box<str>>>);
+
+/// How many causes are known to have been told. Some say when, or to whom, and are never the same.
+const TOLD: usize = 32;
 
 impl Trouble {
     pub(crate) fn fails(&self, what: &'static str, cause: &str) {
         let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if told.as_deref() != Some(cause) {
-            *told = Some(cause.into());
+        if !told.iter().any(|known| **known == *cause) {
+            if told.len() == TOLD {
+                told.remove(0);
+            }
+            told.push(cause.into());
             tell(what, Some(cause));
         }
     }
 
     pub(crate) fn works(&self, what: &'static str) {
-        if self.0.lock().unwrap_or_else(PoisonError::into_inner).take().is_some() {
+        if !mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner)).is_empty() {
             tell(what, None);
         }
     }
@@ -84,7 +93,7 @@ mod tests {
         let subscriber = tracing_subscriber::fmt().without_time().with_ansi(false);
         tracing::subscriber::with_default(subscriber.with_writer(move || writer.clone()).finish(), || {
             trouble.works("again");
-            for cause in ["gone", "gone", "refused", "refused"] {
+            for cause in ["gone", "gone", "refused", "gone", "refused"] {
                 trouble.fails("it fails", cause);
             }
             trouble.works("again");
