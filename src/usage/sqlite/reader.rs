@@ -214,6 +214,7 @@ impl LedgerReader {
     }
 
     /// Closes the connections that nobody asks by at the moment: whoever writes is then the last, and leaves one file.
+    #[cfg(feature = "config")]
     pub(crate) fn rest(&self) {
         self.idle().clear();
     }
