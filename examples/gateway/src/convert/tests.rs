@@ -148,11 +148,11 @@ fn dialects_that_are_not_spoken_and_names_of_nobody_are_told() {
 #[test]
 fn a_key_of_openais_is_for_openais_models() {
     let asked = |model: &str| only(&json!({ "model": model, "api_base": "https://x.example/v1" })).0.unwrap();
-    for model in ["llama3", "my-model", "o", "openchat"] {
+    for model in ["llama3", "my-model", "o", "openchat", "o365-bot", "gpt-oss-20b", "gpt-j-6b", "gpt-4all"] {
         let (end, _, key) = asked(model);
         assert_eq!((end, key), (format!("openai_like/{model}"), Value::Null));
     }
-    for model in ["gpt-4o", "o3-mini", "chatgpt-4o-latest", "ft:gpt-4o:acme"] {
+    for model in ["gpt-4o", "gpt-4.1", "gpt-5-mini", "o3-mini", "o1", "chatgpt-4o-latest", "ft:gpt-4o:acme"] {
         let (end, _, key) = asked(model);
         assert_eq!((end, key), (format!("openai/{model}"), "OPENAI_API_KEY".into()));
     }

@@ -12,9 +12,20 @@ use super::{
 use serde_json::{Map, Value};
 use std::{collections::BTreeMap, time::Duration};
 
-/// How names of OpenAI's models begin: for others than these no key of theirs is told to whoever is at an `api_base`.
-const OPENAI: &[&str] =
-    &["gpt-", "chatgpt-", "o1", "o3", "o4", "codex-", "ft:", "text-davinci", "davinci-", "babbage-"];
+/// OpenAI's models, but for what follows after a dash or a dot: for others no key of theirs is told to whoever is at an `api_base`.
+const OPENAI: &[&str] = &[
+    "gpt-3.5-turbo",
+    "gpt-4",
+    "gpt-4o",
+    "gpt-5",
+    "chatgpt",
+    "o1",
+    "o3",
+    "o4",
+    "codex-mini",
+    "davinci-002",
+    "babbage-002",
+];
 
 struct Deployment {
     kind: &'static str,
@@ -337,7 +348,7 @@ fn split(
                 _ if begins(&["claude"]) => "anthropic",
                 _ if begins(&["command"]) => "cohere",
                 _ if begins(&["gemini"]) => "vertex_ai",
-                _ if base.is_none() || begins(OPENAI) => "openai",
+                _ if base.is_none() || is_openais(asked) => "openai",
                 _ => "openai_like",
             };
             if let (Some((prefix, _)), None) = (slash, there) {
@@ -372,6 +383,12 @@ fn is_foundry(url: &str) -> bool {
     let host = url.split_once("://").map_or(url, |(_, rest)| rest);
     let host = host.split(['/', '?', ':']).next().unwrap_or_default();
     host.ends_with(".services.ai.azure.com") || host.ends_with(".openai.azure.com")
+}
+
+fn is_openais(model: &str) -> bool {
+    let model = model.strip_prefix("ft:").unwrap_or(model);
+    let ends = |rest: &str| rest.is_empty() || rest.starts_with(['-', '.', ':']);
+    OPENAI.iter().any(|name| model.strip_prefix(*name).is_some_and(ends))
 }
 
 /// Where a provider with a dialect of its own is; `None` for where it always is.
