@@ -153,8 +153,11 @@ impl UsageStore for SqliteLedger {
 impl Drop for SqliteLedger {
     /// Brings all into the one file, whoever has it open besides: those who copy it copy no other.
     fn drop(&mut self) {
-        // What fails is in the log beside it, as it was.
-        let _ = self.connection.query_row("PRAGMA wal_checkpoint(truncate)", (), |_| Ok(()));
+        // What lies beside another file that has taken its place is no longer ours.
+        if FileId::of(&self.path) == self.file {
+            // What fails is in the log beside it, as it was.
+            let _ = self.connection.query_row("PRAGMA wal_checkpoint(truncate)", (), |_| Ok(()));
+        }
     }
 }
 
@@ -342,6 +345,20 @@ mod tests {
             std::fs::copy(path, &copy).unwrap();
             let copied = open(&copy);
             assert_eq!((count(&copied), count(&reads)), (2, 2));
+        });
+    }
+
+    #[test]
+    fn what_lies_beside_another_file_is_left_alone() {
+        in_directory("another-file", |path| {
+            drop(SqliteLedger::open(path.with_extension("new"), Durability::Kill).unwrap());
+            let mut ledger = SqliteLedger::open(path, Durability::Kill).unwrap();
+            ledger.write(&[event(1, "a")]).unwrap();
+            let log = || std::fs::metadata(path.with_extension("db-wal")).unwrap().len();
+            let before = log();
+            std::fs::rename(path.with_extension("new"), path).unwrap();
+            drop(ledger);
+            assert!(before > 0 && log() == before, "{} of {before}", log());
         });
     }
 
