@@ -332,6 +332,12 @@ impl Facts {
                     self.says(b"content", raw);
                 }
                 b"index" => index = std::str::from_utf8(raw).ok().and_then(|raw| raw.parse::<u32>().ok()),
+                // Moonshot reports the usage of a stream here.
+                b"usage" if self.usage().is_none() => {
+                    if let Some(usage) = TokenUsage::read(raw) {
+                        self.rare().usage = Some(usage);
+                    }
+                }
                 b"finish_reason" => reason = json::string(raw).filter(|reason| !reason.is_empty()),
                 _ => {}
             }
@@ -467,6 +473,23 @@ mod tests {
         assert!(Facts::read(br#"{"choices":7}"#).is_err());
         assert!(Facts::read(b"[]").is_err());
         assert!(Facts::read(b"{} {}").is_err());
+    }
+
+    #[test]
+    fn usage_of_a_choice_counts_where_the_answer_has_none() {
+        for (chunk, tokens) in [
+            (
+                r#"{"choices":[{"index":0,"delta":{},"usage":{"prompt_tokens":19,"completion_tokens":13}}]}"#,
+                19,
+            ),
+            (r#"{"usage":null,"choices":[{"usage":{"prompt_tokens":19}}]}"#, 19),
+            (r#"{"usage":{"prompt_tokens":7},"choices":[{"usage":{"prompt_tokens":19}}]}"#, 7),
+            (r#"{"choices":[{"usage":{"prompt_tokens":19}}],"usage":{"prompt_tokens":7}}"#, 7),
+            (r#"{"choices":[{"usage":{"prompt_tokens":19}}],"usage":null}"#, 19),
+        ] {
+            let facts = Facts::read(chunk.as_bytes()).unwrap();
+            assert_eq!(facts.usage().and_then(|usage| usage.input_tokens), Some(tokens), "{chunk}");
+        }
     }
 
     #[test]

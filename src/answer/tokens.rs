@@ -1,4 +1,4 @@
-use crate::json::Walk;
+use crate::json::{self, Walk};
 
 /// The largest number of tokens that is believed of one call: hundreds of times what any model takes.
 const MOST: u64 = 1 << 30;
@@ -133,23 +133,41 @@ impl TokenUsage {
                 return walk.value().map(drop);
             }
             walk.object(|walk, name| {
-                counts.note(part, name.raw, walk.value()?);
+                let value = walk.value()?;
+                match (part, name.raw) {
+                    (Part::Input, br#""cache_creation""# | br#""cache_creation_token_details""#) => {
+                        json::members(value)
+                            .for_each(|(name, value)| counts.note(Part::CacheWrite, name, value));
+                    }
+                    (part, name) => counts.note(part, name, value),
+                }
                 Some(())
             })
         })?;
         Some(counts.told())
     }
 
+    /// Adds what some count beside the input or the output, where the total or the thoughts show it; otherwise a part is never
+    /// more than its whole.
     fn normalised(mut self, total: Option<u64>) -> Self {
-        // Some count reasoning beside the output and show it in the total only.
-        if let (Some(input), Some(output), Some(reasoning), Some(total)) =
-            (self.input_tokens, self.output_tokens, self.reasoning_tokens, total)
-            && reasoning > 0
-            && input.saturating_add(output).saturating_add(reasoning) == total
+        self.cache_write_tokens = self.cache_write_tokens.max(self.cache_write_1h_tokens);
+        let cached = self.cache_read_tokens.unwrap_or(0) + self.cache_write_tokens.unwrap_or(0);
+        let reasoning = self.reasoning_tokens.unwrap_or(0);
+        if let (Some(input), Some(output), Some(total)) =
+            (&mut self.input_tokens, &mut self.output_tokens, total)
         {
-            self.output_tokens = Some(output + reasoning);
+            match total.saturating_sub(*input + *output) {
+                more if more == reasoning => *output += more,
+                more if more == cached => *input += more,
+                // Gemini's thoughts are told by nothing else.
+                more if more > 0 => (*output, self.certainty) = (*output + more, Certainty::Estimated),
+                _ => {}
+            }
         }
-        // A part cannot be more than its whole.
+        if let Some(output) = self.output_tokens.as_mut().filter(|output| reasoning > **output) {
+            *output += reasoning;
+            self.certainty = Certainty::Estimated;
+        }
         let mut clamp = |part: &mut Option<u64>, whole: Option<u64>| {
             if let (Some(p), Some(w)) = (*part, whole)
                 && p > w
@@ -162,7 +180,6 @@ impl TokenUsage {
         let uncached = self.input_tokens.map(|input| input - self.cache_read_tokens.unwrap_or(0));
         clamp(&mut self.cache_write_tokens, uncached);
         clamp(&mut self.cache_write_1h_tokens, self.cache_write_tokens);
-        clamp(&mut self.reasoning_tokens, self.output_tokens);
         self
     }
 }
@@ -171,6 +188,8 @@ impl TokenUsage {
 #[derive(Default)]
 struct Counts {
     usage: TokenUsage,
+    /// Of what was found on the way, read besides the prompt.
+    citations: Option<u64>,
     total: Option<u64>,
     /// A number was not to be believed.
     doubt: bool,
@@ -186,38 +205,50 @@ enum Part {
 }
 
 impl Counts {
-    /// Notes what stands under the quoted `name`.
+    /// Notes what stands under the quoted `name`. Of two names for one count, some leave one at zero.
     fn note(&mut self, part: Part, name: &[u8], value: &[u8]) {
-        let Self { usage, total, doubt } = self;
+        let Self { usage, citations, total, doubt } = self;
         let into = match (part, name) {
             (Part::All, br#""prompt_tokens""# | br#""input_tokens""#) => &mut usage.input_tokens,
             (Part::All, br#""completion_tokens""# | br#""output_tokens""#) => &mut usage.output_tokens,
+            (Part::All, br#""citation_tokens""#) => citations,
             (Part::All, br#""total_tokens""#) => total,
             (
                 Part::All,
                 br#""prompt_cache_hit_tokens""# | br#""cached_tokens""# | br#""cache_read_input_tokens""#,
             )
             | (Part::Input, br#""cached_tokens""#) => &mut usage.cache_read_tokens,
-            (Part::All, br#""cache_creation_input_tokens""#) | (Part::Input, br#""cache_write_tokens""#) => {
-                &mut usage.cache_write_tokens
-            }
-            (Part::CacheWrite, br#""ephemeral_1h_input_tokens""#) => &mut usage.cache_write_1h_tokens,
-            (Part::Output, br#""reasoning_tokens""#) => &mut usage.reasoning_tokens,
+            (Part::All | Part::Input, br#""cache_creation_input_tokens""#)
+            | (
+                Part::Input,
+                br#""cache_write_tokens""# | br#""cache_creation_tokens""# | br#""cached_creation_tokens""#,
+            ) => &mut usage.cache_write_tokens,
+            (Part::CacheWrite, br#""ephemeral_1h_input_tokens""#)
+            | (Part::All, br#""claude_cache_creation_1_h_tokens""#) => &mut usage.cache_write_1h_tokens,
+            (Part::All | Part::Output, br#""reasoning_tokens""#) => &mut usage.reasoning_tokens,
             _ => return,
         };
-        match tokens(value) {
-            Count::Of(number) => *into = Some(number),
-            Count::About(number) => (*into, *doubt) = (Some(number), true),
-            Count::Absurd => *doubt = true,
-            Count::No => {}
-        }
+        let number = match tokens(value) {
+            Count::Of(number) => number,
+            Count::About(number) => {
+                *doubt = true;
+                number
+            }
+            Count::Absurd => {
+                *doubt = true;
+                return;
+            }
+            Count::No => return,
+        };
+        *into = (*into).max(Some(number));
     }
 
     fn told(self) -> Option<TokenUsage> {
-        let Self { mut usage, total, doubt } = self;
+        let Self { mut usage, citations, total, doubt } = self;
         if usage.input_tokens.is_none() && usage.output_tokens.is_none() {
             return None;
         }
+        usage.input_tokens = usage.input_tokens.map(|input| input + citations.unwrap_or(0));
         usage.certainty = if doubt { Certainty::Estimated } else { Certainty::Exact };
         Some(usage.normalised(total))
     }
@@ -235,6 +266,7 @@ enum Count {
 
 fn tokens(raw: &[u8]) -> Count {
     let Ok(text) = std::str::from_utf8(raw) else { return Count::No };
+    let text = text.trim_matches('"');
     if let Ok(number) = text.parse::<u64>() {
         return if number > MOST { Count::Absurd } else { Count::Of(number) };
     }
@@ -283,6 +315,76 @@ mod tests {
     }
 
     #[test]
+    fn what_caches_did_is_read_wherever_it_stands() {
+        let dashscope = read(
+            r#"{"prompt_tokens":3019,"completion_tokens":104,"total_tokens":3123,"prompt_tokens_details":
+                {"cached_tokens":0,"cache_creation_input_tokens":2048,"cache_creation":{"ephemeral_5m_input_tokens":2048},
+                 "cache_type":"ephemeral"}}"#,
+        );
+        let written = TokenUsage::new(3019, 104).with_cache_read_tokens(0).with_cache_write_tokens(2048);
+        assert_eq!((dashscope, dashscope.cache_write_1h_tokens), (written, None));
+        let litellm = read(
+            r#"{"prompt_tokens":10,"completion_tokens":5,"total_tokens":15,"prompt_tokens_details":{"cached_tokens":2,
+                "cache_creation_tokens":4,"cache_creation_token_details":{"ephemeral_5m_input_tokens":1,
+                "ephemeral_1h_input_tokens":3}},"cache_creation_input_tokens":4,"cache_read_input_tokens":2}"#,
+        );
+        let both = TokenUsage::new(10, 5).with_cache_read_tokens(2).with_cache_write_tokens(4);
+        assert_eq!(litellm, both.with_cache_write_1h_tokens(3));
+        let new_api = read(
+            r#"{"prompt_tokens":10,"completion_tokens":5,"prompt_tokens_details":{"cached_tokens":2,
+                "cached_creation_tokens":4},"claude_cache_creation_1_h_tokens":3}"#,
+        );
+        assert_eq!(new_api, both.with_cache_write_1h_tokens(3));
+    }
+
+    #[test]
+    fn of_two_names_for_one_count_the_larger_is_meant() {
+        for usage in [
+            r#"{"prompt_tokens":10,"completion_tokens":5,"prompt_tokens_details":{"cached_tokens":4},
+                "completion_tokens_details":{"reasoning_tokens":2},"input_tokens":0,"output_tokens":0,
+                "cached_tokens":0,"reasoning_tokens":0,"input_tokens_details":null}"#,
+            r#"{"input_tokens":0,"output_tokens":0,"cached_tokens":0,"reasoning_tokens":0,"prompt_tokens":10,
+                "completion_tokens":5,"prompt_tokens_details":{"cached_tokens":4},
+                "completion_tokens_details":{"reasoning_tokens":2}}"#,
+        ] {
+            let larger = TokenUsage::new(10, 5).with_cache_read_tokens(4).with_reasoning_tokens(2);
+            assert_eq!(read(usage), larger, "{usage}");
+        }
+    }
+
+    #[test]
+    fn what_only_the_total_tells_is_output_and_leaves_a_doubt() {
+        let gemini = read(r#"{"prompt_tokens":20,"completion_tokens":198,"total_tokens":623}"#);
+        assert_eq!(gemini, TokenUsage::new(20, 603).with_certainty(Certainty::Estimated));
+        let less = read(r#"{"prompt_tokens":20,"completion_tokens":198,"total_tokens":0}"#);
+        assert_eq!(less, TokenUsage::new(20, 198));
+    }
+
+    #[test]
+    fn research_is_counted_beside_prompt_and_answer() {
+        let perplexity = read(
+            r#"{"prompt_tokens":33,"completion_tokens":7163,"total_tokens":7196,"citation_tokens":20016,
+                "num_search_queries":18,"reasoning_tokens":73997}"#,
+        );
+        let all = TokenUsage::new(33 + 20016, 7163 + 73997).with_reasoning_tokens(73997);
+        assert_eq!(perplexity, all.with_certainty(Certainty::Estimated));
+    }
+
+    #[test]
+    fn what_caches_did_beside_the_input_is_added_to_it() {
+        let told = r#"{"prompt_tokens":10,"completion_tokens":5,"total_tokens":1315,"cache_read_input_tokens":1000,
+                       "cache_creation_input_tokens":300}"#;
+        let all = TokenUsage::new(1310, 5).with_cache_read_tokens(1000).with_cache_write_tokens(300);
+        assert_eq!(read(told), all);
+    }
+
+    #[test]
+    fn a_number_in_quotes_is_one() {
+        assert_eq!(read(r#"{"prompt_tokens":"10","completion_tokens":"5.0"}"#), TokenUsage::new(10, 5));
+        assert_eq!(TokenUsage::read(br#"{"prompt_tokens":"","completion_tokens":"ten"}"#), None);
+    }
+
+    #[test]
     fn an_absurd_number_is_as_good_as_none_and_leaves_a_doubt() {
         for absurd in ["-3", "-0.5", "99999999999999999999", "1e80", "1e999", "1073741825"] {
             assert_eq!(
@@ -302,12 +404,28 @@ mod tests {
     }
 
     #[test]
-    fn a_part_cannot_be_more_than_its_whole() {
-        let cached =
-            read(r#"{"prompt_tokens":3,"completion_tokens":1,"prompt_tokens_details":{"cached_tokens":9}}"#);
+    fn a_cache_has_no_more_to_do_with_than_the_prompt() {
+        for (cached, read_tokens, written) in [
+            (r#""cached_tokens":9"#, Some(3), None),
+            (r#""cached_tokens":2,"cache_write_tokens":9"#, Some(2), Some(1)),
+        ] {
+            let usage = format!(
+                r#"{{"prompt_tokens":3,"completion_tokens":1,"total_tokens":4,"prompt_tokens_details":{{{cached}}}}}"#
+            );
+            let mut clamped = TokenUsage::new(3, 1).with_certainty(Certainty::Estimated);
+            (clamped.cache_read_tokens, clamped.cache_write_tokens) = (read_tokens, written);
+            assert_eq!(read(&usage), clamped, "{usage}");
+        }
+    }
+
+    #[test]
+    fn thoughts_that_are_more_than_the_output_stand_beside_it() {
+        let thought = read(
+            r#"{"prompt_tokens":3,"completion_tokens":1,"completion_tokens_details":{"reasoning_tokens":9}}"#,
+        );
         assert_eq!(
-            cached,
-            TokenUsage::new(3, 1).with_cache_read_tokens(3).with_certainty(Certainty::Estimated)
+            thought,
+            TokenUsage::new(3, 10).with_reasoning_tokens(9).with_certainty(Certainty::Estimated)
         );
         assert_eq!(read(r#"{"prompt_tokens":3.0,"completion_tokens":1}"#), TokenUsage::new(3, 1));
     }
