@@ -274,3 +274,20 @@ async fn cohere_answers_whole_and_streamed() {
     assert_eq!(chunks[1]["choices"][0]["finish_reason"], "length");
     assert_eq!(chunks[2]["usage"]["total_tokens"], 6);
 }
+
+#[tokio::test]
+async fn of_cohere_counts_what_it_bills_and_not_what_its_model_was_given() {
+    let meta = json!({
+        "billed_units": { "input_tokens": 5.0, "output_tokens": 2.0 }, "tokens": { "input_tokens": 71, "output_tokens": 2 },
+    });
+    let said = json!([{ "role": "CHATBOT", "message": "Hi" }]);
+    let whole = json!({ "text": "Hi", "finish_reason": "COMPLETE", "meta": meta, "chat_history": said });
+    let whole = whole_answer(Dialect::Cohere, &whole).await;
+    assert_eq!(whole.usage(), Some(&TokenUsage::new(5, 2)));
+    let end = json!({
+        "is_finished": true, "event_type": "stream-end", "finish_reason": "COMPLETE", "response": { "meta": meta },
+    });
+    let chunks = streamed_answer(Dialect::Cohere, &[format!("{end}\n")]).await;
+    let usage = json!({ "prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7 });
+    assert_eq!(chunks.last().unwrap()["usage"], usage);
+}

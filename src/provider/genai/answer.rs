@@ -2,7 +2,7 @@
 
 use super::{dialect::Wire, fault, usage};
 use crate::{
-    CallId, Completion, Error,
+    CallId, Completion, Error, TokenUsage,
     clock::{Clock, SystemClock},
     price::ServiceTier,
     provider::openai::origin::Origin,
@@ -30,7 +30,9 @@ pub(super) fn completion(wire: Wire, origin: &Origin, answer: ChatResponse) -> R
     }
     let reason = finish_reason(answer.stop_reason.as_ref(), !content.calls.is_empty());
     let says_something = !content.text.is_empty() || !content.calls.is_empty();
-    let usage = usage::json(wire, &answer.usage, says_something);
+    let billed =
+        raw.pointer("/meta/billed_units").and_then(|units| TokenUsage::read(units.to_string().as_bytes()));
+    let usage = usage::json(wire, &usage::billed(answer.usage, billed), says_something);
     let message = content.into_message(answer.reasoning_content);
 
     let model = text(&["model", "modelVersion"]).unwrap_or_else(|| origin.model.to_string());

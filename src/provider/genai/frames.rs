@@ -1,6 +1,6 @@
 //! What genai does not tell of a stream.
 
-use crate::json;
+use crate::{TokenUsage, json};
 use ::genai::chat::{ChatFrameSink, FrameCtx, RawFrameRef};
 use bytes::Bytes;
 use serde_json::value::RawValue;
@@ -15,6 +15,8 @@ pub(super) struct Seen {
     pub(super) any: bool,
     pub(super) id: Option<String>,
     pub(super) model: Option<String>,
+    /// What Cohere bills.
+    pub(super) billed: Option<TokenUsage>,
     /// Ollama has marked the end.
     pub(super) done: bool,
     /// Gemini has refused the prompt.
@@ -56,6 +58,11 @@ impl Seen {
                 br#""message""# if self.id.is_none() && json::member(value, "id").is_some() => {
                     self.id = json::member(value, "id").and_then(text);
                     self.model = json::member(value, "model").and_then(text);
+                }
+                br#""response""# => {
+                    let units =
+                        json::member(value, "meta").and_then(|meta| json::member(meta, "billed_units"));
+                    self.billed = units.and_then(TokenUsage::read).or(self.billed);
                 }
                 br#""done""# => self.done |= value == b"true",
                 br#""promptFeedback""# => self.blocked |= json::member(value, "blockReason").is_some(),

@@ -135,7 +135,10 @@ impl Chunks {
         self.close_calls();
         let calls = !self.calls.is_empty();
         self.delta(json!({}), Some(&answer::finish_reason(reason, calls)));
-        let usage = end.captured_usage.and_then(|usage| usage::json(self.wire, &usage, self.spoke || calls));
+        let billed = self.frames.look(|seen| seen.billed);
+        let usage = end
+            .captured_usage
+            .and_then(|usage| usage::json(self.wire, &usage::billed(usage, billed), self.spoke || calls));
         if let Some(usage) = usage {
             let mut chunk = self.head();
             chunk["choices"] = json!([]);

@@ -1,8 +1,20 @@
 //! What a call used up.
 
 use super::dialect::Wire;
+use crate::TokenUsage;
 use ::genai::chat::Usage;
 use serde_json::{Value, json};
+
+/// Where a provider says what it bills besides what its model was given, that is meant.
+pub(super) fn billed(mut usage: Usage, billed: Option<TokenUsage>) -> Usage {
+    if let Some(billed) = billed {
+        let count = |tokens: Option<u64>| tokens.and_then(|tokens| i32::try_from(tokens).ok());
+        usage.prompt_tokens = count(billed.input_tokens);
+        usage.completion_tokens = count(billed.output_tokens);
+        usage.total_tokens = None;
+    }
+    usage
+}
 
 /// In OpenAI's spelling, cached tokens among the input and thoughts among the output; what is not known is left out.
 pub(super) fn json(wire: Wire, usage: &Usage, says_something: bool) -> Option<Value> {
