@@ -547,6 +547,30 @@ fn a_file_that_is_locked_for_longer_than_is_waited_is_refused() {
     assert_eq!(refused(&directory.db()), LedgerErrorKind::Locked);
 }
 
+/// Gives a file of SQLite another name, with those that belong to it.
+#[cfg(unix)]
+fn moved(from: &Path, to: &Path) {
+    for end in ["", "-wal", "-shm"] {
+        let with = |path: &Path| format!("{}{end}", path.display());
+        let _ = fs::rename(with(from), with(to));
+    }
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn a_reader_reads_the_file_that_stands_there_now() {
+    let directory = Directory::new();
+    let (path, aside) = (directory.db(), directory.0.join("aside.db"));
+    ledger(&path).write(&[event(1), event(2)]).unwrap();
+    let reader = LedgerReader::open(&path).await.unwrap();
+    assert_eq!(reader.totals(&all()).await.unwrap().calls, 2);
+    moved(&path, &aside);
+    assert_eq!(reader.totals(&all()).await.unwrap_err().kind(), LedgerErrorKind::Unreachable);
+    ledger(&path).write(&[event(3)]).unwrap();
+    assert_eq!(reader.totals(&all()).await.unwrap().calls, 1);
+    assert_eq!(LedgerReader::open(&aside).await.unwrap().totals(&all()).await.unwrap().calls, 2);
+}
+
 #[cfg(unix)]
 #[tokio::test]
 async fn what_is_recorded_while_the_file_is_gone_waits_for_it() {
@@ -555,12 +579,6 @@ async fn what_is_recorded_while_the_file_is_gone_waits_for_it() {
     let mut store = ledger(&path);
     store.write(&[event(1)]).unwrap();
     let aside = directory.0.join("aside.db");
-    let moved = |from: &Path, to: &Path| {
-        for end in ["", "-wal", "-shm"] {
-            let with = |path: &Path| format!("{}{end}", path.display());
-            let _ = fs::rename(with(from), with(to));
-        }
-    };
     moved(&path, &aside);
     let error = store.write(&[event(2)]).unwrap_err();
     let error = error.downcast::<LedgerError>().unwrap();

@@ -6,6 +6,7 @@ use super::{
 };
 use crate::{
     CallId,
+    sqlite::FileId,
     usage::{DepartmentSums, GroupBy, QueueSink, UsageGroup, UsageQuery, UsageTotals, Window, query::Sums},
 };
 use rusqlite::{Connection, OpenFlags};
@@ -23,7 +24,7 @@ use tokio::sync::Semaphore;
 /// Needs a tokio runtime: each query runs on one of its threads for blocking work, over a connection that can only read.
 /// Four do at once; others wait for their turn, for whoever opened connections for all of them would be slower.
 /// It reads the events of the department, if one is asked for; else of the time; without either, all. A file of an older
-/// version is asked all the same, by time only.
+/// version is asked all the same, by time only. Where another file takes its place, that one is asked from then on.
 ///
 /// # Cancel safety
 ///
@@ -40,6 +41,8 @@ pub struct LedgerReader {
 struct Asked {
     connection: Connection,
     version: i64,
+    /// Another may take its place.
+    file: Option<FileId>,
 }
 
 /// How long a lock is waited for: in WAL mode readers meet one only while somebody opens or closes the file.
@@ -194,10 +197,11 @@ impl LedgerReader {
         let turn = Arc::clone(&self.turns).acquire_owned().await.expect("it is never closed");
         let asked = tokio::task::spawn_blocking(move || {
             let _turn = turn;
-            let idle = reader.idle().pop();
+            let file = FileId::of(&reader.path);
+            let idle = reader.idle().pop().filter(|asked| asked.file == file);
             let asked = match idle {
                 Some(asked) => asked,
-                None => reader.connect()?,
+                None => reader.connect(file)?,
             };
             let answer = query(&asked.connection, asked.version)
                 .map_err(|error| LedgerError::of(&reader.path, error))?;
@@ -207,10 +211,10 @@ impl LedgerReader {
         asked.await.unwrap_or_else(|error| Err(LedgerError::failed(&self.path, error)))
     }
 
-    fn connect(&self) -> Result<Asked, LedgerError> {
+    fn connect(&self, file: Option<FileId>) -> Result<Asked, LedgerError> {
         let connection = open(&self.path, OpenFlags::SQLITE_OPEN_READ_ONLY, BUSY)?;
         let version = SCHEMA.verify(&connection).map_err(|problem| LedgerError::of(&self.path, problem))?;
-        Ok(Asked { connection, version })
+        Ok(Asked { connection, version, file })
     }
 
     /// Closes the connections that nobody asks by at the moment: whoever writes is then the last, and leaves one file.
