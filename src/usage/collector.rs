@@ -63,8 +63,8 @@ impl Collector {
     ///
     /// The ledger cannot be opened, or what is beside it cannot be read.
     pub fn start(redis: &Redis, name: &str, path: impl AsRef<Path>) -> Result<Self, BoxError> {
-        // What is lost by a power failure is copied again.
-        let ledger = SqliteLedger::open(path, Durability::Kill)?;
+        // Nothing is copied again that the cursor tells of, so that it has to outlast a power failure as the cursor may.
+        let ledger = SqliteLedger::open(path, Durability::PowerLoss)?;
         let mut cursor = ledger.path().as_os_str().to_owned();
         cursor.push("-cursor");
         let cursor = PathBuf::from(cursor);
