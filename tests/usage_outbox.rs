@@ -269,6 +269,26 @@ async fn an_event_that_its_store_refuses_for_ever_is_moved_away_and_blocks_no_ot
 }
 
 #[tokio::test]
+async fn what_is_moved_away_can_be_read_though_its_file_was_not_even_begun() {
+    for begun in [&b""[..], b"llmus", b"llmusage\x01\0"] {
+        let directory = Directory::new();
+        fs::write(directory.join("refused.log"), begun).unwrap();
+        let store = Elsewhere(Arc::new(Mutex::new(Contents {
+            refused: vec![1],
+            says_so: true,
+            ..Contents::default()
+        })));
+        let (sink, worker) = start(&directory, &store);
+        record(&sink, events(0..3)).await;
+        store.until(2).await;
+        drop(sink);
+        assert_eq!(worker.shutdown(SECONDS).await.log.refused, 1);
+        let aside = Outbox::read(directory.join("refused.log")).unwrap();
+        assert_eq!(aside.iter().map(number).collect::<Vec<_>>(), [1], "{begun:?}");
+    }
+}
+
+#[tokio::test]
 async fn while_the_store_is_down_nothing_is_moved_away() {
     let (directory, store) = (Directory::new(), Elsewhere::down());
     let (sink, worker) = start(&directory, &store);

@@ -12,7 +12,7 @@ use fs4::{FileExt, TryLockError};
 use std::{
     collections::VecDeque,
     fs::{File, Metadata, OpenOptions},
-    io::{self, Write as _},
+    io::Write as _,
     path::{Path, PathBuf},
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
@@ -248,7 +248,7 @@ impl Log {
         let id = fastrand::u128(..);
         let file = segment::create(&path, id)?;
         if self.durability == Durability::PowerLoss {
-            let synced = file.sync_all().and_then(|()| sync_directory(&self.shared.directory));
+            let synced = file.sync_all().and_then(|()| segment::sync_directory(&self.shared.directory));
             if let Err(error) = synced {
                 let _ = std::fs::remove_file(&path);
                 return Err(OutboxError::of(&path, error));
@@ -351,15 +351,4 @@ fn is_removed(found: &Metadata) -> bool {
 #[cfg(not(unix))]
 fn is_removed(_: &Metadata) -> bool {
     false
-}
-
-#[cfg(unix)]
-fn sync_directory(directory: &Path) -> io::Result<()> {
-    File::open(directory)?.sync_all()
-}
-
-/// Elsewhere a directory cannot be opened as a file.
-#[cfg(not(unix))]
-fn sync_directory(_: &Path) -> io::Result<()> {
-    Ok(())
 }

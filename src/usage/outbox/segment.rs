@@ -80,9 +80,20 @@ pub(super) fn append(event: &UsageEvent, into: &mut Vec<u8>) -> io::Result<()> {
 /// Appends an event to a file of its own, which is made if there is none.
 pub(super) fn append_to(path: &Path, event: &UsageEvent) -> Result<(), OutboxError> {
     let failed = |error| OutboxError::of(path, error);
+    let begin = || {
+        let file = create(path, fastrand::u128(..))?;
+        // Else a power failure may take the whole file.
+        path.parent().map_or(Ok(()), sync_directory).map_err(failed)?;
+        Ok(file)
+    };
     let mut file = match path.exists() {
-        true => OpenOptions::new().append(true).open(path).map_err(failed)?,
-        false => create(path, fastrand::u128(..))?,
+        false => begin()?,
+        true if read_head(path)?.is_some() => OpenOptions::new().append(true).open(path).map_err(failed)?,
+        // Whoever began it was killed just then.
+        true => {
+            std::fs::remove_file(path).map_err(failed)?;
+            begin()?
+        }
     };
     let mut record = Vec::new();
     append(event, &mut record).map_err(failed)?;
@@ -190,4 +201,15 @@ pub(super) fn number(path: &Path) -> Option<u64> {
     let name = path.file_name()?.to_str()?;
     let digits = name.strip_suffix(".log")?;
     (digits.len() == 20).then(|| digits.parse().ok()).flatten()
+}
+
+#[cfg(unix)]
+pub(super) fn sync_directory(directory: &Path) -> io::Result<()> {
+    File::open(directory)?.sync_all()
+}
+
+/// Elsewhere a directory cannot be opened as a file.
+#[cfg(not(unix))]
+pub(super) fn sync_directory(_: &Path) -> io::Result<()> {
+    Ok(())
 }
