@@ -329,6 +329,28 @@ async fn a_cost_that_does_not_fit_is_an_error_and_not_a_wrong_sum() {
     assert_eq!(reader.totals(&all().with_agent("nobody")).await.unwrap().calls, 0);
 }
 
+#[tokio::test]
+async fn a_reader_tells_of_no_more_groups_than_it_is_asked_to() {
+    let directory = Directory::new();
+    let days = |day: u64| {
+        let mut event = event(day.into());
+        event.ended_at = UNIX_EPOCH + Duration::from_secs(day * 24 * 3600);
+        event.context = RequestContext::new().with_departments([format!("d{}", day % 3)]);
+        event
+    };
+    ledger(&directory.db()).write(&(0..59).map(days).collect::<Vec<_>>()).unwrap();
+    let reader = LedgerReader::open(directory.db()).await.unwrap();
+    let two = reader.clone().with_most_groups(2);
+    assert_eq!(two.totals(&all()).await.unwrap().calls, 59);
+    // Of 59 days are two months.
+    assert_eq!(two.totals_by(&all(), &[GroupBy::Month]).await.unwrap().len(), 2);
+    let error = two.totals_by(&all(), &[GroupBy::Day]).await.unwrap_err();
+    assert_eq!(error.kind(), LedgerErrorKind::TooManyGroups);
+    let error = two.department_sums(&all(), &[]).await.unwrap_err();
+    assert_eq!(error.kind(), LedgerErrorKind::TooManyGroups);
+    assert_eq!(reader.totals_by(&all(), &[GroupBy::Day]).await.unwrap().len(), 59);
+}
+
 #[test]
 fn every_field_is_in_its_column() {
     let directory = Directory::new();

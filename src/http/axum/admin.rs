@@ -244,15 +244,20 @@ pub use self::usage::{UsageQuestion, usage};
 #[cfg(feature = "rusqlite")]
 mod usage {
     use super::{
-        Caller, ErrorResponse, Handle, Map, Response, Value, forbidden, invalid, json, json_response,
-        not_found, told, unavailable,
+        Caller, ErrorResponse, Handle, Response, forbidden, invalid, json_response, not_found, told,
+        unavailable,
     };
     use crate::{
         clock::{Clock, SystemClock},
-        usage::{GroupBy, LedgerError, LedgerReader, Outcome, UsageQuery, UsageTotals, Window},
+        usage::{
+            GroupBy, LedgerError, LedgerErrorKind, LedgerReader, Outcome, UsageQuery, UsageTotals, Window,
+        },
     };
-    use serde::Deserialize;
-    use std::time::{Duration, SystemTime};
+    use serde::{Deserialize, Serialize};
+    use std::{
+        collections::BTreeMap,
+        time::{Duration, SystemTime},
+    };
 
     /// What to ask the ledger, as in `?department=r-and-d&by=model,day&from=2026-11-01`. `None` is a question that cannot be read.
     #[derive(Debug, Clone, Default, Deserialize)]
@@ -290,7 +295,8 @@ mod usage {
     ///
     /// # Errors
     ///
-    /// 403 for others, 404 if it is not recorded, 400 for a question that cannot be read, 503 if the ledger cannot be.
+    /// 403 for others, 404 if it is not recorded, 400 for a question that cannot be read or has an answer of more than 50,000
+    /// groups, 503 if the ledger cannot be.
     pub async fn usage(
         handle: &Handle,
         caller: &Caller,
@@ -304,12 +310,23 @@ mod usage {
         };
         let question = question.ok_or_else(|| invalid("a parameter is unknown or stands twice"))?;
         let (query, by) = read(question).map_err(|name| invalid(&format!("`{name}` is not valid")))?;
-        let answer = answer(ledger, &query, &by).await.map_err(|error| {
-            told(&error, "the ledger cannot be read");
-            unavailable("usage_store_unavailable", "the record of usage cannot be read")
-        })?;
-        Ok(json_response(answer.to_string()))
+        let ledger = ledger.clone().with_most_groups(MOST_GROUPS);
+        match answer(&ledger, &query, &by).await {
+            Ok(answer) => Ok(json_response(answer)),
+            Err(error) if error.kind() == LedgerErrorKind::TooManyGroups => {
+                let message =
+                    format!("`by` makes more than {MOST_GROUPS} groups: ask for a part, or for fewer kinds");
+                Err(invalid(&message))
+            }
+            Err(error) => {
+                told(&error, "the ledger cannot be read");
+                Err(unavailable("usage_store_unavailable", "the record of usage cannot be read"))
+            }
+        }
     }
+
+    /// How many groups are told of at once, over events and over departments: some ten megabytes of JSON each.
+    const MOST_GROUPS: usize = 50_000;
 
     /// The query, or the name of the parameter at fault.
     fn read(question: &UsageQuestion) -> Result<(UsageQuery, Vec<GroupBy>), &'static str> {
@@ -389,7 +406,57 @@ mod usage {
         GROUPS.iter().find(|(known, _)| *known == name).map(|(_, group)| *group)
     }
 
-    async fn answer(reader: &LedgerReader, query: &UsageQuery, by: &[GroupBy]) -> Result<Value, LedgerError> {
+    #[derive(Serialize)]
+    struct Answer<'a> {
+        /// Each call in full for every department that it is charged to.
+        department_sums: Vec<DepartmentSum<'a>>,
+        groups: Vec<Group<'a>>,
+        /// Each call once.
+        totals: Sums,
+    }
+
+    #[derive(Serialize)]
+    struct DepartmentSum<'a> {
+        department: Option<&'a str>,
+        key: Key<'a>,
+        sums: Sums,
+    }
+
+    #[derive(Serialize)]
+    struct Group<'a> {
+        key: Key<'a>,
+        totals: Sums,
+    }
+
+    type Key<'a> = BTreeMap<&'static str, Option<&'a str>>;
+
+    #[derive(Serialize)]
+    struct Sums {
+        cache_read_tokens: u64,
+        cache_write_1h_tokens: u64,
+        cache_write_tokens: u64,
+        calls: u64,
+        cost_nano_usd: i64,
+        cost_usd: String,
+        estimated_calls: u64,
+        input_tokens: u64,
+        latency_seconds: f64,
+        output_tokens: u64,
+        reasoning_tokens: u64,
+        saved_calls: u64,
+        saved_cost_nano_usd: i64,
+        saved_cost_usd: String,
+        saved_input_tokens: u64,
+        saved_output_tokens: u64,
+        unpriced_calls: u64,
+        unpriced_saved_calls: u64,
+    }
+
+    async fn answer(
+        reader: &LedgerReader,
+        query: &UsageQuery,
+        by: &[GroupBy],
+    ) -> Result<String, LedgerError> {
         // Each waits for what was just recorded: at once, so that an outage is waited for once.
         let (totals, groups, departments) = futures_util::future::try_join3(
             reader.totals(query),
@@ -397,47 +464,48 @@ mod usage {
             reader.department_sums(query, by),
         )
         .await?;
-        let named = |key: &[Option<Box<str>>]| -> Map<String, Value> {
-            let name = |group: &GroupBy| {
-                GROUPS.iter().find(|(_, known)| known == group).map_or("", |(name, _)| *name)
-            };
-            by.iter().zip(key).map(|(group, value)| (name(group).to_owned(), json!(value))).collect()
+        let named = |key| named(by, key);
+        let groups = groups.iter().map(|group| Group { key: named(&group.key), totals: sums(&group.totals) });
+        let departments = departments.iter().map(|sum| DepartmentSum {
+            department: sum.department.as_deref(),
+            key: named(&sum.key),
+            sums: sums(&sum.sums),
+        });
+        let answer = Answer {
+            department_sums: departments.collect(),
+            groups: groups.collect(),
+            totals: sums(&totals),
         };
-        let groups =
-            groups.iter().map(|group| json!({ "key": named(&group.key), "totals": sums(&group.totals) }));
-        let departments = departments.iter().map(
-            |sum| json!({ "department": sum.department, "key": named(&sum.key), "sums": sums(&sum.sums) }),
-        );
-        Ok(json!({
-            // Each call once.
-            "totals": sums(&totals),
-            "groups": groups.collect::<Vec<_>>(),
-            // Each call in full for every department that it is charged to.
-            "department_sums": departments.collect::<Vec<_>>(),
-        }))
+        Ok(serde_json::to_string(&answer).expect("names are texts, and times are numbers"))
     }
 
-    fn sums(totals: &UsageTotals) -> Value {
-        json!({
-            "calls": totals.calls,
-            "estimated_calls": totals.estimated_calls,
-            "unpriced_calls": totals.unpriced_calls,
-            "input_tokens": tokens(totals.input_tokens),
-            "output_tokens": tokens(totals.output_tokens),
-            "cache_read_tokens": tokens(totals.cache_read_tokens),
-            "cache_write_tokens": tokens(totals.cache_write_tokens),
-            "cache_write_1h_tokens": tokens(totals.cache_write_1h_tokens),
-            "reasoning_tokens": tokens(totals.reasoning_tokens),
-            "cost_nano_usd": totals.cost.nanos(),
-            "cost_usd": totals.cost.to_string(),
-            "saved_calls": totals.saved_calls,
-            "unpriced_saved_calls": totals.unpriced_saved_calls,
-            "saved_input_tokens": tokens(totals.saved_input_tokens),
-            "saved_output_tokens": tokens(totals.saved_output_tokens),
-            "saved_cost_nano_usd": totals.saved_cost.nanos(),
-            "saved_cost_usd": totals.saved_cost.to_string(),
-            "latency_seconds": totals.latency.as_secs_f64(),
-        })
+    fn named<'a>(by: &[GroupBy], key: &'a [Option<Box<str>>]) -> Key<'a> {
+        let name =
+            |group: &GroupBy| GROUPS.iter().find(|(_, known)| known == group).map_or("", |(name, _)| *name);
+        by.iter().zip(key).map(|(group, value)| (name(group), value.as_deref())).collect()
+    }
+
+    fn sums(totals: &UsageTotals) -> Sums {
+        Sums {
+            cache_read_tokens: tokens(totals.cache_read_tokens),
+            cache_write_1h_tokens: tokens(totals.cache_write_1h_tokens),
+            cache_write_tokens: tokens(totals.cache_write_tokens),
+            calls: totals.calls,
+            cost_nano_usd: totals.cost.nanos(),
+            cost_usd: totals.cost.to_string(),
+            estimated_calls: totals.estimated_calls,
+            input_tokens: tokens(totals.input_tokens),
+            latency_seconds: totals.latency.as_secs_f64(),
+            output_tokens: tokens(totals.output_tokens),
+            reasoning_tokens: tokens(totals.reasoning_tokens),
+            saved_calls: totals.saved_calls,
+            saved_cost_nano_usd: totals.saved_cost.nanos(),
+            saved_cost_usd: totals.saved_cost.to_string(),
+            saved_input_tokens: tokens(totals.saved_input_tokens),
+            saved_output_tokens: tokens(totals.saved_output_tokens),
+            unpriced_calls: totals.unpriced_calls,
+            unpriced_saved_calls: totals.unpriced_saved_calls,
+        }
     }
 
     /// Sums of tokens fit, or a few thousand years have passed.
@@ -448,6 +516,12 @@ mod usage {
     #[cfg(test)]
     mod tests {
         use super::*;
+        use crate::{ChatBody, LlmRequest, RequestContext, config::Config, stack::stack};
+        use axum_core::response::IntoResponse as _;
+        use http::StatusCode;
+        use http_body_util::BodyExt as _;
+        use serde_json::Value;
+        use tower::ServiceExt as _;
 
         #[test]
         fn times_are_those_of_rfc_3339_wherever_they_were_written() {
@@ -472,6 +546,47 @@ mod usage {
             ] {
                 assert_eq!(time(bad), None, "{bad}");
             }
+        }
+
+        #[tokio::test]
+        async fn an_answer_of_too_many_groups_is_refused_and_says_why() {
+            let directory = std::env::temp_dir().join(format!("llm-layers-groups-{}", std::process::id()));
+            std::fs::create_dir_all(&directory).unwrap();
+            let config = format!(
+                r#"
+                usage.path = '{}'
+                providers.echo = {{ kind = "echo", models = ["small"] }}
+                keys = [{{ key = "root-key", user = "root", admin = true }}]
+                "#,
+                directory.join("usage.db").display()
+            );
+            let (service, handle) = stack(Config::parse(&config).unwrap()).await.unwrap();
+            let root = handle.caller(Some(b"root-key")).unwrap();
+            let asked = |by: &str| {
+                let question = UsageQuestion { by: Some(by.into()), ..UsageQuestion::default() };
+                let (handle, root) = (&handle, &root);
+                async move { usage(handle, root, Some(&question)).await }
+            };
+            let body = ChatBody::builder().user("Hi").build().unwrap();
+            let departments: Vec<_> = (0..500).map(|number| format!("department-{number}")).collect();
+            let users = MOST_GROUPS / departments.len();
+            for user in 0..=users {
+                if user == users {
+                    assert_eq!(asked("user,model").await.unwrap().status(), StatusCode::OK);
+                }
+                let mut request = LlmRequest::new("echo/small", body.clone());
+                request.context = RequestContext::new()
+                    .with_user_id(format!("user-{user}"))
+                    .with_departments(departments.iter().map(String::as_str));
+                service.clone().oneshot(request).await.unwrap();
+            }
+            let refused = asked("user,model").await.unwrap_err().into_response();
+            assert_eq!(refused.status(), StatusCode::BAD_REQUEST);
+            let body = refused.into_body().collect().await.unwrap().to_bytes();
+            let body: Value = serde_json::from_slice(&body).unwrap();
+            assert!(body["error"]["message"].as_str().unwrap().starts_with("`by` makes more than"), "{body}");
+            assert_eq!(asked("model").await.unwrap().status(), StatusCode::OK);
+            std::fs::remove_dir_all(&directory).unwrap();
         }
 
         #[test]

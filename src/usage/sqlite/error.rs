@@ -6,5 +6,7 @@ crate::sqlite::file_error! {
     LedgerErrorKind {
         /// Sums of money in it are more than [`NanoUsd::MAX`](crate::price::NanoUsd::MAX).
         Overflow => "sums of money are too large",
+        /// There are more groups than were [asked for](crate::usage::LedgerReader::with_most_groups).
+        TooManyGroups => "there are more groups than were asked for",
     }
 }

@@ -35,6 +35,7 @@ pub struct LedgerReader {
     idle: Arc<Mutex<Vec<Asked>>>,
     turns: Arc<Semaphore>,
     behind: Option<Behind>,
+    most_groups: usize,
 }
 
 /// A connection, and the version of the tables when it was opened: newer ones have the old columns too.
@@ -62,8 +63,8 @@ impl LedgerReader {
     /// [`Failed`](LedgerErrorKind::Failed).
     pub async fn open(path: impl AsRef<Path>) -> Result<Self, LedgerError> {
         let path = absolute(path.as_ref())?;
-        let reader =
-            Self { path, idle: Arc::default(), turns: Arc::new(Semaphore::new(CONNECTIONS)), behind: None };
+        let turns = Arc::new(Semaphore::new(CONNECTIONS));
+        let reader = Self { path, idle: Arc::default(), turns, behind: None, most_groups: usize::MAX };
         reader.run(|_, _| Ok(())).await?;
         Ok(reader)
     }
@@ -86,6 +87,13 @@ impl LedgerReader {
         collector: &crate::usage::Collector,
     ) -> Self {
         self.behind = Some(Behind::Copy(sink.clone(), collector.shared()));
+        self
+    }
+
+    /// Tells of no more groups than these, for they are all in memory at once: there is no bound unless told.
+    #[must_use]
+    pub const fn with_most_groups(mut self, groups: usize) -> Self {
+        self.most_groups = groups;
         self
     }
 
@@ -133,7 +141,7 @@ impl LedgerReader {
     ///
     /// # Errors
     ///
-    /// As [`totals`](Self::totals).
+    /// As [`totals`](Self::totals), and [`TooManyGroups`](LedgerErrorKind::TooManyGroups).
     pub async fn totals_by(
         &self,
         query: &UsageQuery,
@@ -147,7 +155,7 @@ impl LedgerReader {
     ///
     /// # Errors
     ///
-    /// As [`totals`](Self::totals).
+    /// As [`totals_by`](Self::totals_by).
     pub async fn department_sums(
         &self,
         query: &UsageQuery,
@@ -172,11 +180,14 @@ impl LedgerReader {
             // An outage is no reason not to tell of what was before it.
             let _ = tokio::time::timeout(PATIENCE, behind.catch_up()).await;
         }
-        let (query, groups) = (query.clone(), groups.to_vec());
+        let (query, groups, most) = (query.clone(), groups.to_vec(), self.most_groups);
         let sums = self
-            .run(move |connection, version| select::run(connection, &query, &over, &groups, version))
+            .run(move |connection, version| select::run(connection, &query, &over, &groups, version, most))
             .await?;
-        self.add_up(sums, row)
+        match sums.len() > most {
+            true => Err(LedgerError::new(&self.path, LedgerErrorKind::TooManyGroups)),
+            false => self.add_up(sums, row),
+        }
     }
 
     fn add_up<T>(

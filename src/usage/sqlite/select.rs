@@ -44,19 +44,22 @@ pub(crate) struct Charged {
     pub(crate) cost: NanoUsd,
 }
 
-/// Runs a query over tables of this version; what is in no group is not in the answer.
+/// Runs a query over tables of this version; what is in no group is not in the answer. Ends with the first group beyond `most`.
 pub(super) fn run(
     connection: &Connection,
     query: &UsageQuery,
     over: &Over,
     groups: &[GroupBy],
     version: i64,
+    most: usize,
 ) -> rusqlite::Result<BTreeMap<Key, Sums>> {
     let (sql, values) = statement(query, over, groups, version >= TIMED_DEPARTMENTS);
     let mut sums = BTreeMap::<Key, Sums>::new();
     let mut statement = connection.prepare_cached(&sql)?;
     let mut rows = statement.query(rusqlite::params_from_iter(values))?;
-    while let Some(row) = rows.next()? {
+    while sums.len() <= most
+        && let Some(row) = rows.next()?
+    {
         let (key, more) = read(row, groups)?;
         // Months come in days.
         sums.entry(key).or_default().add(&more);
@@ -79,7 +82,7 @@ pub(super) fn charged(
     };
     if version < LEASED {
         let query = UsageQuery::new().with_department(department).within(window);
-        let sums = run(connection, &query, &Over::Events, &[], version)?.into_values().next();
+        let sums = run(connection, &query, &Over::Events, &[], version, 1)?.into_values().next();
         let totals = sums.unwrap_or_default().totals();
         return Ok(totals.map(|totals| Charged {
             requests: totals.calls.saturating_sub(totals.saved_calls),
