@@ -844,8 +844,12 @@ async fn what_was_used_is_recorded_and_told_to_who_may_know() {
     let refused = gateway.send("GET", "/v1/usage", &[one], b"").await;
     assert_eq!((refused.status, &refused.json()["error"]["code"]), (403, &json!("not_admin")));
     let root = ("authorization", "Bearer root");
-    for wrong in ["?window=year", "?by=colour", "?from=yesterday", "?outcome=fine", "?secret=1"] {
-        let reply = gateway.send("GET", &format!("/v1/usage{wrong}"), &[root], b"").await;
-        assert_eq!(reply.status, 400, "{wrong}: {}", reply.body);
+    for (name, wrong) in
+        [("window", "year"), ("by", "colour"), ("from", "yesterday"), ("outcome", "fine"), ("secret", "1")]
+    {
+        let reply = gateway.send("GET", &format!("/v1/usage?{name}={wrong}"), &[root], b"").await;
+        assert_eq!(reply.status, 400, "{name}: {}", reply.body);
+        assert!(reply.body.contains(&format!("`{name}`")), "{}", reply.body);
     }
+    assert_eq!(gateway.send("GET", "/v1/usage?by=model&by=day", &[root], b"").await.status, 400);
 }

@@ -253,7 +253,7 @@ mod usage {
             GroupBy, LedgerError, LedgerErrorKind, LedgerReader, Outcome, UsageQuery, UsageTotals, Window,
         },
     };
-    use serde::{Deserialize, Serialize};
+    use serde::{Deserialize, Serialize, de::IgnoredAny};
     use std::{
         collections::BTreeMap,
         time::{Duration, SystemTime},
@@ -261,7 +261,7 @@ mod usage {
 
     /// What to ask the ledger, as in `?department=r-and-d&by=model,day&from=2026-11-01`. `None` is a question that cannot be read.
     #[derive(Debug, Clone, Default, Deserialize)]
-    #[serde(default, deny_unknown_fields)]
+    #[serde(default)]
     #[non_exhaustive]
     pub struct UsageQuestion {
         /// Only calls of this agent.
@@ -289,6 +289,9 @@ mod usage {
         /// What the sums are told by, with commas between them. Those over departments are told by department whether it is
         /// among them or not.
         pub by: Option<String>,
+        /// What is none of these.
+        #[serde(flatten)]
+        unknown: BTreeMap<String, IgnoredAny>,
     }
 
     /// What was used, for an administrator.
@@ -308,7 +311,7 @@ mod usage {
         let Some(ledger) = handle.usage() else {
             return Err(not_found("usage_disabled", "usage is not recorded here"));
         };
-        let question = question.ok_or_else(|| invalid("a parameter is unknown or stands twice"))?;
+        let question = question.ok_or_else(|| invalid("a parameter stands twice"))?;
         let (query, by) = read(question).map_err(|name| invalid(&format!("`{name}` is not valid")))?;
         let ledger = ledger.clone().with_most_groups(MOST_GROUPS);
         match answer(&ledger, &query, &by).await {
@@ -329,7 +332,10 @@ mod usage {
     const MOST_GROUPS: usize = 50_000;
 
     /// The query, or the name of the parameter at fault.
-    fn read(question: &UsageQuestion) -> Result<(UsageQuery, Vec<GroupBy>), &'static str> {
+    fn read(question: &UsageQuestion) -> Result<(UsageQuery, Vec<GroupBy>), &str> {
+        if let Some(unknown) = question.unknown.keys().next() {
+            return Err(unknown);
+        }
         let mut query = UsageQuery::new();
         let mut only = |value: &Option<String>, with: fn(UsageQuery, String) -> UsageQuery| {
             if let Some(value) = value {
@@ -366,8 +372,14 @@ mod usage {
             .unwrap_or_default()
             .split(',')
             .filter(|name| !matches!(*name, "" | "department"));
-        let by = by.map(|name| group(name).ok_or("by")).collect::<Result<_, _>>()?;
-        Ok((query, by))
+        let mut groups = Vec::new();
+        for name in by {
+            let group = group(name).ok_or("by")?;
+            if !groups.contains(&group) {
+                groups.push(group);
+            }
+        }
+        Ok((query, groups))
     }
 
     fn time(text: &str) -> Option<SystemTime> {
@@ -595,6 +607,11 @@ mod usage {
             assert_eq!(read(&asked("department,model,day")).unwrap().1, [GroupBy::Model, GroupBy::Day]);
             assert!(read(&asked("department")).unwrap().1.is_empty());
             assert_eq!(read(&asked("model,colour")).unwrap_err(), "by");
+            // No more columns than there are, however often they are named.
+            assert_eq!(read(&asked(&"model,day,".repeat(50))).unwrap().1, [GroupBy::Model, GroupBy::Day]);
+            let unknown: UsageQuestion =
+                serde_json::from_str(r#"{"by":"model","modell":"a/m","zone":"UTC"}"#).unwrap();
+            assert_eq!(read(&unknown).unwrap_err(), "modell");
             let day = Some("2026-11-27".to_owned());
             let both = UsageQuestion { window: Some("day".into()), from: day, ..UsageQuestion::default() };
             assert_eq!(read(&both).unwrap_err(), "window");
