@@ -4,7 +4,7 @@ use crate::{
     common::*,
     server::{Server, Step, part, part_of, send, stream_head},
 };
-use llm_layers::{ErrorClass, ErrorKind, ResponseBody, provider::genai::Dialect};
+use llm_layers::{ErrorClass, ErrorKind, ResponseBody, TokenUsage, provider::genai::Dialect};
 use serde_json::{Value, json};
 use std::time::Duration;
 use tower::{Service as _, ServiceExt as _};
@@ -135,6 +135,38 @@ async fn what_a_provider_reports_in_its_stream_is_an_error() {
         .await;
         let error = failure(leaf(Dialect::Bedrock, &server), hello(model(Dialect::Bedrock), true)).await;
         assert_eq!(error.class(), Some(class), "{said}");
+    }
+}
+
+#[tokio::test]
+async fn what_was_told_of_the_prompt_is_known_of_a_stream_that_breaks() {
+    let usage = json!({
+        "input_tokens": 10, "cache_read_input_tokens": 5, "cache_creation_input_tokens": 3, "output_tokens": 1,
+        "cache_creation": { "ephemeral_5m_input_tokens": 1, "ephemeral_1h_input_tokens": 2 },
+    });
+    let start =
+        |usage: &Value| event(&json!({ "type": "message_start", "message": { "id": "m", "usage": usage } }));
+    let gemini = json!({
+        "candidates": [{ "content": { "parts": [{ "text": "Once" }] } }],
+        "usageMetadata": { "promptTokenCount": 18, "cachedContentTokenCount": 5, "toolUsePromptTokenCount": 2 },
+    });
+    let mut of_anthropic = TokenUsage::new(18, 0).with_cache_read_tokens(5).with_cache_write_tokens(3);
+    of_anthropic = of_anthropic.with_cache_write_1h_tokens(2);
+    let of_gemini = TokenUsage::new(20, 0).with_cache_read_tokens(5);
+    for (dialect, pieces, told) in [
+        (Dialect::Anthropic, start(&usage) + &text_event("Once"), Some(of_anthropic)),
+        (Dialect::Anthropic, start(&json!({})) + &text_event("Once"), None),
+        (Dialect::Anthropic, start(&json!({ "input_tokens": 0 })) + &text_event("Once"), None),
+        (Dialect::Anthropic, start(&json!({ "input_tokens": 1_u64 << 40 })) + &text_event("Once"), None),
+        (Dialect::Gemini, data(&gemini), Some(of_gemini)),
+    ] {
+        let told = told.map(|mut told| {
+            told.output_tokens = None;
+            told
+        });
+        let server = Server::playing([stream_head(), part(&pieces), Step::Reset]).await;
+        let error = failure(leaf(dialect, &server), hello(model(dialect), true)).await;
+        assert_eq!((error.class(), error.usage()), (Some(ErrorClass::Transport), told.as_ref()), "{pieces}");
     }
 }
 

@@ -15,6 +15,8 @@ pub(super) struct Seen {
     pub(super) any: bool,
     pub(super) id: Option<String>,
     pub(super) model: Option<String>,
+    /// The tokens of the prompt, where they are told before the answer has ended.
+    pub(super) prompt: Option<TokenUsage>,
     /// What Cohere bills.
     pub(super) billed: Option<TokenUsage>,
     /// Ollama has marked the end.
@@ -58,7 +60,9 @@ impl Seen {
                 br#""message""# if self.id.is_none() && json::member(value, "id").is_some() => {
                     self.id = json::member(value, "id").and_then(text);
                     self.model = json::member(value, "model").and_then(text);
+                    self.prompt = json::member(value, "usage").and_then(prompt_of_anthropic);
                 }
+                br#""usageMetadata""# => self.prompt = prompt_of_gemini(value).or(self.prompt),
                 br#""response""# => {
                     let units =
                         json::member(value, "meta").and_then(|meta| json::member(meta, "billed_units"));
@@ -71,4 +75,39 @@ impl Seen {
             }
         }
     }
+}
+
+/// What a cache had to do with is counted apart there.
+fn prompt_of_anthropic(usage: &[u8]) -> Option<TokenUsage> {
+    let (read, written) =
+        (tokens(usage, "cache_read_input_tokens"), tokens(usage, "cache_creation_input_tokens"));
+    let all =
+        tokens(usage, "input_tokens")?.checked_add(read.unwrap_or(0))?.checked_add(written.unwrap_or(0))?;
+    let hour =
+        json::member(usage, "cache_creation").and_then(|kinds| tokens(kinds, "ephemeral_1h_input_tokens"));
+    prompt(all, &[("cached_tokens", read), ("cache_write_tokens", written)], hour)
+}
+
+/// What tools have found is counted apart there.
+fn prompt_of_gemini(usage: &[u8]) -> Option<TokenUsage> {
+    let found = tokens(usage, "toolUsePromptTokenCount").unwrap_or(0);
+    let all = tokens(usage, "promptTokenCount")?.checked_add(found)?;
+    prompt(all, &[("cached_tokens", tokens(usage, "cachedContentTokenCount"))], None)
+}
+
+/// Read as any other, so that it is believed as far as any other; some have 0 where they do not know yet.
+fn prompt(all: u64, details: &[(&str, Option<u64>)], hour: Option<u64>) -> Option<TokenUsage> {
+    if all == 0 {
+        return None;
+    }
+    let details: serde_json::Map<_, _> =
+        details.iter().filter_map(|(name, count)| Some(((*name).to_owned(), (*count)?.into()))).collect();
+    let usage = serde_json::json!({
+        "prompt_tokens": all, "prompt_tokens_details": details, "cache_creation": { "ephemeral_1h_input_tokens": hour },
+    });
+    TokenUsage::read(usage.to_string().as_bytes())
+}
+
+fn tokens(usage: &[u8], name: &str) -> Option<u64> {
+    std::str::from_utf8(json::member(usage, name)?).ok()?.parse().ok()
 }

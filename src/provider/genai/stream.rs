@@ -212,7 +212,10 @@ impl Stream for Chunks {
             };
             if let Err(error) = read {
                 this.is_over = true;
-                return Poll::Ready(Some(Err(error)));
+                return Poll::Ready(Some(Err(match this.frames.look(|seen| seen.prompt) {
+                    Some(prompt) => error.with_usage(prompt),
+                    None => error,
+                })));
             }
         }
     }
