@@ -47,6 +47,11 @@ pub(crate) fn absolute(path: &Path) -> std::io::Result<PathBuf> {
 
 /// Opens a file, without changing anything in it.
 pub(crate) fn open(path: &Path, flags: OpenFlags, busy: Duration) -> rusqlite::Result<Connection> {
+    if path.is_dir() {
+        // Opened to be read, it would only be found out when it is.
+        let error = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CANTOPEN);
+        return Err(rusqlite::Error::SqliteFailure(error, Some("it is a directory".to_owned())));
+    }
     let connection = Connection::open_with_flags(path, flags | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
     connection.busy_timeout(busy)?;
     Ok(connection)

@@ -531,6 +531,8 @@ async fn a_reader_makes_no_file_and_refuses_what_is_no_ledger() {
     let error = LedgerReader::open(directory.db()).await.unwrap_err();
     assert_eq!(error.kind(), LedgerErrorKind::Corrupt);
     assert!(matches!(Error::from(error).kind(), ErrorKind::StoreUnavailable { .. }));
+    let error = LedgerReader::open(&directory.0).await.unwrap_err();
+    assert_eq!(error.kind(), LedgerErrorKind::Unreachable, "{error}");
 }
 
 #[test]
