@@ -89,7 +89,7 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    const ALL: [Self; 6] =
+    pub(crate) const ALL: [Self; 6] =
         [Self::Ok, Self::Empty, Self::Error, Self::Aborted, Self::CacheHit, Self::Coalesced];
 
     /// The outcome of this [name](Self::as_str), if there is one.

@@ -312,7 +312,7 @@ mod usage {
             return Err(not_found("usage_disabled", "usage is not recorded here"));
         };
         let question = question.ok_or_else(|| invalid("a parameter stands twice"))?;
-        let (query, by) = read(question).map_err(|name| invalid(&format!("`{name}` is not valid")))?;
+        let (query, by) = read(question).map_err(|name| invalid(&wanted(name)))?;
         let ledger = ledger.clone().with_most_groups(MOST_GROUPS);
         match answer(&ledger, &query, &by).await {
             Ok(answer) => Ok(json_response(answer)),
@@ -380,6 +380,18 @@ mod usage {
             }
         }
         Ok((query, groups))
+    }
+
+    /// What the parameter of this name takes.
+    fn wanted(name: &str) -> String {
+        let values = match name {
+            "by" => format!("any of {}, with commas between them", GROUPS.map(|(name, _)| name).join(", ")),
+            "outcome" => format!("one of {}", Outcome::ALL.map(Outcome::as_str).join(", ")),
+            "window" => "day or month, and neither from nor until beside it".to_owned(),
+            "from" | "until" => "a day such as 2026-11-27, or a time as in RFC 3339".to_owned(),
+            _ => return format!("`{name}` is no parameter of this"),
+        };
+        format!("`{name}` is to be {values}")
     }
 
     fn time(text: &str) -> Option<SystemTime> {
@@ -612,6 +624,11 @@ mod usage {
             let unknown: UsageQuestion =
                 serde_json::from_str(r#"{"by":"model","modell":"a/m","zone":"UTC"}"#).unwrap();
             assert_eq!(read(&unknown).unwrap_err(), "modell");
+            assert_eq!(wanted("modell"), "`modell` is no parameter of this");
+            for (name, _) in GROUPS {
+                assert!(wanted("by").contains(name), "{name}");
+            }
+            assert!(wanted("outcome").ends_with("error, aborted, cache_hit, coalesced"));
             let day = Some("2026-11-27".to_owned());
             let both = UsageQuestion { window: Some("day".into()), from: day, ..UsageQuestion::default() };
             assert_eq!(read(&both).unwrap_err(), "window");
