@@ -29,6 +29,7 @@ use crate::{
     caught::{caught, contained},
     price::NanoUsd,
     quota::Limits,
+    store::Told,
 };
 use arc_swap::{ArcSwap, Guard};
 use foldhash::fast::RandomState;
@@ -167,22 +168,17 @@ impl Policies {
         let policies = self.clone();
         let (stop, stopped) = mpsc::channel();
         let run = move || {
-            let mut told = None;
+            let told = Told::default();
             while let Err(mpsc::RecvTimeoutError::Timeout) = stopped.recv_timeout(every) {
                 match read() {
                     Ok(table) => {
-                        told = None;
+                        told.forget();
                         if let Some(table) = table {
                             policies.store(table);
                         }
                     }
-                    Err(error) => {
-                        let cause = Some(error.to_string());
-                        if told != cause {
-                            told = cause;
-                            contained(|| on_error(error));
-                        }
-                    }
+                    Err(error) if told.is_new(&error.to_string()) => contained(|| on_error(error)),
+                    Err(_) => {}
                 }
             }
         };

@@ -35,27 +35,46 @@ pub use self::redis::{Redis, RedisError, RedisErrorKind, RedisOptions};
 
 /// What fails, as it was told in the log: each cause once, until it works again.
 #[derive(Debug, Default)]
-pub(crate) struct Trouble(Mutex<Vec<Box<str>>>);
+pub(crate) struct Trouble(Told);
+
+/// The causes that were told.
+#[derive(Debug, Default)]
+pub(crate) struct Told(Mutex<Vec<Box<str>>>);
 
 /// How many causes are known to have been told. Some say when, or to whom, and are never the same.
 const TOLD: usize = 32;
 
 impl Trouble {
     pub(crate) fn fails(&self, what: &'static str, cause: &str) {
-        let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if !told.iter().any(|known| **known == *cause) {
-            if told.len() == TOLD {
-                told.remove(0);
-            }
-            told.push(cause.into());
+        if self.0.is_new(cause) {
             tell(what, Some(cause));
         }
     }
 
     pub(crate) fn works(&self, what: &'static str) {
-        if !mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner)).is_empty() {
+        if self.0.forget() {
             tell(what, None);
         }
+    }
+}
+
+impl Told {
+    /// Whether it is to be told: not again.
+    pub(crate) fn is_new(&self, cause: &str) -> bool {
+        let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_new = !told.iter().any(|known| **known == *cause);
+        if is_new {
+            if told.len() == TOLD {
+                told.remove(0);
+            }
+            told.push(cause.into());
+        }
+        is_new
+    }
+
+    /// It works again: all that comes is new. Whether anything was told.
+    pub(crate) fn forget(&self) -> bool {
+        !mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner)).is_empty()
     }
 }
 

@@ -16,7 +16,7 @@ pub(super) struct Seen {
     pub(super) id: Option<String>,
     pub(super) model: Option<String>,
     /// The tokens of the prompt, where they are told before the answer has ended.
-    pub(super) prompt: Option<TokenUsage>,
+    pub(super) prompt: Option<Prompt>,
     /// What Cohere bills.
     pub(super) billed: Option<TokenUsage>,
     /// Ollama has marked the end.
@@ -25,6 +25,15 @@ pub(super) struct Seen {
     pub(super) blocked: bool,
     /// An error that genai passes over.
     pub(super) error: Option<Bytes>,
+}
+
+/// What was told of a prompt. What caches had to do with is part of `all`.
+#[derive(Clone, Copy)]
+pub(super) struct Prompt {
+    all: u64,
+    read: Option<u64>,
+    written: Option<u64>,
+    written_1h: Option<u64>,
 }
 
 impl Frames {
@@ -60,9 +69,9 @@ impl Seen {
                 br#""message""# if self.id.is_none() && json::member(value, "id").is_some() => {
                     self.id = json::member(value, "id").and_then(text);
                     self.model = json::member(value, "model").and_then(text);
-                    self.prompt = json::member(value, "usage").and_then(prompt_of_anthropic);
+                    self.prompt = json::member(value, "usage").and_then(Prompt::of_anthropic);
                 }
-                br#""usageMetadata""# => self.prompt = prompt_of_gemini(value).or(self.prompt),
+                br#""usageMetadata""# => self.prompt = Prompt::of_gemini(value).or(self.prompt),
                 br#""response""# => {
                     let units =
                         json::member(value, "meta").and_then(|meta| json::member(meta, "billed_units"));
@@ -77,35 +86,34 @@ impl Seen {
     }
 }
 
-/// What a cache had to do with is counted apart there.
-fn prompt_of_anthropic(usage: &[u8]) -> Option<TokenUsage> {
-    let (read, written) =
-        (tokens(usage, "cache_read_input_tokens"), tokens(usage, "cache_creation_input_tokens"));
-    let all =
-        tokens(usage, "input_tokens")?.checked_add(read.unwrap_or(0))?.checked_add(written.unwrap_or(0))?;
-    let hour =
-        json::member(usage, "cache_creation").and_then(|kinds| tokens(kinds, "ephemeral_1h_input_tokens"));
-    prompt(all, &[("cached_tokens", read), ("cache_write_tokens", written)], hour)
-}
-
-/// What tools have found is counted apart there.
-fn prompt_of_gemini(usage: &[u8]) -> Option<TokenUsage> {
-    let found = tokens(usage, "toolUsePromptTokenCount").unwrap_or(0);
-    let all = tokens(usage, "promptTokenCount")?.checked_add(found)?;
-    prompt(all, &[("cached_tokens", tokens(usage, "cachedContentTokenCount"))], None)
-}
-
-/// Read as any other, so that it is believed as far as any other; some have 0 where they do not know yet.
-fn prompt(all: u64, details: &[(&str, Option<u64>)], hour: Option<u64>) -> Option<TokenUsage> {
-    if all == 0 {
-        return None;
+impl Prompt {
+    /// What a cache had to do with is counted apart there.
+    fn of_anthropic(usage: &[u8]) -> Option<Self> {
+        let count = |name| tokens(usage, name);
+        let (read, written) = (count("cache_read_input_tokens"), count("cache_creation_input_tokens"));
+        let apart = read.unwrap_or(0).checked_add(written.unwrap_or(0))?;
+        let kinds = json::member(usage, "cache_creation");
+        let written_1h = kinds.and_then(|kinds| tokens(kinds, "ephemeral_1h_input_tokens"));
+        Some(Self { all: count("input_tokens")?.checked_add(apart)?, read, written, written_1h })
     }
-    let details: serde_json::Map<_, _> =
-        details.iter().filter_map(|(name, count)| Some(((*name).to_owned(), (*count)?.into()))).collect();
-    let usage = serde_json::json!({
-        "prompt_tokens": all, "prompt_tokens_details": details, "cache_creation": { "ephemeral_1h_input_tokens": hour },
-    });
-    TokenUsage::read(usage.to_string().as_bytes())
+
+    /// What tools have found is counted apart there.
+    fn of_gemini(usage: &[u8]) -> Option<Self> {
+        let count = |name| tokens(usage, name);
+        let all = count("promptTokenCount")?.checked_add(count("toolUsePromptTokenCount").unwrap_or(0))?;
+        Some(Self { all, read: count("cachedContentTokenCount"), written: None, written_1h: None })
+    }
+
+    /// Read as any other, so that it is believed as far as any other; some have 0 where they do not know yet.
+    pub(super) fn usage(self) -> Option<TokenUsage> {
+        let Self { all, read, written, written_1h } = self;
+        let usage = serde_json::json!({
+            "prompt_tokens": all,
+            "prompt_tokens_details": { "cached_tokens": read, "cache_write_tokens": written },
+            "cache_creation": { "ephemeral_1h_input_tokens": written_1h },
+        });
+        if all == 0 { None } else { TokenUsage::read(usage.to_string().as_bytes()) }
+    }
 }
 
 fn tokens(usage: &[u8], name: &str) -> Option<u64> {

@@ -1,6 +1,12 @@
 //! genai's events as chunks, polled straight through.
 
-use super::{answer, dialect::Wire, fault, frames::Frames, usage};
+use super::{
+    answer,
+    dialect::Wire,
+    fault,
+    frames::{Frames, Prompt},
+    usage,
+};
 use crate::{Error, ErrorClass, StreamChunk, provider::openai::origin::Origin};
 use ::genai::chat::{ChatStream, ChatStreamEvent, StreamEnd, ToolCall};
 use futures_core::Stream;
@@ -212,10 +218,12 @@ impl Stream for Chunks {
             };
             if let Err(error) = read {
                 this.is_over = true;
-                return Poll::Ready(Some(Err(match this.frames.look(|seen| seen.prompt) {
-                    Some(prompt) => error.with_usage(prompt),
-                    None => error,
-                })));
+                return Poll::Ready(Some(Err(
+                    match this.frames.look(|seen| seen.prompt).and_then(Prompt::usage) {
+                        Some(prompt) => error.with_usage(prompt),
+                        None => error,
+                    },
+                )));
             }
         }
     }
