@@ -8,7 +8,10 @@ use llm_layers::{
     ChunkStream, Completion, Error, ErrorClass, ErrorKind, FinishReason, InvalidReason, LlmResponse,
     ProviderFailure, RequestContext, ResponseBody, StreamChunk, TimeoutPhase, TokenUsage,
     body::{End, Observe},
-    http::tonic::{Messages, bearer, code, context, error_of, status, timeout, write_head, write_request_id},
+    http::tonic::{
+        Messages, WriteTimeout, bearer, code, context, error_of, status, timeout, write_head,
+        write_request_id,
+    },
 };
 use std::{
     sync::{
@@ -314,6 +317,97 @@ async fn the_deadline_ends_a_stream_that_is_never_silent() {
     tokio::time::advance(Duration::from_secs(6)).await;
     assert_eq!(assert_ready!(messages.poll_next()).unwrap().unwrap_err().code(), Code::DeadlineExceeded);
     assert_eq!(*ending.0.lock().unwrap(), Some("failed"));
+}
+
+const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Two texts and the end, as they are sent, and how it ends.
+fn watched() -> (mpsc::Sender<Result<StreamChunk, Error>>, ResponseBody, Ending) {
+    let (send, mut receive) = mpsc::channel(4);
+    let answer = LlmResponse::new("m", ChunkStream::new(stream::poll_fn(move |cx| receive.poll_recv(cx))));
+    let ending = Ending::default();
+    (send, answer.observe(ending.clone()).body, ending)
+}
+
+async fn hung_up_after(provider: &mpsc::Sender<Result<StreamChunk, Error>>, limit: Duration) {
+    let since = tokio::time::Instant::now();
+    tokio::time::timeout(2 * limit, provider.closed()).await.expect("it is hung up on");
+    assert_eq!(since.elapsed(), limit);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_takes_nothing_is_hung_up_on_and_finds_no_clean_end() {
+    let (send, body, ending) = watched();
+    let mut messages = task::spawn(WriteTimeout::new(Messages::new(body, text), WRITE_TIMEOUT));
+    for _ in 0..3 {
+        send.send(Ok(StreamChunk::text("a"))).await.unwrap();
+    }
+    // However little he takes before, and however late.
+    for _ in 0..2 {
+        tokio::time::sleep(WRITE_TIMEOUT - Duration::from_secs(1)).await;
+        assert_eq!(assert_ready!(messages.poll_next()).unwrap().unwrap(), "a");
+    }
+    // He waits, and does not ask when there is something.
+    assert_eq!(assert_ready!(messages.poll_next()).unwrap().unwrap(), "a");
+    assert_pending!(messages.poll_next());
+    tokio::time::sleep(3 * WRITE_TIMEOUT).await;
+    send.send(Ok(StreamChunk::text("a"))).await.unwrap();
+    assert!(messages.is_woken());
+    hung_up_after(&send, WRITE_TIMEOUT).await;
+    assert_eq!(*ending.0.lock().unwrap(), Some("abandoned"));
+    let late = assert_ready!(messages.poll_next()).unwrap().unwrap_err();
+    assert_eq!(
+        (late.code(), late.message()),
+        (Code::DeadlineExceeded, "nothing was taken of the answer for 60s")
+    );
+    assert!(assert_ready!(messages.poll_next()).is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_asks_for_nothing_at_all_or_for_nothing_more_is_hung_up_on() {
+    for asked in 0..2 {
+        let (send, body, _) = watched();
+        send.send(Ok(StreamChunk::text("a"))).await.unwrap();
+        let mut messages = task::spawn(WriteTimeout::new(Messages::new(body, text), WRITE_TIMEOUT));
+        (0..asked).for_each(|_| assert!(assert_ready!(messages.poll_next()).unwrap().is_ok()));
+        hung_up_after(&send, WRITE_TIMEOUT).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn neither_a_provider_that_is_silent_nor_the_rest_of_an_answer_that_has_ended_hangs_up() {
+    let (send, body, ending) = watched();
+    let mut messages = task::spawn(WriteTimeout::new(Messages::new(body, text), WRITE_TIMEOUT));
+    assert_pending!(messages.poll_next());
+    tokio::time::sleep(10 * WRITE_TIMEOUT).await;
+    send.send(Ok(StreamChunk::text("a"))).await.unwrap();
+    assert!(messages.is_woken());
+    assert_eq!(assert_ready!(messages.poll_next()).unwrap().unwrap(), "a");
+    send.send(Ok(StreamChunk::end())).await.unwrap();
+    tokio::time::sleep(WRITE_TIMEOUT / 2).await;
+    assert!(assert_ready!(messages.poll_next()).is_none());
+    assert_eq!(*ending.0.lock().unwrap(), Some("ended"));
+
+    let body = scripted([StreamChunk::text("a").into_final()].map(Ok));
+    let mut messages = task::spawn(WriteTimeout::new(Messages::new(body, text), WRITE_TIMEOUT));
+    assert_eq!(assert_ready!(messages.poll_next()).unwrap().unwrap(), "a");
+    tokio::time::sleep(2 * WRITE_TIMEOUT).await;
+    assert!(assert_ready!(messages.poll_next()).is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_is_dropped_leaves_nobody_to_watch_it() {
+    let (send, body, ending) = watched();
+    let messages = WriteTimeout::new(Messages::new(body, text), WRITE_TIMEOUT);
+    let metrics = tokio::runtime::Handle::current().metrics();
+    // It watches.
+    tokio::task::yield_now().await;
+    assert_eq!(metrics.num_alive_tasks(), 1);
+    drop(messages);
+    assert!(send.is_closed());
+    assert_eq!(*ending.0.lock().unwrap(), Some("abandoned"));
+    tokio::task::yield_now().await;
+    assert_eq!(metrics.num_alive_tasks(), 0);
 }
 
 #[tokio::test]

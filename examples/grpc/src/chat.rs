@@ -10,7 +10,7 @@ use llm_layers::{
     End, Error, LlmResponse, Observe, RequestContext, StreamChunk,
     http::{
         body_limits,
-        tonic::{Messages, identify, write_head},
+        tonic::{Messages, WriteTimeout, identify, write_head},
     },
     stack::{BoxService, Handle, KeyPermit},
 };
@@ -47,7 +47,7 @@ type Translate = Box<dyn FnMut(&StreamChunk) -> Result<Option<xai::GetChatComple
 
 #[tonic::async_trait]
 impl Chat for Service {
-    type GetCompletionChunkStream = Messages<Translate>;
+    type GetCompletionChunkStream = WriteTimeout<Translate>;
 
     async fn get_completion(
         &self,
@@ -68,7 +68,9 @@ impl Chat for Service {
         let head = head(&answer);
         let mut chunks = Chunks::new(&answer.model, choices);
         let translate: Translate = Box::new(move |chunk| chunks.next(chunk));
-        Ok(response(head, Messages::new(answer.body, translate).with_deadline(context.deadline())))
+        let messages = Messages::new(answer.body, translate).with_deadline(context.deadline());
+        let limit = self.handle.config().server.write_timeout.0;
+        Ok(response(head, WriteTimeout::new(messages, limit)))
     }
 }
 

@@ -21,6 +21,7 @@ mod connection;
 mod per_call;
 mod request;
 mod settings;
+mod timely;
 
 /// The contract.
 #[allow(unreachable_pub, clippy::all, clippy::clone_on_ref_ptr, reason = "made by a machine")]

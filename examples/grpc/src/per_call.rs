@@ -1,6 +1,6 @@
-//! What is around each call: its id, who may make it, and how large its message may be.
+//! What is around each call: its id, who may make it, and how large its message may be and how late.
 
-use crate::{chat::Service, xai::chat_server::ChatServer};
+use crate::{chat::Service, timely::Timely, xai::chat_server::ChatServer};
 use llm_layers::{Error, InvalidReason, http::request_id};
 use std::{
     convert::Infallible,
@@ -58,7 +58,11 @@ impl tower::Service<Request<Body>> for PerCall {
                 return Box::pin(ready(Ok(response)));
             }
         };
-        let limit = self.0.handle.config().server.max_body_bytes;
+        let (limit, within) = {
+            let server = &self.0.handle.config().server;
+            (server.max_body_bytes, server.body_timeout.0)
+        };
+        let request = request.map(|body| Body::new(Timely::new(body, within)));
         let mut server = ChatServer::from_arc(Arc::clone(&self.0)).max_decoding_message_size(limit);
         let answered = server.call(request);
         Box::pin(async move {

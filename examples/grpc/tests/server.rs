@@ -188,6 +188,54 @@ async fn a_message_that_comes_after_its_headers_is_late_by_the_same_words() {
 }
 
 #[tokio::test]
+async fn a_message_that_never_comes_and_a_reader_who_takes_nothing_leave_their_places() {
+    let mut upstream = Upstream::start().await;
+    let server = Server::start(&format!(
+        "usage.enabled = false\nserver.body_timeout = \"200ms\"\nserver.write_timeout = \"200ms\"\n[[keys]]\nkey = \"k\"\nuser = \"ada\"\nmax_in_flight = 1\n[providers.up]\nbase_url = \"{}\"\n",
+        upstream.url
+    ));
+    let with_key = |mut request: Request<GetCompletionsRequest>| {
+        request.metadata_mut().insert("authorization", "Bearer k".parse().unwrap());
+        request
+    };
+    let (metadata, extensions, _) = with_key(asking("up/m")).into_parts();
+    let never = Request::from_parts(metadata, extensions, tokio_stream::pending::<GetCompletionsRequest>());
+    let mut grpc = tonic::client::Grpc::with_origin(plain_http(), server.origin());
+    grpc.ready().await.unwrap();
+    let codec = tonic_prost::ProstCodec::<_, xai::GetChatCompletionResponse>::default();
+    let path = tonic::codegen::http::uri::PathAndQuery::from_static("/xai_api.Chat/GetCompletion");
+    let late = soon(grpc.client_streaming(never, path, codec)).await.unwrap_err();
+    assert_eq!((late.code(), late.message()), (Code::DeadlineExceeded, "the message did not come in time"));
+
+    // Room for a few bytes, of which none is made anew.
+    let endpoint = tonic::transport::Endpoint::from(server.origin()).initial_stream_window_size(64);
+    let mut client = ChatClient::new(endpoint.connect().await.unwrap());
+    let asked = tokio::spawn(async move {
+        let answer = client.get_completion_chunk(with_key(asking("up/m"))).await;
+        (answer.unwrap().into_inner(), client)
+    });
+    let mut call = upstream.call().await;
+    call.begin().await;
+    call.say("a word").await;
+    let (mut chunks, mut client) = asked.await.unwrap();
+    call.insist("a word").await;
+    let another = tokio::spawn(async move { client.get_completion(with_key(asking("up/m"))).await });
+    upstream.call().await.answer(200, r#"{"choices":[{"message":{"content":"Hello"}}]}"#).await;
+    assert!(another.await.unwrap().is_ok(), "the place is free again");
+    // No clean end of what he finds when he goes on.
+    let cut = soon(async {
+        while chunks.message().await?.is_some() {}
+        Ok::<_, tonic::Status>(())
+    })
+    .await
+    .unwrap_err();
+    assert_eq!(
+        (cut.code(), cut.message()),
+        (Code::DeadlineExceeded, "nothing was taken of the answer for 200ms")
+    );
+}
+
+#[tokio::test]
 async fn who_may_not_ask_is_refused_before_his_message_has_come() {
     let mut upstream = Upstream::start().await;
     let server = Server::start(&format!(

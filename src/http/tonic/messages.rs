@@ -46,6 +46,11 @@ impl<F> Messages<F> {
         self
     }
 
+    /// Whether the answer has: it holds nothing any more.
+    pub(super) const fn has_ended(&self) -> bool {
+        self.chunks.is_none()
+    }
+
     fn fail(&mut self, error: Error) -> Status {
         self.chunks = None;
         error.into()

@@ -5,7 +5,7 @@
 //!   configuration has the keys (feature `config`), `identify` does both.
 //! * How long: [`context`] makes the caller's `grpc-timeout` the deadline of the call.
 //! * Answers: [`Messages`] makes a stream of your messages of an answer, and [`write_head`] tells in metadata what is
-//!   known of it.
+//!   known of it. [`WriteTimeout`] hangs up on a caller who takes nothing of it.
 //!
 //! A caller who goes away drops the handler or the stream, and with it the call: nothing has to be done for that.
 //!
@@ -52,6 +52,7 @@ mod identify;
 mod messages;
 mod metadata;
 mod status;
+mod write_timeout;
 
 #[cfg(feature = "config")]
 pub use self::identify::identify;
@@ -59,4 +60,5 @@ pub use self::{
     messages::Messages,
     metadata::{bearer, context, timeout, write_head, write_request_id},
     status::{code, error_of, status},
+    write_timeout::WriteTimeout,
 };

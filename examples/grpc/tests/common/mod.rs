@@ -266,6 +266,18 @@ impl Call {
         self.write("\n\n").await;
     }
 
+    /// Says it again and again until the server hangs up.
+    pub(crate) async fn insist(&mut self, text: &str) {
+        let event =
+            format!("data: {{\"choices\":[{{\"index\":0,\"delta\":{{\"content\":\"{text}\"}}}}]}}\n\n");
+        soon(async {
+            while self.stream.write_all(event.as_bytes()).await.is_ok() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await;
+    }
+
     pub(crate) async fn end(mut self) {
         self.write(
             "data: {\"choices\":[{\"index\":0,\"delta\":{},\"finish_reason\":\"stop\"}]}\n\ndata: [DONE]\n\n",
