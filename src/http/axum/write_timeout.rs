@@ -17,6 +17,9 @@ use tokio::{
 /// when there is room. Writing fails with [`TimedOut`](io::ErrorKind::TimedOut) when the other end has taken nothing for `limit`,
 /// however little it takes before. The server then drops the answer, and all that belongs to it ends as when a client leaves.
 ///
+/// It is for connections of HTTP/1, which carry one answer at a time. One of HTTP/2 has others to write, and pings, while it has no room for
+/// an answer: serve `http1_only`, or bound the streams of a connection and its age.
+///
 /// Below `axum::serve` it comes by a listener of your own:
 ///
 /// ```
