@@ -339,6 +339,7 @@ impl Facts {
                     }
                 }
                 b"finish_reason" => reason = json::string(raw).filter(|reason| !reason.is_empty()),
+                b"error" if !json::is_nothing(raw) => self.has_error = true,
                 _ => {}
             }
             Some(())
@@ -348,6 +349,8 @@ impl Facts {
         let index = index.unwrap_or(self.choices);
         self.begin(index);
         if let Some(reason) = reason {
+            // As Mistral and OpenRouter say that a model failed amid its answer.
+            self.has_error |= reason == "error";
             self.rare().ends(ChoiceFinish { index, reason: (&*reason).into() });
         }
         self.choices += 1;

@@ -4,7 +4,8 @@ use crate::canned::*;
 use bytes::Bytes;
 use http_body_util::Full;
 use llm_layers::{
-    BoxError, Error, ErrorClass, ErrorKind, ResponseBody, TimeoutPhase, provider::openai::OpenAiCompatible,
+    BoxError, Error, ErrorClass, ErrorKind, ResponseBody, TimeoutPhase, TokenUsage,
+    provider::openai::OpenAiCompatible,
 };
 use std::{
     io,
@@ -214,6 +215,21 @@ async fn an_error_inside_of_a_200_is_an_error() {
             Upstream,
             Some("500"),
         ),
+        (
+            r#"{"choices":[{"index":0,"delta":{"content":"b"},"finish_reason":"error","error":{"code":502,"message":"boom"}}]}"#,
+            Unavailable,
+            Some("502"),
+        ),
+        (
+            r#"{"choices":[{"index":0,"message":{"content":"b"},"finish_reason":null,"error":{"code":429}}],"error":null}"#,
+            RateLimited,
+            Some("429"),
+        ),
+        (
+            r#"{"choices":[{"index":0,"delta":{"content":"please wait"},"finish_reason":"error","error":null}]}"#,
+            Upstream,
+            None,
+        ),
         (r#"{"error":"boom"}"#, Upstream, None),
         (
             r#"{"object":"error","message":"model overloaded","type":"server_error","code":503}"#,
@@ -276,6 +292,18 @@ async fn an_error_inside_of_a_200_is_an_error() {
             assert!(error.dispatched());
         }
         assert_eq!(facts(&streamed).request_id.as_deref(), Some("r-2"));
+    }
+}
+
+#[tokio::test]
+async fn what_a_reported_error_says_of_usage_is_known() {
+    let report = r#"{"choices":[{"index":0,"delta":{},"finish_reason":"error"}],"usage":{"prompt_tokens":9,"completion_tokens":2}}"#;
+    let response =
+        answering(200, SSE, text(sse(&[HELLO, report, "[DONE]"]))).oneshot(streaming()).await.unwrap();
+    let (_, streamed) = chunks(response).await;
+    let whole_answer = failure(answering(200, JSON, text(report)), whole()).await;
+    for error in [streamed.unwrap(), whole_answer] {
+        assert_eq!(error.usage(), Some(&TokenUsage::new(9, 2)));
     }
 }
 

@@ -70,15 +70,17 @@ const UNAVAILABLE_CODES: [&str; 5] =
     ["overloaded", "overloaded_error", "server_overloaded", "service_unavailable", "unavailable"];
 
 impl Fault {
-    /// Reads `{"error": {..}}`, `{"error": ".."}`, `{"detail": ..}`, the same without a wrapper or within an
-    /// array, or any text at all.
+    /// Reads `{"error": {..}}`, `{"error": ".."}`, `{"detail": ..}`, the same without a wrapper, within an
+    /// array or of a choice, or any text at all.
     pub(super) fn read(body: &[u8]) -> Self {
         let body = body.trim_ascii();
         if serde_json::from_slice::<&RawValue>(body).is_err() {
             return Self { message: String::from_utf8_lossy(body).to_lowercase(), ..Self::default() };
         }
         let root = json::items(body).next().unwrap_or(body);
-        let error = json::member(root, "error").filter(|raw| !json::is_nothing(raw));
+        let error = |place| json::member(place, "error").filter(|raw| !json::is_nothing(raw));
+        let mut choices = json::items(json::member(root, "choices").unwrap_or_default());
+        let error = error(root).or_else(|| choices.find_map(error));
         let mut fault = Self::default();
         for place in error.into_iter().chain([root]) {
             fault.add(place);

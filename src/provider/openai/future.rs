@@ -130,7 +130,7 @@ fn whole(origin: &mut Origin, data: Bytes) -> Result<LlmResponse, Error> {
         origin.malformed(why, data.clone())
     })?;
     if completion.facts().has_error {
-        return Err(origin.reported(data));
+        return Err(origin.reported_beside(completion.usage(), data));
     }
     Ok(respond(origin, completion))
 }

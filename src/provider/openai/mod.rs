@@ -31,7 +31,7 @@
 //! `x-request-id`.
 //!
 //! Streams are polled straight through, without a task or a channel: dropping one hangs up. Each way to
-//! fail has its own [`ErrorClass`](crate::ErrorClass); an error that was reported inside of a `200` and a
+//! fail has its own [`ErrorClass`](crate::ErrorClass); an error that was reported inside of a `200`, or of a choice, and a
 //! stream that stops without its end are errors, never answers.
 
 mod collect;

@@ -5,7 +5,7 @@ use super::{
     fault::{self, Fault},
     retry_after,
 };
-use crate::{BoxError, Error, ErrorClass, ErrorKind, ModelName, ProviderFailure};
+use crate::{BoxError, Error, ErrorClass, ErrorKind, ModelName, ProviderFailure, TokenUsage};
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
 use std::{io, sync::Arc};
@@ -90,6 +90,15 @@ impl Origin {
         failure.retry_after = fault.retry_after;
         failure.body = Some(kept(said));
         Self::failed(failure)
+    }
+
+    /// As [`reported`](Self::reported), with what was told beside it to have been used up.
+    pub(super) fn reported_beside(&self, usage: Option<&TokenUsage>, said: Bytes) -> Error {
+        let error = self.reported(said);
+        match usage {
+            Some(usage) => error.with_usage(*usage),
+            None => error,
+        }
     }
 
     /// The HTTP service will take no further request.

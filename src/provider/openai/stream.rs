@@ -96,7 +96,7 @@ where
             }
         };
         if chunk.facts().has_error {
-            return Some(Err(this.origin.reported(chunk.data().clone())));
+            return Some(Err(this.origin.reported_beside(chunk.usage(), chunk.data().clone())));
         }
         *this.begun |= chunk.facts().begun();
         *this.finished |= chunk.facts().finished();
