@@ -291,3 +291,24 @@ async fn of_cohere_counts_what_it_bills_and_not_what_its_model_was_given() {
     let usage = json!({ "prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7 });
     assert_eq!(chunks.last().unwrap()["usage"], usage);
 }
+
+/// Of Gemini, with these parts and a reason to finish.
+fn candidate(parts: &Value, reason: Option<&str>) -> Value {
+    json!({ "candidates": [{ "content": { "role": "model", "parts": parts }, "finishReason": reason }] })
+}
+
+#[tokio::test]
+async fn a_chunk_of_gemini_that_says_nothing_is_passed_over() {
+    let once = candidate(&json!([{ "text": "Once" }]), None);
+    let end = candidate(&json!([{ "text": " more" }]), Some("STOP"));
+    for nothing in
+        [json!({}), json!({ "usageMetadata": { "promptTokenCount": 7 }, "modelVersion": "gemini-x" })]
+    {
+        for pieces in [[&nothing, &once, &end], [&once, &nothing, &end]] {
+            let chunks = streamed_answer(Dialect::Gemini, &pieces.map(data)).await;
+            let texts: Vec<_> =
+                chunks.iter().filter_map(|c| c["choices"][0]["delta"]["content"].as_str()).collect();
+            assert_eq!(texts.concat(), "Once more", "{pieces:?}");
+        }
+    }
+}

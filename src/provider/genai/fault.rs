@@ -2,7 +2,7 @@
 //!
 //! None is kept as a cause: they show requests, answers and addresses in their texts.
 
-use super::frames::Frames;
+use super::{dialect::Wire, frames::Frames};
 use crate::{BoxError, Error, InvalidReason, provider::openai::origin::Origin};
 use ::genai::webc;
 use bytes::Bytes;
@@ -51,6 +51,12 @@ pub(super) fn of_stream(origin: &mut Origin, frames: &Frames, error: ::genai::Er
         origin.answered(StatusCode::OK, &HeaderMap::new());
     }
     if frames.look(|seen| seen.blocked) { filtered(origin) } else { of(origin, error) }
+}
+
+/// Whether it is of a chunk of Gemini's that says nothing, as some do while a model thinks: the next one may.
+pub(super) fn is_of_nothing(wire: Wire, frames: &Frames, error: &::genai::Error) -> bool {
+    let is_idle = || frames.look(|seen| seen.is_idle && !seen.blocked && seen.error.is_none());
+    wire == Wire::Gemini && matches!(error, ::genai::Error::ChatResponse { .. }) && is_idle()
 }
 
 /// What stands in the place of an answer.

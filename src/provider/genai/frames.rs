@@ -23,6 +23,8 @@ pub(super) struct Seen {
     pub(super) done: bool,
     /// Gemini has refused the prompt.
     pub(super) blocked: bool,
+    /// The last frame has no candidates, and nothing in their place.
+    pub(super) is_idle: bool,
     /// An error that genai passes over.
     pub(super) error: Option<Bytes>,
 }
@@ -49,7 +51,7 @@ impl Frames {
 impl ChatFrameSink for Frames {
     fn on_frame(&self, _: &FrameCtx, frame: RawFrameRef<'_>) {
         let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        seen.any = true;
+        (seen.any, seen.is_idle) = (true, false);
         if serde_json::from_str::<&RawValue>(frame.data).is_ok() {
             seen.read(frame.data.trim().as_bytes());
         }
@@ -59,8 +61,10 @@ impl ChatFrameSink for Frames {
 impl Seen {
     fn read(&mut self, frame: &[u8]) {
         let text = |value| json::string(value).map(|text| text.into_owned()).filter(|text| text.len() <= 256);
+        self.is_idle = true;
         for (name, value) in json::members(frame) {
             match name {
+                br#""candidates""# => self.is_idle = false,
                 br#""id""# | br#""responseId""# | br#""generation_id""# if self.id.is_none() => {
                     self.id = text(value)
                 }

@@ -1,4 +1,4 @@
-use super::{Genai, answer, fault, frames::Frames, request, stream::Chunks};
+use super::{Genai, answer, dialect::Wire, fault, frames::Frames, request, stream::Chunks};
 use crate::{
     ChunkStream, Error, ErrorKind, LlmRequest, LlmResponse, ModelName, Progress,
     provider::openai::origin::Origin,
@@ -51,7 +51,7 @@ async fn answer(provider: Genai, request: LlmRequest) -> Result<LlmResponse, Err
     options.raw_frame_sink = Some(Arc::clone(&frames) as _);
     let stream = provider.client.exec_chat_stream(target, chat, Some(&options)).await;
     let stream = stream.map_err(|error| fault::of(&mut origin, error))?.stream;
-    let (stream, first) = begun(stream, &frames, progress).await;
+    let (stream, first) = begun(wire, stream, &frames, progress).await;
     let first = first.transpose().map_err(|error| fault::of_stream(&mut origin, &frames, error))?;
     let model = ModelName::clone(model);
     Ok(LlmResponse::new(model, ChunkStream::new(Chunks::new(wire, stream, first, frames, origin))))
@@ -60,6 +60,7 @@ async fn answer(provider: Genai, request: LlmRequest) -> Result<LlmResponse, Err
 /// Sends the request: a stream of genai's does so when it is first polled, and says only then whether it was refused.
 /// Waits until the provider has said anything.
 async fn begun(
+    wire: Wire,
     mut stream: ChatStream,
     frames: &Frames,
     progress: &Progress,
@@ -70,6 +71,7 @@ async fn begun(
             match Pin::new(&mut stream).poll_next(cx) {
                 // Made by genai before it has sent anything.
                 Poll::Ready(Some(Ok(ChatStreamEvent::Start))) => {}
+                Poll::Ready(Some(Err(error))) if fault::is_of_nothing(wire, frames, &error) => {}
                 Poll::Ready(Some(event)) => return Poll::Ready(Some(event)),
                 Poll::Ready(None) => return Poll::Ready(None),
                 Poll::Pending if frames.any() => return Poll::Ready(None),

@@ -209,6 +209,7 @@ impl Stream for Chunks {
             };
             let read = match event {
                 Some(Ok(event)) => this.read(event),
+                Some(Err(error)) if fault::is_of_nothing(this.wire, &this.frames, &error) => continue,
                 Some(Err(error)) => Err(fault::of_stream(&mut this.origin, &this.frames, error)),
                 // Not even genai has seen an end.
                 None => Err(match this.frames.look(|seen| seen.error.clone()) {
