@@ -298,6 +298,27 @@ fn candidate(parts: &Value, reason: Option<&str>) -> Value {
 }
 
 #[tokio::test]
+async fn images_of_gemini_come_whole_and_streamed() {
+    let part = |data: &str| json!({ "inlineData": { "mimeType": "image/png", "data": data } });
+    let image = |data: &str| json!([{ "type": "image_url", "image_url": { "url": format!("data:image/png;base64,{data}") } }]);
+    let answer = whole_answer(Dialect::Gemini, &candidate(&json!([part("QQ==")]), Some("STOP"))).await;
+    let answer: Value = answer.json().unwrap();
+    assert_eq!(answer["choices"][0]["message"]["images"], image("QQ=="));
+
+    for pieces in [
+        [candidate(&json!([part("QQ==")]), None), candidate(&json!([{ "text": "Done" }]), Some("STOP"))],
+        [candidate(&json!([part("QQ==")]), None), candidate(&json!([]), Some("STOP"))],
+        [candidate(&json!([{ "text": "Look" }]), None), candidate(&json!([part("QQ==")]), Some("STOP"))],
+    ] {
+        let chunks = streamed_answer(Dialect::Gemini, &pieces.each_ref().map(data)).await;
+        let images: Vec<_> = chunks.iter().map(|c| &c["choices"][0]["delta"]["images"]).collect();
+        let images: Vec<_> = images.into_iter().filter(|images| !images.is_null()).collect();
+        assert_eq!(images, [&image("QQ==")], "{pieces:?}");
+        assert_eq!(chunks.last().unwrap()["choices"][0]["finish_reason"], "stop");
+    }
+}
+
+#[tokio::test]
 async fn a_chunk_of_gemini_that_says_nothing_is_passed_over() {
     let once = candidate(&json!([{ "text": "Once" }]), None);
     let end = candidate(&json!([{ "text": " more" }]), Some("STOP"));

@@ -110,8 +110,7 @@ impl Content {
             }
             ContentPart::Binary(binary) => {
                 if let BinarySource::Base64(data) = binary.source {
-                    let url = format!("data:{};base64,{data}", binary.content_type);
-                    self.images.push(json!({ "type": "image_url", "image_url": { "url": url } }));
+                    self.images.push(image(&data_url(&binary.content_type, &data)));
                 }
             }
             part => thought(wire, part, &mut self.signature, &mut self.thoughts),
@@ -137,6 +136,15 @@ impl Content {
         }
         Value::Object(message)
     }
+}
+
+/// An image that is part of an answer.
+pub(super) fn image(url: &str) -> Value {
+    json!({ "type": "image_url", "image_url": { "url": url } })
+}
+
+pub(super) fn data_url(media_type: &str, base64: &str) -> String {
+    format!("data:{media_type};base64,{base64}")
 }
 
 /// The thoughts of a streamed answer, as they must be sent back.

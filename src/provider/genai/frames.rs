@@ -1,10 +1,14 @@
 //! What genai does not tell of a stream.
 
+use super::answer;
 use crate::{TokenUsage, json};
 use ::genai::chat::{ChatFrameSink, FrameCtx, RawFrameRef};
 use bytes::Bytes;
 use serde_json::value::RawValue;
-use std::sync::{Mutex, PoisonError};
+use std::{
+    mem,
+    sync::{Mutex, PoisonError},
+};
 
 /// Sees each frame of a stream before genai makes events of it.
 #[derive(Default)]
@@ -27,6 +31,8 @@ pub(super) struct Seen {
     pub(super) is_idle: bool,
     /// An error that genai passes over.
     pub(super) error: Option<Bytes>,
+    /// What Gemini has drawn, as URLs; genai leaves it out of streams. Taken as they are told.
+    pub(super) images: Vec<String>,
 }
 
 /// What was told of a prompt. What caches had to do with is part of `all`.
@@ -41,6 +47,10 @@ pub(super) struct Prompt {
 impl Frames {
     pub(super) fn any(&self) -> bool {
         self.look(|seen| seen.any)
+    }
+
+    pub(super) fn take_images(&self) -> Vec<String> {
+        mem::take(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner).images)
     }
 
     pub(super) fn look<T>(&self, what: impl FnOnce(&Seen) -> T) -> T {
@@ -64,7 +74,10 @@ impl Seen {
         self.is_idle = true;
         for (name, value) in json::members(frame) {
             match name {
-                br#""candidates""# => self.is_idle = false,
+                br#""candidates""# => {
+                    self.is_idle = false;
+                    self.images.extend(images(value));
+                }
                 br#""id""# | br#""responseId""# | br#""generation_id""# if self.id.is_none() => {
                     self.id = text(value)
                 }
@@ -118,6 +131,17 @@ impl Prompt {
         });
         if all == 0 { None } else { TokenUsage::read(usage.to_string().as_bytes()) }
     }
+}
+
+/// Of Gemini's first candidate.
+fn images(candidates: &[u8]) -> impl Iterator<Item = String> {
+    let first = json::items(candidates).next().and_then(|first| json::member(first, "content"));
+    let parts = json::items(first.and_then(|content| json::member(content, "parts")).unwrap_or_default());
+    parts.filter_map(|part| {
+        let inline = json::member(part, "inlineData")?;
+        let text = |name| json::member(inline, name).and_then(json::string);
+        Some(answer::data_url(&text("mimeType")?, &text("data")?))
+    })
 }
 
 fn tokens(usage: &[u8], name: &str) -> Option<u64> {

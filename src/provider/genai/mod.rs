@@ -46,7 +46,8 @@
 //!
 //! Thoughts come as `reasoning_content`. What must be sent back for a model to think on after a call of a tool comes as
 //! `thinking_blocks` (Anthropic, Bedrock) or in the call's `extra_content.google.thought_signature` (Gemini), and is
-//! understood when it comes back. Claude refuses to think on without: then it is not asked to.
+//! understood when it comes back. Claude refuses to think on without: then it is not asked to. What Gemini draws comes as
+//! `images`, parts of the form of `image_url`, with a `data:` URL.
 //!
 //! # What else to know
 //!

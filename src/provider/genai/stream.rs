@@ -70,6 +70,7 @@ impl Chunks {
     }
 
     fn read(&mut self, event: ChatStreamEvent) -> Result<(), Error> {
+        self.images();
         match event {
             ChatStreamEvent::Start
             | ChatStreamEvent::Heartbeat
@@ -85,6 +86,14 @@ impl Chunks {
             ChatStreamEvent::End(end) => self.end(end)?,
         }
         Ok(())
+    }
+
+    fn images(&mut self) {
+        let images: Vec<_> = self.frames.take_images().iter().map(|url| answer::image(url)).collect();
+        if !images.is_empty() {
+            self.spoke = true;
+            self.delta(json!({ "images": images }), None);
+        }
     }
 
     /// genai gives the arguments as a text that grows, or whole.
