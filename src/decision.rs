@@ -306,6 +306,15 @@ impl Error {
     }
 }
 
+/// What was decided on the way to an answer, which then broke off with `error`.
+pub(crate) fn of_broken(mut record: DecisionRecord, error: &Error) -> DecisionRecord {
+    record.failure = Some(error.reason());
+    if let Some(last) = record.attempts.last_mut() {
+        last.failure = record.failure;
+    }
+    record
+}
+
 /// What was decided on the way to `error`, by these notes.
 pub(crate) fn of_error(decisions: &Decisions, error: &Error) -> DecisionRecord {
     let mut record = decisions.record(error.attempts());

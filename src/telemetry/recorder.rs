@@ -99,7 +99,7 @@ impl<S: CallSpan> Observe for Recorder<S> {
     }
 
     fn on_end(self, end: End<'_>) {
-        let Inner { span, handed_down, role, started, choices, head, decisions, .. } = *self.0;
+        let Inner { span, handed_down, role, started, choices, mut head, decisions, .. } = *self.0;
         let Inner { content, on_span, on_event, priced, .. } = *self.0;
         let duration = started.elapsed();
         let content = content.and_then(|mut collector| {
@@ -115,7 +115,11 @@ impl<S: CallSpan> Observe for Recorder<S> {
         });
         let record = match (&end, role) {
             (End::Failed(error, _), Role::Gateway) if span.is_recording() => {
-                Some(Box::new(decision::of_error(&decisions, error)))
+                let begun = head.as_mut().and_then(|kept| kept.record.take());
+                Some(match begun {
+                    Some(record) => Box::new(decision::of_broken(*record, error)),
+                    None => Box::new(decision::of_error(&decisions, error)),
+                })
             }
             _ => None,
         };

@@ -6,12 +6,12 @@ use crate::{
     seen::{Attr, Backend, Otel, Seen, Tracing},
 };
 use llm_layers::{
-    Completion, Error, ErrorClass, LlmRequest, LlmResponse, ServiceBuilderExt as _, TokenUsage,
+    Completion, Error, ErrorClass, LlmRequest, LlmResponse, ServiceBuilderExt as _, StreamChunk, TokenUsage,
     alias::AliasTable,
     fallback::{Chains, FallbackLayer},
     providers::{Deployment, Providers},
     telemetry::{SemConv, TelemetryLayer},
-    testing::{Reply, Scripted},
+    testing::{Reply, Scripted, Step},
 };
 use tower::{ServiceBuilder, ServiceExt, service_fn, util::BoxCloneSyncService};
 
@@ -103,6 +103,26 @@ async fn attempts_are_children_of_the_gateway_whatever_task_they_run_on_tracing(
 }
 
 /// The call itself is made on another task, that knows nothing of the caller's.
+#[tokio::test]
+async fn an_answer_that_breaks_off_has_its_attempts_on_the_gateways_span() {
+    let backend = Otel::new(SemConv::V1_41);
+    let failed = |class, model| Reply::error(Error::provider(class, "openai", model));
+    let broken = Error::provider(ErrorClass::Transport, "openai", "b");
+    let broken = Reply::stream([Step::Chunk(StreamChunk::text("h")), Step::Fail(broken)]);
+    let provider = Scripted::new().reply(failed(ErrorClass::Unavailable, "a")).reply(broken);
+    let answer = stack(&backend, &provider).oneshot(LlmRequest::new("fast", ask(true).body)).await.unwrap();
+    answer.text().await.unwrap_err();
+    let gateway = &by_kind(&backend.spans(), "internal")[0];
+    assert_eq!(gateway.int("llm_layers.attempts"), Some(2));
+    let attempts = gateway.events.iter().filter(|(name, _)| name == "llm_layers.attempt");
+    let attempts: Vec<_> = attempts
+        .map(|(_, told)| (told["llm_layers.model"].clone(), told.get("llm_layers.failure").cloned()))
+        .collect();
+    let text = |text: &str| Attr::Str(text.into());
+    let tried = [(text("openai/a"), Some(text("unavailable"))), (text("openai/b"), Some(text("transport")))];
+    assert_eq!(attempts, tried);
+}
+
 async fn called_on_another_task<B: Backend>(backend: &B) {
     let observer = backend.observer();
     let client = TelemetryLayer::client(observer.clone(), "openai").with_address("api.example", 443);
