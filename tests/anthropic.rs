@@ -565,7 +565,8 @@ fn each_reason_to_stop_has_its_word() {
         (FinishReason::Length, "max_tokens"),
         (FinishReason::ToolCalls, "tool_use"),
         (FinishReason::ContentFilter, "refusal"),
-        (FinishReason::Other("eos".into()), "end_turn"),
+        ("model_length".into(), "max_tokens"),
+        ("eos".into(), "end_turn"),
     ];
     for (ours, theirs) in reasons {
         let message =

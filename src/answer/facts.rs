@@ -52,7 +52,8 @@ impl From<&str> for FinishReason {
     fn from(reason: &str) -> Self {
         match reason {
             "stop" => Self::Stop,
-            "length" => Self::Length,
+            // The second is Mistral's.
+            "length" | "model_length" => Self::Length,
             "tool_calls" | "function_call" => Self::ToolCalls,
             "content_filter" => Self::ContentFilter,
             other => Self::Other(other.chars().take(64).collect::<String>().into()),
@@ -349,8 +350,8 @@ impl Facts {
         let index = index.unwrap_or(self.choices);
         self.begin(index);
         if let Some(reason) = reason {
-            // As Mistral and OpenRouter say that a model failed amid its answer.
-            self.has_error |= reason == "error";
+            // As Mistral, OpenRouter and DeepSeek say that a model failed amid its answer.
+            self.has_error |= matches!(&*reason, "error" | "insufficient_system_resource");
             self.rare().ends(ChoiceFinish { index, reason: (&*reason).into() });
         }
         self.choices += 1;

@@ -230,6 +230,7 @@ async fn an_error_inside_of_a_200_is_an_error() {
             Upstream,
             None,
         ),
+        (r#"{"choices":[{"index":0,"finish_reason":"insufficient_system_resource"}]}"#, Upstream, None),
         (r#"{"error":"boom"}"#, Upstream, None),
         (
             r#"{"object":"error","message":"model overloaded","type":"server_error","code":503}"#,
