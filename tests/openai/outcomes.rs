@@ -358,6 +358,20 @@ async fn an_end_without_done_after_each_finish_reason_is_fine() {
 }
 
 #[tokio::test]
+async fn a_byte_order_mark_before_json_is_passed_over() {
+    for request in [whole(), streaming()] {
+        let answer = answering(200, JSON, text(format!("\u{feff}{ANSWER}"))).oneshot(request).await.unwrap();
+        let ResponseBody::Complete(completion) = answer.body else { panic!("not whole") };
+        assert_eq!(completion.data(), ANSWER);
+    }
+    let error = refused(400, &[], "\u{feff}{\"error\":{\"code\":\"context_length_exceeded\"}}").await;
+    assert_eq!(error.class(), Some(ErrorClass::ContextWindow));
+    assert_eq!(facts(&error).code.as_deref(), Some("context_length_exceeded"));
+    let error = failure(answering(200, JSON, text("\u{feff}\u{feff}{}")), whole()).await;
+    assert_eq!(error.class(), Some(ErrorClass::BadFrame));
+}
+
+#[tokio::test]
 async fn an_event_that_is_no_json_object_is_a_bad_frame() {
     for event in
         ["secret", "[1]", r#""secret""#, r#"{"choices":7}"#, r#"{"choices":["secret"]}"#, "{", "{}{}"]

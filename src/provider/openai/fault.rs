@@ -1,6 +1,6 @@
 //! What a provider says of a failure, in whatever shape it says it.
 
-use super::retry_after;
+use super::{retry_after, wire::BYTE_ORDER_MARK};
 use crate::{ErrorClass, json};
 use http::StatusCode;
 use serde_json::value::RawValue;
@@ -73,7 +73,7 @@ impl Fault {
     /// Reads `{"error": {..}}`, `{"error": ".."}`, `{"detail": ..}`, the same without a wrapper, within an
     /// array or of a choice, or any text at all.
     pub(super) fn read(body: &[u8]) -> Self {
-        let body = body.trim_ascii();
+        let body = body.strip_prefix(BYTE_ORDER_MARK).unwrap_or(body).trim_ascii();
         if serde_json::from_slice::<&RawValue>(body).is_err() {
             return Self { message: String::from_utf8_lossy(body).to_lowercase(), ..Self::default() };
         }

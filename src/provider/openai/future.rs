@@ -2,9 +2,10 @@ use super::{
     collect::{Collect, CollectEnd},
     origin::{MAX_KEPT, Origin},
     stream::Events,
+    wire::BYTE_ORDER_MARK,
 };
 use crate::{BoxError, ChunkStream, Completion, Error, ErrorClass, LlmResponse, ResponseBody};
-use bytes::Bytes;
+use bytes::{Buf as _, Bytes};
 use http::{HeaderMap, header};
 use http_body::Body;
 use pin_project::pin_project;
@@ -123,7 +124,10 @@ fn is_longer(headers: &HeaderMap, limit: usize) -> bool {
     announced.is_some_and(|length: u64| length > limit as u64)
 }
 
-fn whole(origin: &mut Origin, data: Bytes) -> Result<LlmResponse, Error> {
+fn whole(origin: &mut Origin, mut data: Bytes) -> Result<LlmResponse, Error> {
+    if data.starts_with(BYTE_ORDER_MARK) {
+        data.advance(BYTE_ORDER_MARK.len());
+    }
     let completion = Completion::parse(data.clone()).map_err(|error| {
         // Not the error itself: it would quote the answer.
         let why = format!("no chat completion (line {}, column {})", error.line(), error.column());

@@ -8,6 +8,9 @@ use http_body_util::Full;
 use serde_json::value::RawValue;
 use std::borrow::Cow;
 
+/// Some begin their JSON with it, and clients pass it over.
+pub(super) const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
 const MAX_REQUEST_ID: usize = 256;
 
 pub(super) fn request(endpoint: &Endpoint, request: &LlmRequest) -> http::Request<Full<Bytes>> {
