@@ -559,6 +559,23 @@ fn calls_that_can_only_be_kept_are_kept_up_to_a_bound_and_the_rest_is_an_error()
 }
 
 #[test]
+fn the_first_choice_is_told_also_where_its_number_is_none() {
+    for index in ["null", "0.0", r#""0""#, "0"] {
+        let delta = |delta: &str, finish: &str| {
+            let choice = format!(r#"{{"index":{index},"delta":{{{delta}}},"finish_reason":{finish}}}"#);
+            let other = r#"{"index":1,"delta":{"content":"b"},"finish_reason":"length"}"#;
+            StreamChunk::parse(format!(r#"{{"choices":[{choice},{other}]}}"#)).unwrap()
+        };
+        let chunks =
+            [delta(r#""content":"a""#, "null"), delta("", r#""content_filter""#), StreamChunk::end()];
+        let message = assemble(&write(&chunks));
+        assert_eq!(message["content"], json!([{ "type": "text", "text": "a" }]), "{index}");
+        assert_eq!(message["stop_reason"], "refusal");
+        assert_eq!(chunks[0].content(), "a");
+    }
+}
+
+#[test]
 fn each_reason_to_stop_has_its_word() {
     let reasons = [
         (FinishReason::Stop, "end_turn"),

@@ -232,14 +232,23 @@ pub(crate) fn text(data: &[u8], span: Option<Span>) -> Option<Cow<'_, str>> {
     json::string(&data[start as usize..][..len.get() as usize])
 }
 
+/// The choice of index 0, in as many pieces as there are; without an index that is one, what stands first.
+pub(crate) fn first_choices(data: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let choices = json::items(json::member(data, "choices").unwrap_or_default()).enumerate();
+    let is_first = |(at, choice): &(usize, &[u8])| {
+        let index = json::member(choice, "index").and_then(index);
+        index.map_or(*at == 0, |index| index == 0)
+    };
+    choices.filter(is_first).map(|(_, choice)| choice)
+}
+
+fn index(raw: &[u8]) -> Option<u32> {
+    std::str::from_utf8(raw).ok()?.parse().ok()
+}
+
 /// What the choice of index 0 says, in its member of this name: its text, or the texts of its parts.
 pub(crate) fn first_content<'a>(data: &'a [u8], said: &str) -> Cow<'a, str> {
-    let choices = json::items(json::member(data, "choices").unwrap_or_default());
-    let is_first = |(at, choice): &(usize, &[u8])| match json::member(choice, "index") {
-        Some(index) if index != b"null" => index == b"0",
-        _ => *at == 0,
-    };
-    let first = choices.enumerate().find(is_first).and_then(|(_, choice)| json::member(choice, said));
+    let first = first_choices(data).next().and_then(|choice| json::member(choice, said));
     json::joined(first.and_then(|said| json::member(said, "content")).unwrap_or_default())
 }
 
@@ -320,7 +329,7 @@ impl Facts {
     }
 
     fn choice(&mut self, walk: &mut Walk<'_>, texts: &mut impl NoteText) -> Option<()> {
-        let (mut index, mut reason) = (None, None);
+        let (mut number, mut reason) = (None, None);
         walk.object(|walk, name| {
             let name = name.bytes()?;
             if let b"delta" | b"message" = &*name {
@@ -332,7 +341,7 @@ impl Facts {
                     texts.note(walk, raw, true);
                     self.says(b"content", raw);
                 }
-                b"index" => index = std::str::from_utf8(raw).ok().and_then(|raw| raw.parse::<u32>().ok()),
+                b"index" => number = index(raw),
                 // Moonshot reports the usage of a stream here.
                 b"usage" if self.usage().is_none() => {
                     if let Some(usage) = TokenUsage::read(raw) {
@@ -345,9 +354,9 @@ impl Facts {
             }
             Some(())
         })?;
-        self.lacks.index |= index.is_none();
+        self.lacks.index |= number.is_none();
         self.lacks.finish |= reason.is_none();
-        let index = index.unwrap_or(self.choices);
+        let index = number.unwrap_or(self.choices);
         self.begin(index);
         if let Some(reason) = reason {
             // As Mistral, OpenRouter and DeepSeek say that a model failed amid its answer.

@@ -12,7 +12,10 @@ mod tokens;
 
 #[cfg(feature = "openai")]
 pub(crate) use self::template::ChunkReader;
-pub(crate) use self::{calls::Calls, facts::Facts};
+pub(crate) use self::{
+    calls::Calls,
+    facts::{Facts, first_choices},
+};
 pub use self::{
     chunk::StreamChunk,
     completion::Completion,

@@ -1,7 +1,11 @@
 use super::answer::{
     arguments, call_id, function_call, member_text, message_id, stop_reason, texts, thoughts, usage,
 };
-use crate::{Error, FinishReason, ModelName, StreamChunk, TokenUsage, answer::Calls, json};
+use crate::{
+    Error, FinishReason, ModelName, StreamChunk, TokenUsage,
+    answer::{Calls, first_choices},
+    json,
+};
 use bytes::{BufMut, BytesMut};
 use http::StatusCode;
 use serde_json::{Value, json};
@@ -124,11 +128,8 @@ impl MessageEvents {
         if let Some(finish) = chunk.finish_reasons().iter().find(|finish| finish.index == 0) {
             self.finish = Some(finish.reason.clone());
         }
-        for choice in json::items(json::member(chunk.data(), "choices").unwrap_or_default()) {
-            let is_first = json::member(choice, "index").is_none_or(|index| index == b"0");
-            if let Some(delta) = json::member(choice, "delta").filter(|_| is_first) {
-                self.delta(delta, out);
-            }
+        for delta in first_choices(chunk.data()).filter_map(|choice| json::member(choice, "delta")) {
+            self.delta(delta, out);
         }
         if self.kept > MAX_KEPT {
             let message = "the calls of tools are too large to be put in order";
