@@ -63,6 +63,22 @@ async fn a_stream_that_stops_without_its_end_was_truncated() {
 }
 
 #[tokio::test]
+async fn an_answer_of_which_an_event_is_lost_is_none() {
+    let lines = |text: &str| text_event(text).replace('\n', "\r\n");
+    let end = event(&json!({ "type": "message_stop" }));
+    let whole = [lines("Once"), lines(" upon"), end.clone()];
+    let server = Server::playing(streamed(&whole)).await;
+    let answer = leaf(Dialect::Anthropic, &server).oneshot(hello(model(Dialect::Anthropic), true)).await;
+    assert_eq!(answer.unwrap().text().await.unwrap(), "Once upon");
+
+    // Between the two bytes that end a line, which genai takes for two ends.
+    let lost = lines(" upon");
+    let (name, data) = lost.split_at(lost.find('\n').unwrap());
+    let cut = [lines("Once"), name.to_owned(), data.to_owned(), end];
+    assert_eq!(streamed_failure(Dialect::Anthropic, &cut).await.class(), Some(ErrorClass::BadFrame));
+}
+
+#[tokio::test]
 async fn an_end_that_is_marked_needs_no_reason() {
     let line = |value: Value| format!("{value}\n");
     let pieces =

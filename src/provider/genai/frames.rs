@@ -29,6 +29,9 @@ pub(super) struct Seen {
     pub(super) blocked: bool,
     /// The last frame has no candidates, and nothing in their place.
     pub(super) is_idle: bool,
+    /// An event of Anthropic's has no name, and genai passes over it. It loses names where lines end in CR LF and the
+    /// network parts the two.
+    pub(super) is_nameless: bool,
     /// An error that genai passes over.
     pub(super) error: Option<Bytes>,
     /// What Gemini has drawn, as URLs; genai leaves it out of streams. Taken as they are told.
@@ -63,13 +66,13 @@ impl ChatFrameSink for Frames {
         let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         (seen.any, seen.is_idle) = (true, false);
         if serde_json::from_str::<&RawValue>(frame.data).is_ok() {
-            seen.read(frame.data.trim().as_bytes());
+            seen.read(frame.event, frame.data.trim().as_bytes());
         }
     }
 }
 
 impl Seen {
-    fn read(&mut self, frame: &[u8]) {
+    fn read(&mut self, event: Option<&str>, frame: &[u8]) {
         let text = |value| json::string(value).map(|text| text.into_owned()).filter(|text| text.len() <= 256);
         self.is_idle = true;
         for (name, value) in json::members(frame) {
@@ -94,6 +97,7 @@ impl Seen {
                         json::member(value, "meta").and_then(|meta| json::member(meta, "billed_units"));
                     self.billed = units.and_then(TokenUsage::read).or(self.billed);
                 }
+                br#""type""# if event.is_none() => self.is_nameless |= is_of_an_answer(value),
                 br#""done""# => self.done |= value == b"true",
                 br#""promptFeedback""# => self.blocked |= json::member(value, "blockReason").is_some(),
                 br#""error""# if !json::is_nothing(value) => self.error = Some(Bytes::copy_from_slice(frame)),
@@ -131,6 +135,11 @@ impl Prompt {
         });
         if all == 0 { None } else { TokenUsage::read(usage.to_string().as_bytes()) }
     }
+}
+
+/// Whether an event of Anthropic's, by its type, is a part of the answer.
+fn is_of_an_answer(kind: &[u8]) -> bool {
+    kind.starts_with(br#""content_block_"#) || kind.starts_with(br#""message_"#)
 }
 
 /// Of Gemini's first candidate.

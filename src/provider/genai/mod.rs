@@ -59,6 +59,8 @@
 //!   makes up an end for some.
 //! - Usage is in OpenAI's terms: input includes what was cached, output includes thoughts; a count of 0 that cannot be is
 //!   unknown. Without a bound of their own, Claude and Bedrock are asked for as much as genai knows the model to give.
+//! - genai takes the first chunk of Gemini's with a reason to finish for the last, and the blocks of Anthropic's for one after
+//!   another, as these two send them; servers that speak like them have to do so, too.
 //! - genai puts no bound on the size of an answer: ask providers that you trust, and bound the time by
 //!   [`CallTimeout`](crate::timeout::CallTimeout). Other ids of answers than the provider's own are made here.
 //! - genai has events of `tracing` of its own, under the target `genai`, some of which quote what a provider said: let no

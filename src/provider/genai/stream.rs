@@ -9,6 +9,7 @@ use super::{
 };
 use crate::{Error, ErrorClass, StreamChunk, provider::openai::origin::Origin};
 use ::genai::chat::{ChatStream, ChatStreamEvent, StreamEnd, ToolCall};
+use bytes::Bytes;
 use futures_core::Stream;
 use http::{HeaderMap, StatusCode};
 use serde_json::{Value, json};
@@ -217,6 +218,9 @@ impl Stream for Chunks {
                 None => ready!(Pin::new(&mut this.events).poll_next(cx)),
             };
             let read = match event {
+                Some(Ok(_)) if this.frames.look(|seen| seen.is_nameless) => {
+                    Err(this.origin.malformed("an event has no name", Bytes::new()))
+                }
                 Some(Ok(event)) => this.read(event),
                 Some(Err(error)) if fault::is_of_nothing(this.wire, &this.frames, &error) => continue,
                 Some(Err(error)) => Err(fault::of_stream(&mut this.origin, &this.frames, error)),
