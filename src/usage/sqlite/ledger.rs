@@ -73,7 +73,9 @@ impl SqliteLedger {
         let mut connection = open(&path, flags, BUSY)?;
         SCHEMA.create(&mut connection).map_err(|problem| LedgerError::of(&path, problem))?;
         let set = sqlite::set_durability(&connection, durability)
-            .and_then(|()| connection.pragma_update(None, "cache_size", -CACHE_KIB));
+            .and_then(|()| connection.pragma_update(None, "cache_size", -CACHE_KIB))
+            // Each department would look for the event that was written right before it.
+            .and_then(|()| connection.pragma_update(None, "foreign_keys", false));
         set.map_err(|error| LedgerError::of(&path, error))?;
         let file = FileId::of(&path);
         Ok(Self { connection, path, durability, file })
