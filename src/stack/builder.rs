@@ -214,8 +214,7 @@ impl<O: Observer> StackBuilder<O> {
     }
 
     /// Puts a layer of your own at a place; of several at one place the first is the outermost. It is applied anew to each configuration: what
-    /// is to last belongs into the layer, not into the service that it makes. A clone of that service may be called several times, one call
-    /// after the other.
+    /// is to last belongs into the layer, not into the service that it makes. Each call has a clone of that service.
     pub fn with_layer<L>(mut self, place: Place, layer: L) -> Self
     where
         L: Layer<BoxService> + Send + Sync + 'static,
@@ -296,12 +295,13 @@ impl<O: Observer> StackBuilder<O> {
         };
         let layers = lasting.layers(&self.config, &plan, lasting.quotas.get())?;
         let (own, order, observer) = (self.layers, self.order, self.observer);
+        let is_all_ours = own.places().next().is_none();
         let (service, rebuild): (BoxService, Rebuild) = if self.is_own_order {
             let build = move |layers: &Layers| assemble::reordered(layers, &own, &order, &observer);
-            live(build, &layers.0)
+            live(build, is_all_ours, &layers.0)
         } else {
             let build = move |layers: &Layers| assemble::documented(layers, &own, &order, &observer);
-            live(build, &layers.0)
+            live(build, is_all_ours, &layers.0)
         };
         Ok((service, Handle::new(self.config, plan, lasting, layers, rebuild)))
     }
@@ -371,7 +371,11 @@ impl<O: Observer> StackBuilder<O> {
 }
 
 /// A service that is exchanged, boxed once, and what exchanges it.
-fn live<S>(build: impl Fn(&Layers) -> S + Send + Sync + 'static, layers: &Layers) -> (BoxService, Rebuild)
+fn live<S>(
+    build: impl Fn(&Layers) -> S + Send + Sync + 'static,
+    is_all_ours: bool,
+    layers: &Layers,
+) -> (BoxService, Rebuild)
 where
     S: Service<LlmRequest, Response = LlmResponse, Error = Error, Future: Send>
         + Clone
@@ -379,9 +383,13 @@ where
         + Sync
         + 'static,
 {
-    let current = Arc::new(ArcSwap::from_pointee(Version::new(build(layers))));
+    let version = move |layers: &Layers| match is_all_ours {
+        true => Version::new(build(layers)),
+        false => Version::unshared(build(layers)),
+    };
+    let current = Arc::new(ArcSwap::from_pointee(version(layers)));
     let service = BoxCloneSyncService::new(Live::new(Arc::clone(&current)));
-    (service, Box::new(move |layers| current.store(Arc::new(Version::new(build(layers))))))
+    (service, Box::new(move |layers| current.store(Arc::new(version(layers)))))
 }
 
 impl<O> fmt::Debug for StackBuilder<O> {

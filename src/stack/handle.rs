@@ -236,7 +236,6 @@ impl Lasting {
         Ok((layers, policies))
     }
 
-    /// What a configuration asks for that the stack was built without. Its order was checked when it was built.
     /// Counters for the first limits, if these are the first.
     fn first_quotas(&self, config: &Config, plan: &Plan) -> Result<Option<Quotas>, StackError> {
         match &plan.limits {

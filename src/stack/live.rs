@@ -20,6 +20,8 @@ pub(super) struct Version<S> {
     /// Clones whose call has been made. Another clone changes a shared count for each layer, from whichever core it is
     /// made on, and as many again when it is dropped.
     spare: Mutex<Vec<S>>,
+    /// How many of them are kept at most.
+    most: usize,
 }
 
 /// A clone of the stack for one call.
@@ -32,8 +34,15 @@ struct Ready<S> {
 const SPARE: usize = 64;
 
 impl<S> Version<S> {
+    /// A stack whose layers hold nothing between calls.
     pub(super) const fn new(stack: S) -> Self {
-        Self { stack, spare: Mutex::new(Vec::new()) }
+        Self { stack, spare: Mutex::new(Vec::new()), most: SPARE }
+    }
+
+    /// A stack with layers of the host's: where a call is refused outside of one, the place that it has taken for the call is only given
+    /// back with the clone.
+    pub(super) const fn unshared(stack: S) -> Self {
+        Self { stack, spare: Mutex::new(Vec::new()), most: 0 }
     }
 }
 
@@ -47,7 +56,7 @@ impl<S: Clone> Version<S> {
 
     fn give_back(&self, stack: S) {
         if let Ok(mut spare) = self.spare.try_lock()
-            && spare.len() < SPARE
+            && spare.len() < self.most
         {
             spare.push(stack);
         }

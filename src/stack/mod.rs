@@ -77,7 +77,7 @@ use crate::{Error, LlmRequest, LlmResponse, config::Config};
 use tower::util::BoxCloneSyncService;
 
 /// A whole stack, boxed once. Cloning it costs a box and a reference count, whatever is in it; clones of the layers are used again for
-/// later calls.
+/// later calls, if none is of your own.
 pub type BoxService = BoxCloneSyncService<LlmRequest, LlmResponse, Error>;
 
 /// The documented order with all that `config` asks for: [`StackBuilder`] with nothing changed.

@@ -203,6 +203,29 @@ async fn layers_of_ones_own_stand_where_they_are_put() {
     assert!(said.contains("around each attempt"), "{said}");
 }
 
+/// As long as the layers in between make a call of each readiness, nothing is seen of it; a refusal does not.
+#[tokio::test(start_paused = true)]
+async fn a_call_that_is_refused_gives_back_its_place_in_a_layer_of_ones_own() {
+    for own_order in [false, true] {
+        let text = "quota.store = \"memory\"\ndepartments.a.models = [\"echo/one\"]\n";
+        let mut builder = StackBuilder::new(config(text));
+        if own_order {
+            builder = builder.with_order([Part::Access]);
+        }
+        let one_place = tower::limit::ConcurrencyLimitLayer::new(1);
+        let (service, _handle) = builder.with_layer(Place::Provider, one_place).build().await.unwrap();
+
+        let (mut first, mut second) = (service.clone(), service);
+        first.ready().await.unwrap();
+        assert!(second.ready().now_or_never().is_none(), "there is one place");
+        let error = first.call(of(request("echo/two"), "ada", &["a"])).await.unwrap_err();
+        assert!(matches!(error.kind(), ErrorKind::ModelNotAllowed { .. }), "{error}");
+        let next = tokio::time::timeout(Duration::from_secs(60), second.ready()).await;
+        let answer = next.expect("nobody is in flight").unwrap().call(request("echo/one")).await.unwrap();
+        assert_eq!(answer.model, "echo/one");
+    }
+}
+
 /// What the exchange of configurations costs is one load: nothing is made for it.
 #[test]
 fn a_call_makes_no_more_than_through_the_same_layers_by_hand() {
