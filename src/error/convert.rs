@@ -7,6 +7,26 @@ use std::{convert::Infallible, io};
 ///
 /// `Buffer` hides the inner service's error behind its own and shows it as a source only; `Timeout` and
 /// `LoadShed` have errors of their own. Anything else becomes [`ErrorKind::Other`] and keeps its source.
+///
+/// Where [`BoxError`] is part of a service's type, as it is of a closure's or a box's, the compiler refuses a task that awaits
+/// a stack around it: "implementation of `From` is not general enough". Box the stack before you move it there:
+///
+/// ```
+/// use llm_layers::{BoxError, ChatBody, Error, LlmRequest, LlmResponse, peek::PeekLayer};
+/// use tower::{Layer, ServiceExt, service_fn, util::BoxCloneSyncService};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let leaf = service_fn(|_: LlmRequest| async { Err::<LlmResponse, _>(BoxError::from("out of memory")) });
+/// let stack = BoxCloneSyncService::new(PeekLayer::new().layer(leaf));
+///
+/// let request = LlmRequest::new("acme/one", ChatBody::builder().user("Hello").build()?);
+/// let call = tokio::spawn(async move { stack.oneshot(request).await?.text().await });
+/// let error: Error = call.await?.unwrap_err();
+/// assert_eq!(std::error::Error::source(&error).unwrap().to_string(), "out of memory");
+/// # Ok(())
+/// # }
+/// ```
 impl From<BoxError> for Error {
     fn from(error: BoxError) -> Self {
         let error = match error.downcast::<Self>() {
