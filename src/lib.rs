@@ -78,12 +78,14 @@
 //!
 //! | module | |
 //! |---|---|
+//! | [`provider`] | what a call goes to: OpenAI-compatible servers, other dialects, an echo, yours |
 //! | [`body`] | streamed answers, and who watches how they end |
 //! | [`policies`] | what departments may do |
 //! | [`decision`] | how an answer came to be |
 //! | [`price`] | what models cost, and what a call cost |
 //! | [`store`] | where layers keep their state |
 //! | [`http`] | what errors and answers mean in HTTP |
+//! | [`clock`] | what time it is, for tests too |
 //! | `config` | one configuration for all of it, from a file; feature `config` |
 //! | `stack` | the layers of a configuration in this order, as one call; feature `config` |
 //! | `testing` | the contract that every layer keeps, and a scripted provider; feature `testing` |
@@ -95,6 +97,7 @@
 //! | feature | what it adds |
 //! |---|---|
 //! | `moka` | the cache in memory |
+//! | `semantic` | similar questions in the cache, by an embedder of yours and a guard of words; read its warning first |
 //! | `encrypt` | encrypts what a cache keeps where others can read it |
 //! | `openai` | the leaf for OpenAI-compatible servers, over any HTTP service |
 //! | `hyper-client` | a hyper client with rustls for it |
@@ -102,6 +105,7 @@
 //! | `genai` | leaves for Anthropic, Gemini, Vertex, Bedrock, Cohere and Ollama |
 //! | `tracing` | spans and events for subscribers of `tracing`; on by default |
 //! | `otel` | spans and metrics by the API of OpenTelemetry |
+//! | `otel-bound` | `otel`, with a cheaper record of metrics; needs `experimental_metrics_bound_instruments` of `opentelemetry_sdk` |
 //! | `axum` | extractor, responder, server-sent events and error bodies for axum |
 //! | `tonic` | statuses, deadlines and streams of gRPC for tonic |
 //! | `rusqlite` | a ledger of usage and counters of quotas in files of SQLite; needs a C compiler, and Rust 1.89 |
@@ -124,6 +128,7 @@
 //! - `examples/gateway` is a whole gateway made of these layers, and `examples/grpc` serves them over gRPC.
 
 #![forbid(unsafe_code)]
+#![cfg_attr(docsrs, feature(doc_cfg))]
 #![cfg_attr(
     shuttle,
     allow(clippy::large_enum_variant, unfulfilled_lint_expectations, reason = "shuttle's locks are large")
