@@ -58,7 +58,7 @@ use std::{
 };
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
-    task::JoinHandle,
+    task::{JoinHandle, coop::consume_budget},
 };
 use tower_layer::Layer;
 use tower_service::Service;
@@ -190,7 +190,12 @@ async fn read_on(mut left: mpsc::Receiver<Left>, mut stopped: oneshot::Receiver<
             match stream {
                 Some(Left(mut chunks, place)) => {
                     let read = async move {
-                        let to_its_end = async { while let Some(Ok(_)) = chunks.next().await {} };
+                        let to_its_end = async {
+                            while let Some(Ok(_)) = chunks.next().await {
+                                // One that is never silent would leave no time to anybody, nor to its own end.
+                                consume_budget().await;
+                            }
+                        };
                         // Twice, for a panic of a `drop` in the midst of another would end the process.
                         let to_its_end = AssertUnwindSafe(to_its_end).catch_unwind();
                         let _ = tokio::time::timeout(within, to_its_end).await;

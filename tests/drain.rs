@@ -1,5 +1,6 @@
 //! `DrainLayer`: what a stream used up is known although its reader has left.
 
+use futures_util::stream::iter;
 use llm_layers::{
     ChatBody, ChunkStream, Error, ErrorClass, LlmRequest, LlmResponse, RequestContext, ResponseBody,
     StreamChunk, TokenUsage,
@@ -14,7 +15,7 @@ use std::{
     sync::Arc,
     time::{Duration, SystemTime},
 };
-use tower::{Layer, Service, ServiceExt};
+use tower::{Layer, Service, ServiceExt, service_fn};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -196,4 +197,23 @@ async fn a_stream_that_panics_ends_alone() {
     assert!(worker.shutdown(60 * SECOND).await);
     assert_eq!(bench.recorded(), [(Outcome::Ok, 37), (Outcome::Ok, 37)]);
     assert_eq!((bench.counted().await.1, bench.provider.alive()), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_is_never_silent_is_read_on_no_longer_than_told_either() {
+    let sink = MemorySink::new(1);
+    let (drain, worker) = DrainLayer::start(DrainOptions::within(10 * SECOND));
+    let leaf = service_fn(async |request: LlmRequest| {
+        let words = (0..100_000).map(|_| Ok(StreamChunk::text("once")));
+        Ok::<_, Error>(LlmResponse::new(
+            request.model,
+            ResponseBody::Stream(ChunkStream::ending_cleanly(iter(words))),
+        ))
+    });
+    drop(first_word(drain.layer(UsageLayer::new(sink.clone(), Prices::default()).layer(leaf))).await);
+    tokio::task::yield_now().await;
+    tokio::time::advance(11 * SECOND).await;
+    assert!(worker.shutdown(SECOND).await);
+    let told: Vec<_> = sink.take().iter().map(|event| event.outcome).collect();
+    assert_eq!(told, [Outcome::Aborted]);
 }
