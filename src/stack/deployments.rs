@@ -1,6 +1,6 @@
 //! The providers of one configuration, with what is known of their deployments from before.
 
-use super::BoxService;
+use super::{BoxService, describe::shown};
 use crate::{
     BoxError, Error, LlmRequest, LlmResponse,
     config::{
@@ -199,7 +199,7 @@ impl Deployments {
             }
             return Ok(Leaf::OpenAi(Box::new(leaf.into_deployment())));
         }
-        Err(format!("{}: nothing is compiled in for {kind:?} at {name}", one.base_url).into())
+        Err(format!("{}: nothing is compiled in for {kind:?} at {name}", shown(&one.base_url)).into())
     }
 }
 

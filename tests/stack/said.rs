@@ -8,7 +8,7 @@ fn a_stack_says_what_it_is_and_shows_no_secret() {
          aliases.fast = [{ model = \"cloud/a\", weight = 3 }, { model = \"echo/b\" }]\n\
          fallbacks.\"cloud/a\" = [\"echo/b\"]\n\
          [[keys]]\nkey = \"sk-client\"\nuser = \"ada\"\n\
-         [providers.cloud]\nbase_url = \"https://llm.example/v1\"\napi_key = \"sk-upstream\"\nheaders = { x-own = \"sk-header\" }\n\
+         [providers.cloud]\nbase_url = \"https://llm.example/v1?key=sk-query\"\napi_key = \"sk-upstream\"\nheaders = { x-own = \"sk-header\" }\n\
          models = [{ name = \"a\", price = { input = \"0.15\", output = \"0.60\" } }]\n\
          [providers.echo]\nkind = \"echo\"\n\
          [departments.r]\nmodels = [\"echo/*\"]\nday_cost = \"5\"\n";
