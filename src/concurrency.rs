@@ -4,7 +4,8 @@
 //! the permit is held until the stream ends, breaks or is dropped. A call that finds no permit waits its turn,
 //! a bounded time in a bounded queue; beyond it is refused as [`Overloaded`](ErrorKind::Overloaded), and at its
 //! caller's own deadline, if that comes first, as [`Timeout`](ErrorKind::Timeout). It is the
-//! call that is refused: `poll_ready` passes through, so `load_shed` has nothing to do above this layer.
+//! call that is refused: `poll_ready` passes through, so `load_shed` has nothing to do above this layer. Who waits holds nothing of
+//! the service below, for whoever has a permit may need that for a further attempt.
 //!
 //! Belongs outermost, below the gateway's telemetry. All services that one layer builds share its permits.
 //!
@@ -34,10 +35,11 @@ use crate::{
     Error, ErrorKind, LlmRequest, LlmResponse, TimeoutPhase,
     body::{End, Observe, Watch, Watched},
     clock::after,
+    providers::poll_deadline,
 };
 use pin_project::pin_project;
 use std::{
-    fmt, mem,
+    fmt,
     pin::Pin,
     sync::{
         Arc,
@@ -48,7 +50,7 @@ use std::{
 };
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
-    time::Instant,
+    time::{Instant, Sleep},
 };
 use tower_layer::Layer;
 use tower_service::Service;
@@ -83,7 +85,18 @@ pub struct ResponseFuture<S: Service<LlmRequest>> {
 
 #[pin_project(project = StateProj)]
 enum State<S: Service<LlmRequest>> {
-    Waiting { place: Place, turn: Turn, ready: S, request: Option<LlmRequest> },
+    Waiting {
+        place: Place,
+        turn: Turn,
+        rest: Option<(S, LlmRequest)>,
+    },
+    /// It has its permit, and waits for the service.
+    Readying {
+        service: S,
+        rest: Option<(OwnedSemaphorePermit, LlmRequest)>,
+        deadline: Option<Instant>,
+        timer: Option<Pin<Box<Sleep>>>,
+    },
     Calling(#[pin] Watched<S::Future, Permit>),
     Refused(ErrorKind),
 }
@@ -198,9 +211,10 @@ where
             Ok(permit) => State::call(permit, &mut self.inner, request),
             Err(_) => match self.limit.queue(request.context.deadline().map(Instant::from_std)) {
                 Some((place, turn)) => {
-                    let clone = self.inner.clone();
-                    let ready = mem::replace(&mut self.inner, clone);
-                    State::Waiting { place, turn, ready, request: Some(request) }
+                    let service = self.inner.clone();
+                    // The one that is ready goes, and gives back what it holds.
+                    self.inner = service.clone();
+                    State::Waiting { place, turn, rest: Some((service, request)) }
                 }
                 None => State::Refused(ErrorKind::Overloaded),
             },
@@ -231,13 +245,23 @@ where
             let next = match state.as_mut().project() {
                 StateProj::Calling(future) => return future.poll(cx),
                 StateProj::Refused(refusal) => return Poll::Ready(Err(Error::new(refusal.clone()))),
-                StateProj::Waiting { turn, ready, request, .. } => match ready!(turn.as_mut().poll(cx)) {
+                StateProj::Waiting { turn, rest, .. } => match ready!(turn.as_mut().poll(cx)) {
                     Ok(permit) => {
-                        let request = request.take().expect("taken only here, and the state changes");
-                        State::call(permit, ready, request)
+                        let (service, request) = rest.take().expect("taken only here, and the state changes");
+                        let deadline = request.context.deadline().map(Instant::from_std);
+                        State::Readying { service, rest: Some((permit, request)), deadline, timer: None }
                     }
                     Err(refusal) => State::Refused(refusal),
                 },
+                StateProj::Readying { service, rest, deadline, timer } => {
+                    let ready = match service.poll_ready(cx) {
+                        Poll::Ready(ready) => ready.map_err(Into::into),
+                        Poll::Pending => ready!(poll_deadline(*deadline, timer, cx)),
+                    };
+                    let (permit, request) = rest.take().expect("taken only here, and the state changes");
+                    ready?;
+                    State::call(permit, service, request)
+                }
             };
             state.set(next);
         }
@@ -248,6 +272,7 @@ impl<S: Service<LlmRequest>> fmt::Debug for ResponseFuture<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let state = match &self.state {
             State::Waiting { place, .. } => return f.debug_tuple("Waiting").field(place).finish(),
+            State::Readying { .. } => "Readying",
             State::Calling(_) => "Calling",
             State::Refused(_) => "Refused",
         };

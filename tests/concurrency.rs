@@ -3,9 +3,10 @@
 use futures_core::Stream;
 use futures_util::FutureExt as _;
 use llm_layers::{
-    ChatBody, ChunkStream, Completion, Error, ErrorClass, ErrorKind, LlmRequest, LlmResponse, ResponseBody,
-    StreamChunk, TimeoutPhase, TokenUsage,
+    ChatBody, ChunkStream, Completion, Error, ErrorClass, ErrorKind, LlmRequest, LlmResponse, RequestContext,
+    ResponseBody, ServiceBuilderExt as _, StreamChunk, TimeoutPhase, TokenUsage,
     concurrency::{ConcurrencyLimit, ConcurrencyLimitLayer},
+    fallback::{Backoff, Chains},
     testing::{Reply, Scripted, Step},
 };
 use std::{
@@ -18,9 +19,9 @@ use std::{
     task::{Context, Poll},
     time::Duration,
 };
-use tokio::time::advance;
+use tokio::time::{Instant, advance};
 use tokio_test::{assert_pending, assert_ready_err, assert_ready_ok, task};
-use tower::{Layer, Service, ServiceExt, service_fn};
+use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 
 const SECOND: Duration = Duration::from_secs(1);
 const MILLI: Duration = Duration::from_millis(1);
@@ -311,10 +312,10 @@ async fn who_goes_away_gives_the_place_back_and_a_promised_permit_to_the_next() 
     let held = stream_of(assert_ready_ok!(call(&service, "0").poll()));
     let mut waiting: Vec<_> = (1..=3).map(|n| call(&service, &n.to_string())).collect();
     waiting.iter_mut().for_each(|call| assert_pending!(call.poll()));
-    assert_eq!((layer.waiting(), provider.free()), (3, 0), "who waits keeps the readiness that it has");
+    assert_eq!((layer.waiting(), provider.free()), (3, 3), "who waits holds nothing below");
 
     drop(waiting.remove(1));
-    assert_eq!((layer.waiting(), provider.free()), (2, 1));
+    assert_eq!(layer.waiting(), 2);
     drop(held);
     assert!(waiting[0].is_woken() && !waiting[1].is_woken());
     drop(waiting.remove(0));
@@ -506,4 +507,44 @@ async fn never_more_than_allowed_are_in_flight_whatever_many_threads_do() {
     assert!(total > 3_000, "{total}");
     assert_eq!(count.now.load(Ordering::SeqCst), 0);
     assert_eq!((layer.available(), layer.waiting()), (MAX, 0));
+}
+
+/// Two limits, and a retry between them.
+#[tokio::test(start_paused = true)]
+async fn who_waits_holds_nothing_that_a_further_attempt_needs() {
+    let provider = Scripted::new().reply(Reply::error(broken()).after([Step::Wait(MILLI)]));
+    let chains = Chains::builder().retries(1).backoff(Backoff::new(MILLI, MILLI));
+    let service = ServiceBuilder::new()
+        .layer(ConcurrencyLimitLayer::new(1).with_queue(1, 60 * SECOND))
+        .fallback(chains.build().unwrap())
+        .concurrency_limit(1)
+        .service(provider.clone());
+    let began = Instant::now();
+    let calls = (service.clone().oneshot(request("one")), service.oneshot(request("two")));
+    let (first, second) = tokio::join!(calls.0, calls.1);
+    assert_eq!((first.unwrap().attempts.len(), second.unwrap().attempts.len()), (1, 0));
+    assert!(began.elapsed() < SECOND, "{:?}", began.elapsed());
+    let asked: Vec<_> = provider.requests().iter().map(|request| request.model.to_string()).collect();
+    assert_eq!(asked, ["one", "one", "two"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_whose_turn_has_come_waits_for_the_service_no_longer_than_its_caller() {
+    let layer = ConcurrencyLimitLayer::new(1);
+    let provider = Scripted::new().reply(Reply::stream([Step::Gate]));
+    let mut inner = ServiceBuilder::new().concurrency_limit(1).service(provider.clone());
+    let service = layer.layer(inner.clone());
+    let held = stream_of(service.clone().oneshot(request("one")).await.unwrap());
+
+    let context = RequestContext::new().with_deadline((Instant::now() + 10 * SECOND).into_std());
+    let mut second = task::spawn(service.oneshot(request("two").with_context(context)));
+    assert_pending!(second.poll());
+    inner.ready().await.unwrap();
+    drop(held);
+    assert_pending!(second.poll());
+    assert_eq!((layer.available(), layer.waiting()), (0, 0), "it has its turn");
+    advance(11 * SECOND).await;
+    let error = assert_ready_err!(second.poll());
+    assert!(matches!(error.kind(), ErrorKind::Timeout { phase: TimeoutPhase::Deadline }), "{error:?}");
+    assert_eq!((layer.available(), provider.requests().len()), (1, 1));
 }

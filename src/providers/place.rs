@@ -135,7 +135,8 @@ where
     }
 }
 
-fn poll_deadline(
+/// Waits until the caller's own time is up, if it is bounded.
+pub(crate) fn poll_deadline(
     deadline: Option<Instant>,
     timer: &mut Option<Pin<Box<Sleep>>>,
     cx: &mut Context<'_>,
