@@ -746,6 +746,20 @@ async fn shutdown_waits_for_flights_and_hangs_up_on_what_is_left() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_call_that_is_never_silent_leaves_others_their_time_and_is_hung_up_as_well() {
+    let rules = Coalescing::new().finishing_alone();
+    let (layer, worker) = CacheLayer::start(MokaStore::new(1 << 20), policy(rules));
+    let leaf = service_fn(async |request: LlmRequest| {
+        let words = (0..100_000).map(|_| Ok(StreamChunk::text("once")));
+        let words = ChunkStream::ending_cleanly(futures_util::stream::iter(words));
+        Ok::<_, Error>(LlmResponse::new(request.model, ResponseBody::Stream(words)))
+    });
+    drop(layer.layer(leaf).oneshot(stream("q")).await.unwrap());
+    settle().await;
+    assert_eq!((worker.shutdown(Duration::ZERO).await.flights, layer.flights()), (1, 0));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_shutdown_may_take_for_ever_and_takes_as_long_as_it_must() {
     let (layer, worker) = CacheLayer::start(MokaStore::new(1 << 20), policy(Coalescing::new()));
     let reply = Reply::words(["a"]).after([Step::Wait(Duration::from_secs(60))]);

@@ -26,7 +26,7 @@ use std::{
     task::{Context, Poll, Waker},
     time::Duration,
 };
-use tokio::{sync::watch, time::Instant};
+use tokio::{sync::watch, task::coop::consume_budget, time::Instant};
 
 /// All that are in flight. Locked before any of its flights, never after.
 pub(super) struct Flights {
@@ -432,6 +432,8 @@ impl Flight {
                     if is_full {
                         poll_fn(|cx| self.poll_room(cx)).await;
                     }
+                    // One that is never silent would leave no time to others, and could not be hung up.
+                    consume_budget().await;
                 }
                 Some(Err(error)) => return self.land(Err(error)),
                 None => return,
