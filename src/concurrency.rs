@@ -35,7 +35,7 @@ use crate::{
     Error, ErrorKind, LlmRequest, LlmResponse, TimeoutPhase,
     body::{End, Observe, Watch, Watched},
     clock::after,
-    providers::poll_deadline,
+    deadline::Deadline,
 };
 use pin_project::pin_project;
 use std::{
@@ -50,7 +50,7 @@ use std::{
 };
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
-    time::{Instant, Sleep},
+    time::Instant,
 };
 use tower_layer::Layer;
 use tower_service::Service;
@@ -94,8 +94,7 @@ enum State<S: Service<LlmRequest>> {
     Readying {
         service: S,
         rest: Option<(OwnedSemaphorePermit, LlmRequest)>,
-        deadline: Option<Instant>,
-        timer: Option<Pin<Box<Sleep>>>,
+        deadline: Deadline,
     },
     Calling(#[pin] Watched<S::Future, Permit>),
     Refused(ErrorKind),
@@ -248,15 +247,15 @@ where
                 StateProj::Waiting { turn, rest, .. } => match ready!(turn.as_mut().poll(cx)) {
                     Ok(permit) => {
                         let (service, request) = rest.take().expect("taken only here, and the state changes");
-                        let deadline = request.context.deadline().map(Instant::from_std);
-                        State::Readying { service, rest: Some((permit, request)), deadline, timer: None }
+                        let deadline = Deadline::of(&request);
+                        State::Readying { service, rest: Some((permit, request)), deadline }
                     }
                     Err(refusal) => State::Refused(refusal),
                 },
-                StateProj::Readying { service, rest, deadline, timer } => {
+                StateProj::Readying { service, rest, deadline } => {
                     let ready = match service.poll_ready(cx) {
                         Poll::Ready(ready) => ready.map_err(Into::into),
-                        Poll::Pending => ready!(poll_deadline(*deadline, timer, cx)),
+                        Poll::Pending => Err(ready!(deadline.poll(cx))),
                     };
                     let (permit, request) = rest.take().expect("taken only here, and the state changes");
                     ready?;

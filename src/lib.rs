@@ -148,6 +148,7 @@ pub mod concurrency;
 #[cfg(feature = "config")]
 pub mod config;
 mod context;
+mod deadline;
 pub mod decision;
 pub mod drain;
 mod error;

@@ -6,8 +6,9 @@ use super::{
     stats::count,
 };
 use crate::{
-    CacheStatus, Error, ErrorKind, LlmRequest, LlmResponse, ResponseBody, TimeoutPhase,
+    CacheStatus, Error, ErrorKind, LlmRequest, LlmResponse, ResponseBody,
     body::{BodyClock, Watch, Watched},
+    deadline::Deadline,
     decision::{CacheDecision, Note},
     request::NoAnswer,
     sync::Handle,
@@ -20,7 +21,7 @@ use std::{
     sync::Arc,
     task::{Context, Poll, Waker, ready},
 };
-use tokio::time::{Instant, Sleep};
+use tokio::time::Instant;
 use tower_service::Service;
 
 /// Answers equal requests of the same scope without asking the inner service again.
@@ -62,8 +63,7 @@ enum State<S: Service<LlmRequest>> {
         reader: Option<Reader>,
         why: MissReason,
         shared: Arc<Shared>,
-        deadline: Option<Instant>,
-        timer: Option<Pin<Box<Sleep>>>,
+        deadline: Deadline,
     },
 }
 
@@ -226,7 +226,7 @@ where
             }
             Found::Miss(plan) => {
                 if let Some((flights, route, runtime)) = may_share(&plan, shared, &request) {
-                    let deadline = request.context.deadline().map(Instant::from_std);
+                    let deadline = Deadline::of(&request);
                     let (again, why) = (plan.clone(), plan.why);
                     let call = call_of(shared, flights, plan, service(), request);
                     return Next::State(
@@ -235,14 +235,13 @@ where
                             Boarding::Full => Self::Done(Some(Err(Error::new(ErrorKind::Overloaded)))),
                             Boarding::Closed(call) => {
                                 count(&shared.counters.misses);
-                                Self::Alone(Box::pin(within(deadline, call.future)), why)
+                                Self::Alone(Box::pin(within(deadline.at(), call.future)), why)
                             }
                             Boarding::Aboard(reader) => Self::Following {
                                 reader: Some(reader),
                                 why,
                                 shared: Arc::clone(shared),
                                 deadline,
-                                timer: None,
                             },
                         },
                     );
@@ -265,7 +264,7 @@ fn may_share<'a>(
     let flights = shared.flights.as_ref().filter(|flights| !flights.carry(request))?;
     // Who wants no kept answer does not want one that was asked for before either.
     let stamp = plan.wanted.stamp.clone().filter(|_| !plan.wanted.control.no_cache)?;
-    let is_late = request.context.deadline().is_some_and(|at| Instant::from_std(at) <= Instant::now());
+    let is_late = Deadline::of(request).is_over();
     let runtime = Handle::try_current().ok().filter(|_| !is_late)?;
     Some((flights, (plan.wanted.key, stamp, plan.streaming, plan.ttl), runtime))
 }
@@ -340,17 +339,14 @@ where
                 State::Alone(call, why) => {
                     return marked(call.as_mut().poll(cx), CacheStatus::Miss, Some(*why));
                 }
-                State::Following { reader, why, shared, deadline, timer } => {
+                State::Following { reader, why, shared, deadline } => {
                     let following = reader.as_mut().expect("taken only below, at the end");
                     let head = match following.poll_head(cx) {
                         Poll::Ready(head) => head,
-                        Poll::Pending => {
-                            ready!(poll_deadline(*deadline, timer, cx));
-                            Err(Error::new(ErrorKind::Timeout { phase: TimeoutPhase::Deadline }))
-                        }
+                        Poll::Pending => Err(ready!(deadline.poll(cx))),
                     };
                     let reader = reader.take().expect("it was just there");
-                    return Poll::Ready(follow(head, reader, *why, shared, *deadline));
+                    return Poll::Ready(follow(head, reader, *why, shared, deadline.at()));
                 }
             };
             *state = next;
@@ -402,7 +398,7 @@ async fn within(
     call: impl Future<Output = Result<LlmResponse, Error>>,
 ) -> Result<LlmResponse, Error> {
     let Some(at) = deadline else { return call.await };
-    let late = |_| Err(Error::new(ErrorKind::Timeout { phase: TimeoutPhase::Deadline }));
+    let late = |_| Err(Deadline::error());
     let mut answer = tokio::time::timeout_at(at, call).await.unwrap_or_else(late)?;
     bound(&mut answer, deadline);
     Ok(answer)
@@ -412,16 +408,6 @@ fn bound(answer: &mut LlmResponse, deadline: Option<Instant>) {
     if let (Some(_), ResponseBody::Stream(chunks)) = (deadline, &mut answer.body) {
         chunks.limit(BodyClock::new(None, None, None, deadline));
     }
-}
-
-fn poll_deadline(
-    deadline: Option<Instant>,
-    timer: &mut Option<Pin<Box<Sleep>>>,
-    cx: &mut Context<'_>,
-) -> Poll<()> {
-    let Some(deadline) = deadline else { return Poll::Pending };
-    let timer = timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
-    timer.as_mut().poll(cx)
 }
 
 impl<S: Service<LlmRequest>> fmt::Debug for ResponseFuture<S> {

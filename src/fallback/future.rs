@@ -3,8 +3,8 @@ use super::{
     policy::{Cause, Decision, Failure, Policy},
 };
 use crate::{
-    Attempt, Error, ErrorKind, LlmRequest, LlmResponse, ModelName, Progress, TimeoutPhase, caught::contained,
-    decision::Note, providers::ProviderNames,
+    Attempt, Error, ErrorKind, LlmRequest, LlmResponse, ModelName, Progress, caught::contained,
+    deadline::Deadline, decision::Note, providers::ProviderNames,
 };
 use pin_project::{pin_project, pinned_drop};
 use std::{
@@ -26,8 +26,7 @@ pub struct ResponseFuture<S: Service<LlmRequest>, P> {
     attempts: Attempts<P>,
     #[pin]
     state: State<S::Future>,
-    deadline: Option<Instant>,
-    timer: Option<Pin<Box<Sleep>>>,
+    deadline: Deadline,
 }
 
 #[pin_project(project = StateProj)]
@@ -95,14 +94,15 @@ where
             wait: Duration::ZERO,
             started,
         };
-        let state = if deadline.is_some_and(|deadline| deadline <= started) {
+        let deadline = Deadline::new(deadline);
+        let state = if deadline.has_passed(started) {
             State::Late
         } else if attempts.is_routable(&bounds.providers) {
             State::Calling(attempts.call(ready, started))
         } else {
             State::Unroutable
         };
-        Self { shared, service: None, attempts, state, deadline, timer: None }
+        Self { shared, service: None, attempts, state, deadline }
     }
 }
 
@@ -127,8 +127,8 @@ where
                     match polled {
                         Poll::Ready(Err(error)) => error,
                         _ => {
-                            ready!(poll_deadline(*this.deadline, this.timer, cx));
-                            out_of_time().with_dispatched(this.attempts.request.progress.is_dispatched())
+                            let late = ready!(this.deadline.poll(cx));
+                            late.with_dispatched(this.attempts.request.progress.is_dispatched())
                         }
                     }
                 }
@@ -139,7 +139,7 @@ where
                 }
                 StateProj::Readying => {
                     let now = Instant::now();
-                    if this.deadline.is_some_and(|deadline| deadline <= now) {
+                    if this.deadline.has_passed(now) {
                         return Poll::Ready(Err(this.attempts.verdict()));
                     }
                     let service = this.service.get_or_insert_with(|| Box::new(this.shared.spare()));
@@ -154,38 +154,21 @@ where
                             this.attempts.note(error.into(), Duration::ZERO);
                             return Poll::Ready(Err(this.attempts.verdict()));
                         }
-                        Poll::Pending => {
-                            ready!(poll_deadline(*this.deadline, this.timer, cx));
-                            out_of_time()
-                        }
+                        Poll::Pending => ready!(this.deadline.poll(cx)),
                     }
                 }
-                StateProj::Late => out_of_time(),
+                StateProj::Late => Deadline::error(),
                 StateProj::Unroutable => not_found(&this.attempts.request.model),
             };
             // Dropping the failed attempt here also hangs up on its provider.
             contained(|| this.state.set(State::Readying));
-            match this.attempts.after(failure, *this.deadline, &this.shared.bounds.providers) {
+            match this.attempts.after(failure, this.deadline.at(), &this.shared.bounds.providers) {
                 Next::Call => {}
                 Next::CallAfter(wait) => this.state.set(State::Waiting(Box::pin(tokio::time::sleep(wait)))),
                 Next::Stop(error) => return Poll::Ready(Err(error)),
             }
         }
     }
-}
-
-fn poll_deadline(
-    deadline: Option<Instant>,
-    timer: &mut Option<Pin<Box<Sleep>>>,
-    cx: &mut Context<'_>,
-) -> Poll<()> {
-    let Some(deadline) = deadline else { return Poll::Pending };
-    let timer = timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
-    timer.as_mut().poll(cx)
-}
-
-fn out_of_time() -> Error {
-    Error::new(ErrorKind::Timeout { phase: TimeoutPhase::Deadline })
 }
 
 fn not_found(model: &ModelName) -> Error {

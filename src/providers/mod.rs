@@ -49,7 +49,6 @@ mod service;
 pub(crate) use self::balance::Health;
 #[cfg(feature = "config")]
 pub(crate) use self::place::Place;
-pub(crate) use self::place::poll_deadline;
 pub use self::{
     balance::CoolDown,
     builder::{Deployment, Endpoint, ProvidersBuilder, ProvidersError},

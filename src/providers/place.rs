@@ -2,8 +2,9 @@
 
 use super::balance::{Health, InFlight};
 use crate::{
-    End, Error, ErrorKind, LlmRequest, LlmResponse, Observe, TimeoutPhase,
+    End, Error, LlmRequest, LlmResponse, Observe,
     body::{Summary, Watch, Watched},
+    deadline::Deadline,
 };
 use pin_project::pin_project;
 use std::{
@@ -11,7 +12,6 @@ use std::{
     sync::Arc,
     task::{Context, Poll, ready},
 };
-use tokio::time::{Instant, Sleep};
 use tower_service::Service;
 
 /// A deployment, with how it has been doing. Clones share that.
@@ -42,8 +42,7 @@ struct Ask<S: Service<LlmRequest>> {
     #[pin]
     state: State<S>,
     /// Until when the caller waits for a deployment to be ready; from then on its own time limits hold.
-    deadline: Option<Instant>,
-    timer: Option<Pin<Box<Sleep>>>,
+    deadline: Deadline,
 }
 
 #[pin_project(project = StateProj)]
@@ -87,12 +86,12 @@ where
     }
 
     fn ask(&self, request: LlmRequest) -> Reply {
-        let deadline = request.context.deadline().map(Instant::from_std);
+        let deadline = Deadline::of(&request);
         let state = State::Readying {
             service: self.service.clone(),
             rest: Some((request, InFlight::new(Arc::clone(&self.health)))),
         };
-        Box::pin(Ask { state, deadline, timer: None })
+        Box::pin(Ask { state, deadline })
     }
 }
 
@@ -118,7 +117,7 @@ where
                 StateProj::Readying { service, rest } => {
                     let ready = match service.poll_ready(cx) {
                         Poll::Ready(ready) => ready.map_err(Into::into),
-                        Poll::Pending => ready!(poll_deadline(*this.deadline, this.timer, cx)),
+                        Poll::Pending => Err(ready!(this.deadline.poll(cx))),
                     };
                     let (request, in_flight) = rest.take().expect("taken only here, and the state changes");
                     if let Err(error) = ready {
@@ -133,15 +132,4 @@ where
             this.state.set(next);
         }
     }
-}
-
-/// Waits until the caller's own time is up, if it is bounded.
-pub(crate) fn poll_deadline(
-    deadline: Option<Instant>,
-    timer: &mut Option<Pin<Box<Sleep>>>,
-    cx: &mut Context<'_>,
-) -> Poll<Result<(), Error>> {
-    let Some(deadline) = deadline else { return Poll::Pending };
-    let timer = timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
-    timer.as_mut().poll(cx).map(|()| Err(Error::new(ErrorKind::Timeout { phase: TimeoutPhase::Deadline })))
 }

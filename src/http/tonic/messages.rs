@@ -1,11 +1,11 @@
-use crate::{ChunkStream, Error, ErrorKind, ResponseBody, StreamChunk, TimeoutPhase, http::into_stream};
+use crate::{ChunkStream, Error, ResponseBody, StreamChunk, deadline::Deadline, http::into_stream};
 use futures_core::Stream;
 use std::{
     fmt,
     pin::Pin,
     task::{Context, Poll},
 };
-use tokio::time::{Instant, Sleep};
+use tokio::time::Instant;
 use tonic::Status;
 
 /// The chunks of an answer as the messages of a gRPC stream.
@@ -21,9 +21,7 @@ pub struct Messages<F> {
     /// `None` after the end.
     chunks: Option<ChunkStream>,
     translate: F,
-    deadline: Option<Instant>,
-    /// Registered at the first silence.
-    sleep: Option<Pin<Box<Sleep>>>,
+    deadline: Deadline,
 }
 
 impl<F, T> Messages<F>
@@ -32,7 +30,7 @@ where
 {
     /// What `translate` makes of an answer's chunks.
     pub fn new(answer: ResponseBody, translate: F) -> Self {
-        Self { chunks: Some(into_stream(answer)), translate, deadline: None, sleep: None }
+        Self { chunks: Some(into_stream(answer)), translate, deadline: Deadline::new(None) }
     }
 }
 
@@ -42,7 +40,7 @@ impl<F> Messages<F> {
     /// [`Timeout`](crate::ErrorKind::Timeout). The layers' own limits hold besides.
     #[must_use]
     pub fn with_deadline(mut self, deadline: Option<std::time::Instant>) -> Self {
-        self.deadline = deadline.map(Instant::from_std);
+        self.deadline = Deadline::new(deadline.map(Instant::from_std));
         self
     }
 
@@ -55,12 +53,6 @@ impl<F> Messages<F> {
         self.chunks = None;
         error.into()
     }
-
-    fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let Some(deadline) = self.deadline else { return Poll::Pending };
-        let sleep = self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
-        sleep.as_mut().poll(cx)
-    }
 }
 
 impl<F, T> Stream for Messages<F>
@@ -72,12 +64,12 @@ where
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = &mut *self;
         // A provider that always has the next chunk ready leaves no silence to notice it in.
-        let mut is_late = this.deadline.is_some_and(|deadline| Instant::now() >= deadline);
+        let mut is_late = this.deadline.is_over();
         loop {
             let Some(chunks) = &mut this.chunks else { return Poll::Ready(None) };
             if is_late {
                 // To those who watch the answer it has failed, as one has that came to no end in time.
-                let late = chunks.cut(Error::new(ErrorKind::Timeout { phase: TimeoutPhase::Deadline }));
+                let late = chunks.cut(Deadline::error());
                 return Poll::Ready(Some(Err(this.fail(late))));
             }
             match Pin::new(chunks).poll_next(cx) {
@@ -93,8 +85,8 @@ where
                 }
                 Poll::Ready(Some(Err(error))) => return Poll::Ready(Some(Err(this.fail(error)))),
                 Poll::Ready(None) => this.chunks = None,
-                Poll::Pending => match this.poll_deadline(cx) {
-                    Poll::Ready(()) => is_late = true,
+                Poll::Pending => match this.deadline.poll(cx) {
+                    Poll::Ready(_) => is_late = true,
                     Poll::Pending => return Poll::Pending,
                 },
             }
