@@ -20,6 +20,8 @@ use crate::{
     },
     store::Trouble,
 };
+#[cfg(feature = "redis")]
+use std::{panic, thread};
 use std::{
     sync::{
         Arc, Mutex, PoisonError,
@@ -115,8 +117,9 @@ impl Quotas {
                 let runtime = runtime.map_err(|error| StackError::store("quota.redis", error))?;
                 runtime.block_on(Self::check(apart, timeout))
             };
-            let checked = std::thread::spawn(check).join();
-            let trouble = checked.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+            let checking = thread::Builder::new().name("quota-check".into()).spawn(check);
+            let checking = checking.map_err(|error| StackError::store("quota.redis", error))?;
+            let trouble = checking.join().unwrap_or_else(|panic| panic::resume_unwind(panic))?;
             let quotas = Self::start((config, plan), None, ledger, on_bad_policies)?;
             return Ok(quotas.awaiting(trouble, redis.redis.clone(), timeout));
         }

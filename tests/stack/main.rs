@@ -24,6 +24,7 @@ use llm_layers::{
 use std::{
     fs,
     path::PathBuf,
+    process::Command,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},

@@ -207,6 +207,34 @@ async fn a_redis_that_comes_later_and_would_throw_counters_away_counts_nothing_u
     assert!(handle.shutdown(Duration::from_secs(5)).await.is_clean());
 }
 
+const WITHOUT_THREADS: &str = "LLM_LAYERS_WITHOUT_THREADS";
+
+#[tokio::test]
+async fn first_limits_in_a_redis_are_refused_where_no_thread_can_be_had() {
+    if std::env::var_os(WITHOUT_THREADS).is_none() {
+        let child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "reload::first_limits_in_a_redis_are_refused_where_no_thread_can_be_had"])
+            .args(["--nocapture", "--test-threads=1"])
+            .env(WITHOUT_THREADS, "")
+            // More than any address space has.
+            .env("RUST_MIN_STACK", (1_u64 << 47).to_string())
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&child.stdout);
+        let failed = String::from_utf8_lossy(&child.stderr);
+        assert!(child.status.success() && said.contains("1 passed"), "{said}{failed}");
+        return;
+    }
+    assert!(std::thread::Builder::new().spawn(|| ()).is_err());
+    let (service, handle) = stack(config("")).await.unwrap();
+    let limited = "quota.redis = \"redis://127.0.0.1:1\"\ndepartments.a.day_requests = 9\n";
+    let error = handle.reload(config(limited)).unwrap_err();
+    assert!(said(&error)[0].starts_with("quota.redis: "), "{error}");
+    // Nothing has changed.
+    service.oneshot(of(request("echo/a"), "ada", &["a"])).await.unwrap();
+    assert!(handle.shutdown(Duration::from_secs(1)).await.is_clean());
+}
+
 #[tokio::test]
 async fn a_file_that_has_lost_its_keys_lets_nobody_in() {
     let echo = "usage.enabled = false\nproviders.echo.kind = \"echo\"\n";
