@@ -247,6 +247,28 @@ async fn a_report_from_the_middle_of_a_stream_is_not_all_that_a_caller_who_leave
 }
 
 #[tokio::test]
+async fn a_report_from_the_middle_of_a_stream_is_not_all_that_one_that_breaks_costs() {
+    let text = || Step::Chunk(StreamChunk::text("x".repeat(78)));
+    let report = |input, output| Step::Chunk(StreamChunk::usage_only(TokenUsage::new(input, output)));
+    let broken = || Error::provider(ErrorClass::Transport, "p", "model");
+    let knows = || broken().with_usage(TokenUsage::new(10, 30));
+    for (steps, tokens) in [
+        (vec![report(10, 1), text(), Step::Cut], 10 + 1 + 80),
+        (vec![report(10, 1), text(), Step::Fail(broken())], 10 + 1 + 80),
+        (vec![text(), report(10, 20), Step::Cut], 10 + 20),
+        (vec![report(10, 1), text(), Step::Fail(knows())], 10 + 30),
+        // Nothing is what a server reports that does not count, as where it ends well.
+        (vec![report(0, 0), text(), Step::Cut], prompt() + 80),
+        (vec![text(), report(0, 0), Step::Cut], prompt() + 80),
+    ] {
+        let bench = Bench::new(Limits::new());
+        bench.provider.push(Reply::stream(steps));
+        bench.call(request()).await.unwrap().text().await.unwrap_err();
+        assert_eq!(bench.research().await.0.tokens, tokens);
+    }
+}
+
+#[tokio::test]
 async fn a_call_is_charged_by_the_tier_that_served_it() {
     let rates = |input: &str, output: &str| Rates::per_million(input, output).unwrap();
     let price = Price::new(rates("3", "15"))
@@ -290,6 +312,17 @@ async fn a_request_that_is_refused_is_charged_no_request() {
     bench.provider.push(whole(0, 1));
     bench.call(request()).await.unwrap();
     assert_eq!(bench.research().await.0, Amount::new(2, 1, NanoUsd::new(5_015_000)));
+}
+
+#[tokio::test]
+async fn what_fails_after_it_has_said_something_was_not_refused() {
+    let mut failure = ProviderFailure::new(ErrorClass::Unavailable, "p", "model");
+    failure.status = Some(http::StatusCode::SERVICE_UNAVAILABLE);
+    let failure = Error::new(ErrorKind::Provider(failure)).with_dispatched(true);
+    let bench = Bench::new(Limits::new());
+    bench.provider.push(Reply::stream([Step::Chunk(StreamChunk::text("x".repeat(78))), Step::Fail(failure)]));
+    bench.call(request()).await.unwrap().text().await.unwrap_err();
+    assert_eq!(bench.research().await.0.tokens, prompt() + 80);
 }
 
 #[tokio::test]

@@ -29,9 +29,10 @@ impl Spent {
             End::StreamEnded(summary) | End::Abandoned(summary) => (None, summary),
             End::Failed(error, summary) => (Some(*error), summary),
         };
-        let told = error.and_then(Error::usage).copied();
+        // What a stream has reported is told of by its error too.
+        let told = error.and_then(Error::usage).copied().filter(|told| summary.usage != Some(*told));
         let usage = told.or_else(|| believed(summary.usage.as_ref(), summary.text_bytes));
-        let is_refused = usage.is_none() && error.is_some_and(is_refusal);
+        let is_refused = usage.is_none() && summary.text_bytes == 0 && error.is_some_and(is_refusal);
         let reported_bytes = match (told, tells_output(usage)) {
             (_, false) => 0,
             // It knows of all that came.
@@ -94,7 +95,7 @@ pub(crate) const fn estimate(bytes: u64) -> u64 {
     bytes.div_ceil(4)
 }
 
-/// A provider that refuses a request by its status bills nothing for it; none says so.
+/// A provider that refuses a request by its status, before it has said anything, bills nothing for it; none says so.
 const NOTHING: TokenUsage = TokenUsage::new(0, 0).with_certainty(Certainty::Estimated);
 
 /// A report of nothing at all beside more than a few words is none.
