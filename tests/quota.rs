@@ -1814,7 +1814,7 @@ impl UsageHistory for PanickingLedger {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_ledger_that_panics_is_as_one_that_is_down() {
     let ledger = PanickingLedger::default();
     let bench = Bench::new(Limits::new()).with(|layer| layer.with_history(ledger.clone()));
