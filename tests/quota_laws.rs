@@ -4,8 +4,8 @@
 mod remote;
 
 use llm_layers::{
-    CacheStatus, CallId, ChatBody, Completion, Error, ErrorClass, ErrorKind, LlmRequest, LlmResponse,
-    RequestContext, ResponseBody, StreamChunk, TokenUsage,
+    CacheStatus, CallId, ChatBody, Completion, Error, ErrorClass, ErrorKind, LlmRequest, LlmResponse, Period,
+    QuotaKind, RequestContext, ResponseBody, StreamChunk, TokenUsage,
     access::AccessLayer,
     clock::Clock,
     fallback::{Chains, FallbackLayer},
@@ -537,9 +537,12 @@ async fn i13_answers_that_nobody_was_asked_for_move_no_counter() {
 
 #[tokio::test]
 async fn a_lease_that_nobody_settles_charges_what_was_agreed() {
-    for (on_expiry, charges) in
-        [(OnExpiry::ChargePrompt, 35), (OnExpiry::ChargeAll, 55), (OnExpiry::Release, 0)]
-    {
+    let amount = |tokens, nanos| Amount::new(1, tokens, NanoUsd::new(nanos));
+    for (on_expiry, charges) in [
+        (OnExpiry::ChargePrompt, amount(35, 35 * 3_000)),
+        (OnExpiry::ChargeAll, amount(35 + 20, 35 * 3_000 + 20 * 15_000)),
+        (OnExpiry::Release, Amount::ZERO),
+    ] {
         let clock = ManualClock::new(noon());
         let store = MemoryStore::with_clock(clock.clone());
         let table = PolicyTable::default();
@@ -555,7 +558,7 @@ async fn a_lease_that_nobody_settles_charges_what_was_agreed() {
         };
         let days = Days::only(days[1]);
         let expired = usage(days.clone()).await;
-        assert_eq!((expired.settled.tokens, expired.reserved), (charges, Amount::ZERO), "{on_expiry:?}");
+        assert_eq!((expired.settled, expired.reserved), (charges, Amount::ZERO), "{on_expiry:?}");
         call.abort();
         let _ = call.await;
     }
@@ -759,4 +762,53 @@ fn counters_neither_overflow_nor_lose_a_unit() {
         let debt = Amount::new(1, 1, NanoUsd::new(-5)).clamped();
         assert_eq!(debt.cost, NanoUsd::ZERO);
     });
+}
+
+fn limits() -> impl Strategy<Value = Limits> {
+    let (counts, costs) = (|| any::<(Option<u64>, Option<u64>)>(), any::<(Option<i64>, Option<i64>)>());
+    (counts(), counts(), costs).prop_map(
+        |((day, month), (day_tokens, month_tokens), (day_cost, month_cost))| {
+            let mut limits = Limits::new();
+            (limits.day_requests, limits.month_requests) = (day, month);
+            (limits.day_tokens, limits.month_tokens) = (day_tokens, month_tokens);
+            (limits.day_cost, limits.month_cost) = (day_cost.map(NanoUsd::new), month_cost.map(NanoUsd::new));
+            limits
+        },
+    )
+}
+
+proptest! {
+    #[test]
+    fn what_one_call_counts_for_is_at_most_a_quarter_of_a_counter(requests: u64, tokens: u64, cost: i64) {
+        let (asked, most) = (Amount::new(requests, tokens, NanoUsd::new(cost)), Amount::MOST);
+        let (id, days) = (CallId::mint(noon()), Days::only(Calendar::utc().day(noon())));
+        let a = Departments::one(Department::new("a", Limits::new()));
+        let reservation = Reservation::new(id, a.clone(), asked, LEASE, days).with_on_expiry(asked);
+        let settlement = Settlement::new(id, a, asked);
+        for counted in [reservation.amount, reservation.on_expiry, settlement.amount] {
+            prop_assert_eq!(counted.requests, requests.min(most.requests));
+            prop_assert_eq!(counted.tokens, tokens.min(most.tokens));
+            prop_assert_eq!(counted.cost.nanos(), cost.clamp(0, most.cost.nanos()));
+        }
+    }
+
+    #[test]
+    fn a_limit_is_at_most_what_a_counter_holds_and_of_two_the_stricter_one(one in limits(), other in limits()) {
+        let twice = [("b", Limits::new()), ("a", one), ("c", Limits::new()), ("a", other)];
+        let departments = Departments::new(twice.map(|(id, limits)| Department::new(id, limits)));
+        let ids: Vec<&str> = departments.iter().map(|department| &*department.id).collect();
+        prop_assert_eq!(ids, ["a", "b", "c"]);
+        let most = i64::MAX as u64;
+        let least = |counts: [Option<u64>; 2]| counts.into_iter().flatten().fold(most, u64::min);
+        let cost = |limit: Option<NanoUsd>| limit.map(|limit| limit.nanos().max(0) as u64);
+        for (period, of) in [
+            (Period::Day, [one, other].map(|it| (it.day_requests, it.day_tokens, it.day_cost))),
+            (Period::Month, [one, other].map(|it| (it.month_requests, it.month_tokens, it.month_cost))),
+        ] {
+            let ceiling = |kind| departments[0].limits.ceiling(period, kind);
+            prop_assert_eq!(ceiling(QuotaKind::Requests), least(of.map(|it| it.0)));
+            prop_assert_eq!(ceiling(QuotaKind::Tokens), least(of.map(|it| it.1)));
+            prop_assert_eq!(ceiling(QuotaKind::Cost), least(of.map(|it| cost(it.2))));
+        }
+    }
 }

@@ -163,6 +163,21 @@ async fn an_expired_lease_is_forgotten_after_a_day() {
 }
 
 #[tokio::test]
+async fn a_department_with_a_call_in_flight_is_not_forgotten_when_its_month_is_over() {
+    let (bench, a) = (Bench::new(), limited(1000));
+    // Half a minute before December.
+    bench.clock.advance(Duration::from_secs(7 * 86_400 + 12 * 3600) - LEASE / 2);
+    let call = bench.granted(&a, tokens(100)).await;
+    bench.clock.advance(LEASE / 2);
+    // So many that those are looked for who may be forgotten.
+    for n in 0..2000 {
+        let other = Departments::one(Department::new(format!("of December {n}"), Limits::new()));
+        bench.granted(&other, tokens(1)).await;
+    }
+    assert_eq!(bench.settle(call, &a, tokens(40)).await, Applied::First);
+}
+
+#[tokio::test]
 async fn a_reservation_that_comes_after_its_release_is_refused() {
     let (bench, a) = (Bench::new(), limited(1000));
     let call = id();

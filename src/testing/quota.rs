@@ -246,6 +246,13 @@ impl StoreCheck {
             script.departments[0].0.clone_from(&name);
             self.expect(&script).await;
         }
+        let mut script = Script::one_call(Limits::new(), amount(10));
+        // A lease for ever.
+        script.calls[0].lease = Duration::MAX;
+        script.steps =
+            vec![Op::Reserve(0), Op::Advance(2 * HOUR), Op::Extend(0, Duration::MAX), Op::Usage(0)];
+        script.steps.extend([Op::Settle(0, amount(3)), Op::Usage(0)]);
+        self.expect(&script).await;
         let mut script = Script::one_call(Limits::new().with_day_requests(1), amount(10));
         script.departments =
             (0..64).map(|n| (format!("of many {n}"), Limits::new().with_day_requests(1))).collect();

@@ -383,6 +383,29 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_commit_that_fails_may_have_been_done() {
+        let tamper = |connection: &Connection| {
+            connection
+                .execute_batch(
+                    "PRAGMA foreign_keys = on; CREATE TABLE parents (id INTEGER PRIMARY KEY); \
+                     CREATE TABLE children (id REFERENCES parents DEFERRABLE INITIALLY DEFERRED); \
+                     CREATE TRIGGER orphan AFTER INSERT ON leases BEGIN INSERT INTO children VALUES (1); END",
+                )
+                .unwrap();
+        };
+        on(tamper, async |store, file| {
+            let error = reserve(store, "a").await.unwrap_err();
+            assert!(error.is_ambiguous(), "{error:?}");
+            // And the next one is not kept from it.
+            file.execute_batch("DROP TRIGGER orphan").unwrap();
+            assert!(matches!(reserve(store, "a").await.unwrap(), Decision::Granted(_)));
+            let leases: i64 = file.query_row("SELECT count(*) FROM leases", (), |row| row.get(0)).unwrap();
+            assert_eq!(leases, 1);
+        })
+        .await;
+    }
+
+    #[tokio::test]
     async fn a_file_that_may_not_be_written_is_said() {
         let tamper = |connection: &Connection| connection.pragma_update(None, "query_only", true).unwrap();
         on(tamper, async |store, _| {

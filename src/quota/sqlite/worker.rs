@@ -324,3 +324,57 @@ where
         let _ = self.reply.send(answer);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::SystemClock;
+    use std::sync::mpsc::sync_channel;
+
+    /// Taken back just when the lock was had.
+    struct Late(Arc<AtomicBool>);
+
+    impl Job for Late {
+        fn begin(&self) -> bool {
+            false
+        }
+
+        fn is_withdrawn(&self) -> bool {
+            false
+        }
+
+        fn run(&mut self, _: &Tables<'_>) -> rusqlite::Result<()> {
+            self.0.store(true, Ordering::Relaxed);
+            Ok(())
+        }
+
+        fn finish(self: Box<Self>, _: Result<(), Failure>) {}
+    }
+
+    #[test]
+    fn what_is_taken_back_while_the_lock_is_had_is_not_done() {
+        let directory = std::env::temp_dir().join(format!("llm-layers-late-{}", fastrand::u64(..)));
+        std::fs::create_dir_all(&directory).unwrap();
+        let path: Arc<Path> = directory.join("quota.db").into();
+        let (checkpoint, _wanted) = sync_channel(1);
+        let mut worker = Worker {
+            connection: connect(&path, Durability::Kill).unwrap(),
+            file: FileId::of(&path),
+            durability: Durability::Kill,
+            path,
+            clock: Arc::new(SystemClock),
+            group: 1,
+            shared: Arc::default(),
+            unpruned: 0,
+            pruned_to: 0,
+            checkpoint,
+            unchecked: 0,
+        };
+        let is_done = Arc::<AtomicBool>::default();
+        worker.work(&mut vec![Box::new(Late(Arc::clone(&is_done)))]);
+        assert!(!is_done.load(Ordering::Relaxed));
+        assert!(worker.connection.is_autocommit(), "others may have the file");
+        drop(worker);
+        std::fs::remove_dir_all(&directory).unwrap();
+    }
+}
