@@ -211,12 +211,20 @@ proptest! {
         steps in steps(), usage in usage(), more in 0_u64..3, tier in proptest::sample::select(&ServiceTier::ALL[..]),
     ) {
         let price = price(&steps);
-        let bounds = [usage.input_tokens, usage.output_tokens].map(|tokens| tokens.unwrap().saturating_add(more));
-        if let (Ok(cost), Ok(most)) = (price.cost_at(tier, &usage), price.at_most(tier, bounds[0], bounds[1])) {
-            prop_assert!(cost <= most, "{} > {}", cost, most);
+        let bounds = |usage: &TokenUsage| {
+            [usage.input_tokens, usage.output_tokens].map(|tokens| tokens.unwrap().saturating_add(more))
+        };
+        // Also with the shortest prompts that cost more.
+        let output = usage.output_tokens.unwrap();
+        let longer = steps.iter().filter_map(|((above, _), _)| Some(TokenUsage::new((*above)? + 1, output)));
+        for usage in longer.chain([usage]) {
+            let [input, output] = bounds(&usage);
+            if let (Ok(cost), Ok(most)) = (price.cost_at(tier, &usage), price.at_most(tier, input, output)) {
+                prop_assert!(cost <= most, "{} > {} of {} tokens", cost, most, input);
+            }
         }
         // Long prompts that cost the same change nothing.
-        let [input, output] = bounds;
+        let [input, output] = bounds(&usage);
         let same = price.clone().with_above(500_001, Rates::new());
         prop_assert_eq!(price.at_most(tier, input, output), same.at_most(tier, input, output));
     }
@@ -250,6 +258,12 @@ fn what_is_not_known_is_not_free() {
     assert_eq!(embedding.at_most(ServiceTier::Standard, 1, 1), unpriced(TokenClass::Output));
     let free = Price::new(million("0", "0.0"));
     assert_eq!(free.cost(&TokenUsage::default()), Ok(NanoUsd::ZERO));
+    // A prompt that costs nothing and is not counted may be a long one.
+    let free = Price::new(Rates::per_million("0", "1").unwrap());
+    let stepped = free.with_above(100, Rates::new().with_output(Rate::per_million("2").unwrap()));
+    let mut usage = TokenUsage::new(0, 1_000_000);
+    usage.input_tokens = None;
+    assert_eq!(stepped.cost(&usage), Ok(usd("2")));
 }
 
 #[test]

@@ -19,9 +19,9 @@ use llm_layers::{
     access::AccessLayer,
     clock::Clock,
     decision::{AccessDecision, QuotaDecision},
-    fallback::Backoff,
+    fallback::{Backoff, Chains, FallbackLayer},
     policies::{DepartmentPolicy, PolicyTable},
-    price::{NanoUsd, Price, PriceBook, Rate, Rates, ServiceTier},
+    price::{NanoUsd, Price, PriceBook, Prices, Rate, Rates, ServiceTier},
     providers::Providers,
     quota::{
         Adjustment, Amount, Applied, Baseline, ByteEstimator, Calendar, Days, Decision, Delta, Department,
@@ -295,6 +295,76 @@ async fn a_call_is_charged_by_the_tier_that_served_it() {
         bench.call(ask(plain().with("service_tier", asked).unwrap())).await.unwrap();
         assert_eq!(bench.research().await.0, used(10, times * STANDARD), "{asked} {answered:?}");
     }
+}
+
+#[tokio::test]
+async fn what_is_reserved_is_the_price_of_the_dearest_tier_that_may_serve_it() {
+    let rates = |input: &str, output: &str| Rates::per_million(input, output).unwrap();
+    let price = Price::new(rates("3", "15")).with_service_tier(ServiceTier::Priority, rates("6", "30"));
+    let book = PriceBook::of("sheet", [("p/model", price)]).unwrap();
+    let standard = prompt() as i64 * 3_000 + 100 * 15_000;
+    let limits = Limits::new().with_day_cost(NanoUsd::new(2 * standard - 1));
+    let bench = Bench::new(limits);
+    let layer = QuotaLayer::new(bench.store.clone(), table(limits), book).with_clock(bench.clock.clone());
+    let bench = Bench { layer, ..bench };
+    let tier = |name: &str| ask(plain().with("service_tier", name).unwrap());
+    for dear in ["priority", "unheard of"] {
+        let error = bench.refusal(tier(dear)).await;
+        assert!(
+            matches!(error.kind(), ErrorKind::RequestTooLarge { quota: QuotaKind::Cost, .. }),
+            "{error:?}"
+        );
+    }
+    assert_eq!(bench.provider.requests().len(), 0);
+    bench.provider.push(whole(7, 3));
+    bench.call(tier("default")).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_has_lost_its_price_meanwhile_costs_what_was_reserved() {
+    let bench = Bench::new(Limits::new());
+    let book = Prices::new(prices());
+    let layer = QuotaLayer::new(bench.store.clone(), table(Limits::new()), book.clone());
+    let bench = Bench { layer: layer.with_clock(bench.clock.clone()), ..bench };
+    bench.provider.push(whole(7, 3).after([Step::Gate]));
+    let call = tokio::spawn(bench.service().oneshot(request()));
+    tokio::task::yield_now().await;
+    let (_, reserved) = bench.research().await;
+    book.store(PriceBook::new());
+    bench.provider.open();
+    call.await.unwrap().unwrap();
+    assert_eq!(reserved.cost, NanoUsd::new(prompt() as i64 * 3_000 + 100 * 15_000));
+    assert_eq!(bench.research().await, (Amount::new(1, 10, reserved.cost), Amount::ZERO));
+}
+
+#[tokio::test]
+async fn wherever_it_stands_the_model_that_answered_is_charged() {
+    let price = |input, output| Price::new(Rates::per_million(input, output).unwrap());
+    let book =
+        PriceBook::of("sheet", [("p/model", price("3", "15")), ("p/other", price("30", "150"))]).unwrap();
+    let bench = Bench::new(Limits::new());
+    let layer = QuotaLayer::new(bench.store.clone(), table(Limits::new()), book);
+    let bench = Bench { layer: layer.with_clock(bench.clock.clone()), ..bench };
+    let down = Error::provider(ErrorClass::Unavailable, "p", "model");
+    let provider = Scripted::new().reply(Reply::error(down)).reply(whole(7, 3));
+    let chains = Chains::builder().chain("p/model", ["p/other"]).build().unwrap();
+    let providers = Providers::builder().provider("p", provider).build().unwrap();
+    bench.layer.layer(FallbackLayer::new(chains).layer(providers)).oneshot(request()).await.unwrap();
+    assert_eq!(bench.research().await.0, used(10, 7 * 30_000 + 3 * 150_000));
+}
+
+#[tokio::test]
+async fn what_costs_more_than_any_amount_fits_into_no_limit() {
+    let rate = || Rate::each("1000000000").unwrap();
+    let dear = Price::new(Rates::new().with_input(rate()).with_output(rate()));
+    let book = PriceBook::of("sheet", [("p/model", dear)]).unwrap();
+    let limits = Limits::new().with_day_cost("1000000".parse().unwrap());
+    let bench = Bench::new(limits);
+    let layer = QuotaLayer::new(bench.store.clone(), table(limits), book).with_clock(bench.clock.clone());
+    let bench = Bench { layer, ..bench };
+    let error = bench.refusal(request()).await;
+    assert!(matches!(error.kind(), ErrorKind::RequestTooLarge { quota: QuotaKind::Cost, .. }), "{error:?}");
+    assert_eq!(bench.provider.requests().len(), 0);
 }
 
 #[tokio::test]
@@ -578,10 +648,15 @@ async fn an_answer_without_a_bound_is_given_one_where_it_matters() {
     let own = strict;
 
     let known = own.with(|layer| layer.with_model_output(["p/mod*"], 50));
-    known.call(ask(unbounded())).await.unwrap();
+    known.provider.push(whole(5, 5).after([Step::Gate]));
+    let first = tokio::spawn(known.service().oneshot(ask(unbounded())));
+    tokio::task::yield_now().await;
     assert_eq!((sent(&known, "max_length"), sent(&known, "max_tokens")), (None, None), "its model bounds it");
-
     let input = unbounded().input_bytes() as u64;
+    assert_eq!(known.research().await.1.tokens, input + 50);
+    known.provider.open();
+    first.await.unwrap().unwrap();
+
     let small = Bench::new(Limits::new().with_day_tokens(input + 40));
     small.provider.push(whole(5, 5).after([Step::Gate]));
     let first = tokio::spawn(small.service().oneshot(ask(unbounded())));
@@ -596,6 +671,16 @@ async fn an_answer_without_a_bound_is_given_one_where_it_matters() {
     assert_eq!(sent(&small, "max_tokens").as_deref(), Some("30"));
     let error = small.refusal(ask(unbounded())).await;
     assert!(!exceeded(&error).in_flight_only, "{error:?}");
+
+    // There is room for fifty, and for more when the first has ended.
+    let room = Bench::new(Limits::new().with_day_tokens(2 * input + 60));
+    room.provider.push(whole(5, 5).after([Step::Gate]));
+    let first = tokio::spawn(room.service().oneshot(ask(unbounded().with("max_tokens", 10).unwrap())));
+    tokio::task::yield_now().await;
+    assert!(exceeded(&room.refusal(ask(unbounded())).await).in_flight_only);
+    assert_eq!(room.provider.requests().len(), 1);
+    room.provider.open();
+    first.await.unwrap().unwrap();
 
     let free = Bench::new(Limits::new().with_day_requests(10));
     free.call(ask(unbounded())).await.unwrap();
@@ -679,6 +764,13 @@ async fn a_tight_answer_is_shortened_and_with_it_what_is_reserved() {
     let error = bench.refusal(request()).await;
     assert!(matches!(error.kind(), ErrorKind::QuotaExceeded(_)), "less than ten: {error:?}");
     assert_eq!(bench.research().await.1, Amount::ZERO);
+
+    // Not to nothing: to some servers that is no bound.
+    let none = Bench::new(Limits::new().with_day_tokens(prompt()));
+    let none = none.with(|layer| layer.with_on_tight(OnTight::ShrinkMaxTokens { min: 0 }));
+    let error = none.refusal(request()).await;
+    assert!(matches!(error.kind(), ErrorKind::RequestTooLarge { .. }), "{error:?}");
+    assert_eq!(none.provider.requests().len(), 0);
 
     // A token out is 15,000 nano-dollars.
     let money = Limits::new().with_month_cost(NanoUsd::new(prompt() as i64 * 3_000 + 40 * 15_000 + 14_999));
