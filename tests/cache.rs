@@ -5,8 +5,8 @@ use llm_layers::{
     CacheStatus, ChatBody, Completion, Error, ErrorClass, ErrorKind, FinishReason, KbScope, LlmRequest,
     LlmResponse, RequestContext, ResponseBody, StreamChunk, TokenUsage,
     cache::{
-        BypassReason, CacheControl, CacheKey, CacheLayer, CachePolicy, CacheSecret, CacheStore, Entry,
-        EpochKind, Fetch, KbCaching, MissReason, MokaStore, NotStored,
+        BypassReason, CacheControl, CacheKey, CacheLayer, CachePolicy, CacheScope, CacheSecret, CacheStore,
+        Entry, EpochKind, Fetch, KbCaching, MissReason, MokaStore, NotStored,
     },
     clock::Clock,
     decision::Note,
@@ -489,6 +489,40 @@ async fn a_caller_can_only_narrow() {
     assert_eq!(both, any().with_no_cache().with_ttl(Duration::from_secs(5)));
 }
 
+#[tokio::test(start_paused = true)]
+async fn who_wants_no_kept_answer_is_given_none_also_where_a_knowledge_base_allows_it() {
+    let allowed = |_: &KbScope, _: &RequestContext| Fetch::Ready(KbCaching::Allowed);
+    let (layer, _worker) = CacheLayer::start(MokaStore::new(1 << 20), policy().with_kb_settings(allowed));
+    let provider = Scripted::new().reply(Reply::text("kept")).reply(Reply::text("fresh"));
+    let service = layer.layer(provider);
+    let ask = || with(ask("a"), |context| context.with_kb(KbScope::new("open").with_acl_hash("1")));
+    // The worker has it as soon as nobody else has anything to do.
+    let written = || tokio::time::sleep(Duration::from_millis(1));
+    assert_eq!(read(&service, ask()).await, ("kept".to_owned(), CacheStatus::Miss));
+    written().await;
+    let (text, status) = read(&service, ask()).await;
+    assert!(text == "kept" && status.is_hit(), "{text} {status:?}");
+    let fresh = with(ask(), control(CacheControl::new().with_no_cache()));
+    assert_eq!(read(&service, fresh).await, ("fresh".to_owned(), CacheStatus::Miss));
+    written().await;
+    let (text, status) = read(&service, ask()).await;
+    assert!(text == "fresh" && status.is_hit(), "{text} {status:?}");
+}
+
+#[tokio::test]
+async fn a_store_is_told_to_keep_nothing_for_longer_than_the_policy_says() {
+    let store = MokaStore::new(1 << 20);
+    let service =
+        CacheLayer::new(store.clone(), policy().with_ttl(Duration::from_secs(100))).layer(Scripted::new());
+    for (text, wanted, kept) in [("long", 1_000, 100), ("short", 10, 10)] {
+        let request = with(ask(text), control(CacheControl::new().with_ttl(Duration::from_secs(wanted))));
+        read(&service, request.clone()).await;
+        let key = CacheKey::new(&secret(), &CacheScope::of(&request.context).unwrap(), &request);
+        let Fetch::Ready(Some(entry)) = store.get(&key) else { panic!("{text} is not there") };
+        assert_eq!(entry.ttl(), Duration::from_secs(kept));
+    }
+}
+
 #[tokio::test]
 async fn what_is_too_random_or_switched_off_is_left_alone() {
     let layer = layer(policy().with_max_temperature(0.5));
@@ -501,11 +535,14 @@ async fn what_is_too_random_or_switched_off_is_left_alone() {
     assert!(read(&service, ask(body(0.5))).await.1.is_hit());
     // What providers take it to be is 1.
     assert_eq!(read(&service, ask(ChatBody::builder().user("a").build().unwrap())).await.1, random);
+    // What no number holds is not known to be low.
+    let endless = r#"{"messages":[{"role":"user","content":"a"}],"temperature":-1e999}"#;
+    assert_eq!(read(&service, ask(ChatBody::parse(endless.to_owned()).unwrap())).await.1, random);
     layer.set_on(false);
     assert_eq!(read(&service, ask(body(0.5))).await.1, CacheStatus::Bypass(BypassReason::Off));
     layer.set_on(true);
     assert!(read(&service, ask(body(0.5))).await.1.is_hit());
-    assert_eq!(layer.stats().bypasses, [(BypassReason::Off, 1), (BypassReason::Temperature, 2)]);
+    assert_eq!(layer.stats().bypasses, [(BypassReason::Off, 1), (BypassReason::Temperature, 3)]);
 }
 
 /// Each way to end that is not a good one: asked again, the provider is asked again.

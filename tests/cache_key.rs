@@ -179,6 +179,9 @@ fn another_secret_makes_other_keys_and_none_shows_in_debug() {
     let keys = [&one, &two, &one, &two].map(|secret| CacheKey::new(secret, &scope, &request));
     assert_eq!((keys[0], keys[1]), (keys[2], keys[3]));
     assert_ne!(keys[0], keys[1]);
+    // Whoever asked before changes nothing.
+    let alone = LlmRequest::new("acme/one", ChatBody::builder().user("x".repeat(4000)).build().unwrap());
+    assert_eq!(CacheKey::new(&two, &scope, &alone), keys[1]);
     assert_eq!(format!("{one:?}"), "CacheSecret(..)");
     let random = [CacheSecret::random(), CacheSecret::random()];
     assert_ne!(CacheKey::new(&random[0], &scope, &request), CacheKey::new(&random[1], &scope, &request));
