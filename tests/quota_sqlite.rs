@@ -28,7 +28,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering},
         mpsc,
     },
@@ -312,6 +312,35 @@ async fn a_locked_file_is_said_in_time_and_what_was_given_up_is_never_done() {
     reserve(&store, "a", 7, now).await;
     assert_eq!(in_day(&store, "a", now).await, (0, 7));
     assert_eq!(count(&directory.db(), "count(*) FROM leases"), 1);
+}
+
+/// A clock that tells that it is asked, and says what time it is as soon as nobody holds it any more.
+#[derive(Debug)]
+struct Held(mpsc::Sender<()>, Mutex<mpsc::Receiver<()>>);
+
+impl Clock for Held {
+    fn now(&self) -> SystemTime {
+        let _ = self.0.send(());
+        let _ = self.1.lock().unwrap().recv();
+        SystemClock.now()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_begun_and_did_not_end_in_time_may_have_been_done() {
+    let directory = Directory::new();
+    let ((asks, is_asked), (holds, held)) = (mpsc::channel(), mpsc::channel());
+    let options = SqliteOptions::new().with_clock(Held(asks, Mutex::new(held)));
+    let store = SqliteStore::open(directory.db(), options).unwrap();
+    let now = SystemClock.now();
+    let reserved = store.reserve(&reservation(&one("a", Limits::new()), 10, now));
+    // The thread has begun.
+    is_asked.recv().unwrap();
+    let error = reserved.await.unwrap_err();
+    assert!(error.is_ambiguous() && kind(&error) == QuotaFileErrorKind::Slow, "{error:?}");
+    tokio::time::resume();
+    drop(holds);
+    assert_eq!(in_day(&store, "a", now).await, (0, 10));
 }
 
 #[tokio::test]
