@@ -211,22 +211,22 @@ proptest! {
         steps in steps(), usage in usage(), more in 0_u64..3, tier in proptest::sample::select(&ServiceTier::ALL[..]),
     ) {
         let price = price(&steps);
-        let bounds = |usage: &TokenUsage| {
-            [usage.input_tokens, usage.output_tokens].map(|tokens| tokens.unwrap().saturating_add(more))
-        };
-        // Also with the shortest prompts that cost more.
-        let output = usage.output_tokens.unwrap();
-        let longer = steps.iter().filter_map(|((above, _), _)| Some(TokenUsage::new((*above)? + 1, output)));
-        for usage in longer.chain([usage]) {
-            let [input, output] = bounds(&usage);
-            if let (Ok(cost), Ok(most)) = (price.cost_at(tier, &usage), price.at_most(tier, input, output)) {
-                prop_assert!(cost <= most, "{} > {} of {} tokens", cost, most, input);
-            }
+        let bounds = [usage.input_tokens, usage.output_tokens].map(|tokens| tokens.unwrap().saturating_add(more));
+        if let (Ok(cost), Ok(most)) = (price.cost_at(tier, &usage), price.at_most(tier, bounds[0], bounds[1])) {
+            prop_assert!(cost <= most, "{} > {}", cost, most);
         }
         // Long prompts that cost the same change nothing.
-        let [input, output] = bounds(&usage);
+        let [input, output] = bounds;
         let same = price.clone().with_above(500_001, Rates::new());
         prop_assert_eq!(price.at_most(tier, input, output), same.at_most(tier, input, output));
+    }
+}
+
+#[test]
+fn the_most_that_a_prompt_costs_rises_with_the_first_token_that_costs_more() {
+    let price = Price::new(million("1", "1")).with_above(1000, million("2", "1"));
+    for (input, most) in [(999, "0.000999"), (1000, "0.001"), (1001, "0.002002"), (1002, "0.002004")] {
+        assert_eq!(price.at_most(ServiceTier::Standard, input, 0), Ok(usd(most)), "{input}");
     }
 }
 
@@ -259,8 +259,8 @@ fn what_is_not_known_is_not_free() {
     let free = Price::new(million("0", "0.0"));
     assert_eq!(free.cost(&TokenUsage::default()), Ok(NanoUsd::ZERO));
     // A prompt that costs nothing and is not counted may be a long one.
-    let free = Price::new(Rates::per_million("0", "1").unwrap());
-    let stepped = free.with_above(100, Rates::new().with_output(Rate::per_million("2").unwrap()));
+    let stepped = Price::new(million("0", "1"))
+        .with_above(100, Rates::new().with_output(Rate::per_million("2").unwrap()));
     let mut usage = TokenUsage::new(0, 1_000_000);
     usage.input_tokens = None;
     assert_eq!(stepped.cost(&usage), Ok(usd("2")));
