@@ -721,6 +721,23 @@ async fn what_one_slot_denies_is_taken_back_in_the_others() {
 }
 
 #[tokio::test]
+async fn a_call_that_one_slot_has_lost_goes_on_in_the_others() {
+    let Some(cluster) = RedisCluster::start("quota_redis: lost in one slot") else { return };
+    let store = cluster_store(&cluster);
+    let names = one_of_each(&cluster, &store);
+    let all = unlimited(&names);
+    let call = granted(&store, &all, 40).await;
+    cluster.nodes[1].ask(&["FLUSHALL"]);
+    let again = store.reserve(&reservation(call, &all, 40).with_needs_seed(true)).await;
+    let Err(StoreError::Unseeded { departments, .. }) = again else { panic!("{again:?}") };
+    assert_eq!(departments, [Arc::from(names[1].as_str())]);
+    assert_eq!(settle(&store, call, &all, 30).await, Applied::First);
+    for (name, used) in names.iter().zip([30, 0, 30]) {
+        assert_eq!(counted(&store, name).await, (used, 0));
+    }
+}
+
+#[tokio::test]
 async fn what_a_gateway_left_pending_is_given_back_after_two_seconds() {
     let Some(cluster) = RedisCluster::start("quota_redis: pending") else { return };
     let store = cluster_store(&cluster);
