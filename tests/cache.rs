@@ -5,8 +5,8 @@ use llm_layers::{
     CacheStatus, ChatBody, Completion, Error, ErrorClass, ErrorKind, FinishReason, KbScope, LlmRequest,
     LlmResponse, RequestContext, ResponseBody, StreamChunk, TokenUsage,
     cache::{
-        BypassReason, CacheControl, CacheKey, CacheLayer, CachePolicy, CacheScope, CacheSecret, CacheStore,
-        Entry, EpochKind, Fetch, KbCaching, MissReason, MokaStore, NotStored,
+        Bucket, BypassReason, CacheControl, CacheKey, CacheLayer, CachePolicy, CacheScope, CacheSecret,
+        CacheStore, Entry, EpochKind, EpochStore, Fetch, KbCaching, MissReason, MokaStore, NotStored,
     },
     clock::Clock,
     decision::Note,
@@ -521,6 +521,37 @@ async fn a_store_is_told_to_keep_nothing_for_longer_than_the_policy_says() {
         let Fetch::Ready(Some(entry)) = store.get(&key) else { panic!("{text} is not there") };
         assert_eq!(entry.ttl(), Duration::from_secs(kept));
     }
+}
+
+/// Epochs that nobody raises, the same for all who share them.
+struct Epochs;
+
+impl EpochStore for Epochs {
+    fn read(&self, buckets: &[Bucket]) -> Fetch<Vec<u64>> {
+        Fetch::Ready(vec![1; buckets.len() + 1])
+    }
+
+    fn raise(&self, _: Bucket) -> Fetch<()> {
+        Fetch::Ready(())
+    }
+}
+
+#[tokio::test]
+async fn what_another_has_kept_for_longer_is_given_for_no_longer_than_here() {
+    let (clock, store) = (Watch::new(), MokaStore::new(1 << 20));
+    let [longer, shorter] = [100, 10].map(|ttl| {
+        let policy = policy()
+            .with_clock(clock.clone())
+            .with_epochs(Arc::new(Epochs))
+            .with_ttl(Duration::from_secs(ttl));
+        CacheLayer::new(store.clone(), policy).layer(Scripted::new())
+    });
+    assert_eq!(read(&longer, ask("a")).await.1, CacheStatus::Miss);
+    clock.forward(Duration::from_secs(9));
+    assert!(read(&shorter, ask("a")).await.1.is_hit());
+    clock.forward(Duration::from_secs(1));
+    assert!(read(&longer, ask("a")).await.1.is_hit());
+    assert_eq!(read(&shorter, ask("a")).await.1, CacheStatus::Miss);
 }
 
 #[tokio::test]

@@ -246,6 +246,12 @@ impl StoreCheck {
             script.departments[0].0.clone_from(&name);
             self.expect(&script).await;
         }
+        // More than a counter holds.
+        let mut script = Script::one_call(Limits::new(), Amount::ZERO);
+        script.calls = vec![script.calls[0].clone(); 6];
+        script.steps = (0..6).flat_map(|call| [Op::Reserve(call), Op::Settle(call, Amount::MOST)]).collect();
+        script.steps.push(Op::Usage(0));
+        self.expect(&script).await;
         let mut script = Script::one_call(Limits::new(), amount(10));
         // A lease for ever.
         script.calls[0].lease = Duration::MAX;
