@@ -313,7 +313,7 @@ async fn a_collector_receives(protocol: Protocol, name: &str, way: Way) {
     assert_eq!((&event.trace_id, &event.span_id), (&failed.trace_id, &failed.span_id));
 
     // The log is JSON, and each line of a request has its trace.
-    let log = gateway.log(&["\"request\"", TRACE]).await;
+    let log = gateway.log_of(4, &["\"request\""]).await;
     let lines: Vec<Json> = log.lines().map(|line| serde_json::from_str(line).expect(line)).collect();
     let requests: Vec<_> = lines.iter().filter(|line| line["message"] == "request").collect();
     // The look at /metrics is a request too, and no part of a trace.
