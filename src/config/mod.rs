@@ -51,7 +51,7 @@ pub use self::{
         QuotaMode, QuotaStoreKind, RecordDurability, Retry, SemanticCache, SemanticMode, Server, Share,
         StickySplit, Telemetry, Tenant, TimeoutOverrides, Timeouts, UnpricedModels, Usage,
     },
-    value::{Address, Dollars, PerMillion, Secret, Time},
+    value::{Address, BaseUrl, Dollars, PerMillion, Secret, Time},
 };
 
 use self::{document::Document, plan::Plan, schema::Checker};

@@ -1,6 +1,6 @@
 //! The tables of a configuration.
 
-use super::value::{Dollars, PerMillion, Secret, Time};
+use super::value::{BaseUrl, Dollars, PerMillion, Secret, Time};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use std::{collections::BTreeMap, path::PathBuf};
@@ -190,8 +190,7 @@ pub struct Provider {
     /// What it speaks.
     pub kind: Kind,
     /// Where it is, such as `https://api.openai.com/v1`; of `anthropic`, `gemini`, `cohere` and `ollama` their own address unless told.
-    #[schemars(length(min = 1))]
-    pub base_url: Option<String>,
+    pub base_url: Option<BaseUrl>,
     /// The key that it is asked with.
     pub api_key: Option<Secret>,
     /// Further headers that it is sent.
@@ -220,8 +219,7 @@ pub struct Provider {
 #[non_exhaustive]
 pub struct Deployment {
     /// Where it is.
-    #[schemars(length(min = 1))]
-    pub base_url: String,
+    pub base_url: BaseUrl,
     /// The key that it is asked with.
     pub api_key: Option<Secret>,
     /// Further headers that it is sent.
@@ -752,8 +750,7 @@ pub enum SemanticMode {
 #[non_exhaustive]
 pub struct SemanticCache {
     /// Where it is, such as `https://api.openai.com/v1`.
-    #[schemars(length(min = 1))]
-    pub base_url: String,
+    pub base_url: BaseUrl,
     /// The key that it is asked with.
     pub api_key: Option<Secret>,
     /// Further headers that it is sent, such as Azure's `api-key`.

@@ -21,6 +21,10 @@ pub struct PerMillion(pub Rate);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Address(pub SocketAddr);
 
+/// Where a server is, such as `https://api.openai.com/v1`. `Debug` shows it without its query, which some servers take a key in.
+#[derive(Clone, Default, PartialEq, Eq, Hash, Deserialize)]
+pub struct BaseUrl(pub Box<str>);
+
 /// Something that nobody may see: the text itself, the environment variable `{ env = "NAME" }`, or the file
 /// `{ file = "PATH" }`, whose last line break does not count. `Debug` shows where it is, never what it is.
 #[derive(Clone, PartialEq, Eq)]
@@ -37,6 +41,18 @@ pub enum Secret {
 impl From<Duration> for Time {
     fn from(time: Duration) -> Self {
         Self(time)
+    }
+}
+
+impl From<&str> for BaseUrl {
+    fn from(url: &str) -> Self {
+        Self(url.into())
+    }
+}
+
+impl From<String> for BaseUrl {
+    fn from(url: String) -> Self {
+        Self(url.into())
     }
 }
 
@@ -130,6 +146,19 @@ impl fmt::Display for Time {
     }
 }
 
+impl BaseUrl {
+    /// What of it may be shown.
+    pub(crate) fn shown(&self) -> &str {
+        self.0.split_once('?').map_or(&*self.0, |(shown, _)| shown)
+    }
+}
+
+impl fmt::Debug for BaseUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("BaseUrl").field(&self.shown()).finish()
+    }
+}
+
 impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -207,6 +236,20 @@ impl<'de> Deserialize<'de> for Secret {
             Raw::From(From::Env(name)) => Self::Env(name),
             Raw::From(From::File(path)) => Self::File(path),
         })
+    }
+}
+
+impl JsonSchema for BaseUrl {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "BaseUrl".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "string", "minLength": 1 })
     }
 }
 

@@ -1,10 +1,10 @@
 //! The providers of one configuration, with what is known of their deployments from before.
 
-use super::{BoxService, describe::shown};
+use super::BoxService;
 use crate::{
     BoxError, Error, LlmRequest, LlmResponse,
     config::{
-        Kind, OutputMember,
+        BaseUrl, Kind, OutputMember,
         plan::{PlannedDeployment, PlannedProvider},
     },
     provider::Echo,
@@ -97,7 +97,7 @@ pub(super) struct Deployments {
 struct Identity {
     provider: Arc<str>,
     kind: Kind,
-    base_url: Box<str>,
+    base_url: BaseUrl,
     /// Of the key and the headers: a deployment that was refused with another key has not failed with this one.
     credentials: [u8; 32],
     trace_headers: bool,
@@ -170,7 +170,7 @@ impl Deployments {
         #[cfg(feature = "genai")]
         if let Some(dialect) = kind.dialect() {
             use crate::provider::genai::Genai;
-            let mut leaf = Genai::new(dialect, &one.base_url)?.with_provider_name(Arc::clone(name));
+            let mut leaf = Genai::new(dialect, &one.base_url.0)?.with_provider_name(Arc::clone(name));
             if let Some(key) = &one.api_key {
                 leaf = leaf.with_api_key(key.reveal())?;
             }
@@ -182,8 +182,8 @@ impl Deployments {
         #[cfg(feature = "hyper-client")]
         if kind == Kind::Openai {
             use crate::provider::openai::OpenAiCompatible;
-            let mut leaf =
-                OpenAiCompatible::new(self.http.clone(), &one.base_url)?.with_provider_name(Arc::clone(name));
+            let mut leaf = OpenAiCompatible::new(self.http.clone(), &one.base_url.0)?
+                .with_provider_name(Arc::clone(name));
             if let Some(key) = &one.api_key {
                 leaf = leaf.with_api_key(key.reveal())?;
             }
@@ -199,7 +199,7 @@ impl Deployments {
             }
             return Ok(Leaf::OpenAi(Box::new(leaf.into_deployment())));
         }
-        Err(format!("{}: nothing is compiled in for {kind:?} at {name}", shown(&one.base_url)).into())
+        Err(format!("{}: nothing is compiled in for {kind:?} at {name}", one.base_url.shown()).into())
     }
 }
 

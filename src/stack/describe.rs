@@ -13,6 +13,7 @@ use crate::{
 use std::fmt::{self, Write};
 
 /// What a stack is made of, its layers in order with their settings, and what names of models come to. Shows no secret.
+#[derive(Debug)]
 pub struct Description {
     config: Config,
     plan: Plan,
@@ -134,7 +135,7 @@ impl Description {
             Kind::Echo => format!("{name}, which echoes"),
             Kind::Own => format!("{name}, the program's own"),
             _ => {
-                let urls: Vec<_> = provider.deployments.iter().map(|one| shown(&one.base_url)).collect();
+                let urls: Vec<_> = provider.deployments.iter().map(|one| one.base_url.shown()).collect();
                 format!("{name} at {}", urls.join(" or "))
             }
         }
@@ -219,7 +220,7 @@ impl Description {
         }
         if let Some(semantic) = &cache.semantic {
             let mode = format!("{:?}", semantic.mode).to_lowercase();
-            let at = shown(&semantic.base_url);
+            let at = semantic.base_url.shown();
             let _ = write!(text, "; similar questions: {mode}, by {} at {at}", semantic.model);
         }
         text
@@ -287,26 +288,12 @@ impl Description {
     }
 }
 
-/// What of a base URL may be shown: a query may have a key in it.
-pub(super) fn shown(base_url: &str) -> &str {
-    base_url.split_once('?').map_or(base_url, |(shown, _)| shown)
-}
-
 /// Where a secret comes from.
 fn source(secret: &Secret) -> String {
     match secret {
         Secret::Text(_) => "address not shown".into(),
         Secret::Env(name) => format!("from ${name}"),
         Secret::File(path) => format!("from {}", path.display()),
-    }
-}
-
-impl fmt::Debug for Description {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Description")
-            .field("order", &self.order)
-            .field("places", &self.places)
-            .finish_non_exhaustive()
     }
 }
 

@@ -38,7 +38,7 @@ pub(super) fn semantic(settings: &SemanticCache, plan: &SemanticPlan) -> Semanti
     }
     let server = Server {
         http: hyper_client(),
-        uri: below(&settings.base_url, "/embeddings").unwrap_or_default(),
+        uri: below(&settings.base_url.0, "/embeddings").unwrap_or_default(),
         headers,
         model: settings.model.as_str().into(),
     };

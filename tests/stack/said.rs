@@ -12,7 +12,10 @@ fn a_stack_says_what_it_is_and_shows_no_secret() {
          models = [{ name = \"a\", price = { input = \"0.15\", output = \"0.60\" } }]\n\
          [providers.echo]\nkind = \"echo\"\n\
          [departments.r]\nmodels = [\"echo/*\"]\nday_cost = \"5\"\n";
-    let description = StackBuilder::new(Config::parse(text).unwrap()).describe().unwrap();
+    let config = Config::parse(text).unwrap();
+    let shown = format!("{config:?}");
+    assert!(shown.contains("https://llm.example/v1"), "{shown}");
+    let description = StackBuilder::new(config).describe().unwrap();
     let said = description.to_string();
     let at = |word: &str| said.find(word).unwrap_or_else(|| panic!("{word}: {said}"));
     let order = [
@@ -43,7 +46,7 @@ fn a_stack_says_what_it_is_and_shows_no_secret() {
         "head within 30s, content within 1m, silence up to 30s, a whole answer within 5m, 10m in all";
     assert!(said.contains(limits), "{said}");
     assert!(said.contains("at most 8 attempts within 2m, or 10m for a whole answer"), "{said}");
-    for text in [said, explained, format!("{description:?}")] {
+    for text in [said, explained, shown, format!("{description:?}")] {
         assert!(!text.contains("sk-") && !text.contains("0123456789abcdef"), "{text}");
     }
 }

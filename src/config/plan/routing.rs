@@ -4,7 +4,8 @@ use super::{Check, Revealed, field, place};
 use crate::{
     alias::{AliasProblem, AliasTable, AliasTableBuilder, Aliases},
     config::{
-        Action, Alias, Deployment, Fallback, Kind, Model, ModelPrice, OutputMember, Provider, Secret,
+        Action, Alias, BaseUrl, Deployment, Fallback, Kind, Model, ModelPrice, OutputMember, Provider,
+        Secret,
         schema::{closest, did_you_mean},
     },
     fallback::{self, Backoff, ChainProblem, Chains},
@@ -34,7 +35,7 @@ pub(crate) struct PlannedProvider {
 /// One server of a provider.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct PlannedDeployment {
-    pub(crate) base_url: Box<str>,
+    pub(crate) base_url: BaseUrl,
     pub(crate) api_key: Option<Revealed>,
     pub(crate) headers: Vec<(Box<str>, Revealed)>,
     pub(crate) trace_headers: bool,
@@ -133,10 +134,10 @@ impl Check<'_> {
         }
         let kind = provider.kind;
         match deployments {
-            None => match base_url.as_deref().or_else(|| default_base_url(kind)) {
+            None => match base_url.clone().or_else(|| default_base_url(kind).map(BaseUrl::from)) {
                 Some(base_url) => {
                     let only = Deployment {
-                        base_url: base_url.to_owned(),
+                        base_url,
                         api_key: api_key.clone(),
                         headers: headers.clone(),
                         trace_headers: *trace_headers,
@@ -178,11 +179,11 @@ impl Check<'_> {
         } else if one.trace_headers && !cfg!(feature = "otel") {
             self.needs(field(path, "trace_headers"), "OpenTelemetry", "otel");
         }
-        if let Err(what) = check_address(kind, &one.base_url) {
+        if let Err(what) = check_address(kind, &one.base_url.0) {
             self.problem(field(path, "base_url"), what);
         }
-        let output_member = provider.output_member.or_else(|| own_output_member(kind, &one.base_url));
-        let base_url = one.base_url.as_str().into();
+        let output_member = provider.output_member.or_else(|| own_output_member(kind, &one.base_url.0));
+        let base_url = one.base_url.clone();
         PlannedDeployment { base_url, api_key, headers, trace_headers: one.trace_headers, output_member }
     }
 

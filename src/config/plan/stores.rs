@@ -422,7 +422,7 @@ impl Check<'_> {
         self.secret(&field(path, "api_key"), semantic.api_key.as_ref());
         self.headers(&field(path, "headers"), &semantic.headers);
         #[cfg(feature = "openai")]
-        if let Err(error) = crate::provider::openai::OpenAiCompatible::new((), &semantic.base_url) {
+        if let Err(error) = crate::provider::openai::OpenAiCompatible::new((), &semantic.base_url.0) {
             self.problem(field(path, "base_url"), error);
         }
     }
