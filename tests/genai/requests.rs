@@ -414,3 +414,20 @@ fn an_address_that_cannot_be_asked_is_refused() {
     let leaf = Genai::new(Dialect::Anthropic, "https://[::1]:8443/anthropic/v1/").unwrap();
     assert_eq!((leaf.host(), leaf.port(), leaf.provider_name()), ("::1", 8443, "::1"));
 }
+
+#[tokio::test]
+async fn a_tool_that_is_none_is_refused_by_its_place() {
+    for (member, value) in
+        [("name", json!(7)), ("description", json!(7)), ("parameters", json!("{}")), ("strict", json!("yes"))]
+    {
+        let mut tool = function("f");
+        tool["function"][member] = value;
+        let body = with("tools", json!([function("e"), tool]));
+        let (at, reason) = refused(Dialect::Anthropic, "claude-sonnet-4-5", body).await;
+        assert_eq!(at, format!("tools[1].function.{member}"));
+        assert!(matches!(reason, InvalidReason::Mistyped { .. }), "{member}: {reason:?}");
+    }
+    let nameless = json!([{ "type": "function", "function": {} }]);
+    let refused = refused(Dialect::Gemini, model(Dialect::Gemini), with("tools", nameless)).await;
+    assert_eq!(refused, ("tools[0].function.name".to_owned(), InvalidReason::Missing));
+}

@@ -2,6 +2,7 @@ use super::{mistyped, nothing, unsupported, value};
 use crate::{Error, InvalidReason, json};
 use ::genai::chat::Tool;
 use serde_json::{Value, json};
+use std::borrow::Cow;
 
 /// A function that the model may call.
 pub(super) struct Function {
@@ -29,14 +30,24 @@ pub(super) fn read(raw: &[u8]) -> Result<Vec<Function>, Error> {
             return Err(unsupported(&format!("{path}.type")));
         }
         let function = json::member(tool, "function").unwrap_or_default();
-        let text = |name| json::member(function, name).and_then(json::string).map(|text| text.into_owned());
-        let missing = || Error::invalid(format!("{path}.function.name"), InvalidReason::Missing);
-        let parameters = json::member(function, "parameters").filter(|raw| *raw != b"null").map(value);
+        let said = |name| json::member(function, name).filter(|raw| *raw != b"null");
+        let at = |name| format!("{path}.function.{name}");
+        let text = |name| {
+            let wrong = || mistyped(&at(name), "a string");
+            said(name).map(|raw| json::text(raw).map(Cow::into_owned).ok_or_else(wrong)).transpose()
+        };
+        let missing = || Error::invalid(at("name"), InvalidReason::Missing);
+        let parameters = match said("parameters").map(value) {
+            None => nothing(),
+            Some(schema) if schema.is_object() => schema,
+            Some(_) => return Err(mistyped(&at("parameters"), "an object")),
+        };
+        let strict = said("strict").map(serde_json::from_slice).transpose();
         Ok(Function {
-            name: text("name").filter(|name| !name.is_empty()).ok_or_else(missing)?,
-            description: text("description"),
-            parameters: parameters.unwrap_or_else(nothing),
-            strict: json::member(function, "strict").and_then(|raw| serde_json::from_slice(raw).ok()),
+            name: text("name")?.filter(|name| !name.is_empty()).ok_or_else(missing)?,
+            description: text("description")?,
+            parameters,
+            strict: strict.map_err(|_| mistyped(&at("strict"), "a boolean"))?,
             cache_control: json::member(tool, "cache_control")
                 .filter(|raw| raw.first() == Some(&b'{'))
                 .map(value),
