@@ -416,6 +416,67 @@ fn an_address_that_cannot_be_asked_is_refused() {
 }
 
 #[tokio::test]
+async fn only_claude_is_asked_to_think_no_further_where_its_thoughts_are_missing() {
+    let body = json!({
+        "messages": [
+            { "role": "user", "content": "?" },
+            { "role": "assistant", "tool_calls": [{ "id": "a", "type": "function", "function": { "name": "f", "arguments": "{}" } }] },
+            { "role": "tool", "tool_call_id": "a", "content": "1" },
+        ],
+        "tools": [function("f")], "reasoning_effort": "low",
+    });
+    let (_, claude) = sent(Dialect::Bedrock, "us.anthropic.claude-sonnet-4-5", body.clone()).await;
+    assert_eq!(claude.get("additionalModelRequestFields"), None);
+    let (_, nova) = sent(Dialect::Bedrock, "us.amazon.nova-2-lite-v1:0", body.clone()).await;
+    assert_eq!(
+        nova["additionalModelRequestFields"]["inferenceConfig"]["reasoningConfig"]["maxReasoningEffort"],
+        "low"
+    );
+    // Nobody would tell these.
+    for name in ["meta.llama3", "arn:aws:bedrock:us-east-1:1:inference-profile/us.amazon.nova-2-lite-v1:0"] {
+        assert_eq!(refused(Dialect::Bedrock, name, body.clone()).await.0, "reasoning_effort", "{name}");
+    }
+    assert_eq!(refused(Dialect::Vertex, "claude-sonnet-4-5", body).await.0, "reasoning_effort");
+}
+
+#[tokio::test]
+async fn thoughts_leave_room_for_an_answer() {
+    let body = |effort: &str, bound: Option<u32>| {
+        let mut body = with("reasoning_effort", json!(effort));
+        body["max_completion_tokens"] = json!(bound);
+        body
+    };
+    for (dialect, name, budget) in [
+        (Dialect::Anthropic, "claude-sonnet-4-5-20250929", "/thinking/budget_tokens"),
+        (Dialect::Anthropic, "claude-haiku-4-5", "/thinking/budget_tokens"),
+        (Dialect::Anthropic, "claude-opus-4-20250514", "/thinking/budget_tokens"),
+        (
+            Dialect::Bedrock,
+            "us.anthropic.claude-sonnet-4-5-20250929-v1:0",
+            "/additionalModelRequestFields/thinking/budget_tokens",
+        ),
+    ] {
+        for (effort, bound, expected) in [
+            ("high", None, 24_000),
+            ("high", Some(24_001), 24_000),
+            ("high", Some(24_000), 12_000),
+            ("medium", Some(5_000), 2_500),
+            ("medium", Some(1_025), 1_024),
+            ("low", Some(1_025), 1_024),
+        ] {
+            let (_, sent) = sent(dialect, name, body(effort, bound)).await;
+            assert_eq!(sent.pointer(budget), Some(&json!(expected)), "{name} {effort} {bound:?}");
+        }
+        let none = refused(dialect, name, body("low", Some(1_024))).await;
+        assert_eq!(none, ("reasoning_effort".to_owned(), InvalidReason::Unsupported));
+    }
+    // Here the effort is told itself.
+    let (_, sent) = sent(Dialect::Anthropic, "claude-opus-4-6", body("high", Some(64))).await;
+    assert_eq!(sent["output_config"], json!({ "effort": "high" }));
+    assert_eq!(sent["thinking"].get("budget_tokens"), None);
+}
+
+#[tokio::test]
 async fn a_tool_that_is_none_is_refused_by_its_place() {
     for (member, value) in
         [("name", json!(7)), ("description", json!(7)), ("parameters", json!("{}")), ("strict", json!("yes"))]

@@ -41,12 +41,14 @@
 //! Left out everywhere, because the answer does not depend on them: `user`, `metadata`, `store`, `service_tier`,
 //! `prediction`, `safety_identifier`, `prompt_cache_key`, and names of messages. Refused everywhere: `n` above 1, log
 //! probabilities, `logit_bias`, audio as an answer, `functions`, and members that nobody here knows.
-//! `cache_control` of messages and tools reaches Anthropic. System messages are moved to the front, where these dialects
-//! have them. Anthropic's schemas lose what its structured outputs do not know.
+//! `cache_control` of messages and tools reaches Anthropic. System messages are moved to the front, where these dialects have them. Anthropic's schemas are closed to further members, as its structured
+//! outputs want them; `strict` of a tool reaches nobody else, nor does `detail` of an image reach anybody.
 //!
 //! Thoughts come as `reasoning_content`. What must be sent back for a model to think on after a call of a tool comes as
 //! `thinking_blocks` (Anthropic, Bedrock) or in the call's `extra_content.google.thought_signature` (Gemini), and is
-//! understood when it comes back. Claude refuses to think on without: then it is not asked to. What Gemini draws comes as
+//! understood when it comes back. Claude refuses to think on without: then it is not asked to. Where an effort is a number of
+//! tokens (Claude at Bedrock, and at Anthropic the models before Opus 4.5) and an answer's bound is not above it, half the
+//! bound is for thoughts, 1,024 at least; an effort beside a bound that has no room for these is refused. What Gemini draws comes as
 //! `images`, parts of the form of `image_url`, with a `data:` URL.
 //!
 //! # What else to know

@@ -20,9 +20,17 @@ pub(super) struct Ask {
 pub(super) fn translate(wire: Wire, model: &str, body: &ChatBody) -> Result<Ask, Error> {
     let mut params = Params::read(body)?;
     let Conversation { messages, calls_unsigned } = messages::read(wire, body)?;
-    // Claude refuses to think on where its thoughts before the calls are missing; few clients send them back.
-    if wire.joins_turns() && calls_unsigned {
-        params.effort = None;
+    let is_claude =
+        wire == Wire::Anthropic || wire == Wire::Bedrock && bedrock_publisher(model) == "anthropic";
+    if is_claude {
+        params.effort = match params.effort {
+            // Refused where its thoughts before the calls are missing; few clients send them back.
+            _ if calls_unsigned => None,
+            Some(effort) if wire == Wire::Bedrock || claude_thinks_by_budget(model) => {
+                Some(within(effort, params.max_tokens)?)
+            }
+            effort => effort,
+        };
     }
     let mut chat = ChatRequest::new(messages);
     let mut options = ChatOptions {
@@ -149,13 +157,53 @@ fn bedrock_effort(
     effort: ReasoningEffort,
     limits_sampling: bool,
 ) -> Result<Option<ReasoningEffort>, Error> {
-    let is = |publisher: &str| model.split('.').take(2).any(|segment| segment == publisher);
     let high = matches!(effort, ReasoningEffort::High | ReasoningEffort::XHigh | ReasoningEffort::Max);
-    match effort {
-        ReasoningEffort::Zero if !is("openai") => Ok(None),
-        _ if is("amazon") && high && limits_sampling => Err(unsupported("reasoning_effort")),
-        _ if is("anthropic") || is("amazon") || is("openai") => Ok(Some(effort)),
+    match (bedrock_publisher(model), effort) {
+        ("openai", effort) => Ok(Some(effort)),
+        (_, ReasoningEffort::Zero) => Ok(None),
+        ("amazon", _) if high && limits_sampling => Err(unsupported("reasoning_effort")),
+        ("anthropic" | "amazon", effort) => Ok(Some(effort)),
         _ => Err(unsupported("reasoning_effort")),
+    }
+}
+
+/// Whose model it is, as genai finds out: what it does not find is told no effort.
+fn bedrock_publisher(model: &str) -> &str {
+    const REGIONS: [&str; 9] = ["us", "us-gov", "eu", "apac", "au", "ca", "jp", "in", "global"];
+    let (first, rest) = model.split_once('.').unwrap_or((model, ""));
+    if REGIONS.contains(&first) { rest.split('.').next().unwrap_or_default() } else { first }
+}
+
+/// Those that came before efforts: genai tells them how many tokens they may think.
+fn claude_thinks_by_budget(model: &str) -> bool {
+    const MODELS: [&str; 8] = [
+        "claude-3-",
+        "claude-haiku-4",
+        "claude-opus-4-0",
+        "claude-opus-4-1",
+        "claude-opus-4-2025",
+        "claude-sonnet-4-0",
+        "claude-sonnet-4-2025",
+        "claude-sonnet-4-5",
+    ];
+    MODELS.iter().any(|older| model.starts_with(older))
+}
+
+/// An effort whose budget, as genai has it, leaves room for an answer: thoughts count towards its bound, and one that is
+/// not above them is refused.
+fn within(effort: ReasoningEffort, bound: Option<u32>) -> Result<ReasoningEffort, Error> {
+    const LEAST: u32 = 1_024;
+    let budget = match effort {
+        ReasoningEffort::Zero => return Ok(effort),
+        ReasoningEffort::Budget(budget) => budget,
+        ReasoningEffort::Minimal | ReasoningEffort::Low => LEAST,
+        ReasoningEffort::Medium => 8_000,
+        ReasoningEffort::High | ReasoningEffort::XHigh | ReasoningEffort::Max => 24_000,
+    };
+    match bound {
+        Some(bound) if bound <= LEAST => Err(unsupported("reasoning_effort")),
+        Some(bound) if bound <= budget => Ok(ReasoningEffort::Budget((bound / 2).max(LEAST))),
+        _ => Ok(effort),
     }
 }
 
