@@ -477,6 +477,68 @@ async fn thoughts_leave_room_for_an_answer() {
 }
 
 #[tokio::test]
+async fn what_is_to_be_cached_ends_where_it_was_said_to() {
+    let five = json!({ "type": "ephemeral" });
+    let hour = json!({ "type": "ephemeral", "ttl": "1h" });
+    let image =
+        json!({ "type": "image_url", "image_url": { "url": "https://x.example/a" }, "cache_control": five });
+    let file = json!({
+        "type": "file", "file": { "filename": "a.pdf", "file_data": "data:application/pdf;base64,AAAA" },
+        "cache_control": five,
+    });
+    let call = json!({ "id": "a", "type": "function", "function": { "name": "f", "arguments": "{}" } });
+    let mut body = json!({
+        "messages": [
+            { "role": "system", "content": [
+                { "type": "text", "text": "rules" }, { "type": "text", "text": "more", "cache_control": hour },
+                { "type": "text", "text": "today" },
+            ] },
+            { "role": "user", "content": [
+                { "type": "text", "text": "a book", "cache_control": five }, { "type": "text", "text": "a question" },
+            ] },
+            { "role": "assistant", "content": "on it", "tool_calls": [call], "cache_control": five },
+            { "role": "tool", "tool_call_id": "a", "content": "1", "cache_control": five },
+            { "role": "user", "content": [image, file, { "type": "text", "text": "well?" }] },
+        ],
+        "tools": [function("f")],
+        "reasoning_effort": "low",
+    });
+    let expected = json!([
+        { "role": "user", "content": [
+            { "type": "text", "text": "a book", "cache_control": five }, { "type": "text", "text": "a question" },
+        ] },
+        { "role": "assistant", "content": [
+            { "type": "text", "text": "on it" },
+            { "type": "tool_use", "id": "a", "name": "f", "input": {}, "cache_control": five },
+        ] },
+        { "role": "user", "content": [
+            { "type": "tool_result", "tool_use_id": "a", "content": "1", "cache_control": five },
+            { "type": "image", "source": { "type": "url", "url": "https://x.example/a" }, "cache_control": five },
+            { "type": "document", "cache_control": five,
+              "source": { "type": "base64", "media_type": "application/pdf", "data": "AAAA" } },
+            { "type": "text", "text": "well?" },
+        ] },
+    ]);
+    let sent = sent_body(Dialect::Anthropic, body.clone()).await;
+    assert_eq!(
+        sent["system"],
+        json!([
+            { "type": "text", "text": "rules\n\nmore", "cache_control": hour },
+            { "type": "text", "text": "today" },
+        ])
+    );
+    assert_eq!(sent["messages"], expected);
+    assert_eq!(sent.get("thinking"), None, "calls without thoughts are seen all the same");
+
+    // Those who know no such thing get the texts.
+    body["messages"][4]["content"] = "well?".into();
+    body["reasoning_effort"] = Value::Null;
+    let sent = sent_body(Dialect::Gemini, body).await;
+    assert_eq!(sent["contents"][0]["parts"], json!([{ "text": "a book" }, { "text": "a question" }]));
+    assert!(!sent.to_string().contains("cache_control"));
+}
+
+#[tokio::test]
 async fn a_tool_that_is_none_is_refused_by_its_place() {
     for (member, value) in
         [("name", json!(7)), ("description", json!(7)), ("parameters", json!("{}")), ("strict", json!("yes"))]

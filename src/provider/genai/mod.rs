@@ -41,7 +41,8 @@
 //! Left out everywhere, because the answer does not depend on them: `user`, `metadata`, `store`, `service_tier`,
 //! `prediction`, `safety_identifier`, `prompt_cache_key`, and names of messages. Refused everywhere: `n` above 1, log
 //! probabilities, `logit_bias`, audio as an answer, `functions`, and members that nobody here knows.
-//! `cache_control` of messages and tools reaches Anthropic. System messages are moved to the front, where these dialects have them. Anthropic's schemas are closed to further members, as its structured
+//! `cache_control` of messages, their parts and tools reaches Anthropic, and stays where it stands. System messages are moved
+//! to the front, where these dialects have them. Anthropic's schemas are closed to further members, as its structured
 //! outputs want them; `strict` of a tool reaches nobody else, nor does `detail` of an image reach anybody.
 //!
 //! Thoughts come as `reasoning_content`. What must be sent back for a model to think on after a call of a tool comes as

@@ -1,11 +1,11 @@
 use super::{super::dialect::Wire, mistyped, unsupported, value};
 use crate::{ChatBody, Error, InvalidReason, MessageRef, json};
 use ::genai::chat::{
-    Binary, CacheControl, ChatMessage, ChatRole, ContentPart, CustomPart, MessageOptions, ToolCall,
+    Binary, BinarySource, CacheControl, ChatMessage, ChatRole, ContentPart, CustomPart, ToolCall,
     ToolResponse,
 };
 use serde_json::{Map, Value, json};
-use std::borrow::Cow;
+use std::{borrow::Cow, iter, mem};
 
 pub(super) struct Conversation {
     pub(super) messages: Vec<ChatMessage>,
@@ -18,15 +18,21 @@ pub(super) fn read(wire: Wire, body: &ChatBody) -> Result<Conversation, Error> {
     for (at, message) in body.messages().enumerate() {
         let path = format!("messages[{at}]");
         let reader = Reader { wire, path: &path, message };
-        let message = reader.read()?;
-        if message.role == ChatRole::Assistant {
-            let thinks = |part: &ContentPart| {
-                matches!(part, ContentPart::ThoughtSignature(_) | ContentPart::Custom(_))
-            };
+        let (role, mut parts) = reader.read()?;
+        if role == ChatRole::Assistant {
+            let thinks = |part: &ContentPart| part.is_thought_signature() || is_redacted(part);
             conversation.calls_unsigned =
-                message.content.contains_tool_call() && !message.content.parts().iter().any(thinks);
+                parts.iter().any(ContentPart::is_tool_call) && !parts.iter().any(thinks);
         }
-        conversation.add(wire, message);
+        if let Some(cache_control) = reader.cache_control(&role)
+            && let Some(last) = parts.pop()
+        {
+            parts.push(marked(last, cache_control));
+        }
+        match role {
+            ChatRole::System => conversation.messages.extend(systems(parts)),
+            role => conversation.add(wire, ChatMessage::new(role, parts)),
+        }
     }
     if wire == Wire::Cohere {
         check_cohere(&conversation.messages)?;
@@ -36,13 +42,12 @@ pub(super) fn read(wire: Wire, body: &ChatBody) -> Result<Conversation, Error> {
 
 impl Conversation {
     fn add(&mut self, wire: Wire, mut message: ChatMessage) {
-        if wire.joins_turns() && message.role != ChatRole::System {
+        if wire.joins_turns() {
             if message.role == ChatRole::Tool {
                 message.role = ChatRole::User;
             }
-            if let Some(last) = self.messages.last_mut().filter(|last| last.role == message.role) {
-                last.options = message.options.or(last.options.take());
-                last.content.extend(message.content);
+            if let Some(turn) = self.messages.last_mut().filter(|turn| turn.role == message.role) {
+                turn.content.extend(message.content);
                 return;
             }
         }
@@ -71,7 +76,7 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    fn read(&self) -> Result<ChatMessage, Error> {
+    fn read(&self) -> Result<(ChatRole, Vec<ContentPart>), Error> {
         let raw = self.message.raw();
         if json::member(raw, "function_call").is_some_and(|call| call != b"null") {
             return Err(self.unsupported("function_call"));
@@ -79,59 +84,59 @@ impl Reader<'_> {
         if json::member(raw, "audio").is_some_and(|audio| audio != b"null") {
             return Err(self.unsupported("audio"));
         }
-        let (role, parts) = match &*self.message.role() {
+        Ok(match &*self.message.role() {
             "system" | "developer" => (ChatRole::System, self.texts()?),
             "user" => (ChatRole::User, self.parts()?),
             "assistant" => (ChatRole::Assistant, self.assistant()?),
             "tool" => (ChatRole::Tool, vec![self.result()?]),
             _ => return Err(self.unsupported("role")),
-        };
-        let message = ChatMessage::new(role, parts);
-        Ok(match self.cache_control() {
-            Some(cache_control) => {
-                message.with_options(MessageOptions::default().with_cache_control(cache_control))
-            }
-            None => message,
         })
     }
 
     /// Texts alone; one that is empty only if it is all there is.
     fn texts(&self) -> Result<Vec<ContentPart>, Error> {
-        if let Some(text) = self.text() {
-            return Ok(vec![text]);
-        }
         let mut parts = Vec::new();
+        self.each_text(|text, part| parts.push(self.marked_as(part, ContentPart::Text(text))))?;
+        Ok(without_empty(parts))
+    }
+
+    /// Calls `with` for each text, and the part that it is, of a content that has nothing else.
+    fn each_text(&self, mut with: impl FnMut(String, &[u8])) -> Result<(), Error> {
+        if let Some(text) = self.text() {
+            with(text, b"");
+            return Ok(());
+        }
         self.each_part(|path, kind, part| match kind {
             "text" | "refusal" => {
-                parts.push(ContentPart::Text(text(path, part, kind)?));
+                with(text(path, part, kind)?, part);
                 Ok(())
             }
             _ => Err(unsupported(&format!("{path}.type"))),
-        })?;
-        Ok(without_empty(parts))
+        })
     }
 
     fn parts(&self) -> Result<Vec<ContentPart>, Error> {
         if let Some(text) = self.text() {
-            return Ok(vec![text]);
+            return Ok(vec![ContentPart::Text(text)]);
         }
         let mut parts = Vec::new();
         self.each_part(|path, kind, part| {
-            parts.push(match kind {
+            let read = match kind {
                 "text" => ContentPart::Text(text(path, part, "text")?),
                 "image_url" => self.image(path, part)?,
                 "file" => self.file(path, part)?,
                 "input_audio" => self.audio(path, part)?,
                 _ => return Err(unsupported(&format!("{path}.type"))),
-            });
+            };
+            parts.push(self.marked_as(part, read));
             Ok(())
         })?;
         Ok(without_empty(parts))
     }
 
     /// The content, if it is a string.
-    fn text(&self) -> Option<ContentPart> {
-        self.message.content().and_then(json::text).map(|text| ContentPart::Text(text.into_owned()))
+    fn text(&self) -> Option<String> {
+        self.message.content().and_then(json::text).map(Cow::into_owned)
     }
 
     /// Calls `with` for each part of the content, its place and its type.
@@ -170,8 +175,7 @@ impl Reader<'_> {
             }
             (None, Wire::Anthropic | Wire::VertexClaude) if url.starts_with("http") => {
                 // genai would leave it out.
-                let source = json!({ "type": "image", "source": { "type": "url", "url": url } });
-                Ok(ContentPart::Custom(CustomPart { model_iden: None, data: source }))
+                Ok(custom(json!({ "type": "image", "source": { "type": "url", "url": url } })))
             }
             (None, Wire::Gemini) if !url.starts_with("data:") => match media_type_of(&url) {
                 Some(media_type) => Ok(ContentPart::Binary(Binary::from_url(media_type, url, None))),
@@ -246,11 +250,11 @@ impl Reader<'_> {
                         ContentPart::ReasoningContent(thinking),
                     ]);
                 }
-                (Some("redacted_thinking"), .., Some(data)) if self.wire == Wire::Bedrock => {
+                (Some(REDACTED), .., Some(data)) if self.wire == Wire::Bedrock => {
                     parts.push(ContentPart::ThoughtSignature(data));
                 }
-                (Some("redacted_thinking"), .., Some(_)) => {
-                    parts.push(ContentPart::Custom(CustomPart { model_iden: None, data: value(block) }));
+                (Some(REDACTED), .., Some(_)) => {
+                    parts.push(custom(value(block)));
                 }
                 _ => {}
             }
@@ -287,7 +291,8 @@ impl Reader<'_> {
 
     fn result(&self) -> Result<ContentPart, Error> {
         let id = self.id(string(self.path, self.message.raw(), "tool_call_id")?);
-        let texts = self.texts()?.into_iter().filter_map(ContentPart::into_text).collect::<String>();
+        let mut texts = String::new();
+        self.each_text(|text, _| texts.push_str(&text))?;
         if self.wire == Wire::Cohere {
             return Err(self.unsupported("role"));
         }
@@ -300,19 +305,23 @@ impl Reader<'_> {
         if self.wire.joins_turns() { id.chars().map(plain).collect() } else { id }
     }
 
-    /// Of the message or of any of its parts.
-    fn cache_control(&self) -> Option<CacheControl> {
-        if !matches!(self.wire, Wire::Anthropic | Wire::VertexClaude) {
-            return None;
-        }
-        let content = self.message.content().unwrap_or_default();
-        let mut places = std::iter::once(self.message.raw()).chain(json::items(content));
-        let found = places.find_map(|place| json::member(place, "cache_control"))?;
-        match json::member(found, "ttl").and_then(json::string).as_deref() {
-            _ if found.first() != Some(&b'{') => None,
-            Some("1h") => Some(CacheControl::Ephemeral1h),
-            Some(_) => Some(CacheControl::Ephemeral5m),
-            None => Some(CacheControl::Ephemeral),
+    /// Of the message; a result is one part, whatever it consists of.
+    fn cache_control(&self, role: &ChatRole) -> Option<Value> {
+        let parts = self.message.content().filter(|_| *role == ChatRole::Tool).unwrap_or_default();
+        let mut places = iter::once(self.message.raw()).chain(json::items(parts));
+        places.find_map(|place| self.cache_control_of(place))
+    }
+
+    fn cache_control_of(&self, place: &[u8]) -> Option<Value> {
+        let found = json::member(place, "cache_control").filter(|raw| raw.first() == Some(&b'{'));
+        found.filter(|_| matches!(self.wire, Wire::Anthropic | Wire::VertexClaude)).map(value)
+    }
+
+    /// What was read of `place`, with the mark that it has there.
+    fn marked_as(&self, place: &[u8], part: ContentPart) -> ContentPart {
+        match self.cache_control_of(place) {
+            Some(cache_control) => marked(part, cache_control),
+            None => part,
         }
     }
 
@@ -365,6 +374,62 @@ fn media_type_of(url: &str) -> Option<&'static str> {
         "heif" => Some("image/heif"),
         _ => None,
     }
+}
+
+/// A part as Anthropic writes it, with its mark: genai would set it at the end of the message.
+fn marked(part: ContentPart, cache_control: Value) -> ContentPart {
+    let mut data = match part {
+        ContentPart::Text(text) if !text.is_empty() => json!({ "type": "text", "text": text }),
+        ContentPart::Binary(Binary { content_type, source: BinarySource::Base64(data), .. }) => {
+            let kind = if content_type.starts_with("image/") { "image" } else { "document" };
+            json!({ "type": kind, "source": { "type": "base64", "media_type": content_type, "data": data } })
+        }
+        ContentPart::ToolCall(call) => {
+            json!({ "type": "tool_use", "id": call.call_id, "name": call.fn_name, "input": call.fn_arguments })
+        }
+        ContentPart::ToolResponse(result) => {
+            json!({ "type": "tool_result", "tool_use_id": result.call_id, "content": result.content })
+        }
+        ContentPart::Custom(custom) if custom.typ() != Some(REDACTED) => custom.data,
+        // Nothing that can be marked.
+        other => return other,
+    };
+    data["cache_control"] = cache_control;
+    custom(data)
+}
+
+/// The texts of a system, those up to a mark as one message: of these genai takes nothing but texts.
+fn systems(parts: Vec<ContentPart>) -> Vec<ChatMessage> {
+    let (mut messages, mut texts) = (Vec::new(), Vec::new());
+    for part in parts {
+        let ContentPart::Custom(CustomPart { data, .. }) = part else {
+            texts.push(part);
+            continue;
+        };
+        let cache_control = match data["cache_control"]["ttl"].as_str() {
+            Some("1h") => CacheControl::Ephemeral1h,
+            Some(_) => CacheControl::Ephemeral5m,
+            None => CacheControl::Ephemeral,
+        };
+        texts.push(ContentPart::Text(data["text"].as_str().unwrap_or_default().to_owned()));
+        let marked = ChatMessage::new(ChatRole::System, mem::take(&mut texts));
+        messages.push(marked.with_options(cache_control));
+    }
+    if messages.is_empty() || !texts.is_empty() {
+        messages.push(ChatMessage::new(ChatRole::System, texts));
+    }
+    messages
+}
+
+/// Thoughts that are not shown.
+const REDACTED: &str = "redacted_thinking";
+
+fn custom(data: Value) -> ContentPart {
+    ContentPart::Custom(CustomPart { model_iden: None, data })
+}
+
+fn is_redacted(part: &ContentPart) -> bool {
+    matches!(part, ContentPart::Custom(custom) if custom.typ() == Some(REDACTED))
 }
 
 fn without_empty(mut parts: Vec<ContentPart>) -> Vec<ContentPart> {
