@@ -416,6 +416,24 @@ fn an_address_that_cannot_be_asked_is_refused() {
 }
 
 #[tokio::test]
+async fn turns_alternate_at_bedrock_also_where_a_system_message_stood_between_them() {
+    let body = json!({ "messages": [
+        { "role": "user", "content": "a" }, { "role": "system", "content": "s" }, { "role": "user", "content": "b" },
+        { "role": "assistant", "content": "c" }, { "role": "user", "content": "d" },
+    ] });
+    let sent = sent_body(Dialect::Bedrock, body).await;
+    assert_eq!(sent["system"], json!([{ "text": "s" }]));
+    assert_eq!(
+        sent["messages"],
+        json!([
+            { "role": "user", "content": [{ "text": "a" }, { "text": "b" }] },
+            { "role": "assistant", "content": [{ "text": "c" }] },
+            { "role": "user", "content": [{ "text": "d" }] },
+        ])
+    );
+}
+
+#[tokio::test]
 async fn only_claude_is_asked_to_think_no_further_where_its_thoughts_are_missing() {
     let body = json!({
         "messages": [

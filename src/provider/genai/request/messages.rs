@@ -46,7 +46,9 @@ impl Conversation {
             if message.role == ChatRole::Tool {
                 message.role = ChatRole::User;
             }
-            if let Some(turn) = self.messages.last_mut().filter(|turn| turn.role == message.role) {
+            // What a system says between two turns goes to the front.
+            let turn = self.messages.iter_mut().rfind(|turn| turn.role != ChatRole::System);
+            if let Some(turn) = turn.filter(|turn| turn.role == message.role) {
                 turn.content.extend(message.content);
                 return;
             }
