@@ -127,6 +127,25 @@ fn pictures_and_documents_come_along() {
 }
 
 #[test]
+fn what_is_said_of_a_document_is_told_with_it() {
+    let pdf = json!({ "type": "base64", "media_type": "application/pdf", "data": "QUJD" });
+    let text = json!({ "type": "text", "media_type": "text/plain", "data": "All of it." });
+    let off = json!({ "enabled": false });
+    let seen = messages(&json!([{ "role": "user", "content": [
+        { "type": "document", "title": "a.pdf", "context": "signed", "citations": off, "source": pdf },
+        { "type": "document", "title": "Notes", "context": "of 1998", "citations": null, "source": text },
+    ] }]));
+    assert_eq!(
+        seen[0]["content"],
+        json!([
+            { "type": "text", "text": "signed" },
+            { "type": "file", "file": { "filename": "a.pdf", "file_data": "data:application/pdf;base64,QUJD" } },
+            { "type": "text", "text": "Notes\n\nof 1998\n\nAll of it." },
+        ])
+    );
+}
+
+#[test]
 fn each_choice_of_tools_and_each_effort_has_its_word() {
     let read = |members: Value| {
         let mut request =
@@ -176,6 +195,11 @@ fn what_is_wrong_or_has_no_counterpart_is_named() {
     assert_eq!(content(json!({ "type": "search_result" })), unsupported("messages[0].content[0].type"));
     let file = json!({ "type": "image", "source": { "type": "file", "file_id": "f" } });
     assert_eq!(content(file), unsupported("messages[0].content[0].source.type"));
+    let cited = json!({ "type": "document", "citations": { "enabled": true }, "source": { "type": "text", "data": "x" } });
+    assert_eq!(content(cited), unsupported("messages[0].content[0].citations"));
+    for effort in [json!("hihg"), json!(3)] {
+        assert_eq!(with(json!({ "output_config": { "effort": effort } })).0, "output_config.effort");
+    }
     assert_eq!(content(json!({ "text": "x" })), missing("messages[0].content[0].type"));
     assert_eq!(content(json!({ "type": "text" })), missing("messages[0].content[0].text"));
     assert_eq!(content(json!({ "type": "text", "text": 5 })).0, "messages[0].content[0].text");

@@ -117,7 +117,7 @@ pub(super) fn texts(said: &[u8]) -> impl Iterator<Item = &[u8]> {
 }
 
 /// Whether it is a string, and not an empty one.
-fn is_text(raw: &[u8]) -> bool {
+pub(super) fn is_text(raw: &[u8]) -> bool {
     raw.first() == Some(&b'"') && raw.len() > 2
 }
 

@@ -8,10 +8,11 @@
 //!
 //! | in the request | becomes |
 //! |---|---|
-//! | `cache_control`, `context_management`, `diagnostics`, `speed`, `user_profile_id`, `workspace_id`, thoughts of earlier turns, `is_error` of a result | nothing |
+//! | `cache_control`, `context_management`, `diagnostics`, `speed`, `user_profile_id`, `workspace_id`, thoughts of earlier turns, `is_error` of a result, what a tool has besides name, description, schema and `strict` | nothing |
+//! | title and context of a document | texts in front of it; of a PDF the title is its file's name |
 //! | `thinking.budget_tokens` | `reasoning_effort`: `low` below 4,096, `medium` below 16,384, else `high` |
 //! | `top_k`, members that nobody knows | themselves: the provider may know them |
-//! | tools that Anthropic runs, `mcp_servers`, `container`, `inference_geo`, files by id | an error that names the member |
+//! | tools that Anthropic runs, `citations` that are enabled, `mcp_servers`, `container`, `inference_geo`, files by id | an error that names the member |
 //!
 //! ```
 //! use llm_layers::{BodyLimits, ResponseBody, http::anthropic, provider::Echo};

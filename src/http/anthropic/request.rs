@@ -1,3 +1,4 @@
+use super::answer::is_text;
 use crate::{BodyLimits, Error, InvalidReason, LlmRequest, json};
 use bytes::Bytes;
 use serde_json::value::RawValue;
@@ -82,12 +83,17 @@ fn translate(source: &[u8], limits: &BodyLimits) -> Result<Vec<u8>, Error> {
                 if let Some(format) = format {
                     output_format("output_config.format", format, &mut out)?;
                 }
-                let said = said.and_then(json::string).map(|said| match &*said {
-                    "low" => "low",
-                    "medium" => "medium",
-                    _ => "high",
-                });
-                effort = said.or(effort);
+                if let Some(said) = said.filter(|said| *said != b"null") {
+                    effort = Some(match json::string(said).as_deref() {
+                        Some("low") => "low",
+                        Some("medium") => "medium",
+                        Some("high" | "xhigh" | "max") => "high",
+                        _ => {
+                            let expected = "\"low\", \"medium\", \"high\", \"xhigh\" or \"max\"";
+                            return Err(mistyped("output_config.effort", expected));
+                        }
+                    });
+                }
             }
             "output_format" => output_format("output_format", value, &mut out)?,
             "service_tier" => {
@@ -177,7 +183,7 @@ fn from_user(path: &str, blocks: &[u8], list: &mut List) -> Result<(), Error> {
     Ok(())
 }
 
-fn part(path: &str, block: &Block<'_>, parts: &mut List) -> Result<(), Error> {
+fn part<'a>(path: &str, block: &Block<'a>, parts: &mut List) -> Result<(), Error> {
     match block.kind.as_deref() {
         Some("text") => parts.item(br#"{"type":"text","text":"#, string(path, block.text, "text")?),
         Some("image") => {
@@ -187,16 +193,25 @@ fn part(path: &str, block: &Block<'_>, parts: &mut List) -> Result<(), Error> {
             parts.item(br#"{"type":"image_url","image_url":{"url":"#, &[&url, &b"}"[..]].concat());
         }
         Some("document") => {
+            let [cites] = members(path, block.citations.unwrap_or_default(), ["enabled"])?;
+            if cites == Some(b"true") {
+                return Err(unsupported(&format!("{path}.citations")));
+            }
+            let told = |value: Option<&'a [u8]>| value.filter(|value| is_text(value));
+            let context = told(block.context);
             let data = match source(path, block)? {
                 Source::Text(text) => {
-                    parts.item(br#"{"type":"text","text":"#, text);
+                    let told = [told(block.title), context, Some(text)];
+                    parts.item(br#"{"type":"text","text":"#, &paragraphs(told.into_iter().flatten()));
                     return Ok(());
                 }
                 Source::Url(url) if url.starts_with(br#""data:"#) => url,
                 _ => return Err(unsupported(&format!("{path}.source.type"))),
             };
-            let title = block.title.filter(|title| title.starts_with(b"\""));
-            let title = title.unwrap_or(br#""document.pdf""#);
+            if let Some(context) = context {
+                parts.item(br#"{"type":"text","text":"#, context);
+            }
+            let title = told(block.title).unwrap_or(br#""document.pdf""#);
             let file = [br#"{"type":"file","file":{"filename":"#, title, br#","file_data":"#].concat();
             parts.item(&file, &[&data, &b"}"[..]].concat());
         }
@@ -373,6 +388,8 @@ struct Block<'a> {
     text: Option<&'a [u8]>,
     source: Option<&'a [u8]>,
     title: Option<&'a [u8]>,
+    context: Option<&'a [u8]>,
+    citations: Option<&'a [u8]>,
     tool_use_id: Option<&'a [u8]>,
     content: Option<&'a [u8]>,
     id: Option<&'a [u8]>,
@@ -382,10 +399,23 @@ struct Block<'a> {
 
 impl<'a> Block<'a> {
     fn read(path: &str, block: &'a [u8]) -> Result<Self, Error> {
-        let names = ["type", "text", "source", "title", "tool_use_id", "content", "id", "name", "input"];
-        let [kind, text, source, title, tool_use_id, content, id, name, input] = members(path, block, names)?;
+        let names = [
+            "type",
+            "text",
+            "source",
+            "title",
+            "context",
+            "citations",
+            "tool_use_id",
+            "content",
+            "id",
+            "name",
+            "input",
+        ];
+        let [kind, text, source, title, context, citations, tool_use_id, content, id, name, input] =
+            members(path, block, names)?;
         let kind = kind.and_then(json::string);
-        Ok(Self { kind, text, source, title, tool_use_id, content, id, name, input })
+        Ok(Self { kind, text, source, title, context, citations, tool_use_id, content, id, name, input })
     }
 }
 
@@ -414,15 +444,24 @@ fn text_of(path: &str, value: &[u8]) -> Result<Vec<u8>, Error> {
                 if block.kind.as_deref() != Some("text") {
                     return Err(unsupported(&format!("{path}.type")));
                 }
-                if !texts.is_empty() {
-                    texts.push(&br#""\n\n""#[..]);
-                }
                 texts.push(string(&path, block.text, "text")?);
             }
-            Ok(joined(&texts))
+            Ok(paragraphs(texts.into_iter()))
         }
         _ => Err(mistyped(path, "a string or an array")),
     }
+}
+
+/// Strings of JSON as one, with empty lines between them.
+fn paragraphs<'a>(strings: impl Iterator<Item = &'a [u8]>) -> Vec<u8> {
+    let mut all = Vec::new();
+    for string in strings {
+        if !all.is_empty() {
+            all.push(&br#""\n\n""#[..]);
+        }
+        all.push(string);
+    }
+    joined(&all)
 }
 
 /// Strings of JSON as one: what stands between their quotes needs no other spelling.
