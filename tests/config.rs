@@ -364,6 +364,10 @@ fn contradictions_are_problems() {
         ("[providers.p]\nbase_url = \"http://x\"\nprices.m = {}\n".into(), "providers.p.prices.m: needs input"),
         ("[providers.p]\nbase_url = \"http://x\"\nheaders = { host = \"y\" }\n".into(), "providers.p.headers.host: is a header"),
         (
+            "[providers.p]\nbase_url = \"http://x\"\nheaders = { X-Key = \"a\", x-key = \"b\", x-other = \"c\" }\n".into(),
+            "providers.p.headers.x-key: is the same header as X-Key",
+        ),
+        (
             format!("{KEY}[cache.semantic]\nbase_url = \"http://x\"\nmodel = \"m\"\nheaders = {{ host = \"y\" }}\n"),
             "cache.semantic.headers.host: is a header",
         ),

@@ -205,9 +205,12 @@ impl Check<'_> {
             "keep-alive",
             "x-request-id",
         ];
-        let mut all = Vec::new();
+        let mut all = Vec::<(Box<str>, _)>::new();
         for (name, value) in headers {
             let entry = field(path, name);
+            if let Some((other, _)) = all.iter().find(|(other, _)| other.eq_ignore_ascii_case(name)) {
+                self.problem(&entry, format_args!("is the same header as {other}"));
+            }
             if http::HeaderName::try_from(name.as_str()).is_err() {
                 self.problem(&entry, "is not the name of a header");
             } else if OURS.contains(&name.to_ascii_lowercase().as_str()) {
