@@ -572,3 +572,29 @@ async fn a_tool_that_is_none_is_refused_by_its_place() {
     let refused = refused(Dialect::Gemini, model(Dialect::Gemini), with("tools", nameless)).await;
     assert_eq!(refused, ("tools[0].function.name".to_owned(), InvalidReason::Missing));
 }
+
+#[tokio::test]
+async fn what_a_model_refused_to_say_is_what_it_said() {
+    let body = |assistant: Value| json!({ "messages": [{ "role": "user", "content": "?" }, assistant, { "role": "user", "content": "!" }] });
+    for said in [
+        json!({ "role": "assistant", "content": null, "refusal": "I will not." }),
+        json!({ "role": "assistant", "content": [{ "type": "refusal", "refusal": "I will not." }] }),
+        json!({ "role": "assistant", "content": "I will not.", "refusal": null }),
+    ] {
+        let sent = sent_body(Dialect::Anthropic, body(said)).await;
+        assert_eq!(sent["messages"][1], json!({ "role": "assistant", "content": "I will not." }));
+    }
+    let both = json!({ "role": "assistant", "content": "Well.", "refusal": "No." });
+    let sent = sent_body(Dialect::Ollama, body(both)).await;
+    assert_eq!(sent["messages"][1]["content"], "Well.");
+}
+
+#[tokio::test]
+async fn calls_that_cohere_would_not_hear_of_are_refused() {
+    let call = json!({ "id": "a", "type": "function", "function": { "name": "f", "arguments": "{}" } });
+    let said = json!({ "role": "assistant", "content": "Let me look.", "tool_calls": [call] });
+    let body =
+        json!({ "messages": [{ "role": "user", "content": "?" }, said, { "role": "user", "content": "!" }] });
+    let refused = refused(Dialect::Cohere, model(Dialect::Cohere), body).await;
+    assert_eq!(refused, ("messages[1].tool_calls".to_owned(), InvalidReason::Unsupported));
+}

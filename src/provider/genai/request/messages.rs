@@ -225,7 +225,14 @@ impl Reader<'_> {
     fn assistant(&self) -> Result<Vec<ContentPart>, Error> {
         let mut parts = self.thoughts();
         let mut rest = self.texts()?;
+        if rest.iter().all(|part| part.as_text() == Some("")) {
+            let refusal = json::member(self.message.raw(), "refusal").and_then(json::text);
+            rest.extend(refusal.map(|refusal| ContentPart::Text(refusal.into_owned())));
+        }
         let calls = json::member(self.message.raw(), "tool_calls").unwrap_or_default();
+        if self.wire == Wire::Cohere && !json::is_nothing(calls) {
+            return Err(self.unsupported("tool_calls"));
+        }
         for (at, call) in json::items(calls).enumerate() {
             rest.push(ContentPart::ToolCall(self.call(&format!("{}.tool_calls[{at}]", self.path), call)?));
         }
