@@ -255,6 +255,23 @@ fn an_empty_list_of_models_is_a_gateway_that_echoes() {
     assert_eq!(config(&converted)["providers"]["echo"]["kind"], "echo");
 }
 
+#[test]
+fn whoever_is_blocked_stays_so() {
+    let text = r#"
+        model_list: [{ model_name: m, litellm_params: { model: openai/gpt-4o } }]
+        teams: [{ team_id: a, models: [m], blocked: true }, { team_id: b, blocked: false }]
+        keys: [{ key: sk-one, team_id: a }, { key: sk-two, team_id: b, key_alias: two, blocked: true }, { key: sk-three, team_id: b }]
+    "#;
+    let converted = converted(From::LiteLlm, text);
+    let config = config(&converted);
+    let none = json!({ "models": [] });
+    assert_eq!(config["departments"], json!({ "a": none, "b": {}, "key:two": none }));
+    let departments: Vec<_> =
+        config["keys"].as_array().unwrap().iter().map(|key| &key["departments"]).collect();
+    assert_eq!(departments, [&json!(["a"]), &json!(["b", "key:two"]), &json!(["b"])]);
+    assert_eq!(notes(&converted, "is blocked"), 2);
+}
+
 fn name() -> impl Strategy<Value = String> {
     prop_oneof![
         prop::sample::select(vec![

@@ -3,7 +3,7 @@
 use super::{
     super::{
         draft::{Department, Draft, Key, quoted},
-        read::{dollars, text, texts},
+        read::{dollars, is_true, text, texts},
     },
     LEFT_OUT, secret,
 };
@@ -159,9 +159,13 @@ fn limit(
         allowed.dedup();
         limits.models = Some(allowed);
     }
+    if is_true(entry.get("blocked")) {
+        draft.note(path, "is blocked, and may use no model");
+        limits.models = Some(Vec::new());
+    }
     for name in entry.keys() {
         match name.as_str() {
-            "max_budget" | "budget_duration" | "models" => {}
+            "max_budget" | "budget_duration" | "models" | "blocked" => {}
             name if known.contains(&name) => {}
             "tpm_limit" | "rpm_limit" | "max_parallel_requests" => {
                 draft.note(&format!("{path}.{name}"), "is not carried over: limits are for days and months");
