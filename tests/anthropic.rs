@@ -210,6 +210,12 @@ fn what_is_wrong_or_has_no_counterpart_is_named() {
     assert_eq!(with(json!({ "max_tokens": null })), missing("max_tokens"));
     assert_eq!(with(json!({ "max_tokens": "many" })).0, "max_tokens");
     assert_eq!(with(json!({ "tool_choice": "auto" })).0, "tool_choice.type");
+    for stops in [json!("END"), json!(5), json!(["END", 5])] {
+        assert_eq!(with(json!({ "stop_sequences": stops })).0, "stop_sequences");
+    }
+    assert_eq!(with(json!({ "metadata": { "user_id": 5 } })).0, "metadata.user_id");
+    assert_eq!(with(json!({ "metadata": "u" })).0, "metadata");
+    assert_eq!(with(json!({ "output_config": [] })).0, "output_config");
     assert_eq!(with(json!({ "model": null })), missing("model"));
 }
 

@@ -68,18 +68,24 @@ fn translate(source: &[u8], limits: &BodyLimits) -> Result<Vec<u8>, Error> {
                 has_bound = true;
                 out.member("max_tokens", value);
             }
-            "stop_sequences" => out.member("stop", value),
+            "stop_sequences" => {
+                let are_texts = json::items(value).all(|one| one.first() == Some(&b'"'));
+                if value.first() != Some(&b'[') || !are_texts {
+                    return Err(mistyped(&name, "an array of strings"));
+                }
+                out.member("stop", value);
+            }
             "tools" => tools(value, &mut out)?,
             "tool_choice" => tool_choice(value, &mut out)?,
             "metadata" => {
-                let [user] = members(&name, value, ["user_id"])?;
-                if let Some(user) = user.filter(|user| *user != b"null") {
-                    out.member("user", user);
+                let [user] = members(&name, object(&name, value)?, ["user_id"])?;
+                if user.is_some_and(|user| user != b"null") {
+                    out.member("user", string(&name, user, "user_id")?);
                 }
             }
             "thinking" => effort = effort.or(thinking(value)?),
             "output_config" => {
-                let [format, said] = members(&name, value, ["format", "effort"])?;
+                let [format, said] = members(&name, object(&name, value)?, ["format", "effort"])?;
                 if let Some(format) = format {
                     output_format("output_config.format", format, &mut out)?;
                 }
@@ -424,6 +430,11 @@ fn string<'a>(path: &str, value: Option<&'a [u8]>, name: &str) -> Result<&'a [u8
     let value = required(path, value, name)?;
     let is_string = value.first() == Some(&b'"');
     is_string.then_some(value).ok_or_else(|| mistyped(&format!("{path}.{name}"), "a string"))
+}
+
+/// An object, as JSON.
+fn object<'a>(path: &str, value: &'a [u8]) -> Result<&'a [u8], Error> {
+    (value.first() == Some(&b'{')).then_some(value).ok_or_else(|| mistyped(path, "an object"))
 }
 
 /// A member that must be there, as JSON.
