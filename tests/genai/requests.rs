@@ -598,3 +598,13 @@ async fn calls_that_cohere_would_not_hear_of_are_refused() {
     let refused = refused(Dialect::Cohere, model(Dialect::Cohere), body).await;
     assert_eq!(refused, ("messages[1].tool_calls".to_owned(), InvalidReason::Unsupported));
 }
+
+#[tokio::test]
+async fn tools_are_cached_at_vertex_too() {
+    let mut tool = function("f");
+    tool["cache_control"] = json!({ "type": "ephemeral", "ttl": "1h" });
+    let (_, sent) =
+        sent(Dialect::Vertex, "claude-sonnet-4-5", with("tools", json!([function("e"), tool]))).await;
+    assert_eq!(sent["tools"][0].get("cache_control"), None);
+    assert_eq!(sent["tools"][1]["cache_control"], json!({ "type": "ephemeral", "ttl": "1h" }));
+}

@@ -41,16 +41,16 @@
 //! Left out everywhere, because the answer does not depend on them: `user`, `metadata`, `store`, `service_tier`,
 //! `prediction`, `safety_identifier`, `prompt_cache_key`, and names of messages. Refused everywhere: `n` above 1, log
 //! probabilities, `logit_bias`, audio as an answer, `functions`, and members that nobody here knows.
-//! `cache_control` of messages, their parts and tools reaches Anthropic, and stays where it stands. System messages are moved
-//! to the front, where these dialects have them. Anthropic's schemas are closed to further members, as its structured
-//! outputs want them; `strict` of a tool reaches nobody else, nor does `detail` of an image reach anybody.
+//! `cache_control` of messages, their parts and tools reaches Anthropic, also Claude at Vertex, and stays where it stands.
+//! System messages are moved to the front, where these dialects have them. Anthropic's schemas are closed to further members,
+//! as its structured outputs want them. `strict` of a tool reaches Anthropic alone, and `detail` of an image nobody.
 //!
 //! Thoughts come as `reasoning_content`. What must be sent back for a model to think on after a call of a tool comes as
 //! `thinking_blocks` (Anthropic, Bedrock) or in the call's `extra_content.google.thought_signature` (Gemini), and is
-//! understood when it comes back. Claude refuses to think on without: then it is not asked to. Where an effort is a number of
-//! tokens (Claude at Bedrock, and at Anthropic the models before Opus 4.5) and an answer's bound is not above it, half the
-//! bound is for thoughts, 1,024 at least; an effort beside a bound that has no room for these is refused. What Gemini draws comes as
-//! `images`, parts of the form of `image_url`, with a `data:` URL.
+//! understood when it comes back. Claude refuses to think on without: then it is not asked to. Where an effort is told as a
+//! number of tokens (Claude at Bedrock, and at Anthropic up to Opus 4.1, Sonnet 4.5 and Haiku 4.5) that an answer's bound is
+//! not above, half the bound is for thoughts, 1,024 at least; an effort beside a bound without room for these is refused. What
+//! Gemini draws comes as `images`, parts of the form of `image_url`, with a `data:` URL.
 //!
 //! # What else to know
 //!

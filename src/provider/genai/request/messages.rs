@@ -415,19 +415,23 @@ fn systems(parts: Vec<ContentPart>) -> Vec<ChatMessage> {
             texts.push(part);
             continue;
         };
-        let cache_control = match data["cache_control"]["ttl"].as_str() {
-            Some("1h") => CacheControl::Ephemeral1h,
-            Some(_) => CacheControl::Ephemeral5m,
-            None => CacheControl::Ephemeral,
-        };
         texts.push(ContentPart::Text(data["text"].as_str().unwrap_or_default().to_owned()));
         let marked = ChatMessage::new(ChatRole::System, mem::take(&mut texts));
-        messages.push(marked.with_options(cache_control));
+        messages.push(marked.with_options(in_genais_words(&data["cache_control"])));
     }
     if messages.is_empty() || !texts.is_empty() {
         messages.push(ChatMessage::new(ChatRole::System, texts));
     }
     messages
+}
+
+/// Until when to cache, for where genai writes it.
+pub(super) fn in_genais_words(cache_control: &Value) -> CacheControl {
+    match cache_control["ttl"].as_str() {
+        Some("1h") => CacheControl::Ephemeral1h,
+        Some(_) => CacheControl::Ephemeral5m,
+        None => CacheControl::Ephemeral,
+    }
 }
 
 /// Thoughts that are not shown.

@@ -1,4 +1,4 @@
-use super::{mistyped, nothing, unsupported, value};
+use super::{messages, mistyped, nothing, unsupported, value};
 use crate::{Error, InvalidReason, json};
 use ::genai::chat::Tool;
 use serde_json::{Value, json};
@@ -98,11 +98,10 @@ impl Function {
     }
 
     pub(super) fn into_genai(self) -> Tool {
-        let tool = Tool::new(self.name).with_schema(self.parameters);
-        match self.description {
-            Some(description) => tool.with_description(description),
-            None => tool,
-        }
+        let mut tool = Tool::new(self.name).with_schema(self.parameters);
+        tool.description = self.description;
+        tool.cache_control = self.cache_control.as_ref().map(messages::in_genais_words);
+        tool
     }
 }
 
