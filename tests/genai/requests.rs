@@ -445,6 +445,14 @@ async fn only_claude_is_asked_to_think_no_further_where_its_thoughts_are_missing
     });
     let (_, claude) = sent(Dialect::Bedrock, "us.anthropic.claude-sonnet-4-5", body.clone()).await;
     assert_eq!(claude.get("additionalModelRequestFields"), None);
+    // Some think unless they are told not to.
+    for effort in ["low", "none"] {
+        let mut body = body.clone();
+        body["reasoning_effort"] = effort.into();
+        let (_, claude) = sent(Dialect::Anthropic, "claude-sonnet-5", body).await;
+        assert_eq!(claude["thinking"], json!({ "type": "disabled" }), "{effort}");
+        assert_eq!(claude.get("output_config"), None);
+    }
     let (_, nova) = sent(Dialect::Bedrock, "us.amazon.nova-2-lite-v1:0", body.clone()).await;
     assert_eq!(
         nova["additionalModelRequestFields"]["inferenceConfig"]["reasoningConfig"]["maxReasoningEffort"],

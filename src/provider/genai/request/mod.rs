@@ -25,7 +25,7 @@ pub(super) fn translate(wire: Wire, model: &str, body: &ChatBody) -> Result<Ask,
     if is_claude {
         params.effort = match params.effort {
             // Refused where its thoughts before the calls are missing; few clients send them back.
-            _ if calls_unsigned => None,
+            effort if calls_unsigned => effort.map(|_| ReasoningEffort::Zero),
             Some(effort) if wire == Wire::Bedrock || claude_thinks_by_budget(model) => {
                 Some(within(effort, params.max_tokens)?)
             }
