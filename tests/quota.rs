@@ -1746,6 +1746,85 @@ async fn what_is_left_out_of_a_past_that_is_lost_too_is_left_to_the_ledger() {
     assert!(start.elapsed() < SECOND, "{:?}", start.elapsed());
 }
 
+/// A ledger that takes its time, in which calls are recorded.
+#[derive(Clone)]
+struct Unhurried {
+    takes: Duration,
+    /// Of calls that have ended, unless it is told that they are in flight.
+    recorded: Amount,
+}
+
+impl UsageHistory for Unhurried {
+    fn used(&self, query: HistoryQuery) -> HistoryFuture {
+        let Self { takes, recorded } = *self;
+        let recorded = if query.in_flight.is_empty() { recorded } else { Amount::ZERO };
+        Box::pin(async move {
+            tokio::time::sleep(takes).await;
+            Ok(Used { in_day: recorded, in_month: recorded })
+        })
+    }
+}
+
+fn forgetful(ledger: Unhurried) -> (Forgetful, QuotaLayer, Worker) {
+    let clock = ManualClock::new(noon());
+    let remote = Remote::new(MemoryStore::with_clock(clock.clone()));
+    let store = Forgetful(Arc::new(Mutex::new(remote)), clock);
+    let limits = table(Limits::new().with_day_tokens(10_000));
+    let (layer, worker) = QuotaLayer::pair(store.clone(), limits, prices(), WorkerOptions::default());
+    let layer = layer.with_clock(store.1.clone()).with_deadline(60 * SECOND).with_history(ledger);
+    (store, layer, worker)
+}
+
+/// Two calls, each charged once.
+async fn are_charged_once(store: &Forgetful, worker: Worker) {
+    let report = worker.shutdown(60 * SECOND).await;
+    assert_eq!((report.left, report.given_up), (0, 0), "{report:?}");
+    let days = Calendar::utc().days_around(noon());
+    let in_day = store.usage(&"research".into(), &days).await.unwrap().in_day;
+    assert_eq!((in_day.settled, in_day.reserved), (Amount::new(2, 20, NanoUsd::new(132_000)), Amount::ZERO));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_was_granted_before_a_loss_and_ends_while_the_ledger_is_asked_is_charged_once() {
+    let (store, layer, worker) = forgetful(Unhurried { takes: 2 * SECOND, recorded: used(10, 66_000) });
+    let service = layer.layer(Scripted::new().reply(whole(7, 3)).reply(whole(7, 3)));
+    store.now().store.seed(&"research".into(), &nothing()).await.unwrap();
+    store.now().fail(Fault::Late(SECOND));
+    let granted = tokio::spawn(service.clone().oneshot(request()));
+    tokio::time::sleep(SECOND / 2).await;
+    store.forget();
+    // The ledger is asked about nobody in flight, and has the call when it answers.
+    service.oneshot(request()).await.unwrap();
+    granted.await.unwrap().unwrap();
+    are_charged_once(&store, worker).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_whose_store_is_told_of_a_past_while_it_says_that_it_knows_none_is_charged_once() {
+    let (store, layer, worker) = forgetful(Unhurried { takes: 9 * SECOND / 2, recorded: used(10, 66_000) });
+    let provider = Scripted::new().reply(whole(7, 3).after([Step::Gate]));
+    let service = layer.layer(provider.clone());
+    store.now().store.seed(&"research".into(), &nothing()).await.unwrap();
+    let held = tokio::spawn(service.clone().oneshot(request()));
+    tokio::time::sleep(SECOND).await;
+    store.forget();
+    provider.push(whole(7, 3));
+    let other = tokio::spawn(service.oneshot(request()));
+    tokio::time::sleep(SECOND).await;
+    // It is asked for the lease just before it is told, and its answer comes after that.
+    store.now().fail(Fault::Late(3 * SECOND));
+    provider.open();
+    held.await.unwrap().unwrap();
+    tokio::time::sleep(13 * SECOND / 4).await;
+    store.now().fail(Fault::None);
+    other.await.unwrap().unwrap();
+    are_charged_once(&store, worker).await;
+}
+
+fn nothing() -> Baseline {
+    Baseline::new(Calendar::utc().day(noon()), Amount::ZERO, Amount::ZERO)
+}
+
 /// Loses everything when a settlement comes for what was made anew, and takes none until it is mended.
 #[derive(Clone)]
 struct LosesAgain(Forgetful, Arc<Mutex<Loss>>);

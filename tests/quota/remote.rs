@@ -34,8 +34,10 @@ pub(crate) enum Fault {
     Hangs,
     /// It is done, and nobody says so.
     LosesReplies,
-    /// It is done, and the answer comes late.
+    /// It is done late.
     Slow(Duration),
+    /// It is done, and the answer comes late.
+    Late(Duration),
 }
 
 impl Remote {
@@ -73,11 +75,14 @@ impl Remote {
                 Fault::Refuses => return Err(StoreError::definite("connection refused")),
                 Fault::Hangs => return pending().await,
                 Fault::Slow(time) => tokio::time::sleep(time).await,
-                Fault::None | Fault::LosesReplies => {}
+                Fault::None | Fault::LosesReplies | Fault::Late(_) => {}
             }
             let answer = answer(store).await;
             if fault == Fault::LosesReplies {
                 return pending().await;
+            }
+            if let Fault::Late(time) = fault {
+                tokio::time::sleep(time).await;
             }
             turn().await;
             answer
