@@ -300,6 +300,26 @@ async fn counters_of_old_windows_are_forgotten_and_those_of_two_months_are_kept(
 }
 
 #[tokio::test]
+async fn a_clock_that_goes_months_ahead_and_comes_back_lets_nobody_past_a_limit() {
+    let Some(server) = RedisServer::start("quota_redis: clock") else { return };
+    let (ahead, here, a) = (store(&server.url()), store(&server.url()), limited("a", 100));
+    let call = granted(&here, &a, 90).await;
+    assert_eq!(settle(&here, call, &a, 90).await, Applied::First);
+    // More than two months each time, and further than before.
+    for times in 1..=2 {
+        let later = Duration::from_secs(70 * 86_400);
+        ahead.advance(later);
+        let days = Calendar::utc().days_around(SystemClock.now() + later * times);
+        let then = Reservation::new(id(), a.clone(), tokens(1), LEASE, days);
+        assert!(matches!(ahead.reserve(&then).await.unwrap(), Decision::Granted(_)));
+        assert_eq!(counted(&here, "a").await, (90, 0));
+        let (_, decision) = reserve(&here, &a, 11).await;
+        assert!(matches!(decision, Decision::Denied(_)), "{decision:?}");
+        assert_eq!(settle(&here, granted(&here, &a, 1).await, &a, 0).await, Applied::First);
+    }
+}
+
+#[tokio::test]
 async fn a_counter_that_is_none_is_an_error_and_nothing_is_granted() {
     let Some(server) = RedisServer::start("quota_redis: broken") else { return };
     let (store, a) = (store(&server.url()), limited("a", 1000));

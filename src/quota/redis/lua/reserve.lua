@@ -52,13 +52,15 @@ if answer[1] ~= 'granted' then
   return answer
 end
 
--- Counters of windows before the last month are forgotten, once a month.
+-- Counters of windows before the last month are forgotten, once a month. A clock may come back from far ahead: what was
+-- begun before is kept until the month after.
 local function turn(account)
   local year, number = math.floor(tonumber(month) / 100), tonumber(month) % 100
   local last = number > 1 and tonumber(month) - 1 or (year - 1) * 100 + 12
+  local oldest = math.min(last, tonumber(account.counts[14]) or last)
   for _, field in ipairs(redis.call('HKEYS', account.counters)) do
     local day_of, month_of = string.match(field, '^d(%d+)%d%d:'), string.match(field, '^m(%d+):')
-    if tonumber(day_of or month_of or month) < last then
+    if tonumber(day_of or month_of or month) < oldest then
       redis.call('HDEL', account.counters, field)
     end
   end
@@ -84,7 +86,7 @@ for _, account in ipairs(accounts) do
   if not account.counts[13] and state == 'r' then
     redis.call('HSET', account.counters, 'known', '1')
   end
-  if (tonumber(account.counts[14] or '0') or 0) < tonumber(month) then
+  if account.counts[14] ~= month then
     turn(account)
   end
 end
