@@ -1518,6 +1518,37 @@ async fn a_call_that_ends_while_its_lease_is_extended_is_settled_once_and_leaves
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_call_that_has_ended_before_its_turn_to_be_extended_comes_is_not_made_anew() {
+    let bench = Bench { store: MemoryStore::with_clock(Paused(Instant::now())), ..Bench::new(Limits::new()) };
+    let options = WorkerOptions::default().with_lease(60 * SECOND).with_parallel(1);
+    let (remote, layer, worker) = far(&bench, options);
+    let service = layer.layer(bench.provider.clone());
+    let mut answers = Vec::new();
+    for _ in 0..2 {
+        let usage = StreamChunk::usage_only(TokenUsage::new(7, 3));
+        bench.provider.push(Reply::stream([Step::Chunk(usage)]));
+        answers.push(service.clone().oneshot(request()).await.unwrap());
+    }
+    let asked = remote.asked();
+    remote.fail(Fault::Slow(2 * SECOND));
+    while remote.asked() == asked {
+        tokio::time::sleep(SECOND / 10).await;
+    }
+    remote.fail(Fault::None);
+    // One of them is being extended, the other is to be.
+    for answer in answers {
+        answer.text().await.unwrap();
+    }
+    // Longer than any lease.
+    tokio::time::sleep(300 * SECOND).await;
+    let days = Calendar::utc().days_around(noon());
+    let in_day = bench.store.usage(&"research".into(), &days).await.unwrap().in_day;
+    assert_eq!((in_day.settled, in_day.reserved), (Amount::new(2, 20, NanoUsd::new(132_000)), Amount::ZERO));
+    assert_eq!(worker.report().restored, 0);
+    worker.shutdown(60 * SECOND).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_worker_that_is_over_while_it_extends_a_lease_settles_it_all_the_same() {
     for is_told in [true, false] {
         let store = MemoryStore::with_clock(Paused(Instant::now()));

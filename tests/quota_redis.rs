@@ -741,6 +741,36 @@ async fn what_one_slot_denies_is_taken_back_in_the_others() {
 }
 
 #[tokio::test]
+async fn what_is_taken_back_is_what_is_pending_and_never_what_was_charged() {
+    let Some(cluster) = RedisCluster::start("quota_redis: taken back") else { return };
+    let store = cluster_store(&cluster);
+    let names = one_of_each(&cluster, &store);
+    let all = unlimited(&names);
+    let reservation = reservation(id(), &all, 40).with_on_expiry(tokens(20));
+    let decision = until_done(Duration::from_secs(2), || store.reserve(&reservation)).await;
+    assert!(matches!(decision, Decision::Granted(_)), "{decision:?}");
+    assert!(standing(&store, &names[0]).await.is_known, "or its past would be added once more");
+    cluster.nodes[1].freeze();
+    for passes in [Duration::ZERO, LEASE] {
+        // Sent again, it fails in one slot; it expires before it is taken back in the others.
+        let again = tokio::spawn(store.reserve(&reservation));
+        tokio::time::sleep(DEADLINE / 3).await;
+        store.advance(passes);
+        again.await.unwrap().unwrap_err();
+        for name in [&names[0], &names[2]] {
+            let expected = if passes.is_zero() { (0, 40) } else { (20, 0) };
+            assert_eq!(counted(&store, name).await, expected, "{name} after {passes:?}");
+        }
+    }
+    cluster.nodes[1].thaw();
+    let settlement = Settlement::new(reservation.id, all, tokens(30));
+    assert_eq!(until_done(Duration::from_secs(2), || store.settle(&settlement)).await, Applied::TrueUp);
+    for name in &names {
+        assert_eq!(counted(&store, name).await, (30, 0));
+    }
+}
+
+#[tokio::test]
 async fn a_call_that_one_slot_has_lost_goes_on_in_the_others() {
     let Some(cluster) = RedisCluster::start("quota_redis: lost in one slot") else { return };
     let store = cluster_store(&cluster);

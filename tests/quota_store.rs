@@ -272,12 +272,18 @@ async fn a_correction_is_made_once_and_never_below_nothing() {
 }
 
 #[tokio::test]
-async fn a_correction_is_kept_until_its_month_is_over_however_many_departments_there_are() {
+async fn what_was_used_is_kept_until_its_month_is_over_however_many_departments_there_are() {
     let bench = Bench::new();
+    let called = Departments::one(Department::new("called", Limits::new()));
+    let call = bench.granted(&called, tokens(20)).await;
+    bench.settle(call, &called, tokens(20)).await;
+    let baseline = Baseline::new(Calendar::utc().day(noon()), tokens(20), tokens(20));
+    assert!(!bench.store.seed(&"called".into(), &baseline).await.unwrap(), "it is known");
+    assert!(bench.store.seed(&"seeded".into(), &baseline).await.unwrap());
     let days = [WindowName::Day(20_261_123), WindowName::Month(202_611)];
     for window in days {
         let by = Delta { requests: 1, tokens: 20, cost: NanoUsd::ZERO };
-        assert!(bench.store.adjust(&Adjustment::new(id(), "a", window, by)).await.unwrap());
+        assert!(bench.store.adjust(&Adjustment::new(id(), "corrected", window, by)).await.unwrap());
     }
     let others = async |times: &str| {
         for number in 0..3000 {
@@ -288,13 +294,18 @@ async fn a_correction_is_kept_until_its_month_is_over_however_many_departments_t
     };
     bench.clock.advance(ENDED_KEPT);
     others("soon").await;
-    assert_eq!(bench.tokens("a").await, (20, 0));
+    let all = ["called", "seeded", "corrected"];
+    for department in all {
+        assert_eq!(bench.tokens(department).await, (20, 0), "{department}");
+    }
     // The third of December.
     bench.clock.advance(Duration::from_secs(10 * 86_400));
     others("next month").await;
     let november = Days::only(Calendar::utc().day(noon()));
-    let standing = bench.store.usage(&"a".into(), &november).await.unwrap();
-    assert_eq!(standing.in_month.settled, Amount::ZERO);
+    for department in all {
+        let standing = bench.store.usage(&department.into(), &november).await.unwrap();
+        assert_eq!(standing.in_month.settled, Amount::ZERO, "{department}");
+    }
 }
 
 #[tokio::test]
@@ -316,4 +327,14 @@ fn days_are_next_to_each_other() {
     let days = Calendar::utc().days_around(noon());
     let dates: Vec<_> = days.iter().map(|day: &Day| (day.date, day.month)).collect();
     assert_eq!(dates, [(20_261_122, 202_611), (20_261_123, 202_611), (20_261_124, 202_611)]);
+}
+
+#[test]
+fn days_that_overlap_or_are_out_of_order_are_left_out() {
+    let [yesterday, today, tomorrow] = Calendar::utc().days_around(noon())[..] else { panic!() };
+    let (mut long, mut empty) = (tomorrow, tomorrow);
+    long.from = today.until - 1;
+    empty.until = empty.from;
+    let days = Days::new([today, yesterday, today, long, empty, tomorrow]);
+    assert_eq!(days[..], [today, tomorrow]);
 }

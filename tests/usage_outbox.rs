@@ -453,10 +453,11 @@ async fn a_file_that_is_cut_off_anywhere_gives_all_that_is_whole_before_the_cut(
 async fn a_damaged_record_is_skipped_and_counted_and_its_file_is_kept() {
     let directory = Directory::new();
     let whole = fs::read(written(&directory).await).unwrap();
-    for _ in 0..60 {
+    for time in 0..60 {
         let directory = Directory::new();
         let mut damaged = whole.clone();
-        let at = fastrand::usize(32..whole.len());
+        let last = whole.len() - 1;
+        let at = if time == 0 { last } else { fastrand::usize(32..last) };
         damaged[at] ^= 1 << fastrand::u8(..8);
         fs::write(directory.join("00000000000000000001.log"), &damaged).unwrap();
         let (numbers, report) = replayed(&directory).await;
@@ -464,6 +465,8 @@ async fn a_damaged_record_is_skipped_and_counted_and_its_file_is_kept() {
         let in_order: Vec<_> = (0..12).filter(|number| numbers.contains(number)).collect();
         assert_eq!(numbers, in_order);
         assert_eq!(report.log.damages + report.log.torn, 1);
+        // Only of a length that is damaged nobody knows whether the end is missing.
+        assert!(at < last || report.log.damages == 1, "nothing is missing");
         assert_eq!((count_of(&directory, ".bad"), count_of(&directory, ".log")), (1, 0));
         let kept = fs::read(directory.join("00000000000000000001.log.bad")).unwrap();
         assert!(kept == damaged, "not a byte of it was changed");
@@ -499,6 +502,37 @@ async fn what_is_cut_off_or_damaged_while_it_waits_is_counted_and_its_file_is_ke
         assert_eq!((events, damages, bytes, report.unlogged), (0, lost.end - lost.start, 0, 0));
         assert_eq!((count_of(&directory, ".bad"), count_of(&directory, ".log")), (1, 0));
     }
+}
+
+#[tokio::test]
+async fn a_whole_record_that_nobody_can_read_is_counted_once_and_its_file_is_kept() {
+    let directory = Directory::new();
+    let path = written(&directory).await;
+    let mut bytes = fs::read(&path).unwrap();
+    let body = br#"{"departments":["#;
+    let length = (body.len() as u32).to_le_bytes();
+    let sum = crc32(&[&length[..], body].concat()).to_le_bytes();
+    let _ = bytes.splice(32..32, [&length[..], &sum, body].concat());
+    fs::write(&path, &bytes).unwrap();
+    let store = Elsewhere::down();
+    let (_sink, worker) = start(&directory, &store);
+    // Again and again, from the same place.
+    store.until_so(|contents| contents.offered >= 40).await;
+    store.set_down(false);
+    let report = worker.shutdown(SECONDS).await;
+    assert_eq!(store.numbers(), (0..12).collect::<Vec<_>>());
+    assert_eq!((report.log.events, report.log.damages, report.log.torn), (0, 1, 0));
+    assert!(fs::read(path.with_extension("log.bad")).unwrap() == bytes);
+}
+
+#[tokio::test]
+async fn a_new_file_comes_behind_all_that_wait_or_were_kept_aside() {
+    let directory = Directory::new();
+    let first = written(&directory).await;
+    fs::write(directory.join("00000000000000000007.log.bad"), "kept").unwrap();
+    let (sink, worker) = start(&directory, &Elsewhere::down());
+    assert_eq!(logs(&directory), [first, directory.join("00000000000000000008.log")]);
+    crash(worker, sink).await;
 }
 
 #[tokio::test]
