@@ -18,11 +18,9 @@ pub(crate) struct Timely {
 }
 
 impl Timely {
+    /// `within` is a time of the configuration, which is no longer than a year.
     pub(crate) fn new(body: Body, within: Duration) -> Self {
-        // As good as for ever, if a clock cannot tell so late a time.
-        let now = Instant::now();
-        let by = now.checked_add(within).unwrap_or(now + Duration::from_secs(1 << 30));
-        Self { body, by, sleep: None }
+        Self { body, by: Instant::now() + within, sleep: None }
     }
 }
 

@@ -16,7 +16,12 @@ use llm_layers::{
 };
 use redis_server::RedisServer;
 use std::{path::Path, process::Command};
-use tonic::{Code, Request, metadata::MetadataMap};
+use tonic::{
+    Code, Request, Response, Status,
+    codegen::http::uri::{PathAndQuery, Uri},
+    metadata::MetadataMap,
+};
+use tonic_prost::ProstCodec;
 use tonic_types::StatusExt as _;
 
 type HttpClient = hyper_util::client::legacy::Client<HttpConnector, tonic::body::Body>;
@@ -35,6 +40,20 @@ async fn over(upstream: &Upstream) -> (Server, Client) {
 /// Not tonic's own transport, which keeps the time itself: what the server does is to be seen.
 fn plain_http() -> HttpClient {
     hyper_util::client::legacy::Client::builder(TokioExecutor::new()).http2_only(true).build_http()
+}
+
+/// A call whose message comes when the stream says so, after its headers.
+async fn completion<S>(
+    origin: Uri,
+    request: Request<S>,
+) -> Result<Response<xai::GetChatCompletionResponse>, Status>
+where
+    S: tokio_stream::Stream<Item = GetCompletionsRequest> + Send + 'static,
+{
+    let mut grpc = tonic::client::Grpc::with_origin(plain_http(), origin);
+    grpc.ready().await.unwrap();
+    let path = PathAndQuery::from_static("/xai_api.Chat/GetCompletion");
+    grpc.client_streaming(request, path, ProstCodec::default()).await
 }
 
 #[tokio::test]
@@ -172,13 +191,7 @@ async fn a_message_that_comes_after_its_headers_is_late_by_the_same_words() {
     let (message, messages) = tokio::sync::mpsc::channel(1);
     let mut request = Request::new(tokio_stream::wrappers::ReceiverStream::new(messages));
     request.metadata_mut().insert("grpc-timeout", "1S".parse().unwrap());
-    let mut grpc = tonic::client::Grpc::with_origin(plain_http(), server.origin());
-    grpc.ready().await.unwrap();
-    let asked = tokio::spawn(async move {
-        let codec = tonic_prost::ProstCodec::<_, xai::GetChatCompletionResponse>::default();
-        let path = tonic::codegen::http::uri::PathAndQuery::from_static("/xai_api.Chat/GetCompletion");
-        grpc.client_streaming(request, path, codec).await
-    });
+    let asked = tokio::spawn(completion(server.origin(), request));
     // As on a server that has much else to do.
     tokio::time::sleep(std::time::Duration::from_millis(50)).await;
     message.send(asking("up/m").into_inner()).await.unwrap();
@@ -200,11 +213,7 @@ async fn a_message_that_never_comes_and_a_reader_who_takes_nothing_leave_their_p
     };
     let (metadata, extensions, _) = with_key(asking("up/m")).into_parts();
     let never = Request::from_parts(metadata, extensions, tokio_stream::pending::<GetCompletionsRequest>());
-    let mut grpc = tonic::client::Grpc::with_origin(plain_http(), server.origin());
-    grpc.ready().await.unwrap();
-    let codec = tonic_prost::ProstCodec::<_, xai::GetChatCompletionResponse>::default();
-    let path = tonic::codegen::http::uri::PathAndQuery::from_static("/xai_api.Chat/GetCompletion");
-    let late = soon(grpc.client_streaming(never, path, codec)).await.unwrap_err();
+    let late = soon(completion(server.origin(), never)).await.unwrap_err();
     assert_eq!((late.code(), late.message()), (Code::DeadlineExceeded, "the message did not come in time"));
 
     // Room for a few bytes, of which none is made anew.
@@ -225,7 +234,7 @@ async fn a_message_that_never_comes_and_a_reader_who_takes_nothing_leave_their_p
     // No clean end of what he finds when he goes on.
     let cut = soon(async {
         while chunks.message().await?.is_some() {}
-        Ok::<_, tonic::Status>(())
+        Ok::<_, Status>(())
     })
     .await
     .unwrap_err();
@@ -242,33 +251,26 @@ async fn who_may_not_ask_is_refused_before_his_message_has_come() {
         "usage.enabled = false\n[[keys]]\nkey = \"k\"\nuser = \"ada\"\nmax_in_flight = 1\n[providers.up]\nbase_url = \"{}\"\n",
         upstream.url
     ));
-    let asking_as = async |key: Option<&'static str>| {
+    let asking_as = |key: Option<&'static str>| {
         let (message, messages) = tokio::sync::mpsc::channel(1);
         let mut request = Request::new(tokio_stream::wrappers::ReceiverStream::new(messages));
         if let Some(key) = key {
             request.metadata_mut().insert("authorization", key.parse().unwrap());
         }
-        let mut grpc = tonic::client::Grpc::with_origin(plain_http(), server.origin());
-        grpc.ready().await.unwrap();
-        let asked = tokio::spawn(async move {
-            let codec = tonic_prost::ProstCodec::<_, xai::GetChatCompletionResponse>::default();
-            let path = tonic::codegen::http::uri::PathAndQuery::from_static("/xai_api.Chat/GetCompletion");
-            grpc.client_streaming::<_, GetCompletionsRequest, _, _>(request, path, codec).await
-        });
-        (message, asked)
+        (message, tokio::spawn(completion(server.origin(), request)))
     };
     for key in [None, Some("Bearer other")] {
-        let (_message, asked) = asking_as(key).await;
+        let (_message, asked) = asking_as(key);
         let refused = soon(asked).await.unwrap().unwrap_err();
         assert_eq!(refused.code(), Code::Unauthenticated);
         assert!(metadata(refused.metadata(), "x-request-id").is_some());
     }
     // A place that is taken is one before the message has come, too.
-    let (message, asked) = asking_as(Some("Bearer k")).await;
+    let (message, asked) = asking_as(Some("Bearer k"));
     message.send(asking("up/m").into_inner()).await.unwrap();
     drop(message);
     let call = upstream.call().await;
-    let (_message, another) = asking_as(Some("Bearer k")).await;
+    let (_message, another) = asking_as(Some("Bearer k"));
     let refused = soon(another).await.unwrap().unwrap_err();
     assert_eq!(refused.code(), Code::ResourceExhausted);
     // When to come again, for who reads it and for who does it by himself.
@@ -276,7 +278,7 @@ async fn who_may_not_ask_is_refused_before_his_message_has_come() {
     assert_eq!(metadata(refused.metadata(), "grpc-retry-pushback-ms"), Some("1000"));
     call.answer(200, r#"{"choices":[{"message":{"content":"Hello"}}]}"#).await;
     assert!(asked.await.unwrap().is_ok());
-    let (message, asked) = asking_as(Some("Bearer k")).await;
+    let (message, asked) = asking_as(Some("Bearer k"));
     message.send(asking("up/m").into_inner()).await.unwrap();
     drop(message);
     upstream.call().await.answer(200, r#"{"choices":[{"message":{"content":"Hello"}}]}"#).await;

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use serde_json::value::RawValue;
 use std::{
     mem,
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 /// Sees each frame of a stream before genai makes events of it.
@@ -53,17 +53,21 @@ impl Frames {
     }
 
     pub(super) fn take_images(&self) -> Vec<String> {
-        mem::take(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner).images)
+        mem::take(&mut self.lock().images)
     }
 
     pub(super) fn look<T>(&self, what: impl FnOnce(&Seen) -> T) -> T {
-        what(&self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        what(&self.lock())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Seen> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl ChatFrameSink for Frames {
     fn on_frame(&self, _: &FrameCtx, frame: RawFrameRef<'_>) {
-        let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut seen = self.lock();
         (seen.any, seen.is_idle) = (true, false);
         if serde_json::from_str::<&RawValue>(frame.data).is_ok() {
             seen.read(frame.event, frame.data.trim().as_bytes());

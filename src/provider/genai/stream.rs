@@ -71,7 +71,9 @@ impl Chunks {
     }
 
     fn read(&mut self, event: ChatStreamEvent) -> Result<(), Error> {
-        self.images();
+        if self.wire == Wire::Gemini {
+            self.images();
+        }
         match event {
             ChatStreamEvent::Start
             | ChatStreamEvent::Heartbeat
