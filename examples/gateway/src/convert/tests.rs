@@ -169,6 +169,28 @@ fn a_key_of_openais_is_for_openais_models() {
 }
 
 #[test]
+fn a_price_is_carried_over_or_missed() {
+    let costs = json!({
+        "model": "openai/gpt-4o", "input_cost_per_token": 2.5e-6, "output_cost_per_token": "0.00001",
+        "cache_read_input_token_cost": 1.25e-6, "cache_creation_input_token_cost": 3e-6,
+    });
+    let (_, told) = only(&costs);
+    assert!(!told.iter().any(|note| note.contains("cost") || note.contains("price")), "{told:?}");
+    let noted = |params: Value, info: Value, what: &str| {
+        let model = json!({ "model_name": "m", "litellm_params": params, "model_info": info });
+        let file = json!({ "model_list": [model] });
+        let converted = convert_table(From::LiteLlm, file.as_object().unwrap());
+        assert_eq!(notes(&converted, what), 1, "{what}: {:#?}", converted.notes);
+    };
+    let model = || json!({ "model": "openai/gpt-4o" });
+    noted(model(), json!({}), "name LiteLLM's list of prices in [prices]");
+    noted(model(), json!({ "base_model": "azure/gpt-4o" }), "base_model: is not carried over");
+    noted(model(), json!({ "input_cost_per_token": -1 }), "input_cost_per_token: is no price");
+    let params = json!({ "model": "openai/gpt-4o", "output_cost_per_token": "much" });
+    noted(params, json!({}), "output_cost_per_token: is no price");
+}
+
+#[test]
 fn models_of_azures_foundry_are_asked_where_they_are() {
     let key = |name: &str| json!({ "env": name });
     for (params, base_url, header, bearer) in [

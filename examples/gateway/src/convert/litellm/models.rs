@@ -27,6 +27,14 @@ const OPENAI: &[&str] = &[
     "babbage-002",
 ];
 
+/// What LiteLLM calls the rates of a [`Price`], in their order.
+const RATES: [&str; 4] = [
+    "input_cost_per_token",
+    "output_cost_per_token",
+    "cache_read_input_token_cost",
+    "cache_creation_input_token_cost",
+];
+
 struct Deployment {
     kind: &'static str,
     /// What LiteLLM calls the provider.
@@ -77,6 +85,14 @@ pub(super) fn list(list: Option<&Value>, draft: &mut Draft) {
         draft.note("model_list", "has nothing that could be carried over; an echo stands in for it");
         let echo = Provider { kind: "echo", ..Provider::default() };
         draft.providers.insert("echo".to_owned(), echo);
+        return;
+    }
+    let mut prices = draft.providers.values().flat_map(|provider| provider.models.values());
+    if prices.any(|price| *price == Price::default()) {
+        draft.note(
+            "model_list",
+            "models without a price of their own have none here: name LiteLLM's list of prices in [prices]",
+        );
     }
 }
 
@@ -275,8 +291,8 @@ fn deployment(path: &str, entry: &Map<String, Value>, draft: &mut Draft) -> Opti
             | "vertex_project"
             | "vertex_location"
             | "aws_region_name"
-            | "input_cost_per_token"
-            | "output_cost_per_token" => {}
+            | "base_model" => {}
+            name if RATES.contains(&name) => {}
             "rpm" | "tpm" | "max_parallel_requests" => draft.note(
                 &format!("{params_path}.{name}"),
                 "limits are of departments, in a day or a month; a provider's own limit is met by fallbacks",
@@ -284,33 +300,40 @@ fn deployment(path: &str, entry: &Map<String, Value>, draft: &mut Draft) -> Opti
             _ => draft.note(&format!("{params_path}.{name}"), LEFT_OUT),
         }
     }
-    let known = [
-        "id",
-        "mode",
-        "base_model",
-        "input_cost_per_token",
-        "output_cost_per_token",
-        "cache_read_input_token_cost",
-        "cache_creation_input_token_cost",
-    ];
-    for name in info.keys().filter(|name| !known.contains(&name.as_str())) {
-        draft.note(&format!("{path}.model_info.{name}"), LEFT_OUT);
+    for name in info.keys().map(String::as_str) {
+        if !["id", "mode", "base_model"].contains(&name) && !RATES.contains(&name) {
+            draft.note(&format!("{path}.model_info.{name}"), LEFT_OUT);
+        }
     }
-    let rate = |name| price(info.get(name).or_else(|| params.get(name)), 6);
+    let price = rates(path, info, params, draft);
     Some(Deployment {
         kind,
         name,
         model,
         place: Place { base_url, api_key, headers },
         weight: whole(params.get("weight")).filter(|weight| (1..=1_000_000).contains(weight)).unwrap_or(1),
-        price: Price {
-            input: rate("input_cost_per_token"),
-            output: rate("output_cost_per_token"),
-            cache_read: rate("cache_read_input_token_cost"),
-            cache_write: rate("cache_creation_input_token_cost"),
-        },
+        price,
         timeout: seconds(params.get("timeout")),
     })
+}
+
+/// What a deployment costs by its own words.
+fn rates(path: &str, info: &Map<String, Value>, params: &Map<String, Value>, draft: &mut Draft) -> Price {
+    let told = |name| info.get(name).or_else(|| params.get(name)).filter(|told| !told.is_null());
+    let [input, output, cache_read, cache_write] = RATES.map(|name| {
+        let told = told(name);
+        let rate = price(told, 6);
+        if told.is_some() && rate.is_none() {
+            draft.note(&format!("{path}.{name}"), "is no price, and is left out");
+        }
+        rate
+    });
+    let price = Price { input, output, cache_read, cache_write };
+    if price == Price::default() && told("base_model").is_some() {
+        draft
+            .note(&format!("{path}.base_model"), "is not carried over: give the model the price of that one");
+    }
+    price
 }
 
 /// Provider and model: as they are written, or by what LiteLLM makes of a bare name. What it knows as a provider's name is no
