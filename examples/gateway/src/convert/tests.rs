@@ -191,6 +191,23 @@ fn a_price_is_carried_over_or_missed() {
 }
 
 #[test]
+fn a_model_has_one_price_and_others_are_told() {
+    for second in ["https://one.example/", "https://two.example/"] {
+        let model = |base: &str, cost| {
+            let params = json!({ "model": "azure/gpt-4o", "api_base": base, "input_cost_per_token": cost });
+            json!({ "model_name": "m", "litellm_params": params })
+        };
+        let first = "https://one.example/";
+        let list = [model(first, Value::Null), model(second, json!(1e-6)), model(second, json!(2e-6))];
+        let converted = convert_table(From::LiteLlm, json!({ "model_list": list }).as_object().unwrap());
+        let config = config(&converted);
+        let (provider, _) = config["aliases"]["m"].as_str().unwrap().split_once('/').unwrap();
+        assert_eq!(config["providers"][provider]["models"][0]["price"], json!({ "input": "1" }));
+        assert_eq!(notes(&converted, "has more than one price"), 1, "{:#?}", converted.notes);
+    }
+}
+
+#[test]
 fn models_of_azures_foundry_are_asked_where_they_are() {
     let key = |name: &str| json!({ "env": name });
     for (params, base_url, header, bearer) in [

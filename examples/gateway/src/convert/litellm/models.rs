@@ -35,6 +35,8 @@ const RATES: [&str; 4] = [
     "cache_creation_input_token_cost",
 ];
 
+const SEVERAL_PRICES: &str = "has more than one price, of which the first counts";
+
 struct Deployment {
     kind: &'static str,
     /// What LiteLLM calls the provider.
@@ -118,9 +120,16 @@ fn one_provider(group: &str, deployments: &[Deployment], draft: &mut Draft) -> O
         return None;
     }
     let name = draft.free_name(group);
-    let models = BTreeMap::from([(first.model.clone(), first.price.clone())]);
-    draft.providers.insert(name.clone(), Provider { kind: first.kind, places, models, total: first.timeout });
-    Some(format!("{name}/{}", first.model))
+    let end = format!("{name}/{}", first.model);
+    let mut price = Price::default();
+    for one in deployments {
+        if !settle(&mut price, &one.price) {
+            draft.note(&end, SEVERAL_PRICES);
+        }
+    }
+    let models = BTreeMap::from([(first.model.clone(), price)]);
+    draft.providers.insert(name, Provider { kind: first.kind, places, models, total: first.timeout });
+    Some(end)
 }
 
 /// The model of a deployment that is a provider, or one more model of one that is there already.
@@ -137,14 +146,20 @@ fn place(
         draft.providers.insert(name.clone(), provider);
         name
     });
+    let end = format!("{name}/{model}");
     let provider = draft.providers.get_mut(name).expect("was put there");
-    if !model.contains('*') {
-        let known = provider.models.entry(model.clone()).or_default();
-        if *known == Price::default() {
-            *known = price;
-        }
+    if !model.contains('*') && !settle(provider.models.entry(model).or_default(), &price) {
+        draft.note(&end, SEVERAL_PRICES);
     }
-    format!("{name}/{model}")
+    end
+}
+
+/// A model has one price here, which is the first that is told; `false` for another one.
+fn settle(known: &mut Price, told: &Price) -> bool {
+    if *known == Price::default() {
+        known.clone_from(told);
+    }
+    *told == Price::default() || told == known
 }
 
 fn name_group(group: &str, ends: Vec<(String, u64)>, draft: &mut Draft) {
