@@ -284,6 +284,18 @@ fn what_follows_from_a_problem_is_no_problem_of_its_own() {
 }
 
 #[test]
+fn a_file_has_a_name() {
+    for (text, entry) in [
+        ("[usage]\npath = \"\"\n", "usage.path"),
+        ("[usage]\nredis = \"redis://h\"\noutbox = \" \"\n", "usage.outbox"),
+        ("[quota]\npath = \"\"\n[departments.a]\nday_requests = 1\n", "quota.path"),
+        ("[quota]\npolicies = \"\\t\"\n", "quota.policies"),
+    ] {
+        assert_eq!(wrong(&format!("{KEY}{text}")), [format!("{entry}: must be a text that is not empty")]);
+    }
+}
+
+#[test]
 fn names_that_are_nearly_right_are_offered() {
     for (text, meant) in [
         ("[tiemouts]\n", "timeouts"),

@@ -93,9 +93,8 @@ impl Check<'_> {
             let what = "the record of usage in SQLite";
             self.needs("usage", what, "rusqlite");
         }
-        if usage.path.as_os_str().is_empty() {
-            self.problem(entry("path"), "must be a text that is not empty");
-        }
+        self.file(entry("path"), Some(&usage.path));
+        self.file(entry("outbox"), usage.redis.as_ref().map(|_| &usage.outbox));
         let shared =
             self.redis("usage", usage.redis.as_ref(), usage.redis_cluster).map(|redis| SharedUsage {
                 redis,
@@ -125,6 +124,13 @@ impl Check<'_> {
             },
             shared,
         })
+    }
+
+    /// One whose name is made of spaces nobody finds again.
+    fn file(&mut self, entry: String, path: Option<&PathBuf>) {
+        if path.is_some_and(|path| path.to_str().is_some_and(|path| path.trim().is_empty())) {
+            self.problem(entry, "must be a text that is not empty");
+        }
     }
 
     #[cfg_attr(not(feature = "redis"), expect(unused_variables, reason = "there is nothing to make"))]
@@ -228,6 +234,8 @@ impl Check<'_> {
         if quota.policies.is_some() && !cfg!(feature = "rusqlite") {
             self.needs(entry("policies"), "SQLite", "rusqlite");
         }
+        self.file(entry("path"), quota.path.as_ref());
+        self.file(entry("policies"), quota.policies.as_ref());
         let counters = self.counters(quota, is_asked_for || is_limited);
         let unpriced = self.unpriced(quota);
         let calendar = self.calendar(quota);
