@@ -13,7 +13,7 @@ use axum::{
 };
 use http_body::{Frame, SizeHint};
 use llm_layers::{
-    End, Error, LlmRequest, LlmResponse, Observe,
+    End, Error, LlmRequest, LlmResponse, ModelName, Observe,
     http::{REQUEST_ID, X_REQUEST_ID, error_code, error_type, request_id},
     stack::Handle,
     telemetry::otel,
@@ -77,8 +77,8 @@ pub(crate) struct Account(Arc<Mutex<Facts>>);
 
 #[derive(Debug, Default)]
 struct Facts {
-    requested: Option<String>,
-    model: Option<String>,
+    requested: Option<ModelName>,
+    model: Option<ModelName>,
     attempts: usize,
     ending: Option<&'static str>,
     error: Option<Error>,
@@ -90,7 +90,7 @@ impl Account {
     }
 
     pub(crate) fn asked(&self, request: &LlmRequest) {
-        self.with(|facts| facts.requested = Some(request.requested.as_str().to_owned()));
+        self.with(|facts| facts.requested = Some(request.requested.clone()));
     }
 
     pub(crate) fn answered(&self, answer: &LlmResponse) {
@@ -98,7 +98,7 @@ impl Account {
             tracing::debug!(model = ?failed.model, error = ?failed.error.to_string(), "an attempt failed");
         }
         self.with(|facts| {
-            facts.model = Some(answer.model.as_str().to_owned());
+            facts.model = Some(answer.model.clone());
             facts.attempts = answer.attempts.len() + 1;
         });
     }
@@ -223,12 +223,11 @@ struct Entry {
 impl Entry {
     fn new(id: String, request: &Request, under_way: UnderWay, trace: Option<Context>) -> Self {
         under_way.begin();
-        let path = request.uri().path();
         Self {
             id,
             // Of one that nobody knows, no more than it takes to see that.
-            method: request.method().as_str().chars().take(16).collect(),
-            path: path.chars().take(64).collect(),
+            method: beginning(request.method().as_str(), 16).to_owned(),
+            path: beginning(request.uri().path(), 64).to_owned(),
             began: Instant::now(),
             status: None,
             account: Account::default(),
@@ -236,6 +235,10 @@ impl Entry {
             trace,
         }
     }
+}
+
+fn beginning(text: &str, most: usize) -> &str {
+    text.char_indices().nth(most).map_or(text, |(end, _)| &text[..end])
 }
 
 impl Drop for Entry {
