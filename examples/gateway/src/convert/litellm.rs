@@ -1,6 +1,8 @@
 //! LiteLLM's `config.yaml`.
 
 mod budgets;
+mod deployment;
+mod endpoint;
 mod models;
 mod providers;
 mod settings;

@@ -6,7 +6,7 @@ use super::{
         read::{is_true, table, text, whole},
     },
     LEFT_OUT,
-    models::seconds,
+    deployment::seconds,
 };
 use llm_layers::store::{Redis, RedisOptions};
 use serde_json::{Map, Value};
