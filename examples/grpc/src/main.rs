@@ -14,6 +14,7 @@
 //! whether calls can be made, and server reflection.
 
 #![forbid(unsafe_code)]
+#![deny(clippy::print_stdout, clippy::print_stderr, reason = "they panic where nobody reads")]
 
 mod answer;
 mod chat;
@@ -41,13 +42,14 @@ use llm_layers::{
 };
 use std::{
     error::Error,
+    fmt,
     io::{self, Write as _},
     pin::pin,
     process::ExitCode,
     time::Duration,
 };
 use tokio::{
-    net::TcpListener,
+    net::{TcpListener, TcpStream},
     signal::unix::{Signal, SignalKind, signal},
     time::{sleep, timeout},
 };
@@ -88,7 +90,7 @@ fn main() -> ExitCode {
     match run(settings, config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("grpc: {error}");
+            tell(&error);
             match error.downcast_ref() {
                 Some(StackError::Config(_)) => ExitCode::from(MISUSED),
                 _ => ExitCode::FAILURE,
@@ -104,9 +106,14 @@ fn said(text: &str) -> ExitCode {
     }
 }
 
+/// Says a line on stderr, if anybody takes it.
+pub(crate) fn tell(line: impl fmt::Display) {
+    let _ = writeln!(io::stderr(), "grpc: {line}");
+}
+
 fn misused(problems: &str) -> ExitCode {
     for line in problems.lines() {
-        eprintln!("grpc: {line}");
+        tell(line);
     }
     ExitCode::from(MISUSED)
 }
@@ -114,7 +121,7 @@ fn misused(problems: &str) -> ExitCode {
 #[tokio::main]
 async fn run(settings: Settings, config: Config) -> Result<(), Box<dyn Error>> {
     for entry in settings.not_served() {
-        eprintln!("grpc: warning: {entry} changes nothing here");
+        tell(format_args!("warning: {entry} changes nothing here"));
     }
     let hangup = signal(SignalKind::hangup())?;
     let address = config.listen.0;
@@ -153,6 +160,7 @@ async fn run(settings: Settings, config: Config) -> Result<(), Box<dyn Error>> {
         let _ = stop.send(());
     };
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    let incoming = incoming.then(accepted);
     let incoming = incoming.map(move |stream| Ok::<_, io::Error>(Connection::new(stream?, line.clone())));
     let routes = Server::builder()
         .http2_keepalive_interval(Some(Duration::from_secs(30)))
@@ -170,7 +178,7 @@ async fn run(settings: Settings, config: Config) -> Result<(), Box<dyn Error>> {
                 let (grace, mut again) = (handle.config().server.shutdown_grace.0, Signals::new()?);
                 tokio::select! {
                     served = &mut server => served?,
-                    () = sleep(grace) => eprintln!("grpc: stopped before all answers had ended"),
+                    () = sleep(grace) => tell("stopped before all answers had ended"),
                     () = again.next() => {}
                 }
             }
@@ -181,9 +189,22 @@ async fn run(settings: Settings, config: Config) -> Result<(), Box<dyn Error>> {
     let _ = timeout(HANG_UP_TIMEOUT, hang_up.closed()).await;
     let report = handle.shutdown(Duration::from_secs(20)).await;
     if !report.is_clean() {
-        eprintln!("grpc: {report:?}");
+        tell(format_args!("{report:?}"));
     }
     Ok(())
+}
+
+/// Tonic asks for the next connection at once, whatever became of this one.
+async fn accepted(stream: io::Result<TcpStream>) -> io::Result<TcpStream> {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
+    if let Err(error) = &stream
+        && !matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
+    {
+        // Out of descriptors, most likely: some will be free in a moment.
+        tell(format_args!("cannot accept connections: {error}"));
+        sleep(Duration::from_secs(1)).await;
+    }
+    stream
 }
 
 struct Signals(Signal, Signal);

@@ -1,5 +1,6 @@
 //! What the command line and the file say, and what the file says anew.
 
+use crate::tell;
 use llm_layers::{
     config::{Config, Identity},
     stack::{Handle, Watch},
@@ -55,9 +56,10 @@ impl Settings {
         }
     }
 
-    /// The entries of the file that change nothing here.
+    /// The entries of the file that change nothing here. A pipe can be read but once.
     pub(crate) fn not_served(&self) -> Vec<String> {
-        let text = self.file.as_ref().and_then(|file| std::fs::read_to_string(file).ok()).unwrap_or_default();
+        let file = self.file.as_ref().filter(|file| file.is_file());
+        let text = file.and_then(|file| std::fs::read_to_string(file).ok()).unwrap_or_default();
         let file: toml::Table = text.parse().unwrap_or_default();
         let is_in = |table: &str, name: &str| file.get(table).is_some_and(|table| table.get(name).is_some());
         let all = NOT_SERVED.iter().flat_map(|(table, names)| names.iter().map(move |name| (*table, *name)));
@@ -77,10 +79,10 @@ impl Settings {
             };
             match read.and_then(|config| handle.reload(self.applied_to(config))) {
                 Ok(()) => {
-                    eprintln!("grpc: the configuration was read again");
+                    tell("the configuration was read again");
                     warn(&handle);
                 }
-                Err(error) => eprintln!("grpc: the configuration stays as it was:\n{error}"),
+                Err(error) => tell(format_args!("the configuration stays as it was:\n{error}")),
             }
         }
     }
@@ -96,6 +98,6 @@ impl Settings {
 /// Tells what is odd in the configuration that is in force.
 pub(crate) fn warn(handle: &Handle) {
     for warning in handle.warnings() {
-        eprintln!("grpc: warning: {warning}");
+        tell(format_args!("warning: {warning}"));
     }
 }

@@ -3,8 +3,11 @@
 mod common;
 
 use common::{Client, Server, asking, soon, xai};
-use std::{path::Path, process::Command};
-use tokio::net::TcpListener;
+use std::{path::Path, process::Command, time::Duration};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    time::Instant,
+};
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 use xai::content::Content;
@@ -161,4 +164,64 @@ async fn what_cannot_work_is_told_line_by_line_and_by_the_exit_code() {
         assert!(told.iter().all(|line| said.contains(line)), "{arguments:?}: {said}");
     }
     std::fs::remove_file(file).unwrap();
+}
+
+#[tokio::test]
+async fn a_configuration_out_of_a_pipe_is_read_once_and_served() {
+    let pipe = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("pipe-{:016x}", fastrand::u64(..)));
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let config = format!("{ECHO}server.max_messages = 1\n");
+    let writing = std::thread::spawn({
+        let pipe = pipe.clone();
+        move || std::fs::write(pipe, config)
+    });
+    let arguments = ["--listen", "127.0.0.1:0", "--config", pipe.to_str().unwrap()].map(str::to_owned);
+    let (send, started) = tokio::sync::oneshot::channel();
+    std::thread::spawn(move || {
+        send.send(Server::start_with("", &arguments.each_ref().map(String::as_str))).ok()
+    });
+    let server = soon(started).await.unwrap();
+    writing.join().unwrap().unwrap();
+    ask(&mut server.client().await, 1, 1).await.unwrap();
+    refused(ask(&mut server.client().await, 2, 1).await, Code::InvalidArgument);
+    std::fs::remove_file(pipe).unwrap();
+}
+
+#[tokio::test]
+async fn who_does_not_take_what_it_tells_ends_nothing() {
+    let with_messages = |count: usize| format!("{ECHO}[server]\nmax_messages = {count}\n");
+    let mut server = Server::start_after("exec 2>/dev/full", &with_messages(1));
+    let mut client = server.client().await;
+    for count in 2..5 {
+        refused(ask(&mut client, count, 1).await, Code::InvalidArgument);
+        server.rewrite(&with_messages(count));
+        server.signal("-HUP");
+        soon(async {
+            while ask(&mut client, count, 1).await.is_err() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await;
+    }
+    server.terminate().await;
+    assert_eq!(server.ended().await, Some(0));
+}
+
+#[tokio::test]
+async fn out_of_descriptors_it_serves_who_is_there_and_tries_once_a_second() {
+    let server = Server::start_after("ulimit -n 48", ECHO);
+    let mut early = server.client().await;
+    ask(&mut early, 1, 1).await.unwrap();
+    let mut held = Vec::new();
+    for _ in 0..48 {
+        // The system takes connections also where nobody accepts them.
+        held.push(TcpStream::connect(&server.address).await.unwrap());
+    }
+    server.tells("cannot accept connections", 1).await;
+    let since = Instant::now();
+    server.tells("cannot accept connections", 3).await;
+    assert!(since.elapsed() > Duration::from_millis(1500), "{:?}", since.elapsed());
+    ask(&mut early, 1, 1).await.unwrap();
+    drop(held);
+    ask(&mut soon(server.client()).await, 1, 1).await.unwrap();
 }

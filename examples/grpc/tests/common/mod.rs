@@ -57,7 +57,17 @@ impl Server {
     }
 
     pub(crate) fn start_with(config: &str, arguments: &[&str]) -> Self {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_grpc"));
+        Self::start_by(&mut Command::new(env!("CARGO_BIN_EXE_grpc")), config, arguments)
+    }
+
+    /// The same after some commands of the shell, such as `ulimit`.
+    pub(crate) fn start_after(commands: &str, config: &str) -> Self {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", &format!("{commands}; exec \"$0\" \"$@\""), env!("CARGO_BIN_EXE_grpc")]);
+        Self::start_by(&mut shell, config, &["--listen", "127.0.0.1:0"])
+    }
+
+    fn start_by(command: &mut Command, config: &str, arguments: &[&str]) -> Self {
         command.args(arguments);
         let name = format!("{}-{:016x}.toml", std::process::id(), fastrand::u64(..));
         let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
@@ -65,7 +75,7 @@ impl Server {
             std::fs::write(&path, config).expect("writes");
             command.arg("--config").arg(&path);
         }
-        let mut server = Self::spawn(&mut command);
+        let mut server = Self::spawn(command);
         server.config = path;
         server
     }
