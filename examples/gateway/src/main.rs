@@ -11,6 +11,7 @@
 //! It ends with 0 if all is well, 1 if it cannot go on (or NAME leads nowhere), and 2 if the command line or the file is wrong.
 
 #![forbid(unsafe_code)]
+#![deny(clippy::print_stdout, clippy::print_stderr, reason = "they panic where nobody reads")]
 
 mod access;
 mod again;
@@ -26,7 +27,7 @@ use llm_layers::{
     config::{Config, Identity},
     stack::{StackBuilder, StackError},
 };
-use std::{ffi::OsString, io::Write, net::SocketAddr, path::PathBuf, process::ExitCode};
+use std::{ffi::OsString, fmt::Display, io::Write, net::SocketAddr, path::PathBuf, process::ExitCode};
 use tokio::net::TcpListener;
 
 /// Half of what a small request allocates is freed on another thread: the system's allocator takes a lock for it.
@@ -64,8 +65,8 @@ fn main() -> ExitCode {
         return self::convert(convert);
     }
     match std::env::args_os().nth(1).and_then(|first| first.into_string().ok()).as_deref() {
-        Some("--help" | "-h") => return said(USAGE),
-        Some("--version" | "-V") => return said(concat!("gateway ", env!("CARGO_PKG_VERSION"))),
+        Some("--help" | "-h") => return say(format_args!("{USAGE}\n")),
+        Some("--version" | "-V") => return say(concat!("gateway ", env!("CARGO_PKG_VERSION"), "\n")),
         _ => {}
     }
     let arguments = match Arguments::read(std::env::args_os().skip(1)) {
@@ -82,7 +83,7 @@ fn main() -> ExitCode {
     let log = match log::init(config.telemetry.log) {
         Ok(log) => log,
         Err(error) => {
-            eprintln!("gateway: {error}");
+            tell(&error);
             return ExitCode::FAILURE;
         }
     };
@@ -91,7 +92,7 @@ fn main() -> ExitCode {
     match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("gateway: {error}");
+            tell(&error);
             match error.downcast_ref() {
                 Some(StackError::Config(_)) => ExitCode::from(MISUSED),
                 _ => ExitCode::FAILURE,
@@ -100,16 +101,26 @@ fn main() -> ExitCode {
     }
 }
 
-fn said(text: &str) -> ExitCode {
-    match writeln!(std::io::stdout(), "{text}") {
+/// Says what was asked for.
+fn say(text: impl Display) -> ExitCode {
+    let mut stdout = std::io::stdout().lock();
+    match write!(stdout, "{text}").and_then(|()| stdout.flush()) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(_) => ExitCode::FAILURE,
+        Err(error) => {
+            tell(format_args!("standard output: {error}"));
+            ExitCode::FAILURE
+        }
     }
+}
+
+/// Says a line on stderr, if anybody takes it.
+fn tell(line: impl Display) {
+    let _ = writeln!(std::io::stderr(), "gateway: {line}");
 }
 
 fn misused(problems: &str) -> ExitCode {
     for line in problems.lines() {
-        eprintln!("gateway: {line}");
+        tell(line);
     }
     ExitCode::from(MISUSED)
 }
@@ -179,14 +190,14 @@ fn convert(mut arguments: impl Iterator<Item = OsString>) -> ExitCode {
         Ok(converted) => converted,
         Err(problem) => return misused(&problem),
     };
-    print!("{}", converted.toml);
+    let said = say(converted.toml);
     for note in &converted.notes {
-        eprintln!("gateway: {note}");
+        tell(note);
     }
     match converted.problems {
-        None => ExitCode::SUCCESS,
+        None => said,
         Some(problems) => {
-            eprintln!("gateway: the result cannot be used yet");
+            tell("the result cannot be used yet");
             misused(&problems.to_string());
             ExitCode::FAILURE
         }
@@ -199,20 +210,16 @@ fn check(config: Config, model: Option<&str>, tenant: Option<&str>) -> ExitCode 
         Err(error) => return misused(&error.to_string()),
     };
     for warning in description.warnings() {
-        eprintln!("gateway: warning: {warning}");
+        tell(format_args!("warning: {warning}"));
     }
     let Some(model) = model else {
-        print!("{description}");
-        return ExitCode::SUCCESS;
+        return say(description);
     };
     match description.explain_to(model, tenant) {
-        Some(text) => {
-            println!("{text}");
-            ExitCode::SUCCESS
-        }
+        Some(text) => say(format_args!("{text}\n")),
         None => {
             let whom = tenant.map(|tenant| format!(" for the tenant {tenant:?}")).unwrap_or_default();
-            eprintln!("gateway: no provider serves {model:?}{whom}");
+            tell(format_args!("no provider serves {model:?}{whom}"));
             ExitCode::FAILURE
         }
     }
@@ -225,8 +232,8 @@ async fn run(config: Config, arguments: Arguments) -> Result<(), Box<dyn std::er
     let address = listener.local_addr()?;
     let server = Server::new(listener, config, arguments).await?;
     let mut stdout = std::io::stdout();
-    writeln!(stdout, "listening on http://{address}")?;
-    stdout.flush()?;
+    let told = writeln!(stdout, "listening on http://{address}").and_then(|()| stdout.flush());
+    told.map_err(|error| format!("standard output: {error}"))?;
     server.run().await;
     Ok(())
 }

@@ -359,3 +359,28 @@ async fn check_says_what_a_file_comes_to_and_opens_nothing() {
         Some(2)
     );
 }
+
+#[tokio::test]
+async fn what_nobody_takes_is_told_by_the_exit_code() {
+    let litellm = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/convert/litellm.yaml");
+    let full = "standard output: No space left on device";
+    for (arguments, into, code, told) in [
+        (&["--version"][..], ">/dev/full", 1, full),
+        (&["check", "gateway.toml"], ">/dev/full", 1, full),
+        (&["check", "gateway.toml", "--model", "echo/x"], ">/dev/full", 1, full),
+        (&["convert", "litellm", litellm], ">/dev/full", 1, full),
+        (&["--config", "gateway.toml", "--listen", "127.0.0.1:0"], ">/dev/full", 1, full),
+        (&["check", "no/such.toml"], "2>/dev/full", 2, ""),
+        (&["check", "gateway.toml", "--model", "gone/x"], "2>/dev/full", 1, ""),
+    ] {
+        let (_, folder) = common::command(None, &[]);
+        std::fs::write(folder.join("gateway.toml"), "[providers.echo]\nkind = \"echo\"\n").unwrap();
+        let mut shell = tokio::process::Command::new("sh");
+        shell.args(["-c", &format!("exec \"$0\" \"$@\" {into}"), env!("CARGO_BIN_EXE_gateway")]);
+        let output = common::soon(shell.args(arguments).current_dir(&folder).output()).await.unwrap();
+        std::fs::remove_dir_all(folder).unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {said}");
+        assert!(said.contains(told), "{arguments:?}: {said}");
+    }
+}

@@ -48,7 +48,7 @@ pub(crate) struct Gateway {
 }
 
 /// In a folder of its own, where its ledger is.
-fn command(config: Option<&str>, env: &[(&str, &str)]) -> (Command, PathBuf) {
+pub(crate) fn command(config: Option<&str>, env: &[(&str, &str)]) -> (Command, PathBuf) {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let name = format!("gateway-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
     let folder = std::env::temp_dir().join(name);
