@@ -18,11 +18,11 @@ use llm_layers::{
     http::axum::WriteTimeout,
     stack::{Handle, ShutdownReport, StackBuilder, Watch},
 };
-use std::{convert::Infallible, error::Error, io, sync::Arc, time::Duration};
+use std::{convert::Infallible, error::Error, future::poll_fn, io, pin::pin, sync::Arc, time::Duration};
 use tokio::{
     net::{TcpListener, TcpStream},
     signal::unix::{Signal, SignalKind, signal},
-    task::JoinSet,
+    task::{JoinSet, block_in_place},
     time::timeout,
 };
 
@@ -97,7 +97,7 @@ impl Server {
     pub(crate) async fn run(self) {
         let Self { listener, limits, router, accounts, mut signals, stopping, under_way, .. } = self;
         let Self { handle, telemetry, reload, .. } = self;
-        let reloading = reload.map(|reload| tokio::spawn(reload.run()));
+        let reloading = reload.map(|reload| tokio::spawn(aside(reload.run())));
         let (connections, mut tasks) = (GracefulShutdown::new(), JoinSet::new());
         let stop = async {
             signals.next().await;
@@ -127,6 +127,12 @@ impl Server {
         // Last, so that it tells of all that went before.
         telemetry.close().await;
     }
+}
+
+/// Lets others have this thread meanwhile: to read a large file, and to make something of it, takes seconds.
+async fn aside<F: Future>(future: F) -> F::Output {
+    let mut future = pin!(future);
+    poll_fn(|cx| block_in_place(|| future.as_mut().poll(cx))).await
 }
 
 fn tell(report: &ShutdownReport) {

@@ -158,3 +158,19 @@ async fn a_key_that_is_taken_away_lets_nobody_in_and_a_limit_counts_on() {
         assert_eq!((ask("ada-key").await, ask("bob-key").await, ask("bob-key").await), (401, 200, 429));
     }
 }
+
+#[tokio::test]
+async fn who_asks_does_not_wait_for_a_file_that_takes_long_to_read() {
+    let config = "[providers.echo]\nkind = \"echo\"\n";
+    let gateway = Gateway::start_with(Some(config), &[("TOKIO_WORKER_THREADS", "1")]).await;
+    let path = gateway.pipe();
+    gateway.hang_up();
+    // It can be opened once somebody reads it, and he goes on reading until it is closed.
+    let opening = tokio::task::spawn_blocking(move || std::fs::OpenOptions::new().write(true).open(path));
+    let mut pipe = soon(opening).await.unwrap().unwrap();
+    assert_eq!(gateway.get("/healthz").await.status, 200);
+    assert_eq!(gateway.chat(&asking("echo/x")).await.status, 200);
+    std::io::Write::write_all(&mut pipe, config.as_bytes()).unwrap();
+    drop(pipe);
+    gateway.log(&["the configuration was read again"]).await;
+}

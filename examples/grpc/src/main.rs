@@ -43,6 +43,7 @@ use llm_layers::{
 use std::{
     error::Error,
     fmt,
+    future::poll_fn,
     io::{self, Write as _},
     pin::pin,
     process::ExitCode,
@@ -51,6 +52,7 @@ use std::{
 use tokio::{
     net::{TcpListener, TcpStream},
     signal::unix::{Signal, SignalKind, signal},
+    task::block_in_place,
     time::{sleep, timeout},
 };
 use tonic::{
@@ -132,7 +134,7 @@ async fn run(settings: Settings, config: Config) -> Result<(), Box<dyn Error>> {
     let limits = config.server.clone();
     tokio::spawn({
         let handle = handle.clone();
-        async move { settings.reload(&config, handle, hangup).await }
+        async move { aside(settings.reload(&config, handle, hangup)).await }
     });
 
     let (hang_up, line) = Line::new();
@@ -192,6 +194,12 @@ async fn run(settings: Settings, config: Config) -> Result<(), Box<dyn Error>> {
         tell(format_args!("{report:?}"));
     }
     Ok(())
+}
+
+/// Lets others have this thread meanwhile: to read a large file, and to make something of it, takes seconds.
+async fn aside<F: Future>(future: F) -> F::Output {
+    let mut future = pin!(future);
+    poll_fn(|cx| block_in_place(|| future.as_mut().poll(cx))).await
 }
 
 /// Tonic asks for the next connection at once, whatever became of this one.

@@ -225,3 +225,17 @@ async fn out_of_descriptors_it_serves_who_is_there_and_tries_once_a_second() {
     drop(held);
     ask(&mut soon(server.client()).await, 1, 1).await.unwrap();
 }
+
+#[tokio::test]
+async fn who_asks_does_not_wait_for_a_file_that_takes_long_to_read() {
+    let server = Server::start_after("export TOKIO_WORKER_THREADS=1", ECHO);
+    let path = server.pipe();
+    server.signal("-HUP");
+    // It can be opened once somebody reads it, and he goes on reading until it is closed.
+    let opening = tokio::task::spawn_blocking(move || std::fs::OpenOptions::new().write(true).open(path));
+    let mut pipe = soon(opening).await.unwrap().unwrap();
+    soon(async { ask(&mut server.client().await, 1, 1).await }).await.unwrap();
+    std::io::Write::write_all(&mut pipe, ECHO.as_bytes()).unwrap();
+    drop(pipe);
+    server.tells("was read again", 1).await;
+}

@@ -207,6 +207,14 @@ impl Gateway {
         std::fs::rename(new, path).unwrap();
     }
 
+    /// Puts a pipe in the place of the file.
+    pub(crate) fn pipe(&self) -> PathBuf {
+        let (new, path) = (self.folder.join("gateway.toml.new"), self.folder.join("gateway.toml"));
+        assert!(std::process::Command::new("mkfifo").arg(&new).status().unwrap().success());
+        std::fs::rename(new, &path).unwrap();
+        path
+    }
+
     /// Waits until it lists a model of this name.
     pub(crate) async fn lists(&self, headers: &[(&str, &str)], model: &str) {
         let model = format!("\"id\":{model:?}");

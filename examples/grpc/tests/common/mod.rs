@@ -127,6 +127,14 @@ impl Server {
         std::fs::rename(new, &self.config).expect("renames");
     }
 
+    /// Puts a pipe in the place of its configuration.
+    pub(crate) fn pipe(&self) -> PathBuf {
+        let new = self.config.with_extension("new");
+        assert!(Command::new("mkfifo").arg(&new).status().expect("runs").success());
+        std::fs::rename(new, &self.config).expect("renames");
+        self.config.clone()
+    }
+
     pub(crate) fn signal(&self, signal: &str) {
         let id = self.process.id().to_string();
         assert!(Command::new("kill").args([signal, &id]).status().expect("runs").success());
