@@ -95,7 +95,11 @@ impl Account {
 
     pub(crate) fn answered(&self, answer: &LlmResponse) {
         for failed in &answer.attempts {
-            tracing::debug!(model = ?failed.model, error = ?failed.error.to_string(), "an attempt failed");
+            tracing::debug!(
+                model = failed.model.as_str(),
+                error = failed.error.to_string(),
+                "an attempt failed"
+            );
         }
         self.with(|facts| {
             facts.model = Some(answer.model.clone());
@@ -246,19 +250,19 @@ impl Drop for Entry {
         self.under_way.end();
         let facts = self.account.with(std::mem::take);
         let _current = self.trace.clone().map(Context::attach);
-        // Whatever a client has written is shown escaped.
+        // Whatever a client has written is a text of its own field: either format of the log escapes it.
         tracing::info!(
             request_id = %self.id,
             method = %self.method,
-            path = ?self.path,
+            path = self.path,
             status = self.status.map_or(499, |status| status.as_u16()),
-            requested = facts.requested.map(tracing::field::debug),
-            model = facts.model.map(tracing::field::debug),
+            requested = facts.requested.as_ref().map(ModelName::as_str),
+            model = facts.model.as_ref().map(ModelName::as_str),
             attempts = facts.attempts,
             ending = facts.ending,
             error_type = facts.error.as_ref().map(error_type),
             error_code = facts.error.as_ref().and_then(error_code),
-            error = facts.error.as_ref().map(|error| tracing::field::debug(error.to_string())),
+            error = facts.error.as_ref().map(ToString::to_string),
             duration_ms = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX),
             "request"
         );

@@ -319,6 +319,10 @@ async fn a_collector_receives(protocol: Protocol, name: &str, way: Way) {
     // The look at /metrics is a request too, and no part of a trace.
     let traced = requests.iter().filter(|line| line["trace_id"].is_string()).count();
     assert_eq!((requests.len(), traced), (4, 3), "{log}");
+    // Texts are as they are, and not quoted once more.
+    let said = |name: &str| requests.iter().map(|line| line[name].as_str()).collect::<Vec<_>>();
+    assert_eq!(said("path").last(), Some(&Some("/metrics")), "{log}");
+    assert!(said("requested").contains(&Some("fast")), "{log}");
     let warned = lines.iter().find(|line| line["level"] == "WARN").expect("a warning of the failure");
     assert_eq!(warned["trace_id"], hex(&failed.trace_id));
     assert_eq!(warned["exception.type"], "500");
