@@ -385,16 +385,23 @@ impl Handle {
         quotas.view(department, &policies).await.map(Some)
     }
 
-    /// Makes all invalid that was kept of somebody or something; `false` if nothing is cached.
+    /// Makes all invalid that was kept of somebody or something; `false` if nothing is cached. The name of a model may be
+    /// an alias: it is for all that it leads to, for whichever tenant.
     ///
     /// # Errors
     ///
     /// As [`CacheLayer::invalidate`](crate::cache::CacheLayer::invalidate).
     pub async fn invalidate(&self, kind: EpochKind, id: &str) -> Result<bool, Error> {
-        match &self.0.lasting.answers {
-            Some(answers) => answers.invalidate(kind, id).await.map(|()| true),
-            None => Ok(false),
+        let Some(answers) = &self.0.lasting.answers else { return Ok(false) };
+        answers.invalidate(kind, id).await?;
+        if kind == EpochKind::Model {
+            // What is kept has the name that the caller's led to.
+            let ends = self.running().plan.aliases.load().ends(&id.into());
+            for model in ends.iter().filter(|model| **model != *id) {
+                answers.invalidate(kind, model.as_str()).await?;
+            }
         }
+        Ok(true)
     }
 
     /// What the cache has done so far; `None` if nothing is cached.

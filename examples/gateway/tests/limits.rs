@@ -227,14 +227,17 @@ async fn seed_15_the_same_question_of_the_same_user_is_answered_from_the_cache()
 
 #[tokio::test]
 async fn an_administrator_makes_answers_invalid_and_nobody_else() {
-    let gateway = Gateway::start(&format!("{KEYS}[cache]\nenabled = true\n")).await;
+    let aliases = "[aliases]\nquick = \"fast\"\nfast = \"echo/echo\"\n";
+    let gateway = Gateway::start(&format!("{KEYS}{aliases}[cache]\nenabled = true\n")).await;
     let forget = async |key: &str, body: Value| {
         let bearer = format!("Bearer {key}");
         let headers = [("content-type", "application/json"), ("authorization", &*bearer)];
         gateway.send("POST", "/v1/cache/invalidate", &headers, body.to_string().as_bytes()).await
     };
     let mut at = 0;
-    for what in [json!({ "user": "ada" }), json!({ "model": "echo/echo" })] {
+    // A model by each of its names: in full, without its one provider, by what stands for it.
+    let models = ["echo/echo", "echo", "fast", "quick"].map(|model| json!({ "model": model }));
+    for what in [json!({ "user": "ada" })].into_iter().chain(models) {
         at += 1;
         let text = format!("question {at}");
         ask(&gateway, "ada-key", &text, &[]).await;
@@ -242,9 +245,9 @@ async fn an_administrator_makes_answers_invalid_and_nobody_else() {
         let refused = forget("ada-key", what.clone()).await;
         assert_eq!((refused.status, refused.error().1), (403, json!("not_admin")));
         assert_eq!(status(&ask(&gateway, "ada-key", &text, &[]).await), "llm-layers; hit");
-        assert_eq!(forget("root-key", what).await.status, 200);
+        assert_eq!(forget("root-key", what.clone()).await.status, 200);
         let again = ask(&gateway, "ada-key", &text, &[]).await;
-        assert_eq!(status(&again), "llm-layers; fwd=stale; detail=invalidated");
+        assert_eq!(status(&again), "llm-layers; fwd=stale; detail=invalidated", "{what}");
     }
     for wrong in
         [json!({}), json!({ "user": 5 }), json!({ "user": "a", "tenant": "b" }), json!({ "planet": "x" })]

@@ -204,6 +204,7 @@ enum Forget {
 }
 
 /// Makes all invalid that the cache has kept of a user, a tenant, a model or a knowledge base, for an administrator.
+/// A model may be named by an alias, for all that it leads to.
 ///
 /// # Errors
 ///
