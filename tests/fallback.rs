@@ -400,6 +400,25 @@ async fn seed_05_the_same_model_is_tried_again_before_the_next() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn each_model_is_tried_again_as_often_whatever_made_the_one_before_it_be_left() {
+    let provider = Scripted::new()
+        .reply(Reply::error(down()))
+        .reply(Reply::error(failure(ErrorClass::Auth)))
+        .reply(Reply::error(down()));
+    ask(&provider, chains().retries(1)).await.unwrap();
+    assert_eq!(asked(&provider), ["p/a", "p/a", "p/b", "p/b"]);
+}
+
+#[test]
+fn a_wait_is_bounded_and_does_not_shrink_however_often_was_retried() {
+    let (base, max) = (Duration::from_millis(1), Duration::from_secs(1));
+    for retries in [10, 31, 32, 64, u32::MAX] {
+        let longest = (0..200).map(|_| Backoff::new(base, max).after(retries)).max().unwrap();
+        assert!(longest > max / 2 && longest <= max, "{retries}: {longest:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn seed_05_retry_after_is_waited_for_if_it_is_short_and_a_reason_to_leave_if_it_is_long() {
     let provider = Scripted::new().reply(Reply::error(retry_after(7)));
     let started = Instant::now();
@@ -520,6 +539,12 @@ async fn seed_05_a_retry_budget_ends_retries_but_not_fallbacks() {
     let provider = Scripted::new().reply(Reply::error(down()));
     ask(&provider, chains().retries(5).retry_budget(budget)).await.unwrap();
     assert_eq!(asked(&provider), ["p/a", "p/b"]);
+
+    // Each call pays in what its own retry takes out.
+    let budget = tower::retry::budget::TpsBudget::new(Duration::from_secs(10), 0, 1.0);
+    let provider = Scripted::new().reply(Reply::error(down())).reply(Reply::error(down()));
+    ask(&provider, chains().retries(5).retry_budget(budget)).await.unwrap();
+    assert_eq!(asked(&provider), ["p/a", "p/a", "p/b"]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -550,7 +575,7 @@ async fn seed_05_one_deadline_bounds_all_attempts() {
     assert!(matches!(error.kind(), ErrorKind::Timeout { phase: TimeoutPhase::Deadline }));
     assert_eq!(started.elapsed(), Duration::from_secs(5));
     assert_eq!((error.attempts().len(), provider.alive()), (2, 0));
-    assert!(error.dispatched());
+    assert!(error.dispatched() && error.attempts()[1].error.dispatched());
 
     // Answers that are not streamed may have one of their own.
     for (is_streamed, seconds) in [(true, 5), (false, 50)] {

@@ -698,6 +698,37 @@ async fn a_short_retry_after_does_not_excuse_a_deployment_that_keeps_failing() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn after_its_rest_a_deployment_may_fail_as_often_as_before() {
+    fastrand::seed(13);
+    let (a, b, providers) = two_with(|builder| builder.cool_down(CoolDown::new(3, SECOND)));
+    fail(&a, &b, &providers, &failure(ErrorClass::Upstream), 3).await;
+    advance(SECOND).await;
+    fail(&a, &b, &providers, &failure(ErrorClass::Upstream), 2).await;
+    assert!(is_even(&a, &b, &providers).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_fails_later_does_not_shorten_a_rest() {
+    fastrand::seed(14);
+    let limited = |seconds| failure_after(ErrorClass::RateLimited, seconds * SECOND);
+    let (a, b, providers) = two();
+    a.push(Reply::error(limited(1)).after([Step::Gate]));
+    b.push(Reply::stall());
+    let mut calls = [(); 2].map(|()| task::spawn(providers.clone().call(request("x/m"))));
+    for call in &mut calls {
+        assert_pending!(call.poll());
+    }
+    fail(&a, &b, &providers, &limited(10), 1).await;
+    a.open();
+    assert_eq!(calls.iter_mut().map(|call| call.poll()).filter(Poll::is_ready).count(), 1);
+    drop(calls);
+    advance(9 * SECOND).await;
+    assert_eq!(asked(&a, &b, &providers, 100).await, (0, 100));
+    advance(SECOND).await;
+    assert!(is_even(&a, &b, &providers).await);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_rest_without_end_is_no_panic() {
     fastrand::seed(11);
     let forever = CoolDown::new(1, Duration::MAX).with_max(Duration::MAX);
