@@ -536,6 +536,58 @@ fn text_between_two_pieces_of_a_call_comes_after_it() {
 }
 
 #[test]
+fn what_comes_between_never_cuts_arguments_wherever_they_are_parted() {
+    let input = json!({ "a\\": ["}", { "b": [1, [2]] }, "[{"], "c": "\"}", "d": {} });
+    let arguments = input.to_string();
+    for at in 1..arguments.len() {
+        let message = assemble(&write(&[
+            piece(0, Some(("a", "f")), &arguments[..at]),
+            StreamChunk::text("Hm."),
+            piece(0, None, &arguments[at..]),
+            StreamChunk::end(),
+        ]));
+        let expected = [tool("a", "f", &input), json!({ "type": "text", "text": "Hm." })];
+        assert_eq!(message["content"].as_array().unwrap(), &expected, "{}", &arguments[..at]);
+    }
+}
+
+#[test]
+fn what_waits_for_a_call_keeps_its_kind_and_its_order_and_learns_its_name() {
+    let thought = chunk(&json!({ "choices": [{ "delta": { "reasoning": "Why?" } }] }));
+    let message = assemble(&write(&[
+        piece(0, Some(("a", "f")), "{\"x\":"),
+        thought,
+        StreamChunk::text("Hm."),
+        piece(1, None, "{"),
+        piece(1, Some(("b", "g")), "}"),
+        piece(0, None, "1}"),
+        StreamChunk::end(),
+    ]));
+    let expected = [
+        tool("a", "f", &json!({ "x": 1 })),
+        json!({ "type": "thinking", "thinking": "Why?", "signature": "" }),
+        json!({ "type": "text", "text": "Hm." }),
+        tool("b", "g", &json!({})),
+    ];
+    assert_eq!(message["content"].as_array().unwrap(), &expected);
+}
+
+#[test]
+fn the_last_usage_is_told_without_what_a_cache_has_read_or_written() {
+    let usage = |output: u64| {
+        let details = json!({ "cached_tokens": 10, "cache_write_tokens": 5 });
+        let usage =
+            json!({ "prompt_tokens": 30, "completion_tokens": output, "prompt_tokens_details": details });
+        chunk(&json!({ "choices": [], "usage": usage }))
+    };
+    let message = assemble(&write(&[usage(1), StreamChunk::text("Hm."), usage(7), StreamChunk::end()]));
+    assert_eq!(
+        message["usage"],
+        json!({ "input_tokens": 15, "cache_read_input_tokens": 10, "cache_creation_input_tokens": 5, "output_tokens": 7 })
+    );
+}
+
+#[test]
 fn the_same_number_with_another_id_is_another_call() {
     let message = assemble(&write(&[
         piece(0, Some(("a", "f")), "{\"x\":"),
@@ -580,6 +632,16 @@ fn calls_that_can_only_be_kept_are_kept_up_to_a_bound_and_the_rest_is_an_error()
     let many = (0..3_000).map(|n| piece(n, Some(("a", "f")), ""));
     assert_eq!(write(&many.collect::<Vec<_>>()).last().unwrap()["type"], "error");
 
+    // What was kept and is written has made room.
+    let mut chunks = Vec::new();
+    for call in [0, 2] {
+        chunks.extend([piece(call, Some(("a", "f")), "{"), piece(call + 1, Some(("b", "g")), "{\"y\":\"")]);
+        chunks.extend((0..5).map(|_| piece(call + 1, None, &large)));
+        chunks.extend([piece(call, None, "}"), piece(call + 1, None, "\"}")]);
+    }
+    chunks.push(StreamChunk::end());
+    assert_eq!(assemble(&write(&chunks))["content"].as_array().unwrap().len(), 4);
+
     // Nothing is kept of what can be written.
     let mut chunks = vec![piece(0, Some(("a", "f")), "{\"x\":\"")];
     chunks.extend((0..9).map(|_| piece(0, None, &large)));
@@ -603,6 +665,9 @@ fn the_first_choice_is_told_also_where_its_number_is_none() {
         assert_eq!(message["stop_reason"], "refusal");
         assert_eq!(chunks[0].content(), "a");
     }
+    let both = json!({ "choices": [{ "delta": { "content": "a" } }, { "delta": { "content": "b" } }] });
+    let message = assemble(&write(&[chunk(&both), StreamChunk::end()]));
+    assert_eq!(message["content"], json!([{ "type": "text", "text": "a" }]));
 }
 
 #[test]
@@ -620,6 +685,8 @@ fn each_reason_to_stop_has_its_word() {
             assemble(&write(&[StreamChunk::text("x"), StreamChunk::finish(&ours), StreamChunk::end()]));
         assert_eq!(message["stop_reason"], theirs, "{ours:?}");
     }
+    let whole = anthropic::message(&Completion::text("x", TokenUsage::new(1, 1)), "fast");
+    assert_eq!(serde_json::from_slice::<Value>(&whole).unwrap()["stop_reason"], "end_turn");
 }
 
 #[test]

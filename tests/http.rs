@@ -613,6 +613,14 @@ async fn usage_is_left_out_unless_it_was_asked_for() {
 }
 
 #[tokio::test]
+async fn what_is_said_along_with_usage_is_not_left_out() {
+    let usage = r#"],"usage":{"prompt_tokens":1,"completion_tokens":1}}"#;
+    let items = vec![Ok(chunk(&FULL.replace("]}", usage))), Ok(StreamChunk::end())];
+    let (_, body) = parts(answer(&request(r#","stream":true"#), streamed(items))).await;
+    assert!(String::from_utf8(body.to_vec()).unwrap().contains(r#""content":"x""#));
+}
+
+#[tokio::test]
 async fn a_whole_answer_is_streamed_to_who_asked_for_a_stream() {
     let completion = Completion::text("Hello", TokenUsage::new(1, 1));
     let (head, body) = parts(answer(&request(r#","stream":true"#), completion)).await;

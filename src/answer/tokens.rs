@@ -379,6 +379,28 @@ mod tests {
     }
 
     #[test]
+    fn what_is_to_stay_for_an_hour_was_written_and_is_no_more_than_that() {
+        let read = |cached| {
+            read(&format!(
+                r#"{{"prompt_tokens":10,"completion_tokens":5,"cached_tokens":{cached},
+                     "cache_creation":{{"ephemeral_1h_input_tokens":4}}}}"#
+            ))
+        };
+        let written = |tokens, cached| {
+            let usage = TokenUsage::new(10, 5).with_cache_read_tokens(cached);
+            usage.with_cache_write_tokens(tokens).with_cache_write_1h_tokens(tokens)
+        };
+        assert_eq!(read(2), written(4, 2));
+        assert_eq!(read(7), written(3, 7).with_certainty(Certainty::Estimated));
+    }
+
+    #[test]
+    fn a_part_of_a_token_is_one_and_leaves_a_doubt() {
+        let about = TokenUsage::new(11, 5).with_certainty(Certainty::Estimated);
+        assert_eq!(read(r#"{"prompt_tokens":10.2,"completion_tokens":5}"#), about);
+    }
+
+    #[test]
     fn a_number_in_quotes_is_one() {
         assert_eq!(read(r#"{"prompt_tokens":"10","completion_tokens":"5.0"}"#), TokenUsage::new(10, 5));
         assert_eq!(TokenUsage::read(br#"{"prompt_tokens":"","completion_tokens":"ten"}"#), None);
