@@ -787,6 +787,71 @@ async fn while_the_store_is_down_nothing_is_set_aside() {
     assert_eq!((report.written, report.left, report.set_aside), (20, 0, 0));
 }
 
+/// Takes what it is told to, by how many events each offer had so far, the present one included.
+struct Flapping {
+    offers: Arc<Mutex<Vec<usize>>>,
+    takes: fn(&[usize]) -> Result<(), BoxError>,
+    knows: bool,
+}
+
+impl UsageStore for Flapping {
+    fn write(&mut self, group: &[UsageEvent]) -> Result<(), BoxError> {
+        let mut offers = self.offers.lock().unwrap();
+        offers.push(group.len());
+        (self.takes)(&offers)
+    }
+
+    fn knows_refusals(&self) -> bool {
+        self.knows
+    }
+}
+
+/// What a store is offered of 40 events that are recorded at once; it takes them all in the end.
+async fn offered(knows: bool, takes: fn(&[usize]) -> Result<(), BoxError>) -> Vec<usize> {
+    let offers = Arc::default();
+    let store = Flapping { offers: Arc::clone(&offers), takes, knows };
+    let (sink, worker) = QueueSink::start(store, quickly().with_linger(Duration::from_secs(60))).unwrap();
+    (0..39).for_each(|_| sink.admit().unwrap().record(event_by("ada")));
+    assert!(sink.admit().unwrap().record_with_ticket(event_by("ada")).await);
+    let report = worker.shutdown(Duration::from_secs(30)).await;
+    assert_eq!((report.written, report.left, report.set_aside), (40, 0, 0));
+    offers.lock().unwrap().clone()
+}
+
+fn alone(offers: &[usize]) -> usize {
+    offers.iter().filter(|events| **events == 1).count()
+}
+
+#[tokio::test]
+async fn a_store_that_goes_down_once_more_is_not_taken_for_a_refusal_of_what_it_was_offered() {
+    let offers = offered(false, |offers| match (offers.last(), alone(offers)) {
+        (Some(1), 1) | (Some(2..), 2..) => Ok(()),
+        _ => Err("down".into()),
+    });
+    // Four times together, one to see that it works, and the next of the others until it is the store that is suspected.
+    let expected = [&[40; 4][..], &[1; 17], &[39]].concat();
+    assert_eq!(offers.await, expected);
+}
+
+#[tokio::test]
+async fn of_a_store_that_says_what_it_refuses_nothing_is_found_out_by_trying() {
+    let offers = offered(true, |offers| match offers.len() {
+        10.. => Ok(()),
+        _ => Err("down".into()),
+    });
+    assert_eq!(offers.await, [40; 10]);
+}
+
+#[tokio::test]
+async fn what_fails_alone_while_nothing_else_is_written_is_not_set_aside() {
+    let offers = offered(false, |offers| match (offers.last(), alone(offers)) {
+        (_, 100..) => Ok(()),
+        (Some(1), _) => Err("down".into()),
+        _ => Err(Refused::new("one of them").into()),
+    });
+    assert!(alone(&offers.await) >= 100);
+}
+
 /// Takes as long as it is told to.
 struct Stuck(Arc<Mutex<Vec<EventId>>>, std::sync::mpsc::Receiver<()>);
 

@@ -35,6 +35,9 @@ struct Contents {
     /// Takes none of these, and says whose fault it is or not.
     refused: Vec<u64>,
     says_so: bool,
+    knows: bool,
+    /// Refuses these so often when they come alone out of the log, and until then any group with one of them.
+    reluctant: HashMap<u64, usize>,
     events: Vec<UsageEvent>,
     ids: HashSet<String>,
     places: HashMap<u128, u64>,
@@ -83,6 +86,10 @@ impl UsageStore for Elsewhere {
         Ok(())
     }
 
+    fn knows_refusals(&self) -> bool {
+        self.0.lock().unwrap().knows
+    }
+
     fn write_from(&mut self, position: LogPosition<'_>, group: &[UsageEvent]) -> Result<(), BoxError> {
         let panics = self.0.lock().unwrap().panics;
         assert!(!panics, "told to");
@@ -90,6 +97,7 @@ impl UsageStore for Elsewhere {
         assert_eq!(position.ends.len(), group.len());
         contents.offered += group.len();
         contents.refuses(group)?;
+        contents.hesitates(group)?;
         for (event, end) in group.iter().zip(position.ends) {
             let place = contents.places.entry(position.log).or_default();
             if *end > *place {
@@ -110,6 +118,14 @@ impl UsageStore for Elsewhere {
 }
 
 impl Contents {
+    fn hesitates(&mut self, group: &[UsageEvent]) -> Result<(), BoxError> {
+        let mut left = self.reluctant.iter_mut().filter(|(_, left)| **left > 0);
+        let first = left.find(|(reluctant, _)| group.iter().any(|event| number(event) == **reluctant));
+        let Some((_, left)) = first else { return Ok(()) };
+        *left -= usize::from(group.len() == 1);
+        Err("not yet".into())
+    }
+
     fn refuses(&self, group: &[UsageEvent]) -> Result<(), BoxError> {
         if self.is_down {
             return Err("down".into());
@@ -300,6 +316,37 @@ async fn while_the_store_is_down_nothing_is_moved_away() {
     store.set_down(false);
     let report = worker.shutdown(SECONDS).await;
     assert_eq!((report.log.refused, report.log.forwarded), (0, 10));
+}
+
+#[tokio::test]
+async fn each_event_is_refused_on_its_own_account_before_it_is_moved_away() {
+    let (directory, store) = (Directory::new(), Elsewhere::down());
+    // Each once less than it takes.
+    store.0.lock().unwrap().reluctant = (0..4).map(|number| (number, 2)).collect();
+    let (sink, worker) = start(&directory, &store);
+    record(&sink, events(0..10)).await;
+    store.set_down(false);
+    store.until(10).await;
+    let report = worker.shutdown(SECONDS).await;
+    assert_eq!((report.log.refused, report.log.forwarded, report.log.events), (0, 10, 0));
+    assert_eq!(store.0.lock().unwrap().reluctant.values().sum::<usize>(), 0);
+}
+
+#[tokio::test]
+async fn nothing_is_moved_away_that_a_store_would_say_it_refuses() {
+    let (directory, store) = (Directory::new(), Elsewhere::default());
+    {
+        let mut contents = store.0.lock().unwrap();
+        (contents.refused, contents.knows) = (vec![0], true);
+    }
+    let (sink, worker) = start(&directory, &store);
+    record(&sink, events(0..10)).await;
+    store.until_so(|contents| contents.offered > 200).await;
+    assert_eq!((sink.status().refused, sink.status().events), (0, 10));
+    store.0.lock().unwrap().refused.clear();
+    let report = worker.shutdown(SECONDS).await;
+    assert_eq!((report.log.refused, report.log.forwarded), (0, 10));
+    assert_eq!(store.numbers(), (0..10).collect::<Vec<_>>());
 }
 
 #[tokio::test]
