@@ -740,7 +740,8 @@ async fn shutdown_waits_for_flights_and_hangs_up_on_what_is_left() {
         assert_eq!((provider.alive(), layer.flights()), (0, 0));
         // From now on each goes alone.
         provider.push(Reply::text("alone"));
-        let answer = layer.layer(provider.clone()).oneshot(ask("new")).await.unwrap();
+        let mut call = task::spawn(layer.layer(provider.clone()).oneshot(ask("new")));
+        let answer = assert_ready!(call.poll()).unwrap();
         assert_eq!((answer.cache, answer.text().await.unwrap().as_str()), (CacheStatus::Miss, "alone"));
     }
 }
@@ -787,6 +788,20 @@ async fn who_goes_alone_after_a_shutdown_keeps_his_deadline() {
         let error = tokio::time::timeout(2 * second, call).await.expect("in time").unwrap_err();
         let is_late = matches!(error.kind(), ErrorKind::Timeout { phase: TimeoutPhase::Deadline });
         assert!(is_late, "{error:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_comes_too_late_begins_no_call_that_knows_no_deadline() {
+    let provider = Scripted::new();
+    let layer = CacheLayer::new(MokaStore::new(1 << 20), policy(Coalescing::new().finishing_alone()));
+    let service = layer.layer(FallbackLayer::new(Chains::default()).layer(provider.clone()));
+    for request in [ask("q"), stream("q")] {
+        let context = request.context.clone().with_timeout(Duration::ZERO);
+        let error = service.clone().oneshot(request.with_context(context)).await.unwrap_err();
+        settle().await;
+        assert!(matches!(error.kind(), ErrorKind::Timeout { phase: TimeoutPhase::Deadline }), "{error:?}");
+        assert_eq!(provider.requests().len(), 0);
     }
 }
 

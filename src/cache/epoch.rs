@@ -268,4 +268,23 @@ mod tests {
         assert_eq!(epochs.read(&own, &[]).await.unwrap().own, [1, 1, 1, 1]);
         assert_eq!(epochs.known(&own, &[]).unwrap().own, [1, 1, 1, 1]);
     }
+
+    #[tokio::test(start_paused = true)]
+    async fn epochs_are_as_old_as_the_question_and_those_of_knowledge_bases_are_always_asked_for() {
+        let (store, max_age) = (Slow::default(), Duration::from_secs(1));
+        let epochs = Epochs::new(Some(Arc::new(store.clone())), max_age);
+        let own = [EpochKind::Tenant, EpochKind::User, EpochKind::Model].map(|kind| Bucket::of(kind, "a"));
+        let kbs = [Bucket::of(EpochKind::KnowledgeBase, "a")];
+        tokio::time::advance(max_age).await;
+        let mut asked = pin!(epochs.read(&own, &kbs));
+        assert!(asked.as_mut().now_or_never().is_none());
+        tokio::time::advance(max_age / 2).await;
+        store.0.1.notify_one();
+        asked.await.unwrap();
+        assert!(epochs.known(&own, &[]).is_some() && epochs.known(&own, &kbs).is_none());
+        tokio::time::advance(max_age / 2).await;
+        assert!(epochs.known(&own, &[]).is_some());
+        tokio::time::advance(Duration::from_millis(1)).await;
+        assert!(epochs.known(&own, &[]).is_none(), "longer ago than they may be trusted");
+    }
 }
