@@ -10,8 +10,9 @@ use llm_layers::{
     clock::{Clock, SystemClock},
     price::NanoUsd,
     quota::{
-        Amount, Applied, Baseline, Calendar, Days, Decision, Department, Departments, Limits, QuotaStore,
-        RedisQuotaStore, RedisUnfit, Reservation, Settlement, Standing, StoreError,
+        Adjustment, Amount, Applied, Baseline, Calendar, Days, Decision, Delta, Department, Departments,
+        Limits, QuotaStore, RedisQuotaStore, RedisUnfit, Reservation, Settlement, Standing, StoreError,
+        WindowName,
     },
     store::{Redis, RedisOptions},
     testing::{StoreCheck, quota::Script},
@@ -297,6 +298,12 @@ async fn counters_of_old_windows_are_forgotten_and_those_of_two_months_are_kept(
     for key in [leases, expiries] {
         assert!(server.ask(&["TTL", &key]).parse::<i64>().unwrap() > 100 * 86_400);
     }
+    // Also where nothing but a correction was written.
+    let by = Delta { requests: 1, tokens: 1, cost: NanoUsd::ZERO };
+    let correction = Adjustment::new(id(), "b", WindowName::Day(days()[1].date), by);
+    assert!(store.adjust(&correction).await.unwrap());
+    let [counters, ..] = store.keys("b");
+    assert!(server.ask(&["TTL", &counters]).parse::<i64>().unwrap() > 100 * 86_400);
 }
 
 #[tokio::test]
@@ -481,9 +488,9 @@ async fn the_rights_that_are_documented_are_enough_and_none_is_left_over() {
             let [lost, call, held] = [id(), id(), id()];
             store.release(lost, &a).await?;
             store.seed(&"b".into(), &Baseline::new(day, tokens(1), tokens(1))).await?;
-            let by = llm_layers::quota::Delta { requests: 1, tokens: 1, cost: NanoUsd::ZERO };
-            let window = llm_layers::quota::WindowName::Day(day.date);
-            store.adjust(&llm_layers::quota::Adjustment::new(id(), "a", window, by)).await?;
+            let by = Delta { requests: 1, tokens: 1, cost: NanoUsd::ZERO };
+            let window = WindowName::Day(day.date);
+            store.adjust(&Adjustment::new(id(), "a", window, by)).await?;
             for id in [call, held] {
                 store.reserve(&reservation(id, &a, 10)).await?;
                 store.extend(id, &a, LEASE * 2).await?;
