@@ -8,6 +8,7 @@ use llm_layers::{
     ChunkStream, Completion, Error, ErrorClass, ErrorKind, FinishReason, InvalidReason, LlmResponse,
     ProviderFailure, RequestContext, ResponseBody, StreamChunk, TimeoutPhase, TokenUsage,
     body::{End, Observe},
+    cache::CacheControl,
     http::tonic::{
         Messages, WriteTimeout, bearer, code, context, error_of, status, timeout, write_head,
         write_request_id,
@@ -47,7 +48,8 @@ fn upstream(class: ErrorClass, status: u16, retry_after: Option<Duration>) -> Er
 fn each_kind_of_error_has_one_code_and_says_whether_to_try_again() {
     let invalid = |reason| Error::new(ErrorKind::InvalidRequest { member: Some("messages".into()), reason });
     let of = |kind| Error::new(kind);
-    let second = Some(Duration::from_millis(1500));
+    // A client that comes a moment too early is sent away once more.
+    let second = Some(Duration::from_micros(1_499_001));
     let (never, soon, as_you_like) = (Some("-1"), Some("1000"), None);
     let cases = [
         (invalid(InvalidReason::Missing), Code::InvalidArgument, never),
@@ -198,6 +200,9 @@ async fn the_callers_time_is_the_deadline_unless_the_host_gives_less() {
     assert_eq!(of_caller.deadline(), Some(now + Duration::from_millis(9_900)));
     assert_eq!(of_caller.request_id(), Some("mine"));
     assert_ne!(of_caller.cache_control(), RequestContext::new().cache_control());
+    let strict = RequestContext::new().with_cache_control(CacheControl::new().with_no_cache());
+    let control = context(&asked, strict).cache_control();
+    assert!(control.no_store && control.no_cache, "what the host forbids stays forbidden");
 
     let of_host = RequestContext::new().with_timeout(Duration::from_secs(3)).with_request_id("host");
     let both = context(&asked, of_host.clone());
