@@ -838,3 +838,41 @@ async fn a_message_whose_calls_cannot_be_put_in_order_ends_and_hangs_up() {
     assert!(events.lines().rev().nth(2).is_some_and(|line| line == "event: error"), "{events}");
     assert!(sender.is_closed());
 }
+
+// ===== who asks =====
+
+#[cfg(all(feature = "config", feature = "rusqlite"))]
+#[tokio::test]
+async fn a_key_says_who_asks_and_only_a_trusted_one_says_for_whom() {
+    use llm_layers::{config::Config, http::axum::identify, stack::stack};
+
+    let config = r#"
+        usage.enabled = false
+        providers.echo.kind = "echo"
+        server.max_body_bytes = 4096
+        keys = [{ key = "ada-key", user = "ada" }, { key = "app-key", user = "app", trusted = true }]
+    "#;
+    let (_service, handle) = stack(Config::parse(config).unwrap()).await.unwrap();
+    let asks = |headers: &[(&str, &str)]| {
+        let builder = http::Request::builder().uri("/v1/chat/completions");
+        let add =
+            |builder: http::request::Builder, (name, value): &(&str, &str)| builder.header(*name, *value);
+        let mut request = headers.iter().fold(builder, add).body(()).unwrap();
+        identify(&handle, &mut request).map_err(|refused| refused.into_response().status().as_u16())?;
+        assert_eq!(request.extensions().get::<BodyLimits>().unwrap().max_bytes, 4096);
+        let context = request.extensions().get::<RequestContext>().unwrap();
+        Ok(context.user_id().unwrap().to_owned())
+    };
+    assert_eq!(asks(&[]), Err(401));
+    assert_eq!(asks(&[("authorization", "Bearer ada-key")]).as_deref(), Ok("ada"));
+    assert_eq!(asks(&[("x-api-key", " ada-key ")]).as_deref(), Ok("ada"));
+    // Another server might believe the other.
+    for (name, first, second) in
+        [("authorization", "Bearer ada-key", "Bearer app-key"), ("x-api-key", "ada-key", "app-key")]
+    {
+        assert_eq!(asks(&[(name, first), (name, second)]), Err(400));
+    }
+    let stated = |key| asks(&[("authorization", key), ("x-llm-user", "eve")]);
+    assert_eq!(stated("Bearer ada-key"), Err(400));
+    assert_eq!(stated("Bearer app-key").as_deref(), Ok("eve"));
+}
