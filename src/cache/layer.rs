@@ -82,7 +82,7 @@ pub struct CachePolicy {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Coalescing {
-    /// How many shared calls may be in flight; what would be one more is [`Overloaded`](ErrorKind::Overloaded). 1,024
+    /// How many calls may be in flight, shared or not; what would be one more is [`Overloaded`](ErrorKind::Overloaded). 1,024
     /// unless told.
     pub max_flights: usize,
     /// Whether a call goes on when all who waited for it have left; it is hung up unless told.

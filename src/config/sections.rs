@@ -685,7 +685,7 @@ pub struct Cache {
     pub tool_calls: bool,
     /// Whether equal calls in flight share one; the first one's departments pay.
     pub coalesce: bool,
-    /// With `coalesce`, how many shared calls may be in flight; 1024 unless told.
+    /// With `coalesce`, how many calls that the cache has no answer to may be in flight, shared or not; beyond, they are refused as overloaded. As many as `server.max_in_flight`, and at least 1024, unless told.
     #[schemars(range(min = 1))]
     pub max_flights: Option<usize>,
     /// What gateways share, as in `[usage]`: another server than that of `[quota]`, which may evict.

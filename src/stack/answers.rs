@@ -64,10 +64,7 @@ impl Answers {
             policy = policy.with_tool_calls();
         }
         if settings.coalesce {
-            let most = settings.max_flights;
-            let coalescing = Coalescing::new();
-            policy =
-                policy.with_coalescing(most.map_or(coalescing, |most| coalescing.with_max_flights(most)));
+            policy = policy.with_coalescing(Coalescing::new().with_max_flights(plan.max_flights));
         }
         #[cfg(all(feature = "semantic", feature = "hyper-client"))]
         if let (Some(semantic), Some(plan)) = (&settings.semantic, &plan.semantic) {

@@ -315,6 +315,34 @@ async fn seed_16_stores_and_settings_of_ones_own_take_the_place_of_the_configure
     assert!(matches!(error.kind(), ErrorKind::QuotaExceeded(_)), "{error}");
 }
 
+#[tokio::test]
+async fn as_many_calls_as_may_be_made_may_be_shared() {
+    for (told, goes) in [("", true), ("max_flights = 1199\n", false)] {
+        let deaf = Scripted::new().reply(Reply::stall());
+        let text = format!(
+            "providers.own.kind = \"own\"\nserver.max_in_flight = 1200\n[cache]\ncoalesce = true\n{told}"
+        );
+        let builder = StackBuilder::new(config(&text)).with_provider("own", deaf);
+        let (service, handle) = builder.build().await.unwrap();
+        let warned = handle.warnings().iter().any(|warning| warning.entry == "cache.max_flights");
+        assert_eq!(warned, !goes, "{:?}", handle.warnings());
+        let mut calls = Vec::new();
+        for at in 0..1200 {
+            let body = ChatBody::builder().user(format!("question {at}")).build().unwrap();
+            let mut call = service.clone().oneshot(of(LlmRequest::new("own/a", body), "ada", &[])).boxed();
+            if let Some(refused) = (&mut call).now_or_never() {
+                assert!(matches!(refused.unwrap_err().kind(), ErrorKind::Overloaded));
+                assert!(!goes && at == 1199);
+                continue;
+            }
+            calls.push(call);
+        }
+        assert_eq!(calls.len(), if goes { 1200 } else { 1199 });
+        drop(calls);
+        assert!(handle.shutdown(Duration::from_secs(20)).await.is_clean());
+    }
+}
+
 /// How long a stack waits for an answer, whole or streamed, of a provider that says nothing, and what for.
 async fn patience(text: &str, is_streamed: bool) -> (u64, TimeoutPhase) {
     let text = format!("providers.own.kind = \"own\"\n{text}");

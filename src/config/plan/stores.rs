@@ -3,6 +3,7 @@
 use super::{Check, OTHERS, Revealed, field, place};
 use crate::{
     alias::{Aliases, Glob},
+    cache::Coalescing,
     config::{Department, Quota, QuotaMode, QuotaStoreKind, RecordDurability, Secret, UnpricedModels},
     policies::{DepartmentPolicy, PolicyTable},
     price::{Price, Rates},
@@ -67,6 +68,8 @@ pub(crate) enum Counters {
 /// What is cached.
 #[derive(Debug, Clone)]
 pub(crate) struct CachePlan {
+    /// Each miss is one, be it shared or not.
+    pub(crate) max_flights: usize,
     pub(crate) shared: Option<RedisPlan>,
     pub(crate) secret: Option<Revealed>,
     pub(crate) allowed_kbs: BTreeSet<Arc<str>>,
@@ -384,6 +387,13 @@ impl Check<'_> {
         if !cache.coalesce && cache.max_flights.is_some() {
             self.problem(entry("max_flights"), "is for coalesce = true");
         }
+        let most = self.config.server.max_in_flight;
+        let max_flights = cache.max_flights.unwrap_or(most.max(Coalescing::new().max_flights));
+        if max_flights < most {
+            let what =
+                "is less than server.max_in_flight: calls beyond are refused, though nobody asks the same";
+            self.warning(entry("max_flights"), what);
+        }
         if u64::try_from(cache.max_entry_bytes).is_ok_and(|entry| entry > cache.max_bytes) {
             self.problem(entry("max_entry_bytes"), "is more than max_bytes");
         }
@@ -401,6 +411,7 @@ impl Check<'_> {
         #[cfg(all(feature = "semantic", feature = "hyper-client"))]
         let revealed = |secret: &Secret| secret.reveal(self.env).ok();
         Some(CachePlan {
+            max_flights,
             shared,
             secret,
             allowed_kbs,
