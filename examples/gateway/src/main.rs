@@ -27,8 +27,20 @@ use llm_layers::{
     config::{Config, Identity},
     stack::{StackBuilder, StackError},
 };
-use std::{ffi::OsString, fmt::Display, io::Write, net::SocketAddr, path::PathBuf, process::ExitCode};
-use tokio::net::TcpListener;
+use std::{
+    ffi::{OsStr, OsString},
+    fmt::Display,
+    io::Write,
+    net::SocketAddr,
+    num::NonZeroUsize,
+    path::PathBuf,
+    process::ExitCode,
+    time::Duration,
+};
+use tokio::{
+    net::TcpListener,
+    runtime::{self, Runtime},
+};
 
 /// Half of what a small request allocates is freed on another thread: the system's allocator takes a lock for it.
 #[global_allocator]
@@ -36,6 +48,9 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// The exit code of a command line or configuration that cannot work.
 const MISUSED: u8 = 2;
+
+/// How long threads may take to end when all else has ended.
+const THREADS_TIMEOUT: Duration = Duration::from_secs(1);
 
 const USAGE: &str = "usage: gateway [--config FILE] [--listen ADDR]\n       gateway check FILE [--model NAME [--tenant TENANT]]\n       gateway convert litellm|seed FILE";
 
@@ -225,8 +240,25 @@ fn check(config: Config, model: Option<&str>, tenant: Option<&str>) -> ExitCode 
     }
 }
 
-#[tokio::main]
-async fn run(config: Config, arguments: Arguments) -> Result<(), Box<dyn std::error::Error>> {
+fn run(config: Config, arguments: Arguments) -> Result<(), Box<dyn std::error::Error>> {
+    let runtime = runtime()?;
+    let ended = runtime.block_on(serve(config, arguments));
+    // A thread that reads a pipe may wait for ever.
+    runtime.shutdown_timeout(THREADS_TIMEOUT);
+    ended
+}
+
+/// Tokio panics where the variable is no number of threads.
+fn runtime() -> Result<Runtime, String> {
+    const THREADS: &str = "TOKIO_WORKER_THREADS";
+    let is_number = |text: &OsStr| text.to_str().is_some_and(|text| text.parse::<NonZeroUsize>().is_ok());
+    if std::env::var_os(THREADS).is_some_and(|text| !is_number(&text)) {
+        return Err(format!("{THREADS}: no number of threads"));
+    }
+    runtime::Builder::new_multi_thread().enable_all().build().map_err(|error| format!("the runtime: {error}"))
+}
+
+async fn serve(config: Config, arguments: Arguments) -> Result<(), Box<dyn std::error::Error>> {
     let listen = config.listen.0;
     let listener = TcpListener::bind(listen).await.map_err(|error| format!("{listen}: {error}"))?;
     let address = listener.local_addr()?;

@@ -778,6 +778,18 @@ async fn an_address_that_is_taken_is_named() {
 }
 
 #[tokio::test]
+async fn what_is_no_number_of_threads_is_told_by_a_line_and_the_exit_code() {
+    for threads in ["0", "two", ""] {
+        let mut gateway = tokio::process::Command::new(env!("CARGO_BIN_EXE_gateway"));
+        gateway.args(["--listen", "127.0.0.1:0"]).env("TOKIO_WORKER_THREADS", threads);
+        let output = gateway.output().await.unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        let expected = (Some(1), "gateway: TOKIO_WORKER_THREADS: no number of threads\n");
+        assert_eq!((output.status.code(), &*said), expected, "{threads:?}");
+    }
+}
+
+#[tokio::test]
 async fn without_anything_under_way_it_ends_at_once() {
     let mut gateway = Gateway::start_with(None, &[]).await;
     gateway.get("/healthz").await;

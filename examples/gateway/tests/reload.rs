@@ -174,3 +174,15 @@ async fn who_asks_does_not_wait_for_a_file_that_takes_long_to_read() {
     drop(pipe);
     gateway.log(&["the configuration was read again"]).await;
 }
+
+#[tokio::test]
+async fn a_file_that_is_never_read_to_its_end_does_not_keep_it_from_ending() {
+    let mut gateway = Gateway::start("[providers.echo]\nkind = \"echo\"\n").await;
+    let path = gateway.pipe();
+    gateway.hang_up();
+    let opening = tokio::task::spawn_blocking(move || std::fs::OpenOptions::new().write(true).open(path));
+    let pipe = soon(opening).await.unwrap().unwrap();
+    gateway.terminate();
+    assert_eq!(gateway.ended().await, 0);
+    drop(pipe);
+}

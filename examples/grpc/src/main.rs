@@ -42,15 +42,18 @@ use llm_layers::{
 };
 use std::{
     error::Error,
+    ffi::OsStr,
     fmt,
     future::poll_fn,
     io::{self, Write as _},
+    num::NonZeroUsize,
     pin::pin,
     process::ExitCode,
     time::Duration,
 };
 use tokio::{
     net::{TcpListener, TcpStream},
+    runtime::{self, Runtime},
     signal::unix::{Signal, SignalKind, signal},
     task::block_in_place,
     time::{sleep, timeout},
@@ -69,6 +72,9 @@ const WATCHED: [&str; 2] = ["", PerCall::NAME];
 
 /// How long calls may take to end once they are hung up on.
 const HANG_UP_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long threads may take to end when all else has ended.
+const THREADS_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The exit code of a command line or configuration that cannot work.
 const MISUSED: u8 = 2;
@@ -120,8 +126,25 @@ fn misused(problems: &str) -> ExitCode {
     ExitCode::from(MISUSED)
 }
 
-#[tokio::main]
-async fn run(settings: Settings, config: Config) -> Result<(), Box<dyn Error>> {
+fn run(settings: Settings, config: Config) -> Result<(), Box<dyn Error>> {
+    let runtime = runtime()?;
+    let ended = runtime.block_on(serve(settings, config));
+    // A thread that reads a pipe may wait for ever.
+    runtime.shutdown_timeout(THREADS_TIMEOUT);
+    ended
+}
+
+/// Tokio panics where the variable is no number of threads.
+fn runtime() -> Result<Runtime, String> {
+    const THREADS: &str = "TOKIO_WORKER_THREADS";
+    let is_number = |text: &OsStr| text.to_str().is_some_and(|text| text.parse::<NonZeroUsize>().is_ok());
+    if std::env::var_os(THREADS).is_some_and(|text| !is_number(&text)) {
+        return Err(format!("{THREADS}: no number of threads"));
+    }
+    runtime::Builder::new_multi_thread().enable_all().build().map_err(|error| format!("the runtime: {error}"))
+}
+
+async fn serve(settings: Settings, config: Config) -> Result<(), Box<dyn Error>> {
     for entry in settings.not_served() {
         tell(format_args!("warning: {entry} changes nothing here"));
     }

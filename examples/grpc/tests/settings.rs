@@ -239,3 +239,27 @@ async fn who_asks_does_not_wait_for_a_file_that_takes_long_to_read() {
     drop(pipe);
     server.tells("was read again", 1).await;
 }
+
+#[tokio::test]
+async fn a_file_that_is_never_read_to_its_end_does_not_keep_it_from_ending() {
+    let mut server = Server::start(ECHO);
+    let path = server.pipe();
+    server.signal("-HUP");
+    let opening = tokio::task::spawn_blocking(move || std::fs::OpenOptions::new().write(true).open(path));
+    let pipe = soon(opening).await.unwrap().unwrap();
+    server.terminate().await;
+    assert_eq!(server.ended().await, Some(0));
+    drop(pipe);
+}
+
+#[test]
+fn what_is_no_number_of_threads_is_told_by_a_line_and_the_exit_code() {
+    for threads in ["0", "two", ""] {
+        let mut server = Command::new(env!("CARGO_BIN_EXE_grpc"));
+        let output =
+            server.args(["--listen", "127.0.0.1:0"]).env("TOKIO_WORKER_THREADS", threads).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        let expected = (Some(1), "grpc: TOKIO_WORKER_THREADS: no number of threads\n");
+        assert_eq!((output.status.code(), &*said), expected, "{threads:?}");
+    }
+}
