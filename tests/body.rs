@@ -342,6 +342,19 @@ async fn an_observer_that_panics_is_to_those_outside_of_it_a_panic_below() {
 }
 
 #[tokio::test]
+async fn an_observer_that_panics_in_the_midst_of_another_panic_does_not_end_the_process() {
+    let log = Log::default();
+    let answer = Scripted::new().reply(Reply::stream([text("a")])).oneshot(request()).await.unwrap();
+    let answer = answer.observe(Faulty("abandoned")).observe(Spy::new("outside", log.clone()));
+    let panics = move || {
+        let _dropped = answer;
+        panic!("a bug of the caller")
+    };
+    std::panic::catch_unwind(AssertUnwindSafe(panics)).expect_err("it goes on");
+    assert_eq!(log.ends(), ["outside! failed(the request failed; 0)"]);
+}
+
+#[tokio::test]
 async fn a_foreign_error_is_told_as_ours() {
     let log = Log::default();
     let inner =

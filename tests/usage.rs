@@ -4,6 +4,7 @@ use futures_util::FutureExt as _;
 use llm_layers::{
     BoxError, CacheStatus, Certainty, ChatBody, ChunkStream, Completion, Error, ErrorClass, ErrorKind,
     LlmRequest, LlmResponse, ProviderFailure, RequestContext, ResponseBody, StreamChunk, TokenUsage,
+    body::{Arrival, End, Observe},
     clock::{Clock as _, SystemClock},
     fallback::{Backoff, Chains, FallbackLayer},
     peek::PeekLayer,
@@ -603,6 +604,66 @@ async fn durable_an_answer_whose_record_does_not_come_is_not_whole() {
         assert!(matches!(error.kind(), ErrorKind::StoreUnavailable { .. }));
         // Limits outside of it charge what was used up, and not a guess.
         assert!(error.dispatched() && error.usage().is_some(), "{:?}", error.usage());
+    }
+}
+
+/// What somebody outside of it has seen.
+#[derive(Clone, Default)]
+struct Told(Arc<Mutex<Vec<String>>>);
+
+impl Observe for Told {
+    fn on_chunk(&mut self, chunk: &StreamChunk, _: &Arrival) {
+        self.0.lock().unwrap().push(chunk.content().into_owned());
+    }
+
+    fn on_end(self, end: End<'_>) {
+        let end = match end {
+            End::StreamEnded(_) => "ended",
+            End::Failed(..) => "failed",
+            _ => "other",
+        };
+        self.0.lock().unwrap().push(end.to_owned());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn durable_who_watches_outside_learns_the_end_when_the_caller_does() {
+    for (is_recorded, seen) in [(true, &["h", "ended"][..]), (false, &["failed"])] {
+        let sink = Slow::default();
+        let layer = UsageLayer::new(sink.clone(), prices()).durable(Duration::from_secs(5));
+        let last = Step::Chunk(StreamChunk::text("h").into_final());
+        let provider = Scripted::new().reply(Reply::stream([last]));
+        let [early, late] = [Told::default(), Told::default()];
+        let answer = layer.layer(provider.clone()).oneshot(request()).await.unwrap().observe(early.clone());
+        let ResponseBody::Stream(mut chunks) = answer.body else { panic!("expected a stream") };
+        assert!(chunks.next().now_or_never().is_none());
+        assert_eq!(provider.alive(), 0, "the provider is not kept waiting for the store");
+        chunks.observe(late.clone());
+        assert_eq!([&early, &late].map(|told| told.0.lock().unwrap().len()), [0, 0]);
+        if is_recorded {
+            sink.acknowledge();
+        }
+        assert_eq!(chunks.next().await.unwrap().is_ok(), is_recorded);
+        assert_eq!([&early, &late].map(|told| told.0.lock().unwrap().clone()), [seen, seen]);
+        assert!(chunks.next().await.is_none());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn durable_the_last_byte_waits_for_each_of_two_records() {
+    for is_inner_first in [true, false] {
+        let [inner, outer] = [Slow::default(), Slow::default()];
+        let durable = |sink: &Slow| UsageLayer::new(sink.clone(), prices()).durable(Duration::from_secs(5));
+        let provider = Scripted::new().reply(Reply::words(["h"]));
+        let service = durable(&outer).layer(durable(&inner).layer(provider));
+        let mut text = task::spawn(service.oneshot(request()).await.unwrap().text());
+        assert_pending!(text.poll());
+        let [first, second] = if is_inner_first { [inner, outer] } else { [outer, inner] };
+        first.acknowledge();
+        assert_pending!(text.poll());
+        second.acknowledge();
+        assert!(text.is_woken());
+        assert_eq!(assert_ready!(text.poll()).unwrap(), "h");
     }
 }
 
