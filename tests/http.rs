@@ -275,8 +275,41 @@ async fn what_is_not_json_by_its_content_type_is_refused_unread() {
         request.headers_mut().insert("content-encoding", http::HeaderValue::from_static(encoding));
         assert_eq!(extract(request).await.err().map(|(status, _)| status), status, "{encoding}");
     }
+    let mut request = post("application/json", CHAT);
+    for encoding in ["identity", "gzip"] {
+        request.headers_mut().append("content-encoding", http::HeaderValue::from_static(encoding));
+    }
+    assert_eq!(extract(request).await.unwrap_err().0, 415);
     let bare = Request::post("/").body(Body::from(CHAT)).unwrap();
     assert_eq!(extract(bare).await.unwrap_err().0, 415);
+}
+
+#[tokio::test]
+async fn where_nobody_knows_where_a_refused_body_ends_the_connection_is_closed() {
+    use std::io::{Error, ErrorKind};
+
+    let (json, text) = ("application/json", "text/plain");
+    let data = || Ok(http_body::Frame::data(Bytes::from_static(b"{")));
+    let malformed = || Err(Error::from(ErrorKind::InvalidData));
+    let broken = || Err(Error::from(ErrorKind::ConnectionReset));
+    for (kind, frames, expects, status, is_closed) in [
+        (json, vec![data()], false, 400, false),
+        (json, vec![data(), malformed()], false, 400, true),
+        (json, vec![data(), malformed(), data()], false, 400, true),
+        (text, vec![data()], false, 415, false),
+        (text, vec![data(), malformed()], false, 415, true),
+        (text, vec![data(), broken()], false, 415, true),
+        (text, vec![data()], true, 415, true),
+    ] {
+        let mut request = post(kind, Body::new(http_body_util::StreamBody::new(stream::iter(frames))));
+        if expects {
+            request.headers_mut().insert(header::EXPECT, http::HeaderValue::from_static("100-continue"));
+        }
+        let refused = ChatRequest::from_request(request, &()).await.unwrap_err();
+        let (head, body) = parts(refused.into_response()).await;
+        let is_close = head.headers.get(header::CONNECTION).is_some_and(|value| value == "close");
+        assert_eq!((head.status.as_u16(), is_close), (status, is_closed), "{kind} {body:?}");
+    }
 }
 
 #[tokio::test]

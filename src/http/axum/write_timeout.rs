@@ -146,8 +146,9 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for WriteTimeout<S> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
-    use tokio::time::Instant;
+    use std::io::IoSlice;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, BufWriter, duplex};
+    use tokio::time::{Instant, timeout};
 
     #[tokio::test(start_paused = true)]
     async fn who_takes_nothing_is_given_up_and_who_takes_a_little_is_not() {
@@ -166,6 +167,23 @@ mod tests {
         let since = Instant::now();
         let error = patient.write_all(&[0; 20]).await.unwrap_err();
         assert_eq!((error.kind(), since.elapsed()), (io::ErrorKind::TimedOut, limit));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn pieces_and_what_was_buffered_do_not_wait_for_ever_either() {
+        let limit = Duration::from_secs(60);
+        let (own, _other) = duplex(10);
+        let mut buffered = WriteTimeout::new(BufWriter::new(own), limit);
+        buffered.write_all(&[0; 20]).await.unwrap();
+        let flushed = timeout(2 * limit, buffered.flush()).await.expect("it gives up");
+        assert_eq!(flushed.unwrap_err().kind(), io::ErrorKind::TimedOut);
+
+        let (own, _other) = duplex(10);
+        let mut plain = WriteTimeout::new(own, limit);
+        let pieces = [IoSlice::new(&[0; 20])];
+        assert_eq!(plain.write_vectored(&pieces).await.unwrap(), 10);
+        let written = timeout(2 * limit, plain.write_vectored(&pieces)).await.expect("it gives up");
+        assert_eq!(written.unwrap_err().kind(), io::ErrorKind::TimedOut);
     }
 
     #[tokio::test]
