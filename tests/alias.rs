@@ -375,7 +375,13 @@ fn a_chain_too_long_is_found_wherever_the_check_begins() {
         }
         assert_eq!(found.len(), 28);
     }
-    assert!(!problems(chain(5_000)).is_empty());
+}
+
+#[test]
+fn the_check_of_the_longest_chain_needs_little_of_the_stack() {
+    let check = || problems(chain(5_000)).len();
+    let checked = std::thread::Builder::new().stack_size(512 << 10).spawn(check).unwrap().join().unwrap();
+    assert!(checked > 0);
 }
 
 #[test]
