@@ -356,6 +356,7 @@ fn contradictions_are_problems() {
         (format!("{KEY}[quota]\ntime_zone = \"Europe/Berlni\"\n"), "quota.time_zone: there is no time zone"),
         (format!("{KEY}hash = \"{}\"\n", "0".repeat(64)), "keys[0].hash: stands beside"),
         (format!("identity = \"host\"\n{KEY}"), "keys: are not asked for"),
+        (format!("{KEY}departments = [\"*\"]\n"), "keys[0].departments[0]: \"*\" is not the name"),
         ("[usage]\noutbox = \"x\"\n".into(), "usage.outbox: is for"),
         ("[timeouts]\nhead = \"2s\"\ntotal = \"1s\"\n".into(), "timeouts.head: is longer"),
         ("[timeouts]\nwhole = \"2s\"\ntotal = \"1s\"\n".into(), "timeouts.whole: is longer"),
@@ -475,8 +476,10 @@ fn secrets_come_from_the_environment_and_from_files() {
     fs::write(&path, "from-a-file\n").unwrap();
     let text = format!("[[keys]]\nkey = {{ file = {path:?} }}\nuser = \"a\"\n{ECHO}");
     assert_eq!(read(&text).unwrap().files(), std::slice::from_ref(&path));
-    fs::write(&path, "two\nlines\n").unwrap();
-    assert_eq!(problems(&text), ["keys[0].key: must be visible ASCII, and not empty"]);
+    for bad in ["two\nlines\n", "\n", ""] {
+        fs::write(&path, bad).unwrap();
+        assert_eq!(problems(&text), ["keys[0].key: must be visible ASCII, and not empty"]);
+    }
     fs::remove_file(&path).unwrap();
     assert_eq!(problems(&text), ["keys[0].key: the file cannot be read: entity not found"]);
 }
@@ -514,6 +517,9 @@ fn a_configuration_made_in_code_is_checked_too() {
     assert_eq!(config.check().unwrap_err().to_string(), "providers.echo.base_url: is missing");
     config.providers.get_mut("echo").unwrap().kind = Kind::Echo;
     config.check().unwrap();
+    config.keys = Some(Vec::new());
+    let nobody = config.check().unwrap_err().to_string();
+    assert_eq!(nobody, "keys: there must be one; without the table everybody is anonymous");
 }
 
 proptest! {
