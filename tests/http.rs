@@ -597,6 +597,19 @@ fn the_terminal_chunk_is_nothing_and_stays_nothing() {
     assert!(fill().chunk(&StreamChunk::end()).is_empty());
 }
 
+#[test]
+fn how_an_answer_came_to_be_is_shown_only_where_the_host_says_so() {
+    for is_shown in [None, Some(false), Some(true)] {
+        let request = request("");
+        let answered = LlmResponse::new("acme/large", whole("{}"));
+        let answer = ChatAnswer::new(Asked::by(&request), Ok(answered));
+        let answer = is_shown.into_iter().fold(answer, ChatAnswer::with_decisions);
+        let headers = answer.into_response().into_parts().0.headers;
+        let model = headers.get("x-llm-model").map(|value| value.to_str().unwrap());
+        assert_eq!(model, (is_shown == Some(true)).then_some("acme/large"));
+    }
+}
+
 #[tokio::test]
 async fn an_error_is_an_error_and_has_the_id() {
     let failed = Err(Error::new(ErrorKind::Overloaded));
