@@ -44,6 +44,7 @@ pub(crate) use self::{
     value::{Env, Revealed},
 };
 pub use self::{
+    plan::may_be_told,
     problem::{ConfigError, Problem},
     sections::{
         Action, Actions, Alias, Cache, Department, Deployment, Fallback, FallbackByCause, Identity, Key,

@@ -4,6 +4,7 @@ mod keys;
 mod routing;
 mod stores;
 
+pub use self::routing::may_be_told;
 #[cfg(all(feature = "semantic", feature = "hyper-client"))]
 pub(crate) use self::stores::SemanticPlan;
 pub(crate) use self::{

@@ -42,6 +42,31 @@ pub(crate) struct PlannedDeployment {
     pub(crate) output_member: Option<OutputMember>,
 }
 
+/// Whether `providers.NAME.headers` may have a header of this name, in any case. Those of the connection, and those that the client
+/// writes itself, are not for a file to change.
+///
+/// ```
+/// use llm_layers::config::may_be_told;
+///
+/// assert!(may_be_told("X-Team"));
+/// assert!(!may_be_told("Content-Length"));
+/// ```
+pub fn may_be_told(header: &str) -> bool {
+    const OURS: [&str; 10] = [
+        "host",
+        "content-length",
+        "content-type",
+        "transfer-encoding",
+        "connection",
+        "te",
+        "trailer",
+        "upgrade",
+        "keep-alive",
+        "x-request-id",
+    ];
+    http::HeaderName::try_from(header).is_ok() && !OURS.contains(&header.to_ascii_lowercase().as_str())
+}
+
 impl Check<'_> {
     pub(super) fn providers(&mut self) -> (Vec<PlannedProvider>, ProviderNames) {
         let config = self.config;
@@ -187,24 +212,11 @@ impl Check<'_> {
         PlannedDeployment { base_url, api_key, headers, trace_headers: one.trace_headers, output_member }
     }
 
-    /// Headers of the connection, and those that the client writes itself, are not for a file to change.
     pub(super) fn headers(
         &mut self,
         path: &str,
         headers: &BTreeMap<String, Secret>,
     ) -> Vec<(Box<str>, Revealed)> {
-        const OURS: [&str; 10] = [
-            "host",
-            "content-length",
-            "content-type",
-            "transfer-encoding",
-            "connection",
-            "te",
-            "trailer",
-            "upgrade",
-            "keep-alive",
-            "x-request-id",
-        ];
         let mut all = Vec::<(Box<str>, _)>::new();
         for (name, value) in headers {
             let entry = field(path, name);
@@ -213,7 +225,7 @@ impl Check<'_> {
             }
             if http::HeaderName::try_from(name.as_str()).is_err() {
                 self.problem(&entry, "is not the name of a header");
-            } else if OURS.contains(&name.to_ascii_lowercase().as_str()) {
+            } else if !may_be_told(name) {
                 self.problem(&entry, "is a header that the client writes itself");
             }
             all.extend(self.secret(&entry, Some(value)).map(|value| (name.as_str().into(), value)));

@@ -9,6 +9,7 @@ use super::{
     endpoint::Endpoint,
     secret,
 };
+use llm_layers::config::may_be_told;
 use serde_json::{Map, Value};
 use std::{collections::BTreeMap, time::Duration};
 
@@ -145,23 +146,6 @@ fn rates(path: &str, info: &Map<String, Value>, params: &Map<String, Value>, dra
             .note(&format!("{path}.base_model"), "is not carried over: give the model the price of that one");
     }
     price
-}
-
-fn may_be_told(header: &str) -> bool {
-    const OURS: [&str; 10] = [
-        "host",
-        "content-length",
-        "content-type",
-        "transfer-encoding",
-        "connection",
-        "te",
-        "trailer",
-        "upgrade",
-        "keep-alive",
-        "x-request-id",
-    ];
-    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_');
-    !header.is_empty() && header.bytes().all(plain) && !OURS.contains(&header.to_ascii_lowercase().as_str())
 }
 
 pub(super) fn seconds(value: Option<&Value>) -> Option<Duration> {
