@@ -16,6 +16,7 @@ use llm_layers::{
 use std::{
     collections::{HashMap, HashSet},
     fs,
+    os::unix::fs::FileExt,
     path::{Path, PathBuf},
     process::Command,
     sync::{Arc, Mutex},
@@ -522,20 +523,20 @@ async fn a_damaged_record_is_skipped_and_counted_and_its_file_is_kept() {
 
 #[tokio::test]
 async fn what_is_cut_off_or_damaged_while_it_waits_is_counted_and_its_file_is_kept() {
-    type Damage = fn(&mut Vec<u8>);
+    // By one call of the system each: the file is read meanwhile.
+    type Damage = fn(&fs::File, &[u8]) -> std::io::Result<()>;
     let cases: [(Damage, _); 3] = [
-        (|bytes| bytes.truncate(bytes.len() - 9), 11..12),
-        (|bytes| bytes.clear(), 0..12),
-        (|bytes| *bytes.iter_mut().nth_back(9).unwrap() ^= 1, 11..12),
+        (|file, bytes| file.set_len(bytes.len() as u64 - 9), 11..12),
+        (|file, _| file.set_len(0), 0..12),
+        (|file, bytes| file.write_all_at(&[bytes[bytes.len() - 10] ^ 1], bytes.len() as u64 - 10), 11..12),
     ];
     for (damage, lost) in cases {
         let (directory, store) = (Directory::new(), Elsewhere::down());
         let (sink, worker) = start(&directory, &store);
         record(&sink, events(0..12)).await;
         let path = logs(&directory).remove(0);
-        let mut bytes = fs::read(&path).unwrap();
-        damage(&mut bytes);
-        fs::write(&path, bytes).unwrap();
+        let bytes = fs::read(&path).unwrap();
+        damage(&fs::File::options().write(true).open(&path).unwrap(), &bytes).unwrap();
         record(&sink, events(12..15)).await;
         // What was read before is offered no more: fewer than ten are at once.
         let offered = store.0.lock().unwrap().offered;
