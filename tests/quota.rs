@@ -711,6 +711,49 @@ async fn an_absurd_bound_is_lowered_in_the_request_too() {
     assert_eq!(bench.provider.requests().len(), 1);
 }
 
+/// llama.cpp's server obeys its own member before the others; servers that do not know it need the other.
+#[tokio::test]
+async fn no_member_that_some_servers_know_escapes_the_bound() {
+    let asks = |bound: Option<u64>, own: &str| {
+        let own: serde_json::Value = serde_json::from_str(own).unwrap();
+        let body = ChatBody::builder().user("Hello").set("n_predict", own).build().unwrap();
+        ask(bound.map_or(body.clone(), |bound| body.with("max_tokens", bound).unwrap()))
+    };
+    let input = asks(Some(16), "5000").body.input_bytes() as u64;
+    for (bound, own, reserved, sent_bound, sent_own) in [
+        (Some(16), "5000", 5000, "16", "5000"),
+        (Some(16), "5", 16, "16", "5"),
+        (Some(16), "-1", 16, "16", "16"),
+        (Some(16), "\"many\"", 16, "16", "16"),
+        (None, "5000", 5000, "5000", "5000"),
+        (None, "-1", 4096, "4096", "4096"),
+        (None, "99999999", 1 << 20, "1048576", "1048576"),
+    ] {
+        let bench = Bench::new(Limits::new().with_day_tokens(10_000_000));
+        bench.provider.push(whole(5, 5).after([Step::Gate]));
+        let answer = tokio::spawn(bench.service().oneshot(asks(bound, own)));
+        tokio::task::yield_now().await;
+        assert_eq!(bench.research().await.1.tokens, input + reserved, "{bound:?} {own}");
+        let sent = (sent(&bench, "max_tokens"), sent(&bench, "n_predict"));
+        assert_eq!(
+            (sent.0.as_deref(), sent.1.as_deref()),
+            (Some(sent_bound), Some(sent_own)),
+            "{bound:?} {own}"
+        );
+        bench.provider.open();
+        answer.await.unwrap().unwrap();
+    }
+
+    let tight = Bench::new(Limits::new().with_day_tokens(input + 100));
+    let tight = tight.with(|layer| layer.with_on_tight(OnTight::ShrinkMaxTokens { min: 10 }));
+    tight.call(asks(Some(16), "5000")).await.unwrap();
+    assert_eq!(sent(&tight, "n_predict").as_deref(), Some("100"));
+
+    let free = Bench::new(Limits::new().with_day_requests(10));
+    free.call(asks(None, "-1")).await.unwrap();
+    assert_eq!((sent(&free, "max_tokens"), sent(&free, "n_predict").as_deref()), (None, Some("-1")));
+}
+
 #[tokio::test]
 async fn so_many_choices_that_no_provider_gives_are_refused_and_keep_nobody_out() {
     let bench = Bench::new(Limits::new().with_day_tokens(i64::MAX as u64));

@@ -380,6 +380,9 @@ impl ChatBody {
 /// By which a request bounds its answer: the newer name, and the one that most servers know.
 pub(crate) const OUTPUT_MEMBERS: [&str; 2] = ["max_completion_tokens", "max_tokens"];
 
+/// llama.cpp's own name for it, which its server obeys before these; others pass it over.
+pub(crate) const OVERRIDING_OUTPUT_MEMBER: &str = "n_predict";
+
 impl fmt::Debug for ChatBody {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ChatBody").field("bytes", &self.encoded_len()).finish_non_exhaustive()

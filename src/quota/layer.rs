@@ -188,7 +188,8 @@ impl QuotaLayer {
     }
 
     /// These models, by name or pattern, take the bound of their answers under this member of the request. Unless told,
-    /// `max_completion_tokens` of the provider `openai`, and `max_tokens` elsewhere. What is said first counts.
+    /// `max_completion_tokens` of the provider `openai`, and `max_tokens` elsewhere; and `n_predict`, which llama.cpp's
+    /// server obeys before these, is no higher than they are. What is said first counts.
     #[must_use]
     pub fn with_output_member<M: AsRef<str>>(
         self,

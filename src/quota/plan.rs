@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     Error, ErrorKind, InvalidReason, LlmRequest, QuotaKind,
-    chat::OUTPUT_MEMBERS,
+    chat::{OUTPUT_MEMBERS, OVERRIDING_OUTPUT_MEMBER},
     policies::PolicyTable,
     price::{CostError, NanoUsd, Price, Tiers},
 };
@@ -73,7 +73,7 @@ impl Shared {
         let has_cost = limits(|department| department.limits.has_cost());
         let has_tokens = limits(|department| department.limits.has_tokens());
 
-        let Asked { choices, output, tiers } = match self.asked(request) {
+        let Asked { choices, output, is_overriding, tiers } = match self.asked(request) {
             // What the provider will refuse is let through to it.
             Err(_) if is_shadow => Asked::default(),
             asked => asked?,
@@ -103,6 +103,9 @@ impl Shared {
                 }
             },
         };
+        if is_overriding && output > 0 && !is_shadow {
+            self.bound(request, output)?;
+        }
 
         let mut plan = Plan {
             departments,
@@ -174,6 +177,10 @@ impl Shared {
                 request.body = request.body.with(name, tokens)?;
             }
         }
+        let overriding = request.body.raw(OVERRIDING_OUTPUT_MEMBER).filter(|_| told.is_none());
+        if overriding.is_some_and(|asked| whole_number(asked).is_none_or(|asked| asked > tokens)) {
+            request.body = request.body.with(OVERRIDING_OUTPUT_MEMBER, tokens)?;
+        }
         if !is_bounded {
             request.body = request.body.with(self.output_member(&request.model), tokens)?;
         }
@@ -212,6 +219,11 @@ impl Shared {
                 },
                 name if bounds.iter().any(|member| member.as_bytes() == name) => {
                     asked.output = asked.output.max(Some(number()?))
+                }
+                name if told.is_none() && name == OVERRIDING_OUTPUT_MEMBER.as_bytes() => {
+                    asked.is_overriding = true;
+                    // Some servers do not know it: what it says may raise a bound, and is none by itself.
+                    asked.output = asked.output.max(whole_number(value));
                 }
                 _ => {}
             }
@@ -314,14 +326,16 @@ impl Obstacle {
 /// What a request asks for that makes a difference to what it may use up.
 struct Asked {
     choices: u64,
-    /// The higher bound, if there are two.
+    /// The highest bound, if there are several.
     output: Option<u64>,
+    /// Whether there is one that some servers obey before all others.
+    is_overriding: bool,
     tiers: Tiers,
 }
 
 impl Default for Asked {
     fn default() -> Self {
-        Self { choices: 1, output: None, tiers: Tiers::STANDARD }
+        Self { choices: 1, output: None, is_overriding: false, tiers: Tiers::STANDARD }
     }
 }
 
