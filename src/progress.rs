@@ -1,8 +1,8 @@
-use crate::CallId;
+use crate::{CallId, usage::Spent};
 use std::{
     fmt, mem,
     sync::{
-        Arc, OnceLock,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicU32, AtomicU64, Ordering},
     },
 };
@@ -32,6 +32,8 @@ struct Family {
     lease: Option<CallId>,
     /// One of them, and what it and its parts are charged to instead: most calls have one such part.
     charged: OnceLock<(u64, CallId)>,
+    /// Of some of them, what their answers used up that are here, and not handed on yet.
+    spent: Mutex<Vec<(u64, Spent)>>,
     /// What all of them are parts of.
     parent: Option<Progress>,
 }
@@ -97,8 +99,15 @@ impl Progress {
     }
 
     fn founding(lease: Option<CallId>, parent: Option<Self>) -> Self {
-        let (dispatched, parts, charged) = (AtomicU64::new(0), AtomicU32::new(1), OnceLock::new());
-        Self { family: Arc::new(Family { dispatched, parts, lease, charged, parent }), bits: 1 }
+        let family = Family {
+            dispatched: AtomicU64::new(0),
+            parts: AtomicU32::new(1),
+            lease,
+            charged: OnceLock::new(),
+            spent: Mutex::default(),
+            parent,
+        };
+        Self { family: Arc::new(family), bits: 1 }
     }
 
     const fn own(&self) -> u64 {
@@ -115,6 +124,21 @@ impl Progress {
             }
             next = family.parent.as_ref();
         }
+    }
+
+    /// Notes what an answer used up that is here, and not handed on yet: whoever only sees the call end learns it by this.
+    pub(crate) fn note_spent(&self, spent: Spent) {
+        let mut next = Some(self);
+        while let Some(Self { family, bits }) = next {
+            family.spent.lock().unwrap_or_else(PoisonError::into_inner).push((*bits, spent));
+            next = family.parent.as_ref();
+        }
+    }
+
+    /// What was last [noted](Self::note_spent) of this part.
+    pub(crate) fn spent(&self) -> Option<Spent> {
+        let noted = self.family.spent.lock().unwrap_or_else(PoisonError::into_inner);
+        noted.iter().rev().find(|(bits, _)| bits & self.own() != 0).map(|(_, spent)| *spent)
     }
 
     /// Whether a provider was asked.
@@ -141,6 +165,7 @@ impl fmt::Debug for Progress {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{Completion, TokenUsage, body::End};
     use proptest::prelude::*;
     use std::time::SystemTime;
 
@@ -149,6 +174,7 @@ mod tests {
         Child(usize),
         Charged(usize),
         Mark(usize),
+        Spend(usize),
     }
 
     fn step() -> impl Strategy<Value = Step> {
@@ -156,6 +182,7 @@ mod tests {
         (of, 0..20).prop_map(|(of, kind)| match kind {
             0 => Step::Charged(of),
             1..4 => Step::Mark(of),
+            4 => Step::Spend(of),
             _ => Step::Child(of),
         })
     }
@@ -163,23 +190,23 @@ mod tests {
     proptest! {
         /// However many there are, and however they descend from one another.
         #[test]
-        fn a_mark_marks_the_part_and_its_ancestors_and_nobody_else(steps in prop::collection::vec(step(), 1..300)) {
-            // Of each: a second one for it, its parent, its lease, and whether it is marked.
+        fn a_mark_or_note_is_of_the_part_and_its_ancestors_and_of_nobody_else(steps in prop::collection::vec(step(), 1..300)) {
+            // Of each: a second one for it, its parent, its lease, whether it is marked, and which note is the last.
             let root = Progress::new();
-            let mut all = vec![(root.clone(), root, None, None, false)];
-            for step in steps {
+            let mut all = vec![(root.clone(), root, None, None, false, None)];
+            for (number, step) in (0_u64..).zip(steps) {
                 match step {
                     Step::Child(of) => {
                         let of = of % all.len();
                         let mut child = all[of].0.clone();
                         let second = child.descend();
-                        all.push((child, second, Some(of), all[of].3, false));
+                        all.push((child, second, Some(of), all[of].3, false, None));
                     }
                     Step::Charged(of) => {
                         let (of, lease) = (of % all.len(), CallId::mint(SystemTime::UNIX_EPOCH));
                         let mut child = all[of].0.clone();
                         let second = child.descend_charged_to(lease);
-                        all.push((child, second, Some(of), Some(lease), false));
+                        all.push((child, second, Some(of), Some(lease), false, None));
                     }
                     Step::Mark(of) => {
                         let mut next = Some(of % all.len());
@@ -189,8 +216,19 @@ mod tests {
                             next = all[at].2;
                         }
                     }
+                    Step::Spend(of) => {
+                        let mut next = Some(of % all.len());
+                        let answer = Completion::text("", TokenUsage::new(number, 0));
+                        all[of % all.len()].1.note_spent(Spent::at(&End::Whole(&answer), None));
+                        while let Some(at) = next {
+                            all[at].5 = Some(number);
+                            next = all[at].2;
+                        }
+                    }
                 }
-                for (progress, second, _, lease, is_marked) in &all {
+                for (progress, second, _, lease, is_marked, noted) in &all {
+                    let spent = |progress: &Progress| progress.spent().and_then(|spent| spent.usage?.input_tokens);
+                    prop_assert_eq!((spent(progress), spent(second)), (*noted, *noted));
                     prop_assert_eq!((progress.is_dispatched(), progress.lease()), (*is_marked, *lease));
                     prop_assert_eq!((second.is_dispatched(), second.lease()), (*is_marked, *lease));
                 }

@@ -31,6 +31,7 @@ use llm_layers::{
         repair,
     },
     testing::{ManualClock, Reply, Scripted, Step},
+    usage::{Place, Slot, UsageEvent, UsageLayer, UsageSink},
 };
 use remote::{Fault, Remote};
 use std::{
@@ -40,7 +41,7 @@ use std::{
     },
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
-use tokio::time::Instant;
+use tokio::{sync::oneshot, time::Instant};
 use tower::{Layer, ServiceExt, service_fn};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -752,6 +753,72 @@ async fn no_member_that_some_servers_know_escapes_the_bound() {
     let free = Bench::new(Limits::new().with_day_requests(10));
     free.call(asks(None, "-1")).await.unwrap();
     assert_eq!((sent(&free, "max_tokens"), sent(&free, "n_predict").as_deref()), (None, Some("-1")));
+}
+
+/// Takes every record, and never says that one is safe.
+#[derive(Clone, Default)]
+struct Unsafe(Arc<Mutex<Vec<UsageEvent>>>, Arc<Mutex<Vec<oneshot::Sender<()>>>>);
+
+impl UsageSink for Unsafe {
+    fn admit(&self) -> Result<Slot, Error> {
+        Ok(Slot::new(self.clone()))
+    }
+}
+
+impl Place for Unsafe {
+    fn record(self: Box<Self>, event: UsageEvent, done: Option<oneshot::Sender<()>>) {
+        self.0.lock().unwrap().push(event);
+        self.1.lock().unwrap().extend(done);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_is_held_for_its_record_is_charged_as_it_is_recorded() {
+    let rates = |input, output| Rates::per_million(input, output).unwrap();
+    let price = Price::new(rates("3", "15")).with_service_tier(ServiceTier::Flex, rates("1", "5"));
+    let prices = PriceBook::of("sheet", [("p/model", price)]).unwrap();
+    let flex = |usage: &str| {
+        let json = format!(
+            r#"{{"service_tier":"flex",{usage}"choices":[{{"message":{{"content":"{}"}}}}]}}"#,
+            "word ".repeat(200)
+        );
+        Reply::complete(Completion::parse(json).unwrap())
+    };
+    let reported = r#""usage":{"prompt_tokens":20,"completion_tokens":4000},"#;
+    let input = plain().with("service_tier", "flex").unwrap().input_bytes() as u64;
+    for (usage, tokens) in [(reported, 4020), ("", input + 100)] {
+        // The caller leaves, at once or for its own deadline; or the record is late.
+        for leaves_after in [Some(0), Some(3), None] {
+            let mut bench = Bench::new(Limits::new().with_day_tokens(1_000_000));
+            bench.layer = QuotaLayer::new(
+                bench.store.clone(),
+                table(Limits::new().with_day_tokens(1_000_000)),
+                prices.clone(),
+            )
+            .with_clock(bench.clock.clone());
+            let sink = Unsafe::default();
+            let record = UsageLayer::new(sink.clone(), Prices::new(prices.clone())).durable(5 * SECOND);
+            bench.provider.push(flex(usage));
+            let service = bench.layer.layer(record.layer(bench.provider.clone()));
+            let call = service.oneshot(ask(plain().with("service_tier", "flex").unwrap()));
+            match leaves_after {
+                Some(seconds) => drop(tokio::time::timeout(seconds * SECOND, call).await.unwrap_err()),
+                None => drop(call.await.unwrap_err()),
+            }
+            let (settled, reserved) = bench.research().await;
+            assert_eq!(
+                (settled.requests, settled.tokens, reserved),
+                (1, tokens, Amount::ZERO),
+                "{leaves_after:?}"
+            );
+            let cost = sink.0.lock().unwrap()[0].cost.amount.unwrap();
+            if !usage.is_empty() {
+                assert_eq!(settled.cost, cost, "{leaves_after:?}");
+            }
+            // In the tier that it was served in.
+            assert!(settled.cost < NanoUsd::new(5_000 * tokens as i64));
+        }
+    }
 }
 
 #[tokio::test]

@@ -128,7 +128,7 @@ impl Lease {
 
     /// What the call used up, as far as anybody knows.
     fn truth(&self, end: &End<'_>) -> Amount {
-        let spent = Spent::at(end);
+        let spent = Spent::at(end, Some(&self.progress));
         // Of what was reserved for the answer, what is left beside that which was reported.
         let left = self.answer.saturating_sub(spent.usage.and_then(|usage| usage.output_tokens).unwrap_or(0));
         let (prompt, tiers) = (self.prompt, self.tiers);
@@ -170,7 +170,7 @@ impl Observe for Lease {
     fn on_end(self, end: End<'_>) {
         self.hold.shared.state.in_flight.fetch_sub(1, Ordering::Relaxed);
         if self.cache.is_hit() {
-            let usage = Spent::at(&end).filled(0, |_| 0);
+            let usage = Spent::at(&end, None).filled(0, |_| 0);
             let tokens = usage.input_tokens.unwrap_or(0).saturating_add(usage.output_tokens.unwrap_or(0));
             if let Some(amount) = self.hold.shared.hit(tokens) {
                 self.charge(amount);

@@ -213,7 +213,7 @@ fn asked(end: &End<'_>, model: &ModelName) -> Option<Arc<str>> {
 }
 
 fn ended(end: &End<'_>, call: &Call, latency: Duration) -> Ended {
-    let spent = Spent::at(end);
+    let spent = Spent::at(end, call.progress.as_ref());
     let tier = spent.tier;
     let billed = spent.billed(call.tiers, estimate(call.input_bytes as u64), estimate);
     let said = |has_content| if has_content { Outcome::Ok } else { Outcome::Empty };

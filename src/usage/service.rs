@@ -2,10 +2,11 @@ use super::{
     layer::Settings,
     recorder::{Committed, Recorder, Which},
     sink::UsageSink,
+    spent::Spent,
 };
 use crate::{
-    Error, LlmRequest, LlmResponse, ResponseBody,
-    body::{Watch, Watched},
+    Error, LlmRequest, LlmResponse, Progress, ResponseBody,
+    body::{End, Watch, Watched},
 };
 use pin_project::pin_project;
 use std::{
@@ -30,8 +31,15 @@ pub struct RecordUsage<S, K> {
 pub struct ResponseFuture<F> {
     #[pin]
     state: State<F>,
-    /// In the durable mode: how long to wait for what.
-    durable: Option<(Committed, Duration)>,
+    durable: Option<Durable>,
+}
+
+/// What is waited for in the durable mode.
+struct Durable {
+    committed: Committed,
+    limit: Duration,
+    /// Of calls only.
+    progress: Option<Progress>,
 }
 
 #[pin_project(project = StateProj)]
@@ -79,8 +87,12 @@ where
         };
         // The same request may be sent twice, by a retry or a hedge above: each call has its own.
         let progress = (self.settings.which == Which::Calls).then(|| request.progress.descend());
-        let durable = self.settings.durable_within.map(|limit| (Committed::default(), limit));
-        let committed = durable.as_ref().map(|(committed, _)| committed.clone());
+        let durable = self.settings.durable_within.map(|limit| Durable {
+            committed: Committed::default(),
+            limit,
+            progress: progress.clone(),
+        });
+        let committed = durable.as_ref().map(|durable| durable.committed.clone());
         let watch = Watch::new(Recorder::start(&self.settings, slot, committed, progress, &request));
         ResponseFuture { state: State::Calling(watch.over(self.inner.call(request))), durable }
     }
@@ -110,10 +122,19 @@ where
                 }
             };
             let Poll::Ready(Ok(answer)) = &mut polled else { return polled };
-            let Some((committed, limit)) = this.durable.take() else { return polled };
-            if let ResponseBody::Stream(chunks) = &mut answer.body {
-                chunks.hold_end(committed.wait(limit));
-                return polled;
+            let Some(Durable { committed, limit, progress }) = this.durable.take() else { return polled };
+            match &mut answer.body {
+                ResponseBody::Stream(chunks) => {
+                    chunks.hold_end(committed.wait(limit));
+                    return polled;
+                }
+                ResponseBody::Complete(completion) if !answer.cache.is_hit() => {
+                    // Limits outside charge what is recorded, also if nobody waits for the answer any more.
+                    if let Some(progress) = progress {
+                        progress.note_spent(Spent::at(&End::Whole(completion), None));
+                    }
+                }
+                ResponseBody::Complete(_) => {}
             }
             let answer = ready!(polled)?;
             this.state.set(State::Holding(Box::pin(held(answer, committed, limit))));

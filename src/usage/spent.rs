@@ -18,7 +18,12 @@ pub(crate) struct Spent {
 }
 
 impl Spent {
-    pub(crate) fn at(end: &End<'_>) -> Self {
+    /// At the end of this part of a call. Who does not follow one may leave it out.
+    pub(crate) fn at(end: &End<'_>, progress: Option<&Progress>) -> Self {
+        if let (End::Failed(..) | End::Abandoned(_), Some(noted)) = (end, progress.and_then(Progress::spent))
+        {
+            return noted;
+        }
         let (error, summary) = match end {
             End::Whole(completion) => {
                 let text_bytes = completion.text_bytes();
