@@ -5,6 +5,9 @@
 //! caller without departments may use every model. What is refused is
 //! [`ModelNotAllowed`](crate::ErrorKind::ModelNotAllowed), and nobody is asked.
 //!
+//! Where a list binds the caller, a request that names [further models](crate::ChatBody::further_models) for the provider to
+//! choose from is refused as an [`InvalidRequest`](crate::ErrorKind::InvalidRequest): no list could say which of them answers.
+//!
 //! Belongs inside of [`Fallback`](crate::fallback) and [`Alias`](crate::alias), and outside of a cache: each attempt is
 //! checked with the model that it is about, also if the answer is cached. A fallback skips a substitute that is refused;
 //! if the model that the caller named is refused, so is the call.
@@ -42,7 +45,7 @@
 //! The layer holds nothing: a dropped call leaves nothing behind.
 
 use crate::{
-    Error, ErrorKind, LlmRequest, LlmResponse,
+    Error, ErrorKind, InvalidReason, LlmRequest, LlmResponse,
     decision::{AccessDecision, Note},
     policies::Policies,
 };
@@ -110,14 +113,25 @@ impl<S> Access<S> {
         self.inner
     }
 
-    /// The first department that may not.
-    fn refused_by<'a>(&self, request: &'a LlmRequest) -> Option<&'a Arc<str>> {
+    /// The first department that may not, and what the caller is told.
+    fn refused_by<'a>(&self, request: &'a LlmRequest) -> Option<(&'a Arc<str>, Error)> {
         let departments = request.context.department_ids();
         if departments.is_empty() {
             return None;
         }
         let table = self.policies.peek();
-        departments.iter().find(|department| !table.of(department).allows(&request.model))
+        let further = request.body.further_models();
+        departments.iter().find_map(|department| {
+            let policy = table.of(department);
+            let error = if !policy.allows(&request.model) {
+                let (department_id, model) = (Arc::clone(department), request.model.clone());
+                Error::new(ErrorKind::ModelNotAllowed { department_id, model })
+            } else {
+                policy.models.as_ref()?;
+                Error::invalid(further?, InvalidReason::FurtherModels)
+            };
+            Some((department, error))
+        })
     }
 }
 
@@ -137,15 +151,12 @@ where
     fn call(&mut self, request: LlmRequest) -> Self::Future {
         let refused_by = self.refused_by(&request);
         request.decisions().note(|| {
-            let department = refused_by.map(Arc::clone);
+            let department = refused_by.as_ref().map(|(department, _)| Arc::clone(department));
             Note::Access(AccessDecision::new(request.model.clone(), department, refused_by.is_none()))
         });
         let state = match refused_by {
             None => State::Calling(self.inner.call(request)),
-            Some(department) => State::Refused(Some(Error::new(ErrorKind::ModelNotAllowed {
-                department_id: Arc::clone(department),
-                model: request.model.clone(),
-            }))),
+            Some((_, error)) => State::Refused(Some(error)),
         };
         ResponseFuture { state }
     }

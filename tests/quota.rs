@@ -755,6 +755,48 @@ async fn no_member_that_some_servers_know_escapes_the_bound() {
     assert_eq!((sent(&free, "max_tokens"), sent(&free, "n_predict").as_deref()), (None, Some("-1")));
 }
 
+#[tokio::test]
+async fn no_request_names_further_models_where_models_or_costs_are_limited() {
+    let among = |member: &str, models: serde_json::Value| ask(plain().with(member, models).unwrap());
+    let bound = |limits, models: Option<&[&str]>| {
+        let policy = DepartmentPolicy::new(limits);
+        let policy = models.map_or(policy.clone(), |models| policy.with_models(models));
+        let table = PolicyTable::default().with("research", policy);
+        let store = MemoryStore::with_clock(ManualClock::new(noon()));
+        let quota = QuotaLayer::new(store, table.clone(), prices());
+        let provider = Scripted::new();
+        let stack = AccessLayer::new(table).layer(quota.layer(provider.clone()));
+        (move |request| stack.clone().oneshot(request), provider)
+    };
+    let cost = Limits::new().with_day_cost(NanoUsd::MAX);
+    for (limits, models) in
+        [(cost, None), (Limits::new(), Some(&["p/*"][..])), (Limits::new(), Some(&["p/model"]))]
+    {
+        let (call, provider) = bound(limits, models);
+        for member in ["models", "fallbacks"] {
+            for further in [
+                serde_json::json!(["p/dear"]),
+                serde_json::json!("p/dear"),
+                serde_json::json!([{"model": "x"}]),
+            ] {
+                let error = call(among(member, further)).await.unwrap_err();
+                let ErrorKind::InvalidRequest { member: Some(named), reason } = error.kind() else {
+                    panic!("{error:?}")
+                };
+                assert_eq!((&**named, reason), (member, &InvalidReason::FurtherModels));
+            }
+            for none in [serde_json::json!([]), serde_json::json!(null)] {
+                call(among(member, none)).await.unwrap();
+            }
+        }
+        assert_eq!(provider.requests().len(), 4, "nobody was asked for more");
+    }
+    // Whoever is bound to neither sends what he likes.
+    let (call, provider) = bound(Limits::new().with_day_tokens(1_000_000), None);
+    call(among("models", serde_json::json!(["p/dear"]))).await.unwrap();
+    assert_eq!(provider.requests()[0].body.raw("models"), Some(&br#"["p/dear"]"#[..]));
+}
+
 /// Takes every record, and never says that one is safe.
 #[derive(Clone, Default)]
 struct Unsafe(Arc<Mutex<Vec<UsageEvent>>>, Arc<Mutex<Vec<oneshot::Sender<()>>>>);

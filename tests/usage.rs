@@ -174,6 +174,40 @@ async fn wherever_it_stands_the_model_that_answered_is_billed() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_model_that_a_provider_has_chosen_among_several_is_billed() {
+    for (further, answered, cost) in [
+        (r#"["b"]"#, "b", Some(2_000)),
+        (r#"["b"]"#, "a", Some(1_000)),
+        // Nobody knows what it costs.
+        (r#"["b"]"#, "nowhere", None),
+        // It was the only one: providers add dates and the like.
+        ("[]", "nowhere", Some(1_000)),
+    ] {
+        let prices = PriceBook::of(
+            "sheet",
+            [
+                ("p/a", Price::new(Rates::per_million("1", "1").unwrap())),
+                ("p/b", Price::new(Rates::per_million("2", "2").unwrap())),
+            ],
+        );
+        let sink = MemorySink::new(8);
+        let leaf = Scripted::new().reply(Reply::complete(
+            Completion::parse(format!(
+                r#"{{"model":"{answered}","choices":[{{"message":{{"content":"hi"}}}}],"usage":{{"prompt_tokens":1,"completion_tokens":0}}}}"#
+            ))
+            .unwrap(),
+        ));
+        let providers = Providers::builder().provider("p", leaf).build().unwrap();
+        let service = UsageLayer::new(sink.clone(), Prices::new(prices.unwrap())).layer(providers);
+        let further: serde_json::Value = serde_json::from_str(further).unwrap();
+        let body = ChatBody::builder().user("Hello").set("models", further).build().unwrap();
+        service.oneshot(LlmRequest::new("p/a", body)).await.unwrap();
+        let event = only(&sink);
+        assert_eq!((event.cost.amount, event.model.as_str()), (cost.map(NanoUsd::new), "p/a"), "{answered}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn failures_are_recorded_if_they_were_sent() {
     let refused = {
         let mut failure = ProviderFailure::new(ErrorClass::Upstream, "p", "a");

@@ -42,6 +42,7 @@ struct Inner {
     input_bytes: usize,
     attached: Attached,
     tiers: Tiers,
+    further_models: Option<&'static str>,
     digest: OnceLock<KeyedDigest>,
 }
 
@@ -169,8 +170,11 @@ impl ChatBody {
 
     fn new(source: Bytes, members: Vec<Member>, attached: Attached) -> Self {
         let (mut streaming, mut input_bytes, mut tiers) = (false, 0, Tiers::STANDARD);
+        let mut further_models = None;
         for member in &members {
             match member.name_bytes(&source) {
+                b"models" if names_any(member.value.get(&source)) => further_models = Some("models"),
+                b"fallbacks" if names_any(member.value.get(&source)) => further_models = Some("fallbacks"),
                 b"stream" => streaming = member.value.get(&source) == b"true",
                 b"service_tier" => tiers = Tiers::named(member.value.get(&source)),
                 b"messages" | b"tools" | b"functions" | b"response_format" => {
@@ -180,7 +184,16 @@ impl ChatBody {
             }
         }
         let digest = OnceLock::new();
-        Self(Arc::new(Inner { source, members, streaming, input_bytes, attached, tiers, digest }))
+        Self(Arc::new(Inner {
+            source,
+            members,
+            streaming,
+            input_bytes,
+            attached,
+            tiers,
+            further_models,
+            digest,
+        }))
     }
 
     // ----- views
@@ -278,6 +291,12 @@ impl ChatBody {
     /// The service tiers that it may be served in.
     pub(crate) fn tiers(&self) -> Tiers {
         self.0.tiers
+    }
+
+    /// The member by which the request names models that a provider may answer with in place of the one that it is asked
+    /// for: `models` at OpenRouter, `fallbacks` at proxies of LiteLLM. Such a provider bills by the model that it took.
+    pub fn further_models(&self) -> Option<&'static str> {
+        self.0.further_models
     }
 
     /// The parts of messages that are not text.
@@ -382,6 +401,11 @@ pub(crate) const OUTPUT_MEMBERS: [&str; 2] = ["max_completion_tokens", "max_toke
 
 /// llama.cpp's own name for it, which its server obeys before these; others pass it over.
 pub(crate) const OVERRIDING_OUTPUT_MEMBER: &str = "n_predict";
+
+/// Whether a member that may name models names any.
+fn names_any(value: &[u8]) -> bool {
+    value != b"null" && !(value.starts_with(b"[") && json::items(value).next().is_none())
+}
 
 impl fmt::Debug for ChatBody {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

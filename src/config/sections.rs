@@ -567,7 +567,8 @@ impl Default for Usage {
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct Department {
-    /// The models that it may use, by name or pattern; without a list all, and by an empty one none.
+    /// The models that it may use, by name or pattern; without a list all, and by an empty one none. With
+    /// one, no request may name models beside its own.
     #[schemars(inner(length(min = 1)))]
     pub models: Option<Vec<String>>,
     /// Requests in a day.

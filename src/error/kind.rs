@@ -121,6 +121,9 @@ pub enum InvalidReason {
     Framing,
     /// There is nothing that it could become at other providers.
     Unsupported,
+    /// It names models that nobody can check, where the caller's departments are bound to a list of models, or to what they
+    /// cost.
+    FurtherModels,
 }
 
 /// Which limit was reached, and when it opens again.
@@ -355,6 +358,9 @@ impl fmt::Display for InvalidReason {
             Self::Encoded => f.write_str("must come as it is, without a content encoding"),
             Self::Framing => f.write_str("does not come as HTTP has it"),
             Self::Unsupported => f.write_str("is not supported"),
+            Self::FurtherModels => {
+                f.write_str("names further models, which is not allowed where models or costs are limited")
+            }
         }
     }
 }

@@ -72,6 +72,10 @@ impl Shared {
         let limits = |limited: fn(&Department) -> bool| departments.iter().any(limited);
         let has_cost = limits(|department| department.limits.has_cost());
         let has_tokens = limits(|department| department.limits.has_tokens());
+        if let (true, Some(member)) = (has_cost && !is_shadow, request.body.further_models()) {
+            // Reserved and settled by the price of the one that is known, they could cost anything.
+            return Err(Error::invalid(member, InvalidReason::FurtherModels));
+        }
 
         let Asked { choices, output, is_overriding, tiers } = match self.asked(request) {
             // What the provider will refuse is let through to it.

@@ -49,6 +49,8 @@ struct Call {
     input_bytes: usize,
     /// Those that it may be served in.
     tiers: Tiers,
+    /// Whether the provider was given others to choose from.
+    has_further_models: bool,
     cache: CacheStatus,
     cache_miss: Option<MissReason>,
 }
@@ -110,6 +112,7 @@ impl Recorder {
             streamed: request.body.is_streaming(),
             input_bytes: request.body.input_bytes(),
             tiers: request.body.tiers(),
+            has_further_models: request.body.further_models().is_some(),
             cache,
             cache_miss,
         }))
@@ -153,7 +156,11 @@ impl Observe for Recorder {
         let Ended { outcome, billed, tier, answered, first_content } = ended(&end, &call, latency);
         // Who fails before there is a head does not say who it is.
         let provider = call.provider.or_else(|| asked(&end, &call.model));
-        let cost = call.settings.prices.bill(&call.model, &billed);
+        let chosen = answered.as_ref().filter(|_| call.has_further_models);
+        let chosen = chosen.map(|model| {
+            provider.iter().flat_map(|name| [&**name, "/"]).chain([&**model]).collect::<String>()
+        });
+        let cost = call.settings.prices.bill(chosen.as_deref().unwrap_or(&call.model), &billed);
         let outcome = match (call.cache, outcome) {
             (CacheStatus::Hit { .. }, Outcome::Ok) => Outcome::CacheHit,
             (CacheStatus::Coalesced, Outcome::Ok) => Outcome::Coalesced,
