@@ -2,8 +2,8 @@ use crate::{CallId, usage::Spent};
 use std::{
     fmt, mem,
     sync::{
-        Arc, Mutex, OnceLock, PoisonError,
-        atomic::{AtomicU32, AtomicU64, Ordering},
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicU64, Ordering},
     },
 };
 
@@ -26,16 +26,24 @@ pub struct Progress {
 /// Parts that share an allocation.
 struct Family {
     dispatched: AtomicU64,
-    /// How many parts there are, or were.
-    parts: AtomicU32,
+    /// How many parts there are, or were; those in families of their own, which these have, too.
+    parts: AtomicU64,
     /// What they are charged to.
     lease: Option<CallId>,
     /// One of them, and what it and its parts are charged to instead: most calls have one such part.
     charged: OnceLock<(u64, CallId)>,
-    /// Of some of them, what their answers used up that are here, and not handed on yet.
-    spent: Mutex<Vec<(u64, Spent)>>,
+    noted: Mutex<Option<Noted>>,
     /// What all of them are parts of.
     parent: Option<Progress>,
+}
+
+/// What an answer used up that nobody was given.
+struct Noted {
+    /// Of the part that it is of, and of all that this is a part of.
+    bits: u64,
+    spent: Spent,
+    /// How many parts there were: it says nothing of those that came later.
+    parts: u64,
 }
 
 impl Progress {
@@ -91,20 +99,23 @@ impl Progress {
 
     /// A part in the same family, if there is room for one.
     fn sharing(&self) -> Option<Self> {
-        let parts = &self.family.parts;
-        // Looked at first: counted up for ever, it would begin anew some day.
-        let has_room = parts.load(Ordering::Relaxed) < u64::BITS;
-        let own = has_room.then(|| 1_u64.checked_shl(parts.fetch_add(1, Ordering::Relaxed)))??;
+        let mut next = self.family.parent.as_ref();
+        while let Some(Self { family, .. }) = next {
+            family.parts.fetch_add(1, Ordering::Relaxed);
+            next = family.parent.as_ref();
+        }
+        let number = u32::try_from(self.family.parts.fetch_add(1, Ordering::Relaxed)).ok()?;
+        let own = 1_u64.checked_shl(number)?;
         Some(Self { family: Arc::clone(&self.family), bits: self.bits | own })
     }
 
     fn founding(lease: Option<CallId>, parent: Option<Self>) -> Self {
         let family = Family {
             dispatched: AtomicU64::new(0),
-            parts: AtomicU32::new(1),
+            parts: AtomicU64::new(1),
             lease,
             charged: OnceLock::new(),
-            spent: Mutex::default(),
+            noted: Mutex::default(),
             parent,
         };
         Self { family: Arc::new(family), bits: 1 }
@@ -126,24 +137,36 @@ impl Progress {
         }
     }
 
-    /// Notes what an answer used up that is here, and not handed on yet: whoever only sees the call end learns it by this.
+    /// Notes what an answer used up that is here, and that nobody will be given: whoever sees no more than that the call
+    /// was dropped learns it by this.
     pub(crate) fn note_spent(&self, spent: Spent) {
         let mut next = Some(self);
         while let Some(Self { family, bits }) = next {
-            family.spent.lock().unwrap_or_else(PoisonError::into_inner).push((*bits, spent));
+            let parts = family.parts.load(Ordering::Relaxed);
+            *family.noted() = Some(Noted { bits: *bits, spent, parts });
             next = family.parent.as_ref();
         }
     }
 
-    /// What was last [noted](Self::note_spent) of this part.
+    /// What was [noted](Self::note_spent) of this part, if nothing was tried since.
     pub(crate) fn spent(&self) -> Option<Spent> {
-        let noted = self.family.spent.lock().unwrap_or_else(PoisonError::into_inner);
-        noted.iter().rev().find(|(bits, _)| bits & self.own() != 0).map(|(_, spent)| *spent)
+        let parts = self.family.parts.load(Ordering::Relaxed);
+        let noted = self.family.noted();
+        noted
+            .as_ref()
+            .filter(|noted| noted.bits & self.own() != 0 && noted.parts == parts)
+            .map(|noted| noted.spent)
     }
 
     /// Whether a provider was asked.
     pub fn is_dispatched(&self) -> bool {
         self.family.dispatched.load(Ordering::Acquire) & self.own() != 0
+    }
+}
+
+impl Family {
+    fn noted(&self) -> MutexGuard<'_, Option<Noted>> {
+        self.noted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -167,7 +190,7 @@ mod tests {
     use super::*;
     use crate::{Completion, TokenUsage, body::End};
     use proptest::prelude::*;
-    use std::time::SystemTime;
+    use std::{collections::HashSet, time::SystemTime};
 
     #[derive(Debug, Clone, Copy)]
     enum Step {
@@ -187,26 +210,46 @@ mod tests {
         })
     }
 
+    #[test]
+    fn a_note_says_nothing_of_what_is_tried_after_it() {
+        let answer = Completion::text("", TokenUsage::new(7, 0));
+        let spent = Spent::at(&End::Whole(&answer), None);
+        let call = Progress::new();
+        // Beyond 64, parts are in families of their own.
+        for _ in 0..200 {
+            let (part, sibling) = (call.child(), call.child());
+            let attempt = part.child();
+            attempt.note_spent(spent);
+            assert!([&call, &part, &attempt].iter().all(|progress| progress.spent().is_some()));
+            assert!(sibling.spent().is_none());
+            drop(part.child());
+            assert!([&call, &part].iter().all(|progress| progress.spent().is_none()));
+        }
+    }
+
     proptest! {
         /// However many there are, and however they descend from one another.
         #[test]
-        fn a_mark_or_note_is_of_the_part_and_its_ancestors_and_of_nobody_else(steps in prop::collection::vec(step(), 1..300)) {
-            // Of each: a second one for it, its parent, its lease, whether it is marked, and which note is the last.
+        fn a_mark_or_a_note_is_of_the_part_and_its_ancestors_and_of_nobody_else(steps in prop::collection::vec(step(), 1..300)) {
+            // Of each: a second one for it, its parent, its lease, and whether it is marked.
             let root = Progress::new();
-            let mut all = vec![(root.clone(), root, None, None, false, None)];
+            let mut all = vec![(root.clone(), root, None, None, false)];
+            let spent = |progress: &Progress| progress.spent().and_then(|spent| spent.usage?.input_tokens);
             for (number, step) in (0_u64..).zip(steps) {
+                // Which have a note of this step.
+                let mut noted = HashSet::new();
                 match step {
                     Step::Child(of) => {
                         let of = of % all.len();
                         let mut child = all[of].0.clone();
                         let second = child.descend();
-                        all.push((child, second, Some(of), all[of].3, false, None));
+                        all.push((child, second, Some(of), all[of].3, false));
                     }
                     Step::Charged(of) => {
                         let (of, lease) = (of % all.len(), CallId::mint(SystemTime::UNIX_EPOCH));
                         let mut child = all[of].0.clone();
                         let second = child.descend_charged_to(lease);
-                        all.push((child, second, Some(of), Some(lease), false, None));
+                        all.push((child, second, Some(of), Some(lease), false));
                     }
                     Step::Mark(of) => {
                         let mut next = Some(of % all.len());
@@ -221,14 +264,15 @@ mod tests {
                         let answer = Completion::text("", TokenUsage::new(number, 0));
                         all[of % all.len()].1.note_spent(Spent::at(&End::Whole(&answer), None));
                         while let Some(at) = next {
-                            all[at].5 = Some(number);
+                            noted.insert(at);
                             next = all[at].2;
                         }
                     }
                 }
-                for (progress, second, _, lease, is_marked, noted) in &all {
-                    let spent = |progress: &Progress| progress.spent().and_then(|spent| spent.usage?.input_tokens);
-                    prop_assert_eq!((spent(progress), spent(second)), (*noted, *noted));
+                for (at, (progress, second, _, lease, is_marked)) in all.iter().enumerate() {
+                    for progress in [progress, second] {
+                        prop_assert_eq!(spent(progress) == Some(number), noted.contains(&at));
+                    }
                     prop_assert_eq!((progress.is_dispatched(), progress.lease()), (*is_marked, *lease));
                     prop_assert_eq!((second.is_dispatched(), second.lease()), (*is_marked, *lease));
                 }

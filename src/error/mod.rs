@@ -7,7 +7,7 @@ pub use self::kind::{
     ErrorClass, ErrorKind, InvalidReason, Period, ProviderFailure, QuotaExceeded, QuotaKind, TimeoutPhase,
 };
 
-use crate::{FinishReason, ModelName, Progress, TokenUsage, decision::Decisions};
+use crate::{FinishReason, ModelName, Progress, TokenUsage, decision::Decisions, usage::Spent};
 use http::StatusCode;
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -48,6 +48,7 @@ struct Repr {
     source: Option<Arc<dyn std::error::Error + Send + Sync>>,
     dispatched: bool,
     usage: Option<TokenUsage>,
+    spent: Option<Spent>,
     finish: Option<FinishReason>,
     attempts: Vec<Attempt>,
     decisions: Decisions,
@@ -82,6 +83,7 @@ impl Error {
             source: None,
             dispatched: false,
             usage: None,
+            spent: None,
             finish: None,
             attempts: Vec::new(),
             decisions: Decisions::default(),
@@ -141,6 +143,17 @@ impl Error {
     pub fn with_usage(mut self, usage: TokenUsage) -> Self {
         self.repr().usage = Some(usage);
         self
+    }
+
+    /// Says what an answer used up that is withheld.
+    pub(crate) fn with_spent(mut self, spent: Spent) -> Self {
+        let repr = self.repr();
+        (repr.usage, repr.spent) = (spent.usage, Some(spent));
+        self
+    }
+
+    pub(crate) fn spent(&self) -> Option<Spent> {
+        self.0.spent
     }
 
     /// Says why the answer ended that was none.

@@ -34,6 +34,13 @@ pub struct ResponseFuture<F> {
     durable: Option<Durable>,
 }
 
+/// A whole answer that is not handed out before its record is safe.
+struct Held {
+    answer: Option<LlmResponse>,
+    is_safe: Pin<Box<dyn Future<Output = Result<(), Error>> + Send>>,
+    progress: Option<Progress>,
+}
+
 /// What is waited for in the durable mode.
 struct Durable {
     committed: Committed,
@@ -45,8 +52,7 @@ struct Durable {
 #[pin_project(project = StateProj)]
 enum State<F> {
     Calling(#[pin] Watched<F, Recorder>),
-    /// A whole answer that is not handed out before its record is safe.
-    Holding(Pin<Box<dyn Future<Output = Result<LlmResponse, Error>> + Send>>),
+    Holding(Pin<Box<Held>>),
     Refused(Option<Error>),
 }
 
@@ -123,42 +129,49 @@ where
             };
             let Poll::Ready(Ok(answer)) = &mut polled else { return polled };
             let Some(Durable { committed, limit, progress }) = this.durable.take() else { return polled };
-            match &mut answer.body {
-                ResponseBody::Stream(chunks) => {
-                    chunks.hold_end(committed.wait(limit));
-                    return polled;
-                }
-                ResponseBody::Complete(completion) if !answer.cache.is_hit() => {
-                    // Limits outside charge what is recorded, also if nobody waits for the answer any more.
-                    if let Some(progress) = progress {
-                        progress.note_spent(Spent::at(&End::Whole(completion), None));
-                    }
-                }
-                ResponseBody::Complete(_) => {}
+            if let ResponseBody::Stream(chunks) = &mut answer.body {
+                chunks.hold_end(committed.wait(limit));
+                return polled;
             }
-            let answer = ready!(polled)?;
-            this.state.set(State::Holding(Box::pin(held(answer, committed, limit))));
+            let answer = Some(ready!(polled)?);
+            let is_safe = Box::pin(committed.wait(limit));
+            this.state.set(State::Holding(Box::pin(Held { answer, is_safe, progress })));
         }
     }
 }
 
-/// Hands the answer out once its record is safe.
-async fn held(answer: LlmResponse, committed: Committed, limit: Duration) -> Result<LlmResponse, Error> {
-    match committed.wait(limit).await {
-        Ok(()) => Ok(answer),
-        Err(error) => Err(withheld(error, &answer)),
+impl Held {
+    /// What the answer used up, which limits outside charge, whoever gets it or not: it is recorded.
+    fn spent(answer: &LlmResponse) -> Option<Spent> {
+        match &answer.body {
+            ResponseBody::Complete(completion) if !answer.cache.is_hit() => {
+                Some(Spent::at(&End::Whole(completion), None))
+            }
+            _ => None,
+        }
     }
 }
 
-/// Whoever counts what was used up counts what the answer says of it, though nobody gets the answer.
-fn withheld(error: Error, answer: &LlmResponse) -> Error {
-    let error = error.with_dispatched(true);
-    match &answer.body {
-        ResponseBody::Complete(completion) => match completion.usage() {
-            Some(usage) => error.with_usage(*usage),
-            None => error,
-        },
-        ResponseBody::Stream(_) => error,
+impl Future for Held {
+    type Output = Result<LlmResponse, Error>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let is_safe = ready!(self.is_safe.as_mut().poll(cx));
+        let answer = self.answer.take().expect("a future is not polled after its end");
+        Poll::Ready(match (is_safe, Self::spent(&answer)) {
+            (Ok(()), _) => Ok(answer),
+            (Err(error), Some(spent)) => Err(error.with_dispatched(true).with_spent(spent)),
+            (Err(error), None) => Err(error),
+        })
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let spent = self.answer.as_ref().and_then(Self::spent);
+        if let (Some(progress), Some(spent)) = (&self.progress, spent) {
+            progress.note_spent(spent);
+        }
     }
 }
 

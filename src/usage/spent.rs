@@ -20,9 +20,14 @@ pub(crate) struct Spent {
 impl Spent {
     /// At the end of this part of a call. Who does not follow one may leave it out.
     pub(crate) fn at(end: &End<'_>, progress: Option<&Progress>) -> Self {
-        if let (End::Failed(..) | End::Abandoned(_), Some(noted)) = (end, progress.and_then(Progress::spent))
-        {
-            return noted;
+        // Of an answer that was here, and was handed to nobody.
+        let withheld = match end {
+            End::Failed(error, _) => error.spent(),
+            End::Abandoned(_) => progress.and_then(Progress::spent),
+            End::Whole(_) | End::StreamEnded(_) => None,
+        };
+        if let Some(spent) = withheld {
+            return spent;
         }
         let (error, summary) = match end {
             End::Whole(completion) => {
