@@ -206,7 +206,8 @@ impl Copying {
         let copied = runtime.block_on(reader.copy_to(ledger, ENTRIES))?;
         if copied > 0 {
             // After what it speaks of: what is copied twice is there once.
-            let new = cursor.with_extension("new");
+            let mut new = cursor.as_os_str().to_owned();
+            new.push(".new");
             fs::write(&new, reader.cursor())?;
             fs::rename(&new, cursor)?;
         }
