@@ -119,6 +119,8 @@ pub trait PolicySource: Send + 'static {
     fn read(&mut self) -> Result<Option<PolicyTable>, BoxError>;
 }
 
+const LEAST_PAUSE: Duration = Duration::from_millis(10);
+
 /// Reads a [`PolicySource`] on a thread of its own, until it is dropped.
 #[derive(Debug)]
 #[must_use = "policies are followed until this is dropped"]
@@ -149,7 +151,7 @@ impl Policies {
         self.0.load()
     }
 
-    /// Reads `source` now, and then `every` so often. `on_error` is told why it cannot be read, of each cause once until it can.
+    /// Reads `source` now, and then `every` so often, a hundred times in a second at most. `on_error` is told why it cannot be read, of each cause once until it can.
     ///
     /// # Errors
     ///
@@ -167,6 +169,7 @@ impl Policies {
         }
         let policies = self.clone();
         let (stop, stopped) = mpsc::channel();
+        let every = every.max(LEAST_PAUSE);
         let run = move || {
             let told = Told::default();
             while let Err(mpsc::RecvTimeoutError::Timeout) = stopped.recv_timeout(every) {

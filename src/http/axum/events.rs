@@ -113,10 +113,13 @@ impl Events {
         self
     }
 
-    /// Sends a comment whenever the stream was silent for so long; never unless told.
+    /// Sends a comment whenever the stream was silent for so long; never unless told, or if that is no time at all.
     #[must_use]
     pub const fn with_keep_alive(mut self, silence: Option<Duration>) -> Self {
-        self.keep_alive = silence;
+        self.keep_alive = match silence {
+            Some(Duration::ZERO) => None,
+            silence => silence,
+        };
         self
     }
 

@@ -49,9 +49,12 @@ impl<F> Messages<F> {
         self.chunks.is_none()
     }
 
+    /// Ends it before its chunks have: to those who watch the answer it has failed.
     fn fail(&mut self, error: Error) -> Status {
-        self.chunks = None;
-        error.into()
+        match self.chunks.take() {
+            Some(mut chunks) => chunks.cut(error).into(),
+            None => error.into(),
+        }
     }
 }
 
@@ -68,9 +71,7 @@ where
         loop {
             let Some(chunks) = &mut this.chunks else { return Poll::Ready(None) };
             if is_late {
-                // To those who watch the answer it has failed, as one has that came to no end in time.
-                let late = chunks.cut(Deadline::error());
-                return Poll::Ready(Some(Err(this.fail(late))));
+                return Poll::Ready(Some(Err(this.fail(Deadline::error()))));
             }
             match Pin::new(chunks).poll_next(cx) {
                 Poll::Ready(Some(Ok(chunk))) => {
@@ -83,7 +84,10 @@ where
                         Err(error) => return Poll::Ready(Some(Err(this.fail(error)))),
                     }
                 }
-                Poll::Ready(Some(Err(error))) => return Poll::Ready(Some(Err(this.fail(error)))),
+                Poll::Ready(Some(Err(error))) => {
+                    this.chunks = None;
+                    return Poll::Ready(Some(Err(error.into())));
+                }
                 Poll::Ready(None) => this.chunks = None,
                 Poll::Pending => match this.deadline.poll(cx) {
                     Poll::Ready(_) => is_late = true,

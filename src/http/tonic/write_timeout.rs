@@ -68,10 +68,14 @@ async fn watch<F>(messages: Weak<Mutex<Option<Messages<F>>>>, reader: Arc<Reader
             if messages.as_ref().is_none_or(Messages::has_ended) {
                 return;
             }
-            if let Some(since) = *lock(&reader.idle_since) {
+            let idle_since = *lock(&reader.idle_since);
+            if let Some(since) = idle_since {
                 let idle = since.elapsed();
                 if idle >= limit {
-                    *messages = None;
+                    let hung_up_on = messages.take();
+                    // Outside of the locks: whoever is dropped may wake the reader.
+                    drop(messages);
+                    drop(hung_up_on);
                     return;
                 }
                 due = after(limit - idle);
