@@ -32,7 +32,7 @@ mod xai {
 
 use self::{
     chat::Service,
-    connection::{Connection, Line},
+    connection::{Connection, HangUp, Line},
     per_call::PerCall,
     settings::Settings,
 };
@@ -200,6 +200,7 @@ async fn serve(settings: Settings, config: Config) -> Result<(), Box<dyn Error>>
         tokio::select! {
             served = &mut server => served?,
             _ = stopped => {
+                hang_up.send_replace(HangUp::Strangers);
                 let (grace, mut again) = (handle.config().server.shutdown_grace.0, Signals::new()?);
                 tokio::select! {
                     served = &mut server => served?,
@@ -210,7 +211,7 @@ async fn serve(settings: Settings, config: Config) -> Result<(), Box<dyn Error>>
         }
     }
     // What is left is hung up on, and thereby recorded and charged, while there is somebody to do it.
-    hang_up.send_replace(true);
+    hang_up.send_replace(HangUp::Everybody);
     let _ = timeout(HANG_UP_TIMEOUT, hang_up.closed()).await;
     let report = handle.shutdown(Duration::from_secs(20)).await;
     if !report.is_clean() {

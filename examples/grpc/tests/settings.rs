@@ -249,6 +249,19 @@ async fn a_file_that_is_never_read_to_its_end_does_not_keep_it_from_ending() {
     drop(pipe);
 }
 
+#[tokio::test]
+async fn who_says_nothing_is_not_waited_for_at_the_end() {
+    let mut server = Server::start(ECHO);
+    let silent = TcpStream::connect(&server.address).await.unwrap();
+    // He is accepted before whoever comes after him is answered.
+    ask(&mut server.client().await, 1, 1).await.unwrap();
+    server.terminate().await;
+    assert_eq!(server.ended().await, Some(0));
+    let told = server.tells("", 0).await;
+    assert!(!told.contains("stopped before"), "{told}");
+    drop(silent);
+}
+
 #[test]
 fn what_is_no_number_of_threads_is_told_by_a_line_and_the_exit_code() {
     for threads in ["0", "two", ""] {
