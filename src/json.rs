@@ -96,34 +96,74 @@ pub(crate) fn joined(content: &[u8]) -> Cow<'_, str> {
 }
 
 /// The items of a valid JSON array; none if it is something else.
-pub(crate) fn items(array: &[u8]) -> impl Iterator<Item = &[u8]> {
+pub(crate) fn items(array: &[u8]) -> Items<'_> {
     let start = skip(array, 0, b' ');
-    let mut at = if array.get(start) == Some(&b'[') { start + 1 } else { array.len() };
-    std::iter::from_fn(move || {
-        at = skip(array, at, b',');
-        if matches!(array.get(at), None | Some(b']')) {
-            return None;
-        }
-        let start = at;
-        at = value_end(array, at);
-        (at > start).then(|| &array[start..at])
-    })
+    Items { array, at: if array.get(start) == Some(&b'[') { start + 1 } else { array.len() } }
+}
+
+/// See [`items`].
+pub(crate) struct Items<'a> {
+    array: &'a [u8],
+    at: usize,
 }
 
 /// The members of a valid JSON object, as quoted name and value; none if it is something else.
-pub(crate) fn members(object: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
+pub(crate) fn members(object: &[u8]) -> Members<'_> {
     let start = skip(object, 0, b' ');
-    let mut at = if object.get(start) == Some(&b'{') { start + 1 } else { object.len() };
-    std::iter::from_fn(move || {
-        at = skip(object, at, b',');
-        if matches!(object.get(at), None | Some(b'}')) {
+    Members { object, at: if object.get(start) == Some(&b'{') { start + 1 } else { object.len() } }
+}
+
+/// See [`members`].
+pub(crate) struct Members<'a> {
+    object: &'a [u8],
+    at: usize,
+}
+
+impl<'a> Items<'a> {
+    /// The first byte of the next item.
+    pub(crate) fn peek(&mut self) -> Option<u8> {
+        self.at = skip(self.array, self.at, b',');
+        self.array.get(self.at).copied().filter(|byte| *byte != b']')
+    }
+
+    /// The members of the next item, which then has to be [passed](Self::pass) by them.
+    pub(crate) fn members(&mut self) -> Members<'a> {
+        self.peek();
+        members(&self.array[self.at..])
+    }
+
+    /// Goes on behind the item whose members these are, all of which were read.
+    pub(crate) const fn pass(&mut self, members: &Members<'_>) {
+        // Behind the bracket that ended it.
+        self.at += members.at + 1;
+    }
+}
+
+impl<'a> Iterator for Items<'a> {
+    type Item = &'a [u8];
+
+    fn next(&mut self) -> Option<&'a [u8]> {
+        self.peek()?;
+        let start = self.at;
+        self.at = value_end(self.array, start);
+        (self.at > start).then(|| &self.array[start..self.at])
+    }
+}
+
+impl<'a> Iterator for Members<'a> {
+    type Item = (&'a [u8], &'a [u8]);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let object = self.object;
+        self.at = skip(object, self.at, b',');
+        if matches!(object.get(self.at), None | Some(b'}')) {
             return None;
         }
-        let name = &object[at..string_end(object, at)];
-        let start = skip(object, at + name.len(), b':');
-        at = value_end(object, start);
-        Some((name, &object[start..at]))
-    })
+        let name = &object[self.at..string_end(object, self.at)];
+        let start = skip(object, self.at + name.len(), b':');
+        self.at = value_end(object, start);
+        Some((name, &object[start..self.at]))
+    }
 }
 
 /// The value of one member of a valid JSON object. Of several the last, as nearly everybody reads JSON: what is checked or compared

@@ -43,6 +43,8 @@ struct Inner {
     attached: Attached,
     tiers: Tiers,
     further_models: Option<&'static str>,
+    /// Whether the source is all of it, as it came.
+    is_source: bool,
     digest: OnceLock<KeyedDigest>,
 }
 
@@ -165,10 +167,10 @@ impl ChatBody {
         }
         let members = index(&source, limits)?;
         let attached = check(&source, &members, limits)?;
-        Ok(Self::new(source, members, attached))
+        Ok(Self::new(source, members, attached, true))
     }
 
-    fn new(source: Bytes, members: Vec<Member>, attached: Attached) -> Self {
+    fn new(source: Bytes, members: Vec<Member>, attached: Attached, is_source: bool) -> Self {
         let (mut streaming, mut input_bytes, mut tiers) = (false, 0, Tiers::STANDARD);
         let mut further_models = None;
         for member in &members {
@@ -192,6 +194,7 @@ impl ChatBody {
             attached,
             tiers,
             further_models,
+            is_source,
             digest,
         }))
     }
@@ -345,7 +348,7 @@ impl ChatBody {
                 members.push(Member { raw_name, unescaped: Some(name.into()), value });
             }
         }
-        Ok(Self::new(self.0.source.clone(), members, attached))
+        Ok(Self::new(self.0.source.clone(), members, attached, false))
     }
 
     /// Leaves a top-level member out.
@@ -354,7 +357,7 @@ impl ChatBody {
         let mut members = self.0.members.clone();
         members.retain(|m| !m.is(&self.0.source, name));
         let attached = if name == "messages" { Attached::default() } else { self.0.attached };
-        Self::new(self.0.source.clone(), members, attached)
+        Self::new(self.0.source.clone(), members, attached, false)
     }
 
     // ----- on the wire
@@ -383,8 +386,11 @@ impl ChatBody {
         out.put_u8(b'}');
     }
 
-    /// The request for `model` as JSON.
+    /// The request for `model` as JSON: without a copy, if that is what came.
     pub fn to_json(&self, model: &str) -> Bytes {
+        if self.0.is_source && self.raw("model").is_some_and(|raw| is_spelt(raw, model)) {
+            return self.0.source.clone();
+        }
         let mut out = BytesMut::new();
         self.write_to(model, &mut out);
         out.freeze()
@@ -411,6 +417,11 @@ impl fmt::Debug for ChatBody {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ChatBody").field("bytes", &self.encoded_len()).finish_non_exhaustive()
     }
+}
+
+/// Whether a JSON string is this text, without any escapes.
+fn is_spelt(raw: &[u8], text: &str) -> bool {
+    raw.get(1..raw.len().saturating_sub(1)) == Some(text.as_bytes()) && !text.contains('\\')
 }
 
 fn write_model(model: &str, out: &mut BytesMut) {
@@ -565,21 +576,24 @@ fn is_name(value: &[u8]) -> bool {
 }
 
 fn check_messages(messages: &[u8], limit: usize) -> Result<Attached, Error> {
-    let (mut any, mut attached) = (false, Attached::default());
-    for (at, message) in json::items(messages).enumerate() {
-        any = true;
-        if at == limit {
+    let (mut number, mut attached) = (0, Attached::default());
+    let mut rest = json::items(messages);
+    while let Some(first) = rest.peek() {
+        if number == limit {
             return Err(Error::invalid("messages", InvalidReason::TooMany { limit }));
         }
-        if message.first() != Some(&b'{') {
+        if first != b'{' {
             return Err(Error::invalid(
-                format!("messages[{at}]"),
+                format!("messages[{number}]"),
                 InvalidReason::Mistyped { expected: "an object" },
             ));
         }
-        let invalid = |member: &str, reason| Err(Error::invalid(format!("messages[{at}].{member}"), reason));
+        let invalid =
+            |member: &str, reason| Err(Error::invalid(format!("messages[{number}].{member}"), reason));
         let (mut role, mut content) = (None, None);
-        for (name, value) in json::members(message) {
+        // Where it ends is known when it has been read: prompts are long.
+        let mut members = rest.members();
+        for (name, value) in members.by_ref() {
             // Twice, one would be checked here and the other obeyed there.
             let (name, seen) = match name {
                 name if json::is_name(name, "role") => ("role", &mut role),
@@ -590,6 +604,7 @@ fn check_messages(messages: &[u8], limit: usize) -> Result<Attached, Error> {
                 return invalid(name, InvalidReason::Duplicate);
             }
         }
+        rest.pass(&members);
         match role {
             Some([b'"', ..]) => {}
             None => return invalid("role", InvalidReason::Missing),
@@ -598,8 +613,9 @@ fn check_messages(messages: &[u8], limit: usize) -> Result<Attached, Error> {
         if let Some(parts @ [b'[', ..]) = content {
             json::items(parts).for_each(|part| attached.add(part));
         }
+        number += 1;
     }
-    if any { Ok(attached) } else { Err(Error::invalid("messages", InvalidReason::Empty)) }
+    if number > 0 { Ok(attached) } else { Err(Error::invalid("messages", InvalidReason::Empty)) }
 }
 
 impl Attached {

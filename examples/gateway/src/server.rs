@@ -29,6 +29,9 @@ use tokio::{
 /// How long a connection may be open without a whole head of a request.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// How much of a body is read at once at most: a long prompt that comes in one piece is not copied into one.
+const READ_AT_ONCE: usize = 256 << 10;
+
 /// How long idle connections may take to close once all answers have ended.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -224,7 +227,8 @@ async fn take(
 ) {
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
-    http.max_buf_size(limits.max_header_bytes).max_headers(limits.max_headers);
+    http.max_header_size(limits.max_header_bytes).max_headers(limits.max_headers);
+    http.max_buf_size(limits.max_header_bytes.max(READ_AT_ONCE));
     loop {
         let accepted = tokio::select! {
             accepted = accept(listener) => accepted,
