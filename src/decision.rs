@@ -302,7 +302,7 @@ pub(crate) fn of_answer(decisions: &Decisions, answer: &LlmResponse) -> Decision
 impl Error {
     /// What was decided on the way to this error.
     pub fn decision_record(&self) -> DecisionRecord {
-        of_error(self.decisions(), self)
+        of_error(self.decisions(), self, self.attempts())
     }
 }
 
@@ -315,11 +315,11 @@ pub(crate) fn of_broken(mut record: DecisionRecord, error: &Error) -> DecisionRe
     record
 }
 
-/// What was decided on the way to `error`, by these notes.
-pub(crate) fn of_error(decisions: &Decisions, error: &Error) -> DecisionRecord {
-    let mut record = decisions.record(error.attempts());
+/// What was decided on the way to `error`, by these notes, when this had failed.
+pub(crate) fn of_error(decisions: &Decisions, error: &Error, failed: &[Attempt]) -> DecisionRecord {
+    let mut record = decisions.record(failed);
     record.failure = Some(error.reason());
-    for error in error.attempts().iter().map(|attempt| &attempt.error).chain([error]) {
+    for error in failed.iter().map(|attempt| &attempt.error).chain([error]) {
         match error.kind() {
             ErrorKind::QuotaExceeded(quota) => {
                 let refused = QuotaDecision::refused(quota);

@@ -165,6 +165,7 @@ pub mod provider;
 pub mod providers;
 pub mod quota;
 mod request;
+mod so_far;
 #[cfg(feature = "rusqlite")]
 mod sqlite;
 #[cfg(feature = "config")]

@@ -2,6 +2,7 @@ use crate::{
     BodyLimits, CacheStatus, ChatBody, Error, InvalidReason, ModelName, Progress, RequestContext,
     cache::{Aboard, BypassReason, MissReason},
     decision::Decisions,
+    so_far::{Around, SoFar},
 };
 use bytes::Bytes;
 use std::{
@@ -51,9 +52,9 @@ pub struct LlmRequest {
     cache: Option<NoAnswer>,
     /// Which shared calls it is part of.
     aboard: Option<Arc<Aboard>>,
-    /// What a span further out has left for those within, where no thread-local carries it.
+    /// What the span of the whole call has left for those within.
     /// Weak, for requests are kept by anybody, and a span must not live as long as they do.
-    scope: Option<Weak<dyn Any + Send + Sync>>,
+    around: Option<Weak<Around<dyn Any + Send + Sync>>>,
     extensions: Option<Arc<http::Extensions>>,
 }
 
@@ -89,7 +90,7 @@ impl LlmRequest {
             provider: None,
             cache: None,
             aboard: None,
-            scope: None,
+            around: None,
             extensions: None,
         }
     }
@@ -154,14 +155,21 @@ impl LlmRequest {
         self.aboard = Some(aboard);
     }
 
-    pub(crate) fn scope<T: Send + Sync + 'static>(&self) -> Option<Arc<T>> {
-        self.scope.as_ref()?.upgrade()?.downcast().ok()
+    /// The span of the whole call, as long as it lives.
+    pub(crate) fn around(&self) -> Option<Arc<Around<dyn Any + Send + Sync>>> {
+        self.around.as_ref()?.upgrade()
     }
 
-    /// As long as `scope` lives, those within find it.
-    pub(crate) fn set_scope<T: Send + Sync + 'static>(&mut self, scope: &Arc<T>) {
-        let scope: Weak<T> = Arc::downgrade(scope);
-        self.scope = Some(scope);
+    pub(crate) fn set_around<T: Send + Sync + 'static>(&mut self, around: &Arc<Around<Option<T>>>) {
+        let around: Weak<Around<Option<T>>> = Arc::downgrade(around);
+        self.around = Some(around);
+    }
+
+    /// Tells the span of the whole call, if there is one, how far this has come.
+    pub(crate) fn tell(&self, so_far: impl FnOnce(&mut SoFar)) {
+        if let Some(around) = self.around() {
+            around.with(so_far);
+        }
     }
 
     /// The provider that the model is of, within [`Providers`](crate::providers::Providers); of one in another, both.
@@ -190,7 +198,7 @@ impl LlmRequest {
             decisions: _,
             cache: _,
             aboard: _,
-            scope: _,
+            around: _,
             // No layer of this crate decides anything on them.
             extensions: _,
         } = self;

@@ -15,3 +15,5 @@ mod record;
 mod seen;
 #[path = "telemetry/stack.rs"]
 mod stack;
+#[path = "telemetry/unanswered.rs"]
+mod unanswered;

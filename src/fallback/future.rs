@@ -53,6 +53,8 @@ struct Attempts<P> {
     failed: Vec<Attempt>,
     /// Whether a provider was asked by one of them.
     was_sent: bool,
+    /// There is an answer, or an error, that tells of them.
+    are_told: bool,
     calls_left: u16,
     skips_left: u16,
     wait: Duration,
@@ -88,6 +90,7 @@ where
             models: Vec::new(),
             failed: Vec::new(),
             was_sent: false,
+            are_told: false,
             calls_left: bounds.max_attempts,
             // Skips cost nothing but time; a policy that names ever new strangers still comes to its end.
             skips_left: 64,
@@ -178,8 +181,10 @@ fn not_found(model: &ModelName) -> Error {
 #[pinned_drop]
 impl<S: Service<LlmRequest>, P> PinnedDrop for ResponseFuture<S, P> {
     fn drop(self: Pin<&mut Self>) {
-        let mut state = self.project().state;
-        contained(|| state.set(State::Readying));
+        let mut this = self.project();
+        let is_calling = matches!(*this.state, State::Calling(_));
+        contained(|| this.state.set(State::Readying));
+        this.attempts.given_up(is_calling);
     }
 }
 
@@ -274,6 +279,7 @@ impl<P: Policy> Attempts<P> {
         // What a fallback below has tried came last.
         self.failed.append(&mut answer.attempts);
         answer.attempts = mem::take(&mut self.failed);
+        self.are_told = true;
         let decisions = self.request.decisions();
         decisions.note(|| Note::Answered {
             attempt: self.request.attempt,
@@ -295,6 +301,7 @@ impl<P: Policy> Attempts<P> {
     /// The last failure of a model that was really asked; if none was, why the first was not.
     fn verdict(&mut self) -> Error {
         let failed = mem::take(&mut self.failed);
+        self.are_told = true;
         let real = failed.iter().rev().find(|attempt| Cause::of(&attempt.error) != Some(Cause::Skipped));
         match real.or_else(|| failed.first()) {
             Some(attempt) => {
@@ -304,6 +311,25 @@ impl<P: Policy> Attempts<P> {
             }
             None => not_found(&self.request.model),
         }
+    }
+}
+
+impl<P> Attempts<P> {
+    /// Nobody waits any more: what was tried is told to the span of the whole call.
+    fn given_up(&mut self, is_calling: bool) {
+        if self.are_told {
+            return;
+        }
+        self.request.tell(|so_far| {
+            let mut tried = mem::take(&mut self.failed);
+            // What a fallback below has tried comes last, and in the place of the attempt that it was.
+            if is_calling && so_far.attempts.is_empty() {
+                let (wait, latency) = (self.wait, self.started.elapsed());
+                let (model, error) = (self.request.model.clone(), Error::new(ErrorKind::Cancelled));
+                tried.push(Attempt { model, error, wait, latency });
+            }
+            so_far.attempts.splice(0..0, tried);
+        });
     }
 }
 

@@ -163,6 +163,8 @@ pub struct CallEnd<'a> {
     pub started: Instant,
     /// What is known of the answer's head, if there was one.
     pub head: Option<Head<'a>>,
+    /// The attempts that failed, in order. Where there is no answer, the last of them had nothing to follow it.
+    pub failed: &'a [Attempt],
     /// What it cost, in US dollars, if that is known and wanted.
     pub cost: Option<f64>,
     /// What was said, if that is wanted on spans.
@@ -172,6 +174,8 @@ pub struct CallEnd<'a> {
     /// What was decided on the way, for the gateway's span.
     pub record: Option<&'a DecisionRecord>,
     pub(super) choices: u32,
+    /// Whether a provider was, in a whole call.
+    pub(super) was_asked: bool,
 }
 
 /// The head of an answer, as far as it is told.
@@ -457,15 +461,30 @@ impl<'a> CallEnd<'a> {
     }
 
     fn gateway(&self, set: &mut dyn FnMut(&'static str, Value<'_>)) {
-        let mut failed = self.error().map_or(0, |error| error.attempts().len());
         if let Some(head) = self.head {
             set("llm_layers.model", Value::Shared(head.model.shared()));
             if head.cache != CacheStatus::Unused {
                 set("llm_layers.cache.hit", Value::Bool(head.cache.is_hit()));
             }
-            failed = failed.max(head.attempts.len() + 1);
         }
-        set("llm_layers.attempts", semconv::int(failed as u64));
+        set("llm_layers.attempts", semconv::int(self.attempts() as u64));
+    }
+
+    /// How many attempts were made; what a cache has answered is one too.
+    pub fn attempts(&self) -> usize {
+        match self.head {
+            Some(_) => self.failed.len() + 1,
+            // Without a fallback nobody has counted.
+            None => self.failed.len().max(self.was_asked.into()),
+        }
+    }
+
+    /// The attempts that were followed by others.
+    pub fn followed(&self) -> &'a [Attempt] {
+        match self.failed {
+            [followed @ .., _] if self.head.is_none() => followed,
+            failed => failed,
+        }
     }
 
     pub(super) fn choices(request: &LlmRequest) -> u32 {

@@ -4,12 +4,13 @@ use super::{
     observer::{CallEnd, CallSpan, Head, Role},
 };
 use crate::{
-    Attempt, CacheStatus, LlmRequest, LlmResponse, ModelName, StreamChunk,
+    Attempt, CacheStatus, Error, ErrorKind, LlmRequest, LlmResponse, ModelName, Progress, StreamChunk,
     body::{Arrival, End, Observe},
     decision::{self, DecisionRecord, Decisions},
     price::{Billed, Tiers},
+    so_far::{Around, SoFar},
 };
-use std::sync::Arc;
+use std::{mem, sync::Arc};
 use tokio::time::Instant;
 
 /// Collects what is known of one call, and ends its span when its answer ends.
@@ -18,8 +19,7 @@ pub(super) struct Recorder<S: CallSpan>(Box<Inner<S>>);
 /// Boxed, for it goes from hand to hand: from the layer to its future, and from there to the stream.
 struct Inner<S: CallSpan> {
     span: S,
-    /// What the request shows to those within, for as long as the call goes on.
-    handed_down: Option<Arc<S::Scope>>,
+    whole: Option<Whole<S::Scope>>,
     role: Role,
     started: Instant,
     choices: u32,
@@ -32,6 +32,9 @@ struct Inner<S: CallSpan> {
     priced: Option<(Arc<Settings>, ModelName, Tiers)>,
 }
 
+/// Of the whole call: what its request shows to those within, for as long as it goes on, and whether a provider was asked.
+pub(super) type Whole<C> = (Arc<Around<Option<C>>>, Progress);
+
 struct Kept {
     model: ModelName,
     cache: CacheStatus,
@@ -42,7 +45,7 @@ struct Kept {
 impl<S: CallSpan> Recorder<S> {
     pub(super) fn new(
         span: S,
-        handed_down: Option<Arc<S::Scope>>,
+        whole: Option<Whole<S::Scope>>,
         settings: &Arc<Settings>,
         request: &LlmRequest,
         started: Instant,
@@ -63,7 +66,7 @@ impl<S: CallSpan> Recorder<S> {
         });
         Self(Box::new(Inner {
             span,
-            handed_down,
+            whole,
             role,
             started,
             // Asked for only by attributes.
@@ -99,7 +102,7 @@ impl<S: CallSpan> Observe for Recorder<S> {
     }
 
     fn on_end(self, end: End<'_>) {
-        let Inner { span, handed_down, role, started, choices, mut head, decisions, .. } = *self.0;
+        let Inner { span, whole, role, started, choices, mut head, decisions, .. } = *self.0;
         let Inner { content, on_span, on_event, priced, .. } = *self.0;
         let duration = started.elapsed();
         let content = content.and_then(|mut collector| {
@@ -113,15 +116,28 @@ impl<S: CallSpan> Observe for Recorder<S> {
             };
             collector.finish(is_cut)
         });
-        let record = match (&end, role) {
-            (End::Failed(error, _), Role::Gateway) if span.is_recording() => {
-                let begun = head.as_mut().and_then(|kept| kept.record.take());
-                Some(match begun {
-                    Some(record) => Box::new(decision::of_broken(*record, error)),
-                    None => Box::new(decision::of_error(&decisions, error)),
-                })
+        let begun = head.as_mut().and_then(|kept| kept.record.take());
+        let (so_far, was_asked) = match &whole {
+            Some((around, progress)) => (around.with(mem::take), progress.is_dispatched()),
+            None => (SoFar::default(), false),
+        };
+        let failed = match (&head, &end) {
+            (Some(head), _) => &*head.attempts,
+            // An error of a layer further out knows nothing of them.
+            (None, End::Failed(error, _)) if !error.attempts().is_empty() => error.attempts(),
+            (None, _) => &*so_far.attempts,
+        };
+        let is_recorded = role == Role::Gateway && span.is_recording();
+        let record = match (begun, end) {
+            (Some(record), End::Failed(error, _)) => Some(Box::new(decision::of_broken(*record, error))),
+            (None, End::Failed(error, _)) if is_recorded => {
+                Some(Box::new(decision::of_error(&decisions, error, failed)))
             }
-            _ => None,
+            (None, End::Abandoned(_)) if is_recorded => {
+                let left = Error::new(ErrorKind::Cancelled);
+                Some(Box::new(decision::of_error(&decisions, &left, failed)))
+            }
+            (begun, _) => begun,
         };
         let mut told = CallEnd {
             role,
@@ -133,10 +149,12 @@ impl<S: CallSpan> Observe for Recorder<S> {
                 cache: kept.cache,
                 attempts: &kept.attempts,
             }),
+            failed,
+            was_asked,
             cost: None,
             content: content.as_ref().filter(|_| on_span),
             event: content.as_ref().filter(|_| on_event),
-            record: record.as_deref().or(head.as_ref().and_then(|kept| kept.record.as_deref())),
+            record: record.as_deref(),
             choices,
         };
         if let (Some((settings, model, tiers)), Some(usage)) = (priced, told.usage()) {
@@ -146,6 +164,6 @@ impl<S: CallSpan> Observe for Recorder<S> {
             told.cost = amount.map(|amount| amount.nanos() as f64 / 1e9);
         }
         span.end(&told);
-        drop(handed_down);
+        drop(whole);
     }
 }

@@ -7,6 +7,7 @@ use crate::{
     Error, LlmRequest, LlmResponse, ResponseBody, StreamChunk,
     body::{Watch, Watched},
     decision::Decisions,
+    so_far::Around,
 };
 use futures_core::Stream;
 use pin_project::pin_project;
@@ -90,24 +91,24 @@ where
     fn call(&mut self, mut request: LlmRequest) -> Self::Future {
         let role = self.settings.target.role;
         let start = CallStart { role, request: &request, target: &self.settings.target };
-        let parent = request.scope::<<O::Span as CallSpan>::Scope>();
-        let Some(span) = self.observer.start(&start, parent.as_deref()) else {
+        let around = request.around();
+        let parent = around.as_ref().and_then(|around| around.scope::<<O::Span as CallSpan>::Scope>());
+        let Some(span) = self.observer.start(&start, parent) else {
             let decisions = request.decisions().clone();
             return ResponseFuture { state: State::Unobserved(self.inner.call(request)), decisions };
         };
         let (scope, started) = (span.scope(), Instant::now());
-        let mut handed_down = None;
+        let mut whole = None;
         if role == Role::Gateway {
-            handed_down = scope.clone().map(Arc::new);
-            if let Some(scope) = &handed_down {
-                request.set_scope(scope);
-            }
+            let around = Arc::new(Around::new(scope.clone()));
+            request.set_around(&around);
+            whole = Some((around, request.progress.descend()));
             if span.is_recording() {
                 request.keep_decisions();
             }
         }
         let decisions = request.decisions().clone();
-        let watch = Watch::new(Recorder::new(span, handed_down, &self.settings, &request, started));
+        let watch = Watch::new(Recorder::new(span, whole, &self.settings, &request, started));
         let inner = within(scope.as_ref(), || self.inner.call(request));
         ResponseFuture { state: State::Observed(watch.over(Within { inner, scope })), decisions }
     }

@@ -238,13 +238,7 @@ impl Instruments {
             }
         }
 
-        let before_answer = end.head.map_or(&[][..], |head| head.attempts);
-        let before_error = end.error().map_or(&[][..], |error| {
-            // The last of them had nothing to follow it.
-            error.attempts().split_last().map_or(&[][..], |(_, others)| others)
-        });
-        let followed = if end.head.is_some() { before_answer } else { before_error };
-        for attempt in followed {
+        for attempt in end.followed() {
             let reason = [KeyValue::new("llm_layers.fallback.reason", attempt.error.reason())];
             fallbacks.add(1, &reason);
         }
@@ -422,6 +416,8 @@ mod tests {
                 duration: Duration::ZERO,
                 started: tokio::time::Instant::now(),
                 head: None,
+                failed: &[],
+                was_asked: false,
                 cost: None,
                 content: None,
                 event: None,
