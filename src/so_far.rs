@@ -1,4 +1,4 @@
-use crate::Attempt;
+use crate::{Attempt, CacheStatus};
 use std::{
     any::Any,
     fmt,
@@ -8,6 +8,8 @@ use std::{
 /// What has become of a call, as long as there is neither an answer nor an error to tell it.
 #[derive(Debug, Default)]
 pub(crate) struct SoFar {
+    /// What a cache had to do with it.
+    pub(crate) cache: CacheStatus,
     /// What was tried until it was given up, the attempt under way the last.
     pub(crate) attempts: Vec<Attempt>,
 }

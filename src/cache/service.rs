@@ -202,7 +202,10 @@ where
             let rest = Some((service(), request));
             return Next::State(Self::Asking { found, shared: Arc::clone(shared), rest });
         }
-        let decided = |status, why| request.decisions().note(|| Note::Cache(CacheDecision::new(status, why)));
+        let decided = |status, why| {
+            request.tell(|so_far| so_far.cache = status);
+            request.decisions().note(|| Note::Cache(CacheDecision::new(status, why)));
+        };
         match &found {
             // The answer says so itself.
             Found::Hit(_) => {}

@@ -163,6 +163,8 @@ pub struct CallEnd<'a> {
     pub started: Instant,
     /// What is known of the answer's head, if there was one.
     pub head: Option<Head<'a>>,
+    /// What a cache had to do with it, as far as it came.
+    pub cache: CacheStatus,
     /// The attempts that failed, in order. Where there is no answer, the last of them had nothing to follow it.
     pub failed: &'a [Attempt],
     /// What it cost, in US dollars, if that is known and wanted.
@@ -463,9 +465,9 @@ impl<'a> CallEnd<'a> {
     fn gateway(&self, set: &mut dyn FnMut(&'static str, Value<'_>)) {
         if let Some(head) = self.head {
             set("llm_layers.model", Value::Shared(head.model.shared()));
-            if head.cache != CacheStatus::Unused {
-                set("llm_layers.cache.hit", Value::Bool(head.cache.is_hit()));
-            }
+        }
+        if self.cache != CacheStatus::Unused {
+            set("llm_layers.cache.hit", Value::Bool(self.cache.is_hit()));
         }
         set("llm_layers.attempts", semconv::int(self.attempts() as u64));
     }

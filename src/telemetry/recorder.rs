@@ -149,6 +149,7 @@ impl<S: CallSpan> Observe for Recorder<S> {
                 cache: kept.cache,
                 attempts: &kept.attempts,
             }),
+            cache: head.as_ref().map_or(so_far.cache, |kept| kept.cache),
             failed,
             was_asked,
             cost: None,

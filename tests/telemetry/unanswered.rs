@@ -65,6 +65,7 @@ async fn the_callers_leave_behind<B: Backend>(backend: &B) {
     let gateway = spans.iter().find(|span| span.kind == "internal").unwrap();
     assert_eq!(gateway.text("error.type"), Some("cancelled"));
     assert_eq!(gateway.int("llm_layers.attempts"), Some(2));
+    assert_eq!(gateway.get("llm_layers.cache.hit"), Some(&Attr::Bool(false)));
     let told: Vec<_> =
         gateway.events.iter().map(|(name, _)| name.trim_start_matches("llm_layers.")).collect();
     assert_eq!(told, ["alias", "cache", "attempt", "attempt"]);
@@ -119,7 +120,7 @@ fn observers(backend: &Otel) -> [OtelObserver; 3] {
 }
 
 #[tokio::test(start_paused = true)]
-async fn fallbacks_are_counted_though_the_caller_left() {
+async fn fallbacks_and_the_cache_are_counted_though_the_caller_left() {
     let backend = Otel::new(SemConv::V1_41);
     for (calls, observer) in (1..).zip(observers(&backend)) {
         leaves(stack(observer, Scripted::new().reply(down()).reply(hanging()))).await;
@@ -127,7 +128,29 @@ async fn fallbacks_are_counted_though_the_caller_left() {
         // The last attempt had nothing to follow it.
         let fallbacks = by(&metrics, "llm_layers.fallbacks", "llm_layers.fallback.reason");
         assert_eq!(fallbacks, one("unavailable", calls));
+        let cache = by(&metrics, "llm_layers.cache.requests", "llm_layers.cache.result");
+        assert_eq!(cache, one("miss", calls));
+        let duration = by(&metrics, "llm_layers.gateway.duration", "llm_layers.cache.result");
+        assert_eq!(duration, one("miss", calls));
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_cache_did_is_counted_of_calls_that_fail() {
+    let backend = Otel::new(SemConv::V1_41);
+    for (calls, observer) in (1..).zip(observers(&backend)) {
+        let provider = Scripted::new().reply(down()).reply(down()).reply(down());
+        stack(observer, provider).oneshot(fast()).await.unwrap_err();
+        let (metrics, calls) = (backend.metrics(), f64::from(calls));
+        let cache = by(&metrics, "llm_layers.cache.requests", "llm_layers.cache.result");
+        assert_eq!(cache, one("miss", calls));
+        let duration = by(&metrics, "llm_layers.gateway.duration", "llm_layers.cache.result");
+        assert_eq!(duration, one("miss", calls));
+    }
+    let spans = backend.spans();
+    let gateway = spans.iter().find(|span| span.kind == "internal").unwrap();
+    assert_eq!(gateway.get("llm_layers.cache.hit"), Some(&Attr::Bool(false)));
+    assert_eq!(gateway.int("llm_layers.attempts"), Some(3));
 }
 
 /// A time limit of the program's own, between the two: its error knows nothing of attempts.

@@ -223,9 +223,8 @@ impl Instruments {
     /// A whole call has ended.
     pub(super) fn gateway(&self, end: &CallEnd<'_>) {
         let Gateway { duration, cache, by_cache, fallbacks, refusals } = &self.gateway;
-        let status = end.head.map_or(CacheStatus::Unused, |head| head.cache);
-        let answered = by_cache.of(status);
-        if status != CacheStatus::Unused {
+        let answered = by_cache.of(end.cache);
+        if end.cache != CacheStatus::Unused {
             answered.count.record(cache, 1, &answered.attributes);
         }
         let seconds = end.duration.as_secs_f64();
@@ -416,6 +415,7 @@ mod tests {
                 duration: Duration::ZERO,
                 started: tokio::time::Instant::now(),
                 head: None,
+                cache: CacheStatus::Unused,
                 failed: &[],
                 was_asked: false,
                 cost: None,
