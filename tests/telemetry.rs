@@ -2,6 +2,8 @@
 
 #[path = "telemetry/conventions.rs"]
 mod conventions;
+#[path = "telemetry/events.rs"]
+mod events;
 #[path = "telemetry/lifecycle.rs"]
 mod lifecycle;
 #[path = "telemetry/metrics.rs"]

@@ -132,6 +132,8 @@ pub struct CallStart<'a> {
     pub role: Role,
     /// What is asked.
     pub request: &'a LlmRequest,
+    /// Whether what is said is wanted as an event, which then tells all of this too.
+    pub on_event: bool,
     pub(super) target: &'a Arc<Target>,
 }
 

@@ -51,11 +51,12 @@ impl<S: CallSpan> Recorder<S> {
         started: Instant,
     ) -> Self {
         let role = settings.target.role;
-        let is_client = role == Role::Client && span.is_recording();
-        let on_span = is_client && settings.capture.on_span();
+        let is_recorded = role == Role::Client && span.is_recording();
+        let on_span = is_recorded && settings.capture.on_span();
         let on_event = role == Role::Client && settings.capture.on_event();
+        let has_attributes = is_recorded || on_event;
         let content = if on_span || on_event { settings.capture.collector(&request.body) } else { None };
-        let priced = (is_client && settings.prices.is_some()).then(|| {
+        let priced = (has_attributes && settings.prices.is_some()).then(|| {
             // Prices are listed under the canonical name.
             let provider = &settings.target.prefix;
             let model = match request.model.split() {
@@ -70,7 +71,7 @@ impl<S: CallSpan> Recorder<S> {
             role,
             started,
             // Asked for only by attributes.
-            choices: if is_client { CallEnd::choices(request) } else { 1 },
+            choices: if has_attributes { CallEnd::choices(request) } else { 1 },
             head: None,
             decisions: request.decisions().clone(),
             content,

@@ -90,7 +90,9 @@ where
 
     fn call(&mut self, mut request: LlmRequest) -> Self::Future {
         let role = self.settings.target.role;
-        let start = CallStart { role, request: &request, target: &self.settings.target };
+        let Settings { target, capture, .. } = &*self.settings;
+        let on_event = role == Role::Client && capture.on_event();
+        let start = CallStart { role, request: &request, target, on_event };
         let around = request.around();
         let parent = around.as_ref().and_then(|around| around.scope::<<O::Span as CallSpan>::Scope>());
         let Some(span) = self.observer.start(&start, parent) else {

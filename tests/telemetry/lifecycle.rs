@@ -72,7 +72,7 @@ fn whole() -> Completion {
     .unwrap()
 }
 
-fn chunk(text: &str) -> Step {
+pub(crate) fn chunk(text: &str) -> Step {
     let json = serde_json::json!({ "id": "chatcmpl-1", "model": "gpt-4o-mini-2024-07-18",
         "choices": [{ "index": 0, "delta": { "content": text } }] });
     Step::Chunk(StreamChunk::parse(json.to_string()).unwrap())

@@ -5,7 +5,7 @@ use opentelemetry::{
     Array, Value,
     logs::{AnyValue, LoggerProvider, Severity},
     metrics::MeterProvider,
-    trace::{SpanKind, Status, TracerProvider},
+    trace::{SpanKind, Status, Tracer, TracerProvider},
 };
 use opentelemetry_sdk::{
     logs::{InMemoryLogExporter, SdkLoggerProvider},
@@ -108,15 +108,30 @@ pub(crate) struct Otel {
 }
 
 impl Otel {
+    /// As the observer, with spans by another tracer.
+    pub(crate) fn observer_by<T>(&self, tracer: T) -> OtelObserver
+    where
+        T: Tracer<Span: Send + Sync + 'static> + Send + Sync + 'static,
+    {
+        OtelObserver::new(tracer, self.meter())
+            .with_semconv(self.semconv)
+            .with_logger(self.loggers.logger("test"))
+    }
+
     /// The events: name, severity, span and attributes of each.
     pub(crate) fn events(&self) -> Vec<(String, Severity, u64, BTreeMap<String, String>)> {
         let logs = self.logs.get_emitted_logs().unwrap();
+        let text = |value: &AnyValue| match value {
+            AnyValue::String(text) => text.to_string(),
+            other => panic!("no list holds {other:?}"),
+        };
         let events = logs.iter().map(|log| {
             let record = &log.record;
             let span = record.trace_context().map_or(0, |context| id(context.span_id));
             let attributes = record.attributes_iter().map(|(key, value)| {
                 let value = match value {
                     AnyValue::String(text) => text.to_string(),
+                    AnyValue::ListAny(all) => format!("{:?}", all.iter().map(text).collect::<Vec<_>>()),
                     other => format!("{other:?}"),
                 };
                 (key.to_string(), value)
@@ -145,9 +160,7 @@ impl Backend for Otel {
     }
 
     fn observer(&self) -> OtelObserver {
-        OtelObserver::new(self.tracers.tracer("test"), self.meters.meter("test"))
-            .with_semconv(self.semconv)
-            .with_logger(self.loggers.logger("test"))
+        self.observer_by(self.tracers.tracer("test"))
     }
 
     fn spans(&self) -> Vec<Seen> {

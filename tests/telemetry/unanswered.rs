@@ -114,8 +114,8 @@ fn observers(backend: &Otel) -> [OtelObserver; 3] {
     let unsampled = SdkTracerProvider::builder().with_sampler(Sampler::AlwaysOff).build();
     [
         backend.observer(),
-        OtelObserver::new(unsampled.tracer("test"), backend.meter()),
-        OtelObserver::new(NoopTracer::new(), backend.meter()),
+        backend.observer_by(unsampled.tracer("test")),
+        backend.observer_by(NoopTracer::new()),
     ]
 }
 

@@ -181,7 +181,7 @@ mod tests {
 
     fn kind(target: &Arc<Target>, model: &str) -> Kind {
         let request = LlmRequest::new(model, ChatBody::builder().user("Hello").build().unwrap());
-        Kind::of(&CallStart { role: Role::Client, request: &request, target })
+        Kind::of(&CallStart { role: Role::Client, request: &request, target, on_event: false })
     }
 
     fn target() -> Arc<Target> {

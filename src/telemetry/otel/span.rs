@@ -33,6 +33,8 @@ pub struct OtelSpan {
     observer: OtelObserver,
     role: Role,
     kind: Kind,
+    /// All that there is to say of the request, where an event is to tell it.
+    asked: Option<Vec<KeyValue>>,
     /// From the first chunk of a stream on.
     stream: Option<Stream>,
 }
@@ -84,6 +86,13 @@ impl OtelSpan {
             start.attributes(inner.semconv, &mut |name, value| attributes.push(attribute(name, value)));
             context.span().set_attributes(attributes);
         }
+        let asked = (start.on_event && inner.events.is_some()).then(|| {
+            let mut attributes = Vec::with_capacity(32);
+            let mut set = |name, value: Value<'_>| attributes.push(attribute(name, value));
+            start.identity(&mut set);
+            start.attributes(inner.semconv, &mut set);
+            attributes
+        });
         Self {
             context,
             is_recording,
@@ -91,6 +100,7 @@ impl OtelSpan {
             observer: observer.clone(),
             role: start.role,
             kind: Kind::of(start),
+            asked,
             stream: None,
         }
     }
@@ -98,34 +108,32 @@ impl OtelSpan {
 
 impl OtelSpan {
     /// Tells of a failure, and of what was said.
-    fn tell(&self, events: &dyn Emit, end: &CallEnd<'_>) {
+    fn tell(&self, asked: Option<Vec<KeyValue>>, events: &dyn Emit, end: &CallEnd<'_>) {
         let error_type = end.error_type().filter(|_| end.error().is_some());
         if error_type.is_none() && end.event.is_none() {
             return;
         }
         let at = SystemClock.now();
         let span = self.context.as_ref().map(|context| context.span().span_context().clone());
-        let mut identity = vec![
-            attribute("gen_ai.operation.name", Value::Static(self.kind.operation())),
-            attribute("gen_ai.provider.name", Value::Shared(self.kind.provider())),
-        ];
-        if !self.kind.model().is_empty() {
-            identity.push(attribute("gen_ai.request.model", Value::Str(self.kind.model())));
-        }
-        if let Some((host, port)) = self.kind.address() {
-            identity.push(attribute("server.address", Value::Shared(host)));
-            identity.push(attribute("server.port", Value::Int((*port).into())));
-        }
-        if let Some(content) = end.event {
-            let mut attributes = identity.clone();
+        if let (Some(content), Some(mut attributes)) = (end.event, asked) {
             let mut set = |name, value: Value<'_>| attributes.push(attribute(name, value));
             CallEnd { content: Some(content), ..*end }.attributes(self.observer.0.semconv, &mut set);
             let name = "gen_ai.client.inference.operation.details";
             events.emit(Event { name, severity: Severity::Info, at, span: span.clone(), attributes });
         }
         if let Some(error_type) = error_type {
-            let mut attributes = identity;
-            attributes.push(attribute("exception.type", Value::Str(error_type)));
+            let mut attributes = vec![
+                attribute("gen_ai.operation.name", Value::Static(self.kind.operation())),
+                attribute("gen_ai.provider.name", Value::Shared(self.kind.provider())),
+                attribute("exception.type", Value::Str(error_type)),
+            ];
+            if !self.kind.model().is_empty() {
+                attributes.push(attribute("gen_ai.request.model", Value::Str(self.kind.model())));
+            }
+            if let Some((host, port)) = self.kind.address() {
+                attributes.push(attribute("server.address", Value::Shared(host)));
+                attributes.push(attribute("server.port", Value::Int((*port).into())));
+            }
             if let Some(message) = end.description() {
                 attributes.push(attribute("exception.message", Value::Static(message)));
             }
@@ -165,7 +173,8 @@ impl CallSpan for OtelSpan {
         }
     }
 
-    fn end(self, end: &CallEnd<'_>) {
+    fn end(mut self, end: &CallEnd<'_>) {
+        let asked = self.asked.take();
         let observer = &self.observer.0;
         match self.role {
             Role::Client => {
@@ -178,7 +187,7 @@ impl CallSpan for OtelSpan {
             Role::Gateway => observer.instruments.gateway(end),
         }
         if let (Role::Client, Some(events)) = (self.role, &observer.events) {
-            self.tell(&**events, end);
+            self.tell(asked, &**events, end);
         }
         let Some(context) = self.context.filter(|_| self.is_recording) else { return };
         let span = context.span();
