@@ -1,8 +1,9 @@
 use super::{
-    observer::{CallEnd, CallSpan, CallStart, Observer, Role, Scope},
+    observer::{CallEnd, CallSpan, CallStart, Observer, Role, Scope, Target},
     semconv::{self, SemConv, Value},
 };
 use crate::decision::DecisionRecord;
+use std::sync::Arc;
 use tracing::{Level, Span, field::Empty};
 
 /// Where spans and events come from, for filters.
@@ -35,7 +36,7 @@ pub struct TracingSpan {
 #[derive(Debug)]
 struct Asked {
     operation: &'static str,
-    provider: Box<str>,
+    target: Arc<Target>,
     model: Box<str>,
 }
 
@@ -150,7 +151,7 @@ impl Observer for TracingObserver {
         let asked = wants_events().then(|| {
             Box::new(Asked {
                 operation: start.operation(),
-                provider: (&**start.provider()).into(),
+                target: Arc::clone(start.target),
                 model: start.model().into(),
             })
         });
@@ -248,7 +249,7 @@ impl TracingSpan {
                 target: TARGET,
                 Level::INFO,
                 gen_ai.operation.name = self.asked.as_ref().map(|asked| asked.operation),
-                gen_ai.provider.name = self.asked.as_ref().map(|asked| &*asked.provider),
+                gen_ai.provider.name = self.asked.as_ref().map(|asked| &*asked.target.provider),
                 gen_ai.request.model = self.asked.as_ref().map(|asked| &*asked.model),
                 gen_ai.response.id = end.response_id().as_deref(),
                 gen_ai.system_instructions = instructions,
@@ -260,13 +261,16 @@ impl TracingSpan {
             );
         }
         if let (Some(error_type), Some(error)) = (end.error_type(), end.error()) {
+            let address = self.asked.as_ref().and_then(|asked| asked.target.address.as_ref());
             tracing::event!(
                 name: "gen_ai.client.operation.exception",
                 target: TARGET,
                 Level::WARN,
                 gen_ai.operation.name = self.asked.as_ref().map(|asked| asked.operation),
-                gen_ai.provider.name = self.asked.as_ref().map(|asked| &*asked.provider),
+                gen_ai.provider.name = self.asked.as_ref().map(|asked| &*asked.target.provider),
                 gen_ai.request.model = self.asked.as_ref().map(|asked| &*asked.model),
+                server.address = address.map(|(host, _)| &**host),
+                server.port = address.map(|(_, port)| i64::from(*port)),
                 "exception.type" = error_type,
                 "exception.message" = %error,
                 "a call to a model failed"
@@ -279,7 +283,7 @@ impl TracingSpan {
                 target: TARGET,
                 Level::DEBUG,
                 gen_ai.operation.name = asked.operation,
-                gen_ai.provider.name = &*asked.provider,
+                gen_ai.provider.name = &*asked.target.provider,
                 gen_ai.request.model = &*asked.model,
                 gen_ai.usage.input_tokens = count(usage.input_tokens),
                 gen_ai.usage.output_tokens = count(usage.output_tokens),

@@ -1,13 +1,14 @@
-//! What events tell: as much as the span of their call.
+//! What events tell: as much as the span of their call, and where a provider is that failed.
 
 use crate::{
     lifecycle::{ask, chunk},
-    seen::{Attr, Backend, Otel},
+    seen::{Attr, Backend, Otel, Tracing},
 };
 use llm_layers::{
     Error, ErrorClass, LlmRequest, StreamChunk, TokenUsage,
     price::{Price, PriceBook, Rates},
-    telemetry::{CaptureContent, SemConv, TelemetryLayer},
+    providers::{Deployment, Providers},
+    telemetry::{CaptureContent, SemConv, TelemetryLayer, TracingObserver},
     testing::{Reply, Scripted, Step},
 };
 use opentelemetry::trace::{TracerProvider, noop::NoopTracer};
@@ -67,5 +68,31 @@ async fn the_event_of_what_was_said_has_all_that_the_span_has_sampled_or_not() {
         let events = backend.events().into_iter().filter(|(name, ..)| name == DETAILS);
         let events: Vec<_> = events.map(|(.., attributes)| attributes).collect();
         assert_eq!(events, [expected.clone(), expected.clone(), expected]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_warning_without_a_span_says_where_the_provider_is_that_failed() {
+    let backend = Tracing::new(SemConv::V1_41);
+    let down = Error::provider(ErrorClass::Unavailable, "openai", "gpt-4o-mini");
+    for (host, port) in [("one.example", 443), ("two.example", 8443)] {
+        let deployment = Deployment::new(Scripted::new().reply(Reply::error(down.clone())));
+        let providers = Providers::builder()
+            .each(|endpoint| TelemetryLayer::at(TracingObserver::events_only(), endpoint))
+            .deployment("openai", deployment.with_address(host, port))
+            .build()
+            .unwrap();
+        providers.oneshot(ask(false)).await.unwrap_err();
+        let events = backend.events();
+        let last = events.lines().last().unwrap();
+        assert!(last.starts_with("WARN gen_ai.client.operation.exception"), "{last}");
+        for (name, value) in [
+            ("gen_ai.provider.name", r#"Str("openai")"#.to_owned()),
+            ("gen_ai.request.model", r#"Str("gpt-4o-mini")"#.to_owned()),
+            ("server.address", format!("Str({host:?})")),
+            ("server.port", format!("Int({port})")),
+        ] {
+            assert!(last.contains(&format!("{name:?}: {value}")), "{name} in {last}");
+        }
     }
 }
