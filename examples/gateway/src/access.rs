@@ -151,17 +151,19 @@ impl Accounts {
         Self { under_way, tracer, stopping, handle, max_header_bytes }
     }
 
-    /// The span of a request, as a part of the trace that its headers name. None for what is not the API.
+    /// The span of a request, as a part of the trace that its headers name; where nobody gets spans, the caller's as it is.
+    /// None for what is not the API.
     fn begin(&self, request: &Request) -> Option<Context> {
-        let tracer = self.tracer.as_ref().filter(|_| request.uri().path().starts_with("/v1/"))?;
+        let path = request.uri().path();
+        let parent = path.starts_with("/v1/").then(|| otel::extract(request.headers()))?;
+        let Some(tracer) = &self.tracer else { return parent.has_active_span().then_some(parent) };
         // Not the path: whatever a client asks for is not a name.
-        let route = template(request.uri().path());
+        let route = template(path);
         let method = match *request.method() {
             Method::GET => "GET",
             Method::POST => "POST",
             _ => "_OTHER",
         };
-        let parent = otel::extract(request.headers());
         let verb = if method == "_OTHER" { "HTTP" } else { method };
         let builder = match route {
             Some(route) => tracer.span_builder(format!("{verb} {route}")),

@@ -58,11 +58,12 @@ impl Telemetry {
     pub(crate) fn start(config: &llm_layers::config::Telemetry) -> Result<Self, Box<dyn Error>> {
         let wanted = Wanted::read(&|name| std::env::var(name).ok());
         let resource = resource();
+        // Also where nobody gets spans: a caller's trace goes on to the providers that are told of it.
+        opentelemetry::global::set_text_map_propagator(TraceContextPropagator::new());
         let tracers = match wanted.traces {
             true => {
                 let exporter = span_exporter(wanted.timeout)?;
                 let tracers = SdkTracerProvider::builder().with_batch_exporter(exporter);
-                opentelemetry::global::set_text_map_propagator(TraceContextPropagator::new());
                 Some(tracers.with_resource(resource.clone()).build())
             }
             false => None,

@@ -89,8 +89,8 @@ async fn three_calls(gateway: &Gateway, upstream: &mut Upstream, is_traced: bool
     assert_eq!(reply.status, 200, "{reply:?}");
     assert!(reply.body.contains(ANSWER));
     let head = head.to_ascii_lowercase();
-    assert_eq!(head.contains(&format!("traceparent: 00-{TRACE}-")), is_traced, "{head}");
-    assert!(!head.contains(CALLER), "the provider's parent is our own span");
+    assert!(head.contains(&format!("traceparent: 00-{TRACE}-")), "{head}");
+    assert_eq!(head.contains(CALLER), !is_traced, "the provider's parent is our own span, if there is one");
     assert!(!head.contains("baggage"), "{head}");
 
     let body = asking("fast", true);
@@ -494,6 +494,43 @@ async fn the_dashboard_asks_for_what_is_printed() {
 }
 
 #[tokio::test]
+async fn a_gateway_that_does_not_trace_passes_the_callers_trace_on_and_logs_it() {
+    // Whether anything is counted or not; also where a call may be shared, and is made on a task of its own.
+    for more in ["", "[telemetry]\nmetrics = false\n[cache]\ncoalesce = true"] {
+        let mut upstream = Upstream::start().await;
+        let gateway = Gateway::start(&config(&upstream.url, more)).await;
+        let (bearer, parent) = (format!("Bearer {KEY}"), format!("00-{TRACE}-{CALLER}-01"));
+        let headers = [
+            ("content-type", "application/json"),
+            ("authorization", &*bearer),
+            ("traceparent", &*parent),
+            ("tracestate", "vendor=1"),
+        ];
+        let mut heads = Vec::new();
+        for (model, headers) in [("a/m", &headers[..]), ("a/n", &headers[..2])] {
+            let body = asking(model, false);
+            let (reply, head) = tokio::join!(gateway.post(headers, body.as_bytes()), async {
+                let call = upstream.call().await;
+                let head = call.head.to_ascii_lowercase();
+                call.answer(200, WHOLE).await;
+                head
+            });
+            assert_eq!(reply.status, 200, "{reply:?}");
+            heads.push(head);
+        }
+        for line in [format!("traceparent: {parent}\r\n"), "tracestate: vendor=1\r\n".to_owned()] {
+            assert!(heads[0].contains(&line), "{line} in {}", heads[0]);
+        }
+        assert!(!heads[1].contains("traceparent"), "no trace is begun: {}", heads[1]);
+        let log = gateway.log_of(2, &["/v1/chat/completions"]).await;
+        let of =
+            |model: &str| log.lines().find(|line| line.contains(&format!("requested=\"{model}\""))).unwrap();
+        assert!(of("a/m").contains(&format!("trace_id={TRACE}")), "{log}");
+        assert!(!of("a/n").contains("trace_id"), "{log}");
+    }
+}
+
+#[tokio::test]
 async fn metrics_can_be_turned_off_and_decisions_shown() {
     let mut upstream = Upstream::start().await;
     let more = "[telemetry]\nmetrics = false\ndecision_headers = true";
@@ -512,6 +549,6 @@ async fn metrics_can_be_turned_off_and_decisions_shown() {
     let attempts = reply.header("x-llm-attempts").unwrap();
     assert!(attempts.starts_with("a/m; failure=upstream; wait_ms=0; latency_ms="), "{attempts}");
     assert!(attempts.contains(", a/n; wait_ms=0; latency_ms="), "{attempts}");
-    // Nobody traces: requests to providers say nothing of traces.
+    // Nobody traces, the caller neither: nothing is said of traces.
     assert!(reply.headers.iter().all(|(name, _)| name != "traceparent"));
 }

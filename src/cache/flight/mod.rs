@@ -218,7 +218,8 @@ impl Flights {
         // A runtime that shuts down drops the task at once, and with it what locks the map.
         let running = Running(Arc::clone(self), task);
         let landing = Landing { flight, is_begun: false };
-        let spawned = runtime.spawn(in_current_span(fly(landing, call, running))).abort_handle();
+        let spawned = runtime.spawn(in_remote_trace(in_current_span(fly(landing, call, running))));
+        let spawned = spawned.abort_handle();
         match self.lock().tasks.get_mut(&task) {
             Some(place) => *place = Some(spawned),
             None => spawned.abort(),
@@ -253,6 +254,23 @@ fn in_current_span<F: Future>(future: F) -> impl Future<Output = F::Output> {
 
 #[cfg(not(feature = "tracing"))]
 fn in_current_span<F: Future>(future: F) -> impl Future<Output = F::Output> {
+    future
+}
+
+/// A caller's trace that nobody records here. What is recorded comes with the request, and must not live as long as this.
+#[cfg(feature = "otel")]
+fn in_remote_trace<F: Future>(future: F) -> impl Future<Output = F::Output> {
+    use opentelemetry::{
+        Context,
+        trace::{FutureExt, TraceContextExt},
+    };
+    let current = Context::current();
+    let is_remote = current.span().span_context().is_remote();
+    future.with_context(if is_remote { current } else { Context::new() })
+}
+
+#[cfg(not(feature = "otel"))]
+fn in_remote_trace<F: Future>(future: F) -> impl Future<Output = F::Output> {
     future
 }
 
