@@ -426,6 +426,20 @@ fn an_answer_and_its_stream_become_the_same_message() {
 }
 
 #[test]
+fn a_call_whose_pieces_have_other_ids_is_one_call() {
+    let call = |call: Value| chunk(&json!({ "choices": [{ "delta": { "tool_calls": [call] } }] }));
+    let events = write(&[
+        call(json!({ "index": 0, "id": "a", "function": { "name": "f", "arguments": "" } })),
+        call(json!({ "index": 0, "id": "b", "function": { "arguments": "{\"x\":" } })),
+        call(json!({ "index": 0, "id": "c", "function": { "name": "", "arguments": "1}" } })),
+        StreamChunk::finish(&FinishReason::ToolCalls),
+        StreamChunk::end(),
+    ]);
+    let one = json!([{ "type": "tool_use", "id": "a", "name": "f", "input": { "x": 1 } }]);
+    assert_eq!(assemble(&events)["content"], one);
+}
+
+#[test]
 fn calls_that_no_provider_numbers_stay_apart() {
     let calls = |calls: Value| chunk(&json!({ "choices": [{ "delta": { "tool_calls": calls } }] }));
     let events = write(&[

@@ -504,14 +504,21 @@ fn tool_calls_that_share_a_number_are_given_their_own_and_others_keep_their_byte
     for (calls, expected) in [
         (r#"[{"index":0,"id":"a","function":{"name":"f"}}]"#, None),
         (r#"[{"index":0,"function":{"arguments":"1"}}]"#, None),
-        (r#"[ {"index" : 0, "id":"b"}]"#, Some(r#"[ {"index" : 1, "id":"b"}]"#)),
+        (r#"[{"index":0,"id":"z","function":{"arguments":"1"}}]"#, None),
+        (
+            r#"[ {"index" : 0, "id":"b","function":{"name":"f"}}]"#,
+            Some(r#"[ {"index" : 1, "id":"b","function":{"name":"f"}}]"#),
+        ),
         (
             r#"[{"function":{"arguments":"2"},"index":0}]"#,
             Some(r#"[{"function":{"arguments":"2"},"index":1}]"#),
         ),
         (r#"[{"index":"0","id":"b"}]"#, None),
         (r#"[{"index":2,"id":"c"},{"id":"d"}]"#, Some(r#"[{"index":2,"id":"c"},{"index":3,"id":"d"}]"#)),
-        (r#"[{"index":3,"id":"e"}]"#, Some(r#"[{"index":4,"id":"e"}]"#)),
+        (
+            r#"[{"index":2,"id":"e","function":{"name":"f"}}]"#,
+            Some(r#"[{"index":4,"id":"e","function":{"name":"f"}}]"#),
+        ),
     ] {
         let (came, expected) = (said(calls), said(expected.unwrap_or(calls)));
         let filled = fill.chunk(&came);

@@ -26,19 +26,21 @@ const MAX_NUMBERED: usize = 1_024;
 impl Calls {
     /// Which call a piece belongs to, the one at `at` in its delta.
     ///
-    /// With a number, another id begins another call. Without, another id does, too, a neighbour in the same delta does, and
-    /// whoever is named without an id does; the rest goes on with the last.
+    /// With a number, another id begins another call if it comes with a name: some give each piece of a call an id of its
+    /// own. Without, another id does, a neighbour in the same delta does, and whoever is named without an id does; the rest
+    /// goes on with the last.
     pub(crate) fn number(&mut self, at: usize, call: &[u8]) -> u64 {
         let said = json::member(call, "index").and_then(|raw| std::str::from_utf8(raw).ok()?.parse().ok());
         let id = json::member(call, "id").filter(|id| !json::is_nothing(id));
         let name = json::member(call, "function").and_then(|function| json::member(function, "name"));
+        let is_named = name.is_some_and(|name| !json::is_nothing(name));
         let begins = at > 0
             || match id {
                 Some(id) => *id != *self.last_id,
-                None => name.is_some_and(|name| !json::is_nothing(name)),
+                None => is_named,
             };
         let number = match said {
-            Some(said) => self.numbered(said, id),
+            Some(said) => self.numbered(said, id, is_named),
             None => self.last.filter(|_| !begins).unwrap_or(self.next),
         };
         self.last = Some(number);
@@ -49,16 +51,17 @@ impl Calls {
         number
     }
 
-    fn numbered(&mut self, said: u64, id: Option<&[u8]>) -> u64 {
+    fn numbered(&mut self, said: u64, id: Option<&[u8]>, is_named: bool) -> u64 {
         let is_full = self.numbered.len() >= MAX_NUMBERED;
         match self.numbered.get_mut(&said) {
             Some(known) => {
                 let Some(id) = id.filter(|id| **id != *known.id) else { return known.number };
-                if !known.id.is_empty() {
-                    known.number = self.next;
+                if known.id.is_empty() {
+                    known.id = id.into();
+                } else if is_named {
+                    *known = Numbered { id: id.into(), number: self.next };
                     self.is_ambiguous = true;
                 }
-                known.id = id.into();
                 known.number
             }
             None if is_full => said,
@@ -96,13 +99,26 @@ mod tests {
         assert_eq!(number(r#"{"index":0,"id":"a"}"#), 0, "it was not told before");
         assert_eq!(number(r#"{"index":1,"id":"b"}"#), 1);
         assert_eq!(number(r#"{"index":0,"id":"a"}"#), 0);
-        assert_eq!(number(r#"{"index":0,"id":"c"}"#), 2);
+        assert_eq!(number(r#"{"index":0,"id":"c","function":{"name":"f"}}"#), 2);
         assert_eq!(number(r#"{"index":0,"id":""}"#), 2);
         assert_eq!(number(r#"{"function":{"arguments":"1"}}"#), 2);
         assert_eq!(number(r#"{"index":1}"#), 1);
-        assert_eq!(number(r#"{"index":2,"id":"d"}"#), 3, "the third has that number");
+        assert_eq!(number(r#"{"index":2,"id":"d","function":{"name":"f"}}"#), 3, "the third has that number");
         assert_eq!(number(r#"{"index":2}"#), 3);
         assert_eq!(number(r#"{"index":7,"id":"e"}"#), 7);
+    }
+
+    #[test]
+    fn a_number_with_another_id_and_no_name_is_the_same_call() {
+        let mut calls = Calls::default();
+        let mut number = |call: &str| calls.number(0, call.as_bytes());
+        assert_eq!(number(r#"{"index":0,"id":"a","function":{"name":"f","arguments":""}}"#), 0);
+        for name in ["", r#""name":null,"#, r#""name":"","#] {
+            assert_eq!(number(&format!(r#"{{"index":0,"id":"b","function":{{{name}"arguments":"1"}}}}"#)), 0);
+        }
+        assert_eq!(number(r#"{"index":0,"id":"c"}"#), 0);
+        assert_eq!(number(r#"{"index":0,"id":"d","function":{"name":"g","arguments":""}}"#), 1);
+        assert_eq!(number(r#"{"index":0,"id":"e","function":{"arguments":"1"}}"#), 1);
     }
 
     #[test]

@@ -124,6 +124,10 @@ impl Members {
         self.0.iter_mut().find(|(known, _)| known == name).map(|(_, value)| value)
     }
 
+    fn has_text(&mut self, name: &[u8]) -> bool {
+        matches!(self.at(name), Some(Value::Json(json)) if !json::is_nothing(json))
+    }
+
     fn set(&mut self, name: &[u8], value: &[u8]) {
         if value == b"null" {
             return self.keep_first(name, value);
@@ -208,8 +212,11 @@ impl Value {
                     let members = items.entry(calls.number(at, item)).or_default();
                     for (name, value) in json::members(item) {
                         let plain = json::string(name)?;
-                        if plain != "index" {
-                            members.add(name, value, rule(&plain))?;
+                        match &*plain {
+                            "index" => {}
+                            // Pieces of one call may have other ids.
+                            "id" if members.has_text(name) => {}
+                            plain => members.add(name, value, rule(plain))?,
                         }
                     }
                 }
@@ -306,7 +313,7 @@ mod tests {
             r#"{"role":"assistant","content":null,"tool_calls":[{"index":0,"id":"a","type":"function","function":{"name":"f","arguments":""}}]}"#,
             r#"{"tool_calls":[{"index":1,"id":"b","type":"function","function":{"name":"g","arguments":"{\"y\""}}]}"#,
             r#"{"tool_calls":[{"index":0,"id":"","type":"function","function":{"arguments":"{}"}}]}"#,
-            r#"{"tool_calls":[{"index":1,"function":{"arguments":":1}"}}]}"#,
+            r#"{"tool_calls":[{"index":1,"id":"another","function":{"arguments":":1}"}}]}"#,
         ]);
         let call = |id: &str, name: &str, arguments: &str| json!({ "id": id, "type": "function", "function": { "name": name, "arguments": arguments } });
         let calls = json!([call("a", "f", "{}"), call("b", "g", "{\"y\":1}")]);

@@ -276,14 +276,16 @@ impl Choice {
             }
             let kept = &mut self.calls[index as usize];
             let function = json::member(call, "function").unwrap_or_default();
-            let parts = [(&mut kept.id, call, "id"), (&mut kept.name, function, "name")];
-            for (into, object, name) in parts {
-                let text = json::member(object, name).and_then(json::string).unwrap_or_default();
-                // Some say it again with each piece.
-                if *into != text {
-                    into.push_str(&text);
-                    bytes += text.len();
-                }
+            let text = |object, name| json::member(object, name).and_then(json::string).unwrap_or_default();
+            let (id, name) = (text(call, "id"), text(function, "name"));
+            // Some say them again with each piece, and some say another id.
+            if kept.id.is_empty() {
+                bytes += id.len();
+                kept.id = id.into_owned();
+            }
+            if kept.name != name {
+                kept.name.push_str(&name);
+                bytes += name.len();
             }
             let arguments = json::member(function, "arguments").and_then(json::text).unwrap_or_default();
             kept.arguments.push_str(&arguments);
@@ -669,6 +671,21 @@ mod tests {
                 |id, at| json!({ "type": "tool_call", "id": id, "name": "f", "arguments": { "at": at } });
             assert_eq!(output[0]["parts"], json!([call(a, 1), call(b, 2)]));
         }
+    }
+
+    #[test]
+    fn a_call_keeps_its_first_id() {
+        let output = streamed(
+            10_000,
+            &[
+                r#"{"choices":[{"delta":{"tool_calls":[{"index":0,"id":"a","function":{"name":"f"}}]}}]}"#,
+                r#"{"choices":[{"delta":{"tool_calls":[{"index":0,"id":"b","function":{"arguments":"{}"}}]}}]}"#,
+            ],
+        );
+        assert_eq!(
+            output[0]["parts"],
+            json!([{ "type": "tool_call", "id": "a", "name": "f", "arguments": {} }])
+        );
     }
 
     #[test]

@@ -516,6 +516,19 @@ mod tests {
     }
 
     #[test]
+    fn a_call_whose_pieces_have_other_ids_is_one_call() {
+        let part = |call: Value| chunk(&json!({ "choices": [{ "delta": { "tool_calls": [call] } }] }));
+        let told = messages(&[
+            part(json!({ "index": 0, "id": "a", "function": { "name": "f", "arguments": "" } })),
+            part(json!({ "index": 0, "id": "b", "function": { "arguments": "{}" } })),
+            StreamChunk::end(),
+        ]);
+        let [calls] = &told[..] else { panic!("{told:?}") };
+        let calls = &calls.outputs[0].delta.as_ref().unwrap().tool_calls;
+        assert_eq!(calls.iter().map(function).collect::<Vec<_>>(), [("a", "f", "{}")]);
+    }
+
+    #[test]
     fn calls_of_a_stream_that_gives_no_reason_are_told_at_its_end() {
         let call = json!({ "choices": [{ "index": 0, "delta": { "tool_calls": [
             { "function": { "name": "f", "arguments": "{}" } }] } }] });
