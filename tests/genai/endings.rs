@@ -94,8 +94,17 @@ async fn what_a_provider_reports_in_its_stream_is_an_error() {
     let overloaded =
         json!({ "type": "error", "error": { "type": "overloaded_error", "message": "Overloaded" } });
     let gemini = json!({ "error": { "code": 429, "status": "RESOURCE_EXHAUSTED", "details": [{ "retryDelay": "7s" }] } });
+    let of_type = |kind: &str| json!({ "type": "error", "error": { "type": kind, "message": "no" } });
     for (dialect, pieces, class, wait) in [
         (Dialect::Anthropic, vec![event(&overloaded)], ErrorClass::Unavailable, None),
+        (Dialect::Anthropic, vec![event(&of_type("invalid_request_error"))], ErrorClass::BadRequest, None),
+        (Dialect::Anthropic, vec![event(&of_type("not_found_error"))], ErrorClass::BadRequest, None),
+        (Dialect::Anthropic, vec![event(&of_type("request_too_large"))], ErrorClass::BadRequest, None),
+        (Dialect::Anthropic, vec![event(&of_type("authentication_error"))], ErrorClass::Auth, None),
+        (Dialect::Anthropic, vec![event(&of_type("permission_error"))], ErrorClass::Auth, None),
+        (Dialect::Anthropic, vec![event(&of_type("billing_error"))], ErrorClass::Auth, None),
+        (Dialect::Anthropic, vec![event(&of_type("timeout_error"))], ErrorClass::Unavailable, None),
+        (Dialect::Anthropic, vec![event(&of_type("api_error"))], ErrorClass::Upstream, None),
         (Dialect::Anthropic, vec![text_event("Once"), event(&overloaded)], ErrorClass::Unavailable, None),
         (Dialect::Gemini, vec![candidate("Once"), data(&gemini)], ErrorClass::RateLimited, Some(7)),
         (
@@ -124,6 +133,7 @@ async fn what_a_provider_reports_in_its_stream_is_an_error() {
     }
     for (dialect, body, class) in [
         (Dialect::Anthropic, overloaded.clone(), ErrorClass::Unavailable),
+        (Dialect::Anthropic, of_type("invalid_request_error"), ErrorClass::BadRequest),
         (
             Dialect::Gemini,
             json!({ "promptFeedback": { "blockReason": "SAFETY" } }),

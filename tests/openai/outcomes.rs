@@ -277,6 +277,50 @@ async fn an_error_inside_of_a_200_is_an_error() {
             ContextWindow,
             Some("context_length_exceeded"),
         ),
+        (
+            r#"{"error":{"message":"bad","type":"BadRequestError","code":400}}"#,
+            BadRequest,
+            Some("BadRequestError"),
+        ),
+        (r#"{"error":{"code":400,"message":"API key not valid."}}"#, Auth, Some("400")),
+        (
+            r#"{"error":{"code":400,"message":"Too many tokens, please wait before trying again."}}"#,
+            RateLimited,
+            Some("400"),
+        ),
+        (r#"{"error":{"code":401,"message":"no"}}"#, Auth, Some("401")),
+        (r#"{"error":{"code":402,"message":"no credits"}}"#, Auth, Some("402")),
+        (r#"{"error":{"code":403,"message":"no"}}"#, Auth, Some("403")),
+        (r#"{"error":{"code":404,"message":"no"}}"#, BadRequest, Some("404")),
+        (r#"{"error":{"code":408,"message":"late"}}"#, Unavailable, Some("408")),
+        (r#"{"error":{"code":409,"message":"busy"}}"#, Unavailable, Some("409")),
+        (r#"{"error":{"code":425,"message":"early"}}"#, Unavailable, Some("425")),
+        (r#"{"error":{"code":524,"message":"late"}}"#, Unavailable, Some("524")),
+        (r#"{"error":{"code":"429","message":"slow down"}}"#, RateLimited, Some("429")),
+        (r#"{"error":{"code":"400","message":"bad"}}"#, BadRequest, Some("400")),
+        (r#"{"error":{"code":1302,"message":"no"}}"#, Upstream, Some("1302")),
+        (r#"{"error":{"code":200,"message":"no"}}"#, Upstream, Some("200")),
+        (r#"{"error":{"code":302,"message":"no"}}"#, Upstream, Some("302")),
+        (
+            r#"{"error":{"message":"bad","type":"invalid_request_error","code":null}}"#,
+            BadRequest,
+            Some("invalid_request_error"),
+        ),
+        (
+            r#"{"error":{"message":"no","type":"invalid_request_error","code":"invalid_api_key"}}"#,
+            Auth,
+            Some("invalid_api_key"),
+        ),
+        (
+            r#"{"error":{"type":"invalid_request_error","code":503}}"#,
+            Unavailable,
+            Some("invalid_request_error"),
+        ),
+        (
+            r#"{"error":{"type":"invalid_request_error","message":"prompt is too long: 9 tokens > 8"}}"#,
+            ContextWindow,
+            Some("invalid_request_error"),
+        ),
     ] {
         let headers = [("content-type", "text/event-stream"), ("request-id", "r-2")];
         let body = text(sse(&[HELLO, report, STOP, "[DONE]"]));

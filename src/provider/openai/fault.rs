@@ -11,7 +11,7 @@ use std::{borrow::Cow, time::Duration};
 pub(super) struct Fault {
     /// `code`, `type`, `status` and Azure's inner code, as far as they are there.
     codes: Vec<String>,
-    /// `code` as a number: an HTTP status with most who send one.
+    /// `code` as a number, also one in quotes: an HTTP status with most who send one.
     number: Option<u16>,
     /// `param`, as far as it is there.
     param: Option<String>,
@@ -66,8 +66,26 @@ const RATE_CODES: [&str; 7] = [
     "throttlingexception",
 ];
 
-const UNAVAILABLE_CODES: [&str; 5] =
-    ["overloaded", "overloaded_error", "server_overloaded", "service_unavailable", "unavailable"];
+const UNAVAILABLE_CODES: [&str; 6] = [
+    "overloaded",
+    "overloaded_error",
+    "server_overloaded",
+    "service_unavailable",
+    "unavailable",
+    "timeout_error",
+];
+
+const AUTH_CODES: [&str; 6] = [
+    "invalid_api_key",
+    "authentication_error",
+    "permission_error",
+    "billing_error",
+    "unauthenticated",
+    "permission_denied",
+];
+
+const REQUEST_CODES: [&str; 5] =
+    ["invalid_request_error", "badrequesterror", "invalid_argument", "not_found_error", "request_too_large"];
 
 impl Fault {
     /// Reads `{"error": {..}}`, `{"error": ".."}`, `{"detail": ..}`, the same without a wrapper, within an
@@ -91,9 +109,11 @@ impl Fault {
     fn add(&mut self, place: &[u8]) {
         let member = |name| json::member(place, name);
         let inner = member("innererror").and_then(|inner| json::member(inner, "code"));
-        if let Some(code) = member("code").filter(|raw| raw.first().is_some_and(u8::is_ascii_digit)) {
-            self.number = self.number.or(str::from_utf8(code).ok().and_then(|c| c.parse().ok()));
-        }
+        let number = |raw| match json::string(raw) {
+            Some(text) => text.parse().ok(),
+            None => str::from_utf8(raw).ok()?.parse().ok(),
+        };
+        self.number = self.number.or_else(|| member("code").and_then(number));
         let codes = [member("code"), inner, member("type"), member("error_type"), member("status")];
         self.codes.extend(codes.into_iter().flatten().filter_map(json::string).map(Cow::into_owned));
         self.param =
@@ -151,7 +171,11 @@ impl Fault {
 
 /// What an answer with a status other than 2xx means.
 pub(super) fn class_of_status(status: StatusCode, fault: &Fault) -> ErrorClass {
-    match status.as_u16() {
+    class_of_number(status.as_u16(), fault)
+}
+
+fn class_of_number(status: u16, fault: &Fault) -> ErrorClass {
+    match status {
         401 | 402 => ErrorClass::Auth,
         429 => ErrorClass::RateLimited,
         300..=399 => ErrorClass::BadFrame,
@@ -176,11 +200,11 @@ pub(super) fn class_of_report(fault: &Fault) -> ErrorClass {
         _ if fault.is_any(&FILTER_CODES) => ErrorClass::ContentFilter,
         _ if fault.is_any(&RATE_CODES) => ErrorClass::RateLimited,
         _ if fault.is_any(&UNAVAILABLE_CODES) => ErrorClass::Unavailable,
-        Some(429) => ErrorClass::RateLimited,
-        Some(502..=504 | 529) => ErrorClass::Unavailable,
-        Some(500..=599) => ErrorClass::Upstream,
+        Some(status @ 400..=599) => class_of_number(status, fault),
         _ if fault.asks_to_wait() => ErrorClass::RateLimited,
         _ if fault.says_context() => ErrorClass::ContextWindow,
+        _ if fault.is_any(&AUTH_CODES) => ErrorClass::Auth,
+        _ if fault.is_any(&REQUEST_CODES) => ErrorClass::BadRequest,
         _ => ErrorClass::Upstream,
     }
 }
