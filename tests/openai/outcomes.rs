@@ -141,6 +141,53 @@ async fn a_status_other_than_2xx_has_its_class_and_keeps_what_was_said() {
 }
 
 #[tokio::test]
+async fn a_prompt_that_is_too_long_is_known_in_the_words_of_each_server() {
+    let too_long = [
+        "Your input exceeds the context window of this model. Please adjust your input and try again.",
+        "Input tokens exceed the configured limit of 272000 tokens. Your messages resulted in 300000 tokens.",
+        "This model's maximum context length is 65536 tokens. However, you requested 70000 tokens",
+        "prompt is too long: 205000 tokens > 200000 maximum",
+        "input length and `max_tokens` exceed context limit: 188240 + 21333 > 200000",
+        "The input token count (1196265) exceeds the maximum number of tokens allowed (1048575).",
+        "This model's maximum prompt length is 131072 but the request contains 537812 tokens.",
+        "Please reduce the length of the messages or completion.",
+        "Input is too long for requested model.",
+        "Too many input tokens. Max input tokens: 8192, request input token count: 9000",
+        "Input Tokens Exceeded: Number of input tokens exceeds maximum length. Please update the input to try again.",
+        "too many tokens: total number of tokens in the prompt cannot exceed 4081",
+        "Prompt contains 40000 tokens and 0 draft tokens, too large for model with 32768 maximum context length",
+        "The input (516368 tokens) is longer than the model's context length (262144 tokens).",
+        "The prompt is too long: 40000, model maximum context length: 32767",
+        "Invalid request: Your request exceeded model token limit: 262144 (requested: 274613)",
+        "<400> InternalError.Algo.InvalidParameter: Range of input length should be [1, 30720]",
+        "invalid params, context window exceeds limit (2013)",
+        "Prompt exceeds max length",
+        "You passed 9000 input tokens. However, the model's context length is only 8192 tokens, resulting in a maximum",
+        "The decoder prompt (length 8357) is longer than the maximum model length of 8192.",
+        "The prompt (total length 5000) is too long to fit into the model (context length 4096).",
+        "the request exceeds the available context size, try increasing it",
+        "prompt too long; exceeded max context length by 5 tokens",
+        "the input length exceeds the context length",
+        "The number of tokens to keep from the initial prompt is greater than the context length.",
+        "Input validation error: `inputs` must have less than 4095 tokens. Given: 5000",
+        "Input validation error: `inputs` tokens + `max_new_tokens` must be <= 4096. Given: 5000",
+    ];
+    let other = [
+        "max_tokens is too large: 100000. This model supports at most 16384 completion tokens.",
+        "max_tokens: 64000 > 8192, which is the maximum allowed number of output tokens for this model",
+        "Range of max_tokens should be [1, 8192]",
+        "string too long. Expected a string with maximum length 10485760",
+        "The maximum number of tools is 128",
+        "Request too large on tokens per minute (TPM): Limit 6000, Requested 9000, reduce your message size",
+    ];
+    let all = [(&too_long[..], ErrorClass::ContextWindow), (&other[..], ErrorClass::BadRequest)];
+    for (message, class) in all.into_iter().flat_map(|(all, class)| all.iter().map(move |m| (m, class))) {
+        let body = serde_json::json!({ "error": { "message": message, "code": null } }).to_string();
+        assert_eq!(refused(400, &[], &body).await.class(), Some(class), "{message}");
+    }
+}
+
+#[tokio::test]
 async fn the_member_that_is_refused_is_kept_if_it_is_the_path_of_one() {
     let long = "a".repeat(129);
     for (param, kept) in [

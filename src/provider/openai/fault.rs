@@ -28,8 +28,9 @@ const CONTEXT_CODES: [&str; 5] = [
 ];
 
 /// Lower case.
-const CONTEXT_MESSAGES: [&str; 13] = [
+const CONTEXT_MESSAGES: [&str; 29] = [
     "maximum context length",
+    "max context length",
     "context length exceeded",
     "context_length_exceeded",
     "context window",
@@ -40,8 +41,23 @@ const CONTEXT_MESSAGES: [&str; 13] = [
     "maximum prompt length",
     "prompt is too long",
     "input is too long",
+    "too long to fit into the model",
+    "longer than the model's context length",
+    "longer than the maximum model length",
+    "model's context length is only",
+    "greater than the context length",
+    "input length exceeds the context length",
     "exceed context limit",
     "too many tokens",
+    "too many input tokens",
+    "number of input tokens exceeds",
+    "input tokens exceed the configured limit",
+    "exceeded model token limit",
+    "range of input length should be",
+    "reduce the length of the messages",
+    "prompt exceeds max length",
+    "`inputs` must have less than",
+    "`inputs` tokens + `max_new_tokens` must be",
 ];
 
 /// Lower case, and of those who were asked too often. A shorter prompt may also be tried again.
