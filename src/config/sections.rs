@@ -198,8 +198,9 @@ pub struct Provider {
     /// Whether it is sent `traceparent` and `tracestate`: for providers of your own.
     pub trace_headers: bool,
     /// Under which member its models want the bound of an answer: one that a request has under the other name is sent under
-    /// this one. Of OpenAI's own servers and Azure's it is `max_completion_tokens` unless told, for their newer models refuse
-    /// the other; to all else a bound is sent as it comes.
+    /// this one. Where OpenAI's models are, at OpenAI and Azure, it is `max_completion_tokens` unless told, for the newer ones
+    /// refuse the other; to all else a bound is sent as it comes, as it is to Azure's `/models` and to an `api-version` of
+    /// Azure's from before September 2024.
     pub output_member: Option<OutputMember>,
     /// Several servers of one provider, in place of `base_url` and what goes with it: the one with fewer calls in flight is
     /// asked.

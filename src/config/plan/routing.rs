@@ -567,19 +567,27 @@ fn default_base_url(kind: Kind) -> Option<&'static str> {
 }
 
 /// What is known of the servers of those who have two names for a bound.
-#[cfg_attr(not(feature = "openai"), expect(unused_variables, reason = "nobody is asked"))]
 fn own_output_member(kind: Kind, base_url: &str) -> Option<OutputMember> {
-    #[cfg(feature = "openai")]
-    if kind == Kind::Openai {
-        let leaf = crate::provider::openai::OpenAiCompatible::new((), base_url).ok()?;
-        let host = leaf.host().to_ascii_lowercase();
-        let is_azures = [".openai.azure.com", ".cognitiveservices.azure.com", ".services.ai.azure.com"];
-        let is_theirs = host == "api.openai.com"
-            || host.ends_with(".api.openai.com")
-            || is_azures.iter().any(|end| host.ends_with(end));
-        return is_theirs.then_some(OutputMember::MaxCompletionTokens);
-    }
-    None
+    let url: http::Uri = base_url.trim().parse().ok().filter(|_| kind == Kind::Openai)?;
+    let host = url.host()?.to_ascii_lowercase();
+    let azures = [".openai.azure.com", ".cognitiveservices.azure.com", ".services.ai.azure.com"];
+    let is_theirs = match azures.iter().any(|end| host.ends_with(end)) {
+        true => !is_of_other_models(url.path()) && !is_older(url.query().unwrap_or_default()),
+        false => host == "api.openai.com" || host.ends_with(".api.openai.com"),
+    };
+    is_theirs.then_some(OutputMember::MaxCompletionTokens)
+}
+
+/// Where Azure serves models of all makers, by an API that knows only the older name.
+fn is_of_other_models(path: &str) -> bool {
+    path.split('/').nth(1).is_some_and(|first| first.eq_ignore_ascii_case("models"))
+}
+
+/// Whether Azure is asked for a version of its API from before the newer name; those without a date are new.
+fn is_older(query: &str) -> bool {
+    let mut members = query.split('&').filter_map(|member| member.split_once('='));
+    let version = members.rfind(|(name, _)| name.eq_ignore_ascii_case("api-version"));
+    version.is_some_and(|(_, date)| date.starts_with(|c: char| c.is_ascii_digit()) && date < "2024-09")
 }
 
 /// Whether a leaf could ask there.
@@ -639,7 +647,13 @@ mod tests {
             "https://api.openai.com/v1",
             "https://EU.api.openai.com/v1",
             "https://ours.openai.azure.com/openai/deployments/o3?api-version=2024-10-21",
+            "https://ours.openai.azure.com/openai/deployments/o3?api-version=2024-09-01-preview",
+            "https://ours.openai.azure.com/openai/v1?api-version=preview",
+            "https://ours.openai.azure.com/openai/v1?api-version=latest",
+            "https://ours.openai.azure.com/openai/v1?api-version=v1",
+            "https://ours.openai.azure.com/openai/v1?a=2023-05-15&api-version=",
             "https://ours.services.ai.azure.com/openai/v1",
+            "https://ours.services.ai.azure.com/openai/deployments/models?api-version=2025-01-01-preview",
         ] {
             assert_eq!(
                 own_output_member(Kind::Openai, url),
@@ -647,9 +661,17 @@ mod tests {
                 "{url}"
             );
         }
-        for url in
-            ["http://127.0.0.1:8000/v1", "https://api.openai.com.evil.example/v1", "https://api.groq.com/v1"]
-        {
+        for url in [
+            "http://127.0.0.1:8000/v1",
+            "https://api.openai.com.evil.example/v1",
+            "https://api.groq.com/v1",
+            "https://ours.services.ai.azure.com/models?api-version=2024-05-01-preview",
+            "https://ours.services.ai.azure.com/models/?api-version=2025-05-01",
+            "https://ours.services.ai.azure.com/models",
+            "https://ours.openai.azure.com/openai/deployments/gpt-4o?api-version=2024-06-01",
+            "https://ours.openai.azure.com/openai/deployments/gpt-4o?a=b&api-version=2024-08-01-preview",
+            "https://ours.cognitiveservices.azure.com/openai/deployments/gpt-4o?API-Version=2023-05-15",
+        ] {
             assert_eq!(own_output_member(Kind::Openai, url), None, "{url}");
         }
         assert_eq!(own_output_member(Kind::Anthropic, "https://api.openai.com/v1"), None);
