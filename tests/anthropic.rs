@@ -426,6 +426,32 @@ fn an_answer_and_its_stream_become_the_same_message() {
 }
 
 #[test]
+fn thoughts_among_the_parts_of_a_content_come_before_its_text() {
+    let thought = json!({ "type": "thinking", "thinking": [{ "type": "text", "text": "h" }, { "type": "text", "text": "m" }] });
+    let content = json!([thought, { "type": "text", "text": "Hi" }]);
+    let expected = json!([
+        { "type": "thinking", "thinking": "hm", "signature": "" },
+        { "type": "text", "text": "Hi" },
+    ]);
+    let whole = json!({ "choices": [{ "message": { "content": content } }] });
+    let whole = anthropic::message(&Completion::parse(whole.to_string()).unwrap(), "fast");
+    assert_eq!(serde_json::from_slice::<Value>(&whole).unwrap()["content"], expected);
+
+    let delta = |content: Value| chunk(&json!({ "choices": [{ "delta": { "content": content } }] }));
+    let piece = |text: &str| json!([{ "type": "thinking", "thinking": [{ "type": "text", "text": text }] }]);
+    for pieces in [
+        vec![delta(piece("h")), delta(piece("m")), delta(json!([{ "type": "text", "text": "Hi" }]))],
+        vec![delta(piece("hm")), delta(json!("H")), delta(json!("i"))],
+        vec![delta(content)],
+        vec![delta(json!([{ "type": "thinking", "thinking": "hm" }, { "type": "text", "text": "Hi" }]))],
+    ] {
+        let end = [StreamChunk::finish(&FinishReason::Stop), StreamChunk::end()];
+        let events = write(&[pieces, end.to_vec()].concat());
+        assert_eq!(assemble(&events)["content"], expected);
+    }
+}
+
+#[test]
 fn a_call_whose_pieces_have_other_ids_is_one_call() {
     let call = |call: Value| chunk(&json!({ "choices": [{ "delta": { "tool_calls": [call] } }] }));
     let events = write(&[

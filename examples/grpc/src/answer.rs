@@ -324,16 +324,23 @@ fn named(mut call: xai::ToolCall) -> xai::ToolCall {
 }
 
 fn text(said: &Value) -> String {
-    let text = match &said["content"] {
-        Value::Array(parts) => parts.iter().filter_map(|part| part["text"].as_str()).collect(),
-        content => string(content),
-    };
+    let text = joined(&said["content"]);
     if text.is_empty() { string(&said["refusal"]) } else { text }
 }
 
+/// Those beside the content, or else, as Mistral has them, among its parts.
 fn thoughts(said: &Value) -> String {
-    let thoughts = string(&said["reasoning_content"]);
-    if thoughts.is_empty() { string(&said["reasoning"]) } else { thoughts }
+    let beside = ["reasoning_content", "reasoning"].map(|name| string(&said[name]));
+    let beside = beside.into_iter().find(|thoughts| !thoughts.is_empty());
+    beside.unwrap_or_else(|| items(&said["content"]).map(|part| joined(&part["thinking"])).collect())
+}
+
+/// A text, or those of its parts.
+fn joined(content: &Value) -> String {
+    match content {
+        Value::Array(parts) => parts.iter().filter_map(|part| part["text"].as_str()).collect(),
+        content => string(content),
+    }
 }
 
 fn log_probs(json: &Value) -> Option<xai::LogProbs> {
@@ -526,6 +533,21 @@ mod tests {
         let [calls] = &told[..] else { panic!("{told:?}") };
         let calls = &calls.outputs[0].delta.as_ref().unwrap().tool_calls;
         assert_eq!(calls.iter().map(function).collect::<Vec<_>>(), [("a", "f", "{}")]);
+    }
+
+    #[tokio::test]
+    async fn thoughts_among_the_parts_of_a_content_are_thoughts() {
+        let parts = json!([
+            { "type": "thinking", "thinking": [{ "type": "text", "text": "h" }, { "type": "text", "text": "m" }] },
+            { "type": "text", "text": "Hi" },
+        ]);
+        let answer = completion(&json!({ "choices": [{ "message": { "content": parts } }] }));
+        let told = whole(answer, 1).await.unwrap();
+        let message = told.outputs[0].message.as_ref().unwrap();
+        assert_eq!((&*message.reasoning_content, &*message.content), ("hm", "Hi"));
+        let told = messages(&[chunk(&json!({ "choices": [{ "delta": { "content": parts } }] }))]);
+        let delta = told[0].outputs[0].delta.as_ref().unwrap();
+        assert_eq!((&*delta.reasoning_content, &*delta.content), ("hm", "Hi"));
     }
 
     #[test]

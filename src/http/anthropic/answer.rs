@@ -21,7 +21,8 @@ pub fn message(completion: &Completion, model: &str) -> Bytes {
     let choice = json::member(completion.data(), "choices").and_then(|choices| json::items(choices).next());
     let said = choice.and_then(|choice| json::member(choice, "message")).unwrap_or(b"{}");
     let mut content = Vec::new();
-    if let Some(thinking) = thoughts(said).and_then(json::text) {
+    let thinking: String = thoughts(said).filter_map(json::text).collect();
+    if !thinking.is_empty() {
         content.push(Block::Thinking { thinking, signature: "" });
     }
     let text: String = texts(said).filter_map(json::text).collect();
@@ -64,7 +65,7 @@ struct Message<'a> {
 #[derive(Serialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 enum Block<'a> {
-    Thinking { thinking: Cow<'a, str>, signature: &'static str },
+    Thinking { thinking: String, signature: &'static str },
     Text { text: String },
     ToolUse { id: String, name: Cow<'a, str>, input: Box<RawValue> },
 }
@@ -99,10 +100,14 @@ pub(super) fn usage(usage: Option<&TokenUsage>) -> Value {
     })
 }
 
-/// The thoughts of a message or delta, as JSON, if it has any.
-pub(super) fn thoughts(said: &[u8]) -> Option<&[u8]> {
-    let thoughts = |name| json::member(said, name).filter(|raw| is_text(raw));
-    thoughts("reasoning_content").or_else(|| thoughts("reasoning"))
+/// The thoughts of a message or delta, as JSON: those beside its content, or else, as Mistral has them, among its parts.
+pub(super) fn thoughts(said: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let beside = |name| json::member(said, name).filter(|raw| is_text(raw));
+    let beside = beside("reasoning_content").or_else(|| beside("reasoning"));
+    let parts = json::items(json::member(said, "content").unwrap_or_default());
+    let among = parts.filter_map(|part| json::member(part, "thinking")).flat_map(json::texts);
+    let is_alone = beside.is_none();
+    beside.into_iter().chain(among.filter(move |raw| is_alone && is_text(raw)))
 }
 
 /// The texts of a message or delta, as JSON, or else its refusal.

@@ -172,7 +172,7 @@ impl MessageEvents {
     }
 
     fn delta(&mut self, delta: &[u8], out: &mut BytesMut) {
-        if let Some(thoughts) = thoughts(delta) {
+        for thoughts in thoughts(delta) {
             self.say(Block::new(Key::Thinking), thoughts, out);
         }
         for text in texts(delta) {
