@@ -171,6 +171,7 @@ fn each_choice_of_tools_and_each_effort_has_its_word() {
         assert!(read(json!({ "thinking": { "type": thinking } })).get("reasoning_effort").is_none());
     }
     assert!(read(json!({ "tools": [] })).get("tools").is_none(), "an empty list is refused by some");
+    assert!(read(json!({ "stop_sequences": [] })).get("stop").is_none());
 }
 
 #[test]

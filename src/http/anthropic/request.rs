@@ -73,7 +73,10 @@ fn translate(source: &[u8], limits: &BodyLimits) -> Result<Vec<u8>, Error> {
                 if value.first() != Some(&b'[') || !are_texts {
                     return Err(mistyped(&name, "an array of strings"));
                 }
-                out.member("stop", value);
+                // Some refuse a list of none.
+                if !json::is_nothing(value) {
+                    out.member("stop", value);
+                }
             }
             "tools" => tools(value, &mut out)?,
             "tool_choice" => tool_choice(value, &mut out)?,
