@@ -284,6 +284,17 @@ fn what_follows_from_a_problem_is_no_problem_of_its_own() {
 }
 
 #[test]
+fn what_only_openais_dialect_has_is_for_its_providers() {
+    let own = "output_member = \"max_tokens\"\nstream_usage = false\n";
+    for kind in ["anthropic", "echo"] {
+        let told = wrong(&format!("[providers.a]\nkind = {kind:?}\n{own}"));
+        let expected = ["output_member", "stream_usage"];
+        assert_eq!(told, expected.map(|name| format!("providers.a.{name}: is for kind = \"openai\"")));
+    }
+    read(&format!("{ECHO}[providers.a]\nbase_url = \"http://x\"\n{own}")).unwrap();
+}
+
+#[test]
 fn a_file_has_a_name() {
     for (text, entry) in [
         ("[usage]\npath = \"\"\n", "usage.path"),

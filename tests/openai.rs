@@ -14,3 +14,5 @@ mod server;
 mod streams;
 #[path = "openai/tls.rs"]
 mod tls;
+#[path = "openai/usage.rs"]
+mod usage;

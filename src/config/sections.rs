@@ -202,6 +202,10 @@ pub struct Provider {
     /// refuse the other; to all else a bound is sent as it comes, as it is to Azure's `/models` and to an `api-version` of
     /// Azure's from before September 2024.
     pub output_member: Option<OutputMember>,
+    /// Whether a stream is asked for its usage, by `stream_options.include_usage`, where the caller does not ask. It is unless
+    /// told, but at Mistral's own API, which tells usage unasked. A server that refuses to be asked is sent the request once
+    /// more without it; `false` spares it the first one. Usage that is not told is estimated.
+    pub stream_usage: Option<bool>,
     /// Several servers of one provider, in place of `base_url` and what goes with it: the one with fewer calls in flight is
     /// asked.
     #[schemars(length(min = 1))]

@@ -102,6 +102,7 @@ struct Identity {
     credentials: [u8; 32],
     trace_headers: bool,
     output_member: Option<OutputMember>,
+    stream_usage: Option<bool>,
     /// Several may be the same.
     number: usize,
 }
@@ -193,6 +194,9 @@ impl Deployments {
             if let Some(member) = one.output_member {
                 leaf = leaf.with_output_member(member.name());
             }
+            if let Some(asks) = one.stream_usage {
+                leaf = leaf.with_stream_usage(asks);
+            }
             #[cfg(feature = "otel")]
             if one.trace_headers {
                 leaf = leaf.with_trace_headers();
@@ -229,6 +233,7 @@ impl Identity {
             credentials: *hasher.finalize().as_bytes(),
             trace_headers: one.is_some_and(|one| one.trace_headers),
             output_member: one.and_then(|one| one.output_member),
+            stream_usage: one.and_then(|one| one.stream_usage),
             number: 0,
         }
     }

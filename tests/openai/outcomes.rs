@@ -9,6 +9,7 @@ use llm_layers::{
 };
 use std::{
     io,
+    sync::{Arc, Mutex},
     task::{Context, Poll},
     time::Duration,
 };
@@ -608,9 +609,9 @@ async fn what_breaks_after_the_head_is_transport() {
 }
 
 async fn unanswered(error: impl Into<BoxError>) -> Error {
-    let mut error = Some(error.into());
+    let error = Arc::new(Mutex::new(Some(error.into())));
     let http = service_fn(move |_: http::Request<Full<Bytes>>| {
-        std::future::ready(Err::<http::Response<Full<Bytes>>, _>(error.take().unwrap()))
+        std::future::ready(Err::<http::Response<Full<Bytes>>, _>(error.lock().unwrap().take().unwrap()))
     });
     failure(OpenAiCompatible::new(http, URL).unwrap(), whole()).await
 }

@@ -111,6 +111,28 @@ async fn usage_comes_with_a_stream_if_it_is_asked_for() {
     assert_eq!((&usage["choices"], usage["usage"]["prompt_tokens"].is_u64()), (&json!([]), true));
 }
 
+#[tokio::test]
+async fn a_server_that_refuses_to_be_asked_for_usage_answers_all_the_same() {
+    for (more, refusals) in [("", 1), ("stream_usage = false\n", 0)] {
+        let mut upstream = Upstream::start().await;
+        let gateway = Gateway::start(&(one(&upstream.url, "") + more)).await;
+        let answer = async {
+            for _ in 0..refusals {
+                let call = upstream.call().await;
+                assert!(call.body.contains("stream_options"), "{}", call.body);
+                call.answer(422, r#"{"detail":[{"loc":["body","stream_options"],"msg":"extra"}]}"#).await;
+            }
+            let mut call = upstream.call().await;
+            assert!(!call.body.contains("stream_options"), "{}", call.body);
+            call.begin().await;
+            call.say("Hello").await;
+            call.end().await;
+        };
+        let (mut client, ()) = tokio::join!(gateway.stream("a/m"), answer);
+        assert!(client.rest().await.contains("Hello"));
+    }
+}
+
 // ===== bad input =====
 
 #[tokio::test]

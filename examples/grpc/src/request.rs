@@ -21,7 +21,6 @@ pub(crate) fn read(
         model: &request.model,
         messages: messages(&request.messages)?,
         stream: streaming.then_some(true),
-        stream_options: streaming.then_some(StreamOptions { include_usage: true }),
         max_tokens: request.max_tokens,
         temperature: number("temperature", request.temperature)?,
         top_p: number("top_p", request.top_p)?,
@@ -55,8 +54,6 @@ struct Body<'a> {
     messages: Vec<Message<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     stream: Option<bool>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    stream_options: Option<StreamOptions>,
     #[serde(skip_serializing_if = "Option::is_none")]
     max_tokens: Option<i32>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -93,11 +90,6 @@ struct Body<'a> {
     user: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     safety_identifier: Option<&'a str>,
-}
-
-#[derive(Serialize)]
-struct StreamOptions {
-    include_usage: bool,
 }
 
 #[derive(Serialize)]
@@ -553,7 +545,7 @@ mod tests {
         let warm = xai::GetCompletionsRequest { temperature: Some(0.7), ..ask([user("Hi")]) };
         let read = read(&warm, true, &BodyLimits::default()).unwrap();
         assert_eq!(read.body.raw("temperature"), Some(&b"0.7"[..]));
-        assert!(read.body.is_streaming() && read.body.wants_stream_usage());
+        assert!(read.body.is_streaming());
     }
 
     #[test]

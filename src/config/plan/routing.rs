@@ -40,6 +40,7 @@ pub(crate) struct PlannedDeployment {
     pub(crate) headers: Vec<(Box<str>, Revealed)>,
     pub(crate) trace_headers: bool,
     pub(crate) output_member: Option<OutputMember>,
+    pub(crate) stream_usage: Option<bool>,
 }
 
 /// Whether `providers.NAME.headers` may have a header of this name, in any case. Those of the connection, and those that the client
@@ -143,14 +144,14 @@ impl Check<'_> {
                 for (name, _) in told.into_iter().chain(is_several) {
                     self.problem(field(path, name), "is for a provider that is a server");
                 }
-                self.no_output_member(path, provider);
+                self.nothing_of_openais(path, provider);
                 return Vec::new();
             }
             Kind::Openai if !cfg!(feature = "hyper-client") => {
                 self.needs(path, "the client for OpenAI-compatible servers", "hyper-client");
             }
             Kind::Openai => {}
-            _ if provider.output_member.is_some() => self.no_output_member(path, provider),
+            _ if self.nothing_of_openais(path, provider) => {}
             _ if !cfg!(feature = "genai") => {
                 self.needs(field(path, "kind"), "this dialect", "genai");
                 return Vec::new();
@@ -189,10 +190,17 @@ impl Check<'_> {
         }
     }
 
-    fn no_output_member(&mut self, path: &str, provider: &Provider) {
-        if provider.output_member.is_some() {
-            self.problem(field(path, "output_member"), "is for kind = \"openai\"");
+    /// Whether something is told that only the dialect of OpenAI has.
+    fn nothing_of_openais(&mut self, path: &str, provider: &Provider) -> bool {
+        let own = [
+            ("output_member", provider.output_member.is_some()),
+            ("stream_usage", provider.stream_usage.is_some()),
+        ];
+        let told: Vec<_> = own.into_iter().filter(|(_, is_told)| *is_told).collect();
+        for (name, _) in &told {
+            self.problem(field(path, name), "is for kind = \"openai\"");
         }
+        !told.is_empty()
     }
 
     fn deployment(&mut self, path: &str, provider: &Provider, one: &Deployment) -> PlannedDeployment {
@@ -209,7 +217,8 @@ impl Check<'_> {
         }
         let output_member = provider.output_member.or_else(|| own_output_member(kind, &one.base_url.0));
         let base_url = one.base_url.clone();
-        PlannedDeployment { base_url, api_key, headers, trace_headers: one.trace_headers, output_member }
+        let (trace_headers, stream_usage) = (one.trace_headers, provider.stream_usage);
+        PlannedDeployment { base_url, api_key, headers, trace_headers, output_member, stream_usage }
     }
 
     pub(super) fn headers(

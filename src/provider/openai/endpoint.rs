@@ -17,6 +17,8 @@ pub(in crate::provider) struct Endpoint {
     pub(in crate::provider) max_event_bytes: usize,
     /// Under which member a bound of the answer is sent; as it comes unless told.
     pub(in crate::provider) output_member: Option<Cow<'static, str>>,
+    /// Whether streams are asked for their usage where the caller does not ask.
+    pub(in crate::provider) stream_usage: bool,
     /// Whether requests say which trace they belong to.
     #[cfg(feature = "otel")]
     pub(in crate::provider) trace_headers: bool,
@@ -82,6 +84,8 @@ impl Endpoint {
             uri: Uri::from_parts(parts).map_err(|_| invalid("it is not a URL"))?,
             headers: HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static("application/json"))]),
             provider: host.as_ref().into(),
+            // Tells it unasked, and refuses to be asked.
+            stream_usage: !host.eq_ignore_ascii_case("api.mistral.ai"),
             host,
             port,
             max_answer_bytes: 32 << 20,

@@ -2,45 +2,67 @@ use super::{
     collect::{Collect, CollectEnd},
     origin::{MAX_KEPT, Origin},
     stream::Events,
-    wire::BYTE_ORDER_MARK,
+    wire::{self, BYTE_ORDER_MARK},
 };
-use crate::{BoxError, ChunkStream, Completion, Error, ErrorClass, LlmResponse, ResponseBody};
+use crate::{BoxError, ChunkStream, Completion, Error, ErrorClass, LlmRequest, LlmResponse, ResponseBody};
 use bytes::{Buf as _, Bytes};
 use http::{HeaderMap, header};
 use http_body::Body;
+use http_body_util::Full;
 use pin_project::pin_project;
 use std::{
     fmt, mem,
     pin::Pin,
     task::{Context, Poll, ready},
 };
+use tower_service::Service;
 
 /// Response future of [`OpenAiCompatible`](super::OpenAiCompatible).
 #[pin_project]
-pub struct ResponseFuture<F, B> {
+pub struct ResponseFuture<H, B>
+where
+    H: Service<http::Request<Full<Bytes>>>,
+{
     #[pin]
-    state: State<F, B>,
+    state: State<H, H::Future, B>,
     origin: Origin,
     streaming: bool,
+    /// Where the server may refuse what the caller did not send.
+    again: Option<Again<H>>,
+}
+
+/// Whom to ask once more, and what.
+pub(super) struct Again<H> {
+    pub(super) http: H,
+    pub(super) request: LlmRequest,
 }
 
 #[pin_project(project = StateProj)]
-enum State<F, B> {
+enum State<H, F, B> {
     Asking(#[pin] F),
     ReadingAnswer(#[pin] Collect<B>),
     ReadingRefusal(#[pin] Collect<B>, HeaderMap),
+    Readying(Again<H>),
 }
 
-impl<F, B> ResponseFuture<F, B> {
-    pub(super) const fn new(future: F, origin: Origin, streaming: bool) -> Self {
-        Self { state: State::Asking(future), origin, streaming }
+impl<H, B> ResponseFuture<H, B>
+where
+    H: Service<http::Request<Full<Bytes>>>,
+{
+    pub(super) const fn new(
+        future: H::Future,
+        origin: Origin,
+        streaming: bool,
+        again: Option<Again<H>>,
+    ) -> Self {
+        Self { state: State::Asking(future), origin, streaming, again }
     }
 }
 
-impl<F, B, E> Future for ResponseFuture<F, B>
+impl<H, B> Future for ResponseFuture<H, B>
 where
-    F: Future<Output = Result<http::Response<B>, E>>,
-    E: Into<BoxError>,
+    H: Service<http::Request<Full<Bytes>>, Response = http::Response<B>>,
+    H::Error: Into<BoxError>,
     B: Body<Data = Bytes> + Send + 'static,
     B::Error: Into<BoxError>,
 {
@@ -84,7 +106,19 @@ where
                 StateProj::ReadingRefusal(body, headers) => {
                     // However much of the explanation there is: the status says enough.
                     let read = ready!(body.poll(cx));
-                    return Poll::Ready(Err(origin.refused(headers, read.data)));
+                    let is_ours = |status| wire::refuses_options(status, &read.data);
+                    match this.again.take().filter(|_| origin.status.is_some_and(is_ours)) {
+                        Some(again) => {
+                            origin.ask_again();
+                            State::Readying(again)
+                        }
+                        None => return Poll::Ready(Err(origin.refused(headers, read.data))),
+                    }
+                }
+                StateProj::Readying(again) => {
+                    ready!(again.http.poll_ready(cx)).map_err(|error| origin.gone(error.into()))?;
+                    let request = wire::request(&origin.endpoint, &again.request, false);
+                    State::Asking(again.http.call(request))
                 }
             };
             this.state.set(next);
@@ -145,12 +179,16 @@ fn respond(origin: &mut Origin, body: impl Into<ResponseBody>) -> LlmResponse {
     response
 }
 
-impl<F, B> fmt::Debug for ResponseFuture<F, B> {
+impl<H, B> fmt::Debug for ResponseFuture<H, B>
+where
+    H: Service<http::Request<Full<Bytes>>>,
+{
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let state = match &self.state {
             State::Asking(_) => "asking",
             State::ReadingAnswer(_) => "reading the answer",
             State::ReadingRefusal(..) => "reading the refusal",
+            State::Readying(_) => "asking once more",
         };
         f.debug_struct("ResponseFuture").field("state", &state).finish_non_exhaustive()
     }

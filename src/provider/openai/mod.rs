@@ -26,7 +26,8 @@
 //! ```
 //!
 //! What arrives in [`LlmRequest::body`](crate::LlmRequest::body) leaves byte for byte, but for the model's
-//! name and, for streams, `stream_options.include_usage`, which is always asked for: the layers need it.
+//! name and, for streams, `stream_options.include_usage`, which is asked for because the layers need it, and not again of a
+//! server that refuses to be asked: see [`with_stream_usage`](OpenAiCompatible::with_stream_usage).
 //! URL and headers come from configuration only; of the request's context nothing is sent but its id, as
 //! `x-request-id`.
 //!

@@ -28,7 +28,7 @@ const REQUEST_IDS: [&str; 7] = [
 pub(in crate::provider) struct Origin {
     pub(in crate::provider) endpoint: Arc<Endpoint>,
     pub(in crate::provider) model: ModelName,
-    status: Option<StatusCode>,
+    pub(super) status: Option<StatusCode>,
     pub(in crate::provider) request_id: Option<Arc<str>>,
 }
 
@@ -45,6 +45,11 @@ impl Origin {
             .filter_map(|name| headers.get(*name)?.to_str().ok())
             .find(|id| !id.is_empty() && id.len() <= 128)
             .map(Into::into);
+    }
+
+    /// It is asked again, and what it answered before is over.
+    pub(super) fn ask_again(&mut self) {
+        (self.status, self.request_id) = (None, None);
     }
 
     fn failure(&self, class: ErrorClass) -> ProviderFailure {

@@ -1,6 +1,6 @@
 use super::{
     endpoint::{ConfigError, Endpoint},
-    future::ResponseFuture,
+    future::{Again, ResponseFuture},
     origin::Origin,
     wire,
 };
@@ -19,7 +19,7 @@ use tower_service::Service;
 /// A provider with OpenAI's chat completions API, over the HTTP service `H`.
 ///
 /// Sends [`LlmRequest::model`] as it arrives here: [`Providers`](crate::providers::Providers) has taken the
-/// provider's name off. Cloning costs what cloning `H` costs, and one reference count.
+/// provider's name off. Cloning costs what cloning `H` costs, and one reference count; a call for a stream clones `H` as well.
 ///
 /// The [module docs](super) have an example that needs no network.
 #[derive(Clone)]
@@ -89,6 +89,15 @@ impl<H> OpenAiCompatible<H> {
         self
     }
 
+    /// Says whether a stream is asked for its usage, by `stream_options.include_usage`, where the caller does not ask: true
+    /// unless told, but at Mistral's own API, which tells usage unasked. A server that refuses a member that the caller did not
+    /// send is asked once more without it; `false` spares it the first request. What is not told is estimated.
+    #[must_use]
+    pub fn with_stream_usage(mut self, asks: bool) -> Self {
+        self.endpoint().stream_usage = asks;
+        self
+    }
+
     /// Sends `traceparent` and `tracestate` with each request, for providers that are yours: a model server, another
     /// gateway. What is sent is what is current when the call is made, by the program's global propagator; without one,
     /// nothing. Baggage is never sent.
@@ -138,14 +147,14 @@ impl<H> OpenAiCompatible<H> {
 
 impl<H, B> Service<LlmRequest> for OpenAiCompatible<H>
 where
-    H: Service<http::Request<Full<Bytes>>, Response = http::Response<B>>,
+    H: Service<http::Request<Full<Bytes>>, Response = http::Response<B>> + Clone,
     H::Error: Into<BoxError>,
     B: Body<Data = Bytes> + Send + 'static,
     B::Error: Into<BoxError>,
 {
     type Response = LlmResponse;
     type Error = Error;
-    type Future = ResponseFuture<H::Future, B>;
+    type Future = ResponseFuture<H, B>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
         self.http.poll_ready(cx).map_err(|error| {
@@ -155,10 +164,13 @@ where
     }
 
     fn call(&mut self, request: LlmRequest) -> Self::Future {
-        let http_request = wire::request(&self.endpoint, &request);
-        let origin = Origin::new(Arc::clone(&self.endpoint), request.model);
+        let http_request = wire::request(&self.endpoint, &request, self.endpoint.stream_usage);
+        let origin = Origin::new(Arc::clone(&self.endpoint), request.model.clone());
+        let streaming = request.body.is_streaming();
         request.progress.mark_dispatched();
-        ResponseFuture::new(self.http.call(http_request), origin, request.body.is_streaming())
+        let again = wire::adds_options(&self.endpoint, &request.body)
+            .then(|| Again { http: self.http.clone(), request });
+        ResponseFuture::new(self.http.call(http_request), origin, streaming, again)
     }
 }
 

@@ -3,7 +3,7 @@
 use super::endpoint::Endpoint;
 use crate::{ChatBody, LlmRequest, chat::OUTPUT_MEMBERS, http::X_REQUEST_ID, json};
 use bytes::Bytes;
-use http::{HeaderValue, Method, header::ACCEPT};
+use http::{HeaderValue, Method, StatusCode, header::ACCEPT};
 use http_body_util::Full;
 use serde_json::value::RawValue;
 use std::borrow::Cow;
@@ -13,12 +13,18 @@ pub(super) const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 const MAX_REQUEST_ID: usize = 256;
 
-pub(super) fn request(endpoint: &Endpoint, request: &LlmRequest) -> http::Request<Full<Bytes>> {
+const STREAM_OPTIONS: &str = "stream_options";
+
+/// With `asks_usage`, a stream is asked for its usage also where the caller does not ask.
+pub(super) fn request(
+    endpoint: &Endpoint,
+    request: &LlmRequest,
+    asks_usage: bool,
+) -> http::Request<Full<Bytes>> {
     let body = bounded_under(endpoint.output_member.as_deref(), &request.body);
-    let (body, accept) = match body.is_streaming() {
-        true => (asking_for_usage(&body), "text/event-stream"),
-        false => (Cow::Borrowed(&*body), "application/json"),
-    };
+    let is_streaming = body.is_streaming();
+    let accept = if is_streaming { "text/event-stream" } else { "application/json" };
+    let body = if is_streaming && asks_usage { asking_for_usage(&body) } else { Cow::Borrowed(&*body) };
     let mut http_request = http::Request::new(Full::new(body.to_json(&request.model)));
     *http_request.method_mut() = Method::POST;
     *http_request.uri_mut() = endpoint.uri.clone();
@@ -38,6 +44,18 @@ pub(super) fn request(endpoint: &Endpoint, request: &LlmRequest) -> http::Reques
     http_request
 }
 
+/// Whether a stream is asked for its usage by a member that the caller did not send.
+pub(super) fn adds_options(endpoint: &Endpoint, body: &ChatBody) -> bool {
+    let is_sent = body.raw(STREAM_OPTIONS).is_some_and(|options| options != b"null");
+    endpoint.stream_usage && body.is_streaming() && !is_sent
+}
+
+/// Whether a refusal is about the member that asks a stream for its usage.
+pub(super) fn refuses_options(status: StatusCode, said: &[u8]) -> bool {
+    matches!(status.as_u16(), 400 | 422)
+        && said.windows(STREAM_OPTIONS.len()).any(|part| part == STREAM_OPTIONS.as_bytes())
+}
+
 /// The body with the bound of its answer under `wanted`.
 fn bounded_under<'a>(wanted: Option<&str>, body: &'a ChatBody) -> Cow<'a, ChatBody> {
     let has = |name: &str| body.raw(name).filter(|value| *value != b"null");
@@ -52,7 +70,7 @@ fn bounded_under<'a>(wanted: Option<&str>, body: &'a ChatBody) -> Cow<'a, ChatBo
 /// The body with `stream_options.include_usage`; what else stands there keeps its bytes.
 fn asking_for_usage(body: &ChatBody) -> Cow<'_, ChatBody> {
     const ASKED: &str = "\"include_usage\":true";
-    let present = body.raw("stream_options").unwrap_or_default();
+    let present = body.raw(STREAM_OPTIONS).unwrap_or_default();
     let (mut options, mut asked) = (String::from("{"), None);
     for (name, value) in json::members(present) {
         if json::string(name).is_some_and(|name| name == "include_usage") {
@@ -65,7 +83,7 @@ fn asking_for_usage(body: &ChatBody) -> Cow<'_, ChatBody> {
         return Cow::Borrowed(body);
     }
     options.extend([ASKED, "}"]);
-    let with_usage = RawValue::from_string(options).ok().and_then(|o| body.with("stream_options", o).ok());
+    let with_usage = RawValue::from_string(options).ok().and_then(|o| body.with(STREAM_OPTIONS, o).ok());
     // Built of members of a valid object; without the option the provider would merely say less.
     with_usage.map_or(Cow::Borrowed(body), Cow::Owned)
 }
