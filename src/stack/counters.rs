@@ -263,23 +263,23 @@ impl Quotas {
         })
     }
 
-    /// Both layers, by the tables of one configuration. Without limits in it, nobody has any.
+    /// Both layers, by the tables of one configuration.
     pub(super) fn layers(
         &self,
-        plan: Option<&LimitsPlan>,
+        plan: &LimitsPlan,
         table: &PolicyTable,
         providers: &[PlannedProvider],
         prices: &Prices,
     ) -> (AccessLayer, QuotaLayer, Policies) {
         let policies = self.followed.clone().unwrap_or_else(|| Policies::new(table.clone()));
-        let mut layer = self.base.clone().with_tables(policies.clone(), prices.clone());
-        if let Some(plan) = plan {
-            layer = layer
-                .with_mode(plan.mode)
-                .with_unbounded(plan.unbounded)
-                .with_on_tight(plan.on_tight)
-                .with_unpriced(plan.unpriced.clone());
-        }
+        let mut layer = self
+            .base
+            .clone()
+            .with_tables(policies.clone(), prices.clone())
+            .with_mode(plan.mode)
+            .with_unbounded(plan.unbounded)
+            .with_on_tight(plan.on_tight)
+            .with_unpriced(plan.unpriced.clone());
         for (model, tokens) in providers.iter().flat_map(|provider| &provider.max_outputs) {
             layer = layer.with_model_output([model], *tokens);
         }

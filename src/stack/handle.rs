@@ -196,12 +196,12 @@ impl Lasting {
             self.deployments.build(&plan.providers).map_err(|error| StackError::store("providers", error))?;
         let names = providers.names();
         let (access, quota, policies) = match (quotas, &plan.limits) {
-            (Some(quotas), limits) => {
+            (Some(quotas), Some(limits)) => {
                 let (access, quota, policies) =
-                    quotas.layers(limits.as_ref(), &plan.policies, &plan.providers, &prices);
+                    quotas.layers(limits, &plan.policies, &plan.providers, &prices);
                 (Some(access), Some(quota), policies)
             }
-            (None, limits) => {
+            (_, limits) => {
                 let policies = Policies::new(plan.policies.clone());
                 let access = limits.as_ref().map(|_| AccessLayer::new(policies.clone()));
                 (access, None, policies)
@@ -267,6 +267,12 @@ impl Handle {
 
     fn running(&self) -> Guard<Arc<Running>> {
         self.0.running.load()
+    }
+
+    /// The counters, if anything is limited at the moment: they outlast the limits.
+    fn quotas(&self) -> Option<&Quotas> {
+        let is_limited = self.running().plan.limits.is_some();
+        self.0.lasting.quotas.get().filter(|_| is_limited)
     }
 
     /// What is odd in the configuration that calls are made by, and may be meant: worth a line in the log at each start and after each
@@ -353,11 +359,11 @@ impl Handle {
 
     /// Whether calls can be made, as far as it is known without making one.
     pub fn readiness(&self) -> Readiness {
-        let Lasting { ledger, quotas, .. } = &self.0.lasting;
+        let ledger = &self.0.lasting.ledger;
         if ledger.as_ref().is_some_and(|ledger| !ledger.is_healthy()) {
             return Readiness::UsageUnavailable;
         }
-        match quotas.get().is_some_and(|quotas| !quotas.is_healthy()) {
+        match self.quotas().is_some_and(|quotas| !quotas.is_healthy()) {
             true => Readiness::QuotaUnavailable,
             false => Readiness::Ready,
         }
@@ -374,13 +380,13 @@ impl Handle {
         self.0.lasting.ledger.as_ref()?.queue()
     }
 
-    /// What a department may use and has used; `None` if nothing is limited.
+    /// What a department may use and has used; `None` if nothing is limited at the moment.
     ///
     /// # Errors
     ///
     /// The store cannot be asked.
     pub async fn quota(&self, department: &str) -> Result<Option<QuotaView>, StoreError> {
-        let Some(quotas) = self.0.lasting.quotas.get() else { return Ok(None) };
+        let Some(quotas) = self.quotas() else { return Ok(None) };
         let policies = self.running().policies.clone();
         quotas.view(department, &policies).await.map(Some)
     }

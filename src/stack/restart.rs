@@ -75,7 +75,7 @@ pub(super) fn needed(
     if new_plan.is_some_and(|new| usage(old_plan) != usage(new)) {
         told("usage.redis".into());
     }
-    // Limits that come first are counted from then on, and those that go leave their counters where they are.
+    // Limits that come first are counted from then on, and those that go leave their counters where they are, asked by nobody.
     if let (Some(OpenedBy { quota, address }), Some(new_plan)) =
         (lasting.quotas.get().map(Quotas::opened_by), new_plan)
     {

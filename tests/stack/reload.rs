@@ -126,6 +126,7 @@ async fn the_first_limits_and_lists_hold_without_a_restart_and_the_last_may_go()
 
     // Without any, nobody has one; and the counters are still there for those that come.
     handle.reload(config(base)).unwrap();
+    assert!(handle.quota("a").await.unwrap().is_none());
     ask("a").await.unwrap();
     ask("b").await.unwrap();
     handle.reload(config(&limited)).unwrap();
@@ -141,6 +142,49 @@ async fn the_first_limits_and_lists_hold_without_a_restart_and_the_last_may_go()
         handle.reload(config(base)).unwrap();
     }
     assert!(handle.shutdown(Duration::from_secs(1)).await.is_clean());
+}
+
+#[tokio::test]
+async fn without_limits_a_store_that_is_down_refuses_nothing() {
+    if !redis_server::is_installed("without_limits_a_store_that_is_down_refuses_nothing") {
+        return;
+    }
+    for more in ["", "quota.mode = \"shadow\"\n"] {
+        let mut server = RedisServer::with_options(&[]);
+        let limited = format!("quota.redis = {:?}\n{more}departments.a.day_requests = 9\n", server.url());
+        let (service, handle) = stack(config(&limited)).await.unwrap();
+        let ask = || service.clone().oneshot(of(request("echo/a"), "ada", &["a"]));
+        ask().await.unwrap();
+        server.kill();
+        assert_eq!(ask().await.is_ok(), !more.is_empty());
+        assert_eq!(handle.readiness(), Readiness::QuotaUnavailable);
+
+        handle.reload(config("")).unwrap();
+        ask().await.unwrap();
+        assert_eq!(handle.readiness(), Readiness::Ready);
+        assert!(handle.quota("a").await.unwrap().is_none());
+        handle.reload(config(&limited)).unwrap();
+        assert_eq!(ask().await.is_ok(), !more.is_empty());
+        handle.shutdown(Duration::ZERO).await;
+    }
+}
+
+#[tokio::test]
+async fn a_call_that_began_under_the_last_limits_is_charged_when_they_are_gone() {
+    let cloud = Scripted::new();
+    cloud.push(Reply::text("Hello").after([Step::Gate]));
+    let base = "providers.cloud.kind = \"own\"\n";
+    let limited = format!("{base}quota.store = \"memory\"\ndepartments.a.day_requests = 9\n");
+    let builder = StackBuilder::new(config(&limited)).with_provider("cloud", cloud.clone());
+    let (service, handle) = builder.build().await.unwrap();
+    let mut call = Box::pin(service.oneshot(of(request("cloud/a"), "ada", &["a"])));
+    assert!((&mut call).now_or_never().is_none());
+    handle.reload(config(base)).unwrap();
+    cloud.open();
+    call.await.unwrap();
+    handle.reload(config(&limited)).unwrap();
+    let day = handle.quota("a").await.unwrap().unwrap().standing.in_day;
+    assert_eq!((day.settled.requests, day.reserved.requests), (1, 0));
 }
 
 #[tokio::test]
