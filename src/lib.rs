@@ -151,6 +151,7 @@ mod context;
 mod deadline;
 pub mod decision;
 pub mod drain;
+mod ended;
 mod error;
 pub mod fallback;
 pub mod http;

@@ -1,17 +1,20 @@
 use super::{Entry, Fetch, NotStored, ask::Shared, decide::Kbs, stats::count};
-use crate::{BoxError, RequestContext, clock::after};
+use crate::{
+    BoxError, RequestContext,
+    clock::after,
+    ended::{Ended, running},
+};
 use futures_util::{StreamExt, stream};
 use std::{
     fmt,
-    future::poll_fn,
     pin::Pin,
-    sync::{Arc, Weak},
+    sync::{Arc, Mutex, PoisonError, Weak},
     task::Poll,
     time::Duration,
 };
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
-    task::JoinHandle,
+    task::AbortHandle,
 };
 
 /// Owns what a cache does after its answers have ended. Dropped without [`shutdown`](Self::shutdown) it goes on until
@@ -19,8 +22,9 @@ use tokio::{
 #[must_use = "what is under way is only waited for by `shutdown`"]
 pub struct CacheWorker {
     shared: Weak<Shared>,
-    stop: oneshot::Sender<()>,
-    task: JoinHandle<()>,
+    stop: Mutex<Option<oneshot::Sender<()>>>,
+    task: AbortHandle,
+    ended: Ended,
 }
 
 /// What was not done when the time was up.
@@ -108,6 +112,7 @@ impl Job {
 impl CacheWorker {
     pub(super) fn start(shared: Weak<Shared>, mut jobs: mpsc::Receiver<Queued>) -> Self {
         let (stop, mut stopped) = oneshot::channel();
+        let (running, ended) = running();
         let task = tokio::spawn(async move {
             let mut waits_for_stop = true;
             let jobs = stream::poll_fn(move |cx| {
@@ -120,30 +125,35 @@ impl CacheWorker {
                 jobs.poll_recv(cx)
             });
             jobs.for_each_concurrent(WRITERS, |(job, _room)| job.run()).await;
+            running.done();
         });
-        Self { shared, stop, task }
+        Self { shared, stop: Mutex::new(Some(stop)), task: task.abort_handle(), ended }
     }
 
     /// Lets shared calls come to their end, and writes what was to be written, until `deadline` has passed. From now on
     /// no call is shared, and nothing is written that would take time.
     pub async fn shutdown(self, deadline: Duration) -> CacheReport {
+        self.close(deadline).await
+    }
+
+    /// As [`shutdown`](Self::shutdown), for as many as ask for it: the shortest deadline counts.
+    pub(crate) async fn close(&self, deadline: Duration) -> CacheReport {
         let until = after(deadline);
         let flights = match self.shared.upgrade().and_then(|shared| shared.flights.clone()) {
             Some(flights) => flights.shutdown(until).await,
             None => 0,
         };
         // What a call has just brought is in the queue by now.
-        let _ = self.stop.send(());
-        let mut task = self.task;
+        if let Some(stop) = self.stop.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            let _ = stop.send(());
+        }
         // It has to be able to say that there was nothing to do.
         let until = until.max(after(Duration::from_millis(5)));
-        let ended = tokio::time::timeout_at(until, poll_fn(|cx| Pin::new(&mut task).poll(cx)));
-        let ended = ended.await;
-        let is_written = matches!(ended, Ok(Ok(())));
+        let ended = tokio::time::timeout_at(until, self.ended.wait()).await;
         if ended.is_err() {
-            task.abort();
+            self.task.abort();
         }
-        CacheReport { flights, is_written }
+        CacheReport { flights, is_written: ended == Ok(true) }
     }
 }
 

@@ -5,7 +5,12 @@ use super::{
     live::{Held, Live, Lost, Restored},
     store::{EXPIRED_KEPT, QuotaStore, StoreError},
 };
-use crate::{caught::caught_in, fallback::Backoff, store::Breaker};
+use crate::{
+    caught::caught_in,
+    ended::{Ended, running},
+    fallback::Backoff,
+    store::Breaker,
+};
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use std::{
     collections::VecDeque,
@@ -21,7 +26,7 @@ use std::{
 };
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
-    task::JoinHandle,
+    task::AbortHandle,
     time::{Instant, Interval, MissedTickBehavior},
 };
 
@@ -46,8 +51,9 @@ pub struct WorkerOptions {
 #[must_use = "settlements that are under way are only waited for by `shutdown`"]
 pub struct Worker {
     state: Arc<State>,
-    stop: oneshot::Sender<()>,
-    task: JoinHandle<()>,
+    stop: Mutex<Option<oneshot::Sender<()>>>,
+    task: AbortHandle,
+    ended: Ended,
 }
 
 /// What a [`Worker`] has done, and what it has not.
@@ -69,7 +75,7 @@ pub struct Report {
 /// Where ends of calls are handed over.
 #[derive(Clone)]
 pub(super) struct Outbox {
-    queue: mpsc::Sender<Ended>,
+    queue: mpsc::Sender<Letter>,
     places: Arc<Semaphore>,
     live: Arc<Live>,
     state: Arc<State>,
@@ -77,7 +83,7 @@ pub(super) struct Outbox {
 
 /// A place for the end of one call.
 pub(super) struct Place {
-    permit: mpsc::OwnedPermit<Ended>,
+    permit: mpsc::OwnedPermit<Letter>,
     held: OwnedSemaphorePermit,
     live: Arc<Live>,
     state: Arc<State>,
@@ -96,7 +102,7 @@ pub(super) enum Finish {
 }
 
 /// The end of a call, and its place, which it has until it is settled: the queue's is free as soon as it is taken out.
-type Ended = (Finish, OwnedSemaphorePermit);
+type Letter = (Finish, OwnedSemaphorePermit);
 
 struct State {
     sent: AtomicU64,
@@ -125,7 +131,7 @@ struct Turns {
 /// The task: goes on until there is nobody left who could hand something over.
 struct Run {
     store: Arc<dyn QuotaStore>,
-    queue: mpsc::Receiver<Ended>,
+    queue: mpsc::Receiver<Letter>,
     stop: Option<oneshot::Receiver<()>>,
     live: Arc<Live>,
     state: Arc<State>,
@@ -206,19 +212,35 @@ impl Worker {
             extending: None,
             is_over: false,
         };
-        let task = tokio::spawn(async move { poll_fn(|cx| run.poll(cx)).await });
-        (Outbox { queue, places, live, state: Arc::clone(&state) }, Self { state, stop, task })
+        let (running, ended) = running();
+        let task = tokio::spawn(async move {
+            poll_fn(|cx| run.poll(cx)).await;
+            running.done();
+        });
+        let worker = Self {
+            state: Arc::clone(&state),
+            stop: Mutex::new(Some(stop)),
+            task: task.abort_handle(),
+            ended,
+        };
+        (Outbox { queue, places, live, state }, worker)
     }
 
     /// Lets no further call in, waits until those in flight have ended and all is settled, or until `deadline` has passed.
     /// What is left then expires in the store.
     pub async fn shutdown(self, deadline: Duration) -> Report {
-        let Self { state, stop, mut task } = self;
-        let _ = stop.send(());
-        if tokio::time::timeout(deadline, &mut task).await.is_err() {
-            task.abort();
+        self.close(deadline).await
+    }
+
+    /// As [`shutdown`](Self::shutdown), for as many as ask for it: the shortest deadline counts.
+    pub(crate) async fn close(&self, deadline: Duration) -> Report {
+        if let Some(stop) = self.stop.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            let _ = stop.send(());
         }
-        state.report()
+        if tokio::time::timeout(deadline, self.ended.wait()).await.is_err() {
+            self.task.abort();
+        }
+        self.report()
     }
 
     /// What was done so far.

@@ -9,17 +9,13 @@ use crate::{
     config::{self, plan::CachePlan},
 };
 use arc_swap::ArcSwap;
-use std::{
-    collections::BTreeSet,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 /// The cache of all calls.
 pub(super) struct Answers {
     layer: CacheLayer,
     allowed: AllowedKbs,
-    worker: Mutex<Option<CacheWorker>>,
+    worker: CacheWorker,
 }
 
 /// The knowledge bases that allow it. Exchanged with each configuration.
@@ -74,7 +70,7 @@ impl Answers {
             Some(store) => CacheLayer::start(store, policy),
             None => Self::own_store(settings, plan, &secret, policy),
         };
-        let answers = Self { layer, allowed, worker: Mutex::new(Some(worker)) };
+        let answers = Self { layer, allowed, worker };
         answers.take(plan);
         answers
     }
@@ -128,8 +124,7 @@ impl Answers {
     }
 
     /// Lets shared calls end, and writes what is left. How many shared calls were cut off, and whether all was written.
-    pub(super) async fn close(&self, deadline: Duration) -> Option<crate::cache::CacheReport> {
-        let worker = self.worker.lock().unwrap_or_else(PoisonError::into_inner).take();
-        Some(worker?.shutdown(deadline).await)
+    pub(super) async fn close(&self, deadline: Duration) -> crate::cache::CacheReport {
+        self.worker.close(deadline).await
     }
 }

@@ -24,7 +24,7 @@ use crate::{
 use std::{panic, thread};
 use std::{
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -37,7 +37,7 @@ pub(super) struct Quotas {
     /// `None`: the policies are those of the configuration.
     followed: Option<Policies>,
     calendar: Calendar,
-    workers: Mutex<Option<Workers>>,
+    workers: Workers,
     opened_by: OpenedBy,
     /// Nobody has been able to ask the store yet.
     is_awaited: Arc<AtomicBool>,
@@ -210,7 +210,7 @@ impl Quotas {
             base,
             followed,
             calendar: plan.calendar.clone(),
-            workers: Mutex::new(Some(workers)),
+            workers,
             opened_by: OpenedBy::new(config, plan),
             is_awaited,
             #[cfg(feature = "rusqlite")]
@@ -312,15 +312,13 @@ impl Quotas {
 
     /// Settles what is left.
     pub(super) async fn close(&self, deadline: tokio::time::Instant, report: &mut ShutdownReport) {
-        let workers = self.workers.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let Some(workers) = workers else { return };
         let left =
             || deadline.saturating_duration_since(tokio::time::Instant::now()).max(Duration::from_millis(1));
-        if let Some(worker) = workers.settling {
-            report.quota = Some(worker.shutdown(left()).await);
+        if let Some(worker) = &self.workers.settling {
+            report.quota = Some(worker.close(left()).await);
         }
         #[cfg(feature = "rusqlite")]
-        if let Some(file) = workers.file {
+        if let Some(file) = &self.workers.file {
             report.quota_file_is_busy = !file.shutdown(left()).await;
         }
     }

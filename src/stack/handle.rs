@@ -417,14 +417,20 @@ impl Handle {
 
     /// Lets the workers finish what has ended, and stops them: from the outside in, for what one leaves to be done is the next one's. Belongs
     /// after the last answer has ended; calls that come later are refused, or not settled and not recorded.
+    ///
+    /// May be called again, also at the same time: each call tells all that was done and left since the start, and what the shortest deadline
+    /// has cut off is cut off for all.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped, it has told all to come to its end, or some of it; another call waits for the whole.
     pub async fn shutdown(&self, deadline: Duration) -> ShutdownReport {
         let until = after(deadline);
         let left = || until.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
         let mut report = ShutdownReport::default();
         let Lasting { ledger, quotas, answers, .. } = &self.0.lasting;
-        if let Some(answers) = answers
-            && let Some(done) = answers.close(left()).await
-        {
+        if let Some(answers) = answers {
+            let done = answers.close(left()).await;
             (report.cut_flights, report.cache_is_unwritten) = (done.flights, !done.is_written);
         }
         if let Some(quotas) = quotas.get() {

@@ -22,7 +22,7 @@ pub(super) struct Ledger {
 struct Own {
     kind: OwnSink,
     reader: crate::usage::LedgerReader,
-    workers: std::sync::Mutex<Option<Workers>>,
+    workers: Workers,
 }
 
 #[cfg(feature = "rusqlite")]
@@ -81,7 +81,6 @@ impl Ledger {
             #[cfg(not(feature = "redis"))]
             Some(_) => unreachable!("refused by the configuration's check"),
         };
-        let workers = std::sync::Mutex::new(Some(workers));
         Ok(Self { sink, own: Some(Own { kind, reader, workers }) })
     }
 
@@ -143,38 +142,32 @@ impl Ledger {
     pub(super) async fn close(&self, deadline: Duration, report: &mut ShutdownReport) {
         #[cfg(feature = "rusqlite")]
         {
-            if let Some(own) = &self.own {
-                own.reader.rest();
-            }
-            let workers = self
-                .own
-                .as_ref()
-                .and_then(|own| own.workers.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take());
-            report.usage = match workers {
-                None => return,
-                Some(Workers::File(worker)) => {
+            let Some(own) = &self.own else { return };
+            own.reader.rest();
+            report.usage = Some(match &own.workers {
+                Workers::File(worker) => {
                     let crate::usage::Report { left, written, in_doubt, set_aside, last_error } =
-                        worker.shutdown(deadline).await;
-                    Some(UsageReport { written, left, in_doubt, set_aside, kept: 0, last_error })
+                        worker.close(deadline).await;
+                    UsageReport { written, left, in_doubt, set_aside, kept: 0, last_error }
                 }
                 #[cfg(feature = "redis")]
-                Some(Workers::Redis(worker, collector)) => {
+                Workers::Redis(worker, collector) => {
                     let until = crate::clock::after(deadline);
                     collector.stop();
-                    let done = worker.shutdown(deadline).await;
+                    let done = worker.close(deadline).await;
                     let left = until.saturating_duration_since(tokio::time::Instant::now());
-                    collector.shutdown(left).await;
+                    collector.close(left).await;
                     let last_error = done.last_error.or(done.log.last_error);
-                    Some(UsageReport {
+                    UsageReport {
                         written: done.log.forwarded,
                         left: done.unlogged,
                         in_doubt: 0,
                         set_aside: 0,
                         kept: done.log.events,
                         last_error,
-                    })
+                    }
                 }
-            };
+            });
         }
         #[cfg(not(feature = "rusqlite"))]
         let _ = (deadline, report);

@@ -42,8 +42,8 @@
 //!
 //! # Cancel safety
 //!
-//! Of the service, that of the layers in it. [`Handle::shutdown`] that is dropped has stopped what it has stopped; a second call
-//! finds the rest.
+//! Of the service, that of the layers in it. [`Handle::shutdown`] that is dropped has lost nothing: another call waits for the same, and
+//! tells all of it.
 
 mod answers;
 mod assemble;

@@ -1,5 +1,9 @@
 use super::{Durability, SqliteLedger, StreamReader};
-use crate::{BoxError, store::Redis};
+use crate::{
+    BoxError,
+    ended::{Ended, running},
+    store::Redis,
+};
 use std::{
     fmt, fs, io,
     path::{Path, PathBuf},
@@ -12,7 +16,6 @@ use std::{
 };
 use tokio::{
     runtime::{Builder, Runtime},
-    sync::oneshot,
     time::timeout,
 };
 
@@ -30,7 +33,7 @@ const LONG_PAUSE: Duration = Duration::from_secs(2);
 #[must_use = "nothing is copied any more once it is dropped"]
 pub struct Collector {
     shared: Arc<Shared>,
-    finished: oneshot::Receiver<()>,
+    ended: Ended,
 }
 
 #[derive(Default)]
@@ -80,15 +83,15 @@ impl Collector {
         let shared = Arc::new(Shared::default());
         let mut copying = Copying { reader, ledger, cursor, runtime };
         let of_thread = Arc::clone(&shared);
-        let (done, finished) = oneshot::channel();
+        let (running, ended) = running();
         let run = move || {
             let _over = Over(&of_thread);
             copying.run(&of_thread);
             drop(copying);
-            let _ = done.send(());
+            running.done();
         };
         thread::Builder::new().name("usage-copy".into()).spawn(run)?;
-        Ok(Self { shared, finished })
+        Ok(Self { shared, ended })
     }
 
     /// It ends soon afterwards.
@@ -99,9 +102,14 @@ impl Collector {
     }
 
     /// Stops, and waits until the ledger is closed or `deadline` has passed. Whether it is.
-    pub async fn shutdown(mut self, deadline: Duration) -> bool {
+    pub async fn shutdown(self, deadline: Duration) -> bool {
+        self.close(deadline).await
+    }
+
+    /// As [`shutdown`](Self::shutdown), for as many as ask for it.
+    pub(crate) async fn close(&self, deadline: Duration) -> bool {
         self.stop();
-        timeout(deadline, &mut self.finished).await.is_ok()
+        timeout(deadline, self.ended.wait()).await.is_ok()
     }
 
     pub(super) fn shared(&self) -> Arc<Shared> {

@@ -4,6 +4,7 @@ use super::{
 };
 use crate::{
     BoxError, Error, ErrorKind,
+    ended::{Ended, running},
     fallback::Backoff,
     store::Trouble,
     sync::{
@@ -120,8 +121,7 @@ pub struct QueueSink(Arc<Gate>);
 #[must_use = "events that are under way are only waited for by `shutdown`"]
 pub struct Worker {
     inbox: Arc<Inbox>,
-    thread: thread::JoinHandle<()>,
-    finished: oneshot::Receiver<()>,
+    ended: Ended,
 }
 
 /// What was written, and what was not.
@@ -248,15 +248,13 @@ impl QueueSink {
             changed: Condvar::new(),
             aside: Mutex::default(),
         });
-        let (done, finished) = oneshot::channel();
-        let thread = {
-            let inbox = Arc::clone(&inbox);
-            thread::Builder::new().name("usage".into()).spawn(move || {
-                run(store, options, &inbox);
-                let _ = done.send(());
-            })?
-        };
-        let worker = Worker { inbox: Arc::clone(&inbox), thread, finished };
+        let (running, ended) = running();
+        let of_thread = Arc::clone(&inbox);
+        thread::Builder::new().name("usage".into()).spawn(move || {
+            run(store, options, &of_thread);
+            running.done();
+        })?;
+        let worker = Worker { inbox: Arc::clone(&inbox), ended };
         Ok((Self(Arc::new(Gate(inbox))), worker))
     }
 
@@ -496,20 +494,20 @@ impl Worker {
     /// by then, or that are recorded afterwards, are not written. Of those that are left then, only the group that the store
     /// was offered last may be written all the same: see [`Report::in_doubt`].
     pub async fn shutdown(self, deadline: Duration) -> Report {
-        let Self { inbox, thread, finished } = self;
+        self.close(deadline).await
+    }
+
+    /// As [`shutdown`](Self::shutdown), for as many as ask for it: the shortest deadline counts.
+    pub(crate) async fn close(&self, deadline: Duration) -> Report {
+        let inbox = &*self.inbox;
         inbox.letters().is_closing = true;
         inbox.changed.notify_all();
-        let mut in_doubt = 0;
-        if timeout(deadline, finished).await.is_err() {
-            let mut letters = inbox.letters();
-            letters.gives_up = true;
-            in_doubt = letters.in_doubt;
-            drop(letters);
-            inbox.changed.notify_all();
-        } else {
-            // It has said that it is done.
-            let _ = thread.join();
-        }
+        let is_over = timeout(deadline, self.ended.wait()).await.is_ok();
+        let mut letters = inbox.letters();
+        letters.gives_up |= !is_over;
+        let in_doubt = if letters.gives_up { letters.in_doubt } else { 0 };
+        drop(letters);
+        inbox.changed.notify_all();
         inbox.report(in_doubt)
     }
 

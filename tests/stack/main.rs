@@ -1,5 +1,6 @@
 //! The documented order as one call: what it is made of, what it refuses, and how it takes another configuration.
 
+mod ended;
 mod keys;
 mod made;
 #[path = "../support/redis.rs"]

@@ -54,6 +54,8 @@ struct Map {
     tasks: HashMap<u64, Option<AbortHandle>>,
     next_task: u64,
     is_closed: bool,
+    /// How many had to be hung up.
+    cut: usize,
 }
 
 /// Which calls are equal: under the same key and epochs, in the same shape, and to be kept for the same time.
@@ -227,16 +229,20 @@ impl Flights {
         Boarding::Aboard(reader)
     }
 
-    /// Waits for all that fly; says how many had to be hung up.
+    /// Waits for all that fly; says how many had to be hung up, also by others who did not want to wait as long.
     pub(super) async fn shutdown(&self, until: Instant) -> usize {
         self.lock().is_closed = true;
         let mut running = self.running.subscribe();
         if timeout_at(until, running.wait_for(|running| *running == 0)).await.is_ok() {
-            return 0;
+            return self.lock().cut;
         }
-        let tasks: Vec<_> = self.lock().tasks.drain().map(|(_, task)| task).collect();
+        let mut map = self.lock();
+        let tasks: Vec<_> = map.tasks.drain().map(|(_, task)| task).collect();
+        map.cut += tasks.len();
+        let cut = map.cut;
+        drop(map);
         tasks.iter().flatten().for_each(AbortHandle::abort);
-        tasks.len()
+        cut
     }
 }
 

@@ -12,9 +12,13 @@ use self::{
     log::{Log, Shared},
 };
 use super::{Durability, QueueOptions, QueueSink, Slot, UsageEvent, UsageSink, UsageStore, Worker};
-use crate::{Error, ErrorKind, clock::after, fallback::Backoff};
+use crate::{
+    Error, ErrorKind,
+    clock::after,
+    ended::{Ended, running},
+    fallback::Backoff,
+};
 use std::{fmt, io, path::Path, sync::Arc, thread, time::Duration};
-use tokio::sync::oneshot;
 
 /// Keeps events in a log until a store has them, for stores that are elsewhere.
 ///
@@ -105,7 +109,7 @@ pub struct OutboxSink {
 pub struct OutboxWorker {
     queue: Worker,
     shared: Arc<Shared>,
-    finished: oneshot::Receiver<()>,
+    ended: Ended,
 }
 
 /// What an [`Outbox`] holds.
@@ -210,14 +214,14 @@ impl Outbox {
         let (log, shared, lock) = Log::open(directory, durability, options.max_bytes, options.segment_bytes)?;
         let failed = |error: io::Error| OutboxError::of(directory, error);
         let forwarder = Forwarder::new(Arc::clone(&shared), lock, target, options.group, options.backoff);
-        let (done, finished) = oneshot::channel();
+        let (running, ended) = running();
         let run = move || {
             forwarder.run();
-            let _ = done.send(());
+            running.done();
         };
         let (sink, queue) = QueueSink::start(log, options.queue).map_err(failed)?;
         thread::Builder::new().name("usage-outbox".into()).spawn(run).map_err(failed)?;
-        let worker = OutboxWorker { queue, shared: Arc::clone(&shared), finished };
+        let worker = OutboxWorker { queue, shared: Arc::clone(&shared), ended };
         Ok((OutboxSink { queue: sink, shared }, worker))
     }
 
@@ -285,13 +289,17 @@ impl OutboxWorker {
     /// Writes all that was recorded into the log, passes on what is in it, and waits for both until `deadline` has passed.
     /// What is left in the log then is passed on after the next start.
     pub async fn shutdown(self, deadline: Duration) -> OutboxReport {
-        let Self { queue, shared, finished } = self;
+        self.close(deadline).await
+    }
+
+    /// As [`shutdown`](Self::shutdown), for as many as ask for it: the shortest deadline counts.
+    pub(crate) async fn close(&self, deadline: Duration) -> OutboxReport {
         let until = after(deadline);
-        let report = queue.shutdown(deadline).await;
-        if tokio::time::timeout_at(until, finished).await.is_err() {
-            shared.update(|state| state.gives_up = true);
+        let report = self.queue.close(deadline).await;
+        if tokio::time::timeout_at(until, self.ended.wait()).await.is_err() {
+            self.shared.update(|state| state.gives_up = true);
         }
-        OutboxReport { log: status(&shared), unlogged: report.left, last_error: report.last_error }
+        OutboxReport { log: self.status(), unlogged: report.left, last_error: report.last_error }
     }
 
     /// What the log holds.
