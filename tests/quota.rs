@@ -562,6 +562,10 @@ async fn if_only_calls_in_flight_are_in_the_way_it_is_worth_coming_back_in_secon
     let said = exceeded(&error);
     assert_eq!((said.current, said.reserved, said.in_flight_only), (0, prompt() + 100, true));
     assert_eq!(error.retry_after(), Some(2 * SECOND));
+    // The limit itself is whole again at midnight, as its answers say.
+    assert_eq!(said.resets_at, noon() + 12 * 3600 * SECOND);
+    let [_, _, (name, reset)] = llm_layers::http::rate_limit_headers_of(&error).expect("it is about a limit");
+    assert_eq!((name.as_str(), reset.as_bytes()), ("x-ratelimit-reset-tokens", &b"12h0m0s"[..]));
     assert!(error.is_retryable());
     assert_eq!(llm_layers::http::should_retry(&error), None);
     assert_eq!(llm_layers::http::error_code(&error), Some("rate_limit_exceeded"));

@@ -144,7 +144,9 @@ pub struct QuotaExceeded {
     pub reserved: u64,
     /// When the window ends.
     pub resets_at: std::time::SystemTime,
-    /// How long until it is worth trying again.
+    /// How long it goes on, by the store's clock.
+    pub resets_in: Duration,
+    /// How long until it is worth trying again: until the window ends, or sooner where only calls in flight are in the way.
     pub retry_after: Duration,
     /// Whether only reservations in flight stand in the way.
     pub in_flight_only: bool,

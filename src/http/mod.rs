@@ -190,9 +190,9 @@ pub fn rate_limit_headers(headroom: &Headroom) -> [(HeaderName, HeaderValue); 3]
 /// As [`rate_limit_headers`], of the limit that an error is about; none if it is about none.
 pub fn rate_limit_headers_of(error: &Error) -> Option<[(HeaderName, HeaderValue); 3]> {
     let ErrorKind::QuotaExceeded(exceeded) = error.kind() else { return None };
-    let QuotaExceeded { quota, limit, current, reserved, retry_after, .. } = exceeded;
+    let QuotaExceeded { quota, limit, current, reserved, resets_in, .. } = exceeded;
     let remaining = limit.saturating_sub(*current).saturating_sub(*reserved);
-    Some(limit_headers(*quota, *limit, remaining, *retry_after))
+    Some(limit_headers(*quota, *limit, remaining, *resets_in))
 }
 
 const REQUESTS: [HeaderName; 3] = [

@@ -523,6 +523,7 @@ impl QuotaExceeded {
             current: denial.settled,
             reserved: denial.reserved,
             resets_at: denial.resets_at,
+            resets_in: denial.resets_in,
             retry_after: retry_after.min(denial.resets_in),
             in_flight_only: denial.in_flight_only,
         }

@@ -595,6 +595,7 @@ mod tests {
             current: 1,
             reserved: 0,
             resets_at: SystemTime::UNIX_EPOCH,
+            resets_in: Duration::ZERO,
             retry_after: Duration::ZERO,
             in_flight_only: false,
         });

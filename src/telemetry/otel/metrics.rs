@@ -406,6 +406,7 @@ mod tests {
                 current: 10,
                 reserved: 0,
                 resets_at: std::time::UNIX_EPOCH,
+                resets_in: Duration::from_secs(1),
                 retry_after: Duration::from_secs(1),
                 in_flight_only: false,
             }));
