@@ -89,7 +89,7 @@ pub(super) struct Deployments {
     http: crate::provider::openai::HyperClient,
     leaves: Leaves,
     wrap: Box<dyn Wrap>,
-    known: Mutex<HashMap<Identity, (CallTimeoutLayer, Place)>>,
+    known: Mutex<HashMap<Identity, (Made, Place)>>,
 }
 
 /// What makes a deployment the same as before: then its calls in flight and its rest count on.
@@ -100,11 +100,17 @@ struct Identity {
     base_url: BaseUrl,
     /// Of the key and the headers: a deployment that was refused with another key has not failed with this one.
     credentials: [u8; 32],
+    /// Several may be the same.
+    number: usize,
+}
+
+/// How its place was made, which is made anew where this has changed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Made {
+    timeouts: CallTimeoutLayer,
     trace_headers: bool,
     output_member: Option<OutputMember>,
     stream_usage: Option<bool>,
-    /// Several may be the same.
-    number: usize,
 }
 
 impl Deployments {
@@ -126,7 +132,7 @@ impl Deployments {
     /// All providers. What is the same as before is the same place; what is gone is forgotten, but for the calls that it still has.
     pub(super) fn build(&self, planned: &[PlannedProvider]) -> Result<Providers, BoxError> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut next = HashMap::<Identity, (CallTimeoutLayer, Place)>::new();
+        let mut next = HashMap::<Identity, (Made, Place)>::new();
         let mut builder = Providers::builder();
         for provider in planned {
             let name = &provider.name;
@@ -145,8 +151,9 @@ impl Deployments {
                 while next.contains_key(&identity) {
                     identity.number += 1;
                 }
+                let made = Made::of(provider, source);
                 let place = match known.get(&identity) {
-                    Some((timeouts, place)) if *timeouts == provider.timeouts => place.clone(),
+                    Some((before, place)) if *before == made => place.clone(),
                     before => {
                         let health = before.map(|(_, place)| Arc::clone(place.health()));
                         let health = health.unwrap_or_else(|| Arc::new(Health::new(CoolDown::default())));
@@ -154,7 +161,7 @@ impl Deployments {
                     }
                 };
                 builder = builder.place(Arc::clone(name), place.clone());
-                next.insert(identity, (provider.timeouts, place));
+                next.insert(identity, (made, place));
             }
         }
         let providers = builder.build()?;
@@ -231,10 +238,17 @@ impl Identity {
             kind,
             base_url: one.map(|one| one.base_url.clone()).unwrap_or_default(),
             credentials: *hasher.finalize().as_bytes(),
-            trace_headers: one.is_some_and(|one| one.trace_headers),
-            output_member: one.and_then(|one| one.output_member),
-            stream_usage: one.and_then(|one| one.stream_usage),
             number: 0,
         }
+    }
+}
+
+impl Made {
+    fn of(provider: &PlannedProvider, source: Source<'_>) -> Self {
+        let (trace_headers, output_member, stream_usage) = match source {
+            Source::Server(_, one) => (one.trace_headers, one.output_member, one.stream_usage),
+            Source::Own(_) | Source::Echo => (false, None, None),
+        };
+        Self { timeouts: provider.timeouts, trace_headers, output_member, stream_usage }
     }
 }

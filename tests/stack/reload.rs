@@ -380,6 +380,62 @@ async fn deployments_that_stay_keep_their_rest_and_those_that_change_do_not() {
     assert_eq!(calls.load(Ordering::Relaxed), 3);
 }
 
+/// A server that answers all it is asked with this, and what it was sent.
+async fn server(status: &'static str, body: &'static str) -> (String, Arc<std::sync::Mutex<Vec<String>>>) {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/v1", listener.local_addr().unwrap());
+    let seen = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let log = Arc::clone(&seen);
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let (mut read, mut buffer) = (Vec::new(), [0; 4096]);
+            while !read.ends_with(b"}") {
+                let count = stream.read(&mut buffer).await.unwrap();
+                assert!(count > 0);
+                read.extend_from_slice(&buffer[..count]);
+            }
+            log.lock().unwrap().push(String::from_utf8(read).unwrap());
+            let head = format!("content-length: {}\r\nconnection: close\r\n\r\n{body}", body.len());
+            stream.write_all(format!("HTTP/1.1 {status}\r\n{head}").as_bytes()).await.unwrap();
+        }
+    });
+    (url, seen)
+}
+
+#[tokio::test]
+async fn a_server_that_rests_rests_whatever_else_it_is_to_be_sent() {
+    const HELLO: &str = r#"{"id":"1","object":"chat.completion","created":1,"model":"a",
+        "choices":[{"index":0,"message":{"role":"assistant","content":"Hello"},"finish_reason":"stop"}]}"#;
+    let (down, failed) = server("503 Service Unavailable", "{}").await;
+    let (up, asked) = server("200 OK", HELLO).await;
+    let text = |member: &str, traces: bool| {
+        config(&format!(
+            "[providers.own]\noutput_member = {member:?}\n\
+             [[providers.own.deployments]]\nbase_url = {down:?}\ntrace_headers = {traces}\n\
+             [[providers.own.deployments]]\nbase_url = {up:?}\ntrace_headers = {traces}\n"
+        ))
+    };
+    let (service, handle) = stack(text("max_tokens", false)).await.unwrap();
+    let ask = || {
+        let body = ChatBody::builder().user("Hello").max_output_tokens(9).build().unwrap();
+        service.clone().oneshot(LlmRequest::new("own/a", body))
+    };
+    let times = |log: &std::sync::Mutex<Vec<String>>| log.lock().unwrap().len();
+    while times(&failed) < 3 {
+        let _ = ask().await;
+    }
+    for round in 0..10 {
+        let (member, traces) = [("max_completion_tokens", false), ("max_tokens", true)][round % 2];
+        handle.reload(text(member, traces)).unwrap();
+        ask().await.unwrap();
+        // It is as it was told last for all that.
+        let sent = asked.lock().unwrap().last().unwrap().clone();
+        assert!(sent.contains(&format!("{member:?}:9")), "{sent}");
+    }
+    assert_eq!(times(&failed), 3);
+}
+
 #[tokio::test]
 async fn calls_in_flight_on_a_provider_that_is_removed_finish() {
     let cloud = Scripted::new();
