@@ -173,8 +173,8 @@ impl LlmRequest {
     }
 
     /// The provider that the model is of, within [`Providers`](crate::providers::Providers); of one in another, both.
-    pub(crate) fn provider(&self) -> Option<&str> {
-        self.provider.as_deref()
+    pub(crate) const fn provider(&self) -> Option<&Arc<str>> {
+        self.provider.as_ref()
     }
 
     pub(crate) fn set_provider(&mut self, name: &Arc<str>) {

@@ -3,7 +3,8 @@
 use futures_util::FutureExt as _;
 use llm_layers::{
     BoxError, CacheStatus, Certainty, ChatBody, ChunkStream, Completion, Error, ErrorClass, ErrorKind,
-    LlmRequest, LlmResponse, ProviderFailure, RequestContext, ResponseBody, StreamChunk, TokenUsage,
+    LlmRequest, LlmResponse, ProviderFailure, RequestContext, ResponseBody, StreamChunk, TimeoutPhase,
+    TokenUsage,
     body::{Arrival, End, Observe},
     clock::{Clock as _, SystemClock},
     fallback::{Backoff, Chains, FallbackLayer},
@@ -254,6 +255,29 @@ async fn who_failed_before_a_head_is_known_all_the_same() {
     drop(call);
     let event = only(&sink);
     assert_eq!((event.outcome, event.provider.as_deref()), (Outcome::Aborted, Some("p")));
+}
+
+#[tokio::test(start_paused = true)]
+async fn around_a_deployment_the_provider_is_the_one_that_is_asked_however_the_call_ends() {
+    let failed = Error::new(ErrorKind::Timeout { phase: TimeoutPhase::Head });
+    for (reply, outcome) in [
+        (Reply::text("hi"), Outcome::Ok),
+        (Reply::error(failed), Outcome::Error),
+        (Reply::stall(), Outcome::Aborted),
+    ] {
+        let sink = MemorySink::new(8);
+        let each = record(&sink);
+        let builder = Providers::builder().each(move |_| each.clone());
+        let providers = builder.provider("cloud", Scripted::new().reply(reply)).build().unwrap();
+        // A model whose own name has a slash.
+        let asked = LlmRequest::new("cloud/meta-llama/x", request().body);
+        let mut call = task::spawn(providers.oneshot(asked));
+        let _ = call.poll();
+        drop(call);
+        let event = only(&sink);
+        let said = (event.outcome, event.model.as_str(), event.provider.as_deref());
+        assert_eq!(said, (outcome, "meta-llama/x", Some("cloud")));
+    }
 }
 
 #[tokio::test(start_paused = true)]

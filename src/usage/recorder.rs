@@ -107,7 +107,7 @@ impl Recorder {
             context: request.context.clone(),
             requested: request.requested.clone(),
             model: request.model.clone(),
-            provider: None,
+            provider: request.provider().cloned(),
             attempt: request.attempt,
             streamed: request.body.is_streaming(),
             input_bytes: request.body.input_bytes(),
@@ -154,7 +154,7 @@ impl Observe for Recorder {
         let now = Instant::now();
         let (ended_at, latency) = (call.settings.clock.at(now.into_std()), now.duration_since(call.started));
         let Ended { outcome, billed, tier, answered, first_content } = ended(&end, &call, latency);
-        // Who fails before there is a head does not say who it is.
+        // Outside of the providers, who fails before there is a head does not say who it is.
         let provider = call.provider.or_else(|| asked(&end, &call.model));
         let chosen = answered.as_ref().filter(|_| call.has_further_models);
         let chosen = chosen.map(|model| {
