@@ -387,6 +387,16 @@ fn contradictions_are_problems() {
         ),
         ("[providers.p]\nbase_url = \"http://x\"\nprices.m = {}\n".into(), "providers.p.prices.m: needs input"),
         ("[providers.p]\nbase_url = \"http://x\"\nheaders = { host = \"y\" }\n".into(), "providers.p.headers.host: is a header"),
+        ("[providers.p]\nbase_url = \"http://x\"\nheaders = { Accept = \"y\" }\n".into(), "providers.p.headers.Accept: is a header"),
+        (
+            "[providers.p]\nbase_url = \"http://x\"\nheaders = { Accept-Encoding = \"y\" }\n".into(),
+            "providers.p.headers.Accept-Encoding: is a header",
+        ),
+        (
+            "[providers.p]\nbase_url = \"http://x\"\nheaders = { content-encoding = \"y\" }\n".into(),
+            "providers.p.headers.content-encoding: is a header",
+        ),
+        ("[providers.p]\nbase_url = \"http://x\"\nheaders = { expect = \"y\" }\n".into(), "providers.p.headers.expect: is a header"),
         (
             "[providers.p]\nbase_url = \"http://x\"\nheaders = { X-Key = \"a\", x-key = \"b\", x-other = \"c\" }\n".into(),
             "providers.p.headers.x-key: is the same header as X-Key",

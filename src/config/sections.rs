@@ -193,7 +193,7 @@ pub struct Provider {
     pub base_url: Option<BaseUrl>,
     /// The key that it is asked with.
     pub api_key: Option<Secret>,
-    /// Further headers that it is sent.
+    /// Further headers that it is sent, but for those that the client writes itself, such as `accept` and `content-type`.
     pub headers: BTreeMap<String, Secret>,
     /// Whether it is sent `traceparent` and `tracestate`: for providers of your own.
     pub trace_headers: bool,
@@ -227,7 +227,7 @@ pub struct Deployment {
     pub base_url: BaseUrl,
     /// The key that it is asked with.
     pub api_key: Option<Secret>,
-    /// Further headers that it is sent.
+    /// Further headers that it is sent, but for those that the client writes itself, such as `accept` and `content-type`.
     #[serde(default)]
     pub headers: BTreeMap<String, Secret>,
     /// Whether it is sent `traceparent` and `tracestate`.

@@ -53,12 +53,16 @@ pub(crate) struct PlannedDeployment {
 /// assert!(!may_be_told("Content-Length"));
 /// ```
 pub fn may_be_told(header: &str) -> bool {
-    const OURS: [&str; 10] = [
+    const OURS: [&str; 14] = [
+        "accept",
+        "accept-encoding",
         "host",
+        "content-encoding",
         "content-length",
         "content-type",
         "transfer-encoding",
         "connection",
+        "expect",
         "te",
         "trailer",
         "upgrade",

@@ -169,6 +169,26 @@ fn a_key_of_openais_is_for_openais_models() {
 }
 
 #[test]
+fn headers_that_the_client_writes_itself_are_left_out_and_told() {
+    let params = json!({
+        "model": "openai/m", "api_base": "http://10.0.0.1/v1",
+        "extra_headers": { "X-Team": "a", "Accept": "application/json", "Expect": "100-continue" },
+    });
+    let model = json!({ "model_name": "m", "litellm_params": params });
+    let converted = converted(From::LiteLlm, &json!({ "model_list": [model] }).to_string());
+    let headers = config(&converted)["providers"]
+        .as_object()
+        .unwrap()
+        .values()
+        .map(|provider| provider["headers"].clone())
+        .collect::<Vec<_>>();
+    assert_eq!(headers, [json!({ "x-team": "a" })]);
+    for header in ["Accept", "Expect"] {
+        assert_eq!(notes(&converted, &format!("extra_headers.{header}")), 1, "{:?}", converted.notes);
+    }
+}
+
+#[test]
 fn a_price_is_carried_over_or_missed() {
     let costs = json!({
         "model": "openai/gpt-4o", "input_cost_per_token": 2.5e-6, "output_cost_per_token": "0.00001",

@@ -89,8 +89,8 @@ fn credentials(
         match text(Some(value)).and_then(|value| Secret::read(&value)).filter(|_| may_be_told(header)) {
             Some(value) => drop(headers.insert(header.to_ascii_lowercase(), value)),
             None => draft.note(
-                &format!("{path}.extra_headers"),
-                "one of them cannot be told to a provider, and is left out",
+                &format!("{path}.extra_headers.{header}"),
+                "cannot be told to a provider, and is left out",
             ),
         }
     }
