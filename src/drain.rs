@@ -10,9 +10,10 @@
 //!   [`within`](DrainOptions::within), is hung up as ever.
 //! - What is recorded then has ended well: that its caller had left is on the gateway's span.
 //!
-//! Belongs directly outside of [`quota`](crate::quota). A call that is dropped before its head is hung up at once.
+//! Belongs directly outside of [`quota`](crate::quota), and inside of a [cache](crate::cache), whose shared calls would otherwise be
+//! kept up by readers who have left. A call that is dropped before its head is hung up at once.
 //! A stack of a [configuration](crate::config) has no entry for it, for it spends money: a program adds it with
-//! `StackBuilder::with_layer(Place::Attempt, drain)`, and holds the worker.
+//! `StackBuilder::with_layer(Place::Miss, drain)`, holds the worker, and shuts it down before the stack.
 //!
 //! ```
 //! use llm_layers::{

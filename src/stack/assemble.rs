@@ -139,6 +139,7 @@ pub(super) fn documented<O: Observer>(
         .layer(option_layer(access))
         .layer(option_layer(hits))
         .layer(option_layer(cache))
+        .layer(own.at(Place::Miss))
         .layer(option_layer(quota))
         .layer(option_layer(usage))
         .layer(own.at(Place::Provider))
@@ -152,32 +153,25 @@ pub(super) fn reordered<O: Observer>(layers: &Layers, own: &Own, order: &[Part],
     let boxed = |service: Either<BoxService, BoxService>| match service {
         Either::Left(service) | Either::Right(service) => service,
     };
-    let mut stack = boxed(own.at(Place::Provider).layer(BoxService::new(providers)));
-    let has_fallback = order.contains(&Part::Fallback);
-    if !has_fallback {
-        // An attempt is a call then.
-        stack = boxed(own.at(Place::Call).layer(boxed(own.at(Place::Attempt).layer(stack))));
-    }
-    for part in order.iter().rev() {
-        if *part == Part::Fallback {
-            stack = boxed(own.at(Place::Attempt).layer(stack));
-        }
-        stack = match part {
-            Part::Telemetry => BoxService::new(TelemetryLayer::gateway(observer.clone()).layer(stack)),
-            Part::Concurrency => BoxService::new(concurrency.layer(stack)),
-            Part::Alias => BoxService::new(alias.layer(stack)),
-            Part::Fallback => BoxService::new(fallback.layer(stack)),
-            Part::Access => around(access.as_ref(), stack),
-            Part::Hits => around(hits.as_ref(), stack),
-            Part::Cache => around(cache.as_ref(), stack),
-            Part::Quota => around(quota.as_ref(), stack),
-            Part::Usage => around(usage.as_ref(), stack),
+    let mut stack = BoxService::new(providers);
+    for index in (0..=order.len()).rev() {
+        stack = match order.get(index) {
+            None => stack,
+            Some(Part::Telemetry) => BoxService::new(TelemetryLayer::gateway(observer.clone()).layer(stack)),
+            Some(Part::Concurrency) => BoxService::new(concurrency.layer(stack)),
+            Some(Part::Alias) => BoxService::new(alias.layer(stack)),
+            Some(Part::Fallback) => BoxService::new(fallback.layer(stack)),
+            Some(Part::Access) => around(access.as_ref(), stack),
+            Some(Part::Hits) => around(hits.as_ref(), stack),
+            Some(Part::Cache) => around(cache.as_ref(), stack),
+            Some(Part::Quota) => around(quota.as_ref(), stack),
+            Some(Part::Usage) => around(usage.as_ref(), stack),
         };
-        if *part == Part::Fallback {
-            stack = boxed(own.at(Place::Call).layer(stack));
+        for place in Place::ALL.into_iter().rev().filter(|place| place.before(order) == index) {
+            stack = boxed(own.at(place).layer(stack));
         }
     }
-    boxed(own.at(Place::Outermost).layer(stack))
+    stack
 }
 
 fn around<L>(layer: Option<&L>, stack: BoxService) -> BoxService

@@ -300,24 +300,17 @@ fn source(secret: &Secret) -> String {
 /// The layers, a line for each, then the providers.
 impl fmt::Display for Description {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let own = |f: &mut fmt::Formatter<'_>, place: Place, name: &str| {
-            self.places
-                .iter()
-                .filter(|at| **at == place)
-                .try_for_each(|_| writeln!(f, "  (yours)        {name}"))
-        };
         writeln!(f, "layers, from the outside in:")?;
-        own(f, Place::Outermost, "around everything")?;
-        for part in &self.order {
-            if *part == Part::Fallback {
-                own(f, Place::Call, "around each call")?;
+        for index in 0..=self.order.len() {
+            for place in Place::ALL.into_iter().filter(|place| place.before(&self.order) == index) {
+                for _ in self.places.iter().filter(|at| **at == place) {
+                    writeln!(f, "  (yours)        around {}", place.what())?;
+                }
             }
-            writeln!(f, "  {:<14} {}", part.name(), self.settings(*part))?;
-            if *part == Part::Fallback {
-                own(f, Place::Attempt, "around each attempt")?;
+            if let Some(part) = self.order.get(index) {
+                writeln!(f, "  {:<14} {}", part.name(), self.settings(*part))?;
             }
         }
-        own(f, Place::Provider, "around each call to a provider")?;
         writeln!(f, "  {:<14} {}", "providers", self.plan.providers.len())?;
         for provider in &self.plan.providers {
             write!(f, "    {}", self.provider(&provider.name))?;

@@ -41,6 +41,9 @@ pub enum Place {
     Call,
     /// Directly inside of [`Part::Fallback`]: it sees each attempt, with one concrete model.
     Attempt,
+    /// Directly outside of [`Part::Quota`] and [`Part::Usage`], and inside of [`Part::Cache`]: it sees each attempt that the cache does not
+    /// answer, and what it does to one is charged and recorded.
+    Miss,
     /// Directly outside of the providers: it sees each call that is really made, no answers from the cache.
     Provider,
 }
@@ -71,6 +74,45 @@ impl Part {
             Self::Cache => "cache",
             Self::Quota => "quota",
             Self::Usage => "usage",
+        }
+    }
+}
+
+impl Place {
+    /// All, from the outside in.
+    pub(super) const ALL: [Self; 5] =
+        [Self::Outermost, Self::Call, Self::Attempt, Self::Miss, Self::Provider];
+
+    /// What it is around.
+    pub(super) const fn what(self) -> &'static str {
+        match self {
+            Self::Outermost => "everything",
+            Self::Call => "each call",
+            Self::Attempt => "each attempt",
+            Self::Miss => "each attempt that the cache does not answer",
+            Self::Provider => "each call to a provider",
+        }
+    }
+
+    /// Directly outside of which part of an order it is; as many as there are, if it is inside of all.
+    pub(super) fn before(self, order: &[Part]) -> usize {
+        let at = |part| order.iter().position(|other| *other == part);
+        let outermost = |from: usize, parts: &[Part]| {
+            let found = order[from..].iter().position(|part| parts.contains(part));
+            found.map_or(order.len(), |found| from + found)
+        };
+        match (self, at(Part::Fallback)) {
+            (Self::Outermost, _) => 0,
+            (Self::Call, Some(fallback)) => fallback,
+            (Self::Attempt, Some(fallback)) => fallback + 1,
+            // An attempt is a call then.
+            (Self::Call | Self::Attempt, None) => {
+                outermost(0, &[Part::Access, Part::Hits, Part::Cache, Part::Quota, Part::Usage])
+            }
+            (Self::Miss, _) => {
+                outermost(at(Part::Cache).map_or(0, |cache| cache + 1), &[Part::Quota, Part::Usage])
+            }
+            (Self::Provider, _) => order.len(),
         }
     }
 }

@@ -160,6 +160,7 @@ async fn layers_of_ones_own_stand_where_they_are_put() {
     let builder = StackBuilder::new(config(text))
         .with_provider("down", down)
         .with_layer(Place::Provider, note("provider"))
+        .with_layer(Place::Miss, note("miss"))
         .with_layer(Place::Attempt, note("attempt"))
         .with_layer(Place::Outermost, note("outermost"))
         .with_layer(Place::Call, note("call"));
@@ -171,6 +172,7 @@ async fn layers_of_ones_own_stand_where_they_are_put() {
                 let mut text = text;
                 for (place, name) in [
                     (Place::Provider, "provider"),
+                    (Place::Miss, "miss"),
                     (Place::Attempt, "attempt"),
                     (Place::Outermost, "outermost"),
                     (Place::Call, "call"),
@@ -182,6 +184,7 @@ async fn layers_of_ones_own_stand_where_they_are_put() {
             true => text
                 .with_order(order)
                 .with_layer(Place::Provider, note("provider"))
+                .with_layer(Place::Miss, note("miss"))
                 .with_layer(Place::Attempt, note("attempt"))
                 .with_layer(Place::Outermost, note("outermost"))
                 .with_layer(Place::Call, note("call")),
@@ -193,14 +196,122 @@ async fn layers_of_ones_own_stand_where_they_are_put() {
             "outermost fast",
             "call down/a",
             "attempt down/a",
+            "miss down/a",
             "provider down/a",
             "attempt echo/b",
+            "miss echo/b",
             "provider echo/b",
         ];
         assert_eq!(calls, expected, "{own_order}");
     }
     let said = builder.describe().unwrap().to_string();
     assert!(said.contains("around each attempt"), "{said}");
+}
+
+#[tokio::test]
+async fn a_layer_around_misses_sees_what_is_charged_and_no_hit() {
+    use Part::{Access, Cache, Fallback, Quota, Usage};
+    let text = "cache = {}\nquota.store = \"memory\"\ndepartments.a.day_requests = 1\n";
+    // A limit that stands outside of the cache refuses before anything is missed there.
+    for (order, expected) in [
+        (None, "attempt miss provider; attempt; attempt miss"),
+        (Some(vec![Fallback, Access, Cache, Quota, Usage]), "attempt miss provider; attempt; attempt miss"),
+        (Some(vec![Fallback, Access, Quota, Cache, Usage]), "attempt miss provider; attempt; attempt"),
+        // Without further attempts a call is one.
+        (Some(vec![Access, Cache, Quota, Usage]), "attempt miss provider; attempt; attempt miss"),
+    ] {
+        let seen = Arc::new(std::sync::Mutex::new(Vec::new()));
+        let mut builder = StackBuilder::new(config(text)).with_usage_sink(MemorySink::new(64));
+        let said = format!("{order:?}");
+        if let Some(order) = order {
+            builder = builder.with_order(order);
+        }
+        for (place, name) in
+            [(Place::Provider, "provider"), (Place::Miss, "miss"), (Place::Attempt, "attempt")]
+        {
+            let seen = Arc::clone(&seen);
+            let note = layer_fn(move |inner: BoxService| {
+                let seen = Arc::clone(&seen);
+                service_fn(move |request: LlmRequest| {
+                    seen.lock().unwrap().push(name);
+                    inner.clone().oneshot(request)
+                })
+            });
+            builder = builder.with_layer(place, note);
+        }
+        let described = builder.describe().unwrap().to_string();
+        let at = |line: &str| described.find(line).unwrap_or_else(|| panic!("{line}: {described}"));
+        assert!(at("around each attempt\n") < at("\n  access"), "{described}");
+        assert!(
+            at("\n  cache") < at("around each attempt that")
+                && at("around each attempt that") < at("\n  usage  ")
+        );
+        let (service, _handle) = builder.build().await.unwrap();
+        let mut calls = Vec::new();
+        for text in ["one", "one", "two"] {
+            let request = LlmRequest::new("echo/a", ChatBody::builder().user(text).build().unwrap());
+            let _ = service.clone().oneshot(of(request, "ada", &["a"])).await;
+            calls.push(std::mem::take(&mut *seen.lock().unwrap()).join(" "));
+        }
+        assert_eq!(calls.join("; "), expected, "{said}");
+    }
+}
+
+/// A stack that shares calls, a provider that has said one word, and who reads it.
+async fn shared_story(change: impl FnOnce(StackBuilder) -> StackBuilder) -> (Scripted, Handle, ChunkStream) {
+    let cloud = Scripted::new();
+    cloud.push(Reply::stream([
+        Step::Chunk(StreamChunk::text("once")),
+        Step::Gate,
+        Step::Chunk(StreamChunk::text("upon")),
+        Step::Chunk(StreamChunk::usage_only(TokenUsage::new(7, 30))),
+    ]));
+    let text = "providers.cloud.kind = \"own\"\ncache.coalesce = true\nquota.store = \"memory\"\n\
+                departments.a.day_tokens = 100000\n";
+    let builder = StackBuilder::new(config(text)).with_provider("cloud", cloud.clone());
+    let (service, handle) = change(builder).build().await.unwrap();
+    let body = ChatBody::builder().user("Tell me a lot").max_output_tokens(1000).streaming().build().unwrap();
+    let answer = service.oneshot(of(LlmRequest::new("cloud/a", body), "ada", &["a"])).await.unwrap();
+    let ResponseBody::Stream(mut chunks) = answer.body else { panic!("it was to stream") };
+    assert_eq!(chunks.next().await.unwrap().unwrap().content(), "once");
+    (cloud, handle, chunks)
+}
+
+/// Tokens settled and reserved today.
+async fn charged(handle: &Handle) -> (u64, u64) {
+    let day = handle.quota("a").await.unwrap().unwrap().standing.in_day;
+    (day.settled.tokens, day.reserved.tokens)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_shared_stream_whose_only_reader_has_left_is_hung_up_at_once() {
+    let (cloud, handle, chunks) = shared_story(|builder| builder).await;
+    let now = Instant::now();
+    drop(chunks);
+    while cloud.alive() > 0 {
+        tokio::task::yield_now().await;
+    }
+    assert!(now.elapsed().is_zero());
+    let (settled, reserved) = charged(&handle).await;
+    assert!(settled > 37 && reserved == 0, "by a bound: {settled}, {reserved}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_drain_around_misses_reads_on_is_charged_as_it_ends_and_shared_with_nobody() {
+    let (drain, worker) = DrainLayer::start(DrainOptions::within(Duration::from_secs(60)));
+    let sink = MemorySink::new(8);
+    let recorded = sink.clone();
+    let add = |builder: StackBuilder| builder.with_usage_sink(sink).with_layer(Place::Miss, drain);
+    let (cloud, handle, chunks) = shared_story(add).await;
+    drop(chunks);
+    // The call that others could join has ended; it is the provider's answer that is read on.
+    assert!(handle.shutdown(Duration::ZERO).await.cut_flights == 0);
+    assert_eq!((cloud.alive(), recorded.take().len()), (1, 0));
+    cloud.open();
+    assert!(worker.shutdown(Duration::from_secs(60)).await);
+    assert_eq!(charged(&handle).await, (37, 0));
+    let events = recorded.take();
+    assert_eq!((events.len(), events[0].outcome, cloud.alive()), (1, Outcome::Ok, 0));
 }
 
 /// As long as the layers in between make a call of each readiness, nothing is seen of it; a refusal does not.

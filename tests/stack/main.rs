@@ -12,15 +12,17 @@ mod said;
 use self::redis_server::RedisServer;
 use futures_util::FutureExt as _;
 use llm_layers::{
-    ChatBody, Error, ErrorKind, KbScope, LlmRequest, LlmResponse, RequestContext, StreamChunk, TimeoutPhase,
+    ChatBody, ChunkStream, Error, ErrorKind, KbScope, LlmRequest, LlmResponse, RequestContext, ResponseBody,
+    StreamChunk, TimeoutPhase, TokenUsage,
     cache::{EpochKind, Fetch, KbCaching, MokaStore},
     config::{Config, ConfigError},
+    drain::{DrainLayer, DrainOptions},
     price::NanoUsd,
     provider::Echo,
     quota::MemoryStore,
     stack::{BoxService, Handle, Part, Place, Readiness, StackBuilder, StackError, Watch, stack},
     testing::{Reply, Scripted, Step},
-    usage::MemorySink,
+    usage::{MemorySink, Outcome},
 };
 use std::{
     fs,
