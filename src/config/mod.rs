@@ -49,8 +49,8 @@ pub use self::{
     sections::{
         Action, Actions, Alias, Cache, Department, Deployment, Fallback, FallbackByCause, Identity, Key,
         Kind, KnowledgeBase, Log, Model, ModelDetails, ModelPrice, OutputMember, PriceLists, Provider, Quota,
-        QuotaMode, QuotaStoreKind, RecordDurability, Retry, SemanticCache, SemanticMode, Server, Share,
-        StickySplit, Telemetry, Tenant, TimeoutOverrides, Timeouts, UnpricedModels, Usage,
+        QuotaMode, QuotaStoreKind, RecordDurability, Retry, RetryBudget, SemanticCache, SemanticMode, Server,
+        Share, StickySplit, Telemetry, Tenant, TimeoutOverrides, Timeouts, UnpricedModels, Usage,
     },
     value::{Address, BaseUrl, Dollars, PerMillion, Secret, Time},
 };

@@ -445,8 +445,32 @@ pub struct Retry {
     /// How long all of it may take until an answer has content. Unless told, one that is not streamed may take as long as
     /// `timeouts.total`, where that is longer, and where no `head` takes the place of `whole`.
     pub deadline: Time,
+    /// How many further tries all calls together have, so that they do not multiply an outage.
+    pub budget: RetryBudget,
     /// What to do about single causes of failure.
     pub on: Actions,
+}
+
+/// How many further tries on the same model all calls together have. When they are used up, a failure leads to the next model at once, or to the
+/// caller.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
+pub struct RetryBudget {
+    /// So many for a hundred calls. Below 100 it is one for a whole number of calls, rounded down: 30 is one for four.
+    #[schemars(range(min = 0, max = 10000))]
+    pub percent: u32,
+    /// And so many for each second of `ttl`, however few calls there are.
+    #[schemars(range(min = 0, max = 100000))]
+    pub min_per_second: u32,
+    /// How long a call, and a further try, counts: from 1s to 60s.
+    pub ttl: Time,
+}
+
+impl Default for RetryBudget {
+    fn default() -> Self {
+        Self { percent: 20, min_per_second: 10, ttl: Time::secs(10) }
+    }
 }
 
 impl Default for Retry {
@@ -458,6 +482,7 @@ impl Default for Retry {
             max_wait: Time::secs(10),
             max_attempts: 8,
             deadline: Time::secs(120),
+            budget: RetryBudget::default(),
             on: Actions::default(),
         }
     }

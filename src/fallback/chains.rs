@@ -164,6 +164,14 @@ impl Chains {
         Self { table, aliases: builder.aliases, budget: builder.budget, retries: 0, found: None }
     }
 
+    /// Goes on with the budget of others, if both have one.
+    #[cfg(feature = "config")]
+    pub(crate) fn share_budget_of(&mut self, others: &Self) {
+        if self.budget.is_some() && others.budget.is_some() {
+            self.budget.clone_from(&others.budget);
+        }
+    }
+
     fn next(&self, table: &ChainTable, cause: Cause, failure: &Failure<'_>) -> Decision {
         let Some(first) = failure.models.first() else { return Decision::Stop };
         let chain = table.by_cause.get(&(first.clone(), cause)).or_else(|| table.chains.get(first));

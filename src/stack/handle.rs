@@ -312,7 +312,10 @@ impl Handle {
             problem.line = config.lines().of(&problem.entry);
         }
         ConfigError::unless_empty(problems)?;
-        let plan = plan?;
+        let mut plan = plan?;
+        if config.retry.budget == running.config.retry.budget {
+            plan.chains.share_budget_of(&running.plan.chains);
+        }
         let refused = |error| match error {
             StackError::Config(error) => error,
             StackError::Store { entry, source } => {

@@ -454,6 +454,54 @@ async fn as_many_calls_as_may_be_made_may_be_shared() {
     }
 }
 
+/// How often a provider is asked that always fails, by so many calls one after the other.
+async fn asked(service: &BoxService, times: &AtomicUsize, calls: usize) -> usize {
+    let before = times.load(Ordering::Relaxed);
+    for _ in 0..calls {
+        service.clone().oneshot(request("cloud/a")).await.unwrap_err();
+    }
+    times.load(Ordering::Relaxed) - before
+}
+
+#[tokio::test(start_paused = true)]
+async fn further_tries_do_not_multiply_an_outage() {
+    for (budget, tries) in [
+        // One for five calls, and 100 in each 10 s.
+        ("", 300),
+        ("budget.percent = 30\n", 350),
+        ("budget.percent = 60\n", 600),
+        ("budget.percent = 150\n", 1600),
+        ("budget.min_per_second = 0\n", 200),
+        ("budget = { percent = 0, ttl = \"2s\" }\n", 20),
+        ("budget = { percent = 0, min_per_second = 0 }\n", 0),
+        ("budget.percent = 10000\n", 3000),
+    ] {
+        let times = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&times);
+        let down = service_fn(move |request: LlmRequest| {
+            count.fetch_add(1, Ordering::Relaxed);
+            let error = Error::provider(llm_layers::ErrorClass::Unavailable, "cloud", request.model);
+            async move { Err::<LlmResponse, _>(error) }
+        });
+        let text = format!(
+            "providers.cloud.kind = \"own\"\n[retry]\nretries = 3\nbase = \"1ms\"\nmax = \"1ms\"\n{budget}"
+        );
+        let builder = StackBuilder::new(config(&text)).with_provider("cloud", down);
+        let (service, handle) = builder.build().await.unwrap();
+        let made = asked(&service, &times, 1000).await - 1000;
+        assert!(made.abs_diff(tries) <= 2 + tries / 100, "{budget}: {made}");
+        let is_used_up = tries < 3000;
+        assert_eq!(asked(&service, &times, 4).await < 16, is_used_up, "{budget}");
+        // What is used up stays so, until the budget is another one.
+        handle.reload(config(&format!("aliases.fast = \"cloud/a\"\n{text}"))).unwrap();
+        assert_eq!(asked(&service, &times, 4).await < 16, is_used_up, "{budget}");
+        if budget.is_empty() {
+            handle.reload(config(&format!("{text}budget.min_per_second = 11\n"))).unwrap();
+            assert_eq!(asked(&service, &times, 4).await, 16);
+        }
+    }
+}
+
 /// How long a stack waits for an answer, whole or streamed, of a provider that says nothing, and what for.
 async fn patience(text: &str, is_streamed: bool) -> (u64, TimeoutPhase) {
     let text = format!("providers.own.kind = \"own\"\n{text}");

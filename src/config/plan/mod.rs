@@ -20,7 +20,7 @@ use super::{
 use crate::{
     alias::Aliases, fallback::Chains, policies::PolicyTable, price::PriceBook, providers::ProviderNames,
 };
-use std::{fmt, time::Duration};
+use std::{fmt, ops::RangeInclusive, time::Duration};
 
 /// A configuration that can work.
 #[derive(Debug)]
@@ -164,6 +164,9 @@ impl Check<'_> {
         if retry.base.0 > retry.max.0 && self.config.lines().has("retry.base") {
             self.problem("retry.base", "is longer than max");
         }
+        if !BUDGET_TTL.contains(&retry.budget.ttl.0) {
+            self.problem("retry.budget.ttl", "must be from 1s to 60s");
+        }
     }
 
     fn whole_deadline(&self) -> Duration {
@@ -180,6 +183,9 @@ impl Check<'_> {
         }
     }
 }
+
+/// How long a budget of retries may look back.
+pub(super) const BUDGET_TTL: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(60);
 
 /// The department of all those that have no entry.
 pub(super) const OTHERS: &str = "*";

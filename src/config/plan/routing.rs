@@ -1,11 +1,11 @@
 //! Which models there are, what they are called, and what they cost.
 
-use super::{Check, Revealed, field, place};
+use super::{BUDGET_TTL, Check, Revealed, field, place};
 use crate::{
     alias::{AliasProblem, AliasTable, AliasTableBuilder, Aliases},
     config::{
         Action, Alias, BaseUrl, Deployment, Fallback, Kind, Model, ModelPrice, OutputMember, Provider,
-        Secret,
+        RetryBudget, Secret,
         schema::{closest, did_you_mean},
     },
     fallback::{self, Backoff, ChainProblem, Chains},
@@ -18,6 +18,7 @@ use std::{
     path::Path,
     sync::Arc,
 };
+use tower::retry::budget::TpsBudget;
 
 /// A provider, ready to be made.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -373,6 +374,9 @@ impl Check<'_> {
             .backoff(Backoff::new(retry.base.0.min(retry.max.0), retry.max.0))
             .max_wait(retry.max_wait.0)
             .providers(names.clone());
+        if retry.retries > 0 {
+            builder = builder.retry_budget(budget(&retry.budget));
+        }
         for (cause, action) in retry.on.named() {
             let action = match action {
                 Action::Retry => fallback::Action::Retry,
@@ -577,6 +581,17 @@ fn default_base_url(kind: Kind) -> Option<&'static str> {
     return kind.dialect()?.default_base_url();
     #[cfg(not(feature = "genai"))]
     None
+}
+
+fn budget(told: &RetryBudget) -> TpsBudget {
+    let ratio = match told.percent {
+        0 => 0.0,
+        // It gives out one for as many as are in the whole part of the inverse.
+        percent @ ..=100 => 1.0 / (100_u32.div_ceil(percent) as f32 + 0.5),
+        percent => percent.min(10_000) as f32 / 100.0,
+    };
+    let ttl = told.ttl.0.clamp(*BUDGET_TTL.start(), *BUDGET_TTL.end());
+    TpsBudget::new(ttl, told.min_per_second.min(100_000), ratio)
 }
 
 /// What is known of the servers of those who have two names for a bound.
