@@ -65,12 +65,12 @@ pub(super) struct Price {
     pub(super) cache_write: Option<String>,
 }
 
-/// Canonical names, in their order.
-#[derive(Debug, Default)]
+/// Canonical names, in their order; none, where nothing is asked after such a failure.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Fallback {
     pub(super) otherwise: Vec<String>,
-    pub(super) context_window: Vec<String>,
-    pub(super) content_filter: Vec<String>,
+    pub(super) context_window: Option<Vec<String>>,
+    pub(super) content_filter: Option<Vec<String>>,
 }
 
 #[derive(Debug, Default)]
@@ -185,7 +185,9 @@ impl Draft {
         self.fallbacks.retain(|model, fallback| {
             let Fallback { otherwise, context_window, content_filter } = fallback;
             let mut has_some = is_pattern(model);
-            for list in [otherwise, context_window, content_filter] {
+            for list in
+                [Some(otherwise), context_window.as_mut(), content_filter.as_mut()].into_iter().flatten()
+            {
                 has_some |= list.iter().any(is_pattern);
                 list.retain(|name| !is_pattern(name));
             }
@@ -283,16 +285,15 @@ impl Draft {
         }
         out.push_str("[fallbacks]\n");
         for (model, Fallback { otherwise, context_window, content_filter }) in fallbacks {
-            let mut causes = Vec::new();
-            for (name, models) in [
-                ("otherwise", &otherwise),
-                ("context_window", &context_window),
-                ("content_filter", &content_filter),
-            ] {
-                if !models.is_empty() {
-                    causes.push(format!("{name} = {}", list(models)));
-                }
-            }
+            let told = [
+                ("otherwise", Some(&otherwise).filter(|models| !models.is_empty())),
+                ("context_window", context_window.as_ref()),
+                ("content_filter", content_filter.as_ref()),
+            ];
+            let causes: Vec<_> = told
+                .into_iter()
+                .filter_map(|(name, models)| Some(format!("{name} = {}", list(models?))))
+                .collect();
             let _ = match causes.as_slice() {
                 [_] if !otherwise.is_empty() => writeln!(out, "{} = {}", name_of(model), list(&otherwise)),
                 causes => writeln!(out, "{} = {{ {} }}", name_of(model), causes.join(", ")),
@@ -303,21 +304,23 @@ impl Draft {
 }
 
 impl Fallback {
-    /// A model is not its own fallback, and nobody is asked twice.
-    fn without(&self, model: &str) -> Self {
+    /// A model is not its own fallback, and nobody is asked twice; none is told only where there would be some otherwise.
+    pub(super) fn without(&self, model: &str) -> Self {
         let once = |models: &[String]| {
             let mut seen = BTreeSet::from([model]);
-            models.iter().filter(|other| seen.insert(other.as_str())).cloned().collect()
+            models.iter().filter(|other| seen.insert(other.as_str())).cloned().collect::<Vec<_>>()
         };
-        Self {
-            otherwise: once(&self.otherwise),
-            context_window: once(&self.context_window),
-            content_filter: once(&self.content_filter),
-        }
+        let otherwise = once(&self.otherwise);
+        let of_cause = |models: &Option<Vec<String>>| {
+            models.as_deref().map(once).filter(|models| !models.is_empty() || !otherwise.is_empty())
+        };
+        let (context_window, content_filter) =
+            (of_cause(&self.context_window), of_cause(&self.content_filter));
+        Self { otherwise, context_window, content_filter }
     }
 
-    const fn is_empty(&self) -> bool {
-        self.otherwise.is_empty() && self.context_window.is_empty() && self.content_filter.is_empty()
+    pub(super) const fn is_empty(&self) -> bool {
+        self.otherwise.is_empty() && self.context_window.is_none() && self.content_filter.is_none()
     }
 }
 

@@ -3,6 +3,7 @@
 mod budgets;
 mod deployment;
 mod endpoint;
+mod fallbacks;
 mod models;
 mod providers;
 mod settings;
@@ -19,13 +20,11 @@ pub(super) fn convert(root: &Map<String, Value>, draft: &mut Draft) {
     let (general, litellm, router) =
         (part("general_settings"), part("litellm_settings"), part("router_settings"));
 
-    models::list(root.get("model_list"), draft);
+    let mut groups = models::list(root.get("model_list"), draft);
     for (path, settings) in [("router_settings", router), ("litellm_settings", litellm)] {
-        models::aliases(path, settings, draft);
+        models::aliases(path, settings, &mut groups, draft);
     }
-    for (path, settings) in [("litellm_settings", litellm), ("router_settings", router)] {
-        models::fallbacks(path, settings, draft);
-    }
+    fallbacks::convert(groups, router, litellm, draft);
     master_key(general, draft);
     budgets::convert(root, general, litellm, draft);
     settings::convert(general, litellm, router, draft);

@@ -1,3 +1,5 @@
+mod routes;
+
 use super::{Converted, From, convert, convert_table};
 use llm_layers::config::Config;
 use proptest::prelude::*;
@@ -37,10 +39,17 @@ fn a_proxy_of_litellms_becomes_a_gateway() {
     );
     assert_eq!(azure[0]["headers"], json!({ "api-key": { "env": "AZURE_EU_KEY" } }));
     assert_eq!(config["aliases"]["gpt-4o"], "gpt-4o/gpt-4o-eu");
-    assert_eq!(config["aliases"]["smart"], "gpt-4o/gpt-4o-eu");
+    // LiteLLM has no fallbacks for a group's other name.
+    assert_eq!(config["aliases"]["smart"], "smart/gpt-4o-eu");
+    assert_eq!(&providers["smart"]["deployments"], azure);
+    assert_eq!(config["fallbacks"]["smart/gpt-4o-eu"], Value::Null);
     assert_eq!(
         config["aliases"]["fast"],
         json!([{ "model": "openai/gpt-4o-mini", "weight": 3 }, { "model": "groq/llama-3.1-8b-instant" }])
+    );
+    assert_eq!(
+        config["fallbacks"]["openai/gpt-4o-mini"],
+        json!({ "otherwise": ["groq/llama-3.1-8b-instant"], "context_window": [], "content_filter": [] })
     );
     assert_eq!(config["aliases"]["local"], "hosted_vllm/meta-llama/Llama-3.1-8B-Instruct");
     let mini = json!({ "input": "0.15", "output": "0.6" });
@@ -74,7 +83,7 @@ fn a_proxy_of_litellms_becomes_a_gateway() {
         "guardrails",
         "max_budget",
         "ANTHROPIC_API_KEY",
-        "stands in the file itself",
+        "keys[0]: stands in the file itself",
     ] {
         assert!(notes(&converted, about) > 0, "{about}: {:#?}", converted.notes);
     }

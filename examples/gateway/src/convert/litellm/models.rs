@@ -2,8 +2,8 @@
 
 use super::{
     super::{
-        draft::{self, Draft, Fallback, Place, Price, Provider},
-        read::{table, text, texts},
+        draft::{self, Draft, Place, Price, Provider},
+        read::{table, text},
     },
     LEFT_OUT,
     deployment::Deployment,
@@ -13,8 +13,24 @@ use std::{collections::BTreeMap, time::Duration};
 
 const SEVERAL_PRICES: &str = "has more than one price, of which the first counts";
 
-pub(super) fn list(list: Option<&Value>, draft: &mut Draft) {
-    let mut groups: BTreeMap<String, Vec<Deployment>> = BTreeMap::new();
+/// A name that is asked for.
+pub(super) struct Group {
+    pub(super) name: String,
+    /// By which LiteLLM looks up what is asked after it.
+    pub(super) asked: String,
+    /// Canonical names and their shares.
+    pub(super) ends: Vec<(String, u64)>,
+}
+
+#[derive(Default)]
+pub(super) struct Groups {
+    pub(super) named: Vec<Group>,
+    /// Names, or what they stand for, that are patterns.
+    pub(super) patterns: Vec<(String, Vec<String>)>,
+}
+
+pub(super) fn list(list: Option<&Value>, draft: &mut Draft) -> Groups {
+    let mut read: BTreeMap<String, Vec<Deployment>> = BTreeMap::new();
     for (at, entry) in list.and_then(Value::as_array).into_iter().flatten().enumerate() {
         let path = format!("model_list[{at}]");
         let Some(entry) = table(Some(entry)) else {
@@ -33,11 +49,12 @@ pub(super) fn list(list: Option<&Value>, draft: &mut Draft) {
             draft.note(&format!("{path}.{name}"), LEFT_OUT);
         }
         if let Some(deployment) = Deployment::read(&path, entry, draft) {
-            groups.entry(group).or_default().push(deployment);
+            read.entry(group).or_default().push(deployment);
         }
     }
     let mut known: BTreeMap<(&'static str, Place, Option<Duration>), String> = BTreeMap::new();
-    for (group, deployments) in groups {
+    let mut groups = Groups::default();
+    for (group, deployments) in read {
         let ends = match one_provider(&group, &deployments, draft) {
             Some(end) => vec![(end, 1)],
             None => {
@@ -45,14 +62,15 @@ pub(super) fn list(list: Option<&Value>, draft: &mut Draft) {
                 each.map(|(weight, end)| (end, weight)).collect::<Vec<_>>()
             }
         };
-        name_group(&group, ends, draft);
+        name_group(group, ends, &mut groups, draft);
     }
     draft.drop_aliases_of_models();
+    groups.named.retain(|group| draft.ends(&group.name).iter().eq(group.ends.iter().map(|(end, _)| end)));
     if draft.providers.is_empty() {
         draft.note("model_list", "has nothing that could be carried over; an echo stands in for it");
         let echo = Provider { kind: "echo", ..Provider::default() };
         draft.providers.insert("echo".to_owned(), echo);
-        return;
+        return groups;
     }
     let mut prices = draft.providers.values().flat_map(|provider| provider.models.values());
     if prices.any(|price| *price == Price::default()) {
@@ -61,6 +79,7 @@ pub(super) fn list(list: Option<&Value>, draft: &mut Draft) {
             "models without a price of their own have none here: name LiteLLM's list of prices in [prices]",
         );
     }
+    groups
 }
 
 /// A group whose deployments have the same model, and so can take each other's place.
@@ -127,16 +146,17 @@ fn settle(known: &mut Price, told: &Price) -> bool {
     *told == Price::default() || told == known
 }
 
-fn name_group(group: &str, ends: Vec<(String, u64)>, draft: &mut Draft) {
-    let path = format!("model_list ({group})");
-    if group.contains('*') || ends.iter().any(|(end, _)| end.contains('*')) {
+fn name_group(name: String, ends: Vec<(String, u64)>, groups: &mut Groups, draft: &mut Draft) {
+    let path = format!("model_list ({name})");
+    if name.contains('*') || ends.iter().any(|(end, _)| end.contains('*')) {
         // Any model of a provider can be asked for by `provider/model`.
-        let is_served = ends.iter().all(|(end, _)| end == group && end.ends_with("/*"));
+        let is_served = ends.iter().all(|(end, _)| *end == name && end.ends_with("/*"));
+        let ends: Vec<_> = ends.into_iter().map(|(end, _)| end).collect();
         if !is_served {
-            let ends: Vec<_> = ends.iter().map(|(end, _)| end.as_str()).collect();
-            draft
-                .note(&path, format_args!("patterns do not carry names over; ask for {}", ends.join(" or ")));
+            let what = format_args!("patterns do not carry names over; ask for {}", ends.join(" or "));
+            draft.note(&path, what);
         }
+        groups.patterns.push((name, ends));
         return;
     }
     let mut shares: Vec<(String, u64)> = Vec::new();
@@ -151,18 +171,15 @@ fn name_group(group: &str, ends: Vec<(String, u64)>, draft: &mut Draft) {
             &path,
             "is split by chance among models of different providers, each the fallback of the others",
         );
-        let all: Vec<String> = shares.iter().map(|(end, _)| end.clone()).collect();
-        for end in &all {
-            draft.fallbacks.entry(end.clone()).or_default().otherwise.extend(all.iter().cloned());
-        }
     }
-    if shares.len() != 1 || shares[0].0 != group {
-        draft.aliases.insert(group.to_owned(), shares);
+    if shares.len() != 1 || shares[0].0 != name {
+        draft.aliases.insert(name.clone(), shares.clone());
     }
+    groups.named.push(Group { asked: name.clone(), name, ends: shares });
 }
 
 /// `model_group_alias` and `model_alias_map`.
-pub(super) fn aliases(path: &str, settings: &Map<String, Value>, draft: &mut Draft) {
+pub(super) fn aliases(path: &str, settings: &Map<String, Value>, groups: &mut Groups, draft: &mut Draft) {
     for table_name in ["model_group_alias", "model_alias_map"] {
         for (name, target) in table(settings.get(table_name)).into_iter().flatten() {
             let path = format!("{path}.{table_name}.{name}");
@@ -178,69 +195,29 @@ pub(super) fn aliases(path: &str, settings: &Map<String, Value>, draft: &mut Dra
                 {
                     draft.note(&path, "its name is taken or cannot be used, and it is left out");
                 }
-                Some(ends) => drop(draft.aliases.insert(name.clone(), ends)),
+                Some(ends) => {
+                    draft.aliases.insert(name.clone(), ends.clone());
+                    // A group's other name has fallbacks of its own; a model's is exchanged before they are looked up.
+                    let asked = if table_name == "model_group_alias" { name.clone() } else { target };
+                    groups.named.push(Group { name: name.clone(), asked, ends });
+                }
                 None => draft.note(&path, "leads to no model, and is left out"),
             }
         }
     }
 }
 
-pub(super) fn fallbacks(path: &str, settings: &Map<String, Value>, draft: &mut Draft) {
-    type Pick = fn(&mut Fallback) -> &mut Vec<String>;
-    let all: [(&str, Pick); 3] = [
-        ("fallbacks", |fallback| &mut fallback.otherwise),
-        ("context_window_fallbacks", |fallback| &mut fallback.context_window),
-        ("content_policy_fallbacks", |fallback| &mut fallback.content_filter),
-    ];
-    for (name, pick) in all {
-        let path = format!("{path}.{name}");
-        let entries = match settings.get(name) {
-            Some(Value::Array(entries)) => entries.iter().filter_map(Value::as_object).flatten().collect(),
-            Some(Value::Object(entries)) => entries.iter().collect(),
-            _ => Vec::new(),
-        };
-        for (model, targets) in entries {
-            let targets = ends_of(&path, targets, draft);
-            let models = match model.as_str() {
-                "*" => all_models(draft),
-                model => draft.ends(model),
-            };
-            if models.is_empty() {
-                draft.note(&format!("{path}.{model}"), "is of no model, and is left out");
-            }
-            for model in models {
-                pick(draft.fallbacks.entry(model).or_default()).extend(targets.iter().cloned());
-            }
-        }
-    }
-    let targets = settings
-        .get("default_fallbacks")
-        .map(|all| ends_of(&format!("{path}.default_fallbacks"), all, draft));
-    if let Some(targets) = targets.filter(|targets| !targets.is_empty()) {
-        for model in all_models(draft) {
-            let fallback = draft.fallbacks.entry(model).or_default();
-            if fallback.otherwise.is_empty() {
-                fallback.otherwise.extend(targets.iter().cloned());
-            }
-        }
+impl Group {
+    /// What is asked before any other of them.
+    pub(super) fn asked_first(&self) -> impl Iterator<Item = &str> {
+        self.ends.iter().map(|(end, _)| end.as_str())
     }
 }
 
-fn all_models(draft: &Draft) -> Vec<String> {
-    let providers = draft.providers.iter();
-    providers
-        .flat_map(|(name, provider)| provider.models.keys().map(move |model| format!("{name}/{model}")))
-        .collect()
-}
-
-fn ends_of(path: &str, targets: &Value, draft: &mut Draft) -> Vec<String> {
-    let mut all = Vec::new();
-    for target in texts(Some(targets)) {
-        let ends = draft.ends(&target);
-        if ends.is_empty() {
-            draft.note(path, format_args!("{target:?} leads to no model, and is left out"));
-        }
-        all.extend(ends);
+impl Groups {
+    /// Whether a model can be asked for by a pattern.
+    pub(super) fn is_of_a_pattern(&self, model: &str) -> bool {
+        let begins = |end: &String| end.split_once('*').is_some_and(|(begin, _)| model.starts_with(begin));
+        self.patterns.iter().flat_map(|(_, ends)| ends).any(begins)
     }
-    all
 }
