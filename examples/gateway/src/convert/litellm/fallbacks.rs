@@ -109,7 +109,18 @@ fn targets(path: &str, told: &Value, draft: &mut Draft) -> Vec<String> {
     };
     let mut names = Vec::new();
     for one in all {
-        let Some(name) = text(Some(one)) else {
+        // A table changes members of the request, too.
+        let told = table(Some(one));
+        let rest: Vec<_> = told
+            .into_iter()
+            .flat_map(Map::keys)
+            .map(String::as_str)
+            .filter(|member| *member != "model")
+            .collect();
+        if !rest.is_empty() {
+            draft.note(path, format_args!("a target's model is carried over, and not {}", rest.join(", ")));
+        }
+        let Some(name) = text(told.map_or(Some(one), |told| told.get("model"))) else {
             draft.note(path, "has a target that is no model, which is left out");
             continue;
         };

@@ -188,3 +188,17 @@ fn the_routers_own_fallbacks_go_before_all_others() {
     }
     assert_eq!(told(&notes, "nobody"), 0, "{notes:#?}");
 }
+
+#[test]
+fn a_fallback_that_is_a_table_is_its_model() {
+    let target = json!({ "model": "claude", "temperature": 0, "api_key": "sk-secret" });
+    let (config, notes) = litellm(&json!({
+        "model_list": [model("gpt-4o", "openai/gpt-4o"), model("claude", "anthropic/claude")],
+        "litellm_settings": { "fallbacks": [{ "gpt-4o": [target, { "messages": [] }] }] },
+    }));
+    assert_eq!(config["fallbacks"], json!({ "openai/gpt-4o": ["anthropic/claude"] }));
+    for what in ["carried over, and not temperature, api_key", "has a target that is no model"] {
+        assert_eq!(told(&notes, what), 1, "{what}: {notes:#?}");
+    }
+    assert_eq!(told(&notes, "sk-secret"), 0);
+}
