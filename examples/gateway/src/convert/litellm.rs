@@ -7,6 +7,7 @@ mod fallbacks;
 mod models;
 mod providers;
 mod settings;
+mod shares;
 
 use super::{
     draft::{Draft, Key, Secret},

@@ -45,7 +45,7 @@ fn a_proxy_of_litellms_becomes_a_gateway() {
     assert_eq!(config["fallbacks"]["smart/gpt-4o-eu"], Value::Null);
     assert_eq!(
         config["aliases"]["fast"],
-        json!([{ "model": "openai/gpt-4o-mini", "weight": 3 }, { "model": "groq/llama-3.1-8b-instant" }])
+        json!([{ "model": "openai/gpt-4o-mini" }, { "model": "groq/llama-3.1-8b-instant", "weight": 0 }])
     );
     assert_eq!(
         config["fallbacks"]["openai/gpt-4o-mini"],

@@ -3,7 +3,7 @@
 use super::{
     super::{
         draft::{Draft, Place, Price, Secret},
-        read::{number, price, table, text, whole},
+        read::{number, price, table, text},
     },
     LEFT_OUT,
     endpoint::Endpoint,
@@ -27,7 +27,10 @@ pub(super) struct Deployment {
     pub(super) name: String,
     pub(super) model: String,
     pub(super) place: Place,
-    pub(super) weight: u64,
+    /// 0 where there is none.
+    pub(super) weight: f64,
+    pub(super) rpm: f64,
+    pub(super) tpm: f64,
     pub(super) price: Price,
     pub(super) timeout: Option<Duration>,
 }
@@ -52,13 +55,15 @@ impl Deployment {
         note_the_rest(path, params, info, draft);
         let price = rates(path, info, params, draft);
         let Endpoint { kind, base_url, name, model, .. } = endpoint;
-        let weight = whole(params.get("weight")).filter(|weight| (1..=1_000_000).contains(weight));
+        let [weight, rpm, tpm] = ["weight", "rpm", "tpm"].map(|name| number(params.get(name)).unwrap_or(0.0));
         Some(Self {
             kind,
             name,
             model,
             place: Place { base_url, api_key, headers },
-            weight: weight.unwrap_or(1),
+            weight,
+            rpm,
+            tpm,
             price,
             timeout: seconds(params.get("timeout")),
         })

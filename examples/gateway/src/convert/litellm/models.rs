@@ -7,6 +7,7 @@ use super::{
     },
     LEFT_OUT,
     deployment::Deployment,
+    shares::shares,
 };
 use serde_json::{Map, Value};
 use std::{collections::BTreeMap, time::Duration};
@@ -18,7 +19,7 @@ pub(super) struct Group {
     pub(super) name: String,
     /// By which LiteLLM looks up what is asked after it.
     pub(super) asked: String,
-    /// Canonical names and their shares.
+    /// Canonical names and their shares; those without one come last.
     pub(super) ends: Vec<(String, u64)>,
 }
 
@@ -58,8 +59,9 @@ pub(super) fn list(list: Option<&Value>, draft: &mut Draft) -> Groups {
         let ends = match one_provider(&group, &deployments, draft) {
             Some(end) => vec![(end, 1)],
             None => {
-                let each = deployments.into_iter().map(|one| (one.weight, place(one, &mut known, draft)));
-                each.map(|(weight, end)| (end, weight)).collect::<Vec<_>>()
+                let shares = shares(&deployments);
+                let each = deployments.into_iter().map(|one| place(one, &mut known, draft));
+                each.zip(shares).collect::<Vec<_>>()
             }
         };
         name_group(group, ends, &mut groups, draft);
@@ -122,7 +124,7 @@ fn place(
     known: &mut BTreeMap<(&'static str, Place, Option<Duration>), String>,
     draft: &mut Draft,
 ) -> String {
-    let Deployment { kind, name, model, place, weight: _, price, timeout } = one;
+    let Deployment { kind, name, model, place, price, timeout, .. } = one;
     let identity = (kind, place.clone(), timeout);
     let name = known.entry(identity).or_insert_with(|| {
         let name = draft.free_name(&name);
@@ -166,11 +168,17 @@ fn name_group(name: String, ends: Vec<(String, u64)>, groups: &mut Groups, draft
             None => shares.push((end, weight)),
         }
     }
-    if shares.len() > 1 {
+    shares.sort_by_key(|(_, weight)| *weight == 0);
+    let without: Vec<_> = shares.iter().filter(|(_, weight)| *weight == 0).map(|(end, _)| &**end).collect();
+    if shares.len() > without.len() + 1 {
         draft.note(
             &path,
             "is split by chance among models of different providers, each the fallback of the others",
         );
+    }
+    if !without.is_empty() {
+        let what = format_args!("has no share for {}, asked only after the others", without.join(" and "));
+        draft.note(&path, what);
     }
     if shares.len() != 1 || shares[0].0 != name {
         draft.aliases.insert(name.clone(), shares.clone());
@@ -210,7 +218,7 @@ pub(super) fn aliases(path: &str, settings: &Map<String, Value>, groups: &mut Gr
 impl Group {
     /// What is asked before any other of them.
     pub(super) fn asked_first(&self) -> impl Iterator<Item = &str> {
-        self.ends.iter().map(|(end, _)| end.as_str())
+        self.ends.iter().filter(|(_, share)| *share > 0).map(|(end, _)| end.as_str())
     }
 }
 

@@ -18,6 +18,13 @@ fn model(group: &str, model: &str) -> Value {
     json!({ "model_name": group, "litellm_params": params })
 }
 
+fn weighted(group: &str, name: &str, params: &Value) -> Value {
+    let mut all = model(group, name);
+    let params = params.as_object().unwrap().clone();
+    all["litellm_params"].as_object_mut().unwrap().extend(params);
+    all
+}
+
 fn told(notes: &[String], what: &str) -> usize {
     notes.iter().filter(|note| note.contains(what)).count()
 }
@@ -201,4 +208,37 @@ fn a_fallback_that_is_a_table_is_its_model() {
         assert_eq!(told(&notes, what), 1, "{what}: {notes:#?}");
     }
     assert_eq!(told(&notes, "sk-secret"), 0);
+}
+
+#[test]
+fn shares_are_those_of_litellm() {
+    for (one, two, weights) in [
+        (json!({ "weight": 1 }), json!({ "weight": 0 }), (1, 0)),
+        (json!({ "weight": 0.9 }), json!({ "weight": "0.1" }), (9, 1)),
+        (json!({ "weight": 3 }), json!({}), (3, 0)),
+        (json!({ "weight": 0, "rpm": 200 }), json!({ "rpm": 600 }), (1, 3)),
+        (json!({ "tpm": 1000 }), json!({ "tpm": 2000, "rpm": null }), (1, 2)),
+        (json!({}), json!({}), (1, 1)),
+    ] {
+        let list = [weighted("m", "openai/a", &one), weighted("m", "groq/b", &two)];
+        let (config, notes) = litellm(&json!({ "model_list": list }));
+        let weight = |at: usize| config["aliases"]["m"][at]["weight"].as_u64().unwrap_or(1);
+        // One that has all is as good with any.
+        let weights = if weights.1 == 0 { (1, 0) } else { weights };
+        assert_eq!((weight(0), weight(1)), weights, "{one} {two}");
+        assert_eq!(config["fallbacks"]["openai/a"], json!(["groq/b"]));
+        let drained = usize::from(weights.1 == 0);
+        assert_eq!(told(&notes, "has no share for groq/b"), drained, "{notes:#?}");
+        assert_eq!(told(&notes, "is split by chance"), 1 - drained, "{notes:#?}");
+    }
+    let place =
+        |base: &str, weight: u8| weighted("m", "openai/a", &json!({ "api_base": base, "weight": weight }));
+    let list = [place("https://one.example", 0), place("https://two.example", 1)];
+    let (config, _) = litellm(&json!({ "model_list": list }));
+    // What is drained is no deployment beside the other.
+    assert_eq!(
+        config["aliases"]["m"],
+        json!([{ "model": "openai-2/a" }, { "model": "openai/a", "weight": 0 }])
+    );
+    assert_eq!(config["fallbacks"], json!({ "openai-2/a": ["openai/a"] }));
 }
