@@ -31,6 +31,7 @@ pub(super) struct Key {
     pub(super) admin: bool,
     /// Whether it says itself for whom it asks.
     pub(super) trusted: bool,
+    pub(super) max_in_flight: Option<u64>,
 }
 
 /// A secret, or where it is.
@@ -224,6 +225,9 @@ impl Draft {
                 if is_so {
                     let _ = writeln!(out, "{name} = true");
                 }
+            }
+            if let Some(most) = key.max_in_flight {
+                let _ = writeln!(out, "max_in_flight = {most}");
             }
             out.push('\n');
         }

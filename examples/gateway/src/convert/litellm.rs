@@ -58,6 +58,7 @@ fn master_key(general: &Map<String, Value>, draft: &mut Draft) {
             departments: Vec::new(),
             admin: true,
             trusted: false,
+            max_in_flight: None,
         }),
         None => draft.note(path, "cannot be sent in a header, and is left out"),
     }

@@ -38,6 +38,11 @@ pub(super) fn whole(value: Option<&Value>) -> Option<u64> {
     (0.0..=9e15).contains(&number).then_some(number as u64)
 }
 
+/// A whole number that is not 0.
+pub(super) fn some(value: Option<&Value>) -> Option<u64> {
+    whole(value).filter(|number| *number > 0)
+}
+
 pub(super) fn texts(value: Option<&Value>) -> Vec<String> {
     match value {
         Some(Value::Array(all)) => all.iter().filter_map(|one| text(Some(one))).collect(),

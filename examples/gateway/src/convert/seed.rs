@@ -40,6 +40,7 @@ pub(super) fn convert(root: &Map<String, Value>, draft: &mut Draft) {
         departments,
         admin: false,
         trusted: true,
+        max_in_flight: None,
     });
     cache(llm, draft);
     if let Some(seconds) = number(llm.get("timeout")).filter(|seconds| *seconds > 0.0) {

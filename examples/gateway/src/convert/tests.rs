@@ -1,4 +1,5 @@
 mod routes;
+mod settings;
 
 use super::{Converted, From, convert, convert_table};
 use llm_layers::config::Config;
@@ -64,6 +65,7 @@ fn a_proxy_of_litellms_becomes_a_gateway() {
     );
     assert_eq!(config["retry"]["retries"], 2);
     assert_eq!(config["timeouts"], json!({ "total": "300s", "whole": "300s" }));
+    assert_eq!(config["server"], json!({ "max_in_flight_per_key": 200 }));
     assert_eq!(config["cache"]["ttl"], "600s");
     assert_eq!(config["departments"]["research"]["month_cost"], "250.5");
     assert_eq!(

@@ -3,7 +3,7 @@
 use super::{
     super::{
         draft::{Department, Draft, Key, quoted},
-        read::{dollars, is_true, text, texts},
+        read::{dollars, is_true, some, text, texts},
     },
     LEFT_OUT, secret,
 };
@@ -11,6 +11,9 @@ use serde_json::{Map, Value};
 
 /// Where files that are not kept in LiteLLM's database have them.
 pub(super) const TABLES: [&str; 3] = ["teams", "users", "keys"];
+
+/// What is carried over of a key as it is.
+const KEY: &[&str] = &["key", "token", "key_alias", "user_id", "team_id", "max_parallel_requests"];
 
 /// The department of a budget for all.
 const EVERYBODY: &str = "everybody";
@@ -73,7 +76,7 @@ pub(super) fn convert(
         departments
             .extend(users.iter().find(|(id, _)| Some(id) == user.as_ref()).map(|(_, name)| name.clone()));
         let own = format!("key:{}", alias.clone().unwrap_or_else(|| at.to_string()));
-        if limit(&path, &own, key, &["key", "token", "key_alias", "user_id", "team_id"], draft) {
+        if limit(&path, &own, key, KEY, draft) {
             departments.push(own);
         }
         let user = user.or(alias).unwrap_or_else(|| format!("key-{at}"));
@@ -81,7 +84,15 @@ pub(super) fn convert(
             draft.note(&path, "is there twice, and is left out");
             continue;
         }
-        draft.keys.push(Key { key: told, user, departments, admin: false, trusted: false });
+        let most = some(key.get("max_parallel_requests"));
+        draft.keys.push(Key {
+            key: told,
+            user,
+            departments,
+            admin: false,
+            trusted: false,
+            max_in_flight: most,
+        });
     }
 
     let for_all = Map::from_iter(

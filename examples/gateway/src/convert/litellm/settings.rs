@@ -3,7 +3,7 @@
 use super::{
     super::{
         draft::{Draft, Secret, quoted, time},
-        read::{is_true, table, text, whole},
+        read::{is_true, some, table, text, whole},
     },
     LEFT_OUT,
     deployment::seconds,
@@ -35,9 +35,13 @@ pub(super) fn convert(
         // No part of a call lasts longer than all of it.
         draft.set("timeouts", "first_content", time(total.map_or(first, |total| first.min(total))));
     }
-    let most = general.get("global_max_parallel_requests").or_else(|| general.get("max_parallel_requests"));
-    if let Some(most) = whole(most).filter(|most| *most > 0) {
-        draft.set("server", "max_in_flight", most.to_string());
+    for (name, most) in [
+        ("global_max_parallel_requests", "max_in_flight"),
+        ("max_parallel_requests", "max_in_flight_per_key"),
+    ] {
+        if let Some(calls) = some(general.get(name)) {
+            draft.set("server", most, calls.to_string());
+        }
     }
     if let Some(megabytes) =
         whole(general.get("max_request_size_mb")).filter(|size| (1..=4000).contains(size))
