@@ -84,11 +84,8 @@ pub(super) struct Department {
 impl Secret {
     /// `os.environ/NAME`, `${NAME}`, or the text itself; nothing of what could not be sent.
     pub(super) fn read(text: &str) -> Option<Self> {
-        let variable = text.strip_prefix("os.environ/");
-        let variable = variable.or_else(|| text.strip_prefix("${")?.strip_suffix('}'));
-        match variable {
+        match Self::variable(text) {
             Some(name) => {
-                let name = name.split_once(':').map_or(name, |(name, _)| name);
                 let first = name.bytes().next().is_some_and(|b| b.is_ascii_alphabetic() || b == b'_');
                 let plain = name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
                 (first && plain && name.len() <= 128).then(|| Self::Env(name.to_owned()))
@@ -98,6 +95,20 @@ impl Secret {
                 sent.then(|| Self::Text(text.to_owned()))
             }
         }
+    }
+
+    /// The same from a variable that can be set everywhere, where one of its name cannot.
+    pub(super) fn renamed(text: &str) -> Option<String> {
+        let plain = |c: char| if c.is_ascii_alphanumeric() { c } else { '_' };
+        let name: String = Self::variable(text)?.chars().map(plain).take(127).collect();
+        let name = if name.starts_with(|c: char| c.is_ascii_digit()) { format!("_{name}") } else { name };
+        name.contains(|c| c != '_').then_some(name)
+    }
+
+    fn variable(text: &str) -> Option<&str> {
+        let variable = text.strip_prefix("os.environ/");
+        let name = variable.or_else(|| text.strip_prefix("${")?.strip_suffix('}'))?;
+        Some(name.split_once(':').map_or(name, |(name, _)| name))
     }
 
     fn write(&self, variables: &mut BTreeSet<String>) -> String {

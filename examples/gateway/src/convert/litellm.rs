@@ -28,6 +28,9 @@ pub(super) fn convert(root: &Map<String, Value>, draft: &mut Draft) {
     fallbacks::convert(groups, router, litellm, draft);
     master_key(general, draft);
     budgets::convert(root, general, litellm, draft);
+    if draft.keys.is_empty() {
+        draft.note("general_settings.master_key", "there is no key, so the gateway answers everybody");
+    }
     settings::convert(general, litellm, router, draft);
 
     for name in root.keys() {
@@ -45,30 +48,36 @@ const LEFT_OUT: &str = "is not carried over";
 
 fn master_key(general: &Map<String, Value>, draft: &mut Draft) {
     let path = "general_settings.master_key";
-    let Some(key) = text(general.get("master_key")) else {
-        if !general.contains_key("master_key") {
-            draft.note(path, "is missing, so the gateway answers everybody who has no key either");
-        }
-        return;
-    };
-    match secret(path, &key, draft) {
-        Some(key) => draft.keys.push(Key {
-            key,
-            user: "admin".to_owned(),
-            departments: Vec::new(),
-            admin: true,
-            trusted: false,
-            max_in_flight: None,
-        }),
-        None => draft.note(path, "cannot be sent in a header, and is left out"),
-    }
+    let Some(key) = text(general.get("master_key")) else { return };
+    let key = secret(path, &key, draft).map(|key| Key {
+        key,
+        user: "admin".to_owned(),
+        departments: Vec::new(),
+        admin: true,
+        trusted: false,
+        max_in_flight: None,
+    });
+    draft.keys.extend(key);
 }
 
-/// A secret; one that stands in the file itself is carried over, and pointed out.
+/// A secret that can be sent, or that it cannot; one that stands in the file itself is carried over, and pointed out.
 fn secret(path: &str, text: &str, draft: &mut Draft) -> Option<Secret> {
-    let secret = Secret::read(text)?;
-    if matches!(secret, Secret::Text(_)) {
+    let secret = sent(path, text, draft);
+    if matches!(secret, Some(Secret::Text(_))) {
         draft.note(path, "stands in the file itself; { env = \"NAME\" } would keep it out");
     }
-    Some(secret)
+    secret
+}
+
+/// What can be sent in a header, secret or not, or that it cannot.
+fn sent(path: &str, text: &str, draft: &mut Draft) -> Option<Secret> {
+    let sent = Secret::read(text).or_else(|| {
+        let name = Secret::renamed(text)?;
+        draft.note(path, format_args!("is read from the variable {name}: its own name can hardly be set"));
+        Some(Secret::Env(name))
+    });
+    if sent.is_none() {
+        draft.note(path, "cannot be sent in a header, and is left out");
+    }
+    sent
 }

@@ -56,10 +56,11 @@ pub(super) fn convert(
         let path = format!("keys[{at}]");
         let alias = text(key.get("key_alias"));
         let told = text(key.get("key")).or_else(|| text(key.get("token")));
-        let Some(told) = told.and_then(|key| secret(&path, &key, draft)) else {
-            draft.note(&path, "has no key that can be sent, and is left out");
+        let Some(told) = told else {
+            draft.note(&path, "has no key, and is left out");
             continue;
         };
+        let Some(told) = secret(&path, &told, draft) else { continue };
         let user = text(key.get("user_id"));
         let mut departments = Vec::new();
         if let Some(team) = text(key.get("team_id")) {

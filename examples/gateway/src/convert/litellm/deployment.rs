@@ -7,7 +7,7 @@ use super::{
     },
     LEFT_OUT,
     endpoint::Endpoint,
-    secret,
+    secret, sent,
 };
 use llm_layers::config::may_be_told;
 use serde_json::{Map, Value};
@@ -51,7 +51,8 @@ impl Deployment {
             return None;
         };
         let endpoint = Endpoint::read(path, &asked, params, draft)?;
-        let (api_key, headers) = credentials(&format!("{path}.litellm_params"), params, &endpoint, draft);
+        let params_path = format!("{path}.litellm_params");
+        let (api_key, headers) = credentials(&params_path, params, &endpoint, draft);
         note_the_rest(path, params, info, draft);
         let price = rates(path, info, params, draft);
         let Endpoint { kind, base_url, name, model, .. } = endpoint;
@@ -87,8 +88,9 @@ fn credentials(
     {
         headers.insert("api-key".to_owned(), key);
     }
-    if let Some(organization) = text(params.get("organization")).and_then(|text| Secret::read(&text)) {
-        headers.insert("openai-organization".to_owned(), organization);
+    if let Some(organization) = text(params.get("organization")) {
+        let organization = sent(&format!("{path}.organization"), &organization, draft);
+        headers.extend(organization.map(|sent| ("openai-organization".to_owned(), sent)));
     }
     for (header, value) in table(params.get("extra_headers")).into_iter().flatten() {
         match text(Some(value)).and_then(|value| Secret::read(&value)).filter(|_| may_be_told(header)) {
