@@ -81,3 +81,24 @@ fn sent(path: &str, text: &str, draft: &mut Draft) -> Option<Secret> {
     }
     sent
 }
+
+/// What a setting says, or that it says nothing that can be read.
+fn known<T>(
+    path: &str,
+    told: Option<&Value>,
+    read: impl FnOnce(Option<&Value>) -> Option<T>,
+    draft: &mut Draft,
+) -> Option<T> {
+    let known = read(told);
+    if let (None, Some(told)) = (&known, told.filter(|told| !told.is_null())) {
+        let is_elsewhere = told.as_str().is_some_and(|text| text.trim().starts_with("os.environ/"));
+        draft.note(
+            path,
+            match is_elsewhere {
+                true => "is in the environment, from which only secrets are read, and is left out",
+                false => "cannot be used as it is, and is left out",
+            },
+        );
+    }
+    known
+}

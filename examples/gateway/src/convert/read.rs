@@ -54,6 +54,14 @@ pub(super) fn table(value: Option<&Value>) -> Option<&Map<String, Value>> {
     value?.as_object()
 }
 
+pub(super) fn truth(value: Option<&Value>) -> Option<bool> {
+    match value? {
+        Value::Bool(truth) => Some(*truth),
+        Value::String(text) => text.trim().to_ascii_lowercase().parse().ok(),
+        _ => None,
+    }
+}
+
 pub(super) fn is_true(value: Option<&Value>) -> bool {
     value == Some(&Value::Bool(true))
 }

@@ -5,7 +5,7 @@ use super::{
         draft::{Department, Draft, Key, quoted},
         read::{dollars, is_true, some, text, texts},
     },
-    LEFT_OUT, secret,
+    LEFT_OUT, known, secret,
 };
 use serde_json::{Map, Value};
 
@@ -85,7 +85,8 @@ pub(super) fn convert(
             draft.note(&path, "is there twice, and is left out");
             continue;
         }
-        let most = some(key.get("max_parallel_requests"));
+        let most = key.get("max_parallel_requests");
+        let most = known(&format!("{path}.max_parallel_requests"), most, some, draft);
         draft.keys.push(Key {
             key: told,
             user,

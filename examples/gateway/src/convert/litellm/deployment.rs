@@ -7,7 +7,7 @@ use super::{
     },
     LEFT_OUT,
     endpoint::Endpoint,
-    secret, sent,
+    known, secret, sent,
 };
 use llm_layers::config::may_be_told;
 use serde_json::{Map, Value};
@@ -56,7 +56,10 @@ impl Deployment {
         note_the_rest(path, params, info, draft);
         let price = rates(path, info, params, draft);
         let Endpoint { kind, base_url, name, model, .. } = endpoint;
-        let [weight, rpm, tpm] = ["weight", "rpm", "tpm"].map(|name| number(params.get(name)).unwrap_or(0.0));
+        let [weight, rpm, tpm] = ["weight", "rpm", "tpm"].map(|name| {
+            known(&format!("{params_path}.{name}"), params.get(name), number, draft).unwrap_or(0.0)
+        });
+        let timeout = known(&format!("{params_path}.timeout"), params.get("timeout"), seconds, draft);
         Some(Self {
             kind,
             name,
@@ -66,7 +69,7 @@ impl Deployment {
             rpm,
             tpm,
             price,
-            timeout: seconds(params.get("timeout")),
+            timeout,
         })
     }
 }

@@ -48,11 +48,15 @@ impl Endpoint {
         let openai = |base_url, variable, model| ("openai", Some(base_url), variable, model);
         let (kind, base_url, variable, model) = match name.as_str() {
             "azure" | "azure_text" => {
-                let url = azure(&own_base(draft)?, text(params.get("api_version")).as_deref(), &model);
+                let base = own_base(draft)?;
+                let version = in_the_file(&params_path, "api_version", params, draft);
+                let url = azure(&base, version.as_deref(), &model);
                 openai(url, "AZURE_API_KEY", model)
             }
             "azure_ai" if !model.starts_with("claude") => {
-                let url = foundry(&own_base(draft)?, text(params.get("api_version")).as_deref());
+                let base = own_base(draft)?;
+                let version = in_the_file(&params_path, "api_version", params, draft);
+                let url = foundry(&base, version.as_deref());
                 openai(url, "AZURE_AI_API_KEY", model)
             }
             name if name == "azure_ai" || NOT_SPOKEN.contains(&name) => {
@@ -228,7 +232,8 @@ fn native(
         }
         "vertex" => {
             let plain = |name| text(params.get(name)).filter(|text| !text.starts_with("os.environ/"));
-            let location = plain("vertex_location").unwrap_or_else(|| "us-central1".to_owned());
+            let location = in_the_file(path, "vertex_location", params, draft)
+                .unwrap_or_else(|| "us-central1".to_owned());
             let project = plain("vertex_project").unwrap_or_else(|| {
                 draft.note(path, "its project is not in the file; write it into base_url");
                 "PROJECT".to_owned()
@@ -249,6 +254,16 @@ fn native(
         _ if told => Some((Some(base(path, params, draft)?), model)),
         _ => Some((None, model)),
     }
+}
+
+/// A part of an address. One that only the environment knows is missed.
+fn in_the_file(path: &str, name: &str, params: &Map<String, Value>, draft: &mut Draft) -> Option<String> {
+    let told = text(params.get(name))?;
+    let is_here = !told.starts_with("os.environ/");
+    if !is_here {
+        draft.note(&format!("{path}.{name}"), "is in the environment; write it into base_url");
+    }
+    is_here.then_some(told)
 }
 
 /// The address that is told. One that only the environment knows is marked, for it is no secret here.

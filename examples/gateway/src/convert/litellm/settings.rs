@@ -3,10 +3,11 @@
 use super::{
     super::{
         draft::{Draft, Secret, quoted, time},
-        read::{is_true, some, table, text, whole},
+        read::{some, table, text, truth, whole},
     },
     LEFT_OUT,
     deployment::seconds,
+    known,
 };
 use llm_layers::store::{Redis, RedisOptions};
 use serde_json::{Map, Value};
@@ -18,37 +19,36 @@ pub(super) fn convert(
     router: &Map<String, Value>,
     draft: &mut Draft,
 ) {
-    let told = |name: &str| router.get(name).or_else(|| litellm.get(name));
-    if let Some(retries) = whole(told("num_retries")) {
+    let routers = router.get("num_retries").filter(|told| !told.is_null());
+    let (path, retries) = match routers {
+        Some(told) => ("router_settings.num_retries", Some(told)),
+        None => ("litellm_settings.num_retries", litellm.get("num_retries")),
+    };
+    if let Some(retries) = known(path, retries, whole, draft) {
         draft.set("retry", "retries", retries.min(100).to_string());
     }
-    if let Some(wait) = seconds(router.get("retry_after")) {
-        draft.set("retry", "base", time(wait.min(Duration::from_secs(2))));
+    if let Some(wait) = known("router_settings.retry_after", router.get("retry_after"), seconds, draft) {
+        let most = Duration::from_secs(2);
+        if wait > most {
+            draft.note("router_settings.retry_after", "is no more than two seconds now");
+        }
+        draft.set("retry", "base", time(wait.min(most)));
     }
-    let total = seconds(router.get("timeout")).or_else(|| seconds(litellm.get("request_timeout")));
-    if let Some(total) = total {
-        draft.set("timeouts", "whole", time(total));
-        draft.set("timeouts", "total", time(total));
-    }
-    if let Some(first) = seconds(router.get("stream_timeout")) {
-        draft.note("router_settings.stream_timeout", "is the time until the first content now");
-        // No part of a call lasts longer than all of it.
-        draft.set("timeouts", "first_content", time(total.map_or(first, |total| first.min(total))));
-    }
+    times(litellm, router, draft);
     for (name, most) in [
         ("global_max_parallel_requests", "max_in_flight"),
         ("max_parallel_requests", "max_in_flight_per_key"),
     ] {
-        if let Some(calls) = some(general.get(name)) {
+        if let Some(calls) = known(&format!("general_settings.{name}"), general.get(name), some, draft) {
             draft.set("server", most, calls.to_string());
         }
     }
-    if let Some(megabytes) =
-        whole(general.get("max_request_size_mb")).filter(|size| (1..=4000).contains(size))
-    {
+    let size = |told: Option<&Value>| whole(told).filter(|size| (1..=4000).contains(size));
+    let path = "general_settings.max_request_size_mb";
+    if let Some(megabytes) = known(path, general.get("max_request_size_mb"), size, draft) {
         draft.set("server", "max_body_bytes", (megabytes << 20).to_string());
     }
-    if is_true(litellm.get("json_logs")) {
+    if known("litellm_settings.json_logs", litellm.get("json_logs"), truth, draft) == Some(true) {
         draft.set("telemetry", "log", quoted("json"));
     }
     cache(litellm, draft);
@@ -138,10 +138,31 @@ pub(super) fn convert(
     }
 }
 
+/// Of one call to a provider, as LiteLLM's are.
+fn times(litellm: &Map<String, Value>, router: &Map<String, Value>, draft: &mut Draft) {
+    let own = known("router_settings.timeout", router.get("timeout"), seconds, draft);
+    let total = known("litellm_settings.request_timeout", litellm.get("request_timeout"), seconds, draft);
+    if own.is_some() && total.is_some() {
+        let what = "is not carried over: litellm_settings.request_timeout is that of each call";
+        draft.note("router_settings.timeout", what);
+    }
+    let total = total.or(own);
+    if let Some(total) = total {
+        draft.set("timeouts", "whole", time(total));
+        draft.set("timeouts", "total", time(total));
+    }
+    if let Some(first) = known("router_settings.stream_timeout", router.get("stream_timeout"), seconds, draft)
+    {
+        draft.note("router_settings.stream_timeout", "is the time until the first content now");
+        // No part of a call lasts longer than all of it.
+        draft.set("timeouts", "first_content", time(total.map_or(first, |total| first.min(total))));
+    }
+}
+
 fn cache(litellm: &Map<String, Value>, draft: &mut Draft) {
     let empty = Map::new();
     let params = table(litellm.get("cache_params")).unwrap_or(&empty);
-    if !is_true(litellm.get("cache")) {
+    if known("litellm_settings.cache", litellm.get("cache"), truth, draft) != Some(true) {
         if !params.is_empty() {
             draft.note("litellm_settings.cache_params", "there is no cache, for `cache` is not true");
         }
@@ -156,13 +177,14 @@ fn cache(litellm: &Map<String, Value>, draft: &mut Draft) {
     }
     draft.note("litellm_settings.cache", "answers are kept for each user now, and not for all");
     draft.set("cache", "enabled", "true".to_owned());
-    if let Some(ttl) = seconds(params.get("ttl")) {
+    if let Some(ttl) = known("litellm_settings.cache_params.ttl", params.get("ttl"), seconds, draft) {
         draft.set("cache", "ttl", time(ttl));
     }
     match text(params.get("type")).unwrap_or_else(|| "redis".to_owned()).as_str() {
         "local" => {}
         "redis" => {
-            draft.set_secret("cache", "redis", &redis(params));
+            let redis = redis(params, draft);
+            draft.set_secret("cache", "redis", &redis);
             draft.set_secret("cache", "secret", &Secret::Env("CACHE_SECRET".to_owned()));
             draft.note(
                 "litellm_settings.cache_params",
@@ -185,22 +207,24 @@ fn cache(litellm: &Map<String, Value>, draft: &mut Draft) {
 }
 
 /// Its address, if there is nothing in it that only the environment knows.
-fn redis(params: &Map<String, Value>) -> Secret {
-    let in_environment = Secret::Env("CACHE_REDIS_URL".to_owned());
+fn redis(params: &Map<String, Value>, draft: &mut Draft) -> Secret {
+    let path = "litellm_settings.cache_params";
     let plain = |text: &String| text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._~".contains(&b));
-    let (host, password) = (text(params.get("host")), text(params.get("password")));
-    let port = whole(params.get("port")).unwrap_or(6379);
-    let url = match (host, password) {
-        (Some(host), None) if plain(&host) && !params.contains_key("url") => {
-            format!("redis://{host}:{port}")
-        }
-        (Some(host), Some(password)) if plain(&host) && plain(&password) => {
-            format!("redis://:{password}@{host}:{port}")
-        }
-        _ => return in_environment,
+    let has = |name: &str| params.get(name).is_some_and(|told| !told.is_null());
+    let is_port = |told: Option<&Value>| whole(told).filter(|port| (1..=65_535).contains(port));
+    let port = known(&format!("{path}.port"), params.get("port"), is_port, draft);
+    let port = if has("port") { port } else { Some(6379) };
+    let (host, password) = (text(params.get("host")).filter(plain), text(params.get("password")));
+    let user = match &password {
+        Some(password) => plain(password).then(|| format!(":{password}@")),
+        None => Some(String::new()),
     };
-    match Redis::new(&url, RedisOptions::default()) {
-        Ok(_) => Secret::Text(url),
-        Err(_) => in_environment,
+    if let (Some(host), Some(port), Some(user), false) = (host, port, user, has("url")) {
+        let url = format!("redis://{user}{host}:{port}");
+        if Redis::new(&url, RedisOptions::default()).is_ok() {
+            return Secret::Text(url);
+        }
     }
+    draft.note(path, "CACHE_REDIS_URL says where its Redis is, and with which password");
+    Secret::Env("CACHE_REDIS_URL".to_owned())
 }

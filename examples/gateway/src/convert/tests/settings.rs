@@ -75,6 +75,86 @@ fn a_key_under_any_name_is_asked_for_or_missed() {
 }
 
 #[test]
+fn a_setting_that_cannot_be_read_is_told() {
+    let cache = |params: Value| json!({ "cache": true, "cache_params": params });
+    for (part, name, settings) in [
+        ("litellm_settings", "num_retries", json!({})),
+        ("router_settings", "num_retries", json!({})),
+        ("router_settings", "retry_after", json!({})),
+        ("litellm_settings", "request_timeout", json!({})),
+        ("router_settings", "timeout", json!({})),
+        ("router_settings", "stream_timeout", json!({})),
+        ("general_settings", "max_parallel_requests", json!({})),
+        ("general_settings", "global_max_parallel_requests", json!({})),
+        ("general_settings", "max_request_size_mb", json!({})),
+        ("litellm_settings", "json_logs", json!({})),
+        ("litellm_settings", "cache", json!({})),
+        ("litellm_settings", "ttl", cache(json!({ "type": "local", "ttl": "os.environ/X" }))),
+        ("litellm_settings", "port", cache(json!({ "host": "redis.internal", "port": "os.environ/X" }))),
+    ] {
+        let mut settings = settings;
+        if settings["cache_params"].is_null() {
+            settings[name] = "os.environ/X".into();
+        }
+        let (config, notes) = litellm(json!({ part: settings }));
+        assert_eq!(told(&notes, &format!("{name}: is in the environment")), 1, "{name}: {notes:#?}");
+        if name == "port" {
+            // Which server that is, nobody knows here.
+            assert_eq!(config["cache"]["redis"], json!({ "env": "CACHE_REDIS_URL" }));
+        }
+    }
+    for (name, value) in [("timeout", "os.environ/X"), ("weight", "os.environ/X"), ("rpm", "os.environ/X")] {
+        let params = json!({ "model": "openai/gpt-4o", name: value });
+        let (_, notes) = litellm(json!({ "model_list": [{ "model_name": "m", "litellm_params": params }] }));
+        assert_eq!(told(&notes, &format!("{name}: is in the environment")), 1, "{name}: {notes:#?}");
+    }
+    let (_, notes) = litellm(json!({ "router_settings": { "timeout": "soon", "num_retries": -1 } }));
+    assert_eq!(told(&notes, "router_settings.timeout: cannot be used as it is, and is left out"), 1);
+    assert_eq!(told(&notes, "router_settings.num_retries: cannot be used as it is, and is left out"), 1);
+}
+
+#[test]
+fn a_number_may_be_written_as_a_text() {
+    let (config, notes) = litellm(json!({
+        "litellm_settings": { "request_timeout": "600", "num_retries": "3", "json_logs": "true" },
+        "general_settings": { "max_request_size_mb": "2" },
+    }));
+    assert_eq!(config["timeouts"], json!({ "total": "600s", "whole": "600s" }));
+    assert_eq!(config["retry"]["retries"], 3);
+    assert_eq!(config["server"]["max_body_bytes"], 2 << 20);
+    assert_eq!(config["telemetry"]["log"], "json");
+    assert_eq!(told(&notes, "_settings."), 0, "{notes:#?}");
+}
+
+#[test]
+fn a_call_has_the_time_that_it_had() {
+    let (config, notes) = litellm(json!({
+        "litellm_settings": { "request_timeout": 60 }, "router_settings": { "timeout": 600 },
+    }));
+    assert_eq!(config["timeouts"], json!({ "total": "60s", "whole": "60s" }));
+    assert_eq!(told(&notes, "router_settings.timeout: is not carried over"), 1, "{notes:#?}");
+}
+
+#[test]
+fn what_only_the_environment_knows_of_an_address_is_told() {
+    for (params, what) in [
+        (
+            json!({ "model": "azure/a", "api_base": "https://x.openai.azure.com", "api_version": "os.environ/X" }),
+            "litellm_params.api_version: is in the environment",
+        ),
+        (
+            json!({ "model": "vertex_ai/a", "vertex_project": "p", "vertex_location": "os.environ/X" }),
+            "litellm_params.vertex_location: is in the environment",
+        ),
+    ] {
+        let (config, notes) =
+            litellm(json!({ "model_list": [{ "model_name": "m", "litellm_params": params }] }));
+        assert!(!config.to_string().contains("os.environ"), "{config}");
+        assert_eq!(told(&notes, what), 1, "{what}: {notes:#?}");
+    }
+}
+
+#[test]
 fn a_gateway_without_keys_is_said_to_be_open() {
     let open = |file: Value| {
         let mut file = file;
