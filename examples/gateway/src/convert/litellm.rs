@@ -64,10 +64,12 @@ fn master_key(general: &Map<String, Value>, draft: &mut Draft) {
 fn secret(path: &str, text: &str, draft: &mut Draft) -> Option<Secret> {
     let secret = sent(path, text, draft);
     if matches!(secret, Some(Secret::Text(_))) {
-        draft.note(path, "stands in the file itself; { env = \"NAME\" } would keep it out");
+        draft.note(path, IN_THE_FILE);
     }
     secret
 }
+
+const IN_THE_FILE: &str = "stands in the file itself; { env = \"NAME\" } would keep it out";
 
 /// What can be sent in a header, secret or not, or that it cannot.
 fn sent(path: &str, text: &str, draft: &mut Draft) -> Option<Secret> {

@@ -86,6 +86,8 @@ fn a_proxy_of_litellms_becomes_a_gateway() {
         "max_budget",
         "ANTHROPIC_API_KEY",
         "keys[0]: stands in the file itself",
+        "cache_params.password: stands in the file itself",
+        "every client but the master key",
     ] {
         assert!(notes(&converted, about) > 0, "{about}: {:#?}", converted.notes);
     }

@@ -5,7 +5,7 @@ use super::{
         draft::{Draft, Secret, quoted, time},
         read::{some, table, text, truth, whole},
     },
-    LEFT_OUT,
+    IN_THE_FILE, LEFT_OUT,
     deployment::seconds,
     known,
 };
@@ -119,7 +119,18 @@ pub(super) fn convert(
                 "redis_host" | "redis_port" | "redis_password" | "redis_url" => {
                     "is not carried over: name a server of Redis in [usage] and [quota], and gateways count together"
                 }
-                "database_url" => "is not carried over: what was used begins anew, in usage.db or in Redis",
+                "database_url" => {
+                    let refused = match draft.keys.is_empty() {
+                        true => "",
+                        false => {
+                            "every client but the master key and the keys in this file is refused (401), and "
+                        }
+                    };
+                    let what = "its keys, teams, users, budgets and models are not carried over";
+                    let anew = "what was used begins anew, in usage.db or in Redis";
+                    draft.note(&format!("{path}.{name}"), format_args!("{what}: {refused}{anew}"));
+                    continue;
+                }
                 "success_callback" | "failure_callback" | "callbacks" | "service_callback" => {
                     "is not carried over: see telemetry, by OTLP and for Prometheus"
                 }
@@ -175,6 +186,13 @@ fn cache(litellm: &Map<String, Value>, draft: &mut Draft) {
         );
         return;
     }
+    if text(params.get("mode")).is_some_and(|mode| mode != "default_on") {
+        draft.note(
+            "litellm_settings.cache_params.mode",
+            "calls ask for their answers to be kept, which none can here: there is no cache",
+        );
+        return;
+    }
     draft.note("litellm_settings.cache", "answers are kept for each user now, and not for all");
     draft.set("cache", "enabled", "true".to_owned());
     if let Some(ttl) = known("litellm_settings.cache_params.ttl", params.get("ttl"), seconds, draft) {
@@ -198,9 +216,7 @@ fn cache(litellm: &Map<String, Value>, draft: &mut Draft) {
     }
     for name in params.keys() {
         match name.as_str() {
-            "type" | "ttl" | "host" | "port" | "password" | "url" => {}
-            "mode" => draft
-                .note("litellm_settings.cache_params.mode", "a call says itself that it is not to be cached"),
+            "type" | "ttl" | "mode" | "host" | "port" | "password" | "url" => {}
             name => draft.note(&format!("litellm_settings.cache_params.{name}"), LEFT_OUT),
         }
     }
@@ -222,6 +238,9 @@ fn redis(params: &Map<String, Value>, draft: &mut Draft) -> Secret {
     if let (Some(host), Some(port), Some(user), false) = (host, port, user, has("url")) {
         let url = format!("redis://{user}{host}:{port}");
         if Redis::new(&url, RedisOptions::default()).is_ok() {
+            if password.is_some() {
+                draft.note(&format!("{path}.password"), IN_THE_FILE);
+            }
             return Secret::Text(url);
         }
     }

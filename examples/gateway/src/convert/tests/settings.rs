@@ -155,6 +155,36 @@ fn what_only_the_environment_knows_of_an_address_is_told() {
 }
 
 #[test]
+fn what_is_in_litellms_database_is_missed() {
+    let (_, notes) = litellm(json!({ "general_settings": { "database_url": "os.environ/DATABASE_URL" } }));
+    let what = "database_url: its keys, teams, users, budgets and models are not carried over: every client but the master key";
+    assert_eq!(told(&notes, what), 1, "{notes:#?}");
+}
+
+#[test]
+fn a_cache_that_calls_ask_for_is_not_one_for_all() {
+    let cache = |mode: &str| {
+        let params = json!({ "type": "local", "mode": mode });
+        litellm(json!({ "litellm_settings": { "cache": true, "cache_params": params } }))
+    };
+    let (config, notes) = cache("default_off");
+    assert_eq!(config["cache"], Value::Null);
+    assert_eq!(told(&notes, "cache_params.mode: calls ask for their answers to be kept"), 1, "{notes:#?}");
+    let (config, notes) = cache("default_on");
+    assert_eq!(config["cache"]["enabled"], true);
+    assert_eq!(told(&notes, "cache_params.mode"), 0, "{notes:#?}");
+}
+
+#[test]
+fn a_password_in_the_file_is_pointed_out() {
+    let params = json!({ "host": "redis.internal", "password": "hunter2" });
+    let (config, notes) = litellm(json!({ "litellm_settings": { "cache": true, "cache_params": params } }));
+    assert_eq!(config["cache"]["redis"], "redis://:hunter2@redis.internal:6379");
+    assert_eq!(told(&notes, "cache_params.password: stands in the file itself"), 1, "{notes:#?}");
+    assert_eq!(told(&notes, "hunter2"), 0);
+}
+
+#[test]
 fn a_gateway_without_keys_is_said_to_be_open() {
     let open = |file: Value| {
         let mut file = file;
