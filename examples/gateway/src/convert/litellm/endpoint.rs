@@ -44,6 +44,7 @@ impl Endpoint {
         let told = text(params.get("api_base")).or_else(|| text(params.get("base_url")));
         let (name, model) =
             split(path, asked, text(params.get("custom_llm_provider")), told.as_deref(), draft);
+        let model = without_route(path, &name, &model, draft)?;
         let own_base = |draft: &mut Draft| base(&params_path, params, draft);
         let openai = |base_url, variable, model| ("openai", Some(base_url), variable, model);
         let (kind, base_url, variable, model) = match name.as_str() {
@@ -158,6 +159,37 @@ fn split(
     }
 }
 
+/// What the provider calls the model, for which LiteLLM may have written how it is asked as well. `None`, which is told,
+/// for what nobody here can ask so.
+fn without_route(path: &str, provider: &str, model: &str, draft: &mut Draft) -> Option<String> {
+    let (routes, not_known): (&[&str], &[&str]) = match provider {
+        "azure" | "azure_text" => (&["o_series/", "gpt5_series/"], &[]),
+        "bedrock" | "bedrock_converse" => (
+            &["converse/", "invoke/", "converse_like/", "nova/", "nova-2/"],
+            &[
+                "agent/",
+                "agentcore/",
+                "async_invoke/",
+                "chat_completions/",
+                "claude_platform/",
+                "mantle/",
+                "openai/",
+            ],
+        ),
+        _ => (&[], &[]),
+    };
+    if not_known.iter().any(|route| model.starts_with(route)) {
+        draft.note(path, "is asked in a way that is not known here, and is left out");
+        return None;
+    }
+    if let Some(model) = model.strip_prefix("responses/") {
+        draft.note(path, "is asked by chat completions now, and no more by responses");
+        return Some(model.to_owned());
+    }
+    let model = routes.iter().find_map(|route| model.strip_prefix(route)).unwrap_or(model);
+    Some(model.to_owned())
+}
+
 /// Where Azure has a deployment.
 fn azure(base: &str, version: Option<&str>, model: &str) -> String {
     let base = base.trim_end_matches('/');
@@ -205,11 +237,6 @@ fn native(
     let told = params.contains_key("api_base") || params.contains_key("base_url");
     match kind {
         "bedrock" => {
-            let model = ["converse/", "invoke/", "converse_like/"]
-                .iter()
-                .find_map(|route| model.strip_prefix(route))
-                .unwrap_or(&model)
-                .to_owned();
             let is_region = |text: &str| text.split('-').count() >= 3 && !text.contains('.');
             let (in_name, model) = match model.split_once('/') {
                 Some((region, model)) if is_region(region) => (Some(region.to_owned()), model.to_owned()),

@@ -3,7 +3,7 @@
 use super::{
     super::{
         draft::{self, Draft, Place, Price, Provider},
-        read::{table, text},
+        read::{is_true, table, text},
     },
     LEFT_OUT,
     deployment::Deployment,
@@ -191,6 +191,9 @@ pub(super) fn aliases(path: &str, settings: &Map<String, Value>, groups: &mut Gr
     for table_name in ["model_group_alias", "model_alias_map"] {
         for (name, target) in table(settings.get(table_name)).into_iter().flatten() {
             let path = format!("{path}.{table_name}.{name}");
+            if table(Some(target)).is_some_and(|table| is_true(table.get("hidden"))) {
+                draft.note(&path, "is listed with the others now");
+            }
             let told = table(Some(target)).map_or(Some(target), |table| table.get("model"));
             let target = text(told).unwrap_or_default();
             let ends = draft.aliases.get(&target).cloned();

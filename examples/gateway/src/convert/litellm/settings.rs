@@ -3,7 +3,7 @@
 use super::{
     super::{
         draft::{Draft, Secret, quoted, time},
-        read::{some, table, text, truth, whole},
+        read::{some, table, text, texts, truth, whole},
     },
     IN_THE_FILE, LEFT_OUT,
     deployment::seconds,
@@ -109,6 +109,7 @@ pub(super) fn convert(
     for (path, settings, known) in parts {
         for (name, value) in settings.iter().filter(|(name, _)| !known.contains(&name.as_str())) {
             let what = match name.as_str() {
+                "ssl_verify" if !value.is_null() => LEFT_OUT,
                 _ if value.is_null() || *value == Value::Bool(false) => continue,
                 "allowed_fails" | "cooldown_time" | "allowed_fails_policy" | "disable_cooldowns" => {
                     "is not carried over: a deployment that fails rests by rules of its own"
@@ -193,6 +194,14 @@ fn cache(litellm: &Map<String, Value>, draft: &mut Draft) {
         );
         return;
     }
+    let kept = params.get("supported_call_types").filter(|told| !told.is_null());
+    if kept.is_some() && !texts(kept).iter().any(|call| call == "completion" || call == "acompletion") {
+        draft.note(
+            "litellm_settings.cache_params.supported_call_types",
+            "answers to chats are not kept: there is no cache",
+        );
+        return;
+    }
     draft.note("litellm_settings.cache", "answers are kept for each user now, and not for all");
     draft.set("cache", "enabled", "true".to_owned());
     if let Some(ttl) = known("litellm_settings.cache_params.ttl", params.get("ttl"), seconds, draft) {
@@ -216,7 +225,7 @@ fn cache(litellm: &Map<String, Value>, draft: &mut Draft) {
     }
     for name in params.keys() {
         match name.as_str() {
-            "type" | "ttl" | "mode" | "host" | "port" | "password" | "url" => {}
+            "type" | "ttl" | "mode" | "host" | "port" | "password" | "url" | "ssl" => {}
             name => draft.note(&format!("litellm_settings.cache_params.{name}"), LEFT_OUT),
         }
     }
@@ -230,13 +239,15 @@ fn redis(params: &Map<String, Value>, draft: &mut Draft) -> Secret {
     let is_port = |told: Option<&Value>| whole(told).filter(|port| (1..=65_535).contains(port));
     let port = known(&format!("{path}.port"), params.get("port"), is_port, draft);
     let port = if has("port") { port } else { Some(6379) };
+    let is_tls = known(&format!("{path}.ssl"), params.get("ssl"), truth, draft) == Some(true);
     let (host, password) = (text(params.get("host")).filter(plain), text(params.get("password")));
     let user = match &password {
         Some(password) => plain(password).then(|| format!(":{password}@")),
         None => Some(String::new()),
     };
     if let (Some(host), Some(port), Some(user), false) = (host, port, user, has("url")) {
-        let url = format!("redis://{user}{host}:{port}");
+        let scheme = if is_tls { "rediss" } else { "redis" };
+        let url = format!("{scheme}://{user}{host}:{port}");
         if Redis::new(&url, RedisOptions::default()).is_ok() {
             if password.is_some() {
                 draft.note(&format!("{path}.password"), IN_THE_FILE);

@@ -211,6 +211,31 @@ fn a_fallback_that_is_a_table_is_its_model() {
 }
 
 #[test]
+fn a_model_has_the_name_that_its_provider_knows() {
+    for (asked, end, noted) in [
+        ("openai/responses/gpt-5-pro", "openai/gpt-5-pro", "is asked by chat completions"),
+        ("azure/responses/mine", "azure/mine", "is asked by chat completions"),
+        ("azure/o_series/mine", "azure/mine", ""),
+        ("azure/gpt5_series/mine", "azure/mine", ""),
+        ("bedrock/nova/arn:x", "bedrock/arn:x", ""),
+        ("bedrock/converse/us-west-2/a.b", "bedrock/a.b", ""),
+        ("bedrock/agent/A/B", "", "is asked in a way that is not known here"),
+        ("bedrock/mantle/openai.gpt-oss", "", "is asked in a way that is not known here"),
+    ] {
+        let (config, notes) =
+            litellm(&json!({ "model_list": [model("m", asked), model("other", "openai/o")] }));
+        assert_eq!(config["aliases"]["m"].as_str().unwrap_or_default(), end, "{asked}");
+        if end == "azure/mine" {
+            let base_url = config["providers"]["azure"]["base_url"].as_str().unwrap();
+            assert!(base_url.contains("/deployments/mine?"), "{base_url}");
+        }
+        let wanted = usize::from(!noted.is_empty());
+        assert_eq!(told(&notes, "completions") + told(&notes, "in a way"), wanted, "{asked}: {notes:#?}");
+        assert!(noted.is_empty() || told(&notes, noted) == 1, "{asked}: {notes:#?}");
+    }
+}
+
+#[test]
 fn shares_are_those_of_litellm() {
     for (one, two, weights) in [
         (json!({ "weight": 1 }), json!({ "weight": 0 }), (1, 0)),

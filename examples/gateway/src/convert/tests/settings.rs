@@ -170,16 +170,36 @@ fn a_cache_that_calls_ask_for_is_not_one_for_all() {
     let (config, notes) = cache("default_off");
     assert_eq!(config["cache"], Value::Null);
     assert_eq!(told(&notes, "cache_params.mode: calls ask for their answers to be kept"), 1, "{notes:#?}");
+    for types in [json!([]), json!(["embedding"])] {
+        let params = json!({ "type": "local", "supported_call_types": types });
+        let (config, notes) =
+            litellm(json!({ "litellm_settings": { "cache": true, "cache_params": params } }));
+        assert_eq!(config["cache"], Value::Null);
+        assert_eq!(told(&notes, "supported_call_types: answers to chats are not kept"), 1, "{notes:#?}");
+    }
     let (config, notes) = cache("default_on");
     assert_eq!(config["cache"]["enabled"], true);
     assert_eq!(told(&notes, "cache_params.mode"), 0, "{notes:#?}");
 }
 
 #[test]
+fn what_is_switched_off_or_hidden_is_told() {
+    let (config, notes) = litellm(json!({
+        "litellm_settings": { "ssl_verify": false, "set_verbose": false },
+        "router_settings": { "model_group_alias": { "secret": { "model": "m", "hidden": true } } },
+    }));
+    assert_eq!(config["aliases"]["secret"], "openai/gpt-4o");
+    assert_eq!(told(&notes, "litellm_settings.ssl_verify: is not carried over"), 1, "{notes:#?}");
+    assert_eq!(told(&notes, "set_verbose"), 0, "{notes:#?}");
+    assert_eq!(told(&notes, "model_group_alias.secret: is listed with the others"), 1, "{notes:#?}");
+}
+
+#[test]
 fn a_password_in_the_file_is_pointed_out() {
-    let params = json!({ "host": "redis.internal", "password": "hunter2" });
+    let params = json!({ "host": "redis.internal", "password": "hunter2", "ssl": true });
     let (config, notes) = litellm(json!({ "litellm_settings": { "cache": true, "cache_params": params } }));
-    assert_eq!(config["cache"]["redis"], "redis://:hunter2@redis.internal:6379");
+    assert_eq!(config["cache"]["redis"], "rediss://:hunter2@redis.internal:6379");
+    assert_eq!(told(&notes, "cache_params.ssl"), 0, "{notes:#?}");
     assert_eq!(told(&notes, "cache_params.password: stands in the file itself"), 1, "{notes:#?}");
     assert_eq!(told(&notes, "hunter2"), 0);
 }
