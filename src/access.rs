@@ -48,6 +48,7 @@ use crate::{
     Error, ErrorKind, InvalidReason, LlmRequest, LlmResponse,
     decision::{AccessDecision, Note},
     policies::Policies,
+    providers::ProviderNames,
 };
 use pin_project::pin_project;
 use std::{
@@ -65,6 +66,7 @@ use tower_service::Service;
 #[derive(Debug, Clone)]
 pub struct AccessLayer {
     policies: Policies,
+    providers: ProviderNames,
 }
 
 /// Lets calls through whose departments may use their model.
@@ -72,6 +74,7 @@ pub struct AccessLayer {
 pub struct Access<S> {
     inner: S,
     policies: Policies,
+    providers: ProviderNames,
 }
 
 /// Response future of [`Access`].
@@ -90,7 +93,15 @@ enum State<F> {
 impl AccessLayer {
     /// Decides by `policies`: a table, or a handle by which it may be exchanged.
     pub fn new(policies: impl Into<Policies>) -> Self {
-        Self { policies: policies.into() }
+        Self { policies: policies.into(), providers: ProviderNames::default() }
+    }
+
+    /// Tells which providers there are: with only one, a name without a provider is of it, on a list as in a call. Patterns are of
+    /// canonical names all the same.
+    #[must_use]
+    pub fn with_providers(mut self, providers: ProviderNames) -> Self {
+        self.providers = providers;
+        self
     }
 }
 
@@ -98,7 +109,7 @@ impl<S> Layer<S> for AccessLayer {
     type Service = Access<S>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        Access { inner, policies: self.policies.clone() }
+        Access { inner, policies: self.policies.clone(), providers: self.providers.clone() }
     }
 }
 
@@ -123,7 +134,7 @@ impl<S> Access<S> {
         let further = request.body.further_models();
         departments.iter().find_map(|department| {
             let policy = table.of(department);
-            let error = if !policy.allows(&request.model) {
+            let error = if !policy.allows_at(&self.providers, &request.model) {
                 let (department_id, model) = (Arc::clone(department), request.model.clone());
                 Error::new(ErrorKind::ModelNotAllowed { department_id, model })
             } else {

@@ -28,6 +28,7 @@ use crate::{
     alias::Glob,
     caught::{caught, contained},
     price::NanoUsd,
+    providers::ProviderNames,
     quota::Limits,
     store::Told,
 };
@@ -257,6 +258,17 @@ impl DepartmentPolicy {
     /// Whether it may use this model, by its canonical name.
     pub fn allows(&self, model: &str) -> bool {
         self.models.as_ref().is_none_or(|models| models.allows(model))
+    }
+
+    /// As [`allows`](Self::allows), where these are the providers: with only one, a name without a provider is of it, on the list
+    /// as in the call.
+    pub(crate) fn allows_at(&self, providers: &ProviderNames, model: &str) -> bool {
+        let Some(models) = &self.models else { return true };
+        let is_under_other_name = |only| match model.split_once('/') {
+            Some((provider, bare)) => provider == only && !bare.contains('/') && models.names.contains(bare),
+            None => models.allows(&format!("{only}/{model}")),
+        };
+        models.allows(model) || providers.only().is_some_and(is_under_other_name)
     }
 }
 

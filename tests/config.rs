@@ -418,6 +418,40 @@ fn contradictions_are_problems() {
 }
 
 #[test]
+fn a_list_that_would_forbid_what_it_names_is_a_problem_with_one_provider_too() {
+    let listed = |models: &str| {
+        format!(
+            "{KEY}[aliases]\nfast = \"echo/x\"\n\"echo/old\" = \"echo/new\"\n[departments.a]\nmodels = [{models}]\n{ECHO}"
+        )
+    };
+    for right in ["x", "echo/x", "echo/*", "*", "ec*", "*-mini", "echo/new", "e*/x"] {
+        read(&listed(&format!("{right:?}"))).unwrap_or_else(|error| panic!("{right}: {error}"));
+    }
+    for (wrong, what) in [
+        ("fast", "is an alias; lists are of what aliases stand for: \"echo/x\""),
+        ("echo/old", "is an alias; lists are of what aliases stand for: \"echo/new\""),
+        ("gpt-*", "no model can match it, for names begin with their provider; did you mean \"echo/gpt-*\"?"),
+        ("gone/x", "no provider serves it"),
+        ("echo/", "no provider serves it"),
+    ] {
+        let told = problems(&listed(&format!("{wrong:?}")));
+        assert_eq!(told, [format!("departments.a.models[0]: {what}")]);
+    }
+}
+
+#[test]
+fn a_chain_may_stand_under_a_bare_name_if_there_is_one_provider() {
+    read(&format!("[fallbacks]\nx = [\"y\"]\n{ECHO}")).unwrap();
+    for (text, what) in [
+        ("x = [\"x\"]", "fallbacks.x: x is the model itself"),
+        ("x = [\"echo/x\"]", "fallbacks.x: leads to the model itself"),
+        ("\"echo/x\" = [\"y\"]\nx = [\"z\"]", "fallbacks.x: is the same model as \"echo/x\""),
+    ] {
+        assert_eq!(wrong(&format!("[fallbacks]\n{text}\n")), [what]);
+    }
+}
+
+#[test]
 fn a_pattern_where_names_are_meant_is_a_problem() {
     let mut told = wrong(
         r#"

@@ -40,6 +40,14 @@ impl ProviderNames {
         }
     }
 
+    /// The only one, if there is only one: the one that bare names are of.
+    pub(crate) fn only(&self) -> Option<&str> {
+        match &*self.0 {
+            [only] => Some(only),
+            _ => None,
+        }
+    }
+
     pub(super) fn at(&self, at: usize) -> Arc<str> {
         Arc::clone(&self.0[at])
     }

@@ -60,9 +60,10 @@ impl Description {
             for (cause, models) in self.chains(end) {
                 let _ = write!(text, "\n  after a failure{cause}: {}", models.join(", "));
             }
-            let refused = self.plan.policies.departments().filter(|(_, policy)| !policy.allows(end));
+            let allows = |policy: &DepartmentPolicy| policy.allows_at(&self.plan.names, end);
+            let refused = self.plan.policies.departments().filter(|(_, policy)| !allows(policy));
             let mut refused: Vec<_> = refused.map(|(name, _)| &**name).collect();
-            if !self.plan.policies.otherwise().allows(end) {
+            if !allows(self.plan.policies.otherwise()) {
                 refused.push("all others");
             }
             refused.sort_unstable();
@@ -104,7 +105,8 @@ impl Description {
         }
         let limits = self.plan.limits.as_ref().filter(|_| self.order.contains(&Part::Quota));
         let Some(limits) = limits.filter(|limits| limits.mode != Mode::Shadow) else { return text };
-        let is_limited = |policy: &DepartmentPolicy| policy.limits.has_cost() && policy.allows(model);
+        let allows = |policy: &DepartmentPolicy| policy.allows_at(&self.plan.names, model);
+        let is_limited = |policy: &DepartmentPolicy| policy.limits.has_cost() && allows(policy);
         let policies = &self.plan.policies;
         let limited = policies.departments().filter(|(_, policy)| is_limited(policy));
         let mut limited: Vec<_> = limited.map(|(name, _)| &**name).collect();
@@ -143,7 +145,9 @@ impl Description {
 
     fn chains(&self, model: &str) -> Vec<(String, Vec<String>)> {
         use crate::config::Fallback;
-        match self.config.fallbacks.get(model) {
+        let all = &self.config.fallbacks;
+        let is_of = |(name, _): &(&String, _)| self.plan.names.canonical(&name.as_str().into()) == *model;
+        match all.iter().find(is_of).map(|(_, fallback)| fallback) {
             None => Vec::new(),
             Some(Fallback::Models(models)) => vec![(String::new(), models.clone())],
             Some(Fallback::ByCause(all)) => {

@@ -199,11 +199,12 @@ impl Lasting {
             (Some(quotas), Some(limits)) => {
                 let (access, quota, policies) =
                     quotas.layers(limits, &plan.policies, &plan.providers, &prices);
-                (Some(access), Some(quota), policies)
+                (Some(access.with_providers(names.clone())), Some(quota), policies)
             }
             (_, limits) => {
                 let policies = Policies::new(plan.policies.clone());
-                let access = limits.as_ref().map(|_| AccessLayer::new(policies.clone()));
+                let access = || AccessLayer::new(policies.clone()).with_providers(names.clone());
+                let access = limits.as_ref().map(|_| access());
                 (access, None, policies)
             }
         };

@@ -38,6 +38,54 @@ async fn the_whole_configuration_is_one_service() {
 }
 
 #[tokio::test]
+async fn a_bare_name_is_the_model_of_the_only_provider_on_lists_and_of_chains() {
+    let text = "quota.store = \"memory\"\ndepartments.a.models = [\"one\", \"three\"]\n";
+    let (service, _handle) = stack(config(text)).await.unwrap();
+    let ask = |name: &str| service.clone().oneshot(of(request(name), "ada", &["a"]));
+    for (name, is_allowed) in [("one", true), ("echo/one", true), ("two", false), ("echo/two", false)] {
+        assert_eq!(ask(name).await.is_ok(), is_allowed, "{name}");
+    }
+    // What a bare name stands for cannot be told any more.
+    let two = Config::parse(&format!("{ECHO}{text}providers.two.kind = \"echo\"\n")).unwrap_err();
+    assert_eq!(said(&two)[0], "departments.a.models[0]: no provider serves it");
+    let (service, _handle) = StackBuilder::new(config(text)).without(Part::Alias).build().await.unwrap();
+    let ask = |name: &str| service.clone().oneshot(of(request(name), "ada", &["a"]));
+    assert!(ask("one").await.is_ok() && ask("echo/one").await.is_ok() && ask("two").await.is_err());
+
+    let fails = service_fn(|request: LlmRequest| async move {
+        match request.model == "a" {
+            true => Err(Error::provider(llm_layers::ErrorClass::Unavailable, "mine", request.model)),
+            false => {
+                Ok(LlmResponse::new(request.model, llm_layers::Completion::text("hi", Default::default())))
+            }
+        }
+    });
+    let text =
+        "usage.enabled = false\nidentity = \"host\"\nproviders.mine.kind = \"own\"\nfallbacks.a = [\"b\"]\n";
+    let builder = || StackBuilder::new(Config::parse(text).unwrap()).with_provider("mine", fails);
+    assert!(builder().describe().unwrap().explain("a").unwrap().contains("after a failure: b"));
+    let (service, _handle) = builder().build().await.unwrap();
+    assert!(model(&service, "a").await.ends_with('b'));
+}
+
+#[cfg(feature = "rusqlite")]
+#[tokio::test]
+async fn a_bare_name_in_a_table_of_policies_is_the_model_of_the_only_provider() {
+    let folder = folder("bare");
+    let path = folder.join("policies.db");
+    llm_layers::policies::SqlitePolicies::open(&path).unwrap();
+    let row = "INSERT INTO policies (department, models) VALUES ('a', '[\"one\"]')";
+    rusqlite::Connection::open(&path).unwrap().execute(row, ()).unwrap();
+    let text = format!("quota = {{ store = \"memory\", policies = {path:?} }}\n");
+    let (service, handle) = stack(config(&text)).await.unwrap();
+    let ask = |name: &str| service.clone().oneshot(of(request(name), "ada", &["a"]));
+    assert!(ask("one").await.is_ok() && ask("echo/one").await.is_ok() && ask("two").await.is_err());
+    handle.reload(config(&format!("{text}providers.two.kind = \"echo\"\n"))).unwrap();
+    assert!(ask("echo/one").await.is_err(), "whose it is cannot be told");
+    fs::remove_dir_all(folder).unwrap();
+}
+
+#[tokio::test]
 async fn seed_24_prices_of_models_stand_in_the_configuration() {
     let text = "[providers.echo]\nkind = \"echo\"\nmodels = [{ name = \"a\", price = { input = \"1000000\", output = \"0\" } }]\n\
                 prices.b = { input = \"0\", output = \"0\", request = \"3\" }\n";

@@ -132,6 +132,19 @@ aliases = { fast = "echo/fast" }
     assert_eq!(warnings(&format!("{ECHO}{numbered}tenants.acme.aliases.fast = \"echo/a\"\n")), [""; 0]);
 }
 
+#[test]
+fn a_model_of_a_provider_under_its_whole_name_is_warned_of() {
+    let text = "[providers.cloud]\nbase_url = \"http://x\"\nmodels = [\"a\", \"cloud/a\", \"cloudy/a\"]\nprices.\"cloud/b\" = { input = \"1\" }\n";
+    let description = StackBuilder::new(config(text)).describe().unwrap();
+    let told: Vec<_> = description.warnings().iter().map(ToString::to_string).collect();
+    let what = "here a model has the name that it has at its provider";
+    let expected = [
+        format!("line 6: providers.cloud.models[1]: means \"cloud/cloud/a\"; {what}"),
+        format!("line 7: providers.cloud.prices.\"cloud/b\": means \"cloud/cloud/b\"; {what}"),
+    ];
+    assert_eq!(told, expected);
+}
+
 #[tokio::test]
 async fn what_a_part_would_do_that_is_left_out_is_refused() {
     let text = "aliases.a = \"echo/a\"\nfallbacks.\"echo/a\" = [\"echo/b\"]\ncache = {}\n";

@@ -2,6 +2,7 @@
 
 use super::{BUDGET_TTL, Check, Revealed, field, place};
 use crate::{
+    ModelName,
     alias::{AliasProblem, AliasTable, AliasTableBuilder, Aliases},
     config::{
         Action, Alias, BaseUrl, Deployment, Fallback, Kind, Model, ModelPrice, OutputMember, Provider,
@@ -106,6 +107,7 @@ impl Check<'_> {
                 } else if models.iter().any(|other| **other == **listed) {
                     self.problem(entry, "is listed twice");
                 } else {
+                    self.named_at(entry, name, listed);
                     models.push(listed.as_str().into());
                 }
             }
@@ -121,6 +123,14 @@ impl Check<'_> {
         // A provider that is there, but wrong, is one problem, not one for each entry that names it.
         let names = ProviderNames::new(config.providers.keys().map(String::as_str));
         (planned, names)
+    }
+
+    /// A name that is the whole one where the provider's own is meant.
+    fn named_at(&mut self, entry: String, provider: &str, model: &str) {
+        if model.strip_prefix(provider).is_some_and(|rest| rest.starts_with('/')) {
+            let what = "here a model has the name that it has at its provider";
+            self.warning(entry, format_args!("means {:?}; {what}", format!("{provider}/{model}")));
+        }
     }
 
     fn timeouts_of(&self, provider: &Provider) -> CallTimeoutLayer {
@@ -385,17 +395,26 @@ impl Check<'_> {
             };
             builder = builder.on(cause, action);
         }
+        // What calls arrive with, and what is written.
+        let mut keys = BTreeMap::new();
         for (model, fallback) in &self.config.fallbacks {
+            let key = match self.config.aliases.contains_key(model) {
+                true => ModelName::from(model.as_str()),
+                false => names.canonical(&model.as_str().into()),
+            };
+            if let Some(other) = keys.insert(key.clone(), model) {
+                let (bare, same) = if model.contains('/') { (other, model) } else { (model, other) };
+                self.problem(field("fallbacks", bare), format_args!("is the same model as {same:?}"));
+                continue;
+            }
             match fallback {
-                Fallback::Models(models) => {
-                    builder = builder.chain(model.as_str(), models.iter().map(String::as_str))
-                }
+                Fallback::Models(models) => builder = builder.chain(key, models.iter().map(String::as_str)),
                 Fallback::ByCause(all) => {
                     if !all.otherwise.is_empty() {
-                        builder = builder.chain(model.as_str(), all.otherwise.iter().map(String::as_str));
+                        builder = builder.chain(key.clone(), all.otherwise.iter().map(String::as_str));
                     }
                     for (_, cause, models) in all.named() {
-                        builder = builder.chain_on(cause, model.as_str(), models.iter().map(String::as_str));
+                        builder = builder.chain_on(cause, key.clone(), models.iter().map(String::as_str));
                     }
                 }
             }
@@ -433,7 +452,8 @@ impl Check<'_> {
                     (model, format!("is never used, for it is an alias; name what it stands for: {target:?}"))
                 }
             };
-            self.problem(field("fallbacks", model), what);
+            let written = keys.get(model).map_or(model.as_str(), |written| written);
+            self.problem(field("fallbacks", written), what);
         }
         None
     }
@@ -506,6 +526,7 @@ impl Check<'_> {
                 } else if model.trim().is_empty() {
                     self.problem(&entry, "the name must not be empty");
                 } else if let Some(price) = self.price(&entry, price) {
+                    self.named_at(entry, name, model);
                     own.push((format!("{name}/{model}"), price));
                 }
             }

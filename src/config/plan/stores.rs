@@ -4,7 +4,10 @@ use super::{Check, OTHERS, Revealed, field, place};
 use crate::{
     alias::{Aliases, Glob},
     cache::Coalescing,
-    config::{Department, Quota, QuotaMode, QuotaStoreKind, RecordDurability, Secret, UnpricedModels},
+    config::{
+        Department, Quota, QuotaMode, QuotaStoreKind, RecordDurability, Secret, UnpricedModels,
+        schema::did_you_mean,
+    },
     policies::{DepartmentPolicy, PolicyTable},
     price::{Price, Rates},
     providers::ProviderNames,
@@ -197,29 +200,53 @@ impl Check<'_> {
         let Some(models) = &department.models else { return policy };
         let path = field(&field("departments", name), "models");
         for (at, model) in models.iter().enumerate() {
-            let is_alias = self.config.aliases.contains_key(model);
-            let provider = model.split_once('/').map(|(provider, _)| provider);
-            let is_served = match provider {
-                Some(pattern) => names
-                    .iter()
-                    .any(|name| Glob::new(pattern).map_or(name == pattern, |glob| glob.matches(name))),
-                // A pattern without a slash stands for names with one too.
-                None => model.contains('*') || names.provider_for(model).is_some(),
-            };
-            let entry = place(&path, at);
-            if model.trim().is_empty() {
-                self.problem(entry, "must be a text that is not empty");
-            } else if is_alias && !is_served {
-                let ends = aliases.map(|aliases| aliases.load().ends(&model.as_str().into()));
-                let ends =
-                    ends.into_iter().flatten().map(|end| format!("{:?}", end.as_str())).collect::<Vec<_>>();
-                let what = "is an alias; lists are of what aliases stand for";
-                self.problem(entry, format_args!("{what}: {}", ends.join(", ")));
-            } else if !is_served {
-                self.problem(entry, "no provider serves it");
+            if let Err(what) = self.listed(model, names, aliases) {
+                self.problem(place(&path, at), what);
             }
         }
         policy.with_models(models)
+    }
+
+    /// Whether an entry of a list can be of a model that is asked for.
+    fn listed(&self, model: &str, names: &ProviderNames, aliases: Option<&Aliases>) -> Result<(), String> {
+        let (provider, bare) = match model.split_once('/') {
+            Some((provider, _)) => (provider, false),
+            None => (model, true),
+        };
+        if model.trim().is_empty() {
+            return Err("must be a text that is not empty".into());
+        }
+        if model.contains('*') {
+            // A pattern without a slash stands for names with one too.
+            let (literal, _) = provider.split_once('*').unwrap_or((provider, ""));
+            let is_of = |name: &str| match bare {
+                true => name.starts_with(literal),
+                false => Glob::new(provider).map_or(name == provider, |glob| glob.matches(name)),
+            };
+            return match (names.iter().any(is_of), bare, names.only()) {
+                (true, ..) => Ok(()),
+                (false, true, only) => {
+                    let meant = only.map(|only| format!("{only}/{model}"));
+                    let what = "no model can match it, for names begin with their provider";
+                    Err(format!("{what}{}", did_you_mean(meant.as_deref())))
+                }
+                (false, false, _) => Err("no provider serves it".into()),
+            };
+        }
+        if self.config.aliases.contains_key(model) {
+            let ends = aliases.map(|aliases| aliases.load().ends(&model.into())).unwrap_or_default();
+            // The model itself may be one of those that its name stands for.
+            if !bare && ends.iter().any(|end| *end == *model) {
+                return Ok(());
+            }
+            let ends: Vec<_> = ends.iter().map(|end| format!("{:?}", end.as_str())).collect();
+            let what = "is an alias; lists are of what aliases stand for";
+            return Err(format!("{what}: {}", ends.join(", ")));
+        }
+        match names.provider_for(model) {
+            Some(_) => Ok(()),
+            None => Err("no provider serves it".into()),
+        }
     }
 
     pub(super) fn limits(&mut self, policies: &PolicyTable) -> Option<LimitsPlan> {
