@@ -187,6 +187,8 @@ fn asked_of(part: Part, config: &Config) -> Vec<(String, &'static str)> {
         asked.map(|(name, _)| field("departments", name))
     };
     let has = |entry: &str| config.lines().has(entry);
+    // What is in that table is not known yet, and may change.
+    let has_policies = config.quota.as_ref().is_some_and(|quota| quota.policies.is_some());
     let one = |is_asked: bool, entry: &str, what| Vec::from_iter(is_asked.then(|| (entry.to_owned(), what)));
     match part {
         Part::Telemetry | Part::Hits => Vec::new(),
@@ -210,16 +212,20 @@ fn asked_of(part: Part, config: &Config) -> Vec<(String, &'static str)> {
             asked.extend(one(retries, "retry", "it is told how often to try"));
             asked
         }
-        Part::Access => departments(|department| department.models.is_some())
-            .map(|entry| (field(&entry, "models"), "only some models are allowed"))
-            .collect(),
+        Part::Access => {
+            let mut asked = one(has_policies, "quota.policies", "models may be forbidden");
+            asked.extend(
+                departments(|department| department.models.is_some())
+                    .map(|entry| (field(&entry, "models"), "only some models are allowed")),
+            );
+            asked
+        }
         Part::Cache => {
             let is_on = config.cache.as_ref().is_some_and(|cache| cache.enabled);
             one(is_on, "cache", "answers are to be kept")
         }
         Part::Quota => {
-            let from_file = config.quota.as_ref().is_some_and(|quota| quota.policies.is_some());
-            let mut asked = one(from_file, "quota.policies", "departments may be limited");
+            let mut asked = one(has_policies, "quota.policies", "departments may be limited");
             asked.extend(departments(is_limited).map(|entry| (entry, "it is limited")));
             asked
         }

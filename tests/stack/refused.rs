@@ -12,6 +12,16 @@ async fn seed_14_a_limit_that_nothing_enforces_is_refused() {
     assert_eq!(refused, format!("line 6: departments.a.models: {said}"));
 }
 
+#[cfg(feature = "rusqlite")]
+#[tokio::test]
+async fn seed_14_lists_in_a_table_that_nothing_enforces_are_refused() {
+    let text = "quota = { store = \"memory\", policies = \"p.db\" }\n";
+    let expected = "line 4: quota.policies: models may be forbidden, and the stack was built without access";
+    assert_eq!(told(StackBuilder::new(config(text)).without(Part::Access).describe()), expected);
+    let (_, handle) = StackBuilder::new(config("")).without(Part::Access).build().await.unwrap();
+    assert_eq!(handle.reload(config(text)).unwrap_err().to_string(), expected);
+}
+
 #[tokio::test]
 async fn seed_14_a_bound_of_calls_or_tries_that_nothing_enforces_is_refused() {
     let without = |part, text: &str| told(StackBuilder::new(config(text)).without(part).describe());
