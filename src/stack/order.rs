@@ -39,7 +39,8 @@ pub enum Place {
     /// Directly outside of [`Part::Fallback`], or outside of all parts that come after it: it sees each call once, with the name
     /// that aliases lead to.
     Call,
-    /// Directly inside of [`Part::Fallback`]: it sees each attempt, with one concrete model.
+    /// Directly inside of [`Part::Fallback`]: it sees each attempt, with one concrete model. Without that part it is directly inside
+    /// of [`Self::Call`].
     Attempt,
     /// Directly outside of [`Part::Quota`] and [`Part::Usage`], and inside of [`Part::Cache`]: it sees each attempt that the cache does not
     /// answer, and what it does to one is charged and recorded.

@@ -362,6 +362,59 @@ async fn what_a_drain_around_misses_reads_on_is_charged_as_it_ends_and_shared_wi
     assert_eq!((events.len(), events[0].outcome, cloud.alive()), (1, Outcome::Ok, 0));
 }
 
+#[tokio::test]
+async fn layers_of_ones_own_stand_outside_of_what_comes_after_a_fallback_that_is_left_out() {
+    use Part::{Access, Alias, Cache, Concurrency, Telemetry, Usage};
+    let text = "quota.store = \"memory\"\naliases.fast = \"echo/a\"\ncache = {}\ndepartments.a.models = [\"echo/a\"]\n";
+    for order in [None, Some(vec![Telemetry, Alias, Access, Cache, Usage]), Some(vec![Concurrency, Alias])] {
+        let seen = Arc::new(std::sync::Mutex::new(Vec::new()));
+        let note = |place: &'static str| {
+            let seen = Arc::clone(&seen);
+            layer_fn(move |inner: BoxService| {
+                let seen = Arc::clone(&seen);
+                service_fn(move |request: LlmRequest| {
+                    seen.lock().unwrap().push(format!("{place} {}", request.model.as_str()));
+                    inner.clone().oneshot(request)
+                })
+            })
+        };
+        let is_bare = order.as_ref().is_some_and(|order| !order.contains(&Access));
+        let builder = match order {
+            None => StackBuilder::new(config(text)).without(Part::Fallback),
+            Some(order) if is_bare => {
+                StackBuilder::new(config("aliases.fast = \"echo/a\"\n")).with_order(order)
+            }
+            Some(order) => {
+                StackBuilder::new(config(text)).with_order(order).with_usage_sink(MemorySink::new(64))
+            }
+        };
+        let builder = builder
+            .with_layer(Place::Attempt, note("attempt"))
+            .with_layer(Place::Call, note("call"))
+            .with_layer(Place::Provider, note("provider"));
+        let said = builder.describe().unwrap().to_string();
+        let at = |word: &str| said.find(word).unwrap_or_else(|| panic!("{word}: {said}"));
+        let (call, attempt) = (at("around each call\n"), at("around each attempt\n"));
+        assert!(at("\n  alias ") < call && call < attempt && attempt < at("around each call to"), "{said}");
+        assert!(is_bare || attempt < at("\n  access "), "{said}");
+        let (service, _handle) = builder.build().await.unwrap();
+        let ask = |name: &str| {
+            let request = LlmRequest::new(name, ChatBody::builder().user("Hello").build().unwrap());
+            service.clone().oneshot(of(request, "ada", &["a"]))
+        };
+        assert!(!ask("fast").await.unwrap().cache.is_hit());
+        let first = std::mem::take(&mut *seen.lock().unwrap());
+        assert_eq!(first, ["call echo/a", "attempt echo/a", "provider echo/a"]);
+        if !is_bare {
+            // A hit and a refusal, too.
+            assert!(ask("fast").await.unwrap().cache.is_hit());
+            ask("echo/b").await.unwrap_err();
+            let more = std::mem::take(&mut *seen.lock().unwrap());
+            assert_eq!(more, ["call echo/a", "attempt echo/a", "call echo/b", "attempt echo/b"]);
+        }
+    }
+}
+
 /// As long as the layers in between make a call of each readiness, nothing is seen of it; a refusal does not.
 #[tokio::test(start_paused = true)]
 async fn a_call_that_is_refused_gives_back_its_place_in_a_layer_of_ones_own() {
