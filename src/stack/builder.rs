@@ -360,11 +360,20 @@ impl<O: Observer> StackBuilder<O> {
             true => order::idle(&self.order, &needs),
             false => Vec::new(),
         };
-        if self.quota_store.is_some() && !needs.has_quota {
+        if self.quota_store.is_some() && !self.is_there(Part::Quota, plan) {
             problems.push(Problem::new("quota", "the program gives a store, and nothing is limited"));
         }
         if self.answers.store.is_some() && !needs.has_cache {
             problems.push(Problem::new("cache", "the program gives a store, and nothing is to be kept"));
+        }
+        if self.answers.kbs.is_some() && !needs.has_cache {
+            let what = "the program gives settings of knowledge bases, and nothing is to be kept";
+            problems.push(Problem::new("cache", what));
+        }
+        let is_recorded = [Part::Usage, Part::Hits].iter().any(|part| self.is_there(*part, plan));
+        if self.usage_sink.is_some() && !is_recorded {
+            let what = "the program gives a sink, and the stack was built without what records into it";
+            problems.push(Problem::new("usage", what));
         }
         problems
     }

@@ -235,6 +235,22 @@ async fn what_the_program_gives_and_what_it_owes_must_fit() {
     assert!(refused[0].starts_with("providers.other: the program gives a leaf"), "{refused:?}");
     let refused = refusal(StackBuilder::new(config("")).with_quota_store(MemoryStore::new()).build().await);
     assert!(refused[0].starts_with("quota: the program gives a store"), "{refused:?}");
+
+    let lists = "quota.store = \"memory\"\ndepartments.a.models = [\"echo/a\"]\n";
+    let builder = StackBuilder::new(config(lists)).without(Part::Quota);
+    let refused = refusal(builder.with_quota_store(MemoryStore::new()).build().await);
+    assert_eq!(refused, ["quota: the program gives a store, and nothing is limited"]);
+    let kbs = |_: &KbScope, _: &RequestContext| Fetch::Ready(KbCaching::Allowed);
+    let refused = refusal(StackBuilder::new(config("")).with_kb_settings(kbs).build().await);
+    assert_eq!(refused, ["cache: the program gives settings of knowledge bases, and nothing is to be kept"]);
+    let sink = || StackBuilder::new(config("")).with_usage_sink(MemorySink::new(1));
+    let expected = ["usage: the program gives a sink, and the stack was built without what records into it"];
+    for builder in [sink().without(Part::Usage), sink().with_order([Part::Alias])] {
+        assert_eq!(refusal(builder.build().await), expected);
+    }
+    // Hits have it for themselves, where there may be any.
+    let hits = StackBuilder::new(config("cache = {}\n")).with_usage_sink(MemorySink::new(1));
+    hits.without(Part::Usage).build().await.unwrap();
 }
 
 #[tokio::test]
