@@ -194,6 +194,44 @@ fn targets_end_in_a_canonical_name_if_the_providers_are_known() {
     assert_eq!(resolve(&untold, "fast"), "gpt-4o-mini");
 }
 
+#[test]
+fn a_model_that_leads_elsewhere_does_so_under_its_bare_name_too() {
+    let one = || table().providers(ProviderNames::new(["openai"]));
+    let rerouted = one()
+        .alias("openai/gpt-4o", "openai/gpt-4o-mini")
+        .alias("fast", "gpt-4o")
+        .alias("gpt-4o-2024-*", "gpt-4o")
+        .build()
+        .unwrap();
+    for name in ["openai/gpt-4o", "gpt-4o", "fast", "gpt-4o-2024-05-13"] {
+        assert_eq!(resolve(&rerouted, name), "openai/gpt-4o-mini", "{name}");
+        assert_eq!(rerouted.ends(&name.into()), ["openai/gpt-4o-mini"], "{name}");
+    }
+    assert_eq!(rerouted.explain("gpt-4o"), "gpt-4o\n  -> openai/gpt-4o\n    -> openai/gpt-4o-mini");
+    assert_eq!(
+        rerouted.explain("fast"),
+        "fast\n  -> gpt-4o\n    -> openai/gpt-4o\n      -> openai/gpt-4o-mini"
+    );
+    // A name that means itself does so as the model of the only provider.
+    let own =
+        one().split("gpt-4o", [("gpt-4o", 1), ("mini", 1)]).alias("openai/mini", "openai/small").build();
+    assert_eq!(own.unwrap().ends(&"gpt-4o".into()), ["openai/gpt-4o", "openai/small"]);
+
+    for builder in [
+        one().alias("openai/a", "a"),
+        one().alias("openai/a", "b").alias("openai/b", "a"),
+        one().alias("openai/a", "a").alias("a", "a"),
+        one().alias("x-*", "a").alias("openai/a", "b").alias("b", "openai/a"),
+    ] {
+        let found = problems(builder);
+        assert!(!found.is_empty());
+        assert!(found.iter().all(|problem| matches!(problem, AliasProblem::Cycle { .. })), "{found:?}");
+    }
+    // Where there are several, a bare name stands for none of them.
+    let two = table().providers(ProviderNames::new(["openai", "acme"])).alias("openai/a", "acme/a").build();
+    assert_eq!(resolve(&two.unwrap(), "a"), "a");
+}
+
 // ===== chance =====
 
 fn shares(table: &AliasTable, name: &str, user: impl Fn(usize) -> Option<String>) -> HashMap<String, usize> {
@@ -478,11 +516,13 @@ proptest! {
     /// Whatever was built can be resolved, exact names lead on from no end, and what was refused has a cycle.
     #[test]
     fn a_table_that_builds_resolves_to_a_fixed_point(
-        entries in prop::collection::btree_map("[abc]{1,2}\\*?|\\*", prop::collection::vec("[abc]{1,2}", 1..3), 0..8),
-        name in "[abc]{1,2}",
+        entries in prop::collection::btree_map("(p/)?[abc]{1,2}\\*?|\\*", prop::collection::vec("(p/)?[abc]{1,2}", 1..3), 0..8),
+        name in "(p/)?[abc]{1,2}",
+        is_told in any::<bool>(),
         user in prop::option::of("[a-z]{1,3}"),
     ) {
-        let builder = entries.iter().fold(table(), |t, (name, targets)| {
+        let begin = if is_told { table().providers(ProviderNames::new(["p"])) } else { table() };
+        let builder = entries.iter().fold(begin, |t, (name, targets)| {
             t.sticky_split(&**name, targets.iter().map(|target| (&**target, 1)))
         });
         match builder.build() {
@@ -493,7 +533,12 @@ proptest! {
                 // Without a user a split is decided anew; with one, and over no self-target, an end is an end.
                 if user.is_some() && !glob {
                     prop_assert_eq!(&table.resolve(&end, None, user.as_deref()), &end);
+                    let bare = end.strip_prefix("p/").filter(|bare| is_told && !entries.contains_key(*bare));
+                    if let Some(bare) = bare.filter(|bare| !entries.keys().any(|name| name.strip_suffix('*').is_some_and(|literal| bare.starts_with(literal)))) {
+                        prop_assert_eq!(&table.resolve(&bare.into(), None, user.as_deref()), &end);
+                    }
                 }
+                prop_assert!(table.ends(&name.as_str().into()).contains(&end));
             }
             Err(error) => {
                 for problem in error.problems() {
@@ -504,7 +549,8 @@ proptest! {
                             let named = step[0] == **name || glob.is_some_and(|literal| step[0].starts_with(literal));
                             named && targets.iter().any(|target| step[1] == **target)
                         };
-                        prop_assert!(entries.iter().any(leads), "{} in {:?}", problem, entries);
+                        let is_bare = is_told && step[1].strip_prefix("p/") == Some(step[0].as_str());
+                        prop_assert!(is_bare || entries.iter().any(leads), "{} in {:?}", problem, entries);
                     }
                 }
             }

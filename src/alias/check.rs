@@ -154,10 +154,10 @@ impl Walk<'_> {
         for (choice, _) in &target.choices {
             // A name that means itself ends there.
             let ends = choice == name || self.table.lookup_exact(choice, self.tenant).is_none();
-            if ends {
-                self.end(name, choice);
-            }
-            let steps = if ends { usize::from(choice != name) } else { 1 + self.visit(choice) };
+            let steps = match ends {
+                true => usize::from(choice != name) + self.end(name, choice),
+                false => 1 + self.visit(choice),
+            };
             most = most.max(steps);
         }
         self.path.pop();
@@ -167,10 +167,18 @@ impl Walk<'_> {
         most
     }
 
-    fn end(&mut self, name: &ModelName, target: &ModelName) {
+    /// How many steps lead on from where entries end.
+    fn end(&mut self, name: &ModelName, target: &ModelName) -> usize {
+        if let Some(canonical) = self.table.led_on(target, self.tenant) {
+            self.path.extend((target != name).then(|| target.clone()));
+            let steps = 1 + self.visit(&canonical);
+            self.path.truncate(self.path.len() - usize::from(target != name));
+            return steps;
+        }
         let served = self.table.providers().is_none_or(|providers| providers.provider_for(target).is_some());
         if !served {
             self.problems.push(AliasProblem::Dangling { name: name.clone(), target: target.clone() });
         }
+        0
     }
 }

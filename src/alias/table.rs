@@ -3,14 +3,20 @@ use super::{
     glob::Glob,
 };
 use crate::{ModelName, providers::ProviderNames};
-use std::{collections::HashMap, fmt, sync::Arc};
+use std::{
+    borrow::Cow,
+    collections::HashMap,
+    fmt::{self, Write as _},
+    sync::Arc,
+};
 
 /// What names mean: immutable, checked when it is built, exchanged as a whole.
 ///
 /// An exact name goes before a glob, the glob with the longest literal text before others, and a tenant's own entries
 /// before everybody's. What a name means is looked up again until it means nothing else, by exact names only: globs
 /// are for what callers say, so that a catch-all does not swallow the targets of other entries. Where the table knows the
-/// providers, the glob `*` is for names that none of them serves.
+/// providers, the glob `*` is for names that none of them serves, and a bare name for which there is no entry means that
+/// model of the only provider, if there is only one.
 ///
 /// ```
 /// use llm_layers::alias::AliasTable;
@@ -90,25 +96,31 @@ impl AliasTable {
         user: Option<&str>,
         mut step: impl FnMut(&ModelName, &ModelName),
     ) -> ModelName {
-        let mut name = model;
-        let mut target = self.lookup(name, tenant);
-        for _ in 0..MAX_STEPS {
-            let Some(next) = target.map(|target| target.pick(name, user)).filter(|next| *next != name) else {
-                break;
-            };
-            step(name, next);
-            name = next;
-            target = self.lookup_exact(name, tenant);
-        }
-        match &self.providers {
-            Some(providers) => {
-                let canonical = providers.canonical(name);
-                if canonical != *name {
-                    step(name, &canonical);
-                }
-                canonical
+        let mut from = Cow::Borrowed(model);
+        let mut target = self.lookup(model, tenant);
+        loop {
+            let mut name: &ModelName = &from;
+            for _ in 0..MAX_STEPS {
+                let Some(next) = target.map(|target| target.pick(name, user)).filter(|next| *next != name)
+                else {
+                    break;
+                };
+                step(name, next);
+                name = next;
+                target = self.lookup_exact(name, tenant);
             }
-            None => name.clone(),
+            let Some(providers) = &self.providers else { return name.clone() };
+            let canonical = providers.canonical(name);
+            if canonical == *name {
+                return canonical;
+            }
+            step(name, &canonical);
+            // The check has seen that nothing leads back here.
+            target = self.lookup_exact(&canonical, tenant);
+            if target.is_none() {
+                return canonical;
+            }
+            from = Cow::Owned(canonical);
         }
     }
 
@@ -129,34 +141,41 @@ impl AliasTable {
     ) -> Vec<ModelName> {
         let mut ends = Vec::new();
         for tenant in tenants {
-            let (mut seen, mut next) = (Vec::new(), vec![model.clone()]);
-            while let Some(name) = next.pop() {
-                if seen.contains(&name) {
-                    continue;
-                }
-                let target = if seen.is_empty() {
-                    self.lookup(&name, tenant)
-                } else {
-                    self.lookup_exact(&name, tenant)
-                };
-                match target {
-                    Some(target) => {
-                        let (same, others): (Vec<_>, Vec<_>) =
-                            target.choices.iter().map(|(choice, _)| choice.clone()).partition(|c| *c == name);
-                        ends.extend(same);
-                        next.extend(others);
+            let (mut seen, mut next) = (Vec::new(), Vec::new());
+            let mut name = model.clone();
+            let mut target = self.lookup(&name, tenant);
+            loop {
+                let is_end = |choice: &ModelName| *choice == name;
+                let choices = target.map_or(&[][..], |target| &target.choices);
+                next.extend(
+                    choices.iter().map(|(choice, _)| choice.clone()).filter(|choice| !is_end(choice)),
+                );
+                if target.is_none() || choices.iter().any(|(choice, _)| is_end(choice)) {
+                    match self.led_on(&name, tenant) {
+                        Some(canonical) => next.push(canonical),
+                        None => ends.push(self.canonical(&name)),
                     }
-                    None => ends.push(name.clone()),
                 }
-                seen.push(name);
+                next.retain(|name| !seen.contains(name));
+                let Some(following) = next.pop() else { break };
+                target = self.lookup_exact(&following, tenant);
+                seen.push(following.clone());
+                name = following;
             }
-        }
-        if let Some(providers) = &self.providers {
-            ends.iter_mut().for_each(|end| *end = providers.canonical(end));
         }
         ends.sort();
         ends.dedup();
         ends
+    }
+
+    fn canonical(&self, name: &ModelName) -> ModelName {
+        self.providers.as_ref().map_or_else(|| name.clone(), |providers| providers.canonical(name))
+    }
+
+    /// The canonical name of one at which entries end, if that is another one and leads on.
+    pub(super) fn led_on(&self, name: &ModelName, tenant: Option<&str>) -> Option<ModelName> {
+        let canonical = self.canonical(name);
+        (canonical != *name && self.lookup_exact(&canonical, tenant).is_some()).then_some(canonical)
     }
 
     /// Which providers there are, if the table was told.
@@ -180,10 +199,20 @@ impl AliasTable {
     pub fn explain_to(&self, name: &str, tenant: Option<&str>) -> String {
         let mut out = name.to_owned();
         let name = ModelName::from(name);
-        if let Some(target) = self.lookup(&name, tenant) {
-            self.explain_into(&mut out, &name, target, tenant, 1);
+        match self.lookup(&name, tenant) {
+            Some(target) => self.explain_into(&mut out, &name, target, tenant, 1),
+            None => self.explain_end(&mut out, &name, tenant, 1),
         }
         out
+    }
+
+    /// What follows where no entry leads on from `name`, or it is an end of its own.
+    fn explain_end(&self, out: &mut String, name: &ModelName, tenant: Option<&str>, depth: usize) {
+        let Some(canonical) = self.led_on(name, tenant).filter(|_| depth <= MAX_EXPLAINED) else { return };
+        let _ = write!(out, "\n{}-> {canonical}", "  ".repeat(depth));
+        if let Some(target) = self.lookup_exact(&canonical, tenant) {
+            self.explain_into(out, &canonical, target, tenant, depth + 1);
+        }
     }
 
     fn explain_into(
@@ -195,15 +224,23 @@ impl AliasTable {
         depth: usize,
     ) {
         let total = target.total();
-        for (choice, weight) in target.choices.iter().filter(|(choice, _)| choice != name) {
+        for (choice, weight) in &target.choices {
+            if choice == name {
+                self.explain_end(out, name, tenant, depth);
+                continue;
+            }
             let indent = "  ".repeat(depth);
             out.push_str(&match target.choices.len() {
                 1 => format!("\n{indent}-> {choice}"),
                 _ => format!("\n{indent}-> {choice} ({weight} of {total})"),
             });
             // Ladders of splits would fill pages.
-            if let Some(next) = self.lookup_exact(choice, tenant).filter(|_| depth < MAX_EXPLAINED) {
-                self.explain_into(out, choice, next, tenant, depth + 1);
+            match self.lookup_exact(choice, tenant) {
+                Some(next) if depth < MAX_EXPLAINED => {
+                    self.explain_into(out, choice, next, tenant, depth + 1);
+                }
+                Some(_) => {}
+                None => self.explain_end(out, choice, tenant, depth + 1),
             }
         }
     }
