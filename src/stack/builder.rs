@@ -13,7 +13,11 @@ use crate::{
     BoxError, Error, LlmRequest, LlmResponse,
     cache::{CacheStore, KbSettings},
     concurrency::ConcurrencyLimitLayer,
-    config::{self, Config, Kind, Problem, field, plan::Plan, process_env},
+    config::{
+        self, Config, Kind, Problem, field,
+        plan::{Given, Plan},
+        process_env,
+    },
     providers::Deployment,
     quota::{QuotaLayer, QuotaStore},
     telemetry::{CaptureContent, Observer},
@@ -242,7 +246,8 @@ impl<O: Observer> StackBuilder<O> {
     pub fn describe(&self) -> Result<Description, StackError> {
         let plan = self.plan()?;
         let order: Vec<_> = self.order.iter().copied().filter(|part| self.is_there(*part, &plan)).collect();
-        Ok(Description::new(self.config.clone(), plan, order, self.layers.places().collect()))
+        let places = self.layers.places().collect();
+        Ok(Description::new(self.config.clone(), plan, self.given(), order, places))
     }
 
     /// Opens the stores, starts the workers, and puts the layers together.
@@ -304,6 +309,16 @@ impl<O: Observer> StackBuilder<O> {
             live(build, is_all_ours, &layers.0)
         };
         Ok((service, Handle::new(self.config, plan, lasting, layers, rebuild)))
+    }
+
+    fn given(&self) -> Given {
+        Given {
+            usage_sink: self.usage_sink.is_some(),
+            quota_store: self.quota_store.is_some(),
+            cache_store: self.answers.store.is_some(),
+            kb_settings: self.answers.kbs.is_some(),
+            leaves: self.leaves.keys().cloned().collect(),
+        }
     }
 
     fn is_there(&self, part: Part, plan: &Plan) -> bool {

@@ -4,7 +4,7 @@ use super::order::{Part, Place};
 use crate::{
     config::{
         Config, Kind, Problem, RecordDurability, Secret, Time,
-        plan::{Counters, Plan},
+        plan::{Counters, Given, Plan},
     },
     policies::DepartmentPolicy,
     price::{ServiceTier, TokenClass},
@@ -17,13 +17,20 @@ use std::fmt::{self, Write};
 pub struct Description {
     config: Config,
     plan: Plan,
+    given: Given,
     order: Vec<Part>,
     places: Vec<Place>,
 }
 
 impl Description {
-    pub(super) const fn new(config: Config, plan: Plan, order: Vec<Part>, places: Vec<Place>) -> Self {
-        Self { config, plan, order, places }
+    pub(super) const fn new(
+        config: Config,
+        plan: Plan,
+        given: Given,
+        order: Vec<Part>,
+        places: Vec<Place>,
+    ) -> Self {
+        Self { config, plan, given, order, places }
     }
 
     /// What is odd about the configuration, and may be meant.
@@ -134,6 +141,7 @@ impl Description {
             return name.to_owned();
         };
         match provider.kind {
+            _ if self.given.leaves.contains(name) => format!("{name}, the program's own"),
             Kind::Echo => format!("{name}, which echoes"),
             Kind::Own => format!("{name}, the program's own"),
             _ => {
@@ -207,8 +215,11 @@ impl Description {
 
     fn cache(&self) -> String {
         let (Some(cache), Some(plan)) = (&self.config.cache, &self.plan.cache) else { return String::new() };
-        let mut text = format!("{} bytes in memory, for {}", cache.max_bytes, cache.ttl);
-        if let Some(redis) = &cache.redis {
+        let mut text = match self.given.cache_store {
+            true => format!("in a store of the program's own, for {}", cache.ttl),
+            false => format!("{} bytes in memory, for {}", cache.max_bytes, cache.ttl),
+        };
+        if let Some(redis) = cache.redis.as_ref().filter(|_| !self.given.cache_store) {
             let _ = write!(text, ", in redis ({})", source(redis));
             text += if cache.encrypt { ", encrypted" } else { "" };
         }
@@ -219,6 +230,7 @@ impl Description {
         }
         let kbs: Vec<_> = plan.allowed_kbs.iter().map(|kb| &**kb).collect();
         match &kbs[..] {
+            _ if self.given.kb_settings => text += ", knowledge bases as the program says",
             [] => text += ", nothing that draws on a knowledge base",
             kbs => _ = write!(text, ", of knowledge bases {}", kbs.join(", ")),
         }
@@ -240,6 +252,7 @@ impl Description {
             }
         };
         text += &match &limits.counters {
+            _ if self.given.quota_store => ", counted in a store of the program's own".to_owned(),
             Counters::Memory => ", counted in memory".to_owned(),
             Counters::File(path) => format!(", counted in {}", path.display()),
             Counters::Redis(_) => {
@@ -272,19 +285,19 @@ impl Description {
 
     fn usage(&self) -> String {
         let usage = &self.config.usage;
-        if self.plan.usage.is_none() {
-            return "into a sink of the program's own".into();
-        }
         let survives = match usage.durability {
             RecordDurability::Memory => "the process",
             RecordDurability::Kill => "a kill",
             RecordDurability::PowerLoss => "a power failure",
         };
         let mut text = match &usage.redis {
+            _ if self.given.usage_sink => "into a sink of the program's own".to_owned(),
             None => format!("in {}", usage.path.display()),
             Some(redis) => format!("in redis ({}), copied to {}", source(redis), usage.path.display()),
         };
-        let _ = write!(text, ", records survive {survives}");
+        if !self.given.usage_sink {
+            let _ = write!(text, ", records survive {survives}");
+        }
         if let Some(limit) = usage.hold_last_byte {
             let _ = write!(text, ", the last byte waits for its record, up to {limit}");
         }
@@ -318,7 +331,8 @@ impl fmt::Display for Description {
         writeln!(f, "  {:<14} {}", "providers", self.plan.providers.len())?;
         for provider in &self.plan.providers {
             write!(f, "    {}", self.provider(&provider.name))?;
-            let deployments = &provider.deployments;
+            let is_given = self.given.leaves.contains(&provider.name);
+            let deployments = if is_given { &[][..] } else { &provider.deployments };
             if deployments.iter().any(|one| one.api_key.is_some()) {
                 f.write_str(", with a key")?;
             }

@@ -52,6 +52,41 @@ fn a_stack_says_what_it_is_and_shows_no_secret() {
 }
 
 #[test]
+fn what_the_program_gives_is_told_in_place_of_what_it_replaces() {
+    let text = "identity = \"host\"\nusage = { path = \"u.db\", hold_last_byte = \"2s\" }\nquota.path = \"q.db\"\n\
+         departments.a.day_requests = 1\ncache.knowledge_bases.open.cache = true\n\
+         providers.cloud = { base_url = \"https://llm.example/v1\", api_key = \"sk-upstream\" }\n";
+    let builder = StackBuilder::new(Config::parse(text).unwrap());
+    let said = builder.describe().unwrap().to_string();
+    for configured in
+        ["u.db", "q.db", "bytes in memory", "knowledge bases open", "https://llm.example/v1, with a key"]
+    {
+        assert!(said.contains(configured), "{configured}: {said}");
+    }
+    let builder = builder
+        .with_usage_sink(MemorySink::new(1))
+        .with_quota_store(MemoryStore::new())
+        .with_cache_store(MokaStore::new(1 << 20))
+        .with_kb_settings(|_: &KbScope, _: &RequestContext| Fetch::Ready(KbCaching::Allowed))
+        .with_provider("cloud", Echo::new());
+    let description = builder.describe().unwrap();
+    let said = description.to_string();
+    for replaced in ["u.db", "q.db", "in memory", "knowledge bases open", "llm.example", "with a key"] {
+        assert!(!said.contains(replaced), "{replaced}: {said}");
+    }
+    for own in [
+        "usage          into a sink of the program's own, the last byte waits for its record, up to 2s",
+        "1 departments are limited, counted in a store of the program's own",
+        "cache          in a store of the program's own, for 1h",
+        ", knowledge bases as the program says",
+        "    cloud, the program's own; head within",
+    ] {
+        assert!(said.contains(own), "{own}: {said}");
+    }
+    assert!(description.explain("cloud/a").unwrap().contains("asked of cloud, the program's own as a"));
+}
+
+#[test]
 fn what_becomes_of_a_model_without_a_price_is_told() {
     let told = |model: &str, config: &str| {
         let text = format!(

@@ -20,7 +20,7 @@ use super::{
 use crate::{
     alias::Aliases, fallback::Chains, policies::PolicyTable, price::PriceBook, providers::ProviderNames,
 };
-use std::{fmt, ops::RangeInclusive, time::Duration};
+use std::{collections::BTreeSet, fmt, ops::RangeInclusive, sync::Arc, time::Duration};
 
 /// A configuration that can work.
 #[derive(Debug)]
@@ -45,6 +45,17 @@ pub(crate) struct Plan {
     pub(crate) cache: Option<CachePlan>,
     /// What is odd, and may be meant.
     pub(crate) warnings: Vec<Problem>,
+}
+
+/// What a program has in place of what a configuration says.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Given {
+    pub(crate) usage_sink: bool,
+    pub(crate) quota_store: bool,
+    pub(crate) cache_store: bool,
+    pub(crate) kb_settings: bool,
+    /// The providers whose leaves it has.
+    pub(crate) leaves: BTreeSet<Arc<str>>,
 }
 
 /// Gathers what is wrong.
