@@ -60,6 +60,14 @@ thread_local! {
 
 const COUNTED_ON: Duration = Duration::from_millis(10);
 
+impl SystemClock {
+    /// What it will say after so long; of a time that it cannot say, what it says now.
+    pub(crate) fn in_future(self, after: Duration) -> SystemTime {
+        let now = self.now();
+        now.checked_add(after).unwrap_or(now)
+    }
+}
+
 /// When so much time has passed: a limit that is as good as for ever makes no clock run over.
 pub(crate) fn after(limit: Duration) -> tokio::time::Instant {
     tokio::time::Instant::now() + limit.min(Duration::from_secs(365 * 24 * 60 * 60))

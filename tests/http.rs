@@ -13,9 +13,11 @@ use http_body::Body as _;
 use http_body_util::BodyExt;
 use llm_layers::{
     BodyLimits, ChatBody, ChunkStream, Completion, Error, ErrorClass, ErrorKind, FinishReason, InvalidReason,
-    LlmRequest, LlmResponse, ProviderFailure, RequestContext, StreamChunk, TimeoutPhase, TokenUsage,
+    LlmRequest, LlmResponse, Period, ProviderFailure, QuotaExceeded, QuotaKind, RequestContext, StreamChunk,
+    TimeoutPhase, TokenUsage,
     body::{End, Observe},
     cache::CacheControl,
+    fallback::{Chains, FallbackLayer},
     http::{
         Asked, FillIn,
         anthropic::MessageEvents,
@@ -27,12 +29,16 @@ use serde_json::{Value, json};
 use std::{
     future::poll_fn,
     pin::Pin,
-    sync::{Arc, Mutex},
-    task::Poll,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    task::{Context, Poll},
     time::Duration,
 };
 use tokio::sync::mpsc;
 use tokio_test::{assert_pending, assert_ready, task};
+use tower::Layer as _;
 
 // ===== errors =====
 
@@ -928,4 +934,88 @@ async fn a_key_says_who_asks_and_only_a_trusted_one_says_for_whom() {
     let stated = |key| asks(&[("authorization", key), ("x-llm-user", "eve")]);
     assert_eq!(stated("Bearer ada-key"), Err(400));
     assert_eq!(stated("Bearer app-key").as_deref(), Ok("eve"));
+}
+
+// ===== limits of ones own =====
+
+/// Lets a number of calls through, and no more in this minute.
+#[derive(Clone)]
+struct PerMinute<S> {
+    inner: S,
+    limit: u64,
+    seen: Arc<AtomicU64>,
+}
+
+impl<S> tower::Service<LlmRequest> for PerMinute<S>
+where
+    S: tower::Service<LlmRequest, Response = LlmResponse, Error = Error, Future: Send + 'static>,
+{
+    type Response = LlmResponse;
+    type Error = Error;
+    type Future = Pin<Box<dyn Future<Output = Result<LlmResponse, Error>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: LlmRequest) -> Self::Future {
+        let (limit, seen) = (self.limit, self.seen.fetch_add(1, Relaxed));
+        let left = Duration::from_secs(12);
+        if seen >= limit {
+            let exceeded = QuotaExceeded::new("research", QuotaKind::Requests, Period::Day, limit, left);
+            return Box::pin(std::future::ready(Err(Error::new(ErrorKind::QuotaExceeded(exceeded)))));
+        }
+        let call = self.inner.call(request);
+        Box::pin(async move {
+            let mut answer = call.await?;
+            let remaining = limit - seen - 1;
+            answer.quota = Some(llm_layers::quota::Headroom::new(
+                "research",
+                QuotaKind::Requests,
+                Period::Day,
+                limit,
+                remaining,
+                left,
+            ));
+            Ok(answer)
+        })
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_limiter_of_ones_own_says_what_is_left_and_refuses_as_ours_does() {
+    let leaf = tower::service_fn(|request: LlmRequest| async move {
+        Ok::<_, Error>(LlmResponse::new(request.model, Completion::text("hi", TokenUsage::new(3, 1))))
+    });
+    let seen = Arc::new(AtomicU64::new(0));
+    let limited = PerMinute { inner: leaf, limit: 2, seen: Arc::clone(&seen) };
+    let chains = Chains::builder().retries(3).chain("fast", ["slow"]).build().unwrap();
+    let service = FallbackLayer::new(chains).layer(limited);
+    let ask = || async {
+        let request = extract(post("application/json", CHAT)).await.unwrap();
+        let asked = Asked::by(&request);
+        ChatAnswer::new(asked, tower::ServiceExt::oneshot(service.clone(), request).await).into_response()
+    };
+    for remaining in ["1", "0"] {
+        let head = parts(ask().await).await.0;
+        assert_eq!(
+            (head.status.as_u16(), &head.headers["x-ratelimit-remaining-requests"]),
+            (200, &http::HeaderValue::from_static(remaining))
+        );
+        assert_eq!(head.headers["x-ratelimit-reset-requests"], "12s");
+    }
+    let (head, body) = parts(ask().await).await;
+    assert_eq!(
+        (head.status.as_u16(), &head.headers[header::RETRY_AFTER]),
+        (429, &http::HeaderValue::from_static("12"))
+    );
+    let body: Value = serde_json::from_slice(&body).unwrap();
+    assert_eq!(body["error"]["code"], "insufficient_quota");
+    assert_eq!(seen.load(Relaxed), 3, "no second attempt");
+
+    // Calls in flight end, and then there is room.
+    let exceeded = QuotaExceeded::new("research", QuotaKind::Tokens, Period::Month, 10, Duration::MAX);
+    let exceeded = exceeded.with_current(4).with_reserved(6).with_in_flight_only(Duration::from_secs(1));
+    let error = Error::new(ErrorKind::QuotaExceeded(exceeded));
+    assert_eq!((error.is_retryable(), error.retry_after()), (true, Some(Duration::from_secs(1))));
 }

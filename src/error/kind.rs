@@ -1,4 +1,4 @@
-use crate::ModelName;
+use crate::{ModelName, clock::SystemClock};
 use bytes::Bytes;
 use http::StatusCode;
 use std::{borrow::Cow, fmt, sync::Arc, time::Duration};
@@ -127,6 +127,17 @@ pub enum InvalidReason {
 }
 
 /// Which limit was reached, and when it opens again.
+///
+/// For a layer of your own that keeps a limit:
+///
+/// ```
+/// use llm_layers::{Error, ErrorKind, Period, QuotaExceeded, QuotaKind};
+/// use std::time::Duration;
+///
+/// let exceeded = QuotaExceeded::new("research", QuotaKind::Requests, Period::Day, 60, Duration::from_secs(12));
+/// let error = Error::new(ErrorKind::QuotaExceeded(exceeded));
+/// assert_eq!((error.status().as_u16(), error.retry_after()), (429, Some(Duration::from_secs(12))));
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct QuotaExceeded {
@@ -291,6 +302,50 @@ impl ProviderFailure {
             request_id: None,
             body: None,
         }
+    }
+}
+
+impl QuotaExceeded {
+    /// All of a limit is used up, and it is worth trying again when its window ends.
+    pub fn new(
+        department_id: impl Into<Arc<str>>,
+        quota: QuotaKind,
+        period: Period,
+        limit: u64,
+        resets_in: Duration,
+    ) -> Self {
+        Self {
+            department_id: department_id.into(),
+            quota,
+            period,
+            limit,
+            current: limit,
+            reserved: 0,
+            resets_at: SystemClock.in_future(resets_in),
+            retry_after: resets_in,
+            in_flight_only: false,
+        }
+    }
+
+    /// So much is used up.
+    #[must_use]
+    pub const fn with_current(mut self, current: u64) -> Self {
+        self.current = current;
+        self
+    }
+
+    /// So much is reserved by calls in flight.
+    #[must_use]
+    pub const fn with_reserved(mut self, reserved: u64) -> Self {
+        self.reserved = reserved;
+        self
+    }
+
+    /// Only calls in flight stand in the way, so that it is worth trying again after so long.
+    #[must_use]
+    pub const fn with_in_flight_only(mut self, retry_after: Duration) -> Self {
+        (self.in_flight_only, self.retry_after) = (true, retry_after);
+        self
     }
 }
 

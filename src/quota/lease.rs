@@ -2,7 +2,7 @@ use super::{
     amount::{Amount, Delta, Department, Departments, KINDS, PERIODS, WindowUsage},
     calendar::{Day, Days, system_time},
 };
-use crate::{CallId, Period, QuotaKind};
+use crate::{CallId, Period, QuotaKind, clock::SystemClock};
 use std::{
     cmp::Reverse,
     sync::Arc,
@@ -57,6 +57,18 @@ pub struct Grant {
 }
 
 /// How much of a limit is left.
+///
+/// For a layer of your own that keeps a limit, and puts it on [`LlmResponse::quota`](crate::LlmResponse::quota):
+///
+/// ```
+/// use llm_layers::{Period, QuotaKind, http::rate_limit_headers, quota::Headroom};
+/// use std::time::Duration;
+///
+/// let left = Headroom::new("research", QuotaKind::Requests, Period::Day, 60, 59, Duration::from_secs(12));
+/// let [_, (name, value), _] = rate_limit_headers(&left);
+/// assert_eq!((name.as_str(), value.to_str()?), ("x-ratelimit-remaining-requests", "59"));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Headroom {
@@ -78,6 +90,44 @@ pub struct Headroom {
     pub resets_at: SystemTime,
     /// How long it goes on, by the store's clock.
     pub resets_in: Duration,
+}
+
+impl Headroom {
+    /// So much of a limit remains, and the rest is used up.
+    pub fn new(
+        department: impl Into<Arc<str>>,
+        quota: QuotaKind,
+        period: Period,
+        limit: u64,
+        remaining: u64,
+        resets_in: Duration,
+    ) -> Self {
+        Self {
+            department: department.into(),
+            quota,
+            period,
+            limit,
+            settled: limit.saturating_sub(remaining),
+            reserved: 0,
+            remaining,
+            resets_at: SystemClock.in_future(resets_in),
+            resets_in,
+        }
+    }
+
+    /// So much was used up when the call came.
+    #[must_use]
+    pub const fn with_settled(mut self, settled: u64) -> Self {
+        self.settled = settled;
+        self
+    }
+
+    /// So much had other calls in flight reserved.
+    #[must_use]
+    pub const fn with_reserved(mut self, reserved: u64) -> Self {
+        self.reserved = reserved;
+        self
+    }
 }
 
 /// Which limit stands in the way.

@@ -11,6 +11,17 @@ use std::{
 /// What one call to a provider used up, or one answer from a cache saved.
 ///
 /// Counts in full for each department of its [context](Self::context); without any it counts once, for nobody.
+///
+/// For tests of a store of your own it may be made by hand; its fields are public.
+///
+/// ```
+/// use llm_layers::{RequestContext, TokenUsage, usage::{Outcome, UsageEvent}};
+/// use std::time::SystemTime;
+///
+/// let mut event = UsageEvent::new("acme/one", TokenUsage::new(9, 1), SystemTime::UNIX_EPOCH);
+/// event.context = RequestContext::new().with_departments(["research"]);
+/// assert_eq!((event.outcome, event.cost.amount), (Outcome::Ok, None));
+/// ```
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct UsageEvent {
@@ -56,6 +67,35 @@ pub struct UsageEvent {
     pub cache: CacheStatus,
     /// Why the cache had no answer, if it was asked.
     pub cache_miss: Option<MissReason>,
+}
+
+impl UsageEvent {
+    /// An answer of `model`, asked for by this name, of nobody and without a price, with an id of its own.
+    pub fn new(model: impl Into<ModelName>, usage: TokenUsage, ended_at: SystemTime) -> Self {
+        let model = model.into();
+        Self {
+            id: EventId::mint(ended_at),
+            lease: None,
+            ended_at,
+            context: RequestContext::new(),
+            requested: model.clone(),
+            provider: model.split().map(|(provider, _)| provider.into()),
+            model,
+            answered: None,
+            attempt: 0,
+            streamed: false,
+            usage,
+            cost: Cost::unpriced(),
+            assumed_cost: None,
+            service_tier: None,
+            saved: None,
+            latency: Duration::ZERO,
+            first_content: None,
+            outcome: Outcome::Ok,
+            cache: CacheStatus::Unused,
+            cache_miss: None,
+        }
+    }
 }
 
 /// What was not spent.

@@ -277,7 +277,7 @@ mod tests {
     use crate::{
         RequestContext,
         fallback::Backoff,
-        usage::{EventId, LedgerErrorKind, Outcome, UsageSink},
+        usage::{EventId, LedgerErrorKind, UsageSink},
     };
     use std::{
         sync::atomic::{AtomicBool, Ordering},
@@ -287,25 +287,8 @@ mod tests {
     fn event(number: u128, department: &str) -> UsageEvent {
         UsageEvent {
             id: EventId::from_bytes(number.to_be_bytes()),
-            lease: None,
-            ended_at: UNIX_EPOCH,
             context: RequestContext::new().with_departments([department]),
-            requested: "m".into(),
-            model: "m".into(),
-            answered: None,
-            provider: None,
-            attempt: 0,
-            streamed: false,
-            usage: TokenUsage::new(1, 1),
-            cost: Cost::unpriced(),
-            assumed_cost: None,
-            service_tier: None,
-            saved: None,
-            latency: Duration::ZERO,
-            first_content: None,
-            outcome: Outcome::Ok,
-            cache: CacheStatus::Unused,
-            cache_miss: None,
+            ..UsageEvent::new("m", TokenUsage::new(1, 1), UNIX_EPOCH)
         }
     }
 
