@@ -1,8 +1,8 @@
 //! A configuration: a file of TOML, checked as a whole.
 //!
 //! [`Config::parse`] reads a text and tells everything that is wrong with it at once, each problem with its entry and its line:
-//! unknown fields, values of a wrong type, names that lead nowhere, circles, contradictions, secrets that cannot be found, stores that are not
-//! compiled in. No message shows a value, for any of them may be a key in the wrong place. What
+//! unknown fields, values of a wrong type, names that lead nowhere, circles, contradictions, secrets that cannot be found. What is not compiled
+//! in is told here too, but for stores and providers that a program may replace: those are told when the stack is built. No message shows a value, for any of them may be a key in the wrong place. What
 //! [`stack`](crate::stack) builds is made of a configuration; `docs/configuration.md` says what each entry does, and
 //! [`schema`] gives it to editors.
 //!
@@ -148,7 +148,7 @@ impl Config {
         let refers_to = config.as_ref().map_or_else(|_| Vec::new(), Self::files);
         match config {
             Ok(config) => {
-                let further = match Plan::new(&config, env) {
+                let further = match Plan::new(&config, env, None) {
                     Ok(_) if problems.is_empty() => return Ok(config),
                     Ok(_) => Vec::new(),
                     Err(error) => error.problems().to_vec(),
@@ -190,7 +190,7 @@ impl Config {
     ///
     /// All that is wrong with it.
     pub fn check(&self) -> Result<(), ConfigError> {
-        Plan::new(self, &process_env).map(drop)
+        Plan::new(self, &process_env, None).map(drop)
     }
 
     /// The files that it refers to: secrets and price lists. For whoever looks whether anything has changed.

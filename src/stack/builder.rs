@@ -35,7 +35,7 @@ use tower_service::Service;
 /// Where the variables are that secrets are read from.
 pub(super) type Env = Arc<dyn Fn(&str) -> Option<String> + Send + Sync>;
 
-/// Builds a stack of a configuration, and of what a program has of its own.
+/// Builds a stack of a configuration, and of what a program has of its own. What this replaces need not be compiled in.
 ///
 /// ```
 /// use llm_layers::{
@@ -261,6 +261,7 @@ impl<O: Observer> StackBuilder<O> {
     /// Outside of a tokio runtime.
     pub async fn build(self) -> Result<(BoxService, Handle), StackError> {
         let plan = self.plan()?;
+        let given = self.given();
         let has = |part| self.is_there(part, &plan);
         let ledger = match (&self.usage_sink, &plan.usage) {
             _ if !self.order.contains(&Part::Usage) && !self.order.contains(&Part::Hits) => None,
@@ -287,6 +288,7 @@ impl<O: Observer> StackBuilder<O> {
             .with_queue(server.max_waiting, server.max_wait.0);
         let wrap = Around { observer: self.observer.clone(), capture: self.capture };
         let lasting = Lasting {
+            given,
             order: self.order.clone(),
             env: self.env,
             ledger,
@@ -337,7 +339,7 @@ impl<O: Observer> StackBuilder<O> {
         let env = &*self.env;
         let mut problems = order::check(&self.order, &self.config);
         problems.extend(self.misfitting_leaves());
-        let plan = Plan::new(&self.config, &|name| env(name));
+        let plan = Plan::new(&self.config, &|name| env(name), Some(&self.given()));
         match &plan {
             Ok(plan) => problems.extend(self.idle(plan)),
             Err(error) => problems.splice(..0, error.problems().iter().cloned()).for_each(drop),

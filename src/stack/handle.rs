@@ -17,7 +17,10 @@ use crate::{
     cache::{CacheStats, EpochKind},
     clock::after,
     concurrency::ConcurrencyLimitLayer,
-    config::{Config, ConfigError, Problem, plan::Plan},
+    config::{
+        Config, ConfigError, Problem,
+        plan::{Given, Plan},
+    },
     fallback::FallbackLayer,
     policies::{DepartmentPolicy, Policies},
     price::Prices,
@@ -80,6 +83,7 @@ pub(super) type Rebuild = Box<dyn Fn(&Layers) + Send + Sync>;
 
 /// What stays when the configuration changes.
 pub(super) struct Lasting {
+    pub(super) given: Given,
     pub(super) order: Vec<Part>,
     pub(super) env: Env,
     pub(super) ledger: Option<Ledger>,
@@ -304,7 +308,7 @@ impl Handle {
         let env = &*shared.lasting.env;
         let running = shared.running.load_full();
         let lasting = &shared.lasting;
-        let plan = Plan::new(&config, &|name| env(name));
+        let plan = Plan::new(&config, &|name| env(name), Some(&lasting.given));
         let mut problems = plan.as_ref().err().map_or_else(Vec::new, |error| error.problems().to_vec());
         let new = (&config, plan.as_ref().ok());
         problems.extend(restart::needed((&running.config, &running.plan), new, lasting));

@@ -62,16 +62,19 @@ pub(crate) struct Given {
 pub(super) struct Check<'a> {
     config: &'a Config,
     env: Env<'a>,
+    given: Option<&'a Given>,
     problems: Vec<Problem>,
     warnings: Vec<Problem>,
 }
 
 impl Plan {
+    /// What is `given` by the program need not be compiled in; `None` if nobody knows what it will give.
+    ///
     /// # Errors
     ///
     /// All that is wrong.
-    pub(crate) fn new(config: &Config, env: Env<'_>) -> Result<Self, ConfigError> {
-        let mut check = Check { config, env, problems: Vec::new(), warnings: Vec::new() };
+    pub(crate) fn new(config: &Config, env: Env<'_>, given: Option<&Given>) -> Result<Self, ConfigError> {
+        let mut check = Check { config, env, given, problems: Vec::new(), warnings: Vec::new() };
         let plan = check.plan();
         let Check { mut problems, mut warnings, .. } = check;
         for problem in problems.iter_mut().chain(&mut warnings) {
@@ -103,6 +106,11 @@ impl Check<'_> {
 
     fn needs(&mut self, entry: impl Into<String>, what: &str, feature: &str) {
         self.problem(entry, format_args!("{what} is not compiled in: it needs the feature `{feature}`"));
+    }
+
+    /// Whether the program has, or may have, something in place of this.
+    fn may_be_given(&self, is_it: impl FnOnce(&Given) -> bool) -> bool {
+        self.given.is_none_or(is_it)
     }
 
     fn secret(&mut self, entry: &str, secret: Option<&Secret>) -> Option<Revealed> {

@@ -86,7 +86,8 @@ impl Check<'_> {
             if name.trim().is_empty() || name.contains('/') {
                 self.problem(&path, "the name must not be empty or have a slash in it");
             }
-            let deployments = self.deployments(&path, provider);
+            let is_replaced = self.may_be_given(|given| given.leaves.contains(name.as_str()));
+            let deployments = self.deployments(&path, provider, is_replaced);
             let mut models = Vec::<Box<str>>::new();
             let mut max_outputs = Vec::new();
             for (at, model) in provider.models.iter().enumerate() {
@@ -143,7 +144,7 @@ impl Check<'_> {
             .with_total(own.total.unwrap_or(all.total).0)
     }
 
-    fn deployments(&mut self, path: &str, provider: &Provider) -> Vec<PlannedDeployment> {
+    fn deployments(&mut self, path: &str, provider: &Provider, is_replaced: bool) -> Vec<PlannedDeployment> {
         let Provider { base_url, api_key, headers, trace_headers, deployments, .. } = provider;
         let own = [
             ("base_url", base_url.is_some()),
@@ -162,13 +163,15 @@ impl Check<'_> {
                 self.nothing_of_openais(path, provider);
                 return Vec::new();
             }
-            Kind::Openai if !cfg!(feature = "hyper-client") => {
+            Kind::Openai if !cfg!(feature = "hyper-client") && !is_replaced => {
                 self.needs(path, "the client for OpenAI-compatible servers", "hyper-client");
             }
             Kind::Openai => {}
             _ if self.nothing_of_openais(path, provider) => {}
             _ if !cfg!(feature = "genai") => {
-                self.needs(field(path, "kind"), "this dialect", "genai");
+                if !is_replaced {
+                    self.needs(field(path, "kind"), "this dialect", "genai");
+                }
                 return Vec::new();
             }
             _ => {}

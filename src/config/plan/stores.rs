@@ -95,18 +95,21 @@ impl Check<'_> {
             return None;
         }
         let entry = |name| field("usage", name);
-        if !cfg!(feature = "rusqlite") {
+        let is_replaced = self.may_be_given(|given| given.usage_sink);
+        if !cfg!(feature = "rusqlite") && !is_replaced {
             let what = "the record of usage in SQLite";
             self.needs("usage", what, "rusqlite");
         }
         self.file(entry("path"), Some(&usage.path));
         self.file(entry("outbox"), usage.redis.as_ref().map(|_| &usage.outbox));
         let shared =
-            self.redis("usage", usage.redis.as_ref(), usage.redis_cluster).map(|redis| SharedUsage {
-                redis,
-                keep: usage.redis_keep.0,
-                outbox: usage.outbox.clone(),
-                outbox_max_bytes: usage.outbox_max_bytes,
+            self.redis("usage", usage.redis.as_ref(), usage.redis_cluster, is_replaced).map(|redis| {
+                SharedUsage {
+                    redis,
+                    keep: usage.redis_keep.0,
+                    outbox: usage.outbox.clone(),
+                    outbox_max_bytes: usage.outbox_max_bytes,
+                }
             });
         if usage.redis.is_none() {
             let default = crate::config::Usage::default();
@@ -140,9 +143,18 @@ impl Check<'_> {
     }
 
     #[cfg_attr(not(feature = "redis"), expect(unused_variables, reason = "there is nothing to make"))]
-    fn redis(&mut self, path: &str, address: Option<&Secret>, is_cluster: bool) -> Option<RedisPlan> {
+    fn redis(
+        &mut self,
+        path: &str,
+        address: Option<&Secret>,
+        is_cluster: bool,
+        is_replaced: bool,
+    ) -> Option<RedisPlan> {
         let entry = field(path, "redis");
         let address = self.secret(&entry, Some(address?))?;
+        if !cfg!(feature = "redis") && !is_replaced {
+            self.needs(&entry, "Redis", "redis");
+        }
         #[cfg(feature = "redis")]
         {
             use crate::store::{Redis, RedisOptions};
@@ -162,7 +174,6 @@ impl Check<'_> {
         #[cfg(not(feature = "redis"))]
         {
             drop(address);
-            self.needs(entry, "Redis", "redis");
             None
         }
     }
@@ -310,7 +321,8 @@ impl Check<'_> {
 
     fn counters(&mut self, quota: &Quota, is_used: bool) -> Counters {
         let entry = |name| field("quota", name);
-        let shared = self.redis("quota", quota.redis.as_ref(), quota.redis_cluster);
+        let is_replaced = self.may_be_given(|given| given.quota_store);
+        let shared = self.redis("quota", quota.redis.as_ref(), quota.redis_cluster, is_replaced);
         let otherwise = if quota.redis.is_some() { QuotaStoreKind::Redis } else { QuotaStoreKind::Sqlite };
         let store = quota.store.unwrap_or(otherwise);
         if quota.path.is_some() && store != QuotaStoreKind::Sqlite {
@@ -338,7 +350,7 @@ impl Check<'_> {
             }
             (QuotaStoreKind::Sqlite, _) => {
                 let path = quota.path.clone().unwrap_or_else(|| "quota.db".into());
-                if is_used && !cfg!(feature = "rusqlite") {
+                if is_used && !cfg!(feature = "rusqlite") && !is_replaced {
                     self.needs("quota", "counting in SQLite", "rusqlite");
                 }
                 if is_used && self.config.usage.enabled && path == self.config.usage.path {
@@ -389,10 +401,11 @@ impl Check<'_> {
     pub(super) fn cache(&mut self) -> Option<CachePlan> {
         let cache = self.config.cache.as_ref().filter(|cache| cache.enabled)?;
         let entry = |name| field("cache", name);
-        if !cfg!(feature = "moka") {
+        let is_replaced = self.may_be_given(|given| given.cache_store);
+        if !cfg!(feature = "moka") && !is_replaced {
             self.needs("cache", "the cache in memory", "moka");
         }
-        let shared = self.redis("cache", cache.redis.as_ref(), cache.redis_cluster);
+        let shared = self.redis("cache", cache.redis.as_ref(), cache.redis_cluster, is_replaced);
         let secret = self.secret(&entry("secret"), cache.secret.as_ref());
         if cache.redis.is_some() && cache.secret.is_none() {
             self.problem(entry("secret"), "is missing; all gateways that share a cache need the same");
@@ -408,7 +421,7 @@ impl Check<'_> {
                 }
             }
         }
-        if cache.encrypt && !cfg!(feature = "encrypt") {
+        if cache.encrypt && !cfg!(feature = "encrypt") && !is_replaced {
             self.needs(entry("encrypt"), "encryption", "encrypt");
         }
         if !cache.coalesce && cache.max_flights.is_some() {
