@@ -150,6 +150,17 @@ impl RequestContext {
         self
     }
 
+    /// As [`with_timeout`](Self::with_timeout), unless there is an earlier deadline.
+    #[cfg(feature = "axum")]
+    pub(crate) fn with_timeout_within(self, timeout: Duration) -> Self {
+        let deadline = self.deadline();
+        let other = self.with_timeout(timeout);
+        match (deadline, other.deadline()) {
+            (Some(deadline), Some(later)) if later > deadline => other.with_deadline(deadline),
+            _ => other,
+        }
+    }
+
     /// The same, from somebody who waits as long as it takes.
     pub(crate) fn without_deadline(mut self) -> Self {
         if self.deadline().is_some() {

@@ -7,7 +7,7 @@ use axum_core::{
     response::{IntoResponse, Response},
 };
 use bytes::Bytes;
-use futures_util::stream;
+use futures_util::{StreamExt as _, stream};
 use http::{StatusCode, header};
 use http_body::Body as _;
 use http_body_util::BodyExt;
@@ -24,6 +24,7 @@ use llm_layers::{
         axum::{ChatAnswer, ChatRequest, ErrorResponse, Events, MessagesRequest},
         into_chunks,
     },
+    timeout::CallTimeoutLayer,
 };
 use serde_json::{Value, json};
 use std::{
@@ -218,7 +219,6 @@ async fn an_id_that_may_not_be_repeated_is_none() {
 
 #[tokio::test]
 async fn what_a_client_asks_of_the_cache_is_in_the_context_and_only_narrows_what_the_host_has_said() {
-    const MESSAGE: &str = r#"{"model":"fast","max_tokens":9,"messages":[{"role":"user","content":"Hi"}]}"#;
     let seconds = Duration::from_secs;
     let host = CacheControl::new().with_no_store().with_max_age(seconds(60));
     let cases = [
@@ -245,6 +245,102 @@ async fn what_a_client_asks_of_the_cache_is_in_the_context_and_only_narrows_what
     let mut old = post("application/json", CHAT);
     old.headers_mut().insert(header::PRAGMA, "no-cache".parse().unwrap());
     assert!(extract(old).await.unwrap().context.cache_control().no_cache);
+}
+
+const MESSAGE: &str = r#"{"model":"fast","max_tokens":9,"messages":[{"role":"user","content":"Hi"}]}"#;
+
+/// What the extractors of both dialects make of a request with this timeout.
+async fn timed(said: &[u8], host: Option<Duration>) -> [Result<LlmRequest, ErrorResponse>; 2] {
+    let request = |body: &'static str| {
+        let mut request = post("application/json", body);
+        let host = host.map(|host| RequestContext::new().with_timeout(host));
+        request.extensions_mut().insert(host.unwrap_or_default());
+        request.headers_mut().insert("x-llm-timeout", http::HeaderValue::from_bytes(said).unwrap());
+        request
+    };
+    [
+        ChatRequest::from_request(request(CHAT), &()).await.map(|chat| chat.0),
+        MessagesRequest::from_request(request(MESSAGE), &()).await.map(|message| message.0),
+    ]
+}
+
+#[tokio::test(start_paused = true)]
+async fn seed_26_a_call_ends_when_its_caller_stops_waiting() {
+    let second = Duration::from_secs(1);
+    let now = tokio::time::Instant::now().into_std();
+    for (said, host, expected) in [
+        ("2.5", None, 2.5),
+        (" 30 ", None, 30.0),
+        (".5", None, 0.5),
+        ("30", Some(3 * second), 3.0),
+        ("1", Some(3 * second), 1.0),
+        ("99999999999999999999999", Some(3 * second), 3.0),
+    ] {
+        for request in timed(said.as_bytes(), host).await {
+            let deadline = request.unwrap().context.deadline();
+            assert_eq!(deadline, Some(now + Duration::from_secs_f64(expected)), "{said}");
+        }
+    }
+    // It bounds the head of an answer, and a stream that has begun; and the stack's own bounds hold all the same.
+    for (is_begun, said, expected) in
+        [(false, "2.5", 2.5), (true, "2.5", 2.5), (false, "999", 9.0), (true, "9".repeat(400).as_str(), 9.0)]
+    {
+        for dialect in 0..2 {
+            let request = timed(said.as_bytes(), None).await.into_iter().nth(dialect).unwrap();
+            let leaf = tower::service_fn(move |request: LlmRequest| async move {
+                let begun = stream::iter([Ok::<_, Error>(StreamChunk::text("Hi"))]).chain(stream::pending());
+                match is_begun {
+                    true => Ok::<_, Error>(LlmResponse::new(request.model, ChunkStream::new(begun))),
+                    false => std::future::pending().await,
+                }
+            });
+            let started = tokio::time::Instant::now();
+            let service = CallTimeoutLayer::new().with_total(9 * second).layer(leaf);
+            let error = match tower::ServiceExt::oneshot(service, request.unwrap()).await {
+                Ok(answer) => answer.text().await.unwrap_err(),
+                Err(error) => error,
+            };
+            let phase = if expected < 9.0 { TimeoutPhase::Deadline } else { TimeoutPhase::Total };
+            assert!(matches!(error.kind(), ErrorKind::Timeout { phase: at } if *at == phase), "{error}");
+            assert_eq!(error.status(), 504);
+            let took = started.elapsed().as_secs_f64();
+            assert!((expected..expected + 0.01).contains(&took), "{said} {took}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_timeout_that_cannot_be_read_is_the_callers_mistake() {
+    for said in [
+        "",
+        "0",
+        "0.000",
+        "0.0000000001",
+        "-1",
+        "+1",
+        "1e3",
+        "inf",
+        "nan",
+        "5s",
+        "1.2.3",
+        ".",
+        "1,5",
+        "\u{fc}",
+    ] {
+        for refused in timed(said.as_bytes(), None).await {
+            let (head, body) = parts(refused.unwrap_err().into_response()).await;
+            assert_eq!(head.status, 400, "{said}");
+            let body: Value = serde_json::from_slice(&body).unwrap();
+            let message = "`x-llm-timeout` must be a number of seconds above 0";
+            assert_eq!(body["error"]["message"], message, "{said}");
+        }
+    }
+    let mut twice = post("application/json", CHAT);
+    for said in ["1", "2"] {
+        twice.headers_mut().append("x-llm-timeout", said.parse().unwrap());
+    }
+    let (status, body) = extract(twice).await.unwrap_err();
+    assert_eq!((status, &body["error"]["param"]), (400, &json!("x-llm-timeout")));
 }
 
 #[tokio::test]

@@ -8,6 +8,7 @@
 //! * [`anthropic`]: the same in Anthropic's Messages dialect.
 //! * Decisions: [`write_decisions`] shows in headers how an answer came to be, for people who debug.
 //! * The cache: [`cache_control`] reads what a client asks of it, [`cache_status_of`] and [`age_seconds`] say what it did.
+//! * How long a caller waits: [`timeout`] reads it of a [header](TIMEOUT).
 //! * How much a request may ask: with the feature `config`, `body_limits` is what a configuration says of it.
 //! * Who asks: an application that is trusted says in [headers](STATED) for whom; [`stated_context`] reads them.
 //! * `axum` (the feature of that name): extractor, responder, server-sent events.
@@ -32,6 +33,7 @@ mod edge;
 mod limits;
 mod sse;
 mod stated;
+mod timeout;
 #[cfg(feature = "tonic")]
 pub mod tonic;
 mod whole;
@@ -44,6 +46,7 @@ pub use self::{
     edge::{Asked, FillIn},
     sse::{DONE, KEEP_ALIVE, error_event, write_event},
     stated::{STATED, StatedError, stated_context, states_identity},
+    timeout::{TIMEOUT, timeout},
     whole::{into_chunks, into_stream},
 };
 

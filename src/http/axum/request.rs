@@ -17,13 +17,15 @@ use std::{io, time::Duration};
 ///
 /// Takes the [`RequestContext`] and the [`BodyLimits`] from the request's extensions, where your middleware
 /// has put them, and the request's id from `x-request-id` if the context has none: set or check that header
-/// before, it is the client's word otherwise. What the client asks of the cache, by `Cache-Control` and `Pragma`, is added to what
+/// before, it is the client's word otherwise. How long the caller waits, by [`x-llm-timeout`](crate::http::timeout), is the
+/// [deadline](RequestContext::deadline) from when the headers have come, unless the context has an earlier one; time limits in the stack hold
+/// all the same. What the client asks of the cache, by `Cache-Control` and `Pragma`, is added to what
 /// the context says of it, and only narrows that: see [`cache_control`](crate::http::cache_control).
 ///
 /// # Errors
 ///
 /// 415 unless the content type is `application/json` or ends in `+json`, or for a body that is compressed, 413 for a body over the limit, 400
-/// for a body that is not a chat request, or none that HTTP knows; each in OpenAI's shape.
+/// for a body that is not a chat request, or none that HTTP knows, or for a timeout that cannot be read; each in OpenAI's shape.
 #[derive(Debug, Clone)]
 pub struct ChatRequest(pub LlmRequest);
 
@@ -82,8 +84,13 @@ async fn read(
     }
     let control = context.cache_control().and(edge::cache_control(&parts.headers));
     context = context.with_cache_control(control);
+    let timeout = edge::timeout(&parts.headers);
+    if let Ok(Some(timeout)) = timeout {
+        context = context.with_timeout_within(timeout);
+    }
     let limits = parts.extensions.remove::<BodyLimits>().unwrap_or_default();
     let read = async {
+        timeout?;
         if !is_json(&parts.headers) {
             return Err(Error::invalid_body(InvalidReason::MediaType));
         }
