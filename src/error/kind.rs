@@ -322,6 +322,7 @@ impl QuotaExceeded {
             current: limit,
             reserved: 0,
             resets_at: SystemClock.in_future(resets_in),
+            resets_in,
             retry_after: resets_in,
             in_flight_only: false,
         }
