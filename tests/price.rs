@@ -86,11 +86,11 @@ fn rate() -> impl Strategy<Value = Written> {
 }
 
 /// A step of a price: for which prompts and tier, and the rates that it has, in the order of the members of [`Rates`].
-type Step = ((Option<u64>, ServiceTier), [Option<Written>; 7]);
+type Step = ((Option<u64>, ServiceTier), [Option<Written>; 12]);
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let some = || proptest::option::weighted(0.7, rate());
-    let rates = [some(), some(), some(), some(), some(), some(), some()];
+    let rates = [(); 12].map(|()| some());
     let key = (
         proptest::option::of(prop_oneof![0_u64..4, Just(200_000_u64), 0_u64..400_000]),
         proptest::sample::select(&ServiceTier::ALL[..]),
@@ -110,6 +110,11 @@ fn price(steps: &[Step]) -> Price {
         rates.output = rate(4);
         rates.reasoning = rate(5);
         rates.request = rate(6);
+        rates.input_audio = rate(7);
+        rates.input_image = rate(8);
+        rates.cache_read_audio = rate(9);
+        rates.output_audio = rate(10);
+        rates.output_image = rate(11);
         price = match (above, tier) {
             (Some(above), tier) => price.with_service_tier_above(*tier, *above, rates),
             (None, ServiceTier::Standard) => {
@@ -132,8 +137,9 @@ fn tokens() -> impl Strategy<Value = u64> {
 
 fn usage() -> impl Strategy<Value = TokenUsage> {
     let part = || proptest::option::of((0_u32..=100).prop_map(u128::from));
-    (tokens(), tokens(), part(), part(), part(), part()).prop_map(
-        |(input, output, read, write, hour, thought)| {
+    let media = (part(), part(), part(), part());
+    (tokens(), tokens(), part(), part(), part(), part(), media).prop_map(
+        |(input, output, read, write, hour, thought, (heard, seen, spoken, drawn))| {
             let share = |whole: u64, part: u128| u64::try_from(u128::from(whole) * part / 100).unwrap();
             let mut usage = TokenUsage::new(input, output);
             usage.cache_read_tokens = read.map(|part| share(input, part));
@@ -142,6 +148,13 @@ fn usage() -> impl Strategy<Value = TokenUsage> {
             let written = usage.cache_write_tokens;
             usage.cache_write_1h_tokens = hour.zip(written).map(|(part, written)| share(written, part));
             usage.reasoning_tokens = thought.map(|part| share(output, part));
+            usage.input_audio_tokens = heard.map(|part| share(input, part));
+            let rest = input - usage.input_audio_tokens.unwrap_or(0);
+            usage.input_image_tokens = seen.map(|part| share(rest, part));
+            let said = output - usage.reasoning_tokens.unwrap_or(0);
+            usage.output_audio_tokens = spoken.map(|part| share(said, part));
+            let rest = said - usage.output_audio_tokens.unwrap_or(0);
+            usage.output_image_tokens = drawn.map(|part| share(rest, part));
             usage
         },
     )
@@ -165,15 +178,33 @@ fn exact_cost(steps: &[Step], tier: ServiceTier, usage: &TokenUsage) -> Option<B
         usage.reasoning_tokens,
     ]
     .map(|part| part.unwrap_or(0));
+    let [audio, images, spoken, drawn] = [
+        usage.input_audio_tokens,
+        usage.input_image_tokens,
+        usage.output_audio_tokens,
+        usage.output_image_tokens,
+    ]
+    .map(|part| part.unwrap_or(0));
+    // What is both cached and audio is as little as can be.
+    let new = input - read - written;
+    let heard = audio.min(new);
+    let seen = images.min(new - heard);
+    let heard_before = (audio - heard).min(read);
+    let said = usage.output_tokens.unwrap() - thought;
     let charges = [
-        (input - read - written, named(0)),
-        (read, named(1).or(named(0))),
+        (new - heard - seen, named(0)),
+        (heard, named(7).or(named(0))),
+        (seen, named(8).or(named(0))),
+        (read - heard_before, named(1).or(named(0))),
+        (heard_before, named(9).or(named(1)).or(named(0))),
         (written - hour, named(2).or(named(0))),
         (hour, named(3).or(named(2)).or(named(0))),
-        (usage.output_tokens.unwrap() - thought, named(4)),
+        (said - spoken - drawn, named(4)),
+        (spoken, named(10).or(named(4))),
+        (drawn, named(11).or(named(4))),
         (thought, thought_or_said.and_then(|(_, rates)| rates[5].as_ref().or(rates[4].as_ref()))),
     ];
-    if (0..6).all(|class| named(class).is_none()) && named(6).is_some() {
+    if (0..12).all(|class| named(class).is_some() == (class == 6)) {
         // By the request, and by nothing else.
         return named(6).map(|written| written.exact.clone());
     }
@@ -228,6 +259,28 @@ fn the_most_that_a_prompt_costs_rises_with_the_first_token_that_costs_more() {
     for (input, most) in [(999, "0.000999"), (1000, "0.001"), (1001, "0.002002"), (1002, "0.002004")] {
         assert_eq!(price.at_most(ServiceTier::Standard, input, 0), Ok(usd(most)), "{input}");
     }
+}
+
+#[test]
+fn audio_and_images_have_rates_of_their_own() {
+    let rate = |text: &str| Rate::each(text).unwrap();
+    let rates = million("2.5", "10").with_input_audio(rate("3.2e-5")).with_output_audio(rate("6.4e-5"));
+    let usage = TokenUsage::new(1000, 500).with_input_audio_tokens(950).with_output_audio_tokens(480);
+    assert_eq!(Price::new(rates).cost(&usage), Ok(usd("0.061445")));
+    assert_eq!(Price::new(rates).cost(&TokenUsage::new(1000, 500)), Ok(usd("0.0075")));
+    assert_eq!(Price::new(rates).at_most(ServiceTier::Standard, 1000, 500), Ok(usd("0.064")));
+    // Without one they cost what text costs.
+    assert_eq!(Price::new(million("2.5", "10")).cost(&usage), Ok(usd("0.0075")));
+    // An answer that is nothing but images needs no price of text.
+    let images = Price::new(Rates::new().with_input(rate("5e-6")).with_output_image(rate("4e-5")));
+    assert_eq!(images.cost(&TokenUsage::new(10, 1000).with_output_image_tokens(1000)), Ok(usd("0.04005")));
+    let unpriced = CostError::Unpriced { class: TokenClass::Output };
+    assert_eq!(images.cost(&TokenUsage::new(10, 1001).with_output_image_tokens(1000)), Err(unpriced));
+    // Audio that is read from the provider's cache.
+    let rates = million("0.3", "2.5").with_input_audio(rate("1e-6")).with_cache_read(rate("3e-8"));
+    let usage = TokenUsage::new(1000, 0).with_cache_read_tokens(900).with_input_audio_tokens(500);
+    assert_eq!(Price::new(rates).cost(&usage), Ok(usd("0.000127")));
+    assert_eq!(Price::new(rates.with_cache_read_audio(rate("1e-7"))).cost(&usage), Ok(usd("0.000155")));
 }
 
 #[test]
@@ -346,6 +399,13 @@ const CATALOGUE: &str = r#"{
         "input_cost_per_token_ultrafast": 6e-06, "output_cost_per_token_ultrafast": 1.2e-05,
         "input_cost_per_token_balanced": 7e-07
     },
+    "speech": {
+        "input_cost_per_token": 3e-07, "output_cost_per_token": 2.5e-06, "cache_read_input_token_cost": 3e-08,
+        "input_cost_per_audio_token": 1e-06, "input_cost_per_audio_token_batches": 5e-07,
+        "cache_read_input_audio_token_cost": 1e-07, "output_cost_per_audio_token": 1e-05,
+        "input_cost_per_image_token": 4e-07, "output_cost_per_image_token": 3e-05
+    },
+    "recorder": { "input_cost_per_audio_token": 1e-06, "output_cost_per_audio_token": 1e-06 },
     "null": { "input_cost_per_token": null },
     "free": { "input_cost_per_token": 0.0, "output_cost_per_token": 0 }
 }"#;
@@ -388,6 +448,13 @@ fn what_litellm_writes_in_names_is_understood() {
     let usage = TokenUsage::new(200_001, 0).with_cache_write_tokens(1).with_cache_write_1h_tokens(1);
     assert_eq!(cost("claude-opus", usage), usd("3.00006"));
 
+    let usage = TokenUsage::new(1000, 100).with_input_audio_tokens(500).with_input_image_tokens(200);
+    let usage = usage.with_output_audio_tokens(50).with_output_image_tokens(30);
+    assert_eq!(at("speech", ServiceTier::Standard, usage), usd("0.00212"));
+    assert_eq!(at("speech", ServiceTier::Batch, usage), usd("0.00187"));
+    let usage = TokenUsage::new(1000, 0).with_cache_read_tokens(1000).with_input_audio_tokens(500);
+    assert_eq!(cost("speech", usage), usd("0.000065"));
+
     assert_eq!(cost("xai/grok", TokenUsage::new(127_999, 0)), usd("0.383997"));
     assert_eq!(cost("xai/grok", TokenUsage::new(128_000, 0)), usd("0.768"));
     let usage = TokenUsage::new(1000, 0).with_cache_read_tokens(1000);
@@ -410,13 +477,14 @@ fn bad_entries_are_skipped_and_told_and_the_others_stand() {
     let skipped: Vec<_> = book.skipped().collect();
     let of =
         |entry: &str| -> &PriceProblem { skipped.iter().find(|problem| &*problem.entry == entry).unwrap() };
-    assert_eq!(skipped.len(), 14, "{skipped:?}");
-    assert_eq!(book.len(), 11, "{:?}", book.entries().collect::<Vec<_>>());
+    assert_eq!(skipped.len(), 15, "{skipped:?}");
+    assert_eq!(book.len(), 12, "{:?}", book.entries().collect::<Vec<_>>());
     assert_eq!(of("sample_spec").reason, PriceReason::Example);
     assert_eq!(of("sample_spec").line, Some(2));
     assert_eq!(of("github_copilot/gpt-4o").reason, PriceReason::NoTokenPrice);
     assert_eq!(of("image").reason, PriceReason::NoTokenPrice);
     assert_eq!(of("song").reason, PriceReason::NoTokenPrice, "it is not free because it is paid otherwise");
+    assert_eq!(of("recorder").reason, PriceReason::NoTokenPrice, "of text nothing is said");
     assert_eq!(of("null").reason, PriceReason::NoTokenPrice);
     assert_eq!(of("list").reason, PriceReason::Mistyped { expected: "an object" });
     assert_eq!(of("boolean").reason, PriceReason::Mistyped { expected: "a number" });
@@ -608,6 +676,24 @@ mod toml {
             cost(exact, ServiceTier::Standard, TokenUsage::new(1_000_000_000, 0)),
             usd("100.000000001")
         );
+    }
+
+    #[test]
+    fn audio_and_images_have_names_of_their_own() {
+        let list = r#"
+            [models.m]
+            input = "1"
+            output = "2"
+            input_audio = "10"
+            input_image = "3"
+            cache_read_audio = "5"
+            output_audio = "20"
+            output_image = "30"
+        "#;
+        let usage = TokenUsage::new(600, 600).with_input_audio_tokens(400).with_cache_read_tokens(300);
+        let usage = usage.with_output_audio_tokens(100).with_output_image_tokens(200);
+        let (input, output) = (300 * 10 + 100 * 5 + 200, 100 * 20 + 200 * 30 + 300 * 2);
+        assert_eq!(cost(list, ServiceTier::Standard, usage), NanoUsd::new((input + output) * 1000));
     }
 
     #[test]

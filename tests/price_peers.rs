@@ -34,6 +34,10 @@ fn usage(shape: &Value) -> (ServiceTier, TokenUsage) {
     usage.cache_read_tokens = tokens("cache_read");
     usage.cache_write_tokens = tokens("cache_write");
     usage.reasoning_tokens = tokens("reasoning");
+    usage.input_audio_tokens = tokens("input_audio");
+    usage.input_image_tokens = tokens("input_image");
+    usage.output_audio_tokens = tokens("output_audio");
+    usage.output_image_tokens = tokens("output_image");
     let tier =
         shape["tier"].as_str().map_or(ServiceTier::Standard, |name| ServiceTier::from_name(name).unwrap());
     (tier, usage)
@@ -82,6 +86,10 @@ impl Comparison<'_> {
             "two-rates" => self.provider == "perplexity" && self.ours.is_ok(),
             "no-service-tier" => {
                 self.provider == "fireworks_ai" && self.tier != ServiceTier::Standard && self.ours.is_ok()
+            }
+            "audio-tier" => {
+                self.tier == ServiceTier::Priority
+                    && self.ours.is_ok_and(|ours| ours.nanos() as f64 > self.theirs * 1e9)
             }
             "other-entry" => self.model.starts_with(&format!("{0}/{0}/", self.provider)),
             _ => false,

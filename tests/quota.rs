@@ -27,8 +27,8 @@ use llm_layers::{
         Adjustment, Amount, Applied, Baseline, ByteEstimator, Calendar, Days, Decision, Delta, Department,
         Departments, HistoryFuture, HistoryQuery, Hits, LeaseId, Limits, MemoryStore, Mode, OnTight, Quota,
         QuotaLayer, QuotaStore, Report, Reservation, Settlement, Standing, StoreError, StoreFuture,
-        Unbounded, Unpriced, Unreported, UsageHistory, Used, WindowName, Worker, WorkerOptions, audit,
-        repair,
+        TokenEstimator as _, Unbounded, Unpriced, Unreported, UsageHistory, Used, WindowName, Worker,
+        WorkerOptions, audit, repair,
     },
     testing::{ManualClock, Reply, Scripted, Step},
     usage::{Place, Slot, UsageEvent, UsageLayer, UsageSink},
@@ -319,6 +319,42 @@ async fn what_is_reserved_is_the_price_of_the_dearest_tier_that_may_serve_it() {
     assert_eq!(bench.provider.requests().len(), 0);
     bench.provider.push(whole(7, 3));
     bench.call(tier("default")).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_is_reserved_is_the_price_of_what_the_request_may_bring_and_get() {
+    const SHEET: &str = r#"{"p/model": {
+        "input_cost_per_token": 1e-06, "output_cost_per_token": 2e-06, "cache_read_input_audio_token_cost": 4e-06,
+        "input_cost_per_audio_token": 3e-06, "output_cost_per_audio_token": 1e-05, "output_cost_per_image_token": 3e-05
+    }}"#;
+    let book = PriceBook::from_litellm("sheet", SHEET.as_bytes()).unwrap();
+    let text = r#""hi""#;
+    let speech = r#"[{"type":"input_audio","input_audio":{"data":"UklGRg==","format":"wav"}}]"#;
+    let image = r#"[{"type":"image_url","image_url":{"url":"https://example.com/a.png"}}]"#;
+    let spoken = r#""hi","audio":{"id":"audio_1"}"#;
+    for (content, modalities, input, output) in [
+        (text, r#"["text"]"#, 1_000, 2_000),
+        (image, r#"["text"]"#, 1_000, 2_000),
+        (speech, r#"["text"]"#, 4_000, 2_000),
+        (spoken, r#"["text"]"#, 4_000, 2_000),
+        (text, r#"["text","audio"]"#, 1_000, 10_000),
+        (text, r#"["TEXT","IMAGE"]"#, 1_000, 30_000),
+        (text, "null", 1_000, 30_000),
+    ] {
+        let body = format!(
+            r#"{{"messages":[{{"role":"user","content":{content}}}],"max_tokens":100,"modalities":{modalities}}}"#
+        );
+        let request = ask(ChatBody::parse(body).unwrap());
+        let prompt = ByteEstimator::new().prompt_upper_bound(&request) as i64;
+        let bench = Bench::new(Limits::new());
+        let layer = QuotaLayer::new(bench.store.clone(), table(Limits::new()), book.clone());
+        let bench = Bench { layer: layer.with_clock(bench.clock.clone()), ..bench };
+        bench.provider.push(Reply::stall());
+        let mut call = Box::pin(bench.service().oneshot(request));
+        assert!((&mut call).now_or_never().is_none());
+        let reserved = bench.research().await.1;
+        assert_eq!(reserved.cost, NanoUsd::new(prompt * input + 100 * output), "{content} {modalities}");
+    }
 }
 
 #[tokio::test]

@@ -436,6 +436,68 @@ async fn a_call_costs_what_the_tier_costs_that_served_it() {
     }
 }
 
+/// Entries as LiteLLM has them.
+const DEARER_THAN_TEXT: &str = r#"{
+    "p/audio": { "input_cost_per_token": 2.5e-06, "output_cost_per_token": 1e-05,
+                 "input_cost_per_audio_token": 3.2e-05, "output_cost_per_audio_token": 6.4e-05 },
+    "p/image": { "input_cost_per_token": 3e-07, "output_cost_per_token": 2.5e-06, "output_cost_per_image_token": 3e-05 },
+    "p/text": { "input_cost_per_token": 2.5e-06, "output_cost_per_token": 1e-05 }
+}"#;
+
+const SPEECH: &str = r#"{"role":"user","content":[
+    {"type":"text","text":"Well?"},{"type":"input_audio","input_audio":{"data":"UklGRg==","format":"wav"}}]}"#;
+
+/// What a call comes to of which the provider reports this usage.
+async fn recorded(catalogue: &str, model: &str, message: &str, members: &str, usage: &str) -> UsageEvent {
+    let sink = MemorySink::new(8);
+    let book = PriceBook::from_litellm("litellm", catalogue.as_bytes()).unwrap();
+    let answer = format!(r#"{{"choices":[{{"message":{{"content":"Yes."}}}}],"usage":{usage}}}"#);
+    let provider = Scripted::new().reply(Reply::complete(Completion::parse(answer).unwrap()));
+    let body = ChatBody::parse(format!(r#"{{"messages":[{message}]{members}}}"#)).unwrap();
+    let service = UsageLayer::new(sink.clone(), book).layer(provider);
+    service.oneshot(LlmRequest::new(model, body)).await.unwrap();
+    only(&sink)
+}
+
+#[tokio::test(start_paused = true)]
+async fn audio_and_images_cost_what_they_cost_and_what_is_not_told_apart_the_dearest() {
+    const TEXT: &str = r#"{"role":"user","content":"Well?"}"#;
+    let counts = |input: &str, output: &str| {
+        format!(
+            r#"{{"prompt_tokens":1000,"completion_tokens":500,"prompt_tokens_details":{{{input}}},
+                "completion_tokens_details":{{{output}}}}}"#
+        )
+    };
+    let (exact, estimated) = (Certainty::Exact, Certainty::Estimated);
+    let both = r#","modalities":["text","audio"]"#;
+    let text = r#","modalities":["text"]"#;
+    let told = counts(r#""audio_tokens":950"#, r#""audio_tokens":480"#);
+    let nothing = counts(r#""audio_tokens":0"#, r#""audio_tokens":0"#);
+    let untold = counts("", "");
+    let drawn = counts("", r#""audio_tokens":0,"image_tokens":490"#);
+    for (model, message, members, usage, dollars, certainty) in [
+        ("p/audio", SPEECH, both, &told, "0.061445", exact),
+        // Whatever was asked for.
+        ("p/audio", TEXT, text, &told, "0.061445", exact),
+        ("p/audio", SPEECH, both, &nothing, "0.0075", exact),
+        ("p/audio", SPEECH, both, &untold, "0.064", estimated),
+        ("p/audio", SPEECH, text, &untold, "0.037", estimated),
+        ("p/audio", TEXT, text, &untold, "0.0075", exact),
+        // Who does not say what he wants may get either.
+        ("p/audio", TEXT, "", &untold, "0.0345", estimated),
+        ("p/image", TEXT, "", &drawn, "0.015025", exact),
+        ("p/image", TEXT, "", &untold, "0.0153", estimated),
+        ("p/image", TEXT, text, &untold, "0.00155", exact),
+        ("p/text", SPEECH, both, &told, "0.0075", exact),
+        ("p/text", SPEECH, both, &untold, "0.0075", exact),
+    ] {
+        let event = recorded(DEARER_THAN_TEXT, model, message, members, usage).await;
+        let amount = event.cost.amount.expect("a price");
+        assert_eq!(amount.to_string(), dollars, "{model} {members} {usage}");
+        assert_eq!(event.usage.certainty, certainty, "{model} {members} {usage}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_request_that_is_refused_costs_nothing_even_where_requests_do() {
     let rates = Rates::per_million("1", "2").unwrap().with_request(Rate::each("0.005").unwrap());

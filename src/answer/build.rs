@@ -59,18 +59,32 @@ fn json(usage: TokenUsage) -> Option<Value> {
     let (input, output) = (usage.input_tokens.unwrap_or(0), usage.output_tokens.unwrap_or(0));
     let mut out =
         json!({ "prompt_tokens": input, "completion_tokens": output, "total_tokens": input + output });
-    if usage.cache_read_tokens.or(usage.cache_write_tokens).is_some() {
-        let details = json!({ "cached_tokens": usage.cache_read_tokens.unwrap_or(0) });
-        out["prompt_tokens_details"] = details;
-        if let Some(written) = usage.cache_write_tokens {
-            out["prompt_tokens_details"]["cache_write_tokens"] = written.into();
+    // A member for each count that there is, and none if there is none.
+    let mut put = |details: &str, counts: &[(&str, Option<u64>)]| {
+        for (name, count) in counts {
+            if let Some(count) = count {
+                out[details][*name] = (*count).into();
+            }
         }
-    }
-    if let Some(hour) = usage.cache_write_1h_tokens {
-        out["cache_creation"] = json!({ "ephemeral_1h_input_tokens": hour });
-    }
-    if let Some(reasoning) = usage.reasoning_tokens {
-        out["completion_tokens_details"] = json!({ "reasoning_tokens": reasoning });
-    }
+    };
+    let read = usage.cache_read_tokens.or(usage.cache_write_tokens.map(|_| 0));
+    put(
+        "prompt_tokens_details",
+        &[
+            ("cached_tokens", read),
+            ("cache_write_tokens", usage.cache_write_tokens),
+            ("audio_tokens", usage.input_audio_tokens),
+            ("image_tokens", usage.input_image_tokens),
+        ],
+    );
+    put("cache_creation", &[("ephemeral_1h_input_tokens", usage.cache_write_1h_tokens)]);
+    put(
+        "completion_tokens_details",
+        &[
+            ("reasoning_tokens", usage.reasoning_tokens),
+            ("audio_tokens", usage.output_audio_tokens),
+            ("image_tokens", usage.output_image_tokens),
+        ],
+    );
     Some(out)
 }

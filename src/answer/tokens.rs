@@ -39,6 +39,14 @@ pub struct TokenUsage {
     pub cache_write_1h_tokens: Option<u64>,
     /// Of the output: thoughts.
     pub reasoning_tokens: Option<u64>,
+    /// Of the input: audio. These and images are for what the call costs; records of usage do not keep them.
+    pub input_audio_tokens: Option<u64>,
+    /// Of the input: images.
+    pub input_image_tokens: Option<u64>,
+    /// Of the output: audio.
+    pub output_audio_tokens: Option<u64>,
+    /// Of the output: images.
+    pub output_image_tokens: Option<u64>,
     /// How well these are known.
     pub certainty: Certainty,
 }
@@ -49,7 +57,7 @@ pub struct TokenUsage {
 pub enum Certainty {
     /// As the provider reported it.
     Exact,
-    /// Reported or counted in a way that leaves a doubt.
+    /// Reported or counted in a way that leaves a doubt, or without something that the cost depends on.
     Estimated,
     /// Not at all.
     #[default]
@@ -66,6 +74,10 @@ impl TokenUsage {
             cache_write_tokens: None,
             cache_write_1h_tokens: None,
             reasoning_tokens: None,
+            input_audio_tokens: None,
+            input_image_tokens: None,
+            output_audio_tokens: None,
+            output_image_tokens: None,
             certainty: Certainty::Exact,
         }
     }
@@ -95,6 +107,34 @@ impl TokenUsage {
     #[must_use]
     pub const fn with_reasoning_tokens(mut self, tokens: u64) -> Self {
         self.reasoning_tokens = Some(tokens);
+        self
+    }
+
+    /// Sets [`input_audio_tokens`](Self::input_audio_tokens).
+    #[must_use]
+    pub const fn with_input_audio_tokens(mut self, tokens: u64) -> Self {
+        self.input_audio_tokens = Some(tokens);
+        self
+    }
+
+    /// Sets [`input_image_tokens`](Self::input_image_tokens).
+    #[must_use]
+    pub const fn with_input_image_tokens(mut self, tokens: u64) -> Self {
+        self.input_image_tokens = Some(tokens);
+        self
+    }
+
+    /// Sets [`output_audio_tokens`](Self::output_audio_tokens).
+    #[must_use]
+    pub const fn with_output_audio_tokens(mut self, tokens: u64) -> Self {
+        self.output_audio_tokens = Some(tokens);
+        self
+    }
+
+    /// Sets [`output_image_tokens`](Self::output_image_tokens).
+    #[must_use]
+    pub const fn with_output_image_tokens(mut self, tokens: u64) -> Self {
+        self.output_image_tokens = Some(tokens);
         self
     }
 
@@ -180,6 +220,12 @@ impl TokenUsage {
         let uncached = self.input_tokens.map(|input| input - self.cache_read_tokens.unwrap_or(0));
         clamp(&mut self.cache_write_tokens, uncached);
         clamp(&mut self.cache_write_1h_tokens, self.cache_write_tokens);
+        let without = |whole: Option<u64>, part: Option<u64>| whole.map(|whole| whole - part.unwrap_or(0));
+        clamp(&mut self.input_audio_tokens, self.input_tokens);
+        clamp(&mut self.input_image_tokens, without(self.input_tokens, self.input_audio_tokens));
+        let said = without(self.output_tokens, self.reasoning_tokens);
+        clamp(&mut self.output_audio_tokens, said);
+        clamp(&mut self.output_image_tokens, without(said, self.output_audio_tokens));
         self
     }
 }
@@ -226,6 +272,10 @@ impl Counts {
             (Part::CacheWrite, br#""ephemeral_1h_input_tokens""#)
             | (Part::All, br#""claude_cache_creation_1_h_tokens""#) => &mut usage.cache_write_1h_tokens,
             (Part::All | Part::Output, br#""reasoning_tokens""#) => &mut usage.reasoning_tokens,
+            (Part::Input, br#""audio_tokens""#) => &mut usage.input_audio_tokens,
+            (Part::Input, br#""image_tokens""#) => &mut usage.input_image_tokens,
+            (Part::Output, br#""audio_tokens""#) => &mut usage.output_audio_tokens,
+            (Part::Output, br#""image_tokens""#) => &mut usage.output_image_tokens,
             _ => return,
         };
         let number = match tokens(value) {

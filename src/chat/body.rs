@@ -2,7 +2,7 @@ use super::{ChatBodyBuilder, MessageRef};
 use crate::{
     Error, InvalidReason, ModelName,
     json::{self, Walk},
-    price::Tiers,
+    price::{Media, Terms, Tiers},
 };
 use bytes::{BufMut, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
@@ -41,7 +41,7 @@ struct Inner {
     streaming: bool,
     input_bytes: usize,
     attached: Attached,
-    tiers: Tiers,
+    terms: Terms,
     further_models: Option<&'static str>,
     /// Whether the source is all of it, as it came.
     is_source: bool,
@@ -54,6 +54,8 @@ struct Inner {
 pub struct Attached {
     /// How many.
     pub parts: usize,
+    /// How many of them are images.
+    pub images: usize,
     /// The bytes of the images among them, or of what says where they are: no text that anybody reads.
     pub image_bytes: usize,
 }
@@ -171,7 +173,7 @@ impl ChatBody {
     }
 
     fn new(source: Bytes, members: Vec<Member>, attached: Attached, is_source: bool) -> Self {
-        let (mut streaming, mut input_bytes, mut tiers) = (false, 0, Tiers::STANDARD);
+        let (mut streaming, mut input_bytes, mut tiers, mut modalities) = (false, 0, Tiers::STANDARD, None);
         let mut further_models = None;
         for member in &members {
             match member.name_bytes(&source) {
@@ -179,12 +181,14 @@ impl ChatBody {
                 b"fallbacks" if names_any(member.value.get(&source)) => further_models = Some("fallbacks"),
                 b"stream" => streaming = member.value.get(&source) == b"true",
                 b"service_tier" => tiers = Tiers::named(member.value.get(&source)),
+                b"modalities" => modalities = Some(member.value.get(&source)),
                 b"messages" | b"tools" | b"functions" | b"response_format" => {
                     input_bytes += member.value.len()
                 }
                 _ => {}
             }
         }
+        let terms = Terms { tiers, media: Media::of(attached, modalities) };
         let digest = OnceLock::new();
         Self(Arc::new(Inner {
             source,
@@ -192,7 +196,7 @@ impl ChatBody {
             streaming,
             input_bytes,
             attached,
-            tiers,
+            terms,
             further_models,
             is_source,
             digest,
@@ -291,9 +295,9 @@ impl ChatBody {
         self.0.input_bytes
     }
 
-    /// The service tiers that it may be served in.
-    pub(crate) fn tiers(&self) -> Tiers {
-        self.0.tiers
+    /// What its price depends on.
+    pub(crate) fn terms(&self) -> Terms {
+        self.0.terms
     }
 
     /// The member by which the request names models that a provider may answer with in place of the one that it is asked
@@ -598,6 +602,11 @@ fn check_messages(messages: &[u8], limit: usize) -> Result<Attached, Error> {
             let (name, seen) = match name {
                 name if json::is_name(name, "role") => ("role", &mut role),
                 name if json::is_name(name, "content") => ("content", &mut content),
+                // What the model said aloud before, by its id.
+                name if json::is_name(name, "audio") && value.first() == Some(&b'{') => {
+                    attached.parts += 1;
+                    continue;
+                }
                 _ => continue,
             };
             if seen.replace(value).is_some() {
@@ -623,6 +632,7 @@ impl Attached {
         let kind = json::member(part, "type").and_then(json::string);
         if part.first() == Some(&b'{') && !matches!(kind.as_deref(), Some("text" | "refusal")) {
             self.parts += 1;
+            self.images += usize::from(kind.as_deref().is_some_and(|kind| kind.contains("image")));
             self.image_bytes += json::member(part, "image_url").map_or(0, <[u8]>::len);
         }
     }

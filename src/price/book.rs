@@ -1,10 +1,11 @@
 use super::{
-    cost::{Billed, CostError, Price, ServiceTier},
+    cost::{CostError, Price, ServiceTier},
     error::{PriceError, PriceErrorKind, PriceProblem, PriceReason},
     litellm,
     money::NanoUsd,
+    terms::Billed,
 };
-use crate::TokenUsage;
+use crate::{Certainty, TokenUsage};
 use arc_swap::ArcSwap;
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -377,12 +378,19 @@ impl Prices {
 
     /// What a call of `model` cost, if there is a price for all of it, and nothing more.
     pub(crate) fn amount(&self, model: &str, billed: &Billed) -> Option<NanoUsd> {
-        self.read(|book| book.price(model)?.bill(billed).ok())
+        self.read(|book| Some(book.price(model)?.bill(billed).ok()?.0))
     }
 
-    /// As [`amount`](Self::amount), and by which price.
-    pub(crate) fn bill(&self, model: &str, billed: &Billed) -> Cost {
-        self.cost_by(model, |price| price.bill(billed))
+    /// As [`amount`](Self::amount), and by which price. The usage is an estimate from then on where it does not tell what
+    /// the cost depends on.
+    pub(crate) fn bill(&self, model: &str, billed: &mut Billed) -> Cost {
+        self.cost_by(model, |price| {
+            let (amount, is_guess) = price.bill(billed)?;
+            if is_guess && billed.usage.certainty == Certainty::Exact {
+                billed.usage.certainty = Certainty::Estimated;
+            }
+            Ok(amount)
+        })
     }
 
     /// What a call of `model` cost in the standard tier.

@@ -1,8 +1,9 @@
 use super::{
     money::NanoUsd,
     rate::{PER_NANO, Rate, Rates, TokenClass},
+    terms::{Billed, Media, Terms, Tiers},
 };
-use crate::{TokenUsage, json};
+use crate::TokenUsage;
 use std::fmt;
 
 /// What a model costs: rates, and other rates for long prompts and for other service tiers.
@@ -52,20 +53,6 @@ pub enum ServiceTier {
     /// Before all others, with those who have one.
     Ultrafast,
 }
-
-/// What a call is billed for.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Billed {
-    /// Where nobody says in which, the dearest counts.
-    pub(crate) tiers: Tiers,
-    pub(crate) usage: TokenUsage,
-    /// None if it was refused.
-    pub(crate) requests: u64,
-}
-
-/// The tiers that a call was served in, or may have been: a bit each.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Tiers(u8);
 
 /// Why there is no cost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -144,7 +131,7 @@ impl Price {
 
     /// What a call cost, in the standard tier: the sum over all kinds of tokens, rounded up once to a nano-dollar.
     ///
-    /// Audio and images are charged like any other token.
+    /// Audio and images are what `usage` says of them: what it does not tell apart is charged as text.
     ///
     /// # Errors
     ///
@@ -160,20 +147,31 @@ impl Price {
     ///
     /// As [`cost`](Self::cost).
     pub fn cost_at(&self, tier: ServiceTier, usage: &TokenUsage) -> Result<NanoUsd, CostError> {
-        self.cost_of(tier, usage, 1)
+        self.charge(tier, usage, 1, Media::NONE)?.rounded_up()
     }
 
-    /// What a call cost, at most.
-    pub(crate) fn bill(&self, billed: &Billed) -> Result<NanoUsd, CostError> {
-        let Billed { tiers, ref usage, requests } = *billed;
+    /// What a call cost, at most, and whether that is more than what is known for certain.
+    pub(crate) fn bill(&self, billed: &Billed) -> Result<(NanoUsd, bool), CostError> {
+        let Billed { terms: Terms { tiers, media }, ref usage, requests } = *billed;
+        let cost = |tier| {
+            let sum = self.charge(tier, usage, requests, media)?;
+            Ok((sum.rounded_up()?, sum.is_guess))
+        };
         if tiers == Tiers::STANDARD || self.flat().is_some() {
-            return self.cost_of(ServiceTier::Standard, usage, requests);
+            return cost(ServiceTier::Standard);
         }
-        let costs = tiers.iter().map(|tier| self.cost_of(tier, usage, requests));
+        let costs = tiers.iter().map(cost);
         costs.reduce(|one, other| Ok(one?.max(other?))).unwrap_or(Err(CostError::Overflow))
     }
 
-    fn cost_of(&self, tier: ServiceTier, usage: &TokenUsage, requests: u64) -> Result<NanoUsd, CostError> {
+    /// What of the input or the output is not told to be something else is charged as the dearest that it may be.
+    fn charge(
+        &self,
+        tier: ServiceTier,
+        usage: &TokenUsage,
+        requests: u64,
+        media: Media,
+    ) -> Result<Sum, CostError> {
         let stepped;
         let rates = match self.flat() {
             Some(rates) if !rates.is_by_request() => rates,
@@ -187,21 +185,40 @@ impl Price {
         let written = usage.cache_write_tokens.unwrap_or(0).max(hour);
         let thought = usage.reasoning_tokens.unwrap_or(0);
         // Parts that exceed their whole are charged in full.
-        let plain = usage.input_tokens.map(|all| all.saturating_sub(read).saturating_sub(written));
+        let new = usage.input_tokens.map(|all| all.saturating_sub(read).saturating_sub(written));
         let said = usage.output_tokens.map(|all| all.saturating_sub(thought));
         let said = if rates.output.is_none() { said.or(Some(0)) } else { said };
         let mut sum = Sum::default();
-        sum.add(TokenClass::Input, plain, || rates.input)?;
+
+        let [heard, seen, plain] = apart(new, usage.input_audio_tokens, usage.input_image_tokens);
+        let may_hear = usage.input_audio_tokens.is_none() && media.has(Media::INPUT_AUDIO);
+        let may_see = usage.input_image_tokens.is_none() && media.has(Media::INPUT_IMAGE);
+        let doubts = [(may_hear, rates.input_audio), (may_see, rates.input_image)];
+        sum.add_doubtful(TokenClass::Input, plain, rates.input, doubts)?;
+        sum.add(TokenClass::InputAudio, heard, || rates.input_audio.or(rates.input))?;
+        sum.add(TokenClass::InputImage, seen, || rates.input_image.or(rates.input))?;
         if read | written > 0 {
-            sum.add(TokenClass::CacheRead, Some(read), || rates.cache_read.or(rates.input))?;
+            // Nobody says what was cached: audio as far as there is no other room for it.
+            let heard = usage.input_audio_tokens.unwrap_or(0).saturating_sub(heard.unwrap_or(0)).min(read);
+            let cache_read = rates.cache_read.or(rates.input);
+            let doubts = [(may_hear, rates.cache_read_audio), (false, None)];
+            sum.add_doubtful(TokenClass::CacheRead, Some(read - heard), cache_read, doubts)?;
+            sum.add(TokenClass::CacheReadAudio, Some(heard), || rates.cache_read_audio.or(cache_read))?;
             let cache_write = || rates.cache_write.or(rates.input);
             sum.add(TokenClass::CacheWrite, Some(written - hour), cache_write)?;
             sum.add(TokenClass::CacheWrite1h, Some(hour), || rates.cache_write_1h.or_else(cache_write))?;
         }
-        sum.add(TokenClass::Output, said, || rates.output)?;
+
+        let [spoken, drawn, plain] = apart(said, usage.output_audio_tokens, usage.output_image_tokens);
+        let may_speak = usage.output_audio_tokens.is_none() && media.has(Media::OUTPUT_AUDIO);
+        let may_draw = usage.output_image_tokens.is_none() && media.has(Media::OUTPUT_IMAGE);
+        let doubts = [(may_speak, rates.output_audio), (may_draw, rates.output_image)];
+        sum.add_doubtful(TokenClass::Output, plain, rates.output, doubts)?;
+        sum.add(TokenClass::OutputAudio, spoken, || rates.output_audio.or(rates.output))?;
+        sum.add(TokenClass::OutputImage, drawn, || rates.output_image.or(rates.output))?;
         sum.add(TokenClass::Reasoning, Some(thought), || rates.reasoning.or(rates.output))?;
         sum.add(TokenClass::Request, Some(requests), || rates.request.or(Some(Rate::FREE)))?;
-        sum.rounded_up()
+        Ok(sum)
     }
 
     /// The rates of a price that is the same for all, as most are.
@@ -213,7 +230,7 @@ impl Price {
     }
 
     /// The most that a call may cost whose prompt and answer have at most so many tokens: all of them of the
-    /// dearest kind, at the dearest length of prompt.
+    /// dearest kind, audio and images included, at the dearest length of prompt.
     ///
     /// # Errors
     ///
@@ -224,26 +241,70 @@ impl Price {
         input_tokens: u64,
         output_tokens: u64,
     ) -> Result<NanoUsd, CostError> {
+        self.most(tier, Media::ALL, input_tokens, output_tokens)
+    }
+
+    /// As [`at_most`](Self::at_most), where tokens may be no more than text and these.
+    fn most(
+        &self,
+        tier: ServiceTier,
+        media: Media,
+        input_tokens: u64,
+        output_tokens: u64,
+    ) -> Result<NanoUsd, CostError> {
         if let Some(rates) = self.flat().filter(|rates| !rates.is_by_request()) {
-            return dearest(rates, input_tokens, output_tokens);
+            return dearest(rates, media, input_tokens, output_tokens);
         }
         let above = self.steps.iter().filter_map(|step| step.above).filter(|above| *above < input_tokens);
         let mut most = NanoUsd::ZERO;
         for length in above.map(|above| above + 1).chain([0]) {
-            most = most.max(dearest(&self.rates(tier, length), input_tokens, output_tokens)?);
+            most = most.max(dearest(&self.rates(tier, length), media, input_tokens, output_tokens)?);
         }
         Ok(most)
     }
+
+    /// The most that a request on these terms may cost, as [`at_most`](Self::at_most).
+    pub(crate) fn most_on(
+        &self,
+        terms: Terms,
+        input_tokens: u64,
+        output_tokens: u64,
+    ) -> Result<NanoUsd, CostError> {
+        let most = |tier| self.most(tier, terms.media, input_tokens, output_tokens);
+        let costs = terms.tiers.iter().map(most);
+        costs.reduce(|one, other| Ok(one?.max(other?))).unwrap_or(Err(CostError::Overflow))
+    }
+}
+
+/// Audio, images and the rest of so many tokens.
+fn apart(all: Option<u64>, audio: Option<u64>, images: Option<u64>) -> [Option<u64>; 3] {
+    let most = all.unwrap_or(u64::MAX);
+    let audio = audio.unwrap_or(0).min(most);
+    let images = images.unwrap_or(0).min(most - audio);
+    [Some(audio), Some(images), all.map(|all| all - audio - images)]
 }
 
 /// All tokens of the dearest kind. A part whose rate is not known costs what the whole does, which is no more.
-fn dearest(rates: &Rates, input_tokens: u64, output_tokens: u64) -> Result<NanoUsd, CostError> {
-    let parts = [rates.cache_read, rates.cache_write, rates.cache_write_1h];
-    let input = rates.input.map(|rate| parts.into_iter().flatten().fold(rate, Rate::max));
-    let output = rates.output.max(rates.reasoning).filter(|_| rates.output.is_some());
+fn dearest(rates: &Rates, media: Media, input_tokens: u64, output_tokens: u64) -> Result<NanoUsd, CostError> {
+    let of = |medium, rate: Option<Rate>| rate.filter(|_| media.has(medium));
+    let input = [
+        rates.cache_read,
+        rates.cache_write,
+        rates.cache_write_1h,
+        of(Media::INPUT_AUDIO, rates.input_audio.max(rates.cache_read_audio)),
+        of(Media::INPUT_IMAGE, rates.input_image),
+    ];
+    let output = [
+        rates.reasoning,
+        of(Media::OUTPUT_AUDIO, rates.output_audio),
+        of(Media::OUTPUT_IMAGE, rates.output_image),
+    ];
+    let most = |whole: Option<Rate>, parts: &[Option<Rate>]| {
+        whole.map(|rate| parts.iter().flatten().copied().fold(rate, Rate::max))
+    };
     let mut sum = Sum::default();
-    sum.add(TokenClass::Input, Some(input_tokens), || input)?;
-    sum.add(TokenClass::Output, Some(output_tokens), || output)?;
+    sum.add(TokenClass::Input, Some(input_tokens), || most(rates.input, &input))?;
+    sum.add(TokenClass::Output, Some(output_tokens), || most(rates.output, &output))?;
     sum.add(TokenClass::Request, Some(1), || rates.request.or(Some(Rate::FREE)))?;
     sum.rounded_up()
 }
@@ -251,7 +312,11 @@ fn dearest(rates: &Rates, input_tokens: u64, output_tokens: u64) -> Result<NanoU
 /// What each kind costs, added up in the unit of rates. What does not fit into 128 bits is more than the largest amount
 /// thirty times over.
 #[derive(Default)]
-struct Sum(u128);
+struct Sum {
+    rates: u128,
+    /// Some of it may have cost less.
+    is_guess: bool,
+}
 
 impl Sum {
     #[inline]
@@ -270,13 +335,30 @@ impl Sum {
             (Some(_), None) => return Err(CostError::Unpriced { class }),
             (None, _) => return Err(CostError::Uncounted { class }),
         };
-        self.0 = cost.and_then(|cost| self.0.checked_add(cost)).ok_or(CostError::Overflow)?;
+        self.rates = cost.and_then(|cost| self.rates.checked_add(cost)).ok_or(CostError::Overflow)?;
         Ok(())
     }
 
-    fn rounded_up(self) -> Result<NanoUsd, CostError> {
+    /// Adds what may be something dearer.
+    #[inline]
+    fn add_doubtful(
+        &mut self,
+        class: TokenClass,
+        tokens: Option<u64>,
+        rate: Option<Rate>,
+        doubts: [(bool, Option<Rate>); 2],
+    ) -> Result<(), CostError> {
+        let dearer = doubts.into_iter().filter_map(|(may_be, rate)| rate.filter(|_| may_be)).max();
+        if dearer.is_none() || dearer <= rate {
+            return self.add(class, tokens, || rate);
+        }
+        self.is_guess |= tokens != Some(0);
+        self.add(class, tokens, || dearer)
+    }
+
+    fn rounded_up(&self) -> Result<NanoUsd, CostError> {
         // One division, where `div_ceil` takes two.
-        let nanos = self.0.checked_add(PER_NANO - 1).map(|sum| i64::try_from(sum / PER_NANO));
+        let nanos = self.rates.checked_add(PER_NANO - 1).map(|sum| i64::try_from(sum / PER_NANO));
         nanos.and_then(Result::ok).map(NanoUsd::new).ok_or(CostError::Overflow)
     }
 }
@@ -338,38 +420,6 @@ impl ServiceTier {
 impl fmt::Display for ServiceTier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
-    }
-}
-
-// ===== impl Tiers =====
-
-impl Tiers {
-    pub(crate) const STANDARD: Self = Self::of(ServiceTier::Standard);
-
-    const fn of(tier: ServiceTier) -> Self {
-        Self(1 << tier as u8)
-    }
-
-    /// Those that a request may be served in by the value of its `service_tier`: the one that it names and, as a provider may
-    /// have no room there, the standard one. Any, if the name is not known.
-    pub(crate) fn named(raw: &[u8]) -> Self {
-        if raw == b"null" {
-            return Self::STANDARD;
-        }
-        match json::string(raw).and_then(|name| ServiceTier::from_name(&name)) {
-            Some(tier) => Self(Self::STANDARD.0 | Self::of(tier).0),
-            None => Self(u8::MAX),
-        }
-    }
-
-    /// Who answers knows in which it was.
-    #[must_use]
-    pub(crate) fn told(self, tier: Option<ServiceTier>) -> Self {
-        tier.map_or(self, Self::of)
-    }
-
-    pub(crate) fn iter(self) -> impl Iterator<Item = ServiceTier> {
-        ServiceTier::ALL.into_iter().filter(move |tier| self.0 & Self::of(*tier).0 != 0)
     }
 }
 

@@ -74,12 +74,13 @@ fn entry(value: &[u8]) -> Result<Price, Problem> {
         };
         let Some(rate) = rate(value).map_err(|reason| (Some((*name).into()), reason))? else { continue };
         is_free &= rate == Rate::FREE;
+        let is_of_text = !class.is_of_media();
         // xAI bills the higher price from the threshold on, which LiteLLM knows in its code.
         let above = above.map(|above| if provider == "xai" { above.saturating_sub(1) } else { above });
         if price.step(above, tier).get_mut(class).replace(rate).is_some() {
             return Err((Some(name.into()), PriceReason::Duplicate));
         }
-        priced = true;
+        priced |= is_of_text;
     }
     if let Some(ranges) = ranges {
         priced |= by_range(&mut price, ranges).map_err(|reason| (Some("tiered_pricing".into()), reason))?;
@@ -104,15 +105,20 @@ struct Member {
 }
 
 impl Member {
-    /// `None` for what is no price of tokens that are counted here: audio, images, seconds, tiers unheard of.
+    /// `None` for what is no price of tokens that are counted here: films, seconds, tiers unheard of.
     fn of(name: &str) -> Option<Self> {
-        const CLASSES: [(&str, TokenClass); 6] = [
+        const CLASSES: [(&str, TokenClass); 11] = [
             ("input_cost_per_token", TokenClass::Input),
             ("output_cost_per_token", TokenClass::Output),
             ("output_cost_per_reasoning_token", TokenClass::Reasoning),
             ("cache_read_input_token_cost", TokenClass::CacheRead),
             ("cache_creation_input_token_cost", TokenClass::CacheWrite),
             ("input_cost_per_request", TokenClass::Request),
+            ("input_cost_per_audio_token", TokenClass::InputAudio),
+            ("input_cost_per_image_token", TokenClass::InputImage),
+            ("cache_read_input_audio_token_cost", TokenClass::CacheReadAudio),
+            ("output_cost_per_audio_token", TokenClass::OutputAudio),
+            ("output_cost_per_image_token", TokenClass::OutputImage),
         ];
         let (mut rest, class) =
             CLASSES.iter().find_map(|(prefix, class)| Some((name.strip_prefix(prefix)?, *class)))?;
@@ -176,6 +182,11 @@ fn by_range(price: &mut Price, ranges: &[u8]) -> Result<bool, PriceReason> {
         rates = Rates {
             reasoning: rates.reasoning,
             request: rates.request.or(flat.request),
+            input_audio: rates.input_audio.or(flat.input_audio),
+            input_image: rates.input_image.or(flat.input_image),
+            cache_read_audio: rates.cache_read_audio.or(flat.cache_read_audio),
+            output_audio: rates.output_audio.or(flat.output_audio),
+            output_image: rates.output_image.or(flat.output_image),
             ..rates.completed()
         };
         let bounds = json::member(item, "range").ok_or(PriceReason::Missing)?;

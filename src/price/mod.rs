@@ -7,6 +7,10 @@
 //! - [`TokenUsage::input_tokens`](crate::TokenUsage::input_tokens) includes what came from the provider's cache, and
 //!   `output_tokens` includes reasoning: each token is charged once, as what it is.
 //! - Above a threshold *all* tokens of a call cost more, those of the answer too.
+//! - Audio and images may cost ten times what text costs. Where a price has rates for them, they are charged for what the
+//!   provider's report says they are. Where it does not tell them apart, and the request brought audio or images or may be
+//!   answered by them (its `modalities` do not say otherwise), all that may be such is charged as the dearest that it may
+//!   be, and the usage is [`Estimated`](crate::Certainty::Estimated). Quotas reserve by the same rule.
 //!
 //! Never call a cost exact: catalogues disagree, and providers change their minds. Each [`Cost`] says where its price
 //! is from.
@@ -32,7 +36,7 @@
 //! [`PriceBook::from_litellm`] reads LiteLLM's catalogue, whose bytes you bring; nothing is compiled in. A model's name there
 //! is `provider/model` for most providers, and just `model` for some: `gemini/gemini-2.5-pro` is AI Studio's, and
 //! `gemini-2.5-pro` is Vertex's, which `vertex_ai/gemini-2.5-pro` finds because there is no such entry. What is left out:
-//! prices by the image, second, character or search, audio tokens (they cost what text costs), prices at night
+//! prices by the image, second, character or search, tokens of films (they cost what text costs), prices at night
 //! (they cost what they do by day), surcharges of a region, and the service tiers that are not in [`ServiceTier`].
 #![cfg_attr(feature = "toml", doc = "")]
 #![cfg_attr(feature = "toml", doc = include_str!("own.md"))]
@@ -46,8 +50,9 @@ mod money;
 #[cfg(feature = "toml")]
 mod own;
 mod rate;
+mod terms;
 
-pub(crate) use self::cost::{Billed, Tiers};
+pub(crate) use self::terms::{Billed, Media, Terms, Tiers};
 pub use self::{
     book::{Cost, PriceBook, PriceOrigin, Prices, Quote},
     cost::{CostError, Price, ServiceTier},

@@ -87,11 +87,11 @@ impl fmt::Debug for Rate {
 /// What each kind of token costs. What is not known is `None`, which is not free.
 ///
 /// Unknown rates of parts are those of the whole: cached input costs what input costs, and reasoning what output
-/// costs.
+/// costs; so do audio and images.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Rates {
-    /// Input that was neither read from the provider's cache nor written to it.
+    /// Input that was neither read from the provider's cache nor written to it, and is text.
     pub input: Option<Rate>,
     /// Input read from the provider's cache.
     pub cache_read: Option<Rate>,
@@ -99,10 +99,20 @@ pub struct Rates {
     pub cache_write: Option<Rate>,
     /// Input written to the provider's cache, to stay for an hour. Unknown: as any other.
     pub cache_write_1h: Option<Rate>,
+    /// Input that is audio.
+    pub input_audio: Option<Rate>,
+    /// Input that is images.
+    pub input_image: Option<Rate>,
+    /// Audio read from the provider's cache. Unknown: as anything else that is read from it.
+    pub cache_read_audio: Option<Rate>,
     /// Output.
     pub output: Option<Rate>,
     /// Output that is thoughts.
     pub reasoning: Option<Rate>,
+    /// Output that is audio.
+    pub output_audio: Option<Rate>,
+    /// Output that is images.
+    pub output_image: Option<Rate>,
     /// Each request, whatever its tokens. Unknown: nothing. Where it is the only rate that is known, it is the whole price, and
     /// tokens are free.
     pub request: Option<Rate>,
@@ -116,8 +126,13 @@ impl Rates {
             cache_read: None,
             cache_write: None,
             cache_write_1h: None,
+            input_audio: None,
+            input_image: None,
+            cache_read_audio: None,
             output: None,
             reasoning: None,
+            output_audio: None,
+            output_image: None,
             request: None,
         }
     }
@@ -168,6 +183,27 @@ impl Rates {
         self
     }
 
+    /// Sets [`input_audio`](Self::input_audio).
+    #[must_use]
+    pub const fn with_input_audio(mut self, rate: Rate) -> Self {
+        self.input_audio = Some(rate);
+        self
+    }
+
+    /// Sets [`input_image`](Self::input_image).
+    #[must_use]
+    pub const fn with_input_image(mut self, rate: Rate) -> Self {
+        self.input_image = Some(rate);
+        self
+    }
+
+    /// Sets [`cache_read_audio`](Self::cache_read_audio).
+    #[must_use]
+    pub const fn with_cache_read_audio(mut self, rate: Rate) -> Self {
+        self.cache_read_audio = Some(rate);
+        self
+    }
+
     /// Sets [`output`](Self::output).
     #[must_use]
     pub const fn with_output(mut self, rate: Rate) -> Self {
@@ -179,6 +215,20 @@ impl Rates {
     #[must_use]
     pub const fn with_reasoning(mut self, rate: Rate) -> Self {
         self.reasoning = Some(rate);
+        self
+    }
+
+    /// Sets [`output_audio`](Self::output_audio).
+    #[must_use]
+    pub const fn with_output_audio(mut self, rate: Rate) -> Self {
+        self.output_audio = Some(rate);
+        self
+    }
+
+    /// Sets [`output_image`](Self::output_image).
+    #[must_use]
+    pub const fn with_output_image(mut self, rate: Rate) -> Self {
+        self.output_image = Some(rate);
         self
     }
 
@@ -196,8 +246,13 @@ impl Rates {
             TokenClass::CacheRead => &mut self.cache_read,
             TokenClass::CacheWrite => &mut self.cache_write,
             TokenClass::CacheWrite1h => &mut self.cache_write_1h,
+            TokenClass::InputAudio => &mut self.input_audio,
+            TokenClass::InputImage => &mut self.input_image,
+            TokenClass::CacheReadAudio => &mut self.cache_read_audio,
             TokenClass::Output => &mut self.output,
             TokenClass::Reasoning => &mut self.reasoning,
+            TokenClass::OutputAudio => &mut self.output_audio,
+            TokenClass::OutputImage => &mut self.output_image,
             TokenClass::Request => &mut self.request,
         }
     }
@@ -211,8 +266,13 @@ impl Rates {
             cache_read: other.cache_read.or(self.cache_read),
             cache_write: other.cache_write.or(self.cache_write),
             cache_write_1h: other.cache_write_1h.or(self.cache_write_1h),
+            input_audio: other.input_audio.or(self.input_audio),
+            input_image: other.input_image.or(self.input_image),
+            cache_read_audio: other.cache_read_audio.or(self.cache_read_audio),
             output: other.output.or(self.output),
             reasoning: other.reasoning.or(if other.output.is_some() { None } else { self.reasoning }),
+            output_audio: other.output_audio.or(self.output_audio),
+            output_image: other.output_image.or(self.output_image),
             request: other.request.or(self.request),
         }
     }
@@ -229,12 +289,18 @@ impl Rates {
         if self.is_by_request() {
             (self.input, self.output) = (Some(Rate::FREE), Some(Rate::FREE));
         }
+        let cache_read = self.cache_read.or(self.input);
         let cache_write = self.cache_write.or(self.input);
         Self {
-            cache_read: self.cache_read.or(self.input),
+            cache_read,
             cache_write,
             cache_write_1h: self.cache_write_1h.or(cache_write),
+            input_audio: self.input_audio.or(self.input),
+            input_image: self.input_image.or(self.input),
+            cache_read_audio: self.cache_read_audio.or(cache_read),
             reasoning: self.reasoning.or(self.output),
+            output_audio: self.output_audio.or(self.output),
+            output_image: self.output_image.or(self.output),
             ..self
         }
     }
@@ -244,7 +310,7 @@ impl Rates {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum TokenClass {
-    /// Input, as far as the provider's cache had no part in it.
+    /// Input, as far as the provider's cache had no part in it and it is text.
     Input,
     /// Input read from the provider's cache.
     CacheRead,
@@ -252,24 +318,51 @@ pub enum TokenClass {
     CacheWrite,
     /// Input written to the provider's cache for an hour.
     CacheWrite1h,
-    /// Output, thoughts left out.
+    /// Input that is audio.
+    InputAudio,
+    /// Input that is images.
+    InputImage,
+    /// Audio read from the provider's cache.
+    CacheReadAudio,
+    /// Output, thoughts left out, that is text.
     Output,
     /// Thoughts.
     Reasoning,
+    /// Output that is audio.
+    OutputAudio,
+    /// Output that is images.
+    OutputImage,
     /// The request itself.
     Request,
 }
 
 impl TokenClass {
-    pub(super) const ALL: [Self; 7] = [
+    pub(super) const ALL: [Self; 12] = [
         Self::Input,
         Self::CacheRead,
         Self::CacheWrite,
         Self::CacheWrite1h,
+        Self::InputAudio,
+        Self::InputImage,
+        Self::CacheReadAudio,
         Self::Output,
         Self::Reasoning,
+        Self::OutputAudio,
+        Self::OutputImage,
         Self::Request,
     ];
+
+    /// Whether it is what only some models know of: a price of it alone is none.
+    pub(super) const fn is_of_media(self) -> bool {
+        matches!(
+            self,
+            Self::InputAudio
+                | Self::InputImage
+                | Self::CacheReadAudio
+                | Self::OutputAudio
+                | Self::OutputImage
+        )
+    }
 
     /// Its name in price lists of our own, and in the ledger.
     pub const fn name(self) -> &'static str {
@@ -278,8 +371,13 @@ impl TokenClass {
             Self::CacheRead => "cache_read",
             Self::CacheWrite => "cache_write",
             Self::CacheWrite1h => "cache_write_1h",
+            Self::InputAudio => "input_audio",
+            Self::InputImage => "input_image",
+            Self::CacheReadAudio => "cache_read_audio",
             Self::Output => "output",
             Self::Reasoning => "reasoning",
+            Self::OutputAudio => "output_audio",
+            Self::OutputImage => "output_image",
             Self::Request => "request",
         }
     }

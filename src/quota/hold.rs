@@ -12,7 +12,7 @@ use crate::{
     CacheStatus, LlmRequest, LlmResponse, ModelName, Progress,
     body::{End, Observe},
     caught::contained,
-    price::{NanoUsd, Tiers},
+    price::{NanoUsd, Terms},
     usage::{Spent, estimate, mark_answered, was_sent},
 };
 use std::sync::{Arc, atomic::Ordering};
@@ -36,7 +36,7 @@ pub(super) struct Lease {
     prompt: u64,
     answer: u64,
     input_bytes: u64,
-    tiers: Tiers,
+    terms: Terms,
     model: ModelName,
     progress: Progress,
     cache: CacheStatus,
@@ -119,7 +119,7 @@ impl Lease {
             prompt: plan.prompt,
             answer: plan.output.saturating_mul(plan.choices),
             input_bytes: request.body.input_bytes() as u64,
-            tiers: plan.tiers,
+            terms: plan.terms,
             model: request.model.clone(),
             progress,
             cache: CacheStatus::default(),
@@ -131,12 +131,12 @@ impl Lease {
         let spent = Spent::at(end, Some(&self.progress));
         // Of what was reserved for the answer, what is left beside that which was reported.
         let left = self.answer.saturating_sub(spent.usage.and_then(|usage| usage.output_tokens).unwrap_or(0));
-        let (prompt, tiers) = (self.prompt, self.tiers);
+        let (prompt, terms) = (self.prompt, self.terms);
         let billed = match self.hold.shared.unreported {
-            Unreported::UpperBound if self.answer > 0 => spent.billed(tiers, prompt, |bytes| bytes.min(left)),
-            Unreported::UpperBound => spent.billed(tiers, prompt, |bytes| bytes),
-            Unreported::Estimate => spent.billed(tiers, estimate(self.input_bytes), estimate),
-            Unreported::Full => spent.billed(tiers, prompt, |_| left),
+            Unreported::UpperBound if self.answer > 0 => spent.billed(terms, prompt, |bytes| bytes.min(left)),
+            Unreported::UpperBound => spent.billed(terms, prompt, |bytes| bytes),
+            Unreported::Estimate => spent.billed(terms, estimate(self.input_bytes), estimate),
+            Unreported::Full => spent.billed(terms, prompt, |_| left),
         };
         let usage = billed.usage;
         let tokens = usage.input_tokens.unwrap_or(0).saturating_add(usage.output_tokens.unwrap_or(0));

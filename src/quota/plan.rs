@@ -8,7 +8,7 @@ use crate::{
     Error, ErrorKind, InvalidReason, LlmRequest, QuotaKind,
     chat::{OUTPUT_MEMBERS, OVERRIDING_OUTPUT_MEMBER},
     policies::PolicyTable,
-    price::{CostError, NanoUsd, Price, Tiers},
+    price::{CostError, NanoUsd, Price, Terms},
 };
 use std::{slice, sync::Arc};
 
@@ -24,8 +24,7 @@ pub(super) struct Plan {
     pub(super) output: u64,
     pub(super) choices: u64,
     price: Option<Arc<Price>>,
-    /// Those that it may be served in.
-    pub(super) tiers: Tiers,
+    pub(super) terms: Terms,
     /// Whether the bound of the answer is ours, not the caller's.
     is_ours: bool,
     /// Whether the prompt was counted.
@@ -77,7 +76,7 @@ impl Shared {
             return Err(Error::invalid(member, InvalidReason::FurtherModels));
         }
 
-        let Asked { choices, output, is_overriding, tiers } = match self.asked(request) {
+        let Asked { choices, output, is_overriding } = match self.asked(request) {
             // What the provider will refuse is let through to it.
             Err(_) if is_shadow => Asked::default(),
             asked => asked?,
@@ -119,7 +118,7 @@ impl Shared {
             output,
             choices,
             price: self.prices.price(&request.model),
-            tiers,
+            terms: request.body.terms(),
             is_ours,
             is_counted: !self.estimator.can_tighten(),
         };
@@ -204,7 +203,7 @@ impl Shared {
     fn asked(&self, request: &LlmRequest) -> Result<Asked, Error> {
         let told = self.told_member(&request.model);
         let bounds = told.as_ref().map_or(&OUTPUT_MEMBERS[..], slice::from_ref);
-        let mut asked = Asked { tiers: request.body.tiers(), ..Asked::default() };
+        let mut asked = Asked::default();
         for (name, value) in request.body.raw_members().filter(|(_, value)| *value != b"null") {
             let number = || {
                 let reason = InvalidReason::Mistyped { expected: "a whole number" };
@@ -261,12 +260,11 @@ impl Plan {
     /// The most that it may cost; `None` if there is no price for all of it.
     fn cost(&self, prompt: u64, answer: u64) -> Option<NanoUsd> {
         let price = self.price.as_ref()?;
-        let at = |tier| match price.at_most(tier, prompt, answer) {
+        match price.most_on(self.terms, prompt, answer) {
             Ok(cost) => Some(cost),
             Err(CostError::Overflow) => Some(NanoUsd::MAX),
             Err(_) => None,
-        };
-        self.tiers.iter().map(at).reduce(|one, other| Some(one?.max(other?)))?
+        }
     }
 
     /// Whether it could never fit. That a department may make no calls at all is not its size.
@@ -334,12 +332,11 @@ struct Asked {
     output: Option<u64>,
     /// Whether there is one that some servers obey before all others.
     is_overriding: bool,
-    tiers: Tiers,
 }
 
 impl Default for Asked {
     fn default() -> Self {
-        Self { choices: 1, output: None, is_overriding: false, tiers: Tiers::STANDARD }
+        Self { choices: 1, output: None, is_overriding: false }
     }
 }
 

@@ -472,7 +472,7 @@ impl Shared {
     /// What a call cost, if there is a price.
     pub(super) fn cost(&self, model: &str, billed: &Billed) -> Option<NanoUsd> {
         self.prices.amount(model, billed).or_else(|| match &self.unpriced {
-            Unpriced::Assume(price) => price.bill(billed).ok(),
+            Unpriced::Assume(price) => price.bill(billed).ok().map(|(amount, _)| amount),
             Unpriced::Reject | Unpriced::Free => None,
         })
     }

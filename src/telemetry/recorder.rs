@@ -7,7 +7,7 @@ use crate::{
     Attempt, CacheStatus, Error, ErrorKind, LlmRequest, LlmResponse, ModelName, Progress, StreamChunk,
     body::{Arrival, End, Observe},
     decision::{self, DecisionRecord, Decisions},
-    price::{Billed, Tiers},
+    price::{Billed, Terms},
     so_far::{Around, SoFar},
 };
 use std::{mem, sync::Arc};
@@ -29,7 +29,7 @@ struct Inner<S: CallSpan> {
     on_span: bool,
     on_event: bool,
     /// What it is priced by, where it is.
-    priced: Option<(Arc<Settings>, ModelName, Tiers)>,
+    priced: Option<(Arc<Settings>, ModelName, Terms)>,
 }
 
 /// Of the whole call: what its request shows to those within, for as long as it goes on, and whether a provider was asked.
@@ -63,7 +63,7 @@ impl<S: CallSpan> Recorder<S> {
                 Some((prefix, _)) if *prefix == **provider => request.model.clone(),
                 _ => ModelName::in_provider(provider, &request.model),
             };
-            (Arc::clone(settings), model, request.body.tiers())
+            (Arc::clone(settings), model, request.body.terms())
         });
         Self(Box::new(Inner {
             span,
@@ -159,9 +159,9 @@ impl<S: CallSpan> Observe for Recorder<S> {
             record: record.as_deref(),
             choices,
         };
-        if let (Some((settings, model, tiers)), Some(usage)) = (priced, told.usage()) {
-            let tiers = tiers.told(told.service_tier());
-            let billed = Billed { tiers, usage, requests: 1 };
+        if let (Some((settings, model, terms)), Some(usage)) = (priced, told.usage()) {
+            let terms = terms.told(told.service_tier());
+            let billed = Billed { terms, usage, requests: 1 };
             let amount = settings.prices.as_ref().and_then(|prices| prices.amount(&model, &billed));
             told.cost = amount.map(|amount| amount.nanos() as f64 / 1e9);
         }

@@ -277,6 +277,7 @@ fn read_usage<'a>(
         cache_write_1h_tokens: count(4)?,
         reasoning_tokens: count(5)?,
         certainty,
+        ..TokenUsage::default()
     };
     let amount = get(names.cost).map(|_| number(get, names.cost).map(NanoUsd::new)).transpose()?;
     let [entry, source, version] = names.price.map(|name| get(name).map(Arc::from));

@@ -9,7 +9,7 @@ use crate::{
     TokenUsage,
     body::{End, Observe},
     cache::MissReason,
-    price::{Billed, Cost, ServiceTier, Tiers},
+    price::{Billed, Cost, ServiceTier, Terms},
 };
 use std::{
     fmt,
@@ -47,8 +47,7 @@ struct Call {
     attempt: u16,
     streamed: bool,
     input_bytes: usize,
-    /// Those that it may be served in.
-    tiers: Tiers,
+    terms: Terms,
     /// Whether the provider was given others to choose from.
     has_further_models: bool,
     cache: CacheStatus,
@@ -111,7 +110,7 @@ impl Recorder {
             attempt: request.attempt,
             streamed: request.body.is_streaming(),
             input_bytes: request.body.input_bytes(),
-            tiers: request.body.tiers(),
+            terms: request.body.terms(),
             has_further_models: request.body.further_models().is_some(),
             cache,
             cache_miss,
@@ -153,21 +152,21 @@ impl Observe for Recorder {
         let call = self.0;
         let now = Instant::now();
         let (ended_at, latency) = (call.settings.clock.at(now.into_std()), now.duration_since(call.started));
-        let Ended { outcome, billed, tier, answered, first_content } = ended(&end, &call, latency);
+        let Ended { outcome, mut billed, tier, answered, first_content } = ended(&end, &call, latency);
         // Outside of the providers, who fails before there is a head does not say who it is.
         let provider = call.provider.or_else(|| asked(&end, &call.model));
         let chosen = answered.as_ref().filter(|_| call.has_further_models);
         let chosen = chosen.map(|model| {
             provider.iter().flat_map(|name| [&**name, "/"]).chain([&**model]).collect::<String>()
         });
-        let cost = call.settings.prices.bill(chosen.as_deref().unwrap_or(&call.model), &billed);
+        let cost = call.settings.prices.bill(chosen.as_deref().unwrap_or(&call.model), &mut billed);
         let outcome = match (call.cache, outcome) {
             (CacheStatus::Hit { .. }, Outcome::Ok) => Outcome::CacheHit,
             (CacheStatus::Coalesced, Outcome::Ok) => Outcome::Coalesced,
             (_, outcome) => outcome,
         };
         let assumed_cost = match (&call.settings.assumed, cost.amount) {
-            (Some(price), None) if !call.cache.is_hit() => price.bill(&billed).ok(),
+            (Some(price), None) if !call.cache.is_hit() => price.bill(&billed).ok().map(|(amount, _)| amount),
             _ => None,
         };
         let (usage, cost, saved) = match call.cache.is_hit() {
@@ -222,7 +221,7 @@ fn asked(end: &End<'_>, model: &ModelName) -> Option<Arc<str>> {
 fn ended(end: &End<'_>, call: &Call, latency: Duration) -> Ended {
     let spent = Spent::at(end, call.progress.as_ref());
     let tier = spent.tier;
-    let billed = spent.billed(call.tiers, estimate(call.input_bytes as u64), estimate);
+    let billed = spent.billed(call.terms, estimate(call.input_bytes as u64), estimate);
     let said = |has_content| if has_content { Outcome::Ok } else { Outcome::Empty };
     let (outcome, summary) = match end {
         End::Whole(completion) => {

@@ -1,7 +1,7 @@
 use crate::{
     Certainty, Error, ErrorKind, LlmResponse, Progress, TokenUsage,
     body::End,
-    price::{Billed, ServiceTier, Tiers},
+    price::{Billed, ServiceTier, Terms},
 };
 
 /// What is known, at its end, of what a call used up: the same for the record of it and for the limits on it.
@@ -57,15 +57,15 @@ impl Spent {
         }
     }
 
-    /// As [`filled`](Self::filled), of a call that asked for one of these tiers.
+    /// As [`filled`](Self::filled), of a call on these terms.
     pub(crate) fn billed(
         self,
-        asked: Tiers,
+        terms: Terms,
         input_tokens: u64,
         output_tokens: impl FnOnce(u64) -> u64,
     ) -> Billed {
-        let (tiers, requests) = (asked.told(self.tier), self.requests);
-        Billed { tiers, usage: self.filled(input_tokens, output_tokens), requests }
+        let (terms, requests) = (terms.told(self.tier), self.requests);
+        Billed { terms, usage: self.filled(input_tokens, output_tokens), requests }
     }
 
     /// What was reported, with these in its gaps: the tokens of the prompt, and those of so many bytes of text.

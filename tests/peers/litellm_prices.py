@@ -40,6 +40,9 @@ SHAPES = {
     "priority": {"input": 1_000, "output": 800, "cache_read": 300, "reasoning": 500, "tier": "priority"},
     "long_priority": {"input": 300_000, "output": 800, "cache_write": 300, "tier": "priority"},
     "ultrafast": {"input": 300_000, "output": 800, "cache_read": 300, "tier": "ultrafast"},
+    "audio": {"input": 1_000, "output": 500, "input_audio": 950, "output_audio": 480, "cache_read": 20},
+    "images": {"input": 1_000, "output": 1_500, "input_image": 700, "output_image": 1_290, "reasoning": 100},
+    "priority_audio": {"input": 1_000, "output": 500, "input_audio": 950, "tier": "priority"},
     "balanced": {"input": 1_000, "output": 800, "cache_read": 300, "tier": "balanced"},
 }
 
@@ -50,9 +53,16 @@ def usage(shape):
         completion_tokens=shape["output"],
         total_tokens=shape["input"] + shape["output"],
         prompt_tokens_details=PromptTokensDetailsWrapper(
-            cached_tokens=shape.get("cache_read", 0), cache_creation_tokens=shape.get("cache_write", 0)
+            cached_tokens=shape.get("cache_read", 0),
+            cache_creation_tokens=shape.get("cache_write", 0),
+            audio_tokens=shape.get("input_audio", 0),
+            image_tokens=shape.get("input_image", 0),
         ),
-        completion_tokens_details=CompletionTokensDetailsWrapper(reasoning_tokens=shape.get("reasoning", 0)),
+        completion_tokens_details=CompletionTokensDetailsWrapper(
+            reasoning_tokens=shape.get("reasoning", 0),
+            audio_tokens=shape.get("output_audio", 0),
+            image_tokens=shape.get("output_image", 0),
+        ),
     )
 
 

@@ -3,7 +3,7 @@
 use super::dialect::Wire;
 use crate::TokenUsage;
 use ::genai::chat::Usage;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 /// Where a provider says what it bills besides what its model was given, that is meant.
 pub(super) fn billed(mut usage: Usage, billed: Option<TokenUsage>) -> Usage {
@@ -24,7 +24,10 @@ pub(super) fn json(wire: Wire, usage: &Usage, says_something: bool) -> Option<Va
     let (read, written) =
         (some(details.and_then(|d| d.cached_tokens)), some(details.and_then(|d| d.cache_creation_tokens)));
     let hour = details.and_then(|d| some(d.cache_creation_details.as_ref()?.ephemeral_1h_tokens));
-    let thoughts = some(usage.completion_tokens_details.as_ref().and_then(|d| d.reasoning_tokens));
+    let heard = some(details.and_then(|d| d.audio_tokens));
+    let out = usage.completion_tokens_details.as_ref();
+    let (thoughts, spoken) =
+        (some(out.and_then(|d| d.reasoning_tokens)), some(out.and_then(|d| d.audio_tokens)));
 
     let mut input = some(usage.prompt_tokens);
     if wire == Wire::Bedrock {
@@ -47,14 +50,16 @@ pub(super) fn json(wire: Wire, usage: &Usage, says_something: bool) -> Option<Va
     set("prompt_tokens", input.map(Value::from));
     set("completion_tokens", output.map(Value::from));
     set("total_tokens", input.zip(output).map(|(input, output)| (input + output).into()));
-    if read.or(written).is_some() {
-        let mut details = json!({ "cached_tokens": read.unwrap_or(0) });
-        if let Some(written) = written {
-            details["cache_write_tokens"] = written.into();
-        }
-        set("prompt_tokens_details", Some(details));
-    }
-    set("cache_creation", hour.map(|hour| json!({ "ephemeral_1h_input_tokens": hour })));
-    set("completion_tokens_details", thoughts.map(|thoughts| json!({ "reasoning_tokens": thoughts })));
+    let counts = |counts: &[(&str, Option<i64>)]| {
+        let known = counts.iter().filter_map(|(name, count)| Some(((*name).to_owned(), (*count)?.into())));
+        Some(known.collect::<serde_json::Map<_, _>>()).filter(|known| !known.is_empty()).map(Value::Object)
+    };
+    let read = read.or(written.map(|_| 0));
+    set(
+        "prompt_tokens_details",
+        counts(&[("cached_tokens", read), ("cache_write_tokens", written), ("audio_tokens", heard)]),
+    );
+    set("cache_creation", counts(&[("ephemeral_1h_input_tokens", hour)]));
+    set("completion_tokens_details", counts(&[("reasoning_tokens", thoughts), ("audio_tokens", spoken)]));
     (input.is_some() || output.is_some()).then_some(Value::Object(json))
 }
