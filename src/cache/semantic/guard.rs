@@ -1,10 +1,13 @@
 //! What two messages must have in common, however alike an embedder finds them.
 
+use super::vocabulary::{
+    AFTER_HOW, ARTICLES, GREETINGS, LETTERED, NEGATORS, NOT_AFTER_ARTICLE, NUMBERS, POLITE, ROMAN, TURNS,
+};
 use std::hash::BuildHasher;
 
 /// A message as it is compared: hashes of its words, none of its text.
 pub(super) struct Words {
-    /// Numbers, negators, quotations, names, symbols, and words that turn the sense around, in order.
+    /// Numbers, negators, quotations, names, symbols, beginnings of lines, and words that turn the sense around, in order.
     strict: Box<[u64]>,
     /// All other words that say something, in order.
     other: Box<[u64]>,
@@ -24,130 +27,17 @@ enum Kind {
     Turn,
 }
 
-/// Words that say nothing.
-const EMPTY: &[&str] = &["a", "an", "the", "please", "kindly", "hi", "hello", "hey", "thanks"];
-
-/// Words before which these words say nothing: "how do I", "how can we", "how to".
-const AFTER_HOW: &[&str] = &["do", "can", "could", "would", "to", "i", "you", "we", "one"];
-
-const NEGATORS: &[&str] = &[
-    "no", "not", "never", "none", "nobody", "nothing", "nowhere", "neither", "nor", "without", "except",
-    "unless", "hardly", "barely", "lack", "lacks", "cannot", "cant", "dont", "doesnt", "didnt", "wont",
-    "isnt", "arent", "wasnt", "nicht", "kein", "keine", "keinen", "nie", "ohne", "ne", "pas", "jamais",
-    "sans", "sin", "nunca", "non", "senza",
-];
-
-const NUMBERS: &[&str] = &[
-    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven",
-    "twelve", "dozen", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety",
-    "hundred", "thousand", "million", "billion", "half", "third", "quarter", "once", "twice", "first",
-    "second", "last", "double", "triple", "single",
-];
-
-const TURNS: &[&str] = &[
-    "from",
-    "into",
-    "before",
-    "after",
-    "over",
-    "under",
-    "above",
-    "below",
-    "with",
-    "within",
-    "inside",
-    "outside",
-    "up",
-    "down",
-    "on",
-    "off",
-    "in",
-    "out",
-    "for",
-    "against",
-    "than",
-    "more",
-    "less",
-    "fewer",
-    "most",
-    "least",
-    "all",
-    "any",
-    "some",
-    "every",
-    "each",
-    "only",
-    "if",
-    "or",
-    "but",
-    "must",
-    "may",
-    "should",
-    "was",
-    "were",
-    "did",
-    "will",
-    "max",
-    "min",
-    "maximum",
-    "minimum",
-    "increase",
-    "decrease",
-    "raise",
-    "lower",
-    "higher",
-    "enable",
-    "disable",
-    "add",
-    "remove",
-    "create",
-    "delete",
-    "start",
-    "stop",
-    "open",
-    "close",
-    "buy",
-    "sell",
-    "left",
-    "right",
-    "north",
-    "south",
-    "east",
-    "west",
-    "best",
-    "worst",
-    "good",
-    "bad",
-    "allow",
-    "deny",
-    "accept",
-    "reject",
-    "ascending",
-    "descending",
-    "encrypt",
-    "decrypt",
-    "upload",
-    "download",
-    "import",
-    "export",
-    "today",
-    "yesterday",
-    "tomorrow",
-    "why",
-    "how",
-    "who",
-    "whom",
-    "what",
-    "when",
-    "where",
-    "which",
-    "whose",
-];
-
 impl Words {
     pub(super) fn new(text: &str, hasher: &impl BuildHasher) -> Self {
-        let mut reader =
-            Reader { hasher, strict: Vec::new(), other: Vec::new(), all: Vec::new(), frame: Frame::Open };
+        let mut reader = Reader {
+            hasher,
+            strict: Vec::new(),
+            other: Vec::new(),
+            all: Vec::new(),
+            frame: Frame::Open,
+            is_lettered: false,
+            is_term: false,
+        };
         reader.read(&text.replace('\u{2019}', "'"));
         let Reader { strict, other, all, .. } = reader;
         Self { strict: strict.into(), other: other.into(), all: all.into() }
@@ -191,50 +81,109 @@ struct Reader<'a, H> {
     other: Vec<u64>,
     all: Vec<u64>,
     frame: Frame,
+    /// The last word was one of [`LETTERED`].
+    is_lettered: bool,
+    /// It was a number or a letter, of which there are factorials.
+    is_term: bool,
 }
 
 impl<H: BuildHasher> Reader<'_, H> {
     fn read(&mut self, text: &str) {
+        let text = text.trim();
         let mut rest = text;
         let mut before = ' ';
         while let Some(first) = rest.chars().next() {
             let after = &rest[first.len_utf8()..];
-            if let Some(end) = closing(first, before) {
+            if let Some((end, family)) = closing(first, before) {
                 // What is never closed is quoted to its end.
-                let len = closes_at(after, end).unwrap_or(after.len());
-                self.push(&Kind::Quote, &after[..len]);
-                self.frame = Frame::Inner;
+                let closed = closes_at(after, end);
+                let len = closed.unwrap_or(after.len());
+                let lead = if before.is_whitespace() { " " } else { "" };
+                let tail = if closed.is_some() { family } else { "" };
+                self.push(&Kind::Quote, &format!("{lead}{family}{}{tail}", &after[..len]));
+                (self.frame, self.is_term) = (Frame::Inner, false);
                 rest = after[len..].strip_prefix(end).unwrap_or_default();
                 before = end;
             } else if is_inner(first) {
                 let len = word_len(rest);
-                self.word(&rest[..len]);
-                rest = &rest[len..];
-                before = 'x';
+                let (word, after) = rest.split_at(len);
+                rest = match self.politeness(word, after) {
+                    Some(len) => &after[len..],
+                    None => {
+                        self.word(word, before, after);
+                        after
+                    }
+                };
+                before = word.chars().last().unwrap_or('x');
             } else {
-                self.symbol(first, after);
-                rest = after;
+                rest = self.symbol(first, before, after);
                 before = first;
             }
         }
     }
 
-    fn symbol(&mut self, symbol: char, after: &str) {
-        let ends_word = after.chars().next().is_none_or(|next| next.is_whitespace() || "\"')".contains(next));
-        match symbol {
-            '.' | '!' | '?' if ends_word => self.frame = Frame::Open,
-            ',' | ';' | ':' if ends_word => {}
-            // Lines may be code, or a list.
-            '\n' if !after.trim().is_empty() => self.push(&Kind::Symbol, "\n"),
-            _ if symbol.is_whitespace() => {}
-            _ => self.push(&Kind::Symbol, symbol.encode_utf8(&mut [0; 4])),
+    /// Reads a symbol, and what belongs to it; what comes then.
+    fn symbol<'t>(&mut self, symbol: char, before: char, after: &'t str) -> &'t str {
+        if symbol == '\n' {
+            // Lines may be code, or a list: where they begin is a part of them.
+            let line = after.trim_start_matches(|c: char| c.is_whitespace() && c != '\n');
+            let indent = after[..after.len() - line.len()].replace('\r', "");
+            self.push(&Kind::Symbol, &format!("\n{indent}"));
+            return line;
         }
+        if symbol.is_whitespace() {
+            return after;
+        }
+        let next = after.chars().next().unwrap_or(' ');
+        let is_behind_text = is_inner(before) || is_mark(before) || "\"'`\u{201d}\u{bb}".contains(before);
+        let first = after.trim_start().chars().next();
+        let is_end = next.is_whitespace() && first.is_none_or(|c| c.is_alphabetic() && !c.is_lowercase());
+        let says_nothing = match symbol {
+            '.' | '?' => is_end && is_behind_text,
+            '!' => is_end && is_behind_text && !self.is_term,
+            ',' if is_behind_text && is_please(after) => return "",
+            ',' => {
+                let joins = |c: char| is_inner(c) || "\"'`\u{201c}\u{ab}".contains(c);
+                is_behind_text
+                    && !before.is_numeric()
+                    && matches!(next, ' ')
+                    && first.is_some_and(|c| joins(c) && !c.is_numeric())
+            }
+            _ => false,
+        };
+        if is_end && ".?!".contains(symbol) {
+            self.frame = Frame::Open;
+        }
+        if !says_nothing {
+            // "rm -r / tmp" is not "rm -r /tmp".
+            let side = |c: char| if c.is_whitespace() { " " } else { "" };
+            self.push(&Kind::Symbol, &format!("{}{symbol}{}", side(before), side(next)));
+        }
+        after
     }
 
-    fn word(&mut self, word: &str) {
+    /// Whether a message begins politely with `word`; how long the mark is that goes with it.
+    fn politeness(&self, word: &str, after: &str) -> Option<usize> {
+        let lower = word.to_lowercase();
+        let says = |list: &[&str]| list.contains(&lower.as_str());
+        let mark = after.len() - after.trim_start_matches([',', '!', '.']).len();
+        let goes_on =
+            after[mark..].starts_with(' ') && !after.trim_start_matches([',', '!', '.', ' ']).is_empty();
+        let is_polite = match mark {
+            0 => says(POLITE),
+            1 => says(GREETINGS) || says(POLITE),
+            _ => false,
+        };
+        (self.all.is_empty() && goes_on && is_polite && !is_all_upper(word)).then_some(mark)
+    }
+
+    fn word(&mut self, word: &str, before: char, after: &str) {
         let frame = std::mem::replace(&mut self.frame, Frame::Inner);
         let lower = word.to_lowercase();
         let says = |list: &[&str]| list.contains(&lower.as_str());
+        let is_letter = word.chars().nth(1).is_none();
+        self.is_term = is_letter || word.contains(char::is_numeric);
+        let was_lettered = std::mem::replace(&mut self.is_lettered, says(LETTERED));
         if lower.chars().any(char::is_numeric) {
             return self.push(&Kind::Number, word);
         }
@@ -242,8 +191,9 @@ impl<H: BuildHasher> Reader<'_, H> {
             self.frame = Frame::How;
             return;
         }
-        let begins = |list: &[&str]| frame == Frame::Open && says(list) && !is_all_upper(word);
-        if says(EMPTY) && (lower == word || begins(EMPTY)) {
+        let begins = frame == Frame::Open && !is_all_upper(word);
+        let is_plain = lower == word || begins;
+        if is_plain && says(ARTICLES) && !(was_lettered && lower == "a") && is_before_noun(after) {
             self.frame = frame;
             return;
         }
@@ -252,21 +202,27 @@ impl<H: BuildHasher> Reader<'_, H> {
             self.push(&Kind::Word, verb);
             return self.push(&Kind::Not, "not");
         }
-        if says(NEGATORS) {
+        let has_capital = word.chars().any(char::is_uppercase);
+        if is_plain && says(NEGATORS) {
             self.push(&Kind::Not, &lower);
-        } else if says(NUMBERS) {
+        } else if (is_plain && says(NUMBERS)) || (says(ROMAN) && !has_capital) {
             self.push(&Kind::Number, &lower);
-        } else if says(TURNS) && (lower == word || begins(TURNS)) {
+        } else if is_plain && (says(TURNS) || says(ARTICLES) || says(POLITE) || says(GREETINGS)) {
             self.push(&Kind::Turn, &lower);
             if lower == "how" {
                 self.frame = Frame::How;
             }
-        } else if frame == Frame::Open && word.chars().any(char::is_uppercase) && !has_inner_capital(word) {
+        } else if word == "I" && before.is_whitespace() {
+            self.push(&Kind::Word, word);
+        } else if frame == Frame::Open && has_capital && !has_inner_capital(word) && !is_letter {
             // A name or not, nobody knows.
             self.push(&Kind::Word, &lower);
             self.strict.extend(self.other.pop());
-        } else if word.chars().any(char::is_uppercase) && word != "I" {
-            self.push(&Kind::Name, &lower);
+        } else if has_capital {
+            // "MB" is not "Mb".
+            self.push(&Kind::Name, if has_inner_capital(word) { word } else { &lower });
+        } else if is_foreign(word) {
+            self.push(&Kind::Name, word);
         } else {
             self.push(&Kind::Word, &lower);
         }
@@ -291,6 +247,26 @@ fn is_all_upper(word: &str) -> bool {
     word.chars().count() > 1 && !word.chars().any(char::is_lowercase)
 }
 
+fn is_please(end: &str) -> bool {
+    end.trim_matches([' ', '.', '!', '?']).eq_ignore_ascii_case("please")
+}
+
+/// Of a script whose negators nobody here knows, or that puts no spaces between words.
+fn is_foreign(word: &str) -> bool {
+    word.chars().any(|c| c > '\u{24f}' && c.is_alphabetic())
+}
+
+/// Whether what follows an article is what it is the article of.
+fn is_before_noun(after: &str) -> bool {
+    let next = after.trim_start_matches(' ');
+    let word = &next[..word_len(next)];
+    let lower = word.to_lowercase();
+    next.len() < after.len()
+        && word.starts_with(is_inner)
+        && !TURNS.contains(&lower.as_str())
+        && !NOT_AFTER_ARTICLE.contains(&lower.as_str())
+}
+
 fn is_inner(c: char) -> bool {
     c.is_alphanumeric() || c == '_'
 }
@@ -312,14 +288,14 @@ fn is_mark(c: char) -> bool {
     matches!(c, '\u{300}'..='\u{36f}' | '\u{200b}'..='\u{200d}' | '\u{fe00}'..='\u{fe0f}')
 }
 
-/// What ends a quotation that begins with `mark`, if one does.
-fn closing(mark: char, before: char) -> Option<char> {
+/// What ends a quotation that begins with `mark`, if one does, and of which kind it is.
+fn closing(mark: char, before: char) -> Option<(char, &'static str)> {
     match mark {
-        '"' => Some('"'),
-        '`' => Some('`'),
-        '\u{201c}' | '\u{201e}' => Some('\u{201d}'),
-        '\u{ab}' => Some('\u{bb}'),
-        '\'' if !is_inner(before) => Some('\''),
+        '"' => Some(('"', "\"")),
+        '`' => Some(('`', "`")),
+        '\u{201c}' | '\u{201e}' => Some(('\u{201d}', "\"")),
+        '\u{ab}' => Some(('\u{bb}', "\u{ab}")),
+        '\'' | '\u{2018}' if !is_inner(before) => Some(('\'', "'")),
         _ => None,
     }
 }
@@ -368,6 +344,71 @@ mod tests {
             ("Can you explain IT to me", "Can you explain it to me"),
             ("Sort it\nthen print it", "Sort it then print it"),
             ("Price in $", "Price in \u{20ac}"),
+            // Where a line begins.
+            (
+                "What does this print?\nfor i in range(3):\n    x = i\n    print(x)",
+                "What does this print?\nfor i in range(3):\n    x = i\nprint(x)",
+            ),
+            ("Is it a list?\n- a\n  - b", "Is it a list?\n- a\n- b"),
+            ("Is it a makefile?\nall:\n\techo", "Is it a makefile?\nall:\n        echo"),
+            // Marks that are not those of a sentence.
+            ("What is 5! + 3?", "What is 5 + 3?"),
+            ("What is 5!", "What is 5"),
+            ("What is n! / k!", "What is n / k"),
+            ("Does it end? while (x < 3); { x++; }", "Does it end? while (x < 3) { x++; }"),
+            ("What is the type of (1,) in Python?", "What is the type of (1) in Python?"),
+            ("What does git add . do?", "What does git add do?"),
+            ("What does cd .. do?", "What does cd . do?"),
+            ("What does [1, 2] do?", "What does [1 2] do?"),
+            ("What does x, = f() do?", "What does x = f() do?"),
+            ("What does a[1:] give?", "What does a[1] give?"),
+            ("What is f(x,)?", "What is f(x)?"),
+            ("What does ab? match", "What does ab match"),
+            ("What does rm -rf / tmp do?", "What does rm -rf /tmp do?"),
+            ("Is x - y right?", "Is x -y right?"),
+            // Units, elements and flags.
+            ("How long to download 80 MB at 10 Mbps?", "How long to download 80 Mb at 10 Mbps?"),
+            ("Is 5 mW much?", "Is 5 MW much?"),
+            ("What is CO used for?", "What is Co used for?"),
+            ("What is NO used for?", "What is no used for?"),
+            ("What does grep -I do?", "What does grep -i do?"),
+            ("What does cp -r do?", "What does cp -R do?"),
+            ("K is what?", "k is what?"),
+            // What it is about.
+            ("Which vaccine is there for hepatitis a?", "Which vaccine is there for hepatitis?"),
+            ("What is vitamin a deficiency?", "What is vitamin deficiency?"),
+            ("Is vitamin a in carrots?", "Is vitamin in carrots?"),
+            ("How do you say hello in Italian?", "How do you say thanks in Italian?"),
+            ("How do you say please?", "How do you say hello?"),
+            ("Translate to Italian. Hello.", "Translate to Italian. Thanks."),
+            ("hello", "thanks"),
+            ("Hello!", "Thanks!"),
+            ("please", "kindly"),
+            // Quotations of another kind.
+            ("In C, what is sizeof('a')?", "In C, what is sizeof(\"a\")?"),
+            ("What is `a`?", "What is 'a'?"),
+            ("What is f\"{a}\"?", "What is f \"{a}\"?"),
+            ("What is print(\"a", "What is print(\"a\""),
+            // And more of the kind.
+            ("Upgrade from 3.1 to 3.2", "Upgrade from 3.2 to 3.1"),
+            ("Python 3.1 or older", "Python 3.10 or older"),
+            ("Is it due before 03/04/2025?", "Is it due after 03/04/2025?"),
+            ("Is it due on 03/04/2025?", "Is it due on 04/03/2025?"),
+            ("Who was Henry IV?", "Who was Henry VI?"),
+            ("when did world war i end", "when did world war ii end"),
+            ("What is H2O?", "What is H2O2?"),
+            ("What is x\u{b2}?", "What is x\u{b3}?"),
+            ("Show /etc/hosts", "Show etc/hosts"),
+            ("Show a/b/", "Show a/b"),
+            ("What does a && b do?", "What does a & b do?"),
+            ("What does a == b do?", "What does a = b do?"),
+            ("Is a <= b?", "Is a < b?"),
+            ("Match a.*b", "Match a.+b"),
+            ("What does \u{1f44d} mean?", "What does \u{1f44e} mean?"),
+            ("\u{6211}\u{4e0d}\u{5403}\u{8089}", "\u{6211}\u{5403}\u{8089}"),
+            ("\u{4ed6} \u{4e0d}\u{5403} \u{8089}", "\u{4ed6} \u{5403} \u{8089}"),
+            ("\u{644}\u{627} \u{62a}\u{641}\u{639}\u{644}", "\u{644}\u{645} \u{62a}\u{641}\u{639}\u{644}"),
+            ("Costs it $5?", "Costs it \u{a3}5?"),
         ];
         for (one, two) in pairs {
             assert_eq!(agree(one, two), (false, false), "{one} | {two}");
@@ -382,6 +423,13 @@ mod tests {
             ("What is the capital of France?", "Hello, what is the capital of France"),
             ("Please list all users.", "list all users"),
             ("  Why is it so?  ", "why is it so"),
+            ("Sum up the report, please", "Sum up a report"),
+            ("Hi! what is an array?", "what is array"),
+            ("Please, what is a list", "What is the list?"),
+            ("What is it? Tell me more.", "what is it tell me more"),
+            ("Say \u{201c}yes\u{201d}.", "Say \"yes\""),
+            ("Sort apples, pears and plums", "Sort apples pears and plums"),
+            ("Sort it:\r\n  a  \r\n  b", "Sort it:\n  a\n  b"),
         ];
         for (one, two) in pairs {
             assert_eq!(agree(one, two), (true, true), "{one} | {two}");
@@ -392,6 +440,7 @@ mod tests {
     fn other_words_only_where_that_is_asked_for() {
         assert_eq!(agree("explain recursion briefly", "describe recursion briefly"), (false, true));
         assert_eq!(agree("red cars", "cheap cars"), (false, true));
+        assert_eq!(agree("Did you eat your pate?", "Did you eat your pate\u{301}?"), (false, true));
         assert_eq!(agree("Alice owes me money", "Carol owes me money"), (false, false), "it may be a name");
         assert_eq!(agree("hello", "welcome"), (false, false), "nothing in common");
     }
@@ -412,6 +461,13 @@ mod tests {
             "-",
             "\u{ab}\u{bb}",
             "日本語",
+            "a, ",
+            ", please",
+            "hi,",
+            "please ,",
+            "\n\t\n",
+            "the",
+            "\r\n \u{a0}x",
         ] {
             assert_eq!(agree(text, text), (true, true), "{text}");
         }

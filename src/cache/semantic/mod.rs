@@ -8,16 +8,33 @@
 //! * in the same scope, epochs and model, with every byte of the request the same but the text of the last message, which
 //!   must be the user's, and a single string: with parts, such as images, never;
 //! * where a guard of words agrees: the same numbers, negators, quotations, names and symbols in the same order, and all
-//!   other words too but for politeness, articles and ways to ask how. [`Semantic::with_other_words`] lets other words
-//!   differ, as long as those in common are in the same order;
+//!   other words too but for the little that is [listed below](#what-may-differ). [`Semantic::with_other_words`] lets
+//!   other words differ, as long as those in common are in the same order;
 //! * where the vectors are as alike as the [threshold](Semantic::with_threshold) asks for.
 //!
 //! What is found is the key of an entry, which is then read and checked as any other: settings of knowledge bases and
 //! epochs are asked once more, and one that is too old or made invalid is a miss. An answer that was found so is kept
 //! under its own question only.
 //!
+//! # What may differ
+//!
+//! * A greeting with a mark behind it, or "please", that begins the message, and ", please" that ends it.
+//! * An article before the word that it belongs to: not in "hepatitis a", nor before words such as "and", "in" or "best".
+//! * What stands between "how" and what is to be done: "how do I", "how can we", "how to".
+//! * A full stop, question mark or exclamation mark at the end of a sentence, behind a word or a quotation; the comma between
+//!   two words. All other marks count, and so does whether there is a space on either side of them: `rm -r / tmp` is not
+//!   `rm -r /tmp`, and `5! + 3` is not `5 + 3`.
+//! * The capital of a sentence's first word, if it has no other and more than one letter. "MB" is not "Mb", and "NO" not "no".
+//! * Spaces between words, and at the end of lines; not those at the beginning of any line but the first.
+//! * Straight and curly marks of one quotation. A single mark is not a double one, and neither is a backtick.
+//!
+//! So paraphrases are given up that are no more than another way to write: `x>3` for `x > 3`, "1,000" for "1000", "Explain
+//! C++" with a question mark, a sentence that begins without a capital behind another one, a greeting without a mark, and an
+//! accented letter that is written as two characters.
+//!
 //! The guard knows English best. Words of other languages count as words that must be the same; with
-//! `with_other_words` only the commonest negators of some of them are known.
+//! `with_other_words` that holds for all that are not written in Latin letters, and of the others only the commonest
+//! negators of some languages are known.
 //!
 //! # Measured
 //!
@@ -82,6 +99,7 @@
 
 mod guard;
 mod index;
+mod vocabulary;
 
 use self::{
     guard::Words,
