@@ -339,6 +339,27 @@ fn a_price_of_requests_alone_is_the_whole_price() {
 }
 
 #[test]
+fn each_search_has_its_price() {
+    let price = Price::new(million("1", "1")).with_search(Rate::each("0.01").unwrap());
+    let usage = TokenUsage::new(1000, 1000);
+    assert_eq!(price.cost(&usage), Ok(usd("0.002")));
+    assert_eq!(price.cost(&usage.with_web_searches(3)), Ok(usd("0.032")));
+    assert_eq!(price.at_most(ServiceTier::Standard, 1000, 1000), Ok(usd("0.012")));
+    // Of a model without a price for them they cost nothing.
+    assert_eq!(Price::new(million("1", "1")).cost(&usage.with_web_searches(3)), Ok(usd("0.002")));
+    // One that always searches does so of the dearest size, unless it is told.
+    let list = br#"{"sonar": {"litellm_provider": "perplexity", "input_cost_per_token": 0, "output_cost_per_token": 0,
+        "search_context_cost_per_query": {"search_context_size_low": 0.005, "search_context_size_high": 0.012}}}"#;
+    let book = PriceBook::from_litellm("list", list).unwrap();
+    assert_eq!(book.quote("perplexity/sonar").unwrap().price.cost(&usage), Ok(usd("0.012")));
+    let bad = br#"{"fine": {"input_cost_per_token": 1}, "sonar": {"input_cost_per_token": 0,
+        "search_context_cost_per_query": {"search_context_size_low": -1}}}"#;
+    let book = PriceBook::from_litellm("list", bad).unwrap();
+    let problem = book.skipped().next().unwrap().to_string();
+    assert!(problem.starts_with("search_context_cost_per_query of sonar"), "{problem}");
+}
+
+#[test]
 fn parts_that_exceed_their_whole_are_charged_in_full() {
     let rates = million("1", "1").with_cache_read(Rate::per_million("0.5").unwrap());
     let usage = TokenUsage::new(10, 10).with_cache_read_tokens(30).with_reasoning_tokens(20);
@@ -689,11 +710,14 @@ mod toml {
             cache_read_audio = "5"
             output_audio = "20"
             output_image = "30"
+            search = "0.5"
         "#;
         let usage = TokenUsage::new(600, 600).with_input_audio_tokens(400).with_cache_read_tokens(300);
         let usage = usage.with_output_audio_tokens(100).with_output_image_tokens(200);
         let (input, output) = (300 * 10 + 100 * 5 + 200, 100 * 20 + 200 * 30 + 300 * 2);
         assert_eq!(cost(list, ServiceTier::Standard, usage), NanoUsd::new((input + output) * 1000));
+        let searches = NanoUsd::new(2 * 500_000_000 + (input + output) * 1000);
+        assert_eq!(cost(list, ServiceTier::Standard, usage.with_web_searches(2)), searches);
     }
 
     #[test]

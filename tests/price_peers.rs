@@ -74,6 +74,8 @@ struct Comparison<'a> {
     tier: ServiceTier,
     ours: Result<NanoUsd, Option<CostError>>,
     theirs: f64,
+    /// What a search costs at most, by the map.
+    search: f64,
 }
 
 impl Comparison<'_> {
@@ -90,6 +92,13 @@ impl Comparison<'_> {
             "audio-tier" => {
                 self.tier == ServiceTier::Priority
                     && self.ours.is_ok_and(|ours| ours.nanos() as f64 > self.theirs * 1e9)
+            }
+            "search-fee" => {
+                let fee = NanoUsd::new((self.search * 1e9).round() as i64);
+                self.search > 0.0
+                    && self
+                        .ours
+                        .is_ok_and(|ours| agree(NanoUsd::new(ours.nanos() - fee.nanos()), self.theirs))
             }
             "other-entry" => self.model.starts_with(&format!("{0}/{0}/", self.provider)),
             _ => false,
@@ -112,6 +121,12 @@ fn litellm_says_the_same_or_it_is_known_why_not() {
     let book = PriceBook::from_litellm("litellm", &map).expect("prices");
     let load = since.elapsed();
 
+    let map: Value = serde_json::from_slice(&map).unwrap();
+    let search = |entry: &str| {
+        let sizes = map[entry]["search_context_cost_per_query"].as_object();
+        sizes.into_iter().flatten().filter_map(|(_, cost)| cost.as_f64()).fold(0.0, f64::max)
+    };
+
     let shapes = told["shapes"].as_object().unwrap();
     let shapes: BTreeMap<&str, _> = shapes.iter().map(|(name, shape)| (&**name, usage(shape))).collect();
     let known = known(&shapes);
@@ -130,7 +145,7 @@ fn litellm_says_the_same_or_it_is_known_why_not() {
             let ours = quote.as_ref().ok_or(None).and_then(|quote| quote.cost(*tier, usage).map_err(Some));
             compared += 1;
             if !ours.is_ok_and(|ours| agree(ours, theirs)) {
-                let seen = Comparison { provider, model, tier: *tier, ours, theirs };
+                let seen = Comparison { provider, model, tier: *tier, ours, theirs, search: search(entry) };
                 disagreements.insert((model.clone(), (*shape).to_owned()), seen);
             }
         }

@@ -325,14 +325,18 @@ async fn what_is_reserved_is_the_price_of_the_dearest_tier_that_may_serve_it() {
 async fn what_is_reserved_is_the_price_of_what_the_request_may_bring_and_get() {
     const SHEET: &str = r#"{"p/model": {
         "input_cost_per_token": 1e-06, "output_cost_per_token": 2e-06, "cache_read_input_audio_token_cost": 4e-06,
-        "input_cost_per_audio_token": 3e-06, "output_cost_per_audio_token": 1e-05, "output_cost_per_image_token": 3e-05
+        "input_cost_per_audio_token": 3e-06, "output_cost_per_audio_token": 1e-05, "output_cost_per_image_token": 3e-05,
+        "search_context_cost_per_query": { "search_context_size_low": 0.005, "search_context_size_high": 0.012 }
     }}"#;
     let book = PriceBook::from_litellm("sheet", SHEET.as_bytes()).unwrap();
     let text = r#""hi""#;
     let speech = r#"[{"type":"input_audio","input_audio":{"data":"UklGRg==","format":"wav"}}]"#;
     let image = r#"[{"type":"image_url","image_url":{"url":"https://example.com/a.png"}}]"#;
     let spoken = r#""hi","audio":{"id":"audio_1"}"#;
+    let searching = r#"["text"],"web_search_options":{"search_context_size":"low"}"#;
     for (content, modalities, input, output) in [
+        (text, searching, 1_000, 2_000),
+        (text, r#"["text"],"tools":[{"type":"web_search"}]"#, 1_000, 2_000),
         (text, r#"["text"]"#, 1_000, 2_000),
         (image, r#"["text"]"#, 1_000, 2_000),
         (speech, r#"["text"]"#, 4_000, 2_000),
@@ -353,7 +357,13 @@ async fn what_is_reserved_is_the_price_of_what_the_request_may_bring_and_get() {
         let mut call = Box::pin(bench.service().oneshot(request));
         assert!((&mut call).now_or_never().is_none());
         let reserved = bench.research().await.1;
-        assert_eq!(reserved.cost, NanoUsd::new(prompt * input + 100 * output), "{content} {modalities}");
+        let search = match modalities {
+            m if m.contains("low") => 5_000_000,
+            m if m.contains("search") => 12_000_000,
+            _ => 0,
+        };
+        let most = prompt * input + 100 * output + search;
+        assert_eq!(reserved.cost, NanoUsd::new(most), "{content} {modalities}");
     }
 }
 

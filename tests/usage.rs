@@ -498,6 +498,65 @@ async fn audio_and_images_cost_what_they_cost_and_what_is_not_told_apart_the_dea
     }
 }
 
+/// Entries as LiteLLM has them.
+const SEARCHING: &str = r#"{
+    "perplexity/sonar": {
+        "litellm_provider": "perplexity", "input_cost_per_token": 1e-06, "output_cost_per_token": 1e-06,
+        "search_context_cost_per_query": { "search_context_size_high": 0.012, "search_context_size_low": 0.005,
+                                           "search_context_size_medium": 0.008 } },
+    "perplexity/sonar-deep-research": {
+        "litellm_provider": "perplexity", "input_cost_per_token": 2e-06, "output_cost_per_token": 8e-06,
+        "search_context_cost_per_query": { "search_context_size_high": 0.005, "search_context_size_low": 0.005,
+                                           "search_context_size_medium": 0.005 } },
+    "gpt-4o-search-preview": {
+        "litellm_provider": "openai", "input_cost_per_token": 2.5e-06, "output_cost_per_token": 1e-05,
+        "search_context_cost_per_query": { "search_context_size_medium": 0.025 } },
+    "claude-sonnet-4-5": {
+        "litellm_provider": "anthropic", "input_cost_per_token": 3e-06, "output_cost_per_token": 1.5e-05,
+        "search_context_cost_per_query": { "search_context_size_high": 0.01, "search_context_size_low": 0.01,
+                                           "search_context_size_medium": 0.01 } }
+}"#;
+
+#[tokio::test(start_paused = true)]
+async fn searches_are_charged_as_reported_or_else_one_that_may_have_been() {
+    let (exact, estimated) = (Certainty::Exact, Certainty::Estimated);
+    let (sonar, deep) = ("perplexity/sonar", "perplexity/sonar-deep-research");
+    let (preview, claude) = ("openai/gpt-4o-search-preview", "anthropic/claude-sonnet-4-5");
+    let low = r#","web_search_options":{"search_context_size":"low"}"#;
+    for (model, members, reported, dollars, certainty) in [
+        (sonar, "", "", "0.0125", estimated),
+        (sonar, low, "", "0.0055", estimated),
+        (sonar, low, r#","num_search_queries":1"#, "0.0055", exact),
+        (sonar, "", r#","num_search_queries":2"#, "0.0245", estimated),
+        (sonar, "", r#","num_search_queries":0"#, "0.0125", estimated),
+        (deep, "", r#","num_search_queries":21"#, "0.1078", exact),
+        (preview, "", "", "0.0285", estimated),
+        (claude, "", "", "0.0051", exact),
+        (claude, r#","web_search_options":null"#, "", "0.0051", exact),
+        (claude, r#","web_search_options":{}"#, "", "0.0151", estimated),
+        (claude, r#","tools":[{"type":"web_search_20250305","name":"web_search"}]"#, "", "0.0151", estimated),
+        (claude, r#","tools":[{"google_search":{}}]"#, "", "0.0151", estimated),
+        // One of the caller's own.
+        (claude, r#","tools":[{"type":"function","function":{"name":"web_search"}}]"#, "", "0.0051", exact),
+        (claude, "", r#","server_tool_use":{"web_search_requests":3}"#, "0.0351", exact),
+        (claude, "", r#","prompt_tokens_details":{"web_search_requests":3}"#, "0.0351", exact),
+        (
+            claude,
+            r#","web_search_options":{}"#,
+            r#","server_tool_use":{"web_search_requests":0}"#,
+            "0.0051",
+            exact,
+        ),
+    ] {
+        let usage = format!(r#"{{"prompt_tokens":200,"completion_tokens":300{reported}}}"#);
+        let message = r#"{"role":"user","content":"What is new?"}"#;
+        let event = recorded(SEARCHING, model, message, members, &usage).await;
+        let amount = event.cost.amount.expect("a price");
+        assert_eq!(amount.to_string(), dollars, "{model} {members} {reported}");
+        assert_eq!(event.usage.certainty, certainty, "{model} {members} {reported}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_request_that_is_refused_costs_nothing_even_where_requests_do() {
     let rates = Rates::per_million("1", "2").unwrap().with_request(Rate::each("0.005").unwrap());

@@ -75,6 +75,7 @@ fn json(usage: TokenUsage) -> Option<Value> {
             ("cache_write_tokens", usage.cache_write_tokens),
             ("audio_tokens", usage.input_audio_tokens),
             ("image_tokens", usage.input_image_tokens),
+            ("web_search_requests", usage.web_searches),
         ],
     );
     put("cache_creation", &[("ephemeral_1h_input_tokens", usage.cache_write_1h_tokens)]);

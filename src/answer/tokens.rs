@@ -47,6 +47,8 @@ pub struct TokenUsage {
     pub output_audio_tokens: Option<u64>,
     /// Of the output: images.
     pub output_image_tokens: Option<u64>,
+    /// How often the web was searched, which records of usage do not keep either.
+    pub web_searches: Option<u64>,
     /// How well these are known.
     pub certainty: Certainty,
 }
@@ -78,6 +80,7 @@ impl TokenUsage {
             input_image_tokens: None,
             output_audio_tokens: None,
             output_image_tokens: None,
+            web_searches: None,
             certainty: Certainty::Exact,
         }
     }
@@ -138,6 +141,13 @@ impl TokenUsage {
         self
     }
 
+    /// Sets [`web_searches`](Self::web_searches).
+    #[must_use]
+    pub const fn with_web_searches(mut self, searches: u64) -> Self {
+        self.web_searches = Some(searches);
+        self
+    }
+
     /// Sets [`certainty`](Self::certainty).
     #[must_use]
     pub const fn with_certainty(mut self, certainty: Certainty) -> Self {
@@ -164,6 +174,7 @@ impl TokenUsage {
                 br#""prompt_tokens_details""# | br#""input_tokens_details""# => Part::Input,
                 br#""completion_tokens_details""# | br#""output_tokens_details""# => Part::Output,
                 br#""cache_creation""# => Part::CacheWrite,
+                br#""server_tool_use""# => Part::Tools,
                 name => {
                     counts.note(Part::All, name, walk.value()?);
                     return Some(());
@@ -248,6 +259,7 @@ enum Part {
     Input,
     Output,
     CacheWrite,
+    Tools,
 }
 
 impl Counts {
@@ -272,6 +284,8 @@ impl Counts {
             (Part::CacheWrite, br#""ephemeral_1h_input_tokens""#)
             | (Part::All, br#""claude_cache_creation_1_h_tokens""#) => &mut usage.cache_write_1h_tokens,
             (Part::All | Part::Output, br#""reasoning_tokens""#) => &mut usage.reasoning_tokens,
+            (Part::All, br#""num_search_queries""#)
+            | (Part::Input | Part::Tools, br#""web_search_requests""#) => &mut usage.web_searches,
             (Part::Input, br#""audio_tokens""#) => &mut usage.input_audio_tokens,
             (Part::Input, br#""image_tokens""#) => &mut usage.input_image_tokens,
             (Part::Output, br#""audio_tokens""#) => &mut usage.output_audio_tokens,

@@ -68,7 +68,6 @@ enum State<S: Service<LlmRequest>> {
 }
 
 /// What comes after the question.
-#[expect(clippy::large_enum_variant, reason = "it is taken apart at once")]
 enum Next<S: Service<LlmRequest>> {
     State(State<S>),
     Call(LlmRequest, Purpose),

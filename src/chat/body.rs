@@ -2,7 +2,7 @@ use super::{ChatBodyBuilder, MessageRef};
 use crate::{
     Error, InvalidReason, ModelName,
     json::{self, Walk},
-    price::{Media, Terms, Tiers},
+    price::{Media, Searches, Terms, Tiers},
 };
 use bytes::{BufMut, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
@@ -173,22 +173,27 @@ impl ChatBody {
     }
 
     fn new(source: Bytes, members: Vec<Member>, attached: Attached, is_source: bool) -> Self {
-        let (mut streaming, mut input_bytes, mut tiers, mut modalities) = (false, 0, Tiers::STANDARD, None);
+        let (mut streaming, mut input_bytes, mut modalities) = (false, 0, None);
+        let (mut tiers, mut searches) = (Tiers::STANDARD, Searches::None);
         let mut further_models = None;
         for member in &members {
+            let value = member.value.get(&source);
             match member.name_bytes(&source) {
-                b"models" if names_any(member.value.get(&source)) => further_models = Some("models"),
-                b"fallbacks" if names_any(member.value.get(&source)) => further_models = Some("fallbacks"),
-                b"stream" => streaming = member.value.get(&source) == b"true",
-                b"service_tier" => tiers = Tiers::named(member.value.get(&source)),
-                b"modalities" => modalities = Some(member.value.get(&source)),
-                b"messages" | b"tools" | b"functions" | b"response_format" => {
-                    input_bytes += member.value.len()
+                b"models" if names_any(value) => further_models = Some("models"),
+                b"fallbacks" if names_any(value) => further_models = Some("fallbacks"),
+                b"stream" => streaming = value == b"true",
+                b"service_tier" => tiers = Tiers::named(value),
+                b"modalities" => modalities = Some(value),
+                b"web_search_options" => searches = Searches::by_options(value).or(searches),
+                b"tools" => {
+                    searches = searches.or(Searches::by_tools(value));
+                    input_bytes += value.len();
                 }
+                b"messages" | b"functions" | b"response_format" => input_bytes += value.len(),
                 _ => {}
             }
         }
-        let terms = Terms { tiers, media: Media::of(attached, modalities) };
+        let terms = Terms { tiers, media: Media::of(attached, modalities), searches };
         let digest = OnceLock::new();
         Self(Arc::new(Inner {
             source,

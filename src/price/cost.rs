@@ -1,6 +1,7 @@
 use super::{
     money::NanoUsd,
     rate::{PER_NANO, Rate, Rates, TokenClass},
+    search::{SearchPrice, Searched},
     terms::{Billed, Media, Terms, Tiers},
 };
 use crate::TokenUsage;
@@ -25,6 +26,7 @@ use std::fmt;
 pub struct Price {
     /// In the order in which they are laid over one another; the first is the base.
     steps: Vec<Step>,
+    pub(super) search: Option<SearchPrice>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -77,7 +79,24 @@ pub enum CostError {
 impl Price {
     /// These rates, for all calls.
     pub fn new(rates: Rates) -> Self {
-        Self { steps: vec![Step { above: None, tier: ServiceTier::Standard, rates }] }
+        Self { steps: vec![Step { above: None, tier: ServiceTier::Standard, rates }], search: None }
+    }
+
+    /// So much for each search of the web, where the provider reports some or the request asks for one.
+    ///
+    /// ```
+    /// use llm_layers::{TokenUsage, price::{Price, Rate, Rates}};
+    ///
+    /// let price = Price::new(Rates::per_million("1", "1")?).with_search(Rate::each("0.01")?);
+    /// let usage = TokenUsage::new(1000, 1000);
+    /// assert_eq!(price.cost(&usage)?.to_string(), "0.002");
+    /// assert_eq!(price.cost(&usage.with_web_searches(3))?.to_string(), "0.032");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub const fn with_search(mut self, rate: Rate) -> Self {
+        self.search = Some(SearchPrice::each(rate));
+        self
     }
 
     /// Other rates for prompts of *more* than `tokens` tokens, and then for all of their tokens and those of the
@@ -131,7 +150,8 @@ impl Price {
 
     /// What a call cost, in the standard tier: the sum over all kinds of tokens, rounded up once to a nano-dollar.
     ///
-    /// Audio and images are what `usage` says of them: what it does not tell apart is charged as text.
+    /// Audio, images and searches are what `usage` says of them: what it does not tell apart is charged as text, and
+    /// searches of which it does not tell are charged only, as one, where the model always searches.
     ///
     /// # Errors
     ///
@@ -147,20 +167,20 @@ impl Price {
     ///
     /// As [`cost`](Self::cost).
     pub fn cost_at(&self, tier: ServiceTier, usage: &TokenUsage) -> Result<NanoUsd, CostError> {
-        self.charge(tier, usage, 1, Media::NONE)?.rounded_up()
+        self.charge(tier, usage, 1, &Terms::none(tier))?.rounded_up()
     }
 
     /// What a call cost, at most, and whether that is more than what is known for certain.
     pub(crate) fn bill(&self, billed: &Billed) -> Result<(NanoUsd, bool), CostError> {
-        let Billed { terms: Terms { tiers, media }, ref usage, requests } = *billed;
+        let Billed { ref terms, ref usage, requests } = *billed;
         let cost = |tier| {
-            let sum = self.charge(tier, usage, requests, media)?;
+            let sum = self.charge(tier, usage, requests, terms)?;
             Ok((sum.rounded_up()?, sum.is_guess))
         };
-        if tiers == Tiers::STANDARD || self.flat().is_some() {
+        if terms.tiers == Tiers::STANDARD || self.flat().is_some() {
             return cost(ServiceTier::Standard);
         }
-        let costs = tiers.iter().map(cost);
+        let costs = terms.tiers.iter().map(cost);
         costs.reduce(|one, other| Ok(one?.max(other?))).unwrap_or(Err(CostError::Overflow))
     }
 
@@ -170,8 +190,9 @@ impl Price {
         tier: ServiceTier,
         usage: &TokenUsage,
         requests: u64,
-        media: Media,
+        terms: &Terms,
     ) -> Result<Sum, CostError> {
+        let media = terms.media;
         let stepped;
         let rates = match self.flat() {
             Some(rates) if !rates.is_by_request() => rates,
@@ -218,6 +239,9 @@ impl Price {
         sum.add(TokenClass::OutputImage, drawn, || rates.output_image.or(rates.output))?;
         sum.add(TokenClass::Reasoning, Some(thought), || rates.reasoning.or(rates.output))?;
         sum.add(TokenClass::Request, Some(requests), || rates.request.or(Some(Rate::FREE)))?;
+        if let Some(search) = self.search.filter(|_| requests > 0) {
+            sum.add_searches(&search.of(terms.searches, usage.web_searches))?;
+        }
         Ok(sum)
     }
 
@@ -230,7 +254,7 @@ impl Price {
     }
 
     /// The most that a call may cost whose prompt and answer have at most so many tokens: all of them of the
-    /// dearest kind, audio and images included, at the dearest length of prompt.
+    /// dearest kind, audio and images included, at the dearest length of prompt, and one search.
     ///
     /// # Errors
     ///
@@ -241,24 +265,31 @@ impl Price {
         input_tokens: u64,
         output_tokens: u64,
     ) -> Result<NanoUsd, CostError> {
-        self.most(tier, Media::ALL, input_tokens, output_tokens)
+        self.most(tier, &Terms::any(tier), input_tokens, output_tokens)
     }
 
-    /// As [`at_most`](Self::at_most), where tokens may be no more than text and these.
+    /// As [`at_most`](Self::at_most), on these terms but for their tiers.
     fn most(
         &self,
         tier: ServiceTier,
-        media: Media,
+        terms: &Terms,
         input_tokens: u64,
         output_tokens: u64,
     ) -> Result<NanoUsd, CostError> {
+        let dearest = |rates: &Rates| {
+            let mut sum = dearest(rates, terms.media, input_tokens, output_tokens)?;
+            if let Some(search) = &self.search {
+                sum.add_searches(&search.of(terms.searches, None))?;
+            }
+            sum.rounded_up()
+        };
         if let Some(rates) = self.flat().filter(|rates| !rates.is_by_request()) {
-            return dearest(rates, media, input_tokens, output_tokens);
+            return dearest(rates);
         }
         let above = self.steps.iter().filter_map(|step| step.above).filter(|above| *above < input_tokens);
         let mut most = NanoUsd::ZERO;
         for length in above.map(|above| above + 1).chain([0]) {
-            most = most.max(dearest(&self.rates(tier, length), media, input_tokens, output_tokens)?);
+            most = most.max(dearest(&self.rates(tier, length))?);
         }
         Ok(most)
     }
@@ -270,7 +301,7 @@ impl Price {
         input_tokens: u64,
         output_tokens: u64,
     ) -> Result<NanoUsd, CostError> {
-        let most = |tier| self.most(tier, terms.media, input_tokens, output_tokens);
+        let most = |tier| self.most(tier, &terms, input_tokens, output_tokens);
         let costs = terms.tiers.iter().map(most);
         costs.reduce(|one, other| Ok(one?.max(other?))).unwrap_or(Err(CostError::Overflow))
     }
@@ -285,7 +316,7 @@ fn apart(all: Option<u64>, audio: Option<u64>, images: Option<u64>) -> [Option<u
 }
 
 /// All tokens of the dearest kind. A part whose rate is not known costs what the whole does, which is no more.
-fn dearest(rates: &Rates, media: Media, input_tokens: u64, output_tokens: u64) -> Result<NanoUsd, CostError> {
+fn dearest(rates: &Rates, media: Media, input_tokens: u64, output_tokens: u64) -> Result<Sum, CostError> {
     let of = |medium, rate: Option<Rate>| rate.filter(|_| media.has(medium));
     let input = [
         rates.cache_read,
@@ -306,7 +337,7 @@ fn dearest(rates: &Rates, media: Media, input_tokens: u64, output_tokens: u64) -
     sum.add(TokenClass::Input, Some(input_tokens), || most(rates.input, &input))?;
     sum.add(TokenClass::Output, Some(output_tokens), || most(rates.output, &output))?;
     sum.add(TokenClass::Request, Some(1), || rates.request.or(Some(Rate::FREE)))?;
-    sum.rounded_up()
+    Ok(sum)
 }
 
 /// What each kind costs, added up in the unit of rates. What does not fit into 128 bits is more than the largest amount
@@ -356,6 +387,11 @@ impl Sum {
         self.add(class, tokens, || dearer)
     }
 
+    fn add_searches(&mut self, searched: &Searched) -> Result<(), CostError> {
+        self.is_guess |= searched.is_guess;
+        self.add(TokenClass::Request, Some(searched.number), || Some(searched.rate))
+    }
+
     fn rounded_up(&self) -> Result<NanoUsd, CostError> {
         // One division, where `div_ceil` takes two.
         let nanos = self.rates.checked_add(PER_NANO - 1).map(|sum| i64::try_from(sum / PER_NANO));
@@ -379,6 +415,9 @@ impl fmt::Debug for Price {
                     out.field(&format!("{class}{tier}{above}"), rate);
                 }
             }
+        }
+        if let Some(search) = &self.search {
+            out.field("search", search);
         }
         out.finish()
     }

@@ -10,6 +10,7 @@ use super::{
     decimal::scaled,
     error::{PriceErrorKind, PriceProblem, PriceReason},
     rate::{Rate, Rates, TokenClass},
+    search::SearchPrice,
 };
 use crate::json;
 use serde_json::value::RawValue;
@@ -38,7 +39,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<(Entries, Vec<PriceProblem>), PriceEr
             continue;
         }
         // As for any JSON parser, the last one of a name stands, even over one that was better.
-        let price = entry(value).map(Arc::new).map_err(&mut skip).ok();
+        let price = entry(&name, value).map(Arc::new).map_err(&mut skip).ok();
         priced += usize::from(price.is_some());
         if let Some(former) = entries.insert(Arc::from(&*name), price) {
             priced -= usize::from(former.is_some());
@@ -51,7 +52,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<(Entries, Vec<PriceProblem>), PriceEr
 /// The member at fault, and what is wrong.
 type Problem = (Option<Box<str>>, PriceReason);
 
-fn entry(value: &[u8]) -> Result<Price, Problem> {
+fn entry(model: &str, value: &[u8]) -> Result<Price, Problem> {
     if value.first() != Some(&b'{') {
         return Err((None, PriceReason::Mistyped { expected: "an object" }));
     }
@@ -65,6 +66,11 @@ fn entry(value: &[u8]) -> Result<Price, Problem> {
             if ranges.replace(value).is_some() {
                 return Err((Some(name.into()), PriceReason::Duplicate));
             }
+            continue;
+        }
+        if name == "search_context_cost_per_query" {
+            price.search = searches(value).map_err(|reason| (Some((*name).into()), reason))?;
+            is_free &= price.search.is_none();
             continue;
         }
         let Some(Member { class, tier, above }) = Member::of(&name) else {
@@ -94,7 +100,36 @@ fn entry(value: &[u8]) -> Result<Price, Problem> {
         // Fireworks' own rule; it too is in LiteLLM's code and not in the list.
         base.cache_read = base.input.map(Rate::half);
     }
+    if let Some(search) = &mut price.search {
+        search.is_always = always_searches(&provider, model);
+    }
     Ok(price)
+}
+
+/// What a search costs by how much it brings. Of sizes that are not told, the dearest that is.
+fn searches(value: &[u8]) -> Result<Option<SearchPrice>, PriceReason> {
+    if value.first() != Some(&b'{') {
+        return Ok(rate(value)?.map(SearchPrice::each));
+    }
+    let size = |name: &str| json::member(value, name).map_or(Ok(None), rate);
+    let low = size("search_context_size_low")?;
+    let medium = size("search_context_size_medium")?;
+    let high = size("search_context_size_high")?;
+    Ok(low.max(medium).max(high).map(|dearest| SearchPrice {
+        low: low.unwrap_or(dearest),
+        medium: medium.unwrap_or(dearest),
+        high: high.unwrap_or(dearest),
+        is_always: false,
+    }))
+}
+
+/// Perplexity's models, and those of OpenAI's that are for it, search whatever they are asked.
+fn always_searches(provider: &str, model: &str) -> bool {
+    match provider {
+        "perplexity" => true,
+        "openai" | "azure" => model.contains("-search-"),
+        _ => false,
+    }
 }
 
 /// What the name of a price says.

@@ -11,6 +11,10 @@
 //!   provider's report says they are. Where it does not tell them apart, and the request brought audio or images or may be
 //!   answered by them (its `modalities` do not say otherwise), all that may be such is charged as the dearest that it may
 //!   be, and the usage is [`Estimated`](crate::Certainty::Estimated). Quotas reserve by the same rule.
+//! - A search of the web may cost ten times what the tokens do. Where a price knows what one costs, as many are charged as
+//!   the provider reports, or else one if the request asks for any (`web_search_options`, or a tool of the provider's) or
+//!   the model always searches, by the `search_context_size` that was asked for, or else the dearest. If their number or
+//!   size is not known, the usage is `Estimated`. Quotas reserve one, and charge those beyond it when the call has ended.
 //!
 //! Never call a cost exact: catalogues disagree, and providers change their minds. Each [`Cost`] says where its price
 //! is from.
@@ -36,7 +40,7 @@
 //! [`PriceBook::from_litellm`] reads LiteLLM's catalogue, whose bytes you bring; nothing is compiled in. A model's name there
 //! is `provider/model` for most providers, and just `model` for some: `gemini/gemini-2.5-pro` is AI Studio's, and
 //! `gemini-2.5-pro` is Vertex's, which `vertex_ai/gemini-2.5-pro` finds because there is no such entry. What is left out:
-//! prices by the image, second, character or search, tokens of films (they cost what text costs), prices at night
+//! prices by the image, second or character, searches of maps and files, tokens of films (they cost what text costs), prices at night
 //! (they cost what they do by day), surcharges of a region, and the service tiers that are not in [`ServiceTier`].
 #![cfg_attr(feature = "toml", doc = "")]
 #![cfg_attr(feature = "toml", doc = include_str!("own.md"))]
@@ -50,9 +54,9 @@ mod money;
 #[cfg(feature = "toml")]
 mod own;
 mod rate;
+mod search;
 mod terms;
 
-pub(crate) use self::terms::{Billed, Media, Terms, Tiers};
 pub use self::{
     book::{Cost, PriceBook, PriceOrigin, Prices, Quote},
     cost::{CostError, Price, ServiceTier},
@@ -60,4 +64,8 @@ pub use self::{
     error::{PriceError, PriceErrorKind, PriceProblem, PriceReason},
     money::NanoUsd,
     rate::{Rate, Rates, TokenClass},
+};
+pub(crate) use self::{
+    search::Searches,
+    terms::{Billed, Media, Terms, Tiers},
 };

@@ -6,6 +6,7 @@ use super::{
     decimal::AmountError,
     error::{PriceErrorKind, PriceProblem, PriceReason},
     rate::{Rate, Rates, TokenClass},
+    search::SearchPrice,
 };
 use std::sync::Arc;
 use toml::{
@@ -126,6 +127,9 @@ impl<'a> Reader<'a> {
                         }
                     }
                 }
+                ("search", _) if tier == ServiceTier::Standard => {
+                    price.search = self.amount("search", value, Per::Token).map(SearchPrice::each);
+                }
                 (_, Some(other)) if tier == ServiceTier::Standard && other != tier => {
                     if let Some(table) = self.table(name, value) {
                         self.tier(price, other, table, per);
@@ -178,21 +182,24 @@ impl<'a> Reader<'a> {
         else {
             return self.unknown(name);
         };
+        let per = if class == TokenClass::Request { Per::Token } else { per };
+        if let Some(rate) = self.amount(class.name(), value, per) {
+            *rates.get_mut(class) = Some(rate);
+        }
+    }
+
+    fn amount(&mut self, member: &str, value: &Value<'a>, per: Per) -> Option<Rate> {
         // Of numbers the text, as it stands in the file: a float would not be what was written.
         let text = match value.get_ref() {
             DeValue::String(text) => text.to_string(),
             DeValue::Integer(number) if number.radix() == 10 => number.as_str().replace('_', ""),
             DeValue::Float(number) => number.as_str().replace('_', ""),
             _ => {
-                let expected = "an amount in dollars";
-                return self.wrong(class.name(), value, PriceReason::Mistyped { expected });
+                self.wrong(member, value, PriceReason::Mistyped { expected: "an amount in dollars" });
+                return None;
             }
         };
-        let per = if class == TokenClass::Request { Per::Token } else { per };
-        match per.rate(&text) {
-            Ok(rate) => *rates.get_mut(class) = Some(rate),
-            Err(error) => self.wrong(class.name(), value, PriceReason::Amount(error)),
-        }
+        per.rate(&text).map_err(|error| self.wrong(member, value, PriceReason::Amount(error))).ok()
     }
 
     fn per(&mut self, table: &'a DeTable<'a>, otherwise: Per) -> Per {

@@ -1,6 +1,6 @@
 //! What a price depends on besides counts of tokens.
 
-use super::cost::ServiceTier;
+use super::{cost::ServiceTier, search::Searches};
 use crate::{TokenUsage, chat::Attached, json};
 
 /// What a call is billed for.
@@ -17,6 +17,7 @@ pub(crate) struct Billed {
 pub(crate) struct Terms {
     pub(crate) tiers: Tiers,
     pub(crate) media: Media,
+    pub(crate) searches: Searches,
 }
 
 /// The tiers that a call was served in, or may have been: a bit each.
@@ -30,6 +31,16 @@ pub(crate) struct Media(u8);
 // ===== impl Terms =====
 
 impl Terms {
+    /// Whatever a request may ask for in this tier.
+    pub(super) const fn any(tier: ServiceTier) -> Self {
+        Self { tiers: Tiers::of(tier), media: Media::ALL, searches: Searches::Some }
+    }
+
+    /// Nothing is said, and so nothing is charged but what is reported.
+    pub(super) const fn none(tier: ServiceTier) -> Self {
+        Self { tiers: Tiers::of(tier), media: Media::NONE, searches: Searches::None }
+    }
+
     /// Who answers knows in which tier it was.
     #[must_use]
     pub(crate) fn told(self, tier: Option<ServiceTier>) -> Self {
