@@ -378,6 +378,30 @@ fn read_all(bytes: Vec<u8>) {
 }
 
 #[test]
+fn what_is_changed_in_nothing_is_sent_as_it_came() {
+    let source = Bytes::from_static(br#" {"model" : "m","messages":[{"role":"user","content":"Hi"}] } "#);
+    let body = ChatBody::parse(source.clone()).unwrap();
+    let sent = body.to_json("m");
+    assert_eq!((sent.as_ptr(), sent.len()), (source.as_ptr(), source.len()));
+    let compact = r#"{"model":"n","messages":[{"role":"user","content":"Hi"}]}"#;
+    assert_eq!(body.to_json("n"), compact);
+    for changed in [body.with("model", "x").unwrap(), body.without("nothing")] {
+        assert_eq!(changed.to_json("n"), compact);
+        assert_eq!(changed.to_json("m"), compact.replace("\"n\"", "\"m\""));
+    }
+    // Names that are spelt otherwise than they are, or are missing, are written.
+    for (name, model) in
+        [(r#""\u006d""#, "m"), (r#""a\\b""#, r"a\b"), (r#""a\\b""#, r"a\\b"), (r#""m""#, "M")]
+    {
+        let body = ChatBody::parse(format!(r#"{{"model":{name},"messages":[{{"role":"user"}}]}}"#)).unwrap();
+        let sent: Value = serde_json::from_slice(&body.to_json(model)).unwrap();
+        assert_eq!(sent["model"], model);
+    }
+    let nameless = ChatBody::parse(r#"{"messages":[{"role":"user"}]}"#).unwrap();
+    assert_eq!(nameless.to_json("m"), r#"{"model":"m","messages":[{"role":"user"}]}"#);
+}
+
+#[test]
 fn seed_26_tools_and_further_arguments_pass_through() {
     let members = r#","tools":[{"type":"function","function":{"name":"f","parameters":{"type":"object"}}}],"tool_choice":{"type":"function","function":{"name":"f"}},"timeout":12.50,"extra_body":{"top_k":1e1}"#;
     let request = LlmRequest::parse(body(members)).unwrap();

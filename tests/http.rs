@@ -817,6 +817,13 @@ fn frame(polled: Option<Result<http_body::Frame<Bytes>, std::convert::Infallible
 }
 
 #[tokio::test(start_paused = true)]
+async fn no_silence_at_all_sends_no_comments() {
+    let (_items, chunks) = scripted();
+    let mut events = task::spawn(Events::new(chunks, fill()).with_keep_alive(Some(Duration::ZERO)));
+    assert_pending!(events.enter(|cx, body| body.poll_frame(cx)));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_comment_is_sent_after_each_silence_and_a_chunk_is_not_delayed() {
     let (items, chunks) = scripted();
     let second = Duration::from_secs(1);

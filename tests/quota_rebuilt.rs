@@ -125,7 +125,8 @@ async fn counters_that_are_lost_while_calls_end_are_rebuilt_to_the_last_token() 
 async fn so_they_are_where_records_go_through_redis() {
     let Some(server) = RedisServer::start("quota_rebuilt: a ledger behind a stream") else { return };
     let directory = Directory::new();
-    let path = directory.join("usage.db");
+    // What is written beside a ledger has names that no other ledger has.
+    let path = directory.join("usage.new");
     let redis = Redis::new(&server.url(), RedisOptions::default()).unwrap();
     let stream = RedisStream::new(&redis, RedisStreamOptions::default());
     let (sink, worker) =

@@ -15,10 +15,12 @@ use llm_layers::{
     },
 };
 use std::{
+    pin::Pin,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
+    task::{Context, Poll, Waker},
     time::Duration,
 };
 use tokio::sync::mpsc;
@@ -288,7 +290,7 @@ async fn a_translation_that_fails_ends_the_stream_and_hangs_up() {
             .await;
     assert_eq!(told.len(), 1);
     assert_eq!(told[0].as_ref().unwrap_err().code(), Code::Internal);
-    assert_eq!(*ending.0.lock().unwrap(), Some("abandoned"));
+    assert_eq!(*ending.0.lock().unwrap(), Some("failed"));
 }
 
 #[tokio::test(start_paused = true)]
@@ -377,6 +379,43 @@ async fn who_asks_for_nothing_at_all_or_for_nothing_more_is_hung_up_on() {
         (0..asked).for_each(|_| assert!(assert_ready!(messages.poll_next()).unwrap().is_ok()));
         hung_up_after(&send, WRITE_TIMEOUT).await;
     }
+}
+
+/// Wakes whoever has asked for the next once more when it is dropped.
+#[derive(Clone, Default)]
+struct LastWords(Arc<Mutex<Option<Waker>>>);
+
+impl Stream for LastWords {
+    type Item = Result<StreamChunk, Error>;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        *self.0.lock().unwrap() = Some(cx.waker().clone());
+        Poll::Pending
+    }
+}
+
+impl LastWords {
+    fn wake(&self) {
+        let waker = self.0.lock().unwrap().clone();
+        waker.expect("it was asked").wake();
+    }
+}
+
+impl Drop for LastWords {
+    fn drop(&mut self) {
+        self.wake();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_is_hung_up_on_may_be_woken_by_that() {
+    let (chunks, ending) = (LastWords::default(), Ending::default());
+    let answer = LlmResponse::new("m", ChunkStream::new(chunks.clone())).observe(ending.clone());
+    let mut messages = task::spawn(WriteTimeout::new(Messages::new(answer.body, text), WRITE_TIMEOUT));
+    assert_pending!(messages.poll_next());
+    chunks.wake();
+    tokio::time::sleep(2 * WRITE_TIMEOUT).await;
+    assert_eq!(*ending.0.lock().unwrap(), Some("abandoned"));
 }
 
 #[tokio::test(start_paused = true)]

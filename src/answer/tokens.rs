@@ -430,7 +430,8 @@ mod tests {
             r#"{"prompt_tokens":33,"completion_tokens":7163,"total_tokens":7196,"citation_tokens":20016,
                 "num_search_queries":18,"reasoning_tokens":73997}"#,
         );
-        let all = TokenUsage::new(33 + 20016, 7163 + 73997).with_reasoning_tokens(73997);
+        let all =
+            TokenUsage::new(33 + 20016, 7163 + 73997).with_reasoning_tokens(73997).with_web_searches(18);
         assert_eq!(perplexity, all.with_certainty(Certainty::Estimated));
     }
 

@@ -6,7 +6,7 @@ mod redis_server;
 
 use common::{Gateway, asking};
 use redis_server::RedisServer;
-use std::time::Duration;
+use std::{collections::HashSet, time::Duration};
 
 const CONFIG: &str = r#"
     keys = [{ key = "ada", user = "ada", departments = ["research"] }]
@@ -49,7 +49,14 @@ async fn a_gateway_whose_counters_were_away_becomes_ready_without_a_call() {
     .await;
     assert_eq!(ask().await, 200);
     let log = gateway.log(&["quotas are counted again"]).await;
-    assert_eq!(log.matches("quotas cannot be counted").count(), 1, "{log}");
+    // Each cause once: the connection that broke may be seen before there is no other one.
+    let causes: Vec<_> = log
+        .lines()
+        .filter_map(|line| line.split_once("quotas cannot be counted "))
+        .map(|line| line.1)
+        .collect();
+    assert_eq!(causes.iter().collect::<HashSet<_>>().len(), causes.len(), "{log}");
+    assert!(causes.len() <= 2, "{log}");
 }
 
 /// Who is not ready is asked why.

@@ -73,9 +73,10 @@ impl Connection {
     }
 
     fn poll_open(&mut self, cx: &mut Context<'_>) -> io::Result<Pin<&mut TcpStream>> {
-        let mut is_over = |pending: &mut Pending| pending.as_mut().poll(cx).is_ready();
-        let is_late = self.greeting.as_mut().is_some_and(|(greeting, _)| is_over(greeting));
-        if is_late || self.open.as_mut().is_none_or(is_over) {
+        let mut waits = |pending: &mut Pending| pending.as_mut().poll(cx).is_pending();
+        let is_open = self.open.as_mut().is_some_and(&mut waits)
+            && self.greeting.as_mut().is_none_or(|(greeting, _)| waits(greeting));
+        if !is_open {
             self.open = None;
             return Err(io::ErrorKind::ConnectionAborted.into());
         }
