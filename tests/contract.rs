@@ -1,7 +1,7 @@
 //! Every layer of the crate keeps the contract, and the contract finds those that do not.
 
 use llm_layers::{
-    ChatBody, Error, LlmRequest, LlmResponse, RequestContext,
+    ChatBody, Error, LlmRequest, LlmResponse, Progress, RequestContext,
     access::AccessLayer,
     alias::{AliasLayer, AliasTable},
     concurrency::ConcurrencyLimitLayer,
@@ -10,6 +10,7 @@ use llm_layers::{
     peek::PeekLayer,
     policies::{DepartmentPolicy, PolicyTable},
     price::PriceBook,
+    provider::Echo,
     providers::Providers,
     quota::{Limits, MemoryStore, Mode, QuotaLayer, WorkerOptions},
     telemetry::TelemetryLayer,
@@ -23,10 +24,12 @@ use remote::Remote;
 use std::{
     future::{Ready, ready},
     panic::AssertUnwindSafe,
-    task::{Context, Poll},
+    pin::Pin,
+    sync::{Arc, Mutex},
+    task::{Context, Poll, Waker},
     time::Duration,
 };
-use tower::{Layer, Service, ServiceBuilder};
+use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 
 #[tokio::test(start_paused = true)]
 async fn alias() {
@@ -258,6 +261,62 @@ broken! { RefusesInPollReady, RefusesInPollReadyService,
     }
 }
 
+/// Keeps the waker of whoever asks first.
+struct FirstWaker(BoxFuture, Option<Waker>);
+
+impl Future for FirstWaker {
+    type Output = Result<LlmResponse, Error>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let waker = self.1.get_or_insert_with(|| cx.waker().clone()).clone();
+        self.0.as_mut().poll(&mut Context::from_waker(&waker))
+    }
+}
+
+broken! { KeepsAWaker, KeepsAWakerService,
+    type Future = FirstWaker;
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        self.0.poll_ready(cx).map_err(Into::into)
+    }
+    fn call(&mut self, request: LlmRequest) -> FirstWaker {
+        let call = self.0.call(request);
+        FirstWaker(Box::pin(async move { call.await.map_err(Into::into) }), None)
+    }
+}
+
+/// A lock that a panic below poisons.
+#[derive(Clone)]
+struct Locks<S>(S, Arc<Mutex<()>>);
+
+#[derive(Clone)]
+struct LocksLayer;
+
+impl<S> Layer<S> for LocksLayer {
+    type Service = Locks<S>;
+
+    fn layer(&self, inner: S) -> Locks<S> {
+        Locks(inner, Arc::default())
+    }
+}
+
+impl<S> Service<LlmRequest> for Locks<S>
+where
+    S: Service<LlmRequest>,
+{
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = S::Future;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.0.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: LlmRequest) -> S::Future {
+        let _locked = self.1.lock().unwrap();
+        self.0.call(request)
+    }
+}
+
 async fn finding(contract: Contract) -> String {
     let found = futures_util::FutureExt::catch_unwind(AssertUnwindSafe(contract.check())).await;
     let panic = found.expect_err("the contract must not hold");
@@ -269,6 +328,10 @@ async fn finding(contract: Contract) -> String {
 async fn broken_layers_are_found() {
     let found = finding(Contract::layer(ClonesAndCalls)).await;
     assert!(found.contains("called without having been polled ready"), "{found}");
+    let found = finding(Contract::layer(KeepsAWaker)).await;
+    assert!(found.contains("it is woken when the service below goes on"), "{found}");
+    let found = finding(Contract::layer(LocksLayer)).await;
+    assert!(found.contains("Poison"), "{found}");
     let found = finding(Contract::layer(AlwaysSaysReady)).await;
     assert!(found.contains("backpressure passes"), "{found}");
     let found = finding(Contract::layer(Forgets)).await;
@@ -279,4 +342,16 @@ async fn broken_layers_are_found() {
     assert!(found.contains("poll_ready fails only when"), "{found}");
     let found = finding(Contract::layer(PeekLayer::new()).always_ready()).await;
     assert!(found.contains("always ready"), "{found}");
+}
+
+#[tokio::test]
+#[should_panic(expected = "marks the progress of a stream")]
+async fn a_leaf_that_marks_whole_answers_only_is_found() {
+    let leaf = service_fn(|mut request: LlmRequest| async move {
+        if request.body.is_streaming() {
+            request.progress = Progress::new();
+        }
+        Echo::new().oneshot(request).await
+    });
+    check_leaf(leaf, LlmRequest::new("acme/one", ChatBody::builder().user("Hi").build().unwrap())).await;
 }

@@ -338,6 +338,11 @@ impl Contract {
             }));
             // Whether the panic passes or becomes an error is the layer's choice.
             drop(outcome);
+            provider.forget_replies();
+            let answer = self.call(&mut service).await;
+            let answer =
+                answer.unwrap_or_else(|error| panic!("after a panic {place}, the next call: {error}"));
+            answer.text().await.expect("and answers it");
             drop(service);
             assert_eq!(
                 (provider.alive(), provider.free()),
@@ -352,13 +357,15 @@ impl Contract {
         let mut service = self.setup(&provider);
         provider.push(Reply::stream([Step::Gate, Step::Chunk(StreamChunk::text("a"))]).after([Step::Gate]));
         service.ready().await.expect("ready");
-        let task = Task::default();
+        let mut task = Task::default();
         let mut call = Box::pin(service.call(self.request.clone()));
-        let mut opened = 0;
+        let (mut opened, mut asked) = (0, 0);
         let answer = loop {
             match task.poll(&mut call) {
                 Poll::Ready(answer) => break answer.expect("an answer"),
                 Poll::Pending if task.is_woken() => {}
+                // Who asks may change, and the last one is woken.
+                Poll::Pending if asked == opened => (task, asked) = (Task::default(), asked + 1),
                 Poll::Pending => {
                     assert!(opened < 2, "no Pending without a waker");
                     provider.open();
@@ -373,6 +380,7 @@ impl Contract {
                 Poll::Ready(Some(chunk)) => assert!(chunk.is_ok(), "no chunk fails"),
                 Poll::Ready(None) => break,
                 Poll::Pending if task.is_woken() => {}
+                Poll::Pending if asked == opened => (task, asked) = (Task::default(), asked + 1),
                 Poll::Pending => {
                     assert!(opened < 2, "no Pending without a waker");
                     provider.open();

@@ -1,3 +1,4 @@
+use super::task::Task;
 use crate::{Error, LlmRequest, LlmResponse, Progress, ResponseBody};
 use tower_service::Service;
 
@@ -46,8 +47,9 @@ where
     assert!(completion.has_content(), "the answer has content");
     assert!(!completion.finish_reasons().is_empty(), "the answer says why it is over");
 
-    let (future, _) = call(true).await;
+    let (future, progress) = call(true).await;
     let answer = future.await.map_err(Into::into).expect("a streamed answer");
+    assert!(progress.is_dispatched(), "a leaf marks the progress of a stream too");
     let ResponseBody::Stream(mut chunks) = answer.body else {
         panic!("a leaf answers as it was asked: streamed")
     };
@@ -70,6 +72,10 @@ where
             chunks.next().await.expect("as many as before").expect("no chunk fails");
         }
     }
-    // Never polled.
+    // Never polled, and before there is an answer.
     drop(call(true).await);
+    for streaming in [false, true] {
+        let mut future = Box::pin(call(streaming).await.0);
+        let _ = Task::default().poll(&mut future);
+    }
 }
