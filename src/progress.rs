@@ -32,7 +32,8 @@ struct Family {
     lease: Option<CallId>,
     /// One of them, and what it and its parts are charged to instead: most calls have one such part.
     charged: OnceLock<(u64, CallId)>,
-    noted: Mutex<Option<Noted>>,
+    /// In a box: few calls have one, and each has room for it.
+    noted: Mutex<Option<Box<Noted>>>,
     /// What all of them are parts of.
     parent: Option<Progress>,
 }
@@ -143,7 +144,7 @@ impl Progress {
         let mut next = Some(self);
         while let Some(Self { family, bits }) = next {
             let parts = family.parts.load(Ordering::Relaxed);
-            *family.noted() = Some(Noted { bits: *bits, spent, parts });
+            *family.noted() = Some(Box::new(Noted { bits: *bits, spent, parts }));
             next = family.parent.as_ref();
         }
     }
@@ -165,7 +166,7 @@ impl Progress {
 }
 
 impl Family {
-    fn noted(&self) -> MutexGuard<'_, Option<Noted>> {
+    fn noted(&self) -> MutexGuard<'_, Option<Box<Noted>>> {
         self.noted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
