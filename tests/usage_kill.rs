@@ -16,6 +16,7 @@ use std::{
     io::{BufRead, BufReader, Write},
     path::Path,
     process::{Command, Stdio},
+    sync::mpsc,
     time::Duration,
 };
 use tower::{Layer, ServiceExt};
@@ -96,9 +97,10 @@ fn nothing_that_was_acknowledged_is_lost_when_the_process_is_killed() {
     let path = directory.join("usage.db");
     let (mut events, mut answers) = (Vec::new(), Vec::new());
     let mut busy = 0;
-    for _ in 0..KILLS {
+    for number in 0..KILLS {
         let before = events.len() + answers.len();
-        run_and_kill(&path, &mut events, &mut answers);
+        // Now and then before there is a word: while the ledger is opened.
+        run_and_kill(&path, number % 10 != 0, &mut events, &mut answers);
         busy += usize::from(events.len() + answers.len() > before);
     }
     // A kill before the first word proves nothing.
@@ -109,7 +111,7 @@ fn nothing_that_was_acknowledged_is_lost_when_the_process_is_killed() {
     std::fs::remove_dir_all(&directory).unwrap();
 }
 
-fn run_and_kill(path: &Path, events: &mut Vec<String>, answers: &mut Vec<String>) {
+fn run_and_kill(path: &Path, is_at_work: bool, events: &mut Vec<String>, answers: &mut Vec<String>) {
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "child", "--nocapture", "--test-threads=1"])
         .env(LEDGER, path)
@@ -118,8 +120,19 @@ fn run_and_kill(path: &Path, events: &mut Vec<String>, answers: &mut Vec<String>
         .spawn()
         .unwrap();
     let lines = BufReader::new(child.stdout.take().unwrap()).split(b'\n');
-    let reader = std::thread::spawn(move || lines.map(Result::unwrap).collect::<Vec<_>>());
-    std::thread::sleep(Duration::from_millis(fastrand::u64(60..350)));
+    let (began, work) = mpsc::channel();
+    let reader = std::thread::spawn(move || {
+        let say = |line: &Vec<u8>| {
+            if line.starts_with(b"event ") || line.starts_with(b"answer ") {
+                let _ = began.send(());
+            }
+        };
+        lines.map(Result::unwrap).inspect(say).collect::<Vec<_>>()
+    });
+    if is_at_work {
+        work.recv_timeout(Duration::from_secs(60)).expect("a child that comes to work");
+    }
+    std::thread::sleep(Duration::from_millis(fastrand::u64(0..250)));
     child.kill().unwrap();
     child.wait().unwrap();
     for line in reader.join().unwrap() {

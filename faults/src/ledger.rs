@@ -12,6 +12,8 @@ pub struct Event {
     pub user: Option<String>,
     /// What was asked for, as the provider knows it.
     pub model: String,
+    /// Which attempt of the request.
+    pub attempt: u16,
     /// How it ended.
     pub outcome: String,
     /// How sure its tokens are.
@@ -39,7 +41,7 @@ pub fn events(path: &Path) -> Vec<Event> {
     let mut query = file
         .prepare(
             "SELECT request_id, user, model, outcome, certainty, input_tokens, output_tokens, cost,
-                (SELECT group_concat(department, char(10)) FROM departments WHERE event = seq)
+                (SELECT group_concat(department, char(10)) FROM departments WHERE event = seq), attempt
             FROM events ORDER BY seq",
         )
         .expect("the tables of a ledger");
@@ -49,6 +51,7 @@ pub fn events(path: &Path) -> Vec<Event> {
             request_id: row.get::<_, Option<String>>(0)?.unwrap_or_default(),
             user: row.get(1)?,
             model: row.get(2)?,
+            attempt: row.get(9)?,
             outcome: row.get(3)?,
             certainty: row.get(4)?,
             tokens: (row.get::<_, Option<i64>>(5)?.unwrap_or(0), row.get::<_, Option<i64>>(6)?.unwrap_or(0)),

@@ -273,6 +273,9 @@ async fn judge(
         (made >= log.len()).then_some(all)
     };
     let recorded = until(Duration::from_secs(20), recorded).await.expect("each call is recorded");
+    let ids: BTreeSet<_> = recorded.iter().map(|event| (&*event.request_id, event.attempt)).collect();
+    assert_eq!(ids.len(), recorded.len(), "recorded twice");
+    assert_eq!(recorded.len(), answers, "an answer, be it a kept one, is a record");
     let mut counts: BTreeMap<&str, u64> = BTreeMap::new();
     for event in &recorded {
         let account = &accounts[all[of(&event.request_id)].account];

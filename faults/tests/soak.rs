@@ -8,7 +8,7 @@ use faults::{
     until,
 };
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -343,7 +343,9 @@ async fn at_saturation_and_with_faults_nothing_is_lost_leaked_or_held_back() {
     let recorded = events(&path);
     assert!(is_written.is_some(), "{} records of {calls} calls", recorded.len());
     let mut unseen = 0;
+    let mut attempts = HashSet::new();
     for event in &recorded {
+        assert!(attempts.insert((&*event.request_id, event.attempt)), "recorded twice: {event:?}");
         let model = event.model.split_once('/').map_or("", |(_, model)| model).to_owned();
         match seen.get_mut(&(event.request_id.clone(), model)) {
             Some(count) if *count > 0 => *count -= 1,

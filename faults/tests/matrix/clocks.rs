@@ -138,16 +138,24 @@ pub(crate) async fn jump_with_cache() -> Vec<Verdict> {
             (calls >= asked).then_some(calls)
         };
         let calls = until(Duration::from_secs(10), is_all).await;
+        let is_settled = gateway.is_settled("ada", "ops", Duration::from_secs(10)).await;
+        let settled = gateway.standing("ada", "ops").await.settled;
+        let own: Vec<_> =
+            events(&gateway.room.join("usage.db")).into_iter().filter(|event| event.outcome == "ok").collect();
+        let of_today = settled.0 as usize;
+        let charged = charged(settled, &own[own.len() - of_today.min(own.len())..]);
         let row = Row {
             section: "The clock",
             event,
             caller,
             recorded: if calls == Some(asked) { "all" } else { "NOT ALL" }.to_owned(),
-            charged: "what was reported".to_owned(),
-            reserved: "nothing".to_owned(),
+            charged: format!("{charged}, {of_today} of 2 in the day that is asked for"),
+            reserved: if is_settled { "nothing" } else { "SOMETHING FOR EVER" }.to_owned(),
             recovery: "at once",
         };
-        let verdict = row.judge([expected, "all", "what was reported", "nothing"]);
+        let in_day = if to == "+1d" { 1 } else { 2 };
+        let in_day = format!("what was reported, {in_day} of 2 in the day that is asked for");
+        let verdict = row.judge([expected, "all", &in_day, "nothing"]);
         verdicts.push(
             verdict
                 .and(first == ("a whole answer".to_owned(), false), format!("at first: {first:?}"))

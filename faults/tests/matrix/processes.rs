@@ -1,8 +1,8 @@
 //! The gateway itself is told to stop, or is killed, under load.
 
-use crate::upstream::{charged, file};
+use crate::upstream::{PROMPT, charged, file};
 use faults::{
-    Act, Event, Gateway, Options, Reply, Upstream, chat, events,
+    Act, Gateway, Options, Reply, Upstream, chat, events,
     matrix::{Row, Verdict},
     until,
 };
@@ -61,6 +61,10 @@ fn is_whole(reply: &Reply) -> bool {
     matches!(&*reply.shown(), "a whole answer" | "a whole stream")
 }
 
+fn is_cut(reply: &Reply) -> bool {
+    reply.shown().ends_with("A CUT WITHOUT A WORD")
+}
+
 fn id(reply: &Reply) -> String {
     reply.header("x-request-id").unwrap_or_default().to_owned()
 }
@@ -78,7 +82,6 @@ pub(crate) async fn terminated() -> Vec<Verdict> {
     let mut told: Vec<_> = refused.iter().map(|reply| reply.shown()).collect();
     told.sort();
     told.dedup();
-    let told = if told.is_empty() { "–".to_owned() } else { told.join(", ") };
     let own = events(&gateway.room.join("usage.db"));
     let asked = upstream.log().len();
     let options = Options { room: Some(gateway.room.clone()), ..Options::default() };
@@ -87,10 +90,7 @@ pub(crate) async fn terminated() -> Vec<Verdict> {
     let row = Row {
         section: "The gateway",
         event: "SIGTERM under load",
-        caller: format!(
-            "whoever was answered: to the end; whoever asks then: {}",
-            told.replace("–", "503 shutting_down")
-        ),
+        caller: format!("whoever was answered: to the end; whoever asks then: {}", told.join(", ")),
         recorded: if own.len() == asked { "all" } else { "NOT ALL" }.to_owned(),
         charged: charged(standing.settled, &own),
         reserved: if standing.reserved == (0, 0) { "nothing" } else { "SOMETHING" }.to_owned(),
@@ -139,29 +139,31 @@ pub(crate) async fn killed() -> Vec<Verdict> {
     let later =
         Gateway::start_with(&config(&upstream), Options { room: Some(room), env, ..Options::default() })
             .await;
-    let mut standing = at_once;
     for _ in 0..20 {
         // A few leases are looked at with each call.
         later.ask("ada", &chat("up/good", false)).await.expect("an answer");
-        standing = later.standing("ada", "ops").await;
     }
     let is_settled = later.is_settled("ada", "ops", Duration::from_secs(5)).await;
+    let standing = later.standing("ada", "ops").await;
     let under_way = at_once.reserved.0;
     let reported = (Upstream::TOKENS.0 + Upstream::TOKENS.1) as u64;
-    // Those that were recorded, those that expired, and the calls since.
-    let events_now: Vec<Event> = events(&later.room.join("usage.db"));
-    let least = (events_now.len() as u64) * reported;
+    // What was settled before, what expired, and the calls since.
+    let (calls, tokens) = at_once.settled;
+    let expected = (calls + under_way + 21, tokens + under_way * PROMPT + 21 * reported);
     let row = Row {
         section: "The gateway",
         event: "SIGKILL under load, and a new start",
-        caller: "whoever had a whole answer: nothing more; others: a cut".to_owned(),
-        recorded: if lost == 0 { "each answer that came whole" } else { "NOT EACH ANSWER" }.to_owned(),
-        charged: if standing.settled.1 >= least {
-            "all, and the prompts of what was under way"
+        caller: if replies.iter().all(|reply| is_whole(reply) || is_cut(reply)) {
+            "whoever had a whole answer: nothing more; others: a cut".to_owned()
         } else {
-            "TOO LITTLE"
-        }
-        .to_owned(),
+            replies.iter().filter(|reply| !is_whole(reply)).map(Reply::shown).collect()
+        },
+        recorded: if lost == 0 { "each answer that came whole" } else { "NOT EACH ANSWER" }.to_owned(),
+        charged: if standing.settled == expected {
+            "all, and the prompts of what was under way".to_owned()
+        } else {
+            format!("{:?} INSTEAD OF {expected:?}", standing.settled)
+        },
         reserved: if is_settled {
             "what was under way, until its leases run out (5 minutes)"
         } else {
