@@ -333,6 +333,11 @@ fn secrets(document: &toml::Spanned<toml::de::DeTable<'_>>) -> usize {
 
 /// A file in the log of usage is refused by name and left alone, or what is whole in it is passed on once.
 pub fn segment(bytes: &[u8]) {
+    let _ = passed_on(bytes);
+}
+
+/// How many events of such a log are passed on; `None` if it is refused.
+pub fn passed_on(bytes: &[u8]) -> Option<usize> {
     let directory = Scratch::new();
     let file = directory.0.join("00000000000000000001.log");
     std::fs::write(&file, bytes).expect("a file");
@@ -340,7 +345,7 @@ pub fn segment(bytes: &[u8]) {
     let options = OutboxOptions::default();
     let Ok((sink, worker)) = Outbox::start(&directory.0, Durability::Memory, passed.clone(), options) else {
         assert_eq!(std::fs::read(&file).expect("it is there"), bytes, "what is refused is left alone");
-        return;
+        return None;
     };
     drop(sink);
     let report = block_on(worker.shutdown(Duration::from_secs(10)));
@@ -351,6 +356,7 @@ pub fn segment(bytes: &[u8]) {
     drop(sink);
     block_on(worker.shutdown(Duration::from_secs(10)));
     assert_eq!(passed.0.lock().unwrap().len(), once, "passed on again");
+    Some(once)
 }
 
 fn block_on<T>(future: impl Future<Output = T>) -> T {

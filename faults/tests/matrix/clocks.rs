@@ -140,8 +140,10 @@ pub(crate) async fn jump_with_cache() -> Vec<Verdict> {
         let calls = until(Duration::from_secs(10), is_all).await;
         let is_settled = gateway.is_settled("ada", "ops", Duration::from_secs(10)).await;
         let settled = gateway.standing("ada", "ops").await.settled;
-        let own: Vec<_> =
-            events(&gateway.room.join("usage.db")).into_iter().filter(|event| event.outcome == "ok").collect();
+        let own: Vec<_> = events(&gateway.room.join("usage.db"))
+            .into_iter()
+            .filter(|event| event.outcome == "ok")
+            .collect();
         let of_today = settled.0 as usize;
         let charged = charged(settled, &own[own.len() - of_today.min(own.len())..]);
         let row = Row {
