@@ -736,10 +736,12 @@ async fn seed_19_a_hit_costs_nothing_in_whatever_order_the_layers_stand() {
     // As it should be: calls inside of the cache, hits outside.
     let (calls, hits) = (MemorySink::new(8), MemorySink::new(8));
     let inside = UsageLayer::new(calls.clone(), prices()).layer(Scripted::new().reply(reply()));
-    let service = UsageLayer::hits(hits.clone(), prices()).layer(layer(policy()).layer(inside));
+    let cache = layer(policy());
+    let service = UsageLayer::hits(hits.clone(), prices()).layer(cache.layer(inside));
     for _ in 0..3 {
         read(&service, ask("a")).await;
     }
+    assert_eq!((cache.stats().hits, cache.stats().misses), (2, 1));
     let calls = calls.take();
     assert_eq!((calls.len(), calls[0].cost.amount, calls[0].outcome), (1, Some(paid), Outcome::Ok));
     let hits = hits.take();

@@ -190,7 +190,7 @@ fn a_key_that_stands_among_names_of_models_is_not_shown() {
 }
 
 #[test]
-fn all_problems_are_told_at_once_each_with_its_entry_and_its_line() {
+fn seed_27_all_problems_are_told_at_once_each_with_its_entry_and_its_line() {
     let text = r#"lisen = "x"
 listen = 80
 [server]

@@ -508,6 +508,58 @@ async fn seed_10_each_department_is_charged_in_full_and_once() {
     assert_eq!(bench.standing("research").await.in_day.settled, used(10, 66_000));
 }
 
+#[tokio::test]
+async fn seed_10_every_quantity_is_limited_by_the_day_and_by_the_month() {
+    // A call costs 10 tokens and 66,000 nano-dollars; what is reserved for one has room beside two others and not three.
+    let tokens = prompt() + 100 + 29;
+    let nanos = prompt() * 3_000 + 100 * 15_000 + 2 * 66_000;
+    let cost = || NanoUsd::new(nanos.try_into().unwrap());
+    for (limits, quota, period, limit, current) in [
+        (Limits::new().with_day_requests(3), QuotaKind::Requests, Period::Day, 3, 3),
+        (Limits::new().with_month_requests(3), QuotaKind::Requests, Period::Month, 3, 3),
+        (Limits::new().with_day_tokens(tokens), QuotaKind::Tokens, Period::Day, tokens, 30),
+        (Limits::new().with_month_tokens(tokens), QuotaKind::Tokens, Period::Month, tokens, 30),
+        (Limits::new().with_day_cost(cost()), QuotaKind::Cost, Period::Day, nanos, 198_000),
+        (Limits::new().with_month_cost(cost()), QuotaKind::Cost, Period::Month, nanos, 198_000),
+    ] {
+        let bench = Bench::new(limits);
+        let mut answered = 0;
+        let error = loop {
+            bench.provider.push(whole(7, 3));
+            match bench.call(request()).await {
+                Ok(_) => answered += 1,
+                Err(error) => break error,
+            }
+        };
+        let said = exceeded(&error);
+        assert_eq!((said.quota, said.period, said.limit), (quota, period, limit), "{limits:?}");
+        assert_eq!((said.current, said.reserved, answered), (current, 0, 3), "{limits:?}");
+        let then = if period == Period::Day { 1_795_478_400 } else { 1_796_083_200 };
+        assert_eq!(said.resets_at, UNIX_EPOCH + Duration::from_secs(then), "{limits:?}");
+    }
+}
+
+#[tokio::test]
+async fn seed_10_the_strictest_department_wins_and_the_others_are_charged_nothing_for_it() {
+    let bench = Bench::new(Limits::new());
+    let policy = |requests| DepartmentPolicy::new(Limits::new().with_day_requests(requests));
+    let table = PolicyTable::default().with("research", policy(3)).with("operations", policy(2));
+    let layer = QuotaLayer::new(bench.store.clone(), table, prices()).with_clock(bench.clock.clone());
+    let bench = bench.with(|_| layer);
+    let request =
+        || request().with_context(RequestContext::new().with_departments(["research", "operations"]));
+    for _ in 0..2 {
+        bench.provider.push(whole(7, 3));
+        bench.call(request()).await.unwrap();
+    }
+    let error = bench.refusal(request()).await;
+    assert_eq!((&*exceeded(&error).department_id, exceeded(&error).limit), ("operations", 2));
+    for department in ["research", "operations"] {
+        let in_day = bench.standing(department).await.in_day;
+        assert_eq!((in_day.settled.requests, in_day.reserved), (2, Amount::ZERO), "{department}");
+    }
+}
+
 // ===== windows =====
 
 #[tokio::test]

@@ -165,9 +165,9 @@ macro_rules! each_backend {
 }
 
 each_backend! {
-    a_whole_answer => whole_answer;
+    seed_25_a_whole_answer_is_a_span_of_a_client => whole_answer;
     seed_25_a_stream_has_a_span_too => streamed;
-    an_error => whole_error;
+    seed_25_an_error_is_on_its_span => whole_error;
     a_stream_that_breaks => stream_error;
     a_stream_that_is_cut => stream_cut;
     a_stream_dropped_after_some_chunks => dropped_after_chunks;

@@ -28,6 +28,8 @@ pub(crate) struct Outcome {
     /// In nanoseconds, ascending.
     pub(crate) latencies: Vec<u64>,
     pub(crate) errors: usize,
+    /// How many answers were said to have been kept.
+    pub(crate) kept: usize,
     pub(crate) first_error: Option<String>,
     pub(crate) took: Duration,
 }
@@ -62,6 +64,7 @@ pub(crate) async fn run(address: SocketAddr, case: &Case, requests: usize) -> Fa
         let part = client.await?;
         outcome.latencies.extend(part.latencies);
         outcome.errors += part.errors;
+        outcome.kept += part.kept;
         outcome.first_error = outcome.first_error.or(part.first_error);
     }
     outcome.latencies.sort_unstable();
@@ -107,8 +110,9 @@ impl Client {
             let since = since.unwrap_or_else(Instant::now);
             let asked = timeout(PATIENCE, self.ask()).await.unwrap_or(Err("no answer in time".into()));
             match asked {
-                Ok(()) => {
-                    outcome.latencies.push(u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX))
+                Ok(is_kept) => {
+                    outcome.latencies.push(u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX));
+                    outcome.kept += usize::from(is_kept);
                 }
                 Err(error) => {
                     outcome.errors += 1;
@@ -121,8 +125,8 @@ impl Client {
         outcome
     }
 
-    /// Asks one question, and reads its answer to the end.
-    async fn ask(&mut self) -> Fallible {
+    /// Asks one question, and reads its answer to the end. Whether that was kept from an earlier one.
+    async fn ask(&mut self) -> Fallible<bool> {
         self.stream.write_all(&self.request).await?;
         let head = loop {
             if let Some(at) = memmem::find(&self.read, b"\r\n\r\n") {
@@ -139,6 +143,7 @@ impl Client {
             value.map(str::trim)
         };
         let length: Option<usize> = header("content-length").map(str::parse).transpose()?;
+        let is_kept = header("age").is_some();
         self.body.clear();
         match length {
             Some(length) => {
@@ -150,7 +155,8 @@ impl Client {
             }
             None => self.chunked(head).await?,
         }
-        self.check()
+        self.check()?;
+        Ok(is_kept)
     }
 
     async fn more(&mut self) -> Fallible {

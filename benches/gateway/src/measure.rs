@@ -17,6 +17,8 @@ const GROWTH: u64 = 4 << 10;
 pub(crate) struct Round {
     /// Microseconds of a request; none of the upstream alone.
     pub(crate) cpu: f64,
+    /// Answers that were kept from earlier questions.
+    kept: usize,
     pub(crate) p50: f64,
     pub(crate) p99: f64,
     pub(crate) per_second: f64,
@@ -44,7 +46,7 @@ pub(crate) async fn run(options: &Options) -> Fallible {
     if memory > 0 {
         // By servers that have done nothing else.
         let servers = Servers::start(options, &folder).await?;
-        seen = servers.memory(memory, options.is_short).await?;
+        seen = servers.memory(memory).await?;
         servers.stop().await?;
     }
     let servers = Servers::start(options, &folder).await?;
@@ -102,13 +104,17 @@ impl Servers {
                 measured.direct.push(round(&self.upstream, case, requests).await?);
                 measured.floor.push(round(&self.floor, case, requests).await?);
             }
-            measured.gateway.push(round(&self.gateway, case, requests).await?);
+            let gateway = round(&self.gateway, case, requests).await?;
+            if case.asked == Asked::Again && gateway.kept < requests {
+                return Err(format!("only {} of {requests} answers were kept", gateway.kept).into());
+            }
+            measured.gateway.push(gateway);
         }
         Ok(measured)
     }
 
     /// Tells what the gateway has in memory while it answers ever other questions.
-    async fn memory(&self, requests: usize, is_short: bool) -> Fallible<Vec<u64>> {
+    async fn memory(&self, requests: usize) -> Fallible<Vec<u64>> {
         let case = CASES.iter().find(|case| case.name == SMALL).ok_or("no small case")?;
         let mut seen = Vec::new();
         for _ in 0..10 {
@@ -116,9 +122,7 @@ impl Servers {
             seen.push(self.gateway.rss()?);
         }
         let (middle, end) = (seen[4], seen[9]);
-        // The cache of a short run fills to the end.
-        let allowed = if is_short { 16 << 10 } else { GROWTH };
-        match end > middle + allowed {
+        match end > middle + GROWTH {
             true => Err(format!("memory grows: {middle} KiB, later {end} KiB").into()),
             false => Ok(seen),
         }
@@ -135,6 +139,7 @@ async fn round(server: &Server, case: &Case, requests: usize) -> Fallible<Round>
     let cpu = (server.cpu()? - before).as_secs_f64() * 1e6 / requests as f64;
     Ok(Round {
         cpu,
+        kept: outcome.kept,
         p50: outcome.permille(500),
         p99: outcome.permille(990),
         per_second: requests as f64 / outcome.took.as_secs_f64(),

@@ -49,7 +49,11 @@ impl Options {
                     println!("{USAGE}");
                     return Ok(None);
                 }
-                "--short" => options.is_short = true,
+                "--short" => {
+                    options.is_short = true;
+                    // Full before half of the questions are asked: what grows then is something else.
+                    options.setup.cache_bytes = 1 << 20;
+                }
                 "--gateway-only" => options.gateway_only = true,
                 "--case" => {
                     let name = value()?;

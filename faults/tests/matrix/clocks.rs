@@ -12,10 +12,12 @@ use std::{
     time::Duration,
 };
 
-/// Where Debian has it, whatever the machine.
+/// Where distributions have it: below a folder of the machine's, or not.
 fn library() -> PathBuf {
-    let folders = std::fs::read_dir("/usr/lib").into_iter().flatten().flatten();
-    let mut found = folders.map(|folder| folder.path().join("faketime/libfaketimeMT.so.1"));
+    let roots = ["/usr/lib", "/usr/lib64"].map(PathBuf::from);
+    let folders = roots.iter().flat_map(|root| std::fs::read_dir(root).into_iter().flatten().flatten());
+    let folders: Vec<_> = folders.map(|folder| folder.path()).collect();
+    let mut found = roots.iter().chain(&folders).map(|folder| folder.join("faketime/libfaketimeMT.so.1"));
     found.find(|path| path.exists()).expect("libfaketime, which scripts/peers installs")
 }
 
