@@ -119,8 +119,9 @@ impl SqliteLedger {
         {
             let mut event_row = transaction.prepare_cached(INSERT_EVENT)?;
             let mut department_row = transaction.prepare_cached(INSERT_DEPARTMENT)?;
+            let mut unset = u64::MAX;
             for event in group {
-                bind(&mut event_row, event)?;
+                bind(Columns { row: &mut event_row, next: 1, unset: &mut unset }, event)?;
                 // An event that is there already is there with its departments.
                 if event_row.raw_execute()? == 1 {
                     let (seq, ended_at) = (transaction.last_insert_rowid(), nanos(event.ended_at));
@@ -190,7 +191,7 @@ INSERT INTO events (
     ?, ?
 ) ON CONFLICT DO NOTHING";
 
-fn bind(row: &mut Statement<'_>, event: &UsageEvent) -> rusqlite::Result<()> {
+fn bind(mut columns: Columns<'_, '_>, event: &UsageEvent) -> rusqlite::Result<()> {
     let UsageEvent { id, ended_at, context, requested, model, answered, provider, attempt, streamed, .. } =
         event;
     let UsageEvent { lease, usage, cost, saved, latency, first_content, outcome, cache, cache_miss, .. } =
@@ -203,26 +204,25 @@ fn bind(row: &mut Statement<'_>, event: &UsageEvent) -> rusqlite::Result<()> {
         CacheStatus::Bypass(reason) => ("bypass", None, Some(reason.as_str())),
         CacheStatus::Coalesced => ("coalesced", None, None),
     };
-    let mut columns = Columns { row, next: 1 };
-    columns.bind(id.to_bytes())?;
-    columns.bind(nanos(*ended_at))?;
+    columns.bind(Some(id.to_bytes()))?;
+    columns.bind(Some(nanos(*ended_at)))?;
     columns.bind(context.tenant_id())?;
     columns.bind(context.user_id())?;
     columns.bind(context.agent_name())?;
     columns.bind(context.task_type())?;
     columns.bind(context.request_id())?;
-    columns.bind(requested.as_str())?;
-    columns.bind(model.as_str())?;
+    columns.bind(Some(requested.as_str()))?;
+    columns.bind(Some(model.as_str()))?;
     columns.bind(answered.as_deref())?;
     columns.bind(provider.as_deref())?;
-    columns.bind(attempt)?;
-    columns.bind(streamed)?;
+    columns.bind(Some(attempt))?;
+    columns.bind(Some(streamed))?;
     columns.usage(Some(usage))?;
     columns.cost(Some(cost))?;
-    columns.bind(stored_duration(*latency))?;
+    columns.bind(Some(stored_duration(*latency)))?;
     columns.bind(first_content.map(stored_duration))?;
-    columns.bind(outcome.as_str())?;
-    columns.bind(cache)?;
+    columns.bind(Some(outcome.as_str()))?;
+    columns.bind(Some(cache))?;
     columns.bind(age)?;
     columns.usage(saved.as_ref().map(|saved| &saved.usage))?;
     columns.cost(saved.as_ref().map(|saved| &saved.cost))?;
@@ -237,13 +237,19 @@ fn bind(row: &mut Statement<'_>, event: &UsageEvent) -> rusqlite::Result<()> {
 struct Columns<'a, 'conn> {
     row: &'a mut Statement<'conn>,
     next: usize,
+    /// Columns that are `NULL` since the row before, by bit: most of each row are, and stay so.
+    unset: &'a mut u64,
 }
 
 impl Columns<'_, '_> {
-    fn bind(&mut self, value: impl rusqlite::ToSql) -> rusqlite::Result<()> {
-        self.row.raw_bind_parameter(self.next, value)?;
+    fn bind(&mut self, value: Option<impl rusqlite::ToSql>) -> rusqlite::Result<()> {
+        let (column, bit) = (self.next, 1 << self.next);
         self.next += 1;
-        Ok(())
+        if value.is_none() && *self.unset & bit != 0 {
+            return Ok(());
+        }
+        *self.unset = if value.is_none() { *self.unset | bit } else { *self.unset & !bit };
+        self.row.raw_bind_parameter(column, value)
     }
 
     fn usage(&mut self, usage: Option<&TokenUsage>) -> rusqlite::Result<()> {
