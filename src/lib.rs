@@ -2,8 +2,8 @@
 //!
 //! Every concern around a call is a [`tower::Layer`](tower_layer::Layer), and the call itself is a
 //! [`Service`](tower_service::Service) of [`LlmRequest`], answered by an [`LlmResponse`]: a head that is known at
-//! once, and a body that may still be coming. A layer here goes on until the answer has *ended*, not until there is
-//! a head. Any may be left out, and any may be stacked with tower's own.
+//! once, and a body that may still be coming. A layer here stays active until the answer has *ended*; tower's own
+//! stop at the head. Any may be left out, and any may be stacked with tower's own.
 //!
 //! ```
 //! use llm_layers::{
@@ -67,9 +67,9 @@
 //! | [`fallback`] | tries again, and tries other models |
 //! | [`peek`] | holds an answer back until it proves to have content |
 //! | [`access`] | refuses models that a department may not use |
+//! | [`cache`] | gives the same answer to the same question and the same rights |
 //! | [`drain`] | reads on where a caller has left, so that what he used up is known |
 //! | [`quota`] | keeps departments within limits of requests, tokens and money |
-//! | [`cache`] | gives the same answer to the same question and the same rights |
 //! | [`usage`] | records what every call used up and cost |
 //! | [`providers`] | finds the provider of a model, and among its deployments the one to ask |
 //! | [`timeout`] | bounds the time until head, first content, next chunk and end |
@@ -92,7 +92,7 @@
 //!
 //! # Features
 //!
-//! `moka` and `tracing` are on by default; no layer needs one.
+//! `moka` and `tracing` are on by default. No layer needs any feature.
 //!
 //! | feature | what it adds |
 //! |---|---|

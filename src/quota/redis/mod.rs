@@ -24,7 +24,8 @@ use tokio::time::Instant;
 
 /// Counts in Redis 7.0 or newer, or Valkey: one server, or a cluster.
 ///
-/// All that share it share the limits, and nothing else has to be agreed on: days and leases go by the servers' clock.
+/// All that share it share the counters, and days and leases go by the servers' clock. The limits come with each
+/// reservation: all need the same policies, prices and calendar.
 /// Each operation is one script and one round trip, done or not done. The exception is an operation in a cluster on
 /// departments of several slots:
 ///
