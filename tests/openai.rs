@@ -2,6 +2,8 @@
 
 #[path = "openai/canned.rs"]
 mod canned;
+#[path = "openai/classes.rs"]
+mod classes;
 #[path = "openai/connections.rs"]
 mod connections;
 #[path = "openai/outcomes.rs"]

@@ -243,7 +243,7 @@ pub enum ErrorClass {
     TooLarge,
     /// It was asked too often.
     RateLimited,
-    /// It refused the credentials.
+    /// It refused the credentials, or they have no credit left.
     Auth,
     /// It refused the request.
     BadRequest,

@@ -15,7 +15,7 @@ use std::{
 };
 use tower::{Layer, Service, ServiceExt, service_fn};
 
-async fn refused(status: u16, headers: &[(&str, &str)], body: &str) -> Error {
+pub(crate) async fn refused(status: u16, headers: &[(&str, &str)], body: &str) -> Error {
     let body = text(body.to_owned());
     let error = failure(answering(status, headers, body.clone()), whole()).await;
     let streamed = failure(answering(status, headers, body), streaming()).await;
@@ -330,7 +330,6 @@ async fn an_error_inside_of_a_200_is_an_error() {
             BadRequest,
             Some("BadRequestError"),
         ),
-        (r#"{"error":{"code":400,"message":"API key not valid."}}"#, Auth, Some("400")),
         (
             r#"{"error":{"code":400,"message":"Too many tokens, please wait before trying again."}}"#,
             RateLimited,

@@ -9,13 +9,14 @@ use std::{borrow::Cow, time::Duration};
 /// A failure as a provider describes it. Its message may quote the prompt and stays in here.
 #[derive(Debug, Default)]
 pub(super) struct Fault {
-    /// `code`, `type`, `status` and Azure's inner code, as far as they are there.
+    /// `code`, `type`, `status`, Azure's inner code and Google's reasons, as far as they are there.
     codes: Vec<String>,
     /// `code` as a number, also one in quotes: an HTTP status with most who send one.
     number: Option<u16>,
     /// `param`, as far as it is there.
     param: Option<String>,
-    message: String,
+    /// What it says, in lower case.
+    texts: Vec<String>,
     pub(super) retry_after: Option<Duration>,
 }
 
@@ -91,13 +92,25 @@ const UNAVAILABLE_CODES: [&str; 6] = [
     "timeout_error",
 ];
 
-const AUTH_CODES: [&str; 6] = [
+const AUTH_CODES: [&str; 7] = [
     "invalid_api_key",
+    "api_key_invalid",
     "authentication_error",
     "permission_error",
     "billing_error",
     "unauthenticated",
     "permission_denied",
+];
+
+/// Of a key that is wrong or has no credit, where the code is that of a bad request: how they begin and end, in lower case.
+const AUTH_TEXTS: [(&str, &str); 7] = [
+    ("your credit balance is too low", "purchase credits."),
+    ("this organization has been disabled", "disabled."),
+    ("you have reached your specified api usage limits", "utc."),
+    ("incorrect api key provided", "https://console.x.ai."),
+    ("api key not valid", "pass a valid api key."),
+    ("api key not found", "pass a valid api key."),
+    ("api key expired", "renew the api key."),
 ];
 
 const REQUEST_CODES: [&str; 5] =
@@ -109,7 +122,7 @@ impl Fault {
     pub(super) fn read(body: &[u8]) -> Self {
         let body = body.strip_prefix(BYTE_ORDER_MARK).unwrap_or(body).trim_ascii();
         if serde_json::from_slice::<&RawValue>(body).is_err() {
-            return Self { message: String::from_utf8_lossy(body).to_lowercase(), ..Self::default() };
+            return Self { texts: vec![String::from_utf8_lossy(body).to_lowercase()], ..Self::default() };
         }
         let root = json::items(body).next().unwrap_or(body);
         let error = |place| json::member(place, "error").filter(|raw| !json::is_nothing(raw));
@@ -130,8 +143,11 @@ impl Fault {
             None => str::from_utf8(raw).ok()?.parse().ok(),
         };
         self.number = self.number.or_else(|| member("code").and_then(number));
+        let details = || json::items(member("details").unwrap_or_default());
         let codes = [member("code"), inner, member("type"), member("error_type"), member("status")];
-        self.codes.extend(codes.into_iter().flatten().filter_map(json::string).map(Cow::into_owned));
+        let codes =
+            codes.into_iter().flatten().chain(details().filter_map(|detail| json::member(detail, "reason")));
+        self.codes.extend(codes.filter_map(json::string).map(Cow::into_owned));
         self.param =
             self.param.take().or_else(|| member("param").and_then(json::string).map(Cow::into_owned));
 
@@ -142,12 +158,10 @@ impl Fault {
                 _ if raw.len() < place.len() => Some(String::from_utf8_lossy(raw)),
                 _ => None,
             };
-            self.message.push_str(&text.unwrap_or_default().to_lowercase());
-            self.message.push('\n');
+            self.texts.extend(text.map(|text| text.to_lowercase()));
         }
 
-        let delay = json::items(member("details").unwrap_or_default())
-            .find_map(|detail| json::member(detail, "retryDelay").and_then(json::string));
+        let delay = details().find_map(|detail| json::member(detail, "retryDelay").and_then(json::string));
         self.retry_after = self.retry_after.or_else(|| match delay {
             Some(delay) => retry_after::duration(&delay),
             None => str::from_utf8(member("retry_after")?).ok()?.parse().ok().and_then(retry_after::seconds),
@@ -175,13 +189,30 @@ impl Fault {
         self.codes.iter().any(|code| known.iter().any(|known| code.eq_ignore_ascii_case(known)))
     }
 
+    fn contains_any(&self, known: &[&str]) -> bool {
+        self.texts.iter().any(|text| known.iter().any(|known| text.contains(known)))
+    }
+
+    /// Whether a text begins and ends so. Names that the caller chose, of a model or a member, stand first in some texts
+    /// and last in others, and must not be taken for what the provider says itself.
+    fn says_any(&self, known: &[(&str, &str)]) -> bool {
+        let is_known = |text: &String| {
+            known.iter().any(|(begin, end)| text.starts_with(begin) && text.trim_end().ends_with(end))
+        };
+        self.texts.iter().any(is_known)
+    }
+
     fn says_context(&self) -> bool {
-        CONTEXT_MESSAGES.iter().any(|known| self.message.contains(known))
+        self.contains_any(&CONTEXT_MESSAGES)
     }
 
     /// Bedrock, too, says "too many tokens", and means those of a minute.
     fn asks_to_wait(&self) -> bool {
-        WAIT_MESSAGES.iter().any(|known| self.message.contains(known))
+        self.contains_any(&WAIT_MESSAGES)
+    }
+
+    fn refuses_key(&self) -> bool {
+        self.is_any(&AUTH_CODES) || self.says_any(&AUTH_TEXTS)
     }
 }
 
@@ -200,8 +231,8 @@ fn class_of_number(status: u16, fault: &Fault) -> ErrorClass {
         400 | 413 | 422 if fault.says_context() && fault.asks_to_wait() => ErrorClass::RateLimited,
         400 | 413 | 422 if fault.says_context() => ErrorClass::ContextWindow,
         403 => ErrorClass::Auth,
-        // Google refuses a wrong key with a 400.
-        400 if fault.message.contains("api key not valid") => ErrorClass::Auth,
+        // So Google and xAI refuse a wrong key, and Anthropic one without credit.
+        400 if fault.refuses_key() => ErrorClass::Auth,
         // A conflict, too: OpenAI's own clients send the request again.
         408 | 409 | 425 | 502..=504 | 520..=529 => ErrorClass::Unavailable,
         400..=499 => ErrorClass::BadRequest,
@@ -219,7 +250,7 @@ pub(super) fn class_of_report(fault: &Fault) -> ErrorClass {
         Some(status @ 400..=599) => class_of_number(status, fault),
         _ if fault.asks_to_wait() => ErrorClass::RateLimited,
         _ if fault.says_context() => ErrorClass::ContextWindow,
-        _ if fault.is_any(&AUTH_CODES) => ErrorClass::Auth,
+        _ if fault.refuses_key() => ErrorClass::Auth,
         _ if fault.is_any(&REQUEST_CODES) => ErrorClass::BadRequest,
         _ => ErrorClass::Upstream,
     }

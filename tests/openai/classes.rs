@@ -1,0 +1,82 @@
+//! Whose fault a failure is, in the words of those who have no code for it.
+
+use crate::{canned::*, outcomes::refused};
+use llm_layers::{Error, ErrorClass, http as edge, providers::Providers};
+use tower::ServiceExt;
+
+/// The error that a report becomes: of an answer, of one in the place of a stream, and of an event in its middle.
+async fn reported(report: &str) -> [Error; 3] {
+    let events = || text(sse(&[HELLO, report, STOP, "[DONE]"]));
+    [
+        failure(answering(200, JSON, text(report.to_owned())), whole()).await,
+        failure(answering(200, JSON, text(report.to_owned())), streaming()).await,
+        failure(answering(200, SSE, events()), streaming()).await,
+    ]
+}
+
+async fn assert_reported(report: &str, class: ErrorClass) {
+    for error in reported(report).await {
+        assert_eq!(error.class(), Some(class), "{report}");
+    }
+}
+
+fn said(message: &str) -> String {
+    serde_json::json!({ "error": { "type": "invalid_request_error", "message": message } }).to_string()
+}
+
+const NO_CREDIT: &str = r#"{"type":"error","error":{"type":"invalid_request_error","message":"Your credit balance is too low to access the Anthropic API. Please go to Plans & Billing to upgrade or purchase credits."},"request_id":"r"}"#;
+
+#[tokio::test]
+async fn a_key_that_is_wrong_or_has_no_credit_is_no_fault_of_the_caller() {
+    for body in [
+        NO_CREDIT,
+        &said("This organization has been disabled."),
+        &said(
+            "You have reached your specified API usage limits. You will regain access on 2026-04-01 at 00:00 UTC.",
+        ),
+        r#"{"code":"Client specified an invalid argument","error":"Incorrect API key provided: xa***Q6. You can obtain an API key from https://console.x.ai."}"#,
+        r#"[{"error":{"code":400,"message":"API Key not found. Please pass a valid API key.","status":"INVALID_ARGUMENT"}}]"#,
+        r#"{"error":{"code":400,"message":"API key not valid. Please pass a valid API key.","status":"INVALID_ARGUMENT"}}"#,
+        r#"{"error":{"code":400,"message":"API key expired. Please renew the API key.","status":"INVALID_ARGUMENT"}}"#,
+        r#"[{"error":{"code":400,"message":"Der Schlüssel ist ungültig.","status":"INVALID_ARGUMENT","details":[{"@type":"type.googleapis.com/google.rpc.Help"},{"@type":"type.googleapis.com/google.rpc.ErrorInfo","reason":"API_KEY_INVALID","domain":"googleapis.com"}]}}]"#,
+        r#"{"error":{"type":"invalid_request_error","code":"invalid_api_key","message":"no"}}"#,
+    ] {
+        let error = refused(400, &[], body).await;
+        assert_eq!(error.class(), Some(ErrorClass::Auth), "{body}");
+        assert_eq!((error.status().as_u16(), edge::error_code(&error)), (502, Some("upstream_error")));
+        // Without its brackets: an array is no answer.
+        assert_reported(body.trim_matches(['[', ']']), ErrorClass::Auth).await;
+    }
+}
+
+#[tokio::test]
+async fn what_a_caller_says_of_keys_and_credit_is_the_callers_fault() {
+    let key = "API key not valid. Please pass a valid API key.";
+    let credit = "Your credit balance is too low to access the Anthropic API. Please purchase credits.";
+    for body in [
+        said(&format!("Invalid value: '{key}'")),
+        said(&format!("{key}: Extra inputs are not permitted")),
+        said(&format!("{key} is not a valid model ID")),
+        said(&format!("messages.0.content: {credit}")),
+        said(&format!("{credit}: Extra inputs are not permitted")),
+        serde_json::json!({ "detail": [{ "msg": "field required", "input": key }] }).to_string(),
+        r#"{"error":{"message":"no","metadata":{"reason":"API_KEY_INVALID"}}}"#.to_owned(),
+    ] {
+        assert_eq!(refused(400, &[], &body).await.class(), Some(ErrorClass::BadRequest), "{body}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deployment_without_credit_is_left_alone() {
+    fastrand::seed(7);
+    let providers = Providers::builder()
+        .provider("acme", answering(400, JSON, text(NO_CREDIT)))
+        .provider("acme", answering(200, JSON, text(ANSWER)))
+        .build()
+        .unwrap();
+    let mut failed = 0;
+    for _ in 0..80 {
+        failed += usize::from(providers.clone().oneshot(whole()).await.is_err());
+    }
+    assert_eq!(failed, 3, "as many as it takes to be left alone");
+}
