@@ -80,3 +80,28 @@ async fn a_deployment_without_credit_is_left_alone() {
     }
     assert_eq!(failed, 3, "as many as it takes to be left alone");
 }
+
+const FLAGGED: &str = r#"{"error":{"code":403,"message":"openai/gpt-4 requires moderation on OpenAI. Your input was flagged for \"violence\".","metadata":{"reasons":["violence"],"flagged_input":"how to","provider_name":"OpenAI"}}}"#;
+
+#[tokio::test]
+async fn a_prompt_that_is_flagged_is_filtered_and_not_forbidden() {
+    for body in [
+        FLAGGED,
+        r#"{"error":{"code":403,"message":"Your chosen model requires moderation and your input was flagged"}}"#,
+        r#"{"code":"permission-denied","error":"Content violates usage guidelines. "}"#,
+        r#"{"code":"The caller does not have permission to execute the specified operation","error":"Content violates usage guidelines. Team: t, API key ID: k, Model: grok-4-0709, Failed check: SAFETY_CHECK_TYPE_BIO"}"#,
+    ] {
+        let error = refused(403, &[], body).await;
+        assert_eq!(error.class(), Some(ErrorClass::ContentFilter), "{body}");
+        assert_eq!((error.status().as_u16(), edge::error_code(&error)), (403, Some("content_filter")));
+        assert_reported(body, ErrorClass::ContentFilter).await;
+    }
+    for body in [
+        r#"{"error":{"code":403,"message":"Key limit exceeded","metadata":{"provider_name":"OpenAI"}}}"#,
+        r#"{"error":{"code":403,"message":"No access to 'Content violates usage guidelines'"}}"#,
+        r#"{"error":{"code":403,"message":"no"},"flagged_input":"x"}"#,
+    ] {
+        assert_eq!(refused(403, &[], body).await.class(), Some(ErrorClass::Auth), "{body}");
+        assert_reported(body, ErrorClass::Auth).await;
+    }
+}

@@ -17,6 +17,8 @@ pub(super) struct Fault {
     param: Option<String>,
     /// What it says, in lower case.
     texts: Vec<String>,
+    /// Whether it shows what of the prompt a moderator has flagged, as OpenRouter does.
+    has_flagged: bool,
     pub(super) retry_after: Option<Duration>,
 }
 
@@ -72,6 +74,10 @@ const FILTER_CODES: [&str; 6] = [
     "moderation_blocked",
     "data_inspection_failed",
 ];
+
+/// As [`AUTH_TEXTS`]. Where only the beginning is known, a caller who has it said is told of a filter, and nobody else.
+const FILTER_TEXTS: [(&str, &str); 2] =
+    [("your chosen model requires moderation", ""), ("content violates usage guidelines", "")];
 
 const RATE_CODES: [&str; 7] = [
     "rate_limit_exceeded",
@@ -148,6 +154,7 @@ impl Fault {
         let codes =
             codes.into_iter().flatten().chain(details().filter_map(|detail| json::member(detail, "reason")));
         self.codes.extend(codes.filter_map(json::string).map(Cow::into_owned));
+        self.has_flagged |= member("metadata").is_some_and(|m| json::member(m, "flagged_input").is_some());
         self.param =
             self.param.take().or_else(|| member("param").and_then(json::string).map(Cow::into_owned));
 
@@ -211,6 +218,10 @@ impl Fault {
         self.contains_any(&WAIT_MESSAGES)
     }
 
+    fn refuses_content(&self) -> bool {
+        self.is_any(&FILTER_CODES) || self.has_flagged || self.says_any(&FILTER_TEXTS)
+    }
+
     fn refuses_key(&self) -> bool {
         self.is_any(&AUTH_CODES) || self.says_any(&AUTH_TEXTS)
     }
@@ -227,7 +238,7 @@ fn class_of_number(status: u16, fault: &Fault) -> ErrorClass {
         429 => ErrorClass::RateLimited,
         300..=399 => ErrorClass::BadFrame,
         _ if fault.is_any(&CONTEXT_CODES) => ErrorClass::ContextWindow,
-        _ if fault.is_any(&FILTER_CODES) => ErrorClass::ContentFilter,
+        _ if fault.refuses_content() => ErrorClass::ContentFilter,
         400 | 413 | 422 if fault.says_context() && fault.asks_to_wait() => ErrorClass::RateLimited,
         400 | 413 | 422 if fault.says_context() => ErrorClass::ContextWindow,
         403 => ErrorClass::Auth,
@@ -244,7 +255,7 @@ fn class_of_number(status: u16, fault: &Fault) -> ErrorClass {
 pub(super) fn class_of_report(fault: &Fault) -> ErrorClass {
     match fault.number {
         _ if fault.is_any(&CONTEXT_CODES) => ErrorClass::ContextWindow,
-        _ if fault.is_any(&FILTER_CODES) => ErrorClass::ContentFilter,
+        _ if fault.refuses_content() => ErrorClass::ContentFilter,
         _ if fault.is_any(&RATE_CODES) => ErrorClass::RateLimited,
         _ if fault.is_any(&UNAVAILABLE_CODES) => ErrorClass::Unavailable,
         Some(status @ 400..=599) => class_of_number(status, fault),
