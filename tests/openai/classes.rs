@@ -105,3 +105,37 @@ async fn a_prompt_that_is_flagged_is_filtered_and_not_forbidden() {
         assert_reported(body, ErrorClass::Auth).await;
     }
 }
+
+#[tokio::test]
+async fn a_failure_of_the_provider_below_500_is_the_providers() {
+    for (status, body, class) in [
+        (
+            498,
+            r#"{"error":{"type":"internal_server_error","code":"capacity_exceeded"}}"#,
+            ErrorClass::Unavailable,
+        ),
+        (498, "", ErrorClass::Unavailable),
+        (
+            424,
+            r#"{"message":"The request failed due to an error while processing the model."}"#,
+            ErrorClass::Upstream,
+        ),
+        (
+            424,
+            r#"{"error":"Request failed during generation: x","error_type":"generation"}"#,
+            ErrorClass::Upstream,
+        ),
+        (
+            499,
+            r#"{"error":{"code":499,"message":"The operation was cancelled.","status":"CANCELLED"}}"#,
+            ErrorClass::Upstream,
+        ),
+    ] {
+        let error = refused(status, &[], body).await;
+        assert_eq!(error.class(), Some(class), "{status} {body}");
+        assert!(error.is_retryable());
+        assert_eq!((error.status().as_u16(), edge::error_type(&error)), (502, "server_error"));
+        assert_reported(&format!(r#"{{"error":{{"code":{status},"message":"x"}}}}"#), class).await;
+    }
+    assert_reported(r#"{"error":{"code":"capacity_exceeded","message":"x"}}"#, ErrorClass::Unavailable).await;
+}

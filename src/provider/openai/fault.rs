@@ -89,7 +89,8 @@ const RATE_CODES: [&str; 7] = [
     "throttlingexception",
 ];
 
-const UNAVAILABLE_CODES: [&str; 6] = [
+const UNAVAILABLE_CODES: [&str; 7] = [
+    "capacity_exceeded",
     "overloaded",
     "overloaded_error",
     "server_overloaded",
@@ -244,8 +245,10 @@ fn class_of_number(status: u16, fault: &Fault) -> ErrorClass {
         403 => ErrorClass::Auth,
         // So Google and xAI refuse a wrong key, and Anthropic one without credit.
         400 if fault.refuses_key() => ErrorClass::Auth,
-        // A conflict, too: OpenAI's own clients send the request again.
-        408 | 409 | 425 | 502..=504 | 520..=529 => ErrorClass::Unavailable,
+        // A conflict, too: OpenAI's own clients send the request again. 498 is Groq's word for no capacity.
+        408 | 409 | 425 | 498 | 502..=504 | 520..=529 => ErrorClass::Unavailable,
+        // A model that failed, at Bedrock and TGI; a call that was cancelled, and not by us.
+        424 | 499 => ErrorClass::Upstream,
         400..=499 => ErrorClass::BadRequest,
         _ => ErrorClass::Upstream,
     }
