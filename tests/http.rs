@@ -122,6 +122,7 @@ async fn each_kind_of_error_has_one_meaning() {
         // Who has no code says the type again.
         (coded("invalid_request_error"), 422, request, None, None, None),
         (provider(ErrorClass::ContextWindow, 413), 413, request, Some("context_length_exceeded"), None, None),
+        (provider(ErrorClass::ContextWindow, 429), 400, request, Some("context_length_exceeded"), None, None),
         (provider(ErrorClass::ContentFilter, 500), 400, request, Some("content_filter"), None, None),
         (provider(ErrorClass::Auth, 401), 502, server, Some("upstream_error"), None, Some("false")),
         (provider(ErrorClass::TooLarge, 200), 502, server, Some("upstream_error"), None, Some("false")),

@@ -247,7 +247,7 @@ pub enum ErrorClass {
     Auth,
     /// It refused the request.
     BadRequest,
-    /// The prompt is too long for the model.
+    /// The prompt is too long for the model, or larger than what the account may use in a minute.
     ContextWindow,
     /// It refused the content.
     ContentFilter,

@@ -76,7 +76,11 @@ pub fn status(error: &Error) -> StatusCode {
         ErrorKind::Provider(failure) => match failure.class {
             ErrorClass::RateLimited => StatusCode::TOO_MANY_REQUESTS,
             class if class.is_callers_fault() => {
-                failure.status.filter(StatusCode::is_client_error).unwrap_or(StatusCode::BAD_REQUEST)
+                // Clients would wait and try again, where no waiting helps.
+                let is_kept = |status: &StatusCode| {
+                    status.is_client_error() && *status != StatusCode::TOO_MANY_REQUESTS
+                };
+                failure.status.filter(is_kept).unwrap_or(StatusCode::BAD_REQUEST)
             }
             _ => StatusCode::BAD_GATEWAY,
         },

@@ -139,3 +139,50 @@ async fn a_failure_of_the_provider_below_500_is_the_providers() {
     }
     assert_reported(r#"{"error":{"code":"capacity_exceeded","message":"x"}}"#, ErrorClass::Unavailable).await;
 }
+
+const TOO_LARGE: [&str; 3] = [
+    "Request too large for gpt-4o in organization org-1 on tokens per min (TPM): Limit 30000, Requested 30601. The input or output tokens must be reduced in order to run successfully. Visit https://platform.openai.com/account/rate-limits to learn more.",
+    "Request too large for gpt-4.1-2025-04-14 (for limit gpt-4.1) in organization org-1 on tokens per min (TPM): Limit 30000, Requested 37313. The input or output tokens must be reduced in order to run successfully.",
+    "Request too large for model `llama-3.1-8b-instant` in organization `org_1` service tier `on_demand` on tokens per minute (TPM): Limit 6000, Requested 12328, please reduce your message size and try again. Need more tokens? Upgrade to Dev Tier today at https://console.groq.com/settings/billing",
+];
+
+fn limited(message: &str) -> String {
+    serde_json::json!({ "error": { "message": message, "type": "tokens", "code": "rate_limit_exceeded" } })
+        .to_string()
+}
+
+#[tokio::test]
+async fn what_no_waiting_makes_small_enough_is_too_long() {
+    for (status, told) in [(429, 400), (413, 413), (400, 400)] {
+        for message in TOO_LARGE {
+            let error = refused(status, &[("retry-after", "6")], &limited(message)).await;
+            assert_eq!(error.class(), Some(ErrorClass::ContextWindow), "{status} {message}");
+            assert!(!error.is_retryable());
+            assert_eq!(
+                (error.status().as_u16(), edge::error_code(&error)),
+                (told, Some("context_length_exceeded"))
+            );
+            assert_eq!((error.retry_after(), edge::should_retry(&error)), (None, None));
+        }
+    }
+    for message in TOO_LARGE {
+        assert_reported(&limited(message), ErrorClass::ContextWindow).await;
+        assert_reported(
+            &limited(message).replace("\"rate_limit_exceeded\"", "429"),
+            ErrorClass::ContextWindow,
+        )
+        .await;
+    }
+    for message in [
+        "Rate limit reached for gpt-4o in organization org-1 on tokens per min (TPM): Limit 10000, Used 8554, Requested 3082. Please try again in 9.816s.",
+        "Rate limit reached for 'Request too large for x must be reduced' in organization org-1",
+        "Request too large for now",
+    ] {
+        assert_eq!(
+            refused(429, &[], &limited(message)).await.class(),
+            Some(ErrorClass::RateLimited),
+            "{message}"
+        );
+        assert_reported(&limited(message), ErrorClass::RateLimited).await;
+    }
+}

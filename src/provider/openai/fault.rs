@@ -219,6 +219,15 @@ impl Fault {
         self.contains_any(&WAIT_MESSAGES)
     }
 
+    /// Whether it is more than ever fits into a minute: no waiting would help.
+    fn is_too_large(&self) -> bool {
+        let is_known = |text: &String| {
+            text.starts_with("request too large for")
+                && (text.contains("tokens must be reduced") || text.contains("reduce your message size"))
+        };
+        self.texts.iter().any(is_known)
+    }
+
     fn refuses_content(&self) -> bool {
         self.is_any(&FILTER_CODES) || self.has_flagged || self.says_any(&FILTER_TEXTS)
     }
@@ -236,6 +245,7 @@ pub(super) fn class_of_status(status: StatusCode, fault: &Fault) -> ErrorClass {
 fn class_of_number(status: u16, fault: &Fault) -> ErrorClass {
     match status {
         401 | 402 => ErrorClass::Auth,
+        400 | 413 | 422 | 429 if fault.is_too_large() => ErrorClass::ContextWindow,
         429 => ErrorClass::RateLimited,
         300..=399 => ErrorClass::BadFrame,
         _ if fault.is_any(&CONTEXT_CODES) => ErrorClass::ContextWindow,
@@ -257,6 +267,7 @@ fn class_of_number(status: u16, fault: &Fault) -> ErrorClass {
 /// What an error in the place of an answer means: codes and numbers are surer than texts.
 pub(super) fn class_of_report(fault: &Fault) -> ErrorClass {
     match fault.number {
+        _ if fault.is_too_large() => ErrorClass::ContextWindow,
         _ if fault.is_any(&CONTEXT_CODES) => ErrorClass::ContextWindow,
         _ if fault.refuses_content() => ErrorClass::ContentFilter,
         _ if fault.is_any(&RATE_CODES) => ErrorClass::RateLimited,

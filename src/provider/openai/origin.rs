@@ -80,9 +80,12 @@ impl Origin {
     pub(in crate::provider) fn refused(&self, headers: &HeaderMap, said: Bytes) -> Error {
         let status = self.status.unwrap_or_default();
         let fault = Fault::read(&said);
-        let mut failure = self.failure(fault::class_of_status(status, &fault));
+        let class = fault::class_of_status(status, &fault);
+        let mut failure = self.failure(class);
         (failure.code, failure.param) = (fault.code(), fault.param());
-        failure.retry_after = retry_after::read(headers, status).or(fault.retry_after);
+        let retry_after = retry_after::read(headers, status).or(fault.retry_after);
+        // The same request would be refused whenever it comes.
+        failure.retry_after = retry_after.filter(|_| !class.is_callers_fault());
         failure.body = Some(kept(said));
         Self::failed(failure)
     }
