@@ -186,3 +186,38 @@ async fn what_no_waiting_makes_small_enough_is_too_long() {
         assert_reported(&limited(message), ErrorClass::RateLimited).await;
     }
 }
+
+#[tokio::test]
+async fn a_filter_without_a_code_of_its_own_is_a_filter() {
+    for message in [
+        "Content Exists Risk",
+        "Content Exists Risk (request id: 01)",
+        "Output blocked by content filtering policy",
+        "Invalid prompt: your prompt was flagged as potentially violating our usage policy. Please try again with a different prompt: https://platform.openai.com/docs/guides/reasoning#advice-on-prompting",
+        "System detected potentially unsafe or sensitive content in input or generation.",
+        "系统检测到输入或生成内容可能包含不安全或敏感内容，请您避免输入易产生敏感内容的提示语，感谢您的配合。",
+    ] {
+        let error = refused(400, &[], &said(message)).await;
+        assert_eq!(error.class(), Some(ErrorClass::ContentFilter), "{message}");
+        assert_eq!((error.status().as_u16(), edge::error_code(&error)), (400, Some("content_filter")));
+        assert_reported(&said(message), ErrorClass::ContentFilter).await;
+        let event = format!("{}event: error\ndata: {}\n\n", sse(&[HELLO]), said(message));
+        let error = failure(answering(200, SSE, text(event)), streaming()).await;
+        assert_eq!(error.class(), Some(ErrorClass::ContentFilter), "{message}");
+    }
+    for message in [
+        "Invalid value: 'Content Exists Risk'",
+        "messages.0.content: Output blocked by content filtering policy",
+        "Invalid prompt: messages must not be empty",
+    ] {
+        assert_eq!(
+            refused(400, &[], &said(message)).await.class(),
+            Some(ErrorClass::BadRequest),
+            "{message}"
+        );
+        assert_reported(&said(message), ErrorClass::BadRequest).await;
+    }
+    // Not the code alone: a request of another shape than is wanted has it as well.
+    let other = r#"{"error":{"code":"invalid_prompt","message":"Invalid Responses API request"}}"#;
+    assert_eq!(refused(400, &[], other).await.class(), Some(ErrorClass::BadRequest));
+}

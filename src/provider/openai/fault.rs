@@ -76,8 +76,15 @@ const FILTER_CODES: [&str; 6] = [
 ];
 
 /// As [`AUTH_TEXTS`]. Where only the beginning is known, a caller who has it said is told of a filter, and nobody else.
-const FILTER_TEXTS: [(&str, &str); 2] =
-    [("your chosen model requires moderation", ""), ("content violates usage guidelines", "")];
+const FILTER_TEXTS: [(&str, &str); 7] = [
+    ("your chosen model requires moderation", ""),
+    ("content violates usage guidelines", ""),
+    ("content exists risk", ""),
+    ("output blocked by content filtering policy", ""),
+    ("invalid prompt: your prompt was flagged", ""),
+    ("system detected potentially unsafe or sensitive content", ""),
+    ("系统检测到输入或生成内容可能包含不安全或敏感内容", ""),
+];
 
 const RATE_CODES: [&str; 7] = [
     "rate_limit_exceeded",
