@@ -711,6 +711,12 @@ fn the_first_choice_is_told_also_where_its_number_is_none() {
     assert_eq!(message["content"], json!([{ "type": "text", "text": "a" }]));
 }
 
+/// The message that a whole answer becomes.
+fn told(answer: &Value) -> Value {
+    let answer = Completion::parse(answer.to_string()).unwrap();
+    serde_json::from_slice(&anthropic::message(&answer, "fast")).unwrap()
+}
+
 #[test]
 fn each_reason_to_stop_has_its_word() {
     let reasons = [
@@ -719,13 +725,32 @@ fn each_reason_to_stop_has_its_word() {
         (FinishReason::ToolCalls, "tool_use"),
         (FinishReason::ContentFilter, "refusal"),
         ("model_length".into(), "max_tokens"),
+        ("model_context_window_exceeded".into(), "max_tokens"),
         ("eos".into(), "end_turn"),
+        ("content_filter: PROHIBITED_CONTENT".into(), "refusal"),
+        ("sensitive".into(), "refusal"),
+        // What nobody knows is not told as a good end.
+        ("abort".into(), "abort"),
+        (
+            "function_call_filter: MALFORMED_FUNCTION_CALL".into(),
+            "function_call_filter: MALFORMED_FUNCTION_CALL",
+        ),
     ];
     for (ours, theirs) in reasons {
         let message =
             assemble(&write(&[StreamChunk::text("x"), StreamChunk::finish(&ours), StreamChunk::end()]));
         assert_eq!(message["stop_reason"], theirs, "{ours:?}");
+        let whole = json!({ "choices": [{ "message": { "content": "x" }, "finish_reason": ours.as_str() }] });
+        assert_eq!(told(&whole)["stop_reason"], theirs, "{ours:?}");
     }
+    // A call that was cut is none that is to be made.
+    let call = json!([{ "id": "a", "index": 0, "function": { "name": "f", "arguments": "{" } }]);
+    let whole =
+        json!({ "choices": [{ "message": { "tool_calls": call.clone() }, "finish_reason": "abort" }] });
+    assert_eq!(told(&whole)["stop_reason"], "abort");
+    let cut = chunk(&json!({ "choices": [{ "delta": { "tool_calls": call }, "finish_reason": "abort" }] }));
+    let events = write(&[cut, StreamChunk::end()]);
+    assert_eq!(events[events.len() - 2]["delta"]["stop_reason"], "abort");
     let whole = anthropic::message(&Completion::text("x", TokenUsage::new(1, 1)), "fast");
     assert_eq!(serde_json::from_slice::<Value>(&whole).unwrap()["stop_reason"], "end_turn");
 }

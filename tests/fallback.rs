@@ -192,6 +192,8 @@ async fn an_answer_without_content_that_was_filtered_is_refused_content() {
         (&["content_filter"], true),
         (&["stop", "content_filter"], false),
         (&["stop", "content_filter"], true),
+        (&["content_filter: PROHIBITED_CONTENT"], false),
+        (&["sensitive"], true),
     ] {
         let reply = || nothing_but(reasons, is_streamed);
         let other = chains().chain_on(Cause::ContentFilter, "p/a", ["p/other"]);

@@ -15,7 +15,7 @@ use std::{borrow::Cow, num::NonZeroU32, sync::Arc};
 pub enum FinishReason {
     /// It was complete.
     Stop,
-    /// It reached its bound on tokens.
+    /// It reached its bound on tokens, or the end of the model's context window.
     Length,
     /// Tools, or a function, are to be called.
     ToolCalls,
@@ -48,14 +48,18 @@ impl FinishReason {
     }
 }
 
+/// In the words of OpenAI, and of those who have others.
 impl From<&str> for FinishReason {
     fn from(reason: &str) -> Self {
         match reason {
-            "stop" => Self::Stop,
-            // The second is Mistral's.
-            "length" | "model_length" => Self::Length,
-            "tool_calls" | "function_call" => Self::ToolCalls,
-            "content_filter" => Self::ContentFilter,
+            // Those of Together and TGI, and Anthropic's.
+            "stop" | "eos" | "eos_token" | "stop_sequence" | "end_turn" => Self::Stop,
+            // Those of Mistral and GLM, and Anthropic's.
+            "length" | "model_length" | "model_context_window_exceeded" | "max_tokens" => Self::Length,
+            "tool_calls" | "function_call" | "tool_use" => Self::ToolCalls,
+            "sensitive" | "refusal" => Self::ContentFilter,
+            // Google says behind it which one.
+            filter if filter.starts_with("content_filter") => Self::ContentFilter,
             other => Self::Other(other.chars().take(64).collect::<String>().into()),
         }
     }
@@ -517,6 +521,35 @@ mod tests {
             expected
         );
         assert_eq!(facts.choices, 3);
+    }
+
+    #[test]
+    fn each_reason_to_finish_is_known_in_the_words_of_many() {
+        use FinishReason::{ContentFilter, Length, Stop, ToolCalls};
+        for (reason, known) in [
+            ("stop", Stop),
+            ("eos", Stop),
+            ("eos_token", Stop),
+            ("stop_sequence", Stop),
+            ("end_turn", Stop),
+            ("length", Length),
+            ("model_length", Length),
+            ("max_tokens", Length),
+            ("model_context_window_exceeded", Length),
+            ("tool_calls", ToolCalls),
+            ("function_call", ToolCalls),
+            ("tool_use", ToolCalls),
+            ("content_filter", ContentFilter),
+            ("content_filter: PROHIBITED_CONTENT", ContentFilter),
+            ("content_filtered", ContentFilter),
+            ("sensitive", ContentFilter),
+            ("refusal", ContentFilter),
+        ] {
+            assert_eq!(FinishReason::from(reason), known, "{reason}");
+        }
+        for reason in ["", "abort", "function_call_filter: MALFORMED_FUNCTION_CALL"] {
+            assert_eq!(FinishReason::from(reason), FinishReason::Other(reason.into()));
+        }
     }
 
     #[test]

@@ -273,7 +273,6 @@ fn finish_reason(reason: &FinishReason, has_calls: bool) -> xai::FinishReason {
         // Some say "stop" whatever they stop for.
         FinishReason::Stop if has_calls => xai::FinishReason::ReasonToolCalls,
         FinishReason::Stop => xai::FinishReason::ReasonStop,
-        FinishReason::Other(other) if &**other == "model_length" => xai::FinishReason::ReasonMaxContext,
         _ => xai::FinishReason::ReasonInvalid,
     }
 }
@@ -591,14 +590,15 @@ mod tests {
     #[test]
     fn only_a_stop_is_called_a_stop() {
         use FinishReason::{ContentFilter, Length, Other, Stop, ToolCalls};
-        use xai::FinishReason::{ReasonInvalid, ReasonMaxContext, ReasonMaxLen, ReasonStop, ReasonToolCalls};
+        use xai::FinishReason::{ReasonInvalid, ReasonMaxLen, ReasonStop, ReasonToolCalls};
         for (reason, has_calls, told) in [
             (Stop, false, ReasonStop),
             (Stop, true, ReasonToolCalls),
             (ToolCalls, false, ReasonToolCalls),
             (Length, true, ReasonMaxLen),
             (ContentFilter, false, ReasonInvalid),
-            (Other("model_length".into()), false, ReasonMaxContext),
+            ("model_length".into(), false, ReasonMaxLen),
+            ("content_filter: PROHIBITED_CONTENT".into(), false, ReasonInvalid),
             (Other("abort".into()), false, ReasonInvalid),
         ] {
             assert_eq!(finish_reason(&reason, has_calls), told, "{reason:?}");

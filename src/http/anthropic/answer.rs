@@ -57,7 +57,7 @@ struct Message<'a> {
     role: &'static str,
     model: Cow<'a, str>,
     content: Vec<Block<'a>>,
-    stop_reason: &'static str,
+    stop_reason: &'a str,
     stop_sequence: (),
     usage: Value,
 }
@@ -75,15 +75,16 @@ pub(super) fn message_id(id: Option<Cow<'_, str>>) -> String {
     id.map_or_else(|| format!("msg_{:032x}", fastrand::u128(..)), Cow::into_owned)
 }
 
-/// Why the answer is over, as Anthropic says it.
-pub(super) fn stop_reason(reason: Option<&FinishReason>, has_calls: bool) -> &'static str {
+/// Why the answer is over, as Anthropic says it. What it has no word for keeps the provider's: it may have been cut.
+pub(super) fn stop_reason(reason: Option<&FinishReason>, has_calls: bool) -> &str {
     match reason {
         Some(FinishReason::Length) => "max_tokens",
         Some(FinishReason::ContentFilter) => "refusal",
         Some(FinishReason::ToolCalls) => "tool_use",
+        Some(FinishReason::Other(other)) => other,
         // Some say "stop" whatever they stop for.
-        _ if has_calls => "tool_use",
-        _ => "end_turn",
+        Some(FinishReason::Stop) | None if has_calls => "tool_use",
+        Some(FinishReason::Stop) | None => "end_turn",
     }
 }
 

@@ -29,7 +29,8 @@
 //! # }
 //! ```
 //!
-//! Which stop sequence was met is not known of other providers: `stop_reason` is then `end_turn`.
+//! Which stop sequence was met is not known of other providers: `stop_reason` is then `end_turn`. Where a provider ends for a
+//! reason that Anthropic has no word for, `stop_reason` is the provider's word: such an answer may not be complete.
 
 mod answer;
 mod events;
