@@ -318,11 +318,13 @@ impl Facts {
             b"service_tier" => {
                 self.service_tier = json::string(raw).and_then(|name| ServiceTier::from_name(&name));
             }
-            // Groq reports the usage of a stream here.
-            b"x_groq" if self.usage().is_none() => {
-                if let Some(usage) = json::member(raw, "usage").and_then(TokenUsage::read) {
+            // Groq reports the usage of a stream here, and why it was stopped early.
+            b"x_groq" => {
+                let usage = json::member(raw, "usage").filter(|_| self.usage().is_none());
+                if let Some(usage) = usage.and_then(TokenUsage::read) {
                     self.rare().usage = Some(usage);
                 }
+                self.has_error |= json::member(raw, "error").is_some_and(|error| !json::is_nothing(error));
             }
             b"error" if !json::is_nothing(raw) => self.has_error = true,
             // By which OpenAI hides how long its texts are.
@@ -363,8 +365,8 @@ impl Facts {
         let index = number.unwrap_or(self.choices);
         self.begin(index);
         if let Some(reason) = reason {
-            // As Mistral, OpenRouter and DeepSeek say that a model failed amid its answer.
-            self.has_error |= matches!(&*reason, "error" | "insufficient_system_resource");
+            // As Mistral, OpenRouter, DeepSeek and GLM say that a model failed amid its answer.
+            self.has_error |= matches!(&*reason, "error" | "insufficient_system_resource" | "network_error");
             self.rare().ends(ChoiceFinish { index, reason: (&*reason).into() });
         }
         self.choices += 1;

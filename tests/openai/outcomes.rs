@@ -278,6 +278,21 @@ async fn an_error_inside_of_a_200_is_an_error() {
             None,
         ),
         (r#"{"choices":[{"index":0,"finish_reason":"insufficient_system_resource"}]}"#, Upstream, None),
+        (
+            r#"{"choices":[{"index":0,"delta":{"content":"b"},"finish_reason":"network_error"}]}"#,
+            Upstream,
+            None,
+        ),
+        (
+            r#"{"choices":[{"index":0,"delta":{},"finish_reason":"stop"}],"x_groq":{"id":"r","error":"over capacity"}}"#,
+            Upstream,
+            None,
+        ),
+        (
+            r#"{"choices":[],"x_groq":{"error":{"message":"no","code":"rate_limit_exceeded"}}}"#,
+            RateLimited,
+            Some("rate_limit_exceeded"),
+        ),
         (r#"{"error":"boom"}"#, Upstream, None),
         (
             r#"{"object":"error","message":"model overloaded","type":"server_error","code":503}"#,
@@ -388,13 +403,17 @@ async fn an_error_inside_of_a_200_is_an_error() {
 
 #[tokio::test]
 async fn what_a_reported_error_says_of_usage_is_known() {
-    let report = r#"{"choices":[{"index":0,"delta":{},"finish_reason":"error"}],"usage":{"prompt_tokens":9,"completion_tokens":2}}"#;
-    let response =
-        answering(200, SSE, text(sse(&[HELLO, report, "[DONE]"]))).oneshot(streaming()).await.unwrap();
-    let (_, streamed) = chunks(response).await;
-    let whole_answer = failure(answering(200, JSON, text(report)), whole()).await;
-    for error in [streamed.unwrap(), whole_answer] {
-        assert_eq!(error.usage(), Some(&TokenUsage::new(9, 2)));
+    for report in [
+        r#"{"choices":[{"index":0,"delta":{},"finish_reason":"error"}],"usage":{"prompt_tokens":9,"completion_tokens":2}}"#,
+        r#"{"choices":[],"x_groq":{"error":"x","usage":{"prompt_tokens":9,"completion_tokens":2}}}"#,
+    ] {
+        let response =
+            answering(200, SSE, text(sse(&[HELLO, report, "[DONE]"]))).oneshot(streaming()).await.unwrap();
+        let (_, streamed) = chunks(response).await;
+        let whole_answer = failure(answering(200, JSON, text(report)), whole()).await;
+        for error in [streamed.unwrap(), whole_answer] {
+            assert_eq!(error.usage(), Some(&TokenUsage::new(9, 2)));
+        }
     }
 }
 

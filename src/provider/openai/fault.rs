@@ -132,7 +132,7 @@ const REQUEST_CODES: [&str; 5] =
 
 impl Fault {
     /// Reads `{"error": {..}}`, `{"error": ".."}`, `{"detail": ..}`, the same without a wrapper, within an
-    /// array or of a choice, or any text at all.
+    /// array, of a choice or of `x_groq`, or any text at all.
     pub(super) fn read(body: &[u8]) -> Self {
         let body = body.strip_prefix(BYTE_ORDER_MARK).unwrap_or(body).trim_ascii();
         if serde_json::from_slice::<&RawValue>(body).is_err() {
@@ -141,7 +141,8 @@ impl Fault {
         let root = json::items(body).next().unwrap_or(body);
         let error = |place| json::member(place, "error").filter(|raw| !json::is_nothing(raw));
         let mut choices = json::items(json::member(root, "choices").unwrap_or_default());
-        let error = error(root).or_else(|| choices.find_map(error));
+        let groq = || json::member(root, "x_groq").and_then(error);
+        let error = error(root).or_else(|| choices.find_map(error)).or_else(groq);
         let mut fault = Self::default();
         for place in error.into_iter().chain([root]) {
             fault.add(place);
