@@ -337,7 +337,12 @@ async fn a_model_is_not_tried_twice_by_next() {
 async fn final_errors_are_final() {
     let kinds = [
         ErrorKind::StoreUnavailable { store: "quota".into() },
-        ErrorKind::RequestTooLarge { quota: llm_layers::QuotaKind::Tokens, largest: 1 },
+        ErrorKind::RequestTooLarge {
+            department_id: "d".into(),
+            quota: llm_layers::QuotaKind::Tokens,
+            period: llm_layers::Period::Day,
+            largest: 1,
+        },
         ErrorKind::NotCached,
         ErrorKind::Cancelled,
         ErrorKind::ModelNotAllowed { department_id: "d".into(), model: "p/a".into() },

@@ -108,7 +108,7 @@ async fn each_kind_of_error_has_one_meaning() {
         (whole(InvalidReason::MediaType), 415, request, None, None, None),
         (whole(InvalidReason::Encoded), 415, request, None, None, None),
         (whole(InvalidReason::Framing), 400, request, None, None, None),
-        (ErrorKind::RequestTooLarge { quota: llm_layers::QuotaKind::Tokens, largest: 1 }, 400, request, Some("request_exceeds_limit"), None, None),
+        (ErrorKind::RequestTooLarge { department_id: "d".into(), quota: llm_layers::QuotaKind::Tokens, period: llm_layers::Period::Day, largest: 1 }, 400, request, Some("request_exceeds_limit"), None, None),
         (ErrorKind::ModelNotAllowed { department_id: "d".into(), model: "m".into() }, 403, rights, Some("model_not_allowed"), None, None),
         (ErrorKind::ModelUnpriced { model: "m".into() }, 403, rights, Some("model_unpriced"), None, None),
         (ErrorKind::ModelNotFound { model: "m".into() }, 404, request, Some("model_not_found"), None, None),

@@ -674,9 +674,14 @@ async fn a_request_that_can_never_fit_says_what_would() {
     let bench = Bench::new(Limits::new().with_day_tokens(120).with_month_tokens(90));
     let error = bench.refusal(request()).await;
     assert!(
-        matches!(error.kind(), ErrorKind::RequestTooLarge { quota: QuotaKind::Tokens, largest: 90 }),
+        matches!(
+            error.kind(),
+            ErrorKind::RequestTooLarge { department_id, quota: QuotaKind::Tokens, period: Period::Month, largest: 90 }
+                if &**department_id == "research"
+        ),
         "{error:?}"
     );
+    assert_eq!(error.to_string(), "the request exceeds the monthly limit of department research, 90 tokens");
     assert!(!error.is_retryable());
     assert_eq!(bench.provider.requests().len(), 0);
 }

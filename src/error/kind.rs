@@ -16,8 +16,12 @@ pub enum ErrorKind {
     },
     /// The request could never fit into a limit.
     RequestTooLarge {
+        /// The department whose limit it is.
+        department_id: Arc<str>,
         /// What is limited.
         quota: QuotaKind,
+        /// For how long the limit is.
+        period: Period,
         /// The largest amount that would fit, in requests, tokens or nano-dollars.
         largest: u64,
     },
@@ -375,8 +379,12 @@ impl fmt::Display for ErrorKind {
         match self {
             Self::InvalidRequest { member: Some(member), reason } => write!(f, "`{member}` {reason}"),
             Self::InvalidRequest { member: None, reason } => write!(f, "the request {reason}"),
-            Self::RequestTooLarge { quota, largest } => {
-                write!(f, "the request exceeds its limit, at most {largest} {} fit", unit(*quota))
+            Self::RequestTooLarge { department_id, quota, period, largest } => {
+                let (unit, period) = (unit(*quota), by(*period));
+                write!(
+                    f,
+                    "the request exceeds the {period} limit of department {department_id}, {largest} {unit}"
+                )
             }
             Self::ModelNotAllowed { department_id, model } => {
                 write!(f, "department {department_id} may not use model {}", brief(model))
@@ -431,12 +439,16 @@ const fn unit(quota: QuotaKind) -> &'static str {
     }
 }
 
+const fn by(period: Period) -> &'static str {
+    match period {
+        Period::Day => "daily",
+        Period::Month => "monthly",
+    }
+}
+
 impl fmt::Display for QuotaExceeded {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let period = match self.period {
-            Period::Day => "daily",
-            Period::Month => "monthly",
-        };
+        let period = by(self.period);
         let quota = match self.quota {
             QuotaKind::Requests => "request",
             QuotaKind::Tokens => "token",

@@ -5,7 +5,7 @@ use super::{
     shared::Shared,
 };
 use crate::{
-    Error, ErrorKind, InvalidReason, LlmRequest, QuotaKind,
+    Error, ErrorKind, InvalidReason, LlmRequest, Period, QuotaKind,
     chat::{OUTPUT_MEMBERS, OVERRIDING_OUTPUT_MEMBER},
     policies::PolicyTable,
     price::{CostError, NanoUsd, Price, Terms},
@@ -35,7 +35,7 @@ pub(super) struct Plan {
 #[derive(Debug)]
 pub(super) enum Obstacle {
     /// It could never fit.
-    TooLarge { quota: QuotaKind, largest: u64 },
+    TooLarge { department: Arc<str>, quota: QuotaKind, period: Period, largest: u64 },
     /// It does not fit now.
     Denied(Denial),
 }
@@ -270,17 +270,24 @@ impl Plan {
     /// Whether it could never fit. That a department may make no calls at all is not its size.
     pub(super) fn too_large(&self) -> Option<Obstacle> {
         [QuotaKind::Tokens, QuotaKind::Cost].into_iter().find_map(|quota| {
-            let limits =
-                self.departments.iter().flat_map(|d| PERIODS.map(|period| d.limits.get(period, quota)));
-            let largest = limits.flatten().min().filter(|limit| self.amount.get(quota) > *limit)?;
-            Some(Obstacle::TooLarge { quota, largest })
+            let limits = self.departments.iter().flat_map(|department| {
+                PERIODS.map(|period| Some((department.limits.get(period, quota)?, department, period)))
+            });
+            let (largest, department, period) = limits.flatten().min_by_key(|(limit, ..)| *limit)?;
+            let is_too_large = self.amount.get(quota) > largest;
+            is_too_large.then(|| Obstacle::TooLarge {
+                department: Arc::clone(&department.id),
+                quota,
+                period,
+                largest,
+            })
         })
     }
 
     /// How long each choice may be so that there is room for all of them.
     fn longest_that_fits(&self, obstacle: &Obstacle) -> Option<u64> {
         let (quota, room) = match obstacle {
-            Obstacle::TooLarge { quota, largest } => (*quota, *largest),
+            Obstacle::TooLarge { quota, largest, .. } => (*quota, *largest),
             Obstacle::Denied(denial) => {
                 let taken = denial.settled.saturating_add(denial.reserved);
                 (denial.quota, denial.limit.checked_sub(taken)?)

@@ -231,7 +231,9 @@ impl Shared {
     fn refusal(&self, obstacle: Obstacle) -> Error {
         self.state.denied.fetch_add(1, Ordering::Relaxed);
         Error::new(match obstacle {
-            Obstacle::TooLarge { quota, largest } => ErrorKind::RequestTooLarge { quota, largest },
+            Obstacle::TooLarge { department, quota, period, largest } => {
+                ErrorKind::RequestTooLarge { department_id: department, quota, period, largest }
+            }
             Obstacle::Denied(denial) => {
                 ErrorKind::QuotaExceeded(QuotaExceeded::from_denial(denial, self.retry_in_flight))
             }

@@ -605,7 +605,12 @@ mod tests {
         let own = [
             quota,
             ErrorKind::ModelUnpriced { model: "m".into() },
-            ErrorKind::RequestTooLarge { quota: crate::QuotaKind::Tokens, largest: 1 },
+            ErrorKind::RequestTooLarge {
+                department_id: "d".into(),
+                quota: crate::QuotaKind::Tokens,
+                period: crate::Period::Day,
+                largest: 1,
+            },
         ];
         for kind in own {
             assert_eq!(whose(&Error::new(kind.clone()), &sent), Whose::Callers, "{kind:?}");
