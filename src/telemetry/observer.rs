@@ -9,8 +9,11 @@ use crate::{
     decision::DecisionRecord,
     price::ServiceTier,
 };
-use std::{borrow::Cow, sync::Arc, time::Duration};
-use tokio::time::Instant;
+use std::{
+    borrow::Cow,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 /// Where a [`TelemetryLayer`](super::TelemetryLayer) reports to.
 ///
@@ -373,7 +376,7 @@ impl<'a> CallEnd<'a> {
             End::Whole(_) => None,
             End::StreamEnded(summary) | End::Abandoned(summary) | End::Failed(_, summary) => {
                 let at = summary.first_chunk_at?;
-                Some(Instant::from_std(at).saturating_duration_since(self.started))
+                Some(at.saturating_duration_since(self.started))
             }
         }
     }

@@ -144,7 +144,7 @@ impl<S: CallSpan> Observe for Recorder<S> {
             role,
             end,
             duration,
-            started,
+            started: started.into_std(),
             head: head.as_ref().map(|kept| Head {
                 model: &kept.model,
                 cache: kept.cache,

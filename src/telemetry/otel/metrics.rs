@@ -414,7 +414,7 @@ mod tests {
                 role: Role::Gateway,
                 end: End::Failed(&error, &Summary::default()),
                 duration: Duration::ZERO,
-                started: tokio::time::Instant::now(),
+                started: tokio::time::Instant::now().into_std(),
                 head: None,
                 cache: CacheStatus::Unused,
                 failed: &[],
