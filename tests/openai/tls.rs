@@ -25,13 +25,16 @@ use tower::ServiceExt;
 async fn provider(certificate: &Certificate) -> (u16, Arc<AtomicUsize>) {
     let chain = vec![CertificateDer::from_pem_slice(certificate.pem.as_bytes()).unwrap()];
     let key = PrivateKeyDer::from_pem_slice(certificate.key.as_bytes()).unwrap();
-    let config =
+    let mut config =
         rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
             .with_safe_default_protocol_versions()
             .unwrap()
             .with_no_client_auth()
             .with_single_cert(chain, key)
             .unwrap();
+    // As most do. It answers in HTTP/1.1 alone: who is asked by HTTP/2 shares a connection with all others, which a slow
+    // reader of theirs fills, and waits for a turn where there are many.
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     let (acceptor, told) = (TlsAcceptor::from(Arc::new(config)), Arc::new(AtomicUsize::new(0)));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();

@@ -25,8 +25,7 @@ pub(super) fn reqwest() -> reqwest::Client {
         .connect_timeout(Duration::from_secs(10))
         .tcp_keepalive(Duration::from_secs(60))
         .pool_idle_timeout(Duration::from_secs(90))
-        .http2_keep_alive_interval(Duration::from_secs(20))
-        .http2_keep_alive_timeout(Duration::from_secs(10))
+        .http1_only()
         .build()
         .expect("nothing of it depends on the machine")
 }

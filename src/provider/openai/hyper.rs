@@ -15,7 +15,11 @@ use std::{sync::Arc, time::Duration};
 /// The client that [`hyper_client`] makes: a service whose clones share one pool of connections.
 pub type HyperClient = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
 
-/// A hyper client with rustls, for HTTP/1.1 and HTTP/2.
+/// A hyper client with rustls, for HTTP/1.1.
+///
+/// Calls that are made at once have a connection each. By HTTP/2 they would share one: a reader that takes nothing of its
+/// answer would hold up all others once the connection's window is full, and what exceeds the server's bound of
+/// concurrent streams, often a hundred, would wait unseen.
 ///
 /// Certificates are checked against Mozilla's roots. Connecting takes ten seconds at most; a connection that
 /// nobody uses is closed after a minute and a half, one whose other end has vanished is noticed. Plain
@@ -59,14 +63,11 @@ fn client(roots: RootCertStore) -> HyperClient {
         .with_tls_config(tls)
         .https_or_http()
         .enable_http1()
-        .enable_http2()
         .wrap_connector(tcp);
     Client::builder(TokioExecutor::new())
         .timer(TokioTimer::new())
         .pool_timer(TokioTimer::new())
         .pool_idle_timeout(Duration::from_secs(90))
-        .http2_keep_alive_interval(Duration::from_secs(20))
-        .http2_keep_alive_timeout(Duration::from_secs(10))
         .build(https)
 }
 
