@@ -10,13 +10,16 @@ use crate::{
     },
     policies::{Policies, PolicyTable},
     price::Prices,
-    quota::{self, Calendar, HistoryQuery, MemoryStore, QuotaLayer, QuotaStore, StoreError, WorkerOptions},
+    quota::{
+        self, Calendar, HistoryQuery, MemoryStore, QuotaLayer, QuotaStore, Standing, StoreError,
+        WorkerOptions,
+    },
 };
 #[cfg(feature = "redis")]
 use crate::{
     quota::{
         Adjustment, Applied, Baseline, Days, Decision, Departments, LeaseId, RedisQuotaStore, RedisUnfit,
-        Reservation, Settlement, Standing, StoreFuture,
+        Reservation, Settlement, StoreFuture,
     },
     store::Trouble,
 };
@@ -37,6 +40,8 @@ pub(super) struct Quotas {
     /// `None`: the policies are those of the configuration.
     followed: Option<Policies>,
     calendar: Calendar,
+    /// How long counters and what they are told of the past may take.
+    timeout: Duration,
     workers: Workers,
     opened_by: OpenedBy,
     /// Nobody has been able to ask the store yet.
@@ -210,6 +215,7 @@ impl Quotas {
             base,
             followed,
             calendar: plan.calendar.clone(),
+            timeout: plan.timeout,
             workers,
             opened_by: OpenedBy::new(config, plan),
             is_awaited,
@@ -298,16 +304,22 @@ impl Quotas {
 
     pub(super) async fn view(&self, department: &str, policies: &Policies) -> Result<QuotaView, StoreError> {
         let department: Arc<str> = department.into();
+        let standing = tokio::time::timeout(self.timeout, self.standing(&department)).await;
+        let standing = standing.map_err(StoreError::definite)??;
+        let policy = policies.load().of(&department).clone();
+        Ok(QuotaView { department, policy, standing })
+    }
+
+    async fn standing(&self, department: &Arc<str>) -> Result<Standing, StoreError> {
         let days = self.calendar.days_around(SystemClock.now());
-        let mut standing = self.base.store().usage(&department, &days).await?;
+        let mut standing = self.base.store().usage(department, &days).await?;
         if let Some(history) = self.base.history().filter(|_| !standing.is_known) {
             // As the next call will find it: the store is told by then.
-            let query = HistoryQuery::new(Arc::clone(&department), standing.day);
+            let query = HistoryQuery::new(Arc::clone(department), standing.day);
             let used = history.used(query).await.map_err(StoreError::Definite)?;
             (standing.in_day.settled, standing.in_month.settled) = (used.in_day, used.in_month);
         }
-        let policy = policies.load().of(&department).clone();
-        Ok(QuotaView { department, policy, standing })
+        Ok(standing)
     }
 
     /// Settles what is left.

@@ -392,7 +392,7 @@ impl Handle {
     ///
     /// # Errors
     ///
-    /// The store cannot be asked.
+    /// The store cannot be asked, or does not know the department and cannot be told of its past, within `quota.timeout`.
     pub async fn quota(&self, department: &str) -> Result<Option<QuotaView>, StoreError> {
         let Some(quotas) = self.quotas() else { return Ok(None) };
         let policies = self.running().policies.clone();

@@ -8,6 +8,7 @@ mod redis_server;
 mod refused;
 mod reload;
 mod said;
+mod standing;
 
 use self::redis_server::RedisServer;
 use futures_util::FutureExt as _;
