@@ -275,6 +275,37 @@ async fn a_damaged_department_is_refused_and_no_other() {
     .await;
 }
 
+#[tokio::test]
+async fn what_a_damaged_department_has_left_overdue_keeps_nobody_from_anything() {
+    let directory = Directory::new();
+    let clock = ManualClock::new(noon());
+    let store = SqliteStore::open(directory.db(), patient().with_clock(clock.clone())).unwrap();
+    for department in ["broken", "of broken leases", "gone"] {
+        for _ in 0..40 {
+            reserve(&store, department, 10, noon()).await;
+        }
+    }
+    let file = Connection::open(directory.db()).unwrap();
+    file.execute_batch(
+        "PRAGMA ignore_check_constraints = on; \
+         UPDATE counters SET settled_tokens = -1 WHERE account = (SELECT seq FROM accounts WHERE department = 'broken'); \
+         UPDATE leases SET tokens = -1 WHERE account = (SELECT seq FROM accounts WHERE department = 'of broken leases')",
+    )
+    .unwrap();
+    clock.advance(8 * 24 * HOUR);
+    let now = clock.now();
+    for _ in 0..64 * 8 {
+        reserve(&store, "sound", 10, now).await;
+    }
+    // Those of others end all the same.
+    let left =
+        "count(*) FROM leases JOIN accounts ON seq = account WHERE state = 'reserved' AND department = ";
+    assert_eq!(count(&directory.db(), &format!("{left}'gone'")), 0);
+    assert_eq!(count(&directory.db(), &format!("{left}'broken'")), 40);
+    let error = store.usage(&"broken".into(), &days(now)).await.unwrap_err();
+    assert_eq!(kind(&error), QuotaFileErrorKind::Damaged);
+}
+
 // ===== somebody else has the file =====
 
 #[tokio::test(start_paused = true)]

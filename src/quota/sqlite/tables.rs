@@ -100,6 +100,8 @@ enum State {
 const WINDOWS_KEPT: i64 = 70;
 /// How long leases of departments that nobody asks for are overdue before they are looked for.
 const IDLE_KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
+/// How many departments are looked for that have such leases, at once.
+const IDLE: usize = 32;
 
 impl Tables<'_> {
     pub(super) fn reserve(&self, reservation: &Reservation) -> Answer<Decision> {
@@ -480,22 +482,15 @@ impl Tables<'_> {
         )?;
         let (found, until): (i64, i64) =
             next.query_row((*after, most), |row| Ok((row.get(0)?, row.get(1)?)))?;
-        let mut select = self.connection.prepare_cached(
-            "SELECT state, expires_at, day, month, requests, tokens, cost, \
-             expiry_requests, expiry_tokens, expiry_cost, id, account \
-             FROM accounts CROSS JOIN leases ON account = seq \
-             WHERE seq > ?1 AND seq <= ?2 AND expires_at <= ?3 LIMIT ?4",
-        )?;
-        let long_ago = stored(self.now.saturating_sub(millis(IDLE_KEPT)));
-        let mut rows = select.query((*after, until, long_ago, most))?;
-        let mut due = Vec::new();
-        while let Some(row) = rows.next()? {
-            let account = Account { seq: row.get(11)?, is_known: false };
-            due.push((account, LeaseId::from_bytes(row.get(10)?), lease(row)?));
+        let idle = self.idle(*after, until)?;
+        for &seq in &idle {
+            // One that is damaged stays as it is.
+            let _ = apart(self.connection, || self.sweep(&Account { seq, is_known: false }))?;
         }
-        for (account, id, lease) in due {
-            self.expire(&account, id, &lease)?;
-        }
+        let (until, is_last) = match idle.last() {
+            Some(last) if idle.len() == IDLE => (*last, false),
+            _ => (until, found < most),
+        };
         self.run(
             "DELETE FROM accounts WHERE seq > ?1 AND seq <= ?2 \
              AND NOT EXISTS (SELECT 1 FROM counters WHERE account = seq) \
@@ -503,8 +498,18 @@ impl Tables<'_> {
             (*after, until),
         )?;
         // From the first again, before those at the end that are new by then.
-        *after = if found < most { 0 } else { until };
+        *after = if is_last { 0 } else { until };
         Ok(())
+    }
+
+    /// The first accounts behind one and up to another that have leases nobody has asked for since they were over.
+    fn idle(&self, after: i64, until: i64) -> rusqlite::Result<Vec<i64>> {
+        let long_ago = stored(self.now.saturating_sub(millis(IDLE_KEPT)));
+        let mut select = self.connection.prepare_cached(
+            "SELECT seq FROM accounts WHERE seq > ?1 AND seq <= ?2 \
+             AND EXISTS (SELECT 1 FROM leases WHERE account = seq AND expires_at <= ?3) ORDER BY seq LIMIT ?4",
+        )?;
+        select.query_map((after, until, long_ago, IDLE as i64), |row| row.get(0))?.collect()
     }
 
     fn run(&self, sql: &'static str, values: impl rusqlite::Params) -> rusqlite::Result<()> {
@@ -519,6 +524,24 @@ pub(super) fn clock(connection: &Connection) -> rusqlite::Result<u64> {
 
 pub(super) fn set_clock(connection: &Connection, now: u64) -> rusqlite::Result<()> {
     connection.prepare_cached("UPDATE clock SET now = ?1")?.execute([stored(now)]).map(drop)
+}
+
+/// Does it as a whole or not at all. It is the outer error that takes the transaction with it, as that of a full disk does.
+pub(super) fn apart<T>(
+    connection: &Connection,
+    work: impl FnOnce() -> rusqlite::Result<T>,
+) -> rusqlite::Result<rusqlite::Result<T>> {
+    let execute = |sql| connection.prepare_cached(sql)?.execute(()).map(drop);
+    execute("SAVEPOINT apart")?;
+    let outcome = match work() {
+        Err(error) if connection.is_autocommit() => return Err(error),
+        outcome => outcome,
+    };
+    if outcome.is_err() {
+        execute("ROLLBACK TO apart")?;
+    }
+    execute("RELEASE apart")?;
+    Ok(outcome)
 }
 
 const fn columns(window: WindowName) -> (&'static str, u32) {

@@ -4,7 +4,7 @@ use super::{
     checkpoint,
     error::{QuotaFileError, QuotaFileErrorKind},
     store::connect,
-    tables::{Answer, Tables, clock, set_clock},
+    tables::{Answer, Tables, apart, clock, set_clock},
 };
 use crate::{
     clock::Clock,
@@ -223,22 +223,16 @@ impl Worker {
             // A clock that goes back stands still until its time has come again.
             now = now.max(unix_millis(self.clock.now()));
             let tables = Tables { connection: &self.connection, now };
-            self.execute("SAVEPOINT operation")?;
-            match job.run(&tables) {
-                Ok(()) => {}
-                // All is lost: a full disk takes the transaction with it.
-                Err(error) if self.connection.is_autocommit() => return Err(error),
-                Err(error) => {
-                    self.execute("ROLLBACK TO operation")?;
-                    failed.push((at, error));
-                }
+            if let Err(error) = apart(&self.connection, || job.run(&tables))? {
+                failed.push((at, error));
             }
-            self.execute("RELEASE operation")?;
         }
         self.unpruned += group.len();
         if self.unpruned >= PRUNE_EVERY {
             self.unpruned = 0;
-            Tables { connection: &self.connection, now }.prune(PRUNED, &mut self.pruned_to)?;
+            let tables = Tables { connection: &self.connection, now };
+            // What is old can wait, and those who are asking cannot.
+            let _ = apart(&self.connection, || tables.prune(PRUNED, &mut self.pruned_to))?;
         }
         if now > seen {
             set_clock(&self.connection, now)?;
