@@ -1,6 +1,8 @@
 //! The quota store in SQLite: the same as in memory, in files that several processes share, are killed over, lock or
 //! find not as they should be.
 
+#[path = "quota_sqlite/clock.rs"]
+mod clock;
 #[path = "quota/damaged.rs"]
 mod damaged;
 #[path = "quota/past.rs"]
@@ -491,7 +493,7 @@ async fn bad_files_are_refused_by_name_and_stay_as_they_are() {
     let text = in_directory("text.db");
     fs::write(&text, "dear diary, ".repeat(500)).unwrap();
     let cases = [
-        (newer, QuotaFileErrorKind::Newer { found: 9, known: 1 }),
+        (newer, QuotaFileErrorKind::Newer { found: 9, known: 2 }),
         (ledger, QuotaFileErrorKind::Foreign),
         (made("foreign.db", "CREATE TABLE t (x); INSERT INTO t VALUES (1)"), QuotaFileErrorKind::Foreign),
         (text, QuotaFileErrorKind::Corrupt),

@@ -53,7 +53,8 @@
 //!
 //! The counters of a window are kept for about 70 days, which is at least the current month and the last; departments
 //! that have none any more are forgotten, and seeded anew if they come back. It is done in small steps, between
-//! operations. `accounts`, `counters` and `leases` may be looked at by `sqlite3` at any time.
+//! operations. The windows of the month that the file's clock was in before it came into this one are kept in any case, so
+//! that a clock which is far ahead for a while forgets nothing that is in force. `accounts`, `counters` and `leases` may be looked at by `sqlite3` at any time.
 //!
 //! # Cancel safety
 //!

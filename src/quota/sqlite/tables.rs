@@ -18,7 +18,7 @@ use rusqlite::{
 };
 use std::{sync::Arc, time::Duration};
 
-pub(super) const SCHEMA: Schema = Schema { application: 0x4c4c_6c71, versions: &[TABLES] };
+pub(super) const SCHEMA: Schema = Schema { application: 0x4c4c_6c71, versions: &[TABLES, MONTH_BEFORE] };
 
 /// Times are milliseconds, money is nano-dollars. A window is a day (20261123) or a month (202611).
 const TABLES: &str = "
@@ -63,11 +63,23 @@ CREATE TABLE leases (
 CREATE INDEX leases_by_expiry ON leases (account, expires_at);
 ";
 
+/// 202610, while the clock is in 202611.
+const MONTH_BEFORE: &str = "
+ALTER TABLE clock ADD COLUMN month_before INTEGER NOT NULL DEFAULT 0;
+";
+
 /// The tables, inside of a transaction that writes, at one moment.
 #[derive(Clone, Copy)]
 pub(super) struct Tables<'a> {
     pub(super) connection: &'a Connection,
     pub(super) now: u64,
+}
+
+/// The latest time that was seen by anybody, and in which month it was before it came into this one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct FileClock {
+    pub(super) now: u64,
+    month_before: u32,
 }
 
 /// What an operation answers, unless the file itself fails.
@@ -466,10 +478,14 @@ impl Tables<'_> {
     /// Forgets at most `most` old windows of days and of months, and looks at as many departments: what is long overdue
     /// there is ended, and a department that has nothing more is forgotten. Where it goes on next time is kept in
     /// `after`.
-    pub(super) fn prune(&self, most: i64, after: &mut i64) -> rusqlite::Result<()> {
+    ///
+    /// A clock may come back from far ahead: windows of the month that it was in before are kept.
+    pub(super) fn prune(&self, most: i64, clock: &FileClock, after: &mut i64) -> rusqlite::Result<()> {
         let today = i64::try_from(self.now / 86_400_000).unwrap_or(0);
         let (year, month, date) = calendar::civil(today - WINDOWS_KEPT);
-        for (period, oldest) in [("day", (year * 100 + month) * 100 + date), ("month", year * 100 + month)] {
+        let (month, before) = (year * 100 + month, i64::from(clock.month_before));
+        let (oldest_day, oldest_month) = ((month * 100 + date).min(before * 100), month.min(before));
+        for (period, oldest) in [("day", oldest_day), ("month", oldest_month)] {
             self.run(
                 "DELETE FROM counters WHERE (account, period, window) IN ( \
                  SELECT account, period, window FROM counters \
@@ -515,15 +531,6 @@ impl Tables<'_> {
     fn run(&self, sql: &'static str, values: impl rusqlite::Params) -> rusqlite::Result<()> {
         self.connection.prepare_cached(sql)?.execute(values).map(drop)
     }
-}
-
-/// The latest time that was seen by anybody.
-pub(super) fn clock(connection: &Connection) -> rusqlite::Result<u64> {
-    connection.prepare_cached("SELECT now FROM clock")?.query_row((), |row| count(row, 0))
-}
-
-pub(super) fn set_clock(connection: &Connection, now: u64) -> rusqlite::Result<()> {
-    connection.prepare_cached("UPDATE clock SET now = ?1")?.execute([stored(now)]).map(drop)
 }
 
 /// Does it as a whole or not at all. It is the outer error that takes the transaction with it, as that of a full disk does.
@@ -575,6 +582,35 @@ fn count(row: &Row<'_>, at: usize) -> rusqlite::Result<u64> {
 fn stored(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
+
+// ===== impl FileClock =====
+
+impl FileClock {
+    pub(super) fn read(connection: &Connection) -> rusqlite::Result<Self> {
+        connection
+            .prepare_cached("SELECT now, month_before FROM clock")?
+            .query_row((), |row| Ok(Self { now: count(row, 0)?, month_before: row.get(1)? }))
+    }
+
+    pub(super) fn write(&self, connection: &Connection) -> rusqlite::Result<()> {
+        connection
+            .prepare_cached("UPDATE clock SET now = ?1, month_before = ?2")?
+            .execute((stored(self.now), self.month_before))
+            .map(drop)
+    }
+
+    pub(super) fn moved_to(self, now: u64) -> Self {
+        let before = month(self.now);
+        Self { now, month_before: if month(now) == before { self.month_before } else { before } }
+    }
+}
+
+fn month(now: u64) -> u32 {
+    let (year, month, _) = calendar::civil(i64::try_from(now / 86_400_000).unwrap_or(0));
+    u32::try_from(year * 100 + month).unwrap_or(u32::MAX)
+}
+
+// ===== impl State =====
 
 impl State {
     const fn as_str(self) -> &'static str {

@@ -4,7 +4,7 @@ use super::{
     checkpoint,
     error::{QuotaFileError, QuotaFileErrorKind},
     store::connect,
-    tables::{Answer, Tables, apart, clock, set_clock},
+    tables::{Answer, FileClock, Tables, apart},
 };
 use crate::{
     clock::Clock,
@@ -216,8 +216,8 @@ impl Worker {
     }
 
     fn in_transaction(&mut self, group: &mut Vec<Box<dyn Job>>) -> rusqlite::Result<()> {
-        let seen = clock(&self.connection)?;
-        let mut now = seen;
+        let seen = FileClock::read(&self.connection)?;
+        let mut now = seen.now;
         let mut failed = Vec::new();
         for (at, job) in group.iter_mut().enumerate() {
             // A clock that goes back stands still until its time has come again.
@@ -227,15 +227,16 @@ impl Worker {
                 failed.push((at, error));
             }
         }
+        let clock = seen.moved_to(now);
         self.unpruned += group.len();
         if self.unpruned >= PRUNE_EVERY {
             self.unpruned = 0;
             let tables = Tables { connection: &self.connection, now };
             // What is old can wait, and those who are asking cannot.
-            let _ = apart(&self.connection, || tables.prune(PRUNED, &mut self.pruned_to))?;
+            let _ = apart(&self.connection, || tables.prune(PRUNED, &clock, &mut self.pruned_to))?;
         }
-        if now > seen {
-            set_clock(&self.connection, now)?;
+        if clock != seen {
+            clock.write(&self.connection)?;
         }
         for (at, error) in failed.into_iter().rev() {
             let job = group.remove(at);
