@@ -1,6 +1,7 @@
 //! The machine's clock is wrong for a while.
 
 use super::*;
+use llm_layers::ErrorKind;
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
@@ -13,6 +14,59 @@ async fn settle(store: &SqliteStore, department: &str, now: SystemTime) {
     let id = reserve(store, department, 100, now).await;
     let settlement = Settlement::new(id, one(department, Limits::new()), tokens(70));
     assert_eq!(store.settle(&settlement).await.unwrap(), Applied::First);
+}
+
+async fn is_refused_after(jump: Duration) {
+    let directory = Directory::new();
+    let clock = ManualClock::new(noon());
+    let store = SqliteStore::open(directory.db(), patient().with_clock(clock.clone())).unwrap();
+    let policies = PolicyTable::new(DepartmentPolicy::new(Limits::new().with_month_requests(3)));
+    let (layer, worker) =
+        QuotaLayer::pair(store.clone(), policies, PriceBook::default(), WorkerOptions::default());
+    let layer = layer.with_clock(clock.clone()).with_deadline(Duration::from_secs(20));
+    let service = layer.layer(service_fn(|request: LlmRequest| async move {
+        Ok::<_, Error>(LlmResponse::new(request.model, Completion::text("hi", TokenUsage::new(40, 30))))
+    }));
+    let call = async || {
+        let body = ChatBody::builder().user("Hello").set("max_tokens", 50).build().unwrap();
+        let request = LlmRequest::new("acme/one", body);
+        let context = RequestContext::new().with_departments(["research"]);
+        service.clone().oneshot(request.with_context(context)).await
+    };
+    call().await.unwrap();
+    clock.advance(jump);
+    call().await.unwrap();
+    clock.set(noon());
+    for _ in 0..5 {
+        let error = call().await.unwrap_err();
+        assert!(matches!(error.kind(), ErrorKind::StoreUnavailable { .. }), "{jump:?}: {error}");
+        let cause = error.source().and_then(|cause| cause.downcast_ref()).map(kind);
+        assert_eq!(cause, Some(QuotaFileErrorKind::Ahead), "{jump:?}");
+    }
+    assert!(!layer.is_available(), "nobody is told");
+    // What a department has used up can be read all the same, and not by the wrong clock.
+    let error = store.usage(&"research".into(), &days(noon())).await.unwrap_err();
+    assert_eq!(kind(&error), QuotaFileErrorKind::Ahead);
+    let day = Days::only(Calendar::utc().day(noon()));
+    assert_eq!(store.usage(&"research".into(), &day).await.unwrap().in_day.settled.requests, 1);
+
+    reset(&directory.db());
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(2)).await;
+    tokio::time::resume();
+    call().await.unwrap();
+    assert!(layer.is_available());
+    drop((service, layer));
+    assert_eq!(worker.shutdown(Duration::from_secs(20)).await.left, 0);
+    let settled = store.usage(&"research".into(), &days(noon())).await.unwrap().in_day.settled;
+    assert_eq!(settled.requests, 2, "the one that was made in the future is not of this day");
+}
+
+#[tokio::test]
+async fn after_a_clock_that_was_far_ahead_calls_are_refused_until_somebody_resets_it() {
+    for days in [3, 30, 400] {
+        is_refused_after(days * DAY).await;
+    }
 }
 
 #[tokio::test]

@@ -14,6 +14,8 @@ crate::sqlite::file_error! {
         Closed => "shut down",
         /// What is kept of a department makes no sense; that of others is not concerned.
         Damaged => "what it has of a department is damaged",
+        /// It has seen a time more than a day ahead of the machine's clock: one of the two is wrong.
+        Ahead => "its clock is ahead of the machine's by more than a day",
     }
 }
 

@@ -11,8 +11,8 @@
 //!   is ambiguous.
 //! - Its clock never goes back, not even over a restart: what was the latest time for anybody who has the file is written in
 //!   it, and while the machine's clock is behind, time stands still there. So a clock that is set back opens no
-//!   window again. One that was *ahead* by mistake and is right again stands still until that time has come, and refuses by
-//!   [`OffCalendar`](super::StoreError::OffCalendar) if it was ahead by more than a day; whoever knows that it was a mistake
+//!   window again. One that was *ahead* by mistake and is right again stands still until that time has come. If it was ahead
+//!   by more than a day, nothing is reserved meanwhile ([`Ahead`](QuotaFileErrorKind::Ahead)); whoever knows that it was a mistake
 //!   says `UPDATE clock SET now = 0`.
 //!
 //! ```

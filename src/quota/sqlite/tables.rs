@@ -1,6 +1,7 @@
 //! The states of [`QuotaStore`](crate::quota::QuotaStore) as rows. All arithmetic is that of [`Amount`], so that it
 //! is the same as in memory; SQLite adds up nothing.
 
+use super::{QuotaFileError, QuotaFileErrorKind};
 use crate::{
     calendar,
     price::NanoUsd,
@@ -16,7 +17,7 @@ use rusqlite::{
     Connection, OptionalExtension as _, Row, ToSql,
     types::{FromSql, FromSqlError, FromSqlResult, ToSqlOutput, ValueRef},
 };
-use std::{sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 pub(super) const SCHEMA: Schema = Schema { application: 0x4c4c_6c71, versions: &[TABLES, MONTH_BEFORE] };
 
@@ -72,7 +73,10 @@ ALTER TABLE clock ADD COLUMN month_before INTEGER NOT NULL DEFAULT 0;
 #[derive(Clone, Copy)]
 pub(super) struct Tables<'a> {
     pub(super) connection: &'a Connection,
+    pub(super) path: &'a Arc<Path>,
     pub(super) now: u64,
+    /// By how much that is later than it is for the machine.
+    pub(super) ahead: u64,
 }
 
 /// The latest time that was seen by anybody, and in which month it was before it came into this one.
@@ -114,10 +118,15 @@ const WINDOWS_KEPT: i64 = 70;
 const IDLE_KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
 /// How many departments are looked for that have such leases, at once.
 const IDLE: usize = 32;
+/// How far the file's clock may be ahead of the machine's: that of the days around it.
+const AHEAD: Duration = Duration::from_secs(24 * 3600);
 
 impl Tables<'_> {
     pub(super) fn reserve(&self, reservation: &Reservation) -> Answer<Decision> {
         let Reservation { id, departments, amount, on_expiry, lease, days, needs_seed } = reservation;
+        if self.is_far_ahead() {
+            return Ok(Err(self.off_calendar()));
+        }
         let accounts = self.swept(departments)?;
         let Some(day) = days.at(self.now) else { return Ok(Err(self.off_calendar())) };
         let mut is_held = Vec::with_capacity(accounts.len());
@@ -261,7 +270,15 @@ impl Tables<'_> {
         Ok(Ok(true))
     }
 
+    /// Nobody here knows which of the two clocks is wrong.
+    fn is_far_ahead(&self) -> bool {
+        self.ahead > millis(AHEAD)
+    }
+
     fn off_calendar(&self) -> StoreError {
+        if self.is_far_ahead() {
+            return QuotaFileError::new(self.path, QuotaFileErrorKind::Ahead).into();
+        }
         StoreError::OffCalendar { now: system_time(self.now) }
     }
 

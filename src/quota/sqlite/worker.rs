@@ -220,9 +220,10 @@ impl Worker {
         let mut now = seen.now;
         let mut failed = Vec::new();
         for (at, job) in group.iter_mut().enumerate() {
+            let machine = unix_millis(self.clock.now());
             // A clock that goes back stands still until its time has come again.
-            now = now.max(unix_millis(self.clock.now()));
-            let tables = Tables { connection: &self.connection, now };
+            now = now.max(machine);
+            let tables = Tables { connection: &self.connection, path: &self.path, now, ahead: now - machine };
             if let Err(error) = apart(&self.connection, || job.run(&tables))? {
                 failed.push((at, error));
             }
@@ -231,7 +232,7 @@ impl Worker {
         self.unpruned += group.len();
         if self.unpruned >= PRUNE_EVERY {
             self.unpruned = 0;
-            let tables = Tables { connection: &self.connection, now };
+            let tables = Tables { connection: &self.connection, path: &self.path, now, ahead: 0 };
             // What is old can wait, and those who are asking cannot.
             let _ = apart(&self.connection, || tables.prune(PRUNED, &clock, &mut self.pruned_to))?;
         }
