@@ -1,5 +1,7 @@
 //! Quotas in Redis, against real servers: the reference's answers, faults, and several processes at once.
 
+#[path = "quota/leaked.rs"]
+mod leaked;
 #[path = "support/redis.rs"]
 mod redis_server;
 
@@ -351,6 +353,23 @@ async fn a_counter_that_is_none_is_an_error_and_nothing_is_granted() {
     assert!(is_damaged().await);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_reserved_for_nobody_is_found_and_given_back_and_nothing_else() {
+    let Some(server) = RedisServer::start("quota_redis: leaked") else { return };
+    let store = |prefix: &'static str| {
+        store(&server.url()).with_prefix(prefix).with_deadline(Duration::from_secs(20))
+    };
+    leaked::is_not_what_calls_hold(store("busy")).await;
+    let store = store("leaked");
+    let [_, leases, expiries] = store.keys("leaky");
+    leaked::is_found_and_given_back(store, |lease| {
+        for command in [["HDEL", &leases], ["ZREM", &expiries]] {
+            assert_eq!(server.ask(&[command[0], command[1], &lease.to_string()]), "1");
+        }
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn a_lease_that_is_none_is_an_error_and_is_not_taken_back_in_part() {
     let Some(server) = RedisServer::start("quota_redis: broken lease") else { return };
@@ -362,6 +381,8 @@ async fn a_lease_that_is_none_is_an_error_and_is_not_taken_back_in_part() {
         server.ask(&["HSET", &leases, &call.to_string(), lie]);
         let settled = store.settle(&Settlement::new(call, a.clone(), tokens(7))).await;
         assert!(matches!(settled, Err(StoreError::Damaged(_))), "{lie:?}: {settled:?}");
+        let recount = store.recount(&"a".into(), WindowName::Month(month), true).await;
+        assert!(matches!(recount, Err(StoreError::Damaged(_))), "{lie:?}: {recount:?}");
     }
     server.ask(&["HSET", &leases, &call.to_string(), &there]);
     // When windows were forgotten last is made good.

@@ -5,6 +5,8 @@
 mod clock;
 #[path = "quota/damaged.rs"]
 mod damaged;
+#[path = "quota/leaked.rs"]
+mod leaked;
 #[path = "quota/past.rs"]
 mod past;
 
@@ -607,6 +609,20 @@ async fn an_audit_lists_what_differs_from_the_ledger_and_a_second_repair_does_no
 async fn a_past_that_is_not_known_here_is_charged_once_after_a_repair_too() {
     let directory = Directory::new();
     past::is_charged_once(std::sync::Arc::new(SqliteStore::open(directory.db(), patient()).unwrap())).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_reserved_for_nobody_is_found_and_given_back_and_nothing_else() {
+    let directory = Directory::new();
+    let store = SqliteStore::open(directory.db(), patient()).unwrap();
+    leaked::is_not_what_calls_hold(store).await;
+    let other = Directory::new();
+    let store = SqliteStore::open(other.db(), patient()).unwrap();
+    leaked::is_found_and_given_back(store, |lease| {
+        let file = Connection::open(other.db()).unwrap();
+        assert_eq!(file.execute("DELETE FROM leases WHERE id = ?1", (lease.to_bytes(),)).unwrap(), 1);
+    })
+    .await;
 }
 
 // ===== other processes =====

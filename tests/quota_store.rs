@@ -5,8 +5,8 @@ use llm_layers::{
     price::NanoUsd,
     quota::{
         Adjustment, Amount, Applied, Baseline, Calendar, Day, Days, Decision, Delta, Department, Departments,
-        ENDED_KEPT, EXPIRED_KEPT, Limits, MemoryStore, QuotaStore, Reservation, SWEEP, Settlement, Standing,
-        StoreError, WindowName,
+        ENDED_KEPT, EXPIRED_KEPT, Limits, MemoryStore, QuotaStore, Recount, Reservation, SWEEP, Settlement,
+        Standing, StoreError, WindowName,
     },
     testing::{ManualClock, StoreCheck},
 };
@@ -320,6 +320,29 @@ async fn a_clock_off_the_days_is_told_and_nothing_is_charged() {
     );
     assert_eq!(bench.tokens("a").await, (0, 0));
     assert!(!bench.standing("a").await.is_known);
+}
+
+#[tokio::test]
+async fn a_recount_tells_what_live_leases_hold_in_a_window_and_which_they_are() {
+    let bench = Bench::new();
+    let a = limited(1000);
+    let (settled, held) = (bench.granted(&a, tokens(30)).await, bench.granted(&a, tokens(40)).await);
+    bench.settle(settled, &a, tokens(30)).await;
+    bench.store.release(id(), &a).await.unwrap();
+    let recount =
+        async |department: &str, window| bench.store.recount(&department.into(), window, true).await.unwrap();
+    let today = Calendar::utc().day(noon());
+    for window in [WindowName::Day(today.date), WindowName::Month(today.month)] {
+        assert_eq!(recount("a", window).await, Some(Recount::new(tokens(40), tokens(40), vec![held])));
+    }
+    // It is live, and of another day.
+    let nothing = Amount::ZERO;
+    let tomorrow = WindowName::Day(today.date + 1);
+    assert_eq!(recount("a", tomorrow).await, Some(Recount::new(nothing, nothing, vec![held])));
+    bench.clock.advance(LEASE);
+    assert_eq!(recount("a", WindowName::Day(today.date)).await, Some(Recount::default()));
+    assert_eq!(recount("nobody", WindowName::Day(today.date)).await, Some(Recount::default()));
+    assert!(!bench.standing("nobody").await.is_known);
 }
 
 #[test]

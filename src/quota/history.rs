@@ -1,7 +1,7 @@
 use super::{
     amount::{Amount, Delta},
     calendar::{Calendar, Day, Days},
-    lease::{Adjustment, LeaseId, Standing, WindowName},
+    lease::{Adjustment, LeaseId, Recount, Standing, WindowName},
     store::{QuotaStore, StoreError},
 };
 #[cfg(feature = "rusqlite")]
@@ -69,17 +69,21 @@ pub struct Drift {
     pub recorded: Amount,
     /// What would have to be added to the counter, or taken away.
     pub by: Delta,
-    /// Whether calls are in flight, or the counter changed while the ledger was read: then the difference may be theirs.
+    /// What is reserved in the window beyond what leases hold: for nobody, and until the window ends, unless it is given back.
+    pub leaked: Delta,
+    /// Whether calls came or went while the ledger was read: then the difference may be theirs. Of a store that cannot
+    /// [tell its leases](QuotaStore::recount), also whether anything is reserved.
     pub is_in_flight: bool,
     /// Whether the store knows the department. If not, a layer [with a history](super::QuotaLayer::with_history) tells it what the ledger
     /// says before the next call: it must not be told twice.
     pub is_known: bool,
 }
 
-/// Compares counters with the ledger, for the day and the month of `now`.
+/// Compares counters with the ledger, for the day and the month of `now`, and what is reserved there with what leases hold.
 ///
-/// A call counts in the windows in which it was admitted, and is recorded in those in which it ended; one whose usage
-/// nobody reported is recorded by an estimate and may be charged by an upper bound. So not every drift is a fault.
+/// Calls in flight are in neither: the ledger is asked [without](HistoryQuery::in_flight) them. A call counts in the windows in which it
+/// was admitted, and is recorded in those in which it ended; one whose usage nobody reported is recorded by an estimate and
+/// may be charged by an upper bound. So not every drift is a fault.
 ///
 /// # Errors
 ///
@@ -95,28 +99,28 @@ pub async fn audit(
     let day = calendar.day(now);
     for department in departments {
         let department = department.into();
-        let before: Standing = store.usage(&department, &Days::only(day)).await?;
-        let used = history
-            .used(HistoryQuery::new(Arc::clone(&department), day))
-            .await
-            .map_err(StoreError::Definite)?;
+        let before = Look::at(store, &department, day).await?;
+        let query = HistoryQuery::new(Arc::clone(&department), day).with_in_flight(before.leases());
+        let used = history.used(query).await.map_err(StoreError::Definite)?;
         // A call that came meanwhile may be in one and not in the other.
-        let after = store.usage(&department, &Days::only(day)).await?;
-        for (period, window, recorded) in [
-            (Period::Day, WindowName::Day(day.date), used.in_day),
-            (Period::Month, WindowName::Month(day.month), used.in_month),
+        let after = Look::at(store, &department, day).await?;
+        for (period, window, recorded, recount) in [
+            (Period::Day, WindowName::Day(day.date), used.in_day, &after.in_day),
+            (Period::Month, WindowName::Month(day.month), used.in_month, &after.in_month),
         ] {
-            let counted = after.over(period);
+            let counted = after.standing.over(period);
             let by = recorded.since(&counted.settled);
-            if !by.is_zero() {
+            let leaked = recount.as_ref().map_or(Delta::ZERO, Recount::leaked);
+            if !by.is_zero() || !leaked.is_zero() {
                 drifts.push(Drift {
                     department: Arc::clone(&department),
                     window,
                     counted: counted.settled,
                     recorded,
                     by,
-                    is_in_flight: counted.reserved != Amount::ZERO || counted != before.over(period),
-                    is_known: before.is_known && after.is_known,
+                    leaked,
+                    is_in_flight: before != after || (recount.is_none() && counted.reserved != Amount::ZERO),
+                    is_known: before.standing.is_known && after.standing.is_known,
                 });
             }
         }
@@ -124,30 +128,61 @@ pub async fn audit(
     Ok(drifts)
 }
 
-/// Corrects counters by the differences that an [`audit`] has found, except where calls were in flight and of departments that the
-/// store does not know. Returns how many.
+/// Corrects counters by what an [`audit`] has found. Returns how many.
 ///
-/// What is written are differences, so that what is settled meanwhile stays. Each has an id that is made of what was found:
-/// whoever writes the same again, after an error or beside somebody else, changes nothing, for as long as a store
-/// remembers it ([`ENDED_KEPT`](super::ENDED_KEPT)).
+/// What is reserved for nobody is given back, whatever calls do meanwhile. What is settled is corrected by differences, so that what is
+/// settled meanwhile stays, except where calls came or went during the audit, and of departments that the store does not know: audit those
+/// again. Each difference has an id that is made of what was found: whoever writes the same again, after an error or beside somebody
+/// else, changes nothing, for as long as a store remembers it ([`ENDED_KEPT`](super::ENDED_KEPT)).
 ///
 /// # Errors
 ///
 /// The store cannot be asked; corrections before it were made.
 pub async fn repair(store: &dyn QuotaStore, drifts: &[Drift]) -> Result<usize, StoreError> {
     let mut repaired = 0;
-    for drift in drifts.iter().filter(|drift| drift.is_known && !drift.is_in_flight) {
-        let department = Arc::clone(&drift.department);
-        let adjustment = Adjustment::new(drift.id(), department, drift.window, drift.by);
-        repaired += usize::from(store.adjust(&adjustment).await?);
+    for drift in drifts {
+        let mut is_repaired = false;
+        if !drift.leaked.is_zero() {
+            let recount = store.recount(&drift.department, drift.window, true).await?;
+            is_repaired |= recount.is_some_and(|recount| !recount.leaked().is_zero());
+        }
+        if drift.is_known && !drift.is_in_flight && !drift.by.is_zero() {
+            let department = Arc::clone(&drift.department);
+            let adjustment = Adjustment::new(drift.id(), department, drift.window, drift.by);
+            is_repaired |= store.adjust(&adjustment).await?;
+        }
+        repaired += usize::from(is_repaired);
     }
     Ok(repaired)
+}
+
+/// How a department stands, and which leases it has.
+#[derive(PartialEq)]
+struct Look {
+    standing: Standing,
+    in_day: Option<Recount>,
+    in_month: Option<Recount>,
+}
+
+impl Look {
+    async fn at(store: &dyn QuotaStore, department: &Arc<str>, day: Day) -> Result<Self, StoreError> {
+        Ok(Self {
+            standing: store.usage(department, &Days::only(day)).await?,
+            in_day: store.recount(department, WindowName::Day(day.date), false).await?,
+            in_month: store.recount(department, WindowName::Month(day.month), false).await?,
+        })
+    }
+
+    fn leases(&self) -> &[LeaseId] {
+        self.in_day.as_ref().map_or(&[], |recount| &recount.leases)
+    }
 }
 
 impl Drift {
     /// The same for the same difference in the same place.
     fn id(&self) -> CallId {
-        let Self { department, window, counted, recorded, by: _, is_in_flight: _, is_known: _ } = self;
+        let Self { department, window, counted, recorded, by: _, leaked: _, is_in_flight: _, is_known: _ } =
+            self;
         let (period, name) = match window {
             WindowName::Day(date) => (b"d", date),
             WindowName::Month(month) => (b"m", month),

@@ -216,6 +216,18 @@ pub enum WindowName {
     Month(u32),
 }
 
+/// What a department has reserved in a window, by its counter and by its leases, at one moment.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Recount {
+    /// What the counter says, or said before it was corrected.
+    pub counted: Amount,
+    /// What live leases hold in it together.
+    pub held: Amount,
+    /// All live leases of the department, of other windows too, sorted.
+    pub leases: Vec<LeaseId>,
+}
+
 /// What one department has used up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
@@ -337,6 +349,33 @@ impl Grant {
     /// A grant of which nothing more is known.
     pub const fn new(id: LeaseId, day: Day) -> Self {
         Self { id, day, tightest: None }
+    }
+}
+
+// ===== impl WindowName =====
+
+impl WindowName {
+    /// Whether a lease of this day and month is charged to it.
+    pub(super) const fn is_of(self, date: u32, month: u32) -> bool {
+        match self {
+            Self::Day(day) => day == date,
+            Self::Month(name) => name == month,
+        }
+    }
+}
+
+// ===== impl Recount =====
+
+impl Recount {
+    /// What these leases hold, beside what is counted.
+    pub fn new(counted: Amount, held: Amount, mut leases: Vec<LeaseId>) -> Self {
+        leases.sort_unstable();
+        Self { counted, held, leases }
+    }
+
+    /// What is counted beyond what is held.
+    pub fn leaked(&self) -> Delta {
+        self.counted.since(&self.held)
     }
 }
 

@@ -2,8 +2,8 @@ use super::{
     amount::{Amount, Delta, Department, Departments, WindowUsage},
     calendar::{Day, Days, millis, system_time, unix_millis},
     lease::{
-        Adjustment, Applied, Baseline, Decision, LeaseId, Reservation, Settlement, Standing, Verdict,
-        WindowName,
+        Adjustment, Applied, Baseline, Decision, LeaseId, Recount, Reservation, Settlement, Standing,
+        Verdict, WindowName,
     },
     store::{ENDED_KEPT, EXPIRED_KEPT, QuotaStore, SWEEP, StoreError, StoreFuture},
 };
@@ -213,13 +213,26 @@ impl QuotaStore for MemoryStore {
             }
             account.bury(adjustment.id, now);
             account.idle_from = account.idle_from.max(month_over(adjustment.window));
-            let used = match adjustment.window {
-                WindowName::Day(date) => window(&mut account.days, date, DAYS_KEPT),
-                WindowName::Month(month) => window(&mut account.months, month, MONTHS_KEPT),
-            };
+            let used = account.window(adjustment.window);
             used.settled = used.settled.changed(adjustment.by);
             true
         })))
+    }
+
+    fn recount(
+        &self,
+        department: &Arc<str>,
+        window: WindowName,
+        correct: bool,
+    ) -> StoreFuture<Option<Recount>> {
+        let now = self.shared.now();
+        let accounts = self.shared.accounts.read().unwrap_or_else(PoisonError::into_inner);
+        let recount = accounts.by_department.get(department).map_or_else(Recount::default, |account| {
+            let mut account = lock(account);
+            account.sweep(now);
+            account.recount(window, correct)
+        });
+        StoreFuture::ready(Ok(Some(recount)))
     }
 
     fn is_immediate(&self) -> bool {
@@ -471,12 +484,36 @@ impl Account {
         self.expiries.insert((expires_at, id));
     }
 
-    fn used(&self, day: &Day) -> (WindowUsage, WindowUsage) {
-        let find = |windows: &[(u32, WindowUsage)], name: u32| {
-            let found = windows.iter().rev().find(|(window, _)| *window == name);
-            found.map_or_else(WindowUsage::default, |(_, used)| *used)
+    fn recount(&mut self, window: WindowName, correct: bool) -> Recount {
+        let (mut held, mut leases) = (Amount::ZERO, Vec::new());
+        for (id, lease) in &self.leases {
+            if lease.state == State::Reserved {
+                leases.push(*id);
+                if window.is_of(lease.date, lease.month) {
+                    held = held.plus(&lease.amount);
+                }
+            }
+        }
+        let (windows, name) = match window {
+            WindowName::Day(date) => (&self.days, date),
+            WindowName::Month(month) => (&self.months, month),
         };
+        let counted = find(windows, name).reserved;
+        if correct && counted != held {
+            self.window(window).reserved = held;
+        }
+        Recount::new(counted, held, leases)
+    }
+
+    fn used(&self, day: &Day) -> (WindowUsage, WindowUsage) {
         (find(&self.days, day.date), find(&self.months, day.month))
+    }
+
+    fn window(&mut self, name: WindowName) -> &mut WindowUsage {
+        match name {
+            WindowName::Day(date) => window(&mut self.days, date, DAYS_KEPT),
+            WindowName::Month(month) => window(&mut self.months, month, MONTHS_KEPT),
+        }
     }
 
     fn windows(&mut self, date: u32, month: u32) -> (&mut WindowUsage, &mut WindowUsage) {
@@ -493,6 +530,11 @@ fn month_over(window: WindowName) -> u64 {
     let (year, month) = (i64::from(month / 100), i64::from(month % 100));
     let (year, next) = if month == 12 { (year + 1, 1) } else { (year, month + 1) };
     u64::try_from(calendar::day_number(year, next, 2)).unwrap_or(0).saturating_mul(86_400_000)
+}
+
+fn find(windows: &[(u32, WindowUsage)], name: u32) -> WindowUsage {
+    let found = windows.iter().rev().find(|(window, _)| *window == name);
+    found.map_or_else(WindowUsage::default, |(_, used)| *used)
 }
 
 /// The window of this name, made if there is none.

@@ -83,6 +83,7 @@
 //! | the gateway's clock is wrong | no effect |
 //! | the store has lost its counters | [`with_history`](QuotaLayer::with_history): they are rebuilt from the ledger, once, before any call is made |
 //! | counters and ledger differ | [`audit`] finds it, [`repair`] corrects it |
+//! | a lease is lost and what it has reserved is not | the same: callers may be kept out until then, or until the window ends |
 //!
 //! A lease that is held when its store loses everything is made anew: when it is next extended, at once where this gateway was
 //! told of the loss, or else when it is settled; the call is charged where it was admitted. Only what one department of several
@@ -133,8 +134,8 @@ pub use self::{
     history::{Drift, HistoryFuture, HistoryQuery, UsageHistory, Used, audit, repair},
     layer::QuotaLayer,
     lease::{
-        Adjustment, Applied, Baseline, Decision, Denial, Grant, Headroom, LeaseId, Reservation, Settlement,
-        Standing, Verdict, WindowName,
+        Adjustment, Applied, Baseline, Decision, Denial, Grant, Headroom, LeaseId, Recount, Reservation,
+        Settlement, Standing, Verdict, WindowName,
     },
     memory::MemoryStore,
     options::{Hits, Mode, OnExpiry, OnTight, Settled, Stats, Unbounded, Unpriced, Unreported},

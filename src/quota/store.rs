@@ -1,7 +1,10 @@
 use super::{
     amount::Departments,
     calendar::{Day, Days},
-    lease::{Adjustment, Applied, Baseline, Decision, LeaseId, Reservation, Settlement, Standing},
+    lease::{
+        Adjustment, Applied, Baseline, Decision, LeaseId, Recount, Reservation, Settlement, Standing,
+        WindowName,
+    },
 };
 use crate::BoxError;
 use std::{
@@ -114,6 +117,22 @@ pub trait QuotaStore: Send + Sync + 'static {
     /// Corrects what is settled, and leaves the id as an *ended* tombstone among the leases of the department. Does
     /// nothing if there is anything of that id. Whether it did something.
     fn adjust(&self, adjustment: &Adjustment) -> StoreFuture<bool>;
+
+    /// Compares what is reserved in a window with what the department's live (*reserved*) leases hold there. With `correct`,
+    /// the counter is made to be that. Both are of one moment, so that it is right while calls are made. Makes nothing
+    /// known.
+    ///
+    /// `None`, unless a store says more: its leases cannot be told, and nothing was corrected. Then an
+    /// [`audit`](super::audit) does not know which calls are in flight, and what is reserved for nobody stays so until its window ends.
+    fn recount(
+        &self,
+        department: &Arc<str>,
+        window: WindowName,
+        correct: bool,
+    ) -> StoreFuture<Option<Recount>> {
+        let _ = (department, window, correct);
+        StoreFuture::ready(Ok(None))
+    }
 
     /// Whether all its futures are ready at once, at the cost of a few memory accesses: then calls are settled where
     /// they end, and there is nothing for a worker to do.
@@ -300,6 +319,15 @@ macro_rules! forward {
 
             fn adjust(&self, adjustment: &Adjustment) -> StoreFuture<bool> {
                 (**self).adjust(adjustment)
+            }
+
+            fn recount(
+                &self,
+                department: &Arc<str>,
+                window: WindowName,
+                correct: bool,
+            ) -> StoreFuture<Option<Recount>> {
+                (**self).recount(department, window, correct)
             }
 
             fn is_immediate(&self) -> bool {

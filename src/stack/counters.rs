@@ -18,8 +18,8 @@ use crate::{
 #[cfg(feature = "redis")]
 use crate::{
     quota::{
-        Adjustment, Applied, Baseline, Days, Decision, Departments, LeaseId, RedisQuotaStore, RedisUnfit,
-        Reservation, Settlement, StoreFuture,
+        Adjustment, Applied, Baseline, Days, Decision, Departments, LeaseId, Recount, RedisQuotaStore,
+        RedisUnfit, Reservation, Settlement, StoreFuture, WindowName,
     },
     store::Trouble,
 };
@@ -374,6 +374,15 @@ impl QuotaStore for Awaited {
 
     fn adjust(&self, adjustment: &Adjustment) -> StoreFuture<bool> {
         self.store.adjust(adjustment)
+    }
+
+    fn recount(
+        &self,
+        department: &Arc<str>,
+        window: WindowName,
+        correct: bool,
+    ) -> StoreFuture<Option<Recount>> {
+        self.store.recount(department, window, correct)
     }
 
     fn is_immediate(&self) -> bool {

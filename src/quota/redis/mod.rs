@@ -8,8 +8,8 @@ pub use self::check::RedisUnfit;
 
 use self::steps::{Answer, Ending};
 use super::{
-    Adjustment, Amount, Applied, Baseline, Days, Decision, Departments, LeaseId, QuotaStore, Reservation,
-    Settlement, Standing, StoreError, StoreFuture, calendar::system_time,
+    Adjustment, Amount, Applied, Baseline, Days, Decision, Departments, LeaseId, QuotaStore, Recount,
+    Reservation, Settlement, Standing, StoreError, StoreFuture, WindowName, calendar::system_time,
 };
 use crate::store::{
     Redis, RedisError, RedisErrorKind,
@@ -304,6 +304,20 @@ impl QuotaStore for RedisQuotaStore {
         let account = self.account(&adjustment.department);
         let (store, run) = (self.clone(), steps::adjust(&account, self.offset(), adjustment));
         StoreFuture::boxed(async move { store.run_one(&run).await })
+    }
+
+    fn recount(
+        &self,
+        department: &Arc<str>,
+        window: WindowName,
+        correct: bool,
+    ) -> StoreFuture<Option<Recount>> {
+        let account = self.account(department);
+        let (store, run) = (self.clone(), steps::recount(&account, self.offset(), window, correct));
+        StoreFuture::boxed(async move {
+            let value = store.run(&run, store.deadline()).await?;
+            steps::recounted(&value).map(Some).ok_or_else(unexpected)
+        })
     }
 }
 

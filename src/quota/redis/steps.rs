@@ -5,7 +5,7 @@ use crate::{
     price::NanoUsd,
     quota::{
         Adjustment, Amount, Applied, Baseline, Day, Days, Delta, Department, ENDED_KEPT, EXPIRED_KEPT,
-        LeaseId, Reservation, SWEEP, WindowName, WindowUsage,
+        LeaseId, Recount, Reservation, SWEEP, WindowName, WindowUsage,
         amount::{KINDS, PERIODS},
     },
     store::redis::{Run, Script},
@@ -30,6 +30,7 @@ scripts! {
     USAGE = " flags=allow-oom", "lua/usage.lua";
     SEED = " flags=allow-oom", "lua/seed.lua";
     ADJUST = " flags=allow-oom", "lua/adjust.lua";
+    RECOUNT = " flags=allow-oom", "lua/recount.lua";
 }
 
 /// What a reservation begins as.
@@ -169,13 +170,21 @@ pub(super) fn seed(account: &Account, offset: u64, baseline: &Baseline) -> Run<'
 }
 
 pub(super) fn adjust(account: &Account, offset: u64, adjustment: &Adjustment) -> Run<'static> {
-    let window = match adjustment.window {
-        WindowName::Day(date) => format!("d{date}"),
-        WindowName::Month(month) => format!("m{month}"),
-    };
-    let mut run = begin(&ADJUST, &[account], offset).arg(adjustment.id.to_string()).arg(window);
+    let id = adjustment.id.to_string();
+    let mut run = begin(&ADJUST, &[account], offset).arg(id).arg(name(adjustment.window));
     push_delta(&mut run, adjustment.by);
     run
+}
+
+pub(super) fn recount(account: &Account, offset: u64, window: WindowName, correct: bool) -> Run<'static> {
+    begin(&RECOUNT, &[account], offset).arg(name(window)).arg(u8::from(correct))
+}
+
+fn name(window: WindowName) -> String {
+    match window {
+        WindowName::Day(date) => format!("d{date}"),
+        WindowName::Month(month) => format!("m{month}"),
+    }
 }
 
 fn push_amount(run: &mut Run<'_>, amount: &Amount) {
@@ -244,6 +253,19 @@ fn found(value: &Value) -> Option<Found> {
         Some(_) => Some(State::Over),
     };
     Some(Found { in_day: used(0)?, in_month: used(6)?, is_known: *known != Value::Nil, lease })
+}
+
+pub(super) fn recounted(value: &Value) -> Option<Recount> {
+    let Value::Array(values) = value else { return None };
+    let [counted, held, Value::Array(ids)] = &values[..] else { return None };
+    let amount = |value: &Value| {
+        let Value::Array(counts) = value else { return None };
+        let counts = counts.iter().map(count).collect::<Option<Vec<_>>>()?;
+        let [requests, tokens, cost] = counts[..] else { return None };
+        Some(Amount::new(requests, tokens, NanoUsd::new(i64::try_from(cost).ok()?)))
+    };
+    let id = |value| Some(LeaseId::from_bytes(u128::from_str_radix(text(value)?, 16).ok()?.to_be_bytes()));
+    Some(Recount::new(amount(counted)?, amount(held)?, ids.iter().map(id).collect::<Option<_>>()?))
 }
 
 fn count(value: &Value) -> Option<u64> {

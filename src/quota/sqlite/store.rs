@@ -7,8 +7,8 @@ use super::{
 use crate::{
     clock::{Clock, SystemClock},
     quota::{
-        Adjustment, Applied, Baseline, Days, Decision, Departments, LeaseId, QuotaStore, Reservation,
-        Settlement, Standing, StoreError, StoreFuture,
+        Adjustment, Applied, Baseline, Days, Decision, Departments, LeaseId, QuotaStore, Recount,
+        Reservation, Settlement, Standing, StoreError, StoreFuture, WindowName,
     },
     sqlite::{self, FileId},
     usage::Durability,
@@ -259,6 +259,16 @@ impl QuotaStore for SqliteStore {
     fn adjust(&self, adjustment: &Adjustment) -> StoreFuture<bool> {
         let adjustment = adjustment.clone();
         self.submit(move |tables| tables.adjust(&adjustment))
+    }
+
+    fn recount(
+        &self,
+        department: &Arc<str>,
+        window: WindowName,
+        correct: bool,
+    ) -> StoreFuture<Option<Recount>> {
+        let department = Arc::clone(department);
+        self.submit(move |tables| Ok(tables.recount(&department, window, correct)?.map(Some)))
     }
 }
 

@@ -7,8 +7,8 @@ use crate::{
     price::NanoUsd,
     quota::{
         Adjustment, Amount, Applied, Baseline, Day, Days, Decision, Delta, Departments, ENDED_KEPT,
-        EXPIRED_KEPT, LeaseId, Reservation, SWEEP, Settlement, Standing, StoreError, Verdict, WindowName,
-        WindowUsage,
+        EXPIRED_KEPT, LeaseId, Recount, Reservation, SWEEP, Settlement, Standing, StoreError, Verdict,
+        WindowName, WindowUsage,
         calendar::{millis, system_time},
     },
     sqlite::Schema,
@@ -268,6 +268,28 @@ impl Tables<'_> {
         self.bury(&account, adjustment.id)?;
         self.change(&account, adjustment.window, |used| used.settled = used.settled.changed(adjustment.by))?;
         Ok(Ok(true))
+    }
+
+    pub(super) fn recount(&self, department: &str, window: WindowName, correct: bool) -> Answer<Recount> {
+        let Some(account) = self.swept_one(department)? else { return Ok(Ok(Recount::default())) };
+        let mut select = self.connection.prepare_cached(
+            "SELECT state, expires_at, day, month, requests, tokens, cost, \
+             expiry_requests, expiry_tokens, expiry_cost, id FROM leases WHERE account = ?1 AND state = ?2",
+        )?;
+        let mut rows = select.query((account.seq, State::Reserved))?;
+        let (mut held, mut leases) = (Amount::ZERO, Vec::new());
+        while let Some(row) = rows.next()? {
+            leases.push(LeaseId::from_bytes(row.get(10)?));
+            let lease = lease(row)?;
+            if window.is_of(lease.date, lease.month) {
+                held = held.plus(&lease.amount);
+            }
+        }
+        let counted = self.used(&account, window)?.reserved;
+        if correct && counted != held {
+            self.change(&account, window, |used| used.reserved = held)?;
+        }
+        Ok(Ok(Recount::new(counted, held, leases)))
     }
 
     /// Nobody here knows which of the two clocks is wrong.
