@@ -19,10 +19,10 @@ use llm_layers::{
     cache::CacheControl,
     fallback::{Chains, FallbackLayer},
     http::{
-        Asked, FillIn,
+        Asked, FillIn, STATED,
         anthropic::MessageEvents,
         axum::{ChatAnswer, ChatRequest, ErrorResponse, Events, MessagesRequest},
-        into_chunks,
+        into_chunks, states_identity,
     },
     timeout::CallTimeoutLayer,
 };
@@ -108,6 +108,7 @@ async fn each_kind_of_error_has_one_meaning() {
         (whole(InvalidReason::MediaType), 415, request, None, None, None),
         (whole(InvalidReason::Encoded), 415, request, None, None, None),
         (whole(InvalidReason::Framing), 400, request, None, None, None),
+        (invalid(InvalidReason::UnknownHeader), 400, request, Some("unknown_header"), None, None),
         (ErrorKind::RequestTooLarge { department_id: "d".into(), quota: llm_layers::QuotaKind::Tokens, period: llm_layers::Period::Day, largest: 1 }, 400, request, Some("request_exceeds_limit"), None, None),
         (ErrorKind::ModelNotAllowed { department_id: "d".into(), model: "m".into() }, 403, rights, Some("model_not_allowed"), None, None),
         (ErrorKind::ModelUnpriced { model: "m".into() }, 403, rights, Some("model_unpriced"), None, None),
@@ -342,6 +343,37 @@ async fn a_timeout_that_cannot_be_read_is_the_callers_mistake() {
     }
     let (status, body) = extract(twice).await.unwrap_err();
     assert_eq!((status, &body["error"]["param"]), (400, &json!("x-llm-timeout")));
+}
+
+/// Who asks is found out by the host here: a name that means nothing is refused all the same.
+#[tokio::test]
+async fn a_header_of_this_family_that_nobody_reads_is_refused_by_its_name() {
+    let asks = |name: &str| {
+        let mut request = post("application/json", CHAT);
+        request
+            .headers_mut()
+            .insert(http::HeaderName::from_bytes(name.as_bytes()).unwrap(), "1".parse().unwrap());
+        extract(request)
+    };
+    let known = http::HeaderMap::from_iter(STATED.into_iter().map(|name| (name, "a".parse().unwrap())));
+    assert_eq!(states_identity(&known), Ok(true));
+    for name in
+        STATED.iter().map(http::HeaderName::as_str).chain(["x-llm-timeout", "x-llmtenant", "llm-user"])
+    {
+        assert!(asks(name).await.is_ok(), "{name}");
+    }
+    let long = format!("x-llm-{}", "a".repeat(10_000));
+    for name in ["x-llm-department", "x-llm-users", "x-llm-", &long] {
+        let (status, body) = asks(name).await.unwrap_err();
+        assert_eq!((status, &body["error"]["code"]), (400, &json!("unknown_header")), "{name}");
+        assert!(name.starts_with(body["error"]["param"].as_str().unwrap()), "{body}");
+        assert!(body.to_string().len() < 400, "{body}");
+        let header = http::HeaderMap::from_iter([(
+            http::HeaderName::from_bytes(name.as_bytes()).unwrap(),
+            "a".parse().unwrap(),
+        )]);
+        assert!(states_identity(&header).unwrap_err().to_string().len() < 100);
+    }
 }
 
 #[tokio::test]
@@ -1034,6 +1066,10 @@ async fn a_key_says_who_asks_and_only_a_trusted_one_says_for_whom() {
         [("authorization", "Bearer ada-key", "Bearer app-key"), ("x-api-key", "ada-key", "app-key")]
     {
         assert_eq!(asks(&[(name, first), (name, second)]), Err(400));
+    }
+    for key in ["Bearer ada-key", "Bearer app-key"] {
+        assert_eq!(asks(&[("authorization", key), ("x-llm-usr", "eve")]), Err(400));
+        assert!(asks(&[("authorization", key), ("x-llm-timeout", "1")]).is_ok());
     }
     let stated = |key| asks(&[("authorization", key), ("x-llm-user", "eve")]);
     assert_eq!(stated("Bearer ada-key"), Err(400));

@@ -198,21 +198,24 @@ fn a_timeout_is_read_as_grpc_writes_it() {
 async fn the_callers_time_is_the_deadline_unless_the_host_gives_less() {
     let now = tokio::time::Instant::now().into_std();
     let asked = metadata(&[("grpc-timeout", "10S"), ("x-request-id", "mine"), ("cache-control", "no-store")]);
-    let of_caller = context(&asked, RequestContext::new());
+    let of_caller = context(&asked, RequestContext::new()).unwrap();
     assert_eq!(of_caller.deadline(), Some(now + Duration::from_millis(9_900)));
     assert_eq!(of_caller.request_id(), Some("mine"));
     assert_ne!(of_caller.cache_control(), RequestContext::new().cache_control());
     let strict = RequestContext::new().with_cache_control(CacheControl::new().with_no_cache());
-    let control = context(&asked, strict).cache_control();
+    let control = context(&asked, strict).unwrap().cache_control();
     assert!(control.no_store && control.no_cache, "what the host forbids stays forbidden");
 
+    let unknown = context(&metadata(&[("x-llm-department", "a")]), RequestContext::new()).unwrap_err();
+    assert_eq!(status(unknown).message(), "`x-llm-department` is a header that is not known");
+
     let of_host = RequestContext::new().with_timeout(Duration::from_secs(3)).with_request_id("host");
-    let both = context(&asked, of_host.clone());
+    let both = context(&asked, of_host.clone()).unwrap();
     assert_eq!((both.deadline(), both.request_id()), (Some(now + Duration::from_secs(3)), Some("host")));
-    assert_eq!(context(&MetadataMap::new(), of_host).deadline(), Some(now + Duration::from_secs(3)));
-    assert_eq!(context(&MetadataMap::new(), RequestContext::new()).deadline(), None);
+    assert_eq!(context(&MetadataMap::new(), of_host).unwrap().deadline(), Some(now + Duration::from_secs(3)));
+    assert_eq!(context(&MetadataMap::new(), RequestContext::new()).unwrap().deadline(), None);
     assert_eq!(
-        context(&metadata(&[("grpc-timeout", "20m")]), RequestContext::new()).deadline(),
+        context(&metadata(&[("grpc-timeout", "20m")]), RequestContext::new()).unwrap().deadline(),
         Some(now + Duration::from_millis(18))
     );
 }
@@ -518,6 +521,14 @@ async fn a_key_says_who_asks_and_only_a_trusted_one_says_for_whom() {
     two.append("authorization", "Bearer app-key".parse().unwrap());
     let refused = identify(&handle, &two).expect_err("another server might believe the other");
     assert_eq!(refused.code(), Code::InvalidArgument);
+
+    for (key, name) in [
+        ("Bearer ada-key", "x-llm-usr"),
+        ("Bearer app-key", "x-llm-usr"),
+        ("Bearer app-key", "x-llm-timeout"),
+    ] {
+        assert_eq!(code(&[("authorization", key), (name, "1")]).err(), Some(Code::InvalidArgument), "{name}");
+    }
 
     let stated = |key: &str| code(&[("authorization", key), ("x-llm-user", "eve")]);
     assert_eq!(stated("Bearer ada-key").err(), Some(Code::InvalidArgument));

@@ -128,6 +128,8 @@ pub enum InvalidReason {
     /// It names models that nobody can check, where the caller's departments are bound to a list of models, or to what they
     /// cost.
     FurtherModels,
+    /// It is a header `x-llm-…` that nobody reads.
+    UnknownHeader,
 }
 
 /// Which limit was reached, and when it opens again.
@@ -427,6 +429,7 @@ impl fmt::Display for InvalidReason {
             Self::FurtherModels => {
                 f.write_str("names further models, which is not allowed where models or costs are limited")
             }
+            Self::UnknownHeader => f.write_str("is a header that is not known"),
         }
     }
 }

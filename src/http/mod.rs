@@ -117,6 +117,7 @@ pub fn error_code(error: &Error) -> Option<&str> {
             InvalidReason::Missing => "missing_required_parameter",
             InvalidReason::Empty => "empty_array",
             InvalidReason::Mistyped { .. } => "invalid_type",
+            InvalidReason::UnknownHeader => UNKNOWN_HEADER,
             _ => return None,
         },
         ErrorKind::RequestTooLarge { .. } => "request_exceeds_limit",
@@ -145,6 +146,9 @@ pub fn error_code(error: &Error) -> Option<&str> {
         ErrorKind::Other => "internal_error",
     })
 }
+
+/// What a header of this family is called that nobody reads.
+const UNKNOWN_HEADER: &str = "unknown_header";
 
 /// Whether what a provider calls a code can be nothing but a name: no key, no text.
 fn is_identifier(code: &str) -> bool {

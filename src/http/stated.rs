@@ -1,7 +1,9 @@
+use super::TIMEOUT;
 use crate::{KbScope, RequestContext};
 use http::{HeaderMap, HeaderName};
 use std::{borrow::Cow, fmt, sync::Arc};
 
+const TENANT: HeaderName = HeaderName::from_static("x-llm-tenant");
 const USER: HeaderName = HeaderName::from_static("x-llm-user");
 const DEPARTMENTS: HeaderName = HeaderName::from_static("x-llm-departments");
 const KNOWLEDGE_BASES: HeaderName = HeaderName::from_static("x-llm-knowledge-bases");
@@ -13,6 +15,7 @@ const CONVERSATION: HeaderName = HeaderName::from_static("x-llm-conversation");
 ///
 /// | header | such as | |
 /// |---|---|---|
+/// | `x-llm-tenant` | `bank` | the end user's tenant, if the key has none; one of a tenant may say no other |
 /// | `x-llm-user` | `ada` | the end user, in place of the key's |
 /// | `x-llm-departments` | `research, ops` | which of the key's departments is charged; no others |
 /// | `x-llm-knowledge-bases` | `handbook; acl=5f2c; version=7, wiki; acl=09ab` | what the prompt draws on, with a hash over the user's rights to it |
@@ -21,9 +24,12 @@ const CONVERSATION: HeaderName = HeaderName::from_static("x-llm-conversation");
 /// | `x-llm-conversation` | `c-17` | the conversation |
 ///
 /// Texts are UTF-8, and percent-encoded where they have a comma, a semicolon, a percent sign, or white space at an end.
-pub const STATED: [HeaderName; 6] = [USER, DEPARTMENTS, KNOWLEDGE_BASES, AGENT, TASK, CONVERSATION];
+pub const STATED: [HeaderName; 7] = [TENANT, USER, DEPARTMENTS, KNOWLEDGE_BASES, AGENT, TASK, CONVERSATION];
 
-/// What an application says of its user that cannot be taken.
+/// How each header begins that is read here.
+const FAMILY: &str = "x-llm-";
+
+/// What an application says of its user that cannot be taken, or in a header that nobody reads.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StatedError {
     header: HeaderName,
@@ -31,7 +37,7 @@ pub struct StatedError {
 }
 
 impl StatedError {
-    /// Which of the [headers](STATED) it is.
+    /// Which header it is.
     pub const fn header(&self) -> &HeaderName {
         &self.header
     }
@@ -41,7 +47,8 @@ impl std::error::Error for StatedError {}
 
 impl fmt::Display for StatedError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the header {} {}", self.header, self.what)
+        // A name that nobody knows may be of any length.
+        write!(f, "the header {:.64} {}", self.header.as_str(), self.what)
     }
 }
 
@@ -51,15 +58,49 @@ const LONGEST: usize = 256;
 const MOST: usize = 64;
 
 /// Whether the sender says for whom he asks: only of one who is trusted may that be believed.
-pub fn states_identity(headers: &HeaderMap) -> bool {
-    headers.keys().any(|name| STATED.contains(name))
+///
+/// # Errors
+///
+/// A header `x-llm-…` that is neither one of [`STATED`] nor [`TIMEOUT`]: who has misspelt one, or takes one for granted, would be wrong about
+/// whose answers he gets. A host that has such a header of its own removes it before.
+///
+/// ```
+/// use http::HeaderMap;
+/// use llm_layers::http::states_identity;
+///
+/// let mut headers = HeaderMap::new();
+/// assert_eq!(states_identity(&headers), Ok(false));
+/// headers.insert("x-llm-user", "ada".parse()?);
+/// assert_eq!(states_identity(&headers), Ok(true));
+/// headers.insert("x-llm-department", "research".parse()?);
+/// assert_eq!(states_identity(&headers).unwrap_err().to_string(), "the header x-llm-department is not known");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub fn states_identity(headers: &HeaderMap) -> Result<bool, StatedError> {
+    states_identity_beside(headers, &[TIMEOUT])
+}
+
+/// As [`states_identity`], where these are read beside.
+pub(super) fn states_identity_beside(
+    headers: &HeaderMap,
+    others: &[HeaderName],
+) -> Result<bool, StatedError> {
+    let mut states = false;
+    for name in headers.keys().filter(|name| name.as_str().starts_with(FAMILY)) {
+        if STATED.contains(name) {
+            states = true;
+        } else if !others.contains(name) {
+            return Err(StatedError { header: name.clone(), what: "is not known" });
+        }
+    }
+    Ok(states)
 }
 
 /// Who is asking by the word of an application that is trusted, whose own context is `context`.
 ///
 /// # Errors
 ///
-/// A header that cannot be read, stands twice, or names a department that is not one of the application's.
+/// A header that cannot be read, stands twice, or names a department that is not one of the application's, or another tenant than its own.
 ///
 /// ```
 /// use http::HeaderMap;
@@ -81,6 +122,12 @@ pub fn states_identity(headers: &HeaderMap) -> bool {
 /// ```
 pub fn stated_context(headers: &HeaderMap, context: &RequestContext) -> Result<RequestContext, StatedError> {
     let mut stated = context.clone();
+    if let Some(tenant) = one(headers, TENANT)? {
+        if context.tenant_id().is_some_and(|own| own != tenant) {
+            return Err(StatedError { header: TENANT, what: "names a tenant that is not this key's" });
+        }
+        stated = stated.with_tenant_id(tenant);
+    }
     if let Some(user) = one(headers, USER)? {
         stated = stated.with_user_id(user);
     }

@@ -1,20 +1,23 @@
 use super::ErrorResponse;
 use crate::{
-    http::{anthropic, body_limits, stated_context, states_identity},
-    stack::Handle,
+    RequestContext,
+    http::{UNKNOWN_HEADER, anthropic, body_limits, stated_context, states_identity},
+    stack::{Caller, Handle},
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode, header};
+use std::borrow::Cow;
 
 /// Finds out who asks, by the key in `Authorization: Bearer KEY` or `x-api-key`, and puts into the request's extensions what the extractors look
 /// for there: the [`RequestContext`](crate::RequestContext), the [`BodyLimits`](crate::BodyLimits) of the configuration, and the [`Caller`](crate::stack::Caller).
 ///
 /// An application whose key is trusted may say in [headers](crate::http::STATED) for whom it asks. Of anybody else those headers are refused,
-/// never believed, and never ignored: who sends them is wrong about his rights.
+/// never believed, and never ignored: who sends them is wrong about his rights. So is who sends a header `x-llm-…` that
+/// [nobody reads](states_identity), whoever he is.
 ///
 /// # Errors
 ///
-/// 401 without a key that is known. 400 for two `Authorization` or `x-api-key`, of which another server might believe the other; for a
-/// header that says for whom, of somebody who is not trusted; and for one that cannot be read.
+/// 401 without a key that is known. 400 for two `Authorization` or `x-api-key`, of which another server
+/// might believe the other; for a header that says for whom, of somebody who is not trusted; and for one that cannot be read, or that nobody reads.
 ///
 /// ```
 /// use http::Request;
@@ -44,45 +47,49 @@ pub fn identify<B>(handle: &Handle, request: &mut Request<B>) -> Result<(), Erro
         true => ErrorResponse::custom_of_messages(status, message),
         false => ErrorResponse::custom(status, "invalid_request_error", Some(code), message),
     };
-    if [header::AUTHORIZATION, X_API_KEY]
-        .iter()
-        .any(|name| request.headers().get_all(name).iter().nth(1).is_some())
-    {
-        let message = "the API key stands there twice";
-        return Err(refused(StatusCode::BAD_REQUEST, "ambiguous_request", message));
-    }
-    let Some(caller) = handle.caller(key(request.headers())) else {
+    let invalid = |(code, message): Invalid| refused(StatusCode::BAD_REQUEST, code, &message);
+    let Some(caller) = handle.caller(key(request.headers()).map_err(invalid)?) else {
         let message = "the API key is missing or wrong; send it as `Authorization: Bearer KEY`";
         return Err(refused(StatusCode::UNAUTHORIZED, "invalid_api_key", message)
             .with_header(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")));
     };
-    let context = match states_identity(request.headers()) {
-        false => caller.context().clone(),
-        true if caller.is_trusted() => stated_context(request.headers(), caller.context())
-            .map_err(|error| refused(StatusCode::BAD_REQUEST, "invalid_identity", &error.to_string()))?,
-        true => {
-            let message = "this key may not say in x-llm headers for whom it asks";
-            return Err(refused(StatusCode::BAD_REQUEST, "untrusted_identity", message));
-        }
-    };
+    let context = context(&caller, request.headers());
     let limits = body_limits(&handle.config().server);
     let extensions = request.extensions_mut();
-    extensions.insert(context);
-    extensions.insert(limits);
     extensions.insert(caller);
+    extensions.insert(limits);
+    extensions.insert(context.map_err(invalid)?);
     Ok(())
 }
 
 const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 
-/// As OpenAI's clients send it, or as Anthropic's do.
-fn key(headers: &HeaderMap) -> Option<&[u8]> {
-    bearer(headers).or_else(|| Some(headers.get(X_API_KEY)?.as_bytes().trim_ascii()))
+/// The code and the message of a 400.
+type Invalid = (&'static str, Cow<'static, str>);
+
+/// As OpenAI's clients send it, or as Anthropic's do. Of two, another server might believe the other.
+fn key(headers: &HeaderMap) -> Result<Option<&[u8]>, Invalid> {
+    let is_twice = |name| headers.get_all(name).iter().nth(1).is_some();
+    let (bearer, other) = (bearer(headers), headers.get(X_API_KEY).map(|key| key.as_bytes().trim_ascii()));
+    if is_twice(header::AUTHORIZATION) || is_twice(X_API_KEY) {
+        return Err(("ambiguous_request", "the API key stands there twice".into()));
+    }
+    Ok(bearer.or(other))
 }
 
 fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
     let (scheme, key) = headers.get(header::AUTHORIZATION)?.as_bytes().split_at_checked(7)?;
     scheme.eq_ignore_ascii_case(b"bearer ").then(|| key.trim_ascii())
+}
+
+/// For whom the caller asks.
+fn context(caller: &Caller, headers: &HeaderMap) -> Result<RequestContext, Invalid> {
+    match states_identity(headers).map_err(|unknown| (UNKNOWN_HEADER, unknown.to_string().into()))? {
+        false => Ok(caller.context().clone()),
+        true if caller.is_trusted() => stated_context(headers, caller.context())
+            .map_err(|wrong| ("invalid_identity", wrong.to_string().into())),
+        true => Err(("untrusted_identity", "this key may not say in x-llm headers for whom it asks".into())),
+    }
 }
 
 /// The refusal of a caller who has as many calls in flight as his key may have.

@@ -22,10 +22,12 @@ use std::{io, time::Duration};
 /// all the same. What the client asks of the cache, by `Cache-Control` and `Pragma`, is added to what
 /// the context says of it, and only narrows that: see [`cache_control`](crate::http::cache_control).
 ///
+/// A header `x-llm-…` that [nobody reads](crate::http::states_identity) is refused: remove those that are your own.
+///
 /// # Errors
 ///
 /// 415 unless the content type is `application/json` or ends in `+json`, or for a body that is compressed, 413 for a body over the limit, 400
-/// for a body that is not a chat request, or none that HTTP knows, or for a timeout that cannot be read; each in OpenAI's shape.
+/// for a body that is not a chat request, or none that HTTP knows, for a timeout that cannot be read, or for a header that nobody reads; each in OpenAI's shape.
 #[derive(Debug, Clone)]
 pub struct ChatRequest(pub LlmRequest);
 
@@ -91,6 +93,8 @@ async fn read(
     let limits = parts.extensions.remove::<BodyLimits>().unwrap_or_default();
     let read = async {
         timeout?;
+        edge::states_identity(&parts.headers)
+            .map_err(|unknown| Error::invalid(unknown.header().as_str(), InvalidReason::UnknownHeader))?;
         if !is_json(&parts.headers) {
             return Err(Error::invalid_body(InvalidReason::MediaType));
         }

@@ -1,21 +1,22 @@
-use super::{bearer, context};
+use super::{bearer, metadata::read};
 use crate::{
     RequestContext,
-    http::{stated_context, states_identity},
+    http::{StatedError, stated::states_identity_beside, stated_context},
     stack::{Caller, Handle},
 };
 use tonic::{Status, metadata::MetadataMap};
 
-/// Finds out who asks, by the key in `authorization: Bearer KEY`, and what their metadata says of the call: see [`context`].
+/// Finds out who asks, by the key in `authorization: Bearer KEY`, and what their metadata says of the call: see [`context`](super::context).
 ///
 /// An application whose key is trusted may say in [metadata](crate::http::STATED) for whom it asks. Of anybody else that
-/// is refused, never believed, and never ignored: who sends it is wrong about his rights. The caller's
+/// is refused, never believed, and never ignored: who sends it is wrong about his rights. So is who sends metadata `x-llm-…` that nobody
+/// reads, whoever he is. The caller's
 /// [place](Caller::admit) among the calls of his key is yours to take.
 ///
 /// # Errors
 ///
 /// `UNAUTHENTICATED` without a key that is known. `INVALID_ARGUMENT` for two of them; for metadata that says for whom, from somebody who
-/// is not trusted; and for such that cannot be read.
+/// is not trusted; and for such that cannot be read, or that nobody reads.
 ///
 /// ```
 /// use llm_layers::{config::Config, http::tonic::identify, stack::stack};
@@ -47,14 +48,14 @@ pub fn identify(handle: &Handle, metadata: &MetadataMap) -> Result<(RequestConte
         Status::unauthenticated("the API key is missing or wrong; send it as `authorization: Bearer KEY`")
     })?;
     let headers = metadata.as_ref();
-    let who = match states_identity(headers) {
+    let invalid = |error: StatedError| Status::invalid_argument(error.to_string());
+    let who = match states_identity_beside(headers, &[]).map_err(invalid)? {
         false => caller.context().clone(),
-        true if caller.is_trusted() => stated_context(headers, caller.context())
-            .map_err(|error| Status::invalid_argument(error.to_string()))?,
+        true if caller.is_trusted() => stated_context(headers, caller.context()).map_err(invalid)?,
         true => {
             let message = "this key may not say in x-llm metadata for whom it asks";
             return Err(Status::invalid_argument(message));
         }
     };
-    Ok((context(metadata, who), caller))
+    Ok((read(metadata, who), caller))
 }

@@ -1,6 +1,9 @@
 use crate::{
-    LlmResponse, RequestContext,
-    http::{X_REQUEST_ID, age_seconds, cache_control, cache_status_of, rate_limit_headers, request_id},
+    Error, InvalidReason, LlmResponse, RequestContext,
+    http::{
+        X_REQUEST_ID, age_seconds, cache_control, cache_status_of, rate_limit_headers, request_id,
+        stated::states_identity_beside,
+    },
 };
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 use std::time::{Duration, Instant};
@@ -53,7 +56,17 @@ pub fn timeout(metadata: &MetadataMap) -> Option<Duration> {
 /// * `x-request-id`: the [request's id](RequestContext::request_id), if the context has none: set or check it before,
 ///   it is the client's word otherwise.
 /// * `cache-control`: how the cache may be used, which only narrows what its policy allows.
-pub fn context(metadata: &MetadataMap, mut context: RequestContext) -> RequestContext {
+///
+/// # Errors
+///
+/// Metadata `x-llm-…` that is not one of [`STATED`](crate::http::STATED): nobody reads it, `x-llm-timeout` included. Remove what is your own.
+pub fn context(metadata: &MetadataMap, context: RequestContext) -> Result<RequestContext, Error> {
+    states_identity_beside(headers(metadata), &[])
+        .map_err(|unknown| Error::invalid(unknown.header().as_str(), InvalidReason::UnknownHeader))?;
+    Ok(read(metadata, context))
+}
+
+pub(super) fn read(metadata: &MetadataMap, mut context: RequestContext) -> RequestContext {
     if let (None, Some(id)) = (context.request_id(), request_id(headers(metadata))) {
         context = context.with_request_id(id);
     }

@@ -23,7 +23,7 @@
 //!     if bearer(&metadata) != Some(b"the-key") {
 //!         return Err(Status::unauthenticated("the API key is missing or wrong"));
 //!     }
-//!     let context = context(&metadata, RequestContext::new().with_user_id("ada"));
+//!     let context = context(&metadata, RequestContext::new().with_user_id("ada"))?;
 //!     let deadline = context.deadline();
 //!     let request = LlmRequest::new("fast", ChatBody::builder().user(text).streaming().build()?);
 //!     let answer = stack.oneshot(request.with_context(context)).await?;

@@ -343,6 +343,11 @@ impl Client {
         all
     }
 
+    /// Says that nothing more will be sent.
+    pub(crate) async fn close_half(&mut self) {
+        soon(self.0.shutdown()).await.unwrap();
+    }
+
     /// Whether the other end has closed the connection, without a word more.
     pub(crate) async fn closed(&mut self) -> bool {
         matches!(soon(self.0.read(&mut [0])).await, Ok(0) | Err(_))
