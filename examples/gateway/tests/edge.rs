@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Gateway, asking};
+use common::{CHAT, Gateway, asking};
 use serde_json::json;
 
 const JSON: (&str, &str) = ("content-type", "application/json");
@@ -97,5 +97,25 @@ async fn an_application_of_no_tenant_says_whose_its_users_are_and_one_of_a_tenan
     ] {
         let reply = ask(&gateway, key, headers).await;
         assert_eq!((reply.status, reply.error().1), (400, json!(code)), "{key} {headers:?}");
+    }
+}
+
+#[tokio::test]
+async fn two_keys_in_one_request_are_refused_wherever_they_stand_unless_they_are_the_same() {
+    let gateway = Gateway::start(&format!("{KEYS}{ECHO}")).await;
+    for (path, authorization, other, status) in [
+        (CHAT, "Bearer app-key", "ada-key", 400),
+        ("/v1/messages", "Bearer app-key", "ada-key", 400),
+        (CHAT, "Bearer app-key", "", 400),
+        (CHAT, "bearer wrong", "ada-key", 400),
+        (CHAT, "Bearer ada-key", "ada-key", 200),
+        (CHAT, "Bearer  ada-key", " ada-key ", 200),
+    ] {
+        let headers = [JSON, ("authorization", authorization), ("x-api-key", other)];
+        let reply = gateway.send("POST", path, &headers, asking("echo/x").as_bytes()).await;
+        assert_eq!(reply.status, status, "{path} {authorization} {other}: {}", reply.body);
+        if (path, status) == (CHAT, 400) {
+            assert_eq!(reply.error().1, json!("ambiguous_request"), "{authorization} {other}");
+        }
     }
 }

@@ -16,7 +16,7 @@ use std::borrow::Cow;
 ///
 /// # Errors
 ///
-/// 401 without a key that is known. 400 for two `Authorization` or `x-api-key`, of which another server
+/// 401 without a key that is known. 400 for two `Authorization` or `x-api-key`, or one of each with different keys, of which another server
 /// might believe the other; for a header that says for whom, of somebody who is not trusted; and for one that cannot be read, or that nobody reads.
 ///
 /// ```
@@ -74,7 +74,12 @@ fn key(headers: &HeaderMap) -> Result<Option<&[u8]>, Invalid> {
     if is_twice(header::AUTHORIZATION) || is_twice(X_API_KEY) {
         return Err(("ambiguous_request", "the API key stands there twice".into()));
     }
-    Ok(bearer.or(other))
+    match (bearer, other) {
+        (Some(one), Some(other)) if one != other => {
+            Err(("ambiguous_request", "`Authorization` and `x-api-key` have different keys".into()))
+        }
+        (bearer, other) => Ok(bearer.or(other)),
+    }
 }
 
 fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
