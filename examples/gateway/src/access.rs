@@ -8,14 +8,14 @@ use axum::{
     Router,
     body::{Body, Bytes},
     extract::Request,
-    http::{HeaderValue, Method, StatusCode, header},
+    http::{Extensions, HeaderValue, Method, StatusCode, header},
     response::{IntoResponse, Response},
 };
 use http_body::{Frame, SizeHint};
 use llm_layers::{
-    End, Error, LlmRequest, LlmResponse, ModelName, Observe,
-    http::{REQUEST_ID, X_REQUEST_ID, error_code, error_type, request_id},
-    stack::Handle,
+    End, Error, LlmRequest, LlmResponse, ModelName, Observe, Progress, RequestContext,
+    http::{REQUEST_ID, X_REQUEST_ID, axum::Refusal, error_code, error_type, request_id},
+    stack::{Caller, Handle},
     telemetry::otel,
 };
 use opentelemetry::{
@@ -82,6 +82,23 @@ struct Facts {
     attempts: usize,
     ending: Option<&'static str>,
     error: Option<Error>,
+    refusal: Option<Refusal>,
+    /// Who asks. Of him the tenant and the departments are told, and never the user.
+    caller: Option<RequestContext>,
+    progress: Option<Progress>,
+}
+
+impl Facts {
+    /// At least: of one who has left nobody knows more than whether somebody was asked for him.
+    fn attempts(&self) -> usize {
+        let was_asked = self.progress.as_ref().is_some_and(Progress::is_dispatched);
+        self.attempts.max(usize::from(was_asked))
+    }
+
+    fn departments(&self) -> Option<String> {
+        let departments = self.caller.as_ref()?.department_ids();
+        (!departments.is_empty()).then(|| departments.join(","))
+    }
 }
 
 impl Account {
@@ -89,8 +106,17 @@ impl Account {
         change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// By whom, as far as it was found out.
+    pub(crate) fn asked_by(&self, found: &Extensions) {
+        let caller = found.get().or_else(|| found.get().map(Caller::context));
+        self.with(|facts| facts.caller = caller.cloned());
+    }
+
     pub(crate) fn asked(&self, request: &LlmRequest) {
-        self.with(|facts| facts.requested = Some(request.requested.clone()));
+        self.with(|facts| {
+            facts.requested = Some(request.requested.clone());
+            facts.progress = Some(request.progress.clone());
+        });
     }
 
     pub(crate) fn answered(&self, answer: &LlmResponse) {
@@ -210,6 +236,8 @@ pub(crate) async fn account(accounts: Arc<Accounts>, mut router: Router, mut req
     entry.status = Some(response.status());
     if let Some(error) = response.extensions().get::<Error>() {
         entry.account.failed(error);
+    } else if let Some(refusal) = response.extensions_mut().remove::<Refusal>() {
+        entry.account.with(|facts| facts.refusal = Some(refusal));
     }
     response.map(|inner| Body::new(Accounted { inner, entry }))
 }
@@ -252,19 +280,22 @@ impl Drop for Entry {
         self.under_way.end();
         let facts = self.account.with(std::mem::take);
         let _current = self.trace.clone().map(Context::attach);
+        let (error, refusal) = (facts.error.as_ref(), facts.refusal.as_ref());
         // Whatever a client has written is a text of its own field: either format of the log escapes it.
         tracing::info!(
             request_id = %self.id,
             method = %self.method,
             path = self.path,
+            tenant = facts.caller.as_ref().and_then(RequestContext::tenant_id),
+            departments = facts.departments(),
             status = self.status.map_or(499, |status| status.as_u16()),
             requested = facts.requested.as_ref().map(ModelName::as_str),
             model = facts.model.as_ref().map(ModelName::as_str),
-            attempts = facts.attempts,
+            attempts = facts.attempts(),
             ending = facts.ending,
-            error_type = facts.error.as_ref().map(error_type),
-            error_code = facts.error.as_ref().and_then(error_code),
-            error = facts.error.as_ref().map(ToString::to_string),
+            error_type = error.map(error_type).or(refusal.map(|refusal| &*refusal.kind)),
+            error_code = error.and_then(error_code).or(refusal.and_then(|refusal| refusal.code.as_deref())),
+            error = error.map(ToString::to_string).or(refusal.map(|refusal| refusal.message.to_string())),
             duration_ms = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX),
             "request"
         );

@@ -116,6 +116,9 @@ async fn admit(
         true => Err(going(request.uri(), request.headers())),
         false => identify(&handle, &mut request),
     };
+    if let Some(account) = request.extensions().get::<Account>() {
+        account.asked_by(request.extensions());
+    }
     match refused {
         Ok(()) => next.run(request).await,
         Err(refused) => unread(refused, request, &handle.config()).await.into_response(),
@@ -138,7 +141,7 @@ async fn complete(
     let Some(permit) = caller.admit() else {
         return Err(unread(too_many_in_flight(false), request, &config).await);
     };
-    let ChatRequest(request) = read(request, &config, late).await?;
+    let ChatRequest(request) = read(request, &config, false).await?;
     let (asked, result) = chat.ask(account, permit, request, &config).await;
     let answer = ChatAnswer::new(asked, result).with_keep_alive(Some(config.server.keep_alive.0));
     Ok(answer.with_decisions(config.telemetry.decision_headers))
@@ -155,28 +158,25 @@ async fn message(
     let Some(permit) = caller.admit() else {
         return Err(unread(too_many_in_flight(true), request, &config).await);
     };
-    let late = || ErrorResponse::custom_of_messages(StatusCode::REQUEST_TIMEOUT, LATE_BODY);
-    let MessagesRequest(request) = read(request, &config, late).await?;
+    let MessagesRequest(request) = read(request, &config, true).await?;
     let (asked, result) = chat.ask(account, permit, request, &config).await;
     let answer = MessagesAnswer::new(asked, result).with_keep_alive(Some(config.server.keep_alive.0));
     Ok(answer.with_decisions(config.telemetry.decision_headers))
 }
 
-const LATE_BODY: &str = "the request's body did not come in time";
-
 async fn read<T: FromRequest<(), Rejection = ErrorResponse>>(
     request: Request,
     config: &Config,
-    late: impl FnOnce() -> ErrorResponse,
+    is_messages: bool,
 ) -> Result<T, ErrorResponse> {
     match tokio::time::timeout(config.server.body_timeout.0, T::from_request(request, &())).await {
         Ok(read) => read,
-        Err(_) => Err(closing(late())),
+        Err(_) => Err(closing(late().for_messages(is_messages))),
     }
 }
 
 fn late() -> ErrorResponse {
-    invalid(StatusCode::REQUEST_TIMEOUT, LATE_BODY)
+    invalid(StatusCode::REQUEST_TIMEOUT, "the request's body did not come in time")
 }
 
 fn invalid(status: StatusCode, message: &str) -> ErrorResponse {
@@ -306,10 +306,8 @@ pub(crate) fn wrong(
     message: &str,
 ) -> ErrorResponse {
     let kind = if status.is_server_error() { "server_error" } else { "invalid_request_error" };
-    match anthropic::is_spoken(path.path(), headers) {
-        true => ErrorResponse::custom_of_messages(status, message),
-        false => ErrorResponse::custom(status, kind, Some(code), message),
-    }
+    ErrorResponse::custom(status, kind, Some(code), message)
+        .for_messages(anthropic::is_spoken(path.path(), headers))
 }
 
 fn going(path: &Uri, headers: &HeaderMap) -> ErrorResponse {

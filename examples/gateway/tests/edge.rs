@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{CHAT, Gateway, asking};
+use common::{CHAT, Gateway, Upstream, asking};
 use serde_json::json;
 
 const JSON: (&str, &str) = ("content-type", "application/json");
@@ -118,4 +118,97 @@ async fn two_keys_in_one_request_are_refused_wherever_they_stand_unless_they_are
             assert_eq!(reply.error().1, json!("ambiguous_request"), "{authorization} {other}");
         }
     }
+}
+
+// ===== the log =====
+
+#[tokio::test]
+async fn the_log_says_why_the_edge_has_refused_and_whose_calls_they_are_and_no_users() {
+    let mut upstream = Upstream::start().await;
+    let config = format!(
+        "[server]\nbody_timeout = \"50ms\"\n{KEYS}{ECHO}[providers.a]\nbase_url = \"{}\"\n",
+        upstream.url
+    );
+    let gateway = Gateway::start(&config).await;
+    let body = asking("echo/x");
+    let line = async |id: &str, words: &[&str]| {
+        let log = gateway.log(&[&format!("request_id={id} ")]).await;
+        let line = log.lines().find(|line| line.contains(&format!("request_id={id} "))).unwrap();
+        for word in words {
+            assert!(line.contains(word), "{word}: {line}");
+        }
+        assert!(!line.contains("eve") && !line.contains("user=") && !line.contains("-key"), "{line}");
+    };
+    let whose = ["tenant=\"acme\"", "departments=\"research,ops\""];
+    for (at, (method, path, headers, code, is_known)) in [
+        ("POST", CHAT, &[("authorization", "Bearer wrong")][..], "invalid_api_key", false),
+        ("POST", "/v1/messages", &[("x-api-key", "wrong")], "invalid_api_key", false),
+        (
+            "POST",
+            CHAT,
+            &[("authorization", "Bearer ada-key"), ("x-llm-user", "eve")],
+            "untrusted_identity",
+            true,
+        ),
+        (
+            "POST",
+            "/v1/messages",
+            &[("x-api-key", "ada-key"), ("x-llm-user", "eve")],
+            "untrusted_identity",
+            true,
+        ),
+        ("POST", CHAT, &[("x-api-key", "app-key"), ("x-llm-departments", "eve")], "invalid_identity", true),
+        ("POST", CHAT, &[("x-api-key", "ada-key"), ("x-llm-other", "eve")], "unknown_header", true),
+        ("POST", CHAT, &[("x-api-key", "ada-key"), ("x-api-key", "ada-key")], "ambiguous_request", false),
+        ("GET", "/v1/usage", &[("x-api-key", "ada-key")], "not_admin", true),
+        ("GET", "/v1/nothing", &[], "unknown_url", false),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let id = format!("refused-{at}");
+        let headers = [headers, &[JSON, ("x-request-id", &id)]].concat();
+        assert!(gateway.send(method, path, &headers, body.as_bytes()).await.status >= 400);
+        let code = format!("error_code=\"{code}\"");
+        line(&id, &[&code, "error_type=", "error=", "attempts=0"]).await;
+        if is_known {
+            line(&id, &whose).await;
+        }
+    }
+    let mut late = gateway.connect().await;
+    let head = format!("POST {CHAT} HTTP/1.1\r\nhost: g\r\nx-request-id: late\r\nx-api-key: ada-key\r\n");
+    late.write(&(head + "content-type: application/json\r\ncontent-length: 10\r\n\r\n{")).await;
+    assert_eq!(late.reply().await.status, 408);
+    line("late", &["status=408", "error=\"the request's body did not come in time\"", whose[0]]).await;
+
+    // One who waits for a provider, one more than the key may have, and how the first is told of when he leaves.
+    let mut waiting = gateway.connect().await;
+    let key = ("x-api-key", "ada-key");
+    waiting.ask("POST", CHAT, &[JSON, key, ("x-request-id", "left")], asking("a/m").as_bytes()).await;
+    let mut call = upstream.call().await;
+    let more = [JSON, key, ("x-request-id", "more")];
+    assert_eq!(gateway.post(&more, body.as_bytes()).await.status, 429);
+    line("more", &["error_code=\"too_many_in_flight\"", whose[0], whose[1]]).await;
+    drop(waiting);
+    assert!(call.hung_up().await);
+    line("left", &["status=499", "attempts=1", whose[0], whose[1]]).await;
+
+    let headers = [("x-request-id", "stated"), ("x-llm-user", "eve"), ("x-llm-departments", "ops")];
+    assert_eq!(ask(&gateway, "app-key", &headers).await.status, 200);
+    line("stated", &["status=200", "tenant=\"acme\"", "departments=\"ops\"", "attempts=1"]).await;
+}
+
+// ===== connections =====
+
+/// What hyper makes of one who has nothing more to ask and says so: he has left.
+#[tokio::test]
+async fn who_closes_his_half_before_he_is_answered_has_left_and_is_told_of_in_the_log() {
+    let mut upstream = Upstream::start().await;
+    let gateway = Gateway::start(&format!("[providers.a]\nbase_url = \"{}\"\n", upstream.url)).await;
+    let mut client = gateway.connect().await;
+    client.ask("POST", CHAT, &[JSON, ("x-request-id", "half")], asking("a/m").as_bytes()).await;
+    let mut call = upstream.call().await;
+    client.close_half().await;
+    assert!(client.closed().await && call.hung_up().await);
+    gateway.log(&["request_id=half", "status=499", "attempts=1"]).await;
 }

@@ -92,8 +92,7 @@ pub fn model(handle: &Handle, name: &str, is_messages: bool) -> Result<Response,
     let message = "no model of this name is listed here";
     match handle.models().iter().find(|model| *model.id == *name) {
         Some(model) => Ok(json_response(listed(model).to_string())),
-        None if is_messages => Err(ErrorResponse::custom_of_messages(StatusCode::NOT_FOUND, message)),
-        None => Err(not_found("model_not_found", message)),
+        None => Err(not_found("model_not_found", message).for_messages(is_messages)),
     }
 }
 

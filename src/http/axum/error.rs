@@ -13,13 +13,31 @@ use http::{HeaderMap, HeaderValue, StatusCode, header};
 
 /// An error in the shape that OpenAI's clients read, or Anthropic's.
 ///
-/// The [`Error`] it is made from goes along in the response's extensions, for those who log.
+/// The [`Error`] it is made from goes along in the response's extensions, for those who log, or the [`Refusal`].
 #[derive(Debug, Clone)]
 pub struct ErrorResponse {
     status: StatusCode,
     headers: HeaderMap,
     body: Bytes,
-    error: Option<Error>,
+    cause: Cause,
+}
+
+#[derive(Debug, Clone)]
+enum Cause {
+    Error(Error),
+    Refusal(Refusal),
+}
+
+/// What an error of the host's own says, in the extensions of its response.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Refusal {
+    /// The `type`, as OpenAI's clients read it.
+    pub kind: Box<str>,
+    /// The `code`, where there is one.
+    pub code: Option<Box<str>>,
+    /// The message.
+    pub message: Box<str>,
 }
 
 impl ErrorResponse {
@@ -38,12 +56,20 @@ impl ErrorResponse {
     /// ```
     pub fn custom(status: StatusCode, kind: &str, code: Option<&str>, message: &str) -> Self {
         let body = edge::error_json(message, kind, None, code);
-        Self { status, headers: HeaderMap::new(), body, error: None }
+        let refusal = Refusal { kind: kind.into(), code: code.map(Into::into), message: message.into() };
+        Self { status, headers: HeaderMap::new(), body, cause: Cause::Refusal(refusal) }
     }
 
-    /// An error of the host's own, in the shape that Anthropic's clients read.
-    pub fn custom_of_messages(status: StatusCode, message: &str) -> Self {
-        Self { status, headers: HeaderMap::new(), body: anthropic::error_json(status, message), error: None }
+    /// The same in the shape that Anthropic's clients read, if `is_messages`.
+    #[must_use]
+    pub fn for_messages(mut self, is_messages: bool) -> Self {
+        if is_messages {
+            self.body = match &self.cause {
+                Cause::Error(error) => anthropic::error_body(error),
+                Cause::Refusal(refusal) => anthropic::error_json(self.status, &refusal.message),
+            };
+        }
+        self
     }
 
     /// An error in the shape that Anthropic's clients read.
@@ -114,7 +140,8 @@ impl From<Error> for ErrorResponse {
             headers.insert("x-should-retry", retry);
         }
         headers.extend(edge::rate_limit_headers_of(&error).into_iter().flatten());
-        Self { status: edge::status(&error), headers, body: edge::error_body(&error), error: Some(error) }
+        let (status, body) = (edge::status(&error), edge::error_body(&error));
+        Self { status, headers, body, cause: Cause::Error(error) }
     }
 }
 
@@ -124,8 +151,9 @@ impl IntoResponse for ErrorResponse {
         *response.status_mut() = self.status;
         *response.headers_mut() = self.headers;
         response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        if let Some(error) = self.error {
-            response.extensions_mut().insert(error);
+        match self.cause {
+            Cause::Error(error) => drop(response.extensions_mut().insert(error)),
+            Cause::Refusal(refusal) => drop(response.extensions_mut().insert(refusal)),
         }
         response
     }

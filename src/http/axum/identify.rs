@@ -14,6 +14,8 @@ use std::borrow::Cow;
 /// never believed, and never ignored: who sends them is wrong about his rights. So is who sends a header `x-llm-…` that
 /// [nobody reads](states_identity), whoever he is.
 ///
+/// The caller is put there also if the request is refused for what it says of him.
+///
 /// # Errors
 ///
 /// 401 without a key that is known. 400 for two `Authorization` or `x-api-key`, or one of each with different keys, of which another server
@@ -43,9 +45,8 @@ use std::borrow::Cow;
 #[expect(clippy::result_large_err, reason = "it is answered at once")]
 pub fn identify<B>(handle: &Handle, request: &mut Request<B>) -> Result<(), ErrorResponse> {
     let is_messages = anthropic::is_spoken(request.uri().path(), request.headers());
-    let refused = |status, code, message: &str| match is_messages {
-        true => ErrorResponse::custom_of_messages(status, message),
-        false => ErrorResponse::custom(status, "invalid_request_error", Some(code), message),
+    let refused = |status, code, message: &str| {
+        ErrorResponse::custom(status, "invalid_request_error", Some(code), message).for_messages(is_messages)
     };
     let invalid = |(code, message): Invalid| refused(StatusCode::BAD_REQUEST, code, &message);
     let Some(caller) = handle.caller(key(request.headers()).map_err(invalid)?) else {
@@ -100,12 +101,7 @@ fn context(caller: &Caller, headers: &HeaderMap) -> Result<RequestContext, Inval
 /// The refusal of a caller who has as many calls in flight as his key may have.
 pub fn too_many_in_flight(is_messages: bool) -> ErrorResponse {
     let message = "too many calls of this key are in flight";
-    let refused = match is_messages {
-        true => ErrorResponse::custom_of_messages(StatusCode::TOO_MANY_REQUESTS, message),
-        false => {
-            let (kind, code) = ("rate_limit_error", Some("too_many_in_flight"));
-            ErrorResponse::custom(StatusCode::TOO_MANY_REQUESTS, kind, code, message)
-        }
-    };
-    refused.with_header(header::RETRY_AFTER, HeaderValue::from_static("1"))
+    let (kind, code) = ("rate_limit_error", Some("too_many_in_flight"));
+    let refused = ErrorResponse::custom(StatusCode::TOO_MANY_REQUESTS, kind, code, message);
+    refused.for_messages(is_messages).with_header(header::RETRY_AFTER, HeaderValue::from_static("1"))
 }

@@ -39,7 +39,7 @@ mod write_timeout;
 pub use self::identify::{identify, too_many_in_flight};
 pub use self::{
     answer::{ChatAnswer, MessagesAnswer},
-    error::ErrorResponse,
+    error::{ErrorResponse, Refusal},
     events::Events,
     request::{ChatRequest, MessagesRequest},
     write_timeout::WriteTimeout,
