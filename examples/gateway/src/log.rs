@@ -8,6 +8,7 @@ use llm_layers::{
 use opentelemetry::{Context, trace::TraceContextExt};
 use std::{
     cell::RefCell,
+    ffi::OsStr,
     fmt,
     io::{self, Write},
     mem,
@@ -41,6 +42,9 @@ const QUIET: u32 = 50;
 /// How long the last lines are waited for.
 const CLOSE: Duration = Duration::from_secs(1);
 
+/// The variable that says what of the log is written.
+const FILTER: &str = "RUST_LOG";
+
 static LINES: OnceLock<Arc<Lines>> = OnceLock::new();
 
 /// How many lines were left out, because nobody read those before them.
@@ -55,8 +59,7 @@ pub(crate) fn init(log: Log) -> io::Result<Closing> {
     let writer = Arc::clone(&lines);
     thread::Builder::new().name("log".into()).spawn(move || writer.run(io::stderr()))?;
     let json = log == Log::Json;
-    let filter = EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| EnvFilter::new("info,opentelemetry=warn,opentelemetry_sdk=warn"));
+    let (filter, problem) = filter(std::env::var_os(FILTER).as_deref());
     // What it says may quote what a provider said.
     let filter = filter.add_directive("genai=off".parse().expect("a directive"));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(Queue(Arc::clone(&lines)));
@@ -68,7 +71,21 @@ pub(crate) fn init(log: Log) -> io::Result<Closing> {
         let lines = Format::default().with_timer(Clock).with_ansi(false);
         builder.event_format(Traced { lines, json }).init();
     }
+    if let Some(error) = problem {
+        tracing::warn!(%error, "{FILTER} cannot be read: the log is as without it");
+    }
     Ok(Closing(lines))
+}
+
+/// What of the log is written; and why it is not what was asked for.
+fn filter(asked: Option<&OsStr>) -> (EnvFilter, Option<String>) {
+    let unless_told = || EnvFilter::new("info,opentelemetry=warn,opentelemetry_sdk=warn");
+    let asked = match asked.unwrap_or_default().to_str().map(str::trim) {
+        Some("") => return (unless_told(), None),
+        Some(asked) => EnvFilter::try_new(asked).map_err(|error| error.to_string()),
+        None => Err("not a text of UTF-8".to_owned()),
+    };
+    asked.map_or_else(|error| (unless_told(), Some(error)), |filter| (filter, None))
 }
 
 /// Lines that wait for the thread that writes them. A channel would have each request wake it.

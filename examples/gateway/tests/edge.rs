@@ -198,6 +198,19 @@ async fn the_log_says_why_the_edge_has_refused_and_whose_calls_they_are_and_no_u
     line("stated", &["status=200", "tenant=\"acme\"", "departments=\"ops\"", "attempts=1"]).await;
 }
 
+#[tokio::test]
+async fn a_filter_of_the_log_that_is_empty_or_cannot_be_read_is_as_none_and_the_latter_is_told() {
+    for (filter, is_told) in [("", false), (" ", false), ("a=b=c", true), ("llm_layers=loud", true)] {
+        let gateway = Gateway::start_with(Some(ECHO), &[("RUST_LOG", filter)]).await;
+        assert_eq!(gateway.chat(&asking("echo/x")).await.status, 200);
+        let log = gateway.log(&["INFO", "status=200"]).await;
+        assert_eq!(log.matches("RUST_LOG").count(), usize::from(is_told), "{filter:?}: {log}");
+    }
+    let gateway = Gateway::start_with(Some(ECHO), &[("RUST_LOG", "gateway=debug,error")]).await;
+    assert_eq!(gateway.chat(&asking("echo/x")).await.status, 200);
+    gateway.log(&["INFO", "status=200"]).await;
+}
+
 // ===== connections =====
 
 /// What hyper makes of one who has nothing more to ask and says so: he has left.
