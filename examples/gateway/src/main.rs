@@ -22,7 +22,7 @@ mod routes;
 mod server;
 mod telemetry;
 
-use self::server::Server;
+use self::server::{Server, Signals, aside};
 use llm_layers::{
     config::{Config, Identity},
     stack::{StackBuilder, StackError},
@@ -88,13 +88,24 @@ fn main() -> ExitCode {
         Ok(arguments) => arguments,
         Err(problem) => return misused(&format!("{problem}\n{USAGE}")),
     };
+    if arguments.is_check {
+        return match arguments.configuration() {
+            Ok(config) => check(config, arguments.model.as_deref(), arguments.tenant.as_deref()),
+            Err(problems) => misused(&problems),
+        };
+    }
+    // Before files are read, which may take a while.
+    let (runtime, signals) = match runtime() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            tell(&error);
+            return ExitCode::FAILURE;
+        }
+    };
     let config = match arguments.configuration() {
         Ok(config) => config,
         Err(problems) => return misused(&problems),
     };
-    if arguments.is_check {
-        return check(config, arguments.model.as_deref(), arguments.tenant.as_deref());
-    }
     let log = match log::init(config.telemetry.log) {
         Ok(log) => log,
         Err(error) => {
@@ -102,7 +113,9 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let ended = run(config, arguments);
+    let ended = runtime.block_on(serve(config, arguments, signals));
+    // A thread that reads a pipe may wait for ever.
+    runtime.shutdown_timeout(THREADS_TIMEOUT);
     drop(log);
     match ended {
         Ok(()) => ExitCode::SUCCESS,
@@ -240,32 +253,38 @@ fn check(config: Config, model: Option<&str>, tenant: Option<&str>) -> ExitCode 
     }
 }
 
-fn run(config: Config, arguments: Arguments) -> Result<(), Box<dyn std::error::Error>> {
-    let runtime = runtime()?;
-    let ended = runtime.block_on(serve(config, arguments));
-    // A thread that reads a pipe may wait for ever.
-    runtime.shutdown_timeout(THREADS_TIMEOUT);
-    ended
-}
-
-/// Tokio panics where the variable is no number of threads.
-fn runtime() -> Result<Runtime, String> {
+/// Where all of it runs, and what ends it. Tokio panics where the variable is no number of threads.
+fn runtime() -> Result<(Runtime, Signals), String> {
     const THREADS: &str = "TOKIO_WORKER_THREADS";
     let is_number = |text: &OsStr| text.to_str().is_some_and(|text| text.parse::<NonZeroUsize>().is_ok());
     if std::env::var_os(THREADS).is_some_and(|text| !is_number(&text)) {
         return Err(format!("{THREADS}: no number of threads"));
     }
-    runtime::Builder::new_multi_thread().enable_all().build().map_err(|error| format!("the runtime: {error}"))
+    let runtime = runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| format!("the runtime: {error}"))?;
+    let signals = {
+        let _runtime = runtime.enter();
+        Signals::new().map_err(|error| format!("signals: {error}"))?
+    };
+    Ok((runtime, signals))
 }
 
-async fn serve(config: Config, arguments: Arguments) -> Result<(), Box<dyn std::error::Error>> {
+async fn serve(
+    config: Config,
+    arguments: Arguments,
+    mut signals: Signals,
+) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let listen = config.listen.0;
     let listener = TcpListener::bind(listen).await.map_err(|error| format!("{listen}: {error}"))?;
     let address = listener.local_addr()?;
-    let server = Server::new(listener, config, arguments).await?;
+    let building = tokio::spawn(aside(Server::new(listener, config, arguments)));
+    let server = tokio::select! {
+        built = building => built??,
+        () = signals.next() => return Ok(()),
+    };
     let mut stdout = std::io::stdout();
     let told = writeln!(stdout, "listening on http://{address}").and_then(|()| stdout.flush());
     told.map_err(|error| format!("standard output: {error}"))?;
-    server.run().await;
+    server.run(signals).await;
     Ok(())
 }

@@ -46,7 +46,6 @@ pub(crate) struct Server {
     limits: config::Server,
     router: Router,
     accounts: Arc<Accounts>,
-    signals: Signals,
     stopping: Stopping,
     under_way: UnderWay,
     handle: Handle,
@@ -60,7 +59,7 @@ impl Server {
         listener: TcpListener,
         config: Config,
         arguments: Arguments,
-    ) -> Result<Self, Box<dyn Error>> {
+    ) -> Result<Self, Box<dyn Error + Send + Sync>> {
         let (stopping, under_way, limits) = (Stopping::default(), UnderWay::default(), config.server.clone());
         let watch = arguments.file().map(|path| Watch::new(path, &config));
         let hangup = signal(SignalKind::hangup())?;
@@ -81,24 +80,12 @@ impl Server {
         let router = routes::router(stack, &handle, &stopping, &telemetry);
         let accounts =
             Arc::new(Accounts::new(under_way.clone(), telemetry.tracer(), stopping.clone(), handle.clone()));
-        let signals = Signals::new()?;
         let reload = watch.map(|watch| Reload { watch, hangup, arguments, handle: handle.clone() });
-        Ok(Self {
-            listener,
-            limits,
-            router,
-            accounts,
-            signals,
-            stopping,
-            under_way,
-            handle,
-            telemetry,
-            reload,
-        })
+        Ok(Self { listener, limits, router, accounts, stopping, under_way, handle, telemetry, reload })
     }
 
-    pub(crate) async fn run(self) {
-        let Self { listener, limits, router, accounts, mut signals, stopping, under_way, .. } = self;
+    pub(crate) async fn run(self, mut signals: Signals) {
+        let Self { listener, limits, router, accounts, stopping, under_way, .. } = self;
         let Self { handle, telemetry, reload, .. } = self;
         let reloading = reload.map(|reload| tokio::spawn(aside(reload.run())));
         let (connections, mut tasks) = (GracefulShutdown::new(), JoinSet::new());
@@ -133,7 +120,7 @@ impl Server {
 }
 
 /// Lets others have this thread meanwhile: to read a large file, and to make something of it, takes seconds.
-async fn aside<F: Future>(future: F) -> F::Output {
+pub(crate) async fn aside<F: Future>(future: F) -> F::Output {
     let mut future = pin!(future);
     poll_fn(|cx| block_in_place(|| future.as_mut().poll(cx))).await
 }
@@ -205,14 +192,15 @@ fn warn(handle: &Handle) {
     }
 }
 
-struct Signals(Signal, Signal);
+/// That it is to end. Whoever is the first process of a container is not ended by a signal that he does not wait for.
+pub(crate) struct Signals(Signal, Signal);
 
 impl Signals {
-    fn new() -> io::Result<Self> {
+    pub(crate) fn new() -> io::Result<Self> {
         Ok(Self(signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?))
     }
 
-    async fn next(&mut self) {
+    pub(crate) async fn next(&mut self) {
         tokio::select! { _ = self.0.recv() => {}, _ = self.1.recv() => {} }
     }
 }

@@ -55,7 +55,9 @@ pub(crate) struct Telemetry {
 
 impl Telemetry {
     /// As the environment and the file say. Must be called where tokio runs.
-    pub(crate) fn start(config: &llm_layers::config::Telemetry) -> Result<Self, Box<dyn Error>> {
+    pub(crate) fn start(
+        config: &llm_layers::config::Telemetry,
+    ) -> Result<Self, Box<dyn Error + Send + Sync>> {
         let wanted = Wanted::read(&|name| std::env::var(name).ok());
         let resource = resource();
         // Also where nobody gets spans: a caller's trace goes on to the providers that are told of it.

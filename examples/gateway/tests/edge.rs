@@ -225,3 +225,36 @@ async fn who_closes_his_half_before_he_is_answered_has_left_and_is_told_of_in_th
     assert!(client.closed().await && call.hung_up().await);
     gateway.log(&["request_id=half", "status=499", "attempts=1"]).await;
 }
+
+/// A list of prices that does not come is waited for.
+#[tokio::test]
+async fn a_signal_that_comes_before_it_is_ready_ends_it() {
+    let config = format!("{ECHO}[prices]\nown = \"pipe.toml\"\n");
+    let (mut command, folder) = common::command(Some(&config), &[("TOKIO_WORKER_THREADS", "1")]);
+    let pipe = folder.join("pipe.toml");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let child = command.spawn().unwrap();
+    // Bit by bit, the signals that it waits for: 15 is among them.
+    let status = format!("/proc/{}/status", child.id().unwrap());
+    common::soon(async {
+        loop {
+            let status = std::fs::read_to_string(&status).unwrap();
+            let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:\t")).unwrap();
+            if u64::from_str_radix(caught, 16).unwrap() >> 14 & 1 == 1 {
+                return;
+            }
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    let id = child.id().unwrap().to_string();
+    assert!(std::process::Command::new("kill").args(["-TERM", &id]).status().unwrap().success());
+    // The list is read when the file is checked, and once more when the stack is built: only the first time it comes.
+    let opening = tokio::task::spawn_blocking(move || {
+        std::fs::write(pipe, "[models.\"a/m\"]\ninput = \"1\"\noutput = \"2\"\n")
+    });
+    common::soon(opening).await.unwrap().unwrap();
+    let output = common::soon(child.wait_with_output()).await.unwrap();
+    assert_eq!((output.status.code(), &*output.stdout), (Some(0), &b""[..]), "{output:?}");
+    std::fs::remove_dir_all(folder).unwrap();
+}

@@ -91,11 +91,22 @@ fn main() -> ExitCode {
         Ok(settings) => settings,
         Err(problem) => return misused(&format!("{problem}\n{USAGE}")),
     };
+    // Before files are read, which may take a while.
+    let (runtime, signals) = match runtime() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            tell(&error);
+            return ExitCode::FAILURE;
+        }
+    };
     let config = match settings.configuration() {
         Ok(config) => config,
         Err(problems) => return misused(&problems),
     };
-    match run(settings, config) {
+    let ended = runtime.block_on(serve(settings, config, signals));
+    // A thread that reads a pipe may wait for ever.
+    runtime.shutdown_timeout(THREADS_TIMEOUT);
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tell(&error);
@@ -126,32 +137,34 @@ fn misused(problems: &str) -> ExitCode {
     ExitCode::from(MISUSED)
 }
 
-fn run(settings: Settings, config: Config) -> Result<(), Box<dyn Error>> {
-    let runtime = runtime()?;
-    let ended = runtime.block_on(serve(settings, config));
-    // A thread that reads a pipe may wait for ever.
-    runtime.shutdown_timeout(THREADS_TIMEOUT);
-    ended
-}
-
-/// Tokio panics where the variable is no number of threads.
-fn runtime() -> Result<Runtime, String> {
+/// Where all of it runs, and what ends it. Tokio panics where the variable is no number of threads.
+fn runtime() -> Result<(Runtime, Signals), String> {
     const THREADS: &str = "TOKIO_WORKER_THREADS";
     let is_number = |text: &OsStr| text.to_str().is_some_and(|text| text.parse::<NonZeroUsize>().is_ok());
     if std::env::var_os(THREADS).is_some_and(|text| !is_number(&text)) {
         return Err(format!("{THREADS}: no number of threads"));
     }
-    runtime::Builder::new_multi_thread().enable_all().build().map_err(|error| format!("the runtime: {error}"))
+    let runtime = runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| format!("the runtime: {error}"))?;
+    let signals = {
+        let _runtime = runtime.enter();
+        Signals::new().map_err(|error| format!("signals: {error}"))?
+    };
+    Ok((runtime, signals))
 }
 
-async fn serve(settings: Settings, config: Config) -> Result<(), Box<dyn Error>> {
+async fn serve(settings: Settings, config: Config, mut signals: Signals) -> Result<(), Box<dyn Error>> {
     for entry in settings.not_served() {
         tell(format_args!("warning: {entry} changes nothing here"));
     }
     let hangup = signal(SignalKind::hangup())?;
     let address = config.listen.0;
     let listener = TcpListener::bind(address).await.map_err(|error| format!("{address}: {error}"))?;
-    let (stack, handle) = stack(config).await?;
+    let building = tokio::spawn(aside(stack(config)));
+    let (stack, handle) = tokio::select! {
+        built = building => built??,
+        () = signals.next() => return Ok(()),
+    };
     settings::warn(&handle);
     let config = handle.config();
     let limits = config.server.clone();
@@ -172,7 +185,6 @@ async fn serve(settings: Settings, config: Config) -> Result<(), Box<dyn Error>>
     let mut stdout = io::stdout();
     writeln!(stdout, "listening on {}", listener.local_addr()?)?;
     stdout.flush()?;
-    let mut signals = Signals::new()?;
     let (stop, stopped) = tokio::sync::oneshot::channel();
     let stopping = async move {
         signals.next().await;
@@ -239,6 +251,7 @@ async fn accepted(stream: io::Result<TcpStream>) -> io::Result<TcpStream> {
     stream
 }
 
+/// That it is to end. Whoever is the first process of a container is not ended by a signal that he does not wait for.
 struct Signals(Signal, Signal);
 
 impl Signals {

@@ -249,6 +249,43 @@ async fn a_file_that_is_never_read_to_its_end_does_not_keep_it_from_ending() {
     drop(pipe);
 }
 
+/// A list of prices that does not come is waited for.
+#[tokio::test]
+async fn a_signal_that_comes_before_it_is_ready_ends_it() {
+    let folder =
+        std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("early-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let (config, pipe) = (folder.join("grpc.toml"), folder.join("pipe.toml"));
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    std::fs::write(&config, format!("{ECHO}\n[prices]\nown = {:?}\n", pipe.display().to_string())).unwrap();
+    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_grpc"));
+    command.arg("--config").arg(&config).args(["--listen", "127.0.0.1:0"]).env("TOKIO_WORKER_THREADS", "1");
+    let child = command.stdout(std::process::Stdio::piped()).kill_on_drop(true).spawn().unwrap();
+    // Bit by bit, the signals that it waits for: 15 is among them.
+    let status = format!("/proc/{}/status", child.id().unwrap());
+    soon(async {
+        loop {
+            let status = std::fs::read_to_string(&status).unwrap();
+            let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:\t")).unwrap();
+            if u64::from_str_radix(caught, 16).unwrap() >> 14 & 1 == 1 {
+                return;
+            }
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    let id = child.id().unwrap().to_string();
+    assert!(std::process::Command::new("kill").args(["-TERM", &id]).status().unwrap().success());
+    // The list is read when the file is checked, and once more when the stack is built: only the first time it comes.
+    let opening = tokio::task::spawn_blocking(move || {
+        std::fs::write(pipe, "[models.\"a/m\"]\ninput = \"1\"\noutput = \"2\"\n")
+    });
+    soon(opening).await.unwrap().unwrap();
+    let output = soon(child.wait_with_output()).await.unwrap();
+    assert_eq!((output.status.code(), &*output.stdout), (Some(0), &b""[..]), "{output:?}");
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
 #[tokio::test]
 async fn who_says_nothing_is_not_waited_for_at_the_end() {
     let mut server = Server::start(ECHO);
