@@ -59,6 +59,9 @@ pub struct Server {
     pub keep_alive: Time,
     /// How long a client may take nothing of what it is sent, until it is hung up on.
     pub write_timeout: Time,
+    /// How long a connection is kept without a request after the last answer. Longer than a proxy in front keeps it, or that one
+    /// asks on a connection that is about to be closed.
+    pub idle_timeout: Time,
 }
 
 impl Default for Server {
@@ -78,6 +81,7 @@ impl Default for Server {
             shutdown_grace: Time::secs(30),
             keep_alive: Time::secs(15),
             write_timeout: Time::secs(60),
+            idle_timeout: Time::secs(75),
         }
     }
 }

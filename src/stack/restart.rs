@@ -36,7 +36,15 @@ pub(super) fn needed(
         told,
         "server",
         Server {
-            restart: [max_header_bytes, max_headers, max_in_flight, max_waiting, max_wait, write_timeout],
+            restart: [
+                max_header_bytes,
+                max_headers,
+                max_in_flight,
+                max_waiting,
+                max_wait,
+                write_timeout,
+                idle_timeout
+            ],
             live: [
                 max_body_bytes,
                 max_depth,

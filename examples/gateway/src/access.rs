@@ -2,6 +2,7 @@
 
 use crate::{
     head::Fault,
+    idle,
     routes::{Stopping, template},
 };
 use axum::{
@@ -203,7 +204,12 @@ impl Accounts {
 }
 
 /// Gives the request its id, and tells about it when its answer has ended. Around all routes, so that no route has it as its own middleware.
-pub(crate) async fn account(accounts: Arc<Accounts>, mut router: Router, mut request: Request) -> Response {
+pub(crate) async fn account(
+    accounts: Arc<Accounts>,
+    mut router: Router,
+    mut request: Request,
+    begun: idle::Request,
+) -> Response {
     let id = match request_id(request.headers()) {
         Some(id) => id.to_owned(),
         None => format!("req-{:032x}", fastrand::u128(..)),
@@ -212,7 +218,7 @@ pub(crate) async fn account(accounts: Arc<Accounts>, mut router: Router, mut req
     let id_header = HeaderValue::from_str(&id).expect("visible ASCII");
     request.headers_mut().insert(X_REQUEST_ID, id_header.clone());
     let trace = accounts.begin(&request);
-    let mut entry = Entry::new(id, &request, accounts.under_way.clone(), trace.clone());
+    let mut entry = Entry::new(id, &request, begun, accounts.under_way.clone(), trace.clone());
     request.extensions_mut().insert(entry.account.clone());
 
     let mut response = match fault {
@@ -250,12 +256,20 @@ struct Entry {
     began: Instant,
     status: Option<StatusCode>,
     account: Account,
+    /// On its connection.
+    _begun: idle::Request,
     under_way: UnderWay,
     trace: Option<Context>,
 }
 
 impl Entry {
-    fn new(id: String, request: &Request, under_way: UnderWay, trace: Option<Context>) -> Self {
+    fn new(
+        id: String,
+        request: &Request,
+        begun: idle::Request,
+        under_way: UnderWay,
+        trace: Option<Context>,
+    ) -> Self {
         under_way.begin();
         Self {
             id,
@@ -265,6 +279,7 @@ impl Entry {
             began: Instant::now(),
             status: None,
             account: Account::default(),
+            _begun: begun,
             under_way,
             trace,
         }

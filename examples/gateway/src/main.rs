@@ -17,6 +17,7 @@ mod access;
 mod again;
 mod convert;
 mod head;
+mod idle;
 mod log;
 mod routes;
 mod server;

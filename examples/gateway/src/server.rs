@@ -4,15 +4,13 @@ use crate::{
     Arguments,
     access::{self, Accounts, UnderWay},
     again::Again,
+    idle::{Idle, Never, Requests},
     routes::{self, Stopping},
     telemetry::Telemetry,
 };
 use axum::{Router, body::Body};
 use hyper::{Request, body::Incoming, server::conn::http1, service::service_fn};
-use hyper_util::{
-    rt::{TokioIo, TokioTimer},
-    server::graceful::GracefulShutdown,
-};
+use hyper_util::{rt::TokioIo, server::graceful::GracefulShutdown};
 use llm_layers::{
     config::{self, Config},
     http::axum::WriteTimeout,
@@ -25,9 +23,6 @@ use tokio::{
     task::{JoinSet, block_in_place},
     time::timeout,
 };
-
-/// How long a connection may be open without a whole head of a request.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How much of a body is read at once at most: a long prompt that comes in one piece is not copied into one.
 const READ_AT_ONCE: usize = 256 << 10;
@@ -214,8 +209,7 @@ async fn take(
     tasks: &mut JoinSet<()>,
 ) {
     let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
-    http.max_header_size(limits.max_header_bytes).max_headers(limits.max_headers);
+    http.timer(Never).max_header_size(limits.max_header_bytes).max_headers(limits.max_headers);
     http.max_buf_size(limits.max_header_bytes.max(READ_AT_ONCE));
     loop {
         let accepted = tokio::select! {
@@ -224,14 +218,15 @@ async fn take(
             Some(_) = tasks.join_next() => continue,
         };
         let Some(stream) = accepted else { continue };
-        let (router, accounts) = (router.clone(), Arc::clone(accounts));
+        let (router, accounts, requests) = (router.clone(), Arc::clone(accounts), Requests::default());
+        let stream = WriteTimeout::new(stream, limits.write_timeout.0);
+        let stream = Idle::new(stream, requests.clone(), limits.idle_timeout.0);
         let service = service_fn(move |request: Request<Incoming>| {
-            let answered = access::account(Arc::clone(&accounts), router.clone(), request.map(Body::new));
+            let (accounts, router) = (Arc::clone(&accounts), router.clone());
+            let answered = access::account(accounts, router, request.map(Body::new), requests.begin());
             async { Ok::<_, Infallible>(answered.await) }
         });
-        let connection = connections.watch(
-            http.serve_connection(TokioIo::new(WriteTimeout::new(stream, limits.write_timeout.0)), service),
-        );
+        let connection = connections.watch(http.serve_connection(TokioIo::new(stream), service));
         tasks.spawn(Again::new(async move {
             if let Err(error) = connection.await {
                 tracing::debug!(%error, "a connection broke");

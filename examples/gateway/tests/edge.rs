@@ -213,6 +213,32 @@ async fn a_filter_of_the_log_that_is_empty_or_cannot_be_read_is_as_none_and_the_
 
 // ===== connections =====
 
+#[tokio::test]
+async fn a_connection_is_idle_for_as_long_as_it_is_told_and_one_that_waits_for_an_answer_is_not() {
+    let mut upstream = Upstream::start().await;
+    let config = format!(
+        "[server]\nidle_timeout = \"200ms\"\nkeep_alive = \"150ms\"\n[providers.a]\nbase_url = \"{}\"\n",
+        upstream.url
+    );
+    let gateway = Gateway::start(&config).await;
+    let body = asking("a/m").replacen('{', r#"{"stream":true,"#, 1);
+    let mut client = gateway.connect().await;
+    for _ in 0..2 {
+        client.ask("POST", CHAT, &[JSON], body.as_bytes()).await;
+        let mut call = upstream.call().await;
+        call.begin().await;
+        call.say("Hel").await;
+        assert_eq!(client.head().await.status, 200);
+        client.piece().await.unwrap();
+        for _ in 0..3 {
+            assert_eq!(client.piece().await.unwrap(), ": keep-alive\n\n");
+        }
+        call.end().await;
+        client.rest().await;
+    }
+    assert!(client.closed().await);
+}
+
 /// What hyper makes of one who has nothing more to ask and says so: he has left.
 #[tokio::test]
 async fn who_closes_his_half_before_he_is_answered_has_left_and_is_told_of_in_the_log() {
