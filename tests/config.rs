@@ -190,6 +190,18 @@ fn a_key_that_stands_among_names_of_models_is_not_shown() {
 }
 
 #[test]
+fn all_bodies_together_have_room_for_the_largest() {
+    let server = |all: u64| {
+        format!(
+            "[server]\nmax_body_bytes = 1000\nmax_buffered_bytes = {all}\n[providers.a]\nkind = \"echo\"\n"
+        )
+    };
+    assert!(read(&server(1000)).is_ok());
+    let shown = read(&server(999)).unwrap_err().to_string();
+    assert!(shown.contains("line 3: server.max_buffered_bytes: is less than max_body_bytes"), "{shown}");
+}
+
+#[test]
 fn seed_27_all_problems_are_told_at_once_each_with_its_entry_and_its_line() {
     let text = r#"lisen = "x"
 listen = 80

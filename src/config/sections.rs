@@ -25,6 +25,9 @@ pub struct Server {
     /// How large the body of a request may be.
     #[schemars(range(min = 1))]
     pub max_body_bytes: usize,
+    /// How many bytes of bodies may be in memory at once, of all requests whose answer has not begun. Beyond, requests are refused.
+    #[schemars(range(min = 1))]
+    pub max_buffered_bytes: usize,
     /// How large the head of a request may be, all its headers together.
     #[schemars(range(min = 8192, max = 1048576))]
     pub max_header_bytes: usize,
@@ -68,6 +71,7 @@ impl Default for Server {
     fn default() -> Self {
         Self {
             max_body_bytes: 32 << 20,
+            max_buffered_bytes: 256 << 20,
             max_header_bytes: 64 << 10,
             max_headers: 100,
             max_depth: 128,

@@ -37,6 +37,7 @@ pub(super) fn needed(
         "server",
         Server {
             restart: [
+                max_buffered_bytes,
                 max_header_bytes,
                 max_headers,
                 max_in_flight,

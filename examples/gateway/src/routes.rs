@@ -19,7 +19,7 @@ use llm_layers::{
     http::{
         Asked, anthropic,
         axum::{
-            ChatAnswer, ChatRequest, ErrorResponse, MessagesAnswer, MessagesRequest,
+            BodyBudget, ChatAnswer, ChatRequest, ErrorResponse, HeldBody, MessagesAnswer, MessagesRequest,
             admin::{self, UsageQuestion, json_response},
             identify, too_many_in_flight,
         },
@@ -69,6 +69,7 @@ impl Stopping {
 struct Chat {
     stack: BoxService,
     handle: Handle,
+    bodies: BodyBudget,
 }
 
 pub(crate) fn router(
@@ -78,7 +79,8 @@ pub(crate) fn router(
     telemetry: &Telemetry,
 ) -> Router {
     // Each layer of routes clones what is below it, for each request.
-    let chat = Arc::new(Chat { stack, handle: handle.clone() });
+    let bodies = BodyBudget::new(handle.config().server.max_buffered_bytes);
+    let chat = Arc::new(Chat { stack, handle: handle.clone(), bodies });
     let api = Router::new()
         .route(CHAT, post(complete).with_state(Arc::clone(&chat)))
         .route(MESSAGES, post(message).with_state(chat))
@@ -138,11 +140,8 @@ async fn complete(
     request: Request,
 ) -> Result<ChatAnswer, ErrorResponse> {
     let config = chat.handle.config();
-    let Some(permit) = caller.admit() else {
-        return Err(unread(too_many_in_flight(false), request, &config).await);
-    };
-    let ChatRequest(request) = read(request, &config, false).await?;
-    let (asked, result) = chat.ask(account, permit, request, &config).await;
+    let (ChatRequest(request), place) = chat.read(&caller, request, &config, false).await?;
+    let (asked, result) = chat.ask(account, place, request, &config).await;
     let answer = ChatAnswer::new(asked, result).with_keep_alive(Some(config.server.keep_alive.0));
     Ok(answer.with_decisions(config.telemetry.decision_headers))
 }
@@ -155,24 +154,10 @@ async fn message(
     request: Request,
 ) -> Result<MessagesAnswer, ErrorResponse> {
     let config = chat.handle.config();
-    let Some(permit) = caller.admit() else {
-        return Err(unread(too_many_in_flight(true), request, &config).await);
-    };
-    let MessagesRequest(request) = read(request, &config, true).await?;
-    let (asked, result) = chat.ask(account, permit, request, &config).await;
+    let (MessagesRequest(request), place) = chat.read(&caller, request, &config, true).await?;
+    let (asked, result) = chat.ask(account, place, request, &config).await;
     let answer = MessagesAnswer::new(asked, result).with_keep_alive(Some(config.server.keep_alive.0));
     Ok(answer.with_decisions(config.telemetry.decision_headers))
-}
-
-async fn read<T: FromRequest<(), Rejection = ErrorResponse>>(
-    request: Request,
-    config: &Config,
-    is_messages: bool,
-) -> Result<T, ErrorResponse> {
-    match tokio::time::timeout(config.server.body_timeout.0, T::from_request(request, &())).await {
-        Ok(read) => read,
-        Err(_) => Err(closing(late().for_messages(is_messages))),
-    }
 }
 
 fn late() -> ErrorResponse {
@@ -187,11 +172,37 @@ pub(crate) fn closing(refused: ErrorResponse) -> ErrorResponse {
     refused.with_header(header::CONNECTION, HeaderValue::from_static("close"))
 }
 
+/// A call's place among those of its key, until its answer has ended, and the room that its body takes up, until it begins.
+type Place = (KeyPermit, HeldBody);
+
 impl Chat {
+    async fn read<T: FromRequest<(), Rejection = ErrorResponse>>(
+        &self,
+        caller: &Caller,
+        mut request: Request,
+        config: &Config,
+        is_messages: bool,
+    ) -> Result<(T, Place), ErrorResponse> {
+        let Some(permit) = caller.admit() else {
+            return Err(unread(too_many_in_flight(is_messages), request, config).await);
+        };
+        let held = match self.bodies.hold(&mut request, config.server.max_body_bytes) {
+            Ok(held) => held,
+            Err(error) => {
+                let full = ErrorResponse::from(error).for_messages(is_messages);
+                return Err(unread(full, request, config).await);
+            }
+        };
+        match tokio::time::timeout(config.server.body_timeout.0, T::from_request(request, &())).await {
+            Ok(read) => Ok((read?, (permit, held))),
+            Err(_) => Err(closing(late().for_messages(is_messages))),
+        }
+    }
+
     async fn ask(
         &self,
         account: Account,
-        permit: KeyPermit,
+        (permit, held): Place,
         mut request: LlmRequest,
         config: &Config,
     ) -> (Asked, Result<LlmResponse, llm_layers::Error>) {
@@ -204,6 +215,7 @@ impl Chat {
             account.answered(&answer);
             answer.observe(account).observe(permit)
         });
+        drop(held);
         (asked, result)
     }
 }

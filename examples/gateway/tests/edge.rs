@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{CHAT, Gateway, Upstream, asking};
+use common::{CHAT, Client, Gateway, Upstream, asking, whole};
 use serde_json::json;
 
 const JSON: (&str, &str) = ("content-type", "application/json");
@@ -283,4 +283,98 @@ async fn a_signal_that_comes_before_it_is_ready_ends_it() {
     let output = common::soon(child.wait_with_output()).await.unwrap();
     assert_eq!((output.status.code(), &*output.stdout), (Some(0), &b""[..]), "{output:?}");
     std::fs::remove_dir_all(folder).unwrap();
+}
+
+// ===== bodies =====
+
+/// A request whose body is this large, to be had by nobody.
+fn large(bytes: usize) -> String {
+    asking("gone/x").replacen("Hi", &"x".repeat(bytes), 1)
+}
+
+/// One who has sent so much of a larger body, and sends no more.
+async fn stalled(gateway: &Gateway, path: &str, bytes: usize, is_chunked: bool) -> Client {
+    let mut client = gateway.connect().await;
+    let head = format!("POST {path} HTTP/1.1\r\nhost: g\r\ncontent-type: application/json\r\n");
+    let body = large(bytes);
+    match is_chunked {
+        true => {
+            let size = body.len();
+            client.write(&format!("{head}transfer-encoding: chunked\r\n\r\n{size:x}\r\n{body}\r\n")).await;
+        }
+        false => client.write(&format!("{head}content-length: 600000\r\n\r\n{body}")).await,
+    }
+    client
+}
+
+/// Waits until a large body would be taken, or would not: by one that is announced and never sent.
+async fn until(gateway: &Gateway, is_full: bool) {
+    let head = format!("POST {CHAT} HTTP/1.1\r\nhost: g\r\ncontent-type: application/json\r\n");
+    let head = head + "expect: 100-continue\r\ncontent-length: 590000\r\n\r\n";
+    common::soon(async {
+        loop {
+            let mut client = gateway.connect().await;
+            client.write(&head).await;
+            if client.head().await.status == if is_full { 503 } else { 100 } {
+                return;
+            }
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn bodies_that_are_held_have_one_bound_and_what_is_beyond_is_refused_until_some_are_gone() {
+    let limits = "[server]\nmax_body_bytes = 600000\nmax_buffered_bytes = 1000000\n";
+    let gateway = Gateway::start(&format!("{limits}{ECHO}")).await;
+    let body = large(590_000);
+    for (path, is_chunked) in [(CHAT, false), (CHAT, true), ("/v1/messages", false), ("/v1/messages", true)] {
+        // A length that is but announced takes no room.
+        let _announced = stalled(&gateway, path, 10, false).await;
+        assert_eq!(gateway.chat(&body).await.status, 404);
+        let one = stalled(&gateway, path, 500_000, is_chunked).await;
+        until(&gateway, true).await;
+        let refused = gateway.chat(&body).await;
+        assert_eq!((refused.status, refused.header("retry-after")), (503, Some("1")));
+        assert_eq!(refused.error(), ("server_error".to_owned(), json!("overloaded")));
+        let refused = gateway.send("POST", "/v1/messages", &[JSON], body.as_bytes()).await;
+        let kind = &refused.json()["error"]["type"];
+        assert_eq!((refused.status, kind), (503, &json!("overloaded_error")));
+        // Those who ask little are served all the while.
+        assert_eq!(gateway.chat(&asking("echo/x")).await.status, 200);
+        // Too large is too large.
+        assert_eq!(gateway.chat(&large(600_000)).await.status, 413);
+        // Who is in the middle of it is told, too.
+        let mut two = stalled(&gateway, path, 550_000, true).await;
+        two.write("0\r\n\r\n").await;
+        let reply = two.reply().await;
+        assert_eq!((reply.status, reply.header("retry-after")), (503, Some("1")));
+        drop(one);
+        until(&gateway, false).await;
+        assert_eq!(gateway.chat(&body).await.status, 404);
+    }
+}
+
+#[tokio::test]
+async fn a_body_is_held_until_its_answer_begins_and_no_longer() {
+    let mut upstream = Upstream::start().await;
+    let limits = "[server]\nmax_body_bytes = 600000\nmax_buffered_bytes = 1000000\n";
+    let gateway =
+        Gateway::start(&format!("{limits}{ECHO}[providers.a]\nbase_url = \"{}\"\n", upstream.url)).await;
+    let body = large(590_000).replacen("gone/x", "a/m", 1);
+    let streamed = body.replacen('{', r#"{"stream":true,"#, 1);
+    let mut client = gateway.connect().await;
+    client.ask("POST", CHAT, &[JSON], streamed.as_bytes()).await;
+    let mut call = upstream.call().await;
+    assert_eq!(gateway.chat(&large(590_000)).await.status, 503);
+    call.begin().await;
+    call.say("Hel").await;
+    assert_eq!(client.head().await.status, 200);
+    assert_eq!(gateway.chat(&large(590_000)).await.status, 404);
+    call.end().await;
+    client.rest().await;
+    let (reply, ()) = tokio::join!(gateway.chat(&body), async {
+        upstream.call().await.answer(200, &whole("ok")).await;
+    });
+    assert_eq!(reply.status, 200);
 }

@@ -129,6 +129,7 @@ impl Check<'_> {
         let (aliases, bad) = self.aliases(&names);
         let chains = self.chains(&names, aliases.as_ref(), &bad);
         self.patterns();
+        self.server();
         self.timeouts();
         let prices = self.prices();
         let usage = self.usage();
@@ -162,6 +163,14 @@ impl Check<'_> {
             cache,
             warnings: Vec::new(),
         })
+    }
+
+    fn server(&mut self) {
+        let server = &self.config.server;
+        if server.max_buffered_bytes < server.max_body_bytes {
+            let what = "is less than max_body_bytes: a body of that size would always be refused";
+            self.problem("server.max_buffered_bytes", what);
+        }
     }
 
     fn timeouts(&mut self) {

@@ -8,6 +8,7 @@
 //! * [`MessagesRequest`] and [`MessagesAnswer`] are the same for Anthropic's Messages API.
 //! * With the feature `config`, `identify` finds out who asks by the keys of a configuration, and `admin` answers what is asked beside
 //!   answers.
+//! * [`BodyBudget`] bounds what the bodies of all requests take up together.
 //! * [`WriteTimeout`] hangs up on a client that takes nothing of what it is sent.
 //! * [`ErrorResponse`] is an error in the shape that the one or the other's clients read.
 //!
@@ -28,6 +29,7 @@
 #[cfg(feature = "config")]
 pub mod admin;
 mod answer;
+mod body_budget;
 mod error;
 mod events;
 #[cfg(feature = "config")]
@@ -39,6 +41,7 @@ mod write_timeout;
 pub use self::identify::{identify, too_many_in_flight};
 pub use self::{
     answer::{ChatAnswer, MessagesAnswer},
+    body_budget::{BodyBudget, HeldBody},
     error::{ErrorResponse, Refusal},
     events::Events,
     request::{ChatRequest, MessagesRequest},

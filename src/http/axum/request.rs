@@ -22,6 +22,8 @@ use std::{io, time::Duration};
 /// all the same. What the client asks of the cache, by `Cache-Control` and `Pragma`, is added to what
 /// the context says of it, and only narrows that: see [`cache_control`](crate::http::cache_control).
 ///
+/// A body that ends in an [`Error`] is refused with that one.
+///
 /// A header `x-llm-…` that [nobody reads](crate::http::states_identity) is refused: remove those that are your own.
 ///
 /// # Errors
@@ -122,8 +124,11 @@ async fn collect(body: &mut Body, limit: usize) -> Result<Bytes, Error> {
             Ok(body) => return Ok(body.to_bytes()),
             Err(error) if is_length_limit(&*error) => {}
             Err(error) if is_malformed(&*error) => return Err(Error::invalid_body(InvalidReason::Framing)),
-            // The rest of the request did not come.
-            Err(error) => return Err(Error::new(ErrorKind::Cancelled).with_source(error)),
+            Err(error) => {
+                let own = causes(&*error).find_map(|cause| cause.downcast_ref::<Error>()).cloned();
+                // Otherwise the rest of the request did not come.
+                return Err(own.unwrap_or_else(|| Error::new(ErrorKind::Cancelled).with_source(error)));
+            }
         }
     }
     Err(Error::invalid_body(InvalidReason::TooLarge { limit }))
