@@ -185,8 +185,15 @@ impl AliasTable {
 
     /// The names that callers may use for everybody, globs left out, sorted.
     pub fn names(&self) -> Vec<&str> {
-        let mut names: Vec<&str> = self.everybody.exact.keys().map(|name| &**name).collect();
+        self.names_for(None)
+    }
+
+    /// The names that callers of one tenant may use, its own and everybody's, globs left out, sorted.
+    pub fn names_for(&self, tenant: Option<&str>) -> Vec<&str> {
+        let mut names: Vec<&str> =
+            self.entries(tenant).flat_map(|entries| entries.exact.keys()).map(|name| &**name).collect();
         names.sort_unstable();
+        names.dedup();
         names
     }
 

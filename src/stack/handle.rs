@@ -11,7 +11,7 @@ use super::{
     restart,
 };
 use crate::{
-    Error,
+    Error, RequestContext,
     access::AccessLayer,
     alias::AliasLayer,
     cache::{CacheStats, EpochKind},
@@ -256,6 +256,15 @@ impl Lasting {
     }
 }
 
+impl Running {
+    /// Whether a layer of this stack lets the caller's departments use this model, by its canonical name.
+    fn allows(&self, caller: &RequestContext, model: &str) -> bool {
+        let (policies, providers) = (self.policies.peek(), self.layers.providers.names());
+        let mut departments = caller.department_ids().iter();
+        self.layers.access.is_none() || departments.all(|id| policies.of(id).allows_at(&providers, model))
+    }
+}
+
 impl Handle {
     pub(super) fn new(
         config: Config,
@@ -352,9 +361,15 @@ impl Handle {
 
     /// What may be asked for by its name: aliases of everybody, and of each provider the models that it lists.
     pub fn models(&self) -> Vec<ListedModel> {
+        self.models_for(&RequestContext::new())
+    }
+
+    /// What this caller may ask for by its name: aliases of everybody and of his tenant, and of each provider the models that it lists. What
+    /// leads to nothing but models that one of his departments may not use is none of them.
+    pub fn models_for(&self, caller: &RequestContext) -> Vec<ListedModel> {
         let running = self.running();
-        let aliases = running.plan.aliases.load();
-        let aliases = aliases.names().into_iter().map(|name| ListedModel { id: name.into(), provider: None });
+        let (aliases, tenant) = (running.plan.aliases.load(), caller.tenant_id());
+        let names = aliases.names_for(tenant);
         let models = running.plan.providers.iter().flat_map(|provider| {
             let name = &provider.name;
             provider.models.iter().map(move |model| ListedModel {
@@ -362,7 +377,15 @@ impl Handle {
                 provider: Some(Arc::clone(name)),
             })
         });
-        aliases.chain(models).collect()
+        // An alias of the same name goes before.
+        let models = models.filter(|model| names.binary_search(&&*model.id).is_err());
+        let listed =
+            names.iter().map(|name| ListedModel { id: (*name).into(), provider: None }).chain(models);
+        let may_use = |model: &ListedModel| {
+            let ends = aliases.ends_for(&(&*model.id).into(), tenant);
+            ends.iter().any(|end| running.allows(caller, end))
+        };
+        listed.filter(may_use).collect()
     }
 
     /// Whether calls can be made, as far as it is known without making one.

@@ -14,7 +14,7 @@ use axum::{
 };
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use llm_layers::{
-    LlmRequest, LlmResponse,
+    LlmRequest, LlmResponse, RequestContext,
     config::Config,
     http::{
         Asked, anthropic,
@@ -221,19 +221,20 @@ impl Chat {
 }
 
 /// `GET /v1/models`
-async fn models(State(handle): State<Handle>) -> Response {
-    admin::models(&handle)
+async fn models(State(handle): State<Handle>, Extension(context): Extension<RequestContext>) -> Response {
+    admin::models(&handle, &context)
 }
 
 /// `GET /v1/models/openai/gpt-4o-mini`
 async fn model(
     State(handle): State<Handle>,
+    Extension(context): Extension<RequestContext>,
     path: Uri,
     headers: HeaderMap,
     name: Result<Path<String>, PathRejection>,
 ) -> Result<Response, ErrorResponse> {
     match name {
-        Ok(Path(name)) => admin::model(&handle, &name, anthropic::is_spoken(path.path(), &headers)),
+        Ok(Path(name)) => admin::model(&handle, &context, &name, anthropic::is_spoken(path.path(), &headers)),
         Err(_) => Err(nothing_at(&path, &headers)),
     }
 }

@@ -3,7 +3,7 @@
 mod common;
 
 use common::{CHAT, Client, Gateway, Upstream, asking, whole};
-use serde_json::json;
+use serde_json::{Value, json};
 
 const JSON: (&str, &str) = ("content-type", "application/json");
 
@@ -377,4 +377,97 @@ async fn a_body_is_held_until_its_answer_begins_and_no_longer() {
         upstream.call().await.answer(200, &whole("ok")).await;
     });
     assert_eq!(reply.status, 200);
+}
+
+// ===== models =====
+
+#[tokio::test]
+async fn a_key_is_told_of_the_models_that_it_may_use_under_the_names_that_it_may_use() {
+    let gateway = Gateway::start(
+        r#"
+        [[keys]]
+        key = "bank-key"
+        user = "eve"
+        tenant = "bank"
+        departments = ["trade"]
+        [[keys]]
+        key = "none-key"
+        user = "eve"
+        departments = ["trade", "none"]
+        [[keys]]
+        key = "all-key"
+        user = "root"
+        [[keys]]
+        key = "host-key"
+        user = "host"
+        departments = ["trade", "free"]
+        trusted = true
+        [providers.echo]
+        kind = "echo"
+        models = ["large", "small"]
+        [providers.other]
+        kind = "echo"
+        models = ["secret"]
+        [aliases]
+        fast = "echo/small"
+        best = [{ model = "echo/large" }, { model = "other/secret" }]
+        hidden = "other/secret"
+        "other/secret" = "other/secret"
+        [tenants.bank.aliases]
+        hidden = "echo/large"
+        own = "fast"
+        lost = "other/secret"
+        [departments.trade]
+        models = ["echo/*"]
+        [departments.none]
+        models = []
+        [quota]
+        store = "memory"
+        "#,
+    )
+    .await;
+    let theirs = ("anthropic-version", "2023-06-01");
+    let listed = async |headers: &[(&str, &str)]| {
+        let reply = gateway.send("GET", "/v1/models", headers, b"").await;
+        assert_eq!(reply.status, 200, "{}", reply.body);
+        let json = reply.json();
+        let ids: Vec<String> = json["data"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|model| model["id"].as_str().unwrap().to_owned())
+            .collect();
+        assert_eq!(json["first_id"], ids.first().map_or(Value::Null, |id| json!(id)));
+        assert_eq!(json["last_id"], ids.last().map_or(Value::Null, |id| json!(id)));
+        ids
+    };
+    let all = ["best", "fast", "hidden", "lost", "other/secret", "own", "echo/large", "echo/small"];
+    for (headers, expected) in [
+        (
+            &[("x-api-key", "bank-key")][..],
+            &["best", "fast", "hidden", "own", "echo/large", "echo/small"][..],
+        ),
+        (
+            &[("x-api-key", "bank-key"), theirs],
+            &["best", "fast", "hidden", "own", "echo/large", "echo/small"],
+        ),
+        (&[("x-api-key", "none-key")], &[]),
+        (
+            &[("x-api-key", "all-key")],
+            &["best", "fast", "hidden", "other/secret", "echo/large", "echo/small"],
+        ),
+        (&[("x-api-key", "host-key")], &["best", "fast", "echo/large", "echo/small"]),
+        (&[("x-api-key", "host-key"), ("x-llm-departments", "free"), ("x-llm-tenant", "bank")], &all),
+    ] {
+        assert_eq!(listed(headers).await, expected, "{headers:?}");
+        for id in all {
+            let status = if expected.contains(&id) { 200 } else { 404 };
+            let reply = gateway.send("GET", &format!("/v1/models/{id}"), headers, b"").await;
+            assert_eq!(reply.status, status, "{headers:?} {id}");
+            if status == 404 {
+                let unknown = gateway.send("GET", "/v1/models/gone", headers, b"").await;
+                assert_eq!(reply.body, unknown.body, "as of one that nobody has");
+            }
+        }
+    }
 }

@@ -20,7 +20,7 @@
 //!
 //! // `GET /readyz`, `GET /v1/models`, `GET /v1/quota/research`:
 //! assert!(admin::readiness(&handle).is_ok());
-//! assert_eq!(admin::models(&handle).status(), StatusCode::OK);
+//! assert_eq!(admin::models(&handle, ada.context()).status(), StatusCode::OK);
 //! assert!(admin::quota(&handle, &ada, "research").await.is_ok());
 //! assert!(admin::quota(&handle, &ada, "another").await.is_err(), "she is not of it");
 //! # Ok(())
@@ -29,7 +29,7 @@
 
 use super::ErrorResponse;
 use crate::{
-    Period, QuotaKind,
+    Period, QuotaKind, RequestContext,
     cache::EpochKind,
     price::NanoUsd,
     stack::{Caller, Handle, ListedModel, QuotaView, Readiness},
@@ -71,10 +71,10 @@ fn unavailable(code: &'static str, message: &str) -> ErrorResponse {
     refused(StatusCode::SERVICE_UNAVAILABLE, "server_error", code, message)
 }
 
-/// What may be asked for, as `GET /v1/models` answers, with what OpenAI's clients look for and what Anthropic's do: aliases, and
+/// What a caller may ask for, as `GET /v1/models` answers, with what OpenAI's clients look for and what Anthropic's do: aliases, and
 /// the models that providers list. All of it is one page.
-pub fn models(handle: &Handle) -> Response {
-    let models = handle.models();
+pub fn models(handle: &Handle, caller: &RequestContext) -> Response {
+    let models = handle.models_for(caller);
     let all: Vec<_> = models.iter().map(listed).collect();
     let (first, last) = (models.first().map(|model| &model.id), models.last().map(|model| &model.id));
     let page =
@@ -86,11 +86,16 @@ pub fn models(handle: &Handle) -> Response {
 ///
 /// # Errors
 ///
-/// 404 for a name that is not listed, whether a provider would take it or not; in Anthropic's shape if `is_messages`.
+/// 404 for a name that is not listed for this caller, whether a provider would take it or not; in Anthropic's shape if `is_messages`.
 #[expect(clippy::result_large_err, reason = "it is answered at once")]
-pub fn model(handle: &Handle, name: &str, is_messages: bool) -> Result<Response, ErrorResponse> {
+pub fn model(
+    handle: &Handle,
+    caller: &RequestContext,
+    name: &str,
+    is_messages: bool,
+) -> Result<Response, ErrorResponse> {
     let message = "no model of this name is listed here";
-    match handle.models().iter().find(|model| *model.id == *name) {
+    match handle.models_for(caller).iter().find(|model| *model.id == *name) {
         Some(model) => Ok(json_response(listed(model).to_string())),
         None => Err(not_found("model_not_found", message).for_messages(is_messages)),
     }
