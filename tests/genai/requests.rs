@@ -445,14 +445,8 @@ async fn only_claude_is_asked_to_think_no_further_where_its_thoughts_are_missing
     });
     let (_, claude) = sent(Dialect::Bedrock, "us.anthropic.claude-sonnet-4-5", body.clone()).await;
     assert_eq!(claude.get("additionalModelRequestFields"), None);
-    // Some think unless they are told not to.
-    for effort in ["low", "none"] {
-        let mut body = body.clone();
-        body["reasoning_effort"] = effort.into();
-        let (_, claude) = sent(Dialect::Anthropic, "claude-sonnet-5", body).await;
-        assert_eq!(claude["thinking"], json!({ "type": "disabled" }), "{effort}");
-        assert_eq!(claude.get("output_config"), None);
-    }
+    let (_, claude) = sent(Dialect::Anthropic, "claude-sonnet-4-5", body.clone()).await;
+    assert_eq!((claude.get("thinking"), claude.get("output_config")), (None, None));
     let (_, nova) = sent(Dialect::Bedrock, "us.amazon.nova-2-lite-v1:0", body.clone()).await;
     assert_eq!(
         nova["additionalModelRequestFields"]["inferenceConfig"]["reasoningConfig"]["maxReasoningEffort"],
@@ -463,6 +457,42 @@ async fn only_claude_is_asked_to_think_no_further_where_its_thoughts_are_missing
         assert_eq!(refused(Dialect::Bedrock, name, body.clone()).await.0, "reasoning_effort", "{name}");
     }
     assert_eq!(refused(Dialect::Vertex, "claude-sonnet-4-5", body).await.0, "reasoning_effort");
+}
+
+#[tokio::test]
+async fn claude_is_told_of_thinking_only_what_the_model_takes() {
+    let called = json!([
+        { "role": "user", "content": "?" },
+        { "role": "assistant", "tool_calls": [{ "id": "a", "type": "function", "function": { "name": "f", "arguments": "{}" } }] },
+        { "role": "tool", "tool_call_id": "a", "content": "1" },
+    ]);
+    let low = json!({ "effort": "low" });
+    let high = json!({ "effort": "high" });
+    let adaptive = json!({ "type": "adaptive", "display": "summarized" });
+    let disabled = json!({ "type": "disabled" });
+    let between = json!({ "type": "between_tools" });
+    for (name, none) in [
+        ("claude-opus-4-6", (None, None)),
+        ("claude-sonnet-5", (Some(&disabled), None)),
+        ("claude-opus-5", (Some(&disabled), None)),
+        ("claude-haiku-5-5", (Some(&disabled), None)),
+        ("claude-sonnet-5-5", (Some(&between), None)),
+        ("claude-opus-5-5", (Some(&adaptive), Some(&low))),
+        ("claude-opus-5-5-20260922", (Some(&adaptive), Some(&low))),
+        ("claude-fable-5", (Some(&adaptive), Some(&low))),
+        ("claude-mythos-5", (Some(&adaptive), Some(&low))),
+    ] {
+        for messages in [&json!([{ "role": "user", "content": "Hi" }]), &called] {
+            for (effort, (thinking, config)) in
+                [(None, (None, None)), (Some("high"), (Some(&adaptive), Some(&high))), (Some("none"), none)]
+            {
+                let body = json!({ "messages": messages, "reasoning_effort": effort });
+                let (_, sent) = sent(Dialect::Anthropic, name, body).await;
+                let told = (sent.get("thinking"), sent.get("output_config"));
+                assert_eq!(told, (thinking, config), "{name} {effort:?}");
+            }
+        }
+    }
 }
 
 #[tokio::test]

@@ -1,5 +1,6 @@
 //! A request of OpenAI's dialect as genai's, or a typed refusal of what genai, or the provider, cannot carry.
 
+mod claude;
 mod gemini;
 mod messages;
 mod params;
@@ -20,17 +21,13 @@ pub(super) struct Ask {
 pub(super) fn translate(wire: Wire, model: &str, body: &ChatBody) -> Result<Ask, Error> {
     let mut params = Params::read(body)?;
     let Conversation { messages, calls_unsigned } = messages::read(wire, body)?;
-    let is_claude =
-        wire == Wire::Anthropic || wire == Wire::Bedrock && bedrock_publisher(model) == "anthropic";
-    if is_claude {
-        params.effort = match params.effort {
-            // Refused where its thoughts before the calls are missing; few clients send them back.
-            effort if calls_unsigned => effort.map(|_| ReasoningEffort::Zero),
-            Some(effort) if wire == Wire::Bedrock || claude_thinks_by_budget(model) => {
-                Some(within(effort, params.max_tokens)?)
-            }
-            effort => effort,
-        };
+    let mut thinking = None;
+    match wire {
+        Wire::Anthropic => (params.effort, thinking) = claude::told(model, &params, calls_unsigned)?,
+        Wire::Bedrock if bedrock_publisher(model) == "anthropic" => {
+            params.effort = claude::by_budget(&params, calls_unsigned)?;
+        }
+        _ => {}
     }
     let mut chat = ChatRequest::new(messages);
     let mut options = ChatOptions {
@@ -43,6 +40,7 @@ pub(super) fn translate(wire: Wire, model: &str, body: &ChatBody) -> Result<Ask,
         ..ChatOptions::default()
     };
     let mut extra = Map::new();
+    extra.extend(thinking.map(|thinking| ("thinking".to_owned(), thinking)));
     match wire {
         Wire::Anthropic => anthropic(model, params, &mut options, &mut extra)?,
         Wire::Gemini => {
@@ -172,39 +170,6 @@ fn bedrock_publisher(model: &str) -> &str {
     const REGIONS: [&str; 9] = ["us", "us-gov", "eu", "apac", "au", "ca", "jp", "in", "global"];
     let (first, rest) = model.split_once('.').unwrap_or((model, ""));
     if REGIONS.contains(&first) { rest.split('.').next().unwrap_or_default() } else { first }
-}
-
-/// Those that came before efforts: genai tells them how many tokens they may think.
-fn claude_thinks_by_budget(model: &str) -> bool {
-    const MODELS: [&str; 8] = [
-        "claude-3-",
-        "claude-haiku-4",
-        "claude-opus-4-0",
-        "claude-opus-4-1",
-        "claude-opus-4-2025",
-        "claude-sonnet-4-0",
-        "claude-sonnet-4-2025",
-        "claude-sonnet-4-5",
-    ];
-    MODELS.iter().any(|older| model.starts_with(older))
-}
-
-/// An effort whose budget, as genai has it, leaves room for an answer: thoughts count towards its bound, and one that is
-/// not above them is refused.
-fn within(effort: ReasoningEffort, bound: Option<u32>) -> Result<ReasoningEffort, Error> {
-    const LEAST: u32 = 1_024;
-    let budget = match effort {
-        ReasoningEffort::Zero => return Ok(effort),
-        ReasoningEffort::Budget(budget) => budget,
-        ReasoningEffort::Minimal | ReasoningEffort::Low => LEAST,
-        ReasoningEffort::Medium => 8_000,
-        ReasoningEffort::High | ReasoningEffort::XHigh | ReasoningEffort::Max => 24_000,
-    };
-    match bound {
-        Some(bound) if bound <= LEAST => Err(unsupported("reasoning_effort")),
-        Some(bound) if bound <= budget => Ok(ReasoningEffort::Budget((bound / 2).max(LEAST))),
-        _ => Ok(effort),
-    }
 }
 
 fn unsupported(member: &str) -> Error {
