@@ -231,6 +231,35 @@ async fn thoughts_are_told_apart_from_the_answer_and_can_be_sent_back() {
 }
 
 #[tokio::test]
+async fn thoughts_that_nobody_asked_for_can_be_sent_back_also_where_they_are_not_shown() {
+    let mut blocks = block(
+        0,
+        &json!({ "type": "thinking", "thinking": "", "signature": "" }),
+        &[json!({ "type": "signature_delta", "signature": "sig" })],
+    );
+    blocks.extend(block(1, &json!({ "type": "redacted_thinking", "data": "xyz" }), &[]));
+    let text = json!({ "type": "text_delta", "text": "42" });
+    blocks.extend(block(2, &json!({ "type": "text", "text": "" }), &[text]));
+    let expected = json!([
+        { "type": "thinking", "thinking": "", "signature": "sig" },
+        { "type": "redacted_thinking", "data": "xyz" },
+    ]);
+    let chunks = streamed_answer(Dialect::Anthropic, &anthropic_stream(&blocks, "end_turn")).await;
+    let streamed = chunks.iter().find_map(|chunk| chunk["choices"][0]["delta"].get("thinking_blocks"));
+    assert_eq!(streamed, Some(&expected));
+
+    let whole = json!({
+        "id": "m", "content": [
+            { "type": "thinking", "thinking": "", "signature": "sig" },
+            { "type": "redacted_thinking", "data": "xyz" },
+            { "type": "text", "text": "42" },
+        ], "stop_reason": "end_turn", "usage": {},
+    });
+    let whole: Value = whole_answer(Dialect::Anthropic, &whole).await.json().unwrap();
+    assert_eq!(whole["choices"][0]["message"]["thinking_blocks"], expected);
+}
+
+#[tokio::test]
 async fn each_reason_to_finish_is_told_in_openais_words() {
     for (theirs, ours) in [
         ("end_turn", "stop"),

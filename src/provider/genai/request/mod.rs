@@ -33,10 +33,11 @@ pub(super) fn translate(wire: Wire, model: &str, body: &ChatBody) -> Result<Ask,
     let mut options = ChatOptions {
         capture_usage: Some(true),
         capture_raw_body: Some(true),
-        capture_reasoning_content: params
-            .effort
-            .as_ref()
-            .map(|effort| !matches!(effort, ReasoningEffort::Zero)),
+        // Some think unasked, and what they thought must come back whole.
+        capture_reasoning_content: Some(match params.effort {
+            None => matches!(wire, Wire::Anthropic | Wire::VertexClaude),
+            Some(ref effort) => !matches!(effort, ReasoningEffort::Zero),
+        }),
         ..ChatOptions::default()
     };
     let mut extra = Map::new();
