@@ -175,6 +175,26 @@ fn each_choice_of_tools_and_each_effort_has_its_word() {
 }
 
 #[test]
+fn a_users_id_that_is_too_long_for_providers_becomes_a_label_of_the_same_user() {
+    let user = |id: &str| {
+        let read = read(&json!({
+            "model": "m", "max_tokens": 1, "messages": [{ "role": "user", "content": "x" }],
+            "metadata": { "user_id": id },
+        }));
+        read["user"].as_str().unwrap().to_owned()
+    };
+    for id in ["", "ada", &"\u{fc}\"".repeat(32)] {
+        assert_eq!(user(id), id);
+    }
+    let long = json!({ "device_id": "d".repeat(64), "account_uuid": "a", "session_id": "s" }).to_string();
+    let label = user(&long);
+    assert_eq!((label.len(), &label), (64, &user(&long)));
+    assert!(label.bytes().all(|byte| byte.is_ascii_hexdigit()));
+    assert_ne!(label, user(&long.replace("\"a\"", "\"b\"")));
+    assert_eq!(user(&"u".repeat(65)).len(), 64);
+}
+
+#[test]
 fn what_is_wrong_or_has_no_counterpart_is_named() {
     let with = |members: Value| {
         let mut request =

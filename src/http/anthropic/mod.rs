@@ -9,6 +9,7 @@
 //! | in the request | becomes |
 //! |---|---|
 //! | `cache_control`, `context_management`, `diagnostics`, `speed`, `user_profile_id`, `workspace_id`, thoughts of earlier turns, `is_error` of a result, what a tool has besides name, description, schema and `strict` | nothing |
+//! | `metadata.user_id` | `user`; longer than 64 characters, its BLAKE3 hash in hexadecimal digits, for OpenAI takes no more |
 //! | title and context of a document | texts in front of it; of a PDF the title is its file's name |
 //! | `thinking.budget_tokens` | `reasoning_effort`: `low` below 4,096, `medium` below 16,384, else `high` |
 //! | `top_k`, members that nobody knows | themselves: the provider may know them |

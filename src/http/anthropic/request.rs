@@ -83,7 +83,7 @@ fn translate(source: &[u8], limits: &BodyLimits) -> Result<Vec<u8>, Error> {
             "metadata" => {
                 let [user] = members(&name, object(&name, value)?, ["user_id"])?;
                 if user.is_some_and(|user| user != b"null") {
-                    out.member("user", string(&name, user, "user_id")?);
+                    out.member("user", &label(string(&name, user, "user_id")?));
                 }
             }
             "thinking" => effort = effort.or(thinking(value)?),
@@ -134,6 +134,16 @@ fn translate(source: &[u8], limits: &BodyLimits) -> Result<Vec<u8>, Error> {
     }
     out.member("messages", &list.finish());
     Ok(out.finish())
+}
+
+/// A user's id that no provider finds too long: OpenAI takes 64 characters, and some clients send whole objects.
+fn label(id: &[u8]) -> Cow<'_, [u8]> {
+    const MOST: usize = 64;
+    let text = json::text(id).unwrap_or_default();
+    match text.chars().nth(MOST) {
+        None => Cow::Borrowed(id),
+        Some(_) => Cow::Owned(quoted(&blake3::hash(text.as_bytes()).to_hex())),
+    }
 }
 
 fn message(path: &str, message: &[u8], list: &mut List) -> Result<(), Error> {
