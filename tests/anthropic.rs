@@ -241,6 +241,51 @@ fn what_is_wrong_or_has_no_counterpart_is_named() {
 }
 
 #[test]
+fn the_tokens_of_a_prompt_are_counted_whatever_it_consists_of_and_are_never_none() {
+    let count = |model: &str, messages: Value, more: Value| {
+        let mut asked = json!({ "model": model, "messages": messages });
+        asked.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let request = anthropic::count_request(asked.to_string(), &BodyLimits::default()).expect("a request");
+        anthropic::input_tokens(&request)
+    };
+    let said = |content: Value| json!([{ "role": "user", "content": content }]);
+    let none = json!({});
+    let short = count("claude", said(json!("Hi")), none.clone());
+    assert!((1..40).contains(&short), "{short}");
+    assert!(count("claude", said(json!("")), none.clone()) >= 1);
+    let long = count("claude", said("word ".repeat(1_000).into()), none.clone());
+    assert_eq!(long, short.saturating_add(5_000 / 4), "as records estimate it");
+
+    // What is no text does not count by its bytes.
+    let source = |media: &str, bytes: usize| json!({ "type": "base64", "media_type": media, "data": "A".repeat(bytes) });
+    let image = |bytes| json!({ "type": "image", "source": source("image/png", bytes) });
+    let document = |bytes| json!({ "type": "document", "source": source("application/pdf", bytes) });
+    let pictured = count("claude", said(json!([image(4)])), none.clone());
+    assert_eq!(pictured, count("claude", said(json!([image(1_000_000)])), none.clone()));
+    assert!((1_000..3_000).contains(&pictured), "{pictured}");
+    let result = json!({ "type": "tool_result", "tool_use_id": "a", "content": [image(1_000)] });
+    assert!((1_000..3_000).contains(&count("claude", said(json!([result])), none.clone())));
+    let one = count("claude", said(json!([document(4)])), none.clone());
+    let large = count("claude", said(json!([document(1_000_000)])), none.clone());
+    assert!((1_000..10_000).contains(&one) && large > 10 * one && large < 100_000, "{one} {large}");
+    assert_eq!(
+        count("claude", said(json!([document(4), image(4)])), none.clone()) / 100,
+        (one + 1_600) / 100
+    );
+
+    // All that is read counts.
+    let tool = json!({ "name": "f", "description": "d".repeat(4_000), "input_schema": {} });
+    let all = count("claude", said(json!("Hi")), json!({ "system": "s".repeat(4_000), "tools": [tool] }));
+    assert!((2_000..2_100).contains(&all), "{all}");
+
+    #[cfg(feature = "tokenizer")]
+    for model in ["gpt-4o", "openai/gpt-5.1", "o3"] {
+        assert_eq!(count(model, said("word ".repeat(1_000).into()), none.clone()), 1_008, "{model}");
+        assert_eq!(count(model, said(json!([image(1_000)])), none.clone()), 1_607, "{model}");
+    }
+}
+
+#[test]
 fn a_body_that_is_no_request_is_refused_as_a_chat_request_would_be() {
     let limits = BodyLimits::default().with_max_bytes(1_000).with_max_depth(8).with_max_members(4);
     let refused = |json: &str| {

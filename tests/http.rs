@@ -21,7 +21,9 @@ use llm_layers::{
     http::{
         Asked, FillIn, STATED,
         anthropic::MessageEvents,
-        axum::{ChatAnswer, ChatRequest, ErrorResponse, Events, MessagesRequest},
+        axum::{
+            ChatAnswer, ChatRequest, CountTokensRequest, ErrorResponse, Events, MessagesRequest, TokenCount,
+        },
         into_chunks, states_identity,
     },
     timeout::CallTimeoutLayer,
@@ -247,6 +249,24 @@ async fn what_a_client_asks_of_the_cache_is_in_the_context_and_only_narrows_what
     let mut old = post("application/json", CHAT);
     old.headers_mut().insert(header::PRAGMA, "no-cache".parse().unwrap());
     assert!(extract(old).await.unwrap().context.cache_control().no_cache);
+}
+
+#[tokio::test]
+async fn whoever_asks_how_long_a_prompt_is_is_told_without_a_call() {
+    let asked = r#"{"model":"fast","messages":[{"role":"user","content":"Hi"}]}"#;
+    let mut request = post("application/json", asked);
+    request.headers_mut().insert("x-request-id", "mine-1".parse().unwrap());
+    let CountTokensRequest(request) = CountTokensRequest::from_request(request, &()).await.unwrap();
+    let (head, body) = parts(TokenCount::of(request).await.into_response()).await;
+    assert_eq!((head.status, head.headers["request-id"].as_bytes()), (StatusCode::OK, &b"mine-1"[..]));
+    assert_eq!(head.headers[header::CONTENT_TYPE], "application/json");
+    assert_eq!(body, r#"{"input_tokens":8}"#);
+
+    let nothing = post("application/json", r#"{"model":"fast","messages":[]}"#);
+    let refused = CountTokensRequest::from_request(nothing, &()).await.unwrap_err();
+    let (head, body) = parts(refused.into_response()).await;
+    let body: Value = serde_json::from_slice(&body).unwrap();
+    assert_eq!((head.status, &body["type"]), (StatusCode::BAD_REQUEST, &json!("error")));
 }
 
 const MESSAGE: &str = r#"{"model":"fast","max_tokens":9,"messages":[{"role":"user","content":"Hi"}]}"#;

@@ -95,11 +95,13 @@ impl TokenEstimator for ByteEstimator {
 
 #[cfg(feature = "tokenizer")]
 pub use self::counted::BpeEstimator;
+#[cfg(feature = "tokenizer")]
+pub(crate) use self::counted::{is_openais, text_tokens};
 
 #[cfg(feature = "tokenizer")]
 mod counted {
     use super::{ByteEstimator, TokenEstimator};
-    use crate::{LlmRequest, json};
+    use crate::{LlmRequest, ModelName, json};
 
     /// As [`ByteEstimator`], and where that does not fit, counts by OpenAI's tokenizers (feature `tokenizer`).
     ///
@@ -143,34 +145,60 @@ mod counted {
         }
 
         fn tighten(&self, request: &LlmRequest) -> Option<u64> {
-            let model = request.model.split().map_or(&*request.model, |(_, model)| model);
-            let is_old = model.starts_with("gpt-3.5") || model == "gpt-4" || model.starts_with("gpt-4-");
-            let bpe = if is_old { bpe_openai::cl100k_base() } else { bpe_openai::o200k_base() };
-            let count = |text: &str| bpe.count(text) as u64;
-            let raw = |json: &[u8]| std::str::from_utf8(json).map_or(json.len() as u64, count);
-            // A text is counted as the model reads it, everything else as it is written.
-            let value = |value: &[u8]| json::string(value).map_or_else(|| raw(value), |text| count(&text));
-            let part = |part: &[u8]| -> u64 {
-                json::members(part).map(|(name, of)| if name == IMAGE { 0 } else { value(of) }).sum()
-            };
-            let mut tokens = 0_u64;
-            for message in request.body.messages() {
-                tokens += PER_MESSAGE;
-                for (name, of) in json::members(message.raw()) {
-                    tokens += match of.first() {
-                        Some(b'[') if name == CONTENT => json::items(of).map(part).sum(),
-                        _ => value(of),
-                    };
-                }
-            }
-            for member in ["tools", "functions", "response_format"] {
-                tokens += request.body.raw(member).map_or(0, raw);
-            }
+            let tokens = text_tokens(request, PER_MESSAGE, |_| false);
             let is_openai = request.model.split().is_none_or(|(provider, _)| provider == "openai");
             let percent = if is_openai { 100 } else { self.percent };
             let text = u64::try_from((u128::from(tokens) * u128::from(percent)).div_ceil(100)).ok()?;
             Some(text.saturating_add(self.bytes.besides_text(request)))
         }
+    }
+
+    /// By the tokenizer of its model, were it one of OpenAI's: `per_message` for what stands around each, and without the
+    /// parts of messages that are left out.
+    pub(crate) fn text_tokens(
+        request: &LlmRequest,
+        per_message: u64,
+        is_left_out: impl Fn(&[u8]) -> bool,
+    ) -> u64 {
+        let model = name(&request.model);
+        let is_old = model.starts_with("gpt-3.5") || model == "gpt-4" || model.starts_with("gpt-4-");
+        let bpe = if is_old { bpe_openai::cl100k_base() } else { bpe_openai::o200k_base() };
+        let count = |text: &str| bpe.count(text) as u64;
+        let raw = |json: &[u8]| std::str::from_utf8(json).map_or(json.len() as u64, count);
+        // A text is counted as the model reads it, everything else as it is written.
+        let value = |value: &[u8]| json::string(value).map_or_else(|| raw(value), |text| count(&text));
+        let part = |part: &[u8]| -> u64 {
+            if is_left_out(part) {
+                return 0;
+            }
+            json::members(part).map(|(name, of)| if name == IMAGE { 0 } else { value(of) }).sum()
+        };
+        let mut tokens = 0_u64;
+        for message in request.body.messages() {
+            tokens += per_message;
+            for (name, of) in json::members(message.raw()) {
+                tokens += match of.first() {
+                    Some(b'[') if name == CONTENT => json::items(of).map(part).sum(),
+                    _ => value(of),
+                };
+            }
+        }
+        for member in ["tools", "functions", "response_format"] {
+            tokens += request.body.raw(member).map_or(0, raw);
+        }
+        tokens
+    }
+
+    /// Whether it is a model of OpenAI's, by its name alone: whoever serves it, its tokenizer is the same.
+    pub(crate) fn is_openais(model: &ModelName) -> bool {
+        let model = name(model);
+        let numbered = |name: &str| name.starts_with(|first: char| first.is_ascii_digit());
+        ["gpt-", "chatgpt-"].iter().any(|family| model.starts_with(family))
+            || model.strip_prefix('o').is_some_and(numbered)
+    }
+
+    fn name(model: &ModelName) -> &str {
+        model.rsplit('/').next().unwrap_or_default()
     }
 
     const CONTENT: &[u8] = br#""content""#;

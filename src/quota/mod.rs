@@ -123,6 +123,8 @@ mod worker;
 pub use self::calendar::UnknownZone;
 #[cfg(feature = "tokenizer")]
 pub use self::estimate::BpeEstimator;
+#[cfg(feature = "tokenizer")]
+pub(crate) use self::estimate::{is_openais, text_tokens};
 #[cfg(feature = "redis")]
 pub use self::redis::{RedisQuotaStore, RedisUnfit};
 #[cfg(feature = "rusqlite")]

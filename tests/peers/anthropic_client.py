@@ -4,7 +4,7 @@
 
 Prints a line for each case that the server behaved in; exits 1 and says what was wrong at the first that it did not.
 Cases: whole streamed tools structured midstream rate_limited request_id errors denied quota upstream timeout store_down
-too_long too_large empty overloaded models elsewhere
+too_long too_large empty overloaded models counted elsewhere
 """
 
 import json
@@ -238,11 +238,28 @@ def models(client):
     return f"{len(listed)} models"
 
 
+def counted(client):
+    """Before anything is asked, and by the bytes of what is."""
+    message = [{"role": "user", "content": "Say hello."}]
+    count = lambda **options: client.messages.count_tokens(**{"model": MODEL, "messages": message, **options}).input_tokens
+    plain = count()
+    require(1 <= plain <= 40, f"{plain} tokens of two words")
+    system = count(system="You are polite. " * 100, tools=TOOLS)
+    require(plain + 200 <= system <= plain + 1000, f"{system} tokens with a system prompt and a tool")
+    image = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "QUJD" * 10_000}}
+    pictured = count(messages=[{"role": "user", "content": [image]}])
+    require(1000 <= pictured <= 3000, f"{pictured} tokens of a picture")
+    error = raises(anthropic.BadRequestError, lambda: count(messages=[]))
+    seen = (error.body["error"]["type"], "messages" in error.body["error"]["message"])
+    same("no messages", seen, ("invalid_request_error", True))
+    stranger = client.with_options(api_key="not-a-key").messages
+    raises(anthropic.AuthenticationError, lambda: stranger.count_tokens(model=MODEL, messages=message))
+    return f"{plain}, {system}, {pictured}"
+
+
 def elsewhere(client):
     """What is not served is refused in the shape that the client reads."""
-    message = [{"role": "user", "content": "Say hello."}]
     calls = dict(
-        counting=lambda: client.messages.count_tokens(model=MODEL, messages=message),
         batches=lambda: client.messages.batches.list(),
         files=lambda: client.beta.files.list(),
         unlisted=lambda: client.models.retrieve("no-such-model"),
@@ -273,6 +290,7 @@ CASES = dict(
     empty=empty,
     overloaded=overloaded,
     models=models,
+    counted=counted,
     elsewhere=elsewhere,
 )
 

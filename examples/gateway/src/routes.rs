@@ -19,7 +19,8 @@ use llm_layers::{
     http::{
         Asked, anthropic,
         axum::{
-            BodyBudget, ChatAnswer, ChatRequest, ErrorResponse, HeldBody, MessagesAnswer, MessagesRequest,
+            BodyBudget, ChatAnswer, ChatRequest, CountTokensRequest, ErrorResponse, HeldBody, MessagesAnswer,
+            MessagesRequest, TokenCount,
             admin::{self, UsageQuestion, json_response},
             identify, too_many_in_flight,
         },
@@ -37,6 +38,7 @@ use tower::ServiceExt;
 
 const CHAT: &str = "/v1/chat/completions";
 const MESSAGES: &str = "/v1/messages";
+const COUNT_TOKENS: &str = "/v1/messages/count_tokens";
 const MODELS: &str = "/v1/models";
 const MODEL: &str = "/v1/models/{*model}";
 const USAGE: &str = "/v1/usage";
@@ -45,7 +47,7 @@ const INVALIDATE: &str = "/v1/cache/invalidate";
 
 /// The template of the API's route that a path leads to.
 pub(crate) fn template(path: &str) -> Option<&'static str> {
-    [CHAT, MESSAGES, MODELS, MODEL, USAGE, QUOTA, INVALIDATE].into_iter().find(|template| {
+    [CHAT, MESSAGES, COUNT_TOKENS, MODELS, MODEL, USAGE, QUOTA, INVALIDATE].into_iter().find(|template| {
         let Some((fixed, name)) = template.split_once('{') else { return path == *template };
         let said = path.strip_prefix(fixed).unwrap_or_default();
         !said.is_empty() && (name.starts_with('*') || !said.contains('/'))
@@ -83,7 +85,8 @@ pub(crate) fn router(
     let chat = Arc::new(Chat { stack, handle: handle.clone(), bodies });
     let api = Router::new()
         .route(CHAT, post(complete).with_state(Arc::clone(&chat)))
-        .route(MESSAGES, post(message).with_state(chat))
+        .route(MESSAGES, post(message).with_state(Arc::clone(&chat)))
+        .route(COUNT_TOKENS, post(count_tokens).with_state(chat))
         .route(MODELS, get(models))
         .route(MODEL, get(model))
         .route(USAGE, get(usage))
@@ -158,6 +161,17 @@ async fn message(
     let (asked, result) = chat.ask(account, place, request, &config).await;
     let answer = MessagesAnswer::new(asked, result).with_keep_alive(Some(config.server.keep_alive.0));
     Ok(answer.with_decisions(config.telemetry.decision_headers))
+}
+
+/// `POST /v1/messages/count_tokens`
+async fn count_tokens(
+    State(chat): State<Arc<Chat>>,
+    Extension(caller): Extension<Caller>,
+    request: Request,
+) -> Result<TokenCount, ErrorResponse> {
+    let config = chat.handle.config();
+    let (CountTokensRequest(request), _place) = chat.read(&caller, request, &config, true).await?;
+    Ok(TokenCount::of(request).await)
 }
 
 fn late() -> ErrorResponse {

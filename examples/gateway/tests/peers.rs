@@ -220,7 +220,7 @@ fn the_openai_sdk_for_node_talks_to_the_gateway() {
 #[test]
 fn the_anthropic_sdk_for_python_talks_to_the_gateway() {
     let test = "the_anthropic_sdk_for_python_talks_to_the_gateway";
-    let more = ["request_id", "models", "elsewhere"];
+    let more = ["request_id", "models", "counted", "elsewhere"];
     passes(test, "anthropic_client.py", python, "", &[&REFUSALS[..], &more].concat());
 }
 

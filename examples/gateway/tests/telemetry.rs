@@ -344,6 +344,7 @@ async fn a_request_is_named_by_the_template_of_its_route_and_by_nothing_that_its
     let asked = [
         ("POST", "/v1/chat/completions", "POST /v1/chat/completions"),
         ("POST", "/v1/messages", "POST /v1/messages"),
+        ("POST", "/v1/messages/count_tokens", "POST /v1/messages/count_tokens"),
         ("GET", "/v1/models", "GET /v1/models"),
         ("GET", "/v1/models/a/m", "GET /v1/models/{*model}"),
         ("GET", "/v1/usage?by=model", "GET /v1/usage"),

@@ -1,7 +1,8 @@
 //! Anthropic's Messages dialect on the way in: a request becomes a chat request, an answer becomes a message.
 //!
 //! [`chat_request`] reads what `POST /v1/messages` takes, [`message`] and [`MessageEvents`] write what it answers, and
-//! [`error_body`] its errors, [`is_spoken`] tells who reads them; `axum` has an extractor and a responder of them. In between is the same stack, with the same
+//! [`error_body`] its errors, [`is_spoken`] tells who reads them, and [`count_request`] and [`input_tokens`] are for
+//! `POST /v1/messages/count_tokens`; `axum` has an extractor and a responder of them. In between is the same stack, with the same
 //! limits, cache and records, whatever provider answers.
 //!
 //! What has no counterpart:
@@ -34,10 +35,16 @@
 //! reason that Anthropic has no word for, `stop_reason` is the provider's word: such an answer may not be complete.
 
 mod answer;
+mod count;
 mod events;
 mod request;
 
-pub use self::{answer::message, events::MessageEvents, request::chat_request};
+pub use self::{
+    answer::message,
+    count::{input_tokens, token_count},
+    events::MessageEvents,
+    request::{chat_request, count_request},
+};
 
 use crate::{Error, http as edge};
 use bytes::Bytes;

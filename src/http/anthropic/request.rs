@@ -24,7 +24,19 @@ use std::borrow::Cow;
 /// # }
 /// ```
 pub fn chat_request(json: impl Into<Bytes>, limits: &BodyLimits) -> Result<LlmRequest, Error> {
-    let source = json.into();
+    read(json.into(), limits, true)
+}
+
+/// Reads a request of Anthropic's that asks how many tokens a prompt has: as [`chat_request`], and `max_tokens` may be missing.
+///
+/// # Errors
+///
+/// As [`chat_request`].
+pub fn count_request(json: impl Into<Bytes>, limits: &BodyLimits) -> Result<LlmRequest, Error> {
+    read(json.into(), limits, false)
+}
+
+fn read(source: Bytes, limits: &BodyLimits, needs_bound: bool) -> Result<LlmRequest, Error> {
     if source.len() > limits.max_bytes {
         return Err(Error::invalid_body(InvalidReason::TooLarge { limit: limits.max_bytes }));
     }
@@ -37,18 +49,18 @@ pub fn chat_request(json: impl Into<Bytes>, limits: &BodyLimits) -> Result<LlmRe
     if !whole.get().starts_with('{') {
         return Err(Error::invalid_body(InvalidReason::Mistyped { expected: "an object" }));
     }
-    let body = translate(whole.get().as_bytes(), limits)?;
+    let body = translate(whole.get().as_bytes(), limits, needs_bound)?;
     // What is added is a few names; what was too large came so.
     let limits = limits.clone().with_max_bytes(usize::MAX).with_max_depth(limits.max_depth.saturating_add(4));
     LlmRequest::parse_within(body, &limits)
 }
 
 /// One top-level member after another; messages last, because the system prompt comes before them.
-fn translate(source: &[u8], limits: &BodyLimits) -> Result<Vec<u8>, Error> {
+fn translate(source: &[u8], limits: &BodyLimits, needs_bound: bool) -> Result<Vec<u8>, Error> {
     let mut out = Out::with_capacity(source.len() + 256);
     let mut seen: Vec<Box<str>> = Vec::new();
     let (mut system, mut messages, mut effort) = (None, None, None);
-    let mut has_bound = false;
+    let mut has_bound = !needs_bound;
     for (raw_name, value) in json::members(source) {
         let Some(name) = json::string(raw_name) else { continue };
         if seen.iter().any(|other| **other == *name) {

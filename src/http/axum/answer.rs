@@ -1,6 +1,6 @@
 use super::{ErrorResponse, Events, error::write_request_id};
 use crate::{
-    Error, LlmResponse, ResponseBody,
+    Error, LlmRequest, LlmResponse, ResponseBody,
     http::{
         Asked, FillIn, age_seconds,
         anthropic::{self, MessageEvents},
@@ -115,6 +115,33 @@ impl MessagesAnswer {
 impl IntoResponse for MessagesAnswer {
     fn into_response(self) -> Response {
         self.0.respond(Dialect::Anthropic)
+    }
+}
+
+/// Responds with how many tokens the prompt of a request has: what Anthropic's clients ask before they send it.
+#[derive(Debug)]
+pub struct TokenCount {
+    tokens: u64,
+    request_id: Option<Box<str>>,
+}
+
+impl TokenCount {
+    /// Counts by [`input_tokens`](anthropic::input_tokens), on a thread where it may take its time.
+    pub async fn of(request: LlmRequest) -> Self {
+        let request_id = request.context.request_id().map(Into::into);
+        let at_least = request.body.input_bytes() as u64 / 4;
+        let counted = tokio::task::spawn_blocking(move || anthropic::input_tokens(&request)).await;
+        Self { tokens: counted.unwrap_or(at_least.max(1)), request_id }
+    }
+}
+
+impl IntoResponse for TokenCount {
+    fn into_response(self) -> Response {
+        let mut response = respond("application/json", Body::from(anthropic::token_count(self.tokens)));
+        if let Some(id) = &self.request_id {
+            write_request_id(response.headers_mut(), id);
+        }
+        response
     }
 }
 

@@ -6,6 +6,7 @@
 //!   [`BodyLimits`](crate::BodyLimits) in the extensions; axum's own `DefaultBodyLimit` is not asked.
 //! * [`ChatAnswer`] responds with JSON, or with server-sent events to those who asked for a stream.
 //! * [`MessagesRequest`] and [`MessagesAnswer`] are the same for Anthropic's Messages API.
+//! * [`CountTokensRequest`] and [`TokenCount`] are for its `POST /v1/messages/count_tokens`, which asks no provider.
 //! * With the feature `config`, `identify` finds out who asks by the keys of a configuration, and `admin` answers what is asked beside
 //!   answers.
 //! * [`BodyBudget`] bounds what the bodies of all requests take up together.
@@ -40,10 +41,10 @@ mod write_timeout;
 #[cfg(feature = "config")]
 pub use self::identify::{identify, too_many_in_flight};
 pub use self::{
-    answer::{ChatAnswer, MessagesAnswer},
+    answer::{ChatAnswer, MessagesAnswer, TokenCount},
     body_budget::{BodyBudget, HeldBody},
     error::{ErrorResponse, Refusal},
     events::Events,
-    request::{ChatRequest, MessagesRequest},
+    request::{ChatRequest, CountTokensRequest, MessagesRequest},
     write_timeout::WriteTimeout,
 };

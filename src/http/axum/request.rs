@@ -41,6 +41,14 @@ pub struct ChatRequest(pub LlmRequest);
 #[derive(Debug, Clone)]
 pub struct MessagesRequest(pub LlmRequest);
 
+/// Extracts a request of Anthropic's that asks how many tokens a prompt has; in everything else as [`ChatRequest`].
+///
+/// # Errors
+///
+/// As [`ChatRequest`], in Anthropic's shape.
+#[derive(Debug, Clone)]
+pub struct CountTokensRequest(pub LlmRequest);
+
 impl<S: Sync> FromRequest<S> for ChatRequest {
     type Rejection = ErrorResponse;
 
@@ -55,6 +63,15 @@ impl<S: Sync> FromRequest<S> for MessagesRequest {
 
     async fn from_request(request: Request, _: &S) -> Result<Self, ErrorResponse> {
         let read = read(request, anthropic::chat_request).await;
+        read.map(Self).map_err(|refused| refused.answer(ErrorResponse::of_messages))
+    }
+}
+
+impl<S: Sync> FromRequest<S> for CountTokensRequest {
+    type Rejection = ErrorResponse;
+
+    async fn from_request(request: Request, _: &S) -> Result<Self, ErrorResponse> {
+        let read = read(request, anthropic::count_request).await;
         read.map(Self).map_err(|refused| refused.answer(ErrorResponse::of_messages))
     }
 }
