@@ -195,7 +195,7 @@ pub use self::{
     id::CallId,
     model::ModelName,
     progress::Progress,
-    request::{LlmRequest, Operation},
+    request::{Dispensable, LlmRequest, Operation},
 };
 
 /// The pages that are written for people, compiled.

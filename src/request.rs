@@ -45,6 +45,7 @@ pub struct LlmRequest {
     /// Which attempt this is, from 0, counted up by [`Fallback`](crate::fallback::Fallback). A label: ids
     /// of leases and records are minted for each call.
     pub attempt: u16,
+    dispensable: Dispensable,
     decisions: Decisions,
     /// Whose model it is, where `model` has lost that name.
     provider: Option<Arc<str>>,
@@ -56,6 +57,18 @@ pub struct LlmRequest {
     /// Weak, for requests are kept by anybody, and a span must not live as long as they do.
     around: Option<Weak<Around<dyn Any + Send + Sync>>>,
     extensions: Option<Arc<http::Extensions>>,
+}
+
+/// What an edge has put into the body on behalf of a caller of another dialect, and an answer can do without: a leaf
+/// leaves it out where its provider would refuse it. What a caller of OpenAI's dialect sends is none of it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Dispensable {
+    /// Thoughts of earlier turns, as `reasoning_content` of their messages. Some providers refuse to go on without them, and
+    /// others refuse them.
+    pub thoughts: bool,
+    /// A `reasoning_effort` of `none`, which many models do not know.
+    pub effort: bool,
 }
 
 /// Why a cache gave no answer.
@@ -86,6 +99,7 @@ impl LlmRequest {
             context: RequestContext::new(),
             operation: Operation::Chat,
             attempt: 0,
+            dispensable: Dispensable::default(),
             decisions: Decisions::default(),
             provider: None,
             cache: None,
@@ -120,6 +134,17 @@ impl LlmRequest {
     pub fn with_context(mut self, context: RequestContext) -> Self {
         self.context = context;
         self
+    }
+
+    /// Says what of the body its provider may be spared.
+    pub(crate) const fn with_dispensable(mut self, dispensable: Dispensable) -> Self {
+        self.dispensable = dispensable;
+        self
+    }
+
+    /// What of the body its provider may be spared.
+    pub const fn dispensable(&self) -> Dispensable {
+        self.dispensable
     }
 
     /// From now on layers note what they decide, for the [record](crate::decision) of this call.
@@ -185,7 +210,7 @@ impl LlmRequest {
     }
 
     /// What can change the answer, the caller's rights apart. A new field has to be thought of here.
-    pub(crate) fn identity(&self) -> (Operation, Option<&str>, &ModelName, &ChatBody) {
+    pub(crate) fn identity(&self) -> (Operation, Option<&str>, &ModelName, Dispensable, &ChatBody) {
         let Self {
             provider,
             model,
@@ -195,6 +220,7 @@ impl LlmRequest {
             context: _,
             operation,
             attempt: _,
+            dispensable,
             decisions: _,
             cache: _,
             aboard: _,
@@ -202,7 +228,7 @@ impl LlmRequest {
             // No layer of this crate decides anything on them.
             extensions: _,
         } = self;
-        (*operation, provider.as_deref(), model, body)
+        (*operation, provider.as_deref(), model, *dispensable, body)
     }
 
     /// Something that a layer of yours has attached. No layer of this crate decides anything on it.

@@ -110,6 +110,47 @@ fn calls_and_results_of_tools_become_messages_in_the_order_that_providers_want()
 }
 
 #[test]
+fn thoughts_that_came_from_here_go_back_and_those_that_are_signed_do_not() {
+    let chunks = [
+        StreamChunk::parse(r#"{"choices":[{"index":0,"delta":{"reasoning_content":"Let me \"see\""}}]}"#)
+            .unwrap(),
+        StreamChunk::text("Hm."),
+        StreamChunk::finish(&FinishReason::Stop),
+        StreamChunk::end(),
+    ];
+    let given = assemble(&write(&chunks))["content"].take();
+    assert_eq!(given[0]["type"], "thinking");
+    let call = json!({ "type": "tool_use", "id": "a", "name": "f", "input": {} });
+    let result = json!({ "type": "tool_result", "tool_use_id": "a", "content": "1" });
+    let signed = json!({ "type": "thinking", "thinking": "theirs", "signature": "s" });
+    let hidden = json!({ "type": "redacted_thinking", "data": "d" });
+    let turns = |blocks: Value| {
+        let request = json!({ "model": "m", "max_tokens": 1, "messages": [
+            { "role": "user", "content": "?" },
+            { "role": "assistant", "content": blocks },
+            { "role": "user", "content": [result] },
+        ] });
+        let request =
+            anthropic::chat_request(request.to_string(), &BodyLimits::default()).expect("a request");
+        let body: Value = serde_json::from_slice(&request.body.to_json("m")).unwrap();
+        (body["messages"][1]["reasoning_content"].clone(), request.dispensable().thoughts)
+    };
+    let thought = json!("Let me \"see\"");
+    assert_eq!(turns(json!([given[0], given[1]])), (thought.clone(), true));
+    assert_eq!(turns(json!([given[0], call])), (thought.clone(), true));
+    assert_eq!(
+        turns(json!([given[0], signed, hidden, given[0], call])),
+        (json!("Let me \"see\"Let me \"see\""), true)
+    );
+    let unmarked = json!({ "type": "thinking", "thinking": "Let me \"see\"" });
+    assert_eq!(turns(json!([unmarked, call])), (thought, true));
+    let empty = json!({ "type": "thinking", "thinking": "", "signature": "" });
+    for none in [json!([signed, call]), json!([hidden, call]), json!([empty, call]), json!([call])] {
+        assert_eq!(turns(none), (Value::Null, false));
+    }
+}
+
+#[test]
 fn pictures_and_documents_come_along() {
     let seen = messages(&json!([{ "role": "user", "content": [
         { "type": "image", "source": { "type": "url", "url": "https://example.org/a.png" } },
@@ -167,7 +208,18 @@ fn each_choice_of_tools_and_each_effort_has_its_word() {
     {
         assert_eq!(read(json!({ "output_config": { "effort": theirs } }))["reasoning_effort"], ours);
     }
-    for thinking in ["disabled", "adaptive", "between_tools"] {
+    let off = json!({ "type": "disabled" });
+    assert_eq!(read(json!({ "thinking": off }))["reasoning_effort"], "none");
+    for both in [
+        json!({ "thinking": off, "output_config": { "effort": "high" } }),
+        json!({ "output_config": { "effort": "high" }, "thinking": off }),
+    ] {
+        assert_eq!(read(both)["reasoning_effort"], "none", "what is not thought has no effort");
+    }
+    let budget = json!({ "type": "enabled", "budget_tokens": 1_024 });
+    let both = json!({ "thinking": budget, "output_config": { "effort": "high" } });
+    assert_eq!(read(both)["reasoning_effort"], "high");
+    for thinking in ["adaptive", "between_tools"] {
         assert!(read(json!({ "thinking": { "type": thinking } })).get("reasoning_effort").is_none());
     }
     assert!(read(json!({ "tools": [] })).get("tools").is_none(), "an empty list is refused by some");

@@ -1,8 +1,9 @@
 //! What a cache's key says: everything that can change the answer, and whose it is.
 
 use llm_layers::{
-    ChatBody, KbScope, LlmRequest, RequestContext,
+    BodyLimits, ChatBody, KbScope, LlmRequest, RequestContext,
     cache::{BypassReason, CacheKey, CacheScope, CacheSecret, MEMBERS_LEFT_OUT},
+    http::anthropic,
 };
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
@@ -48,6 +49,16 @@ fn golden_vectors() {
     let (keys, golden): (Vec<_>, Vec<_>) =
         cases.iter().map(|(k, g)| (k.to_string(), (*g).to_owned())).unzip();
     assert_eq!(keys, golden);
+}
+
+#[test]
+fn equal_bodies_of_which_one_may_be_sent_with_less_have_keys_of_their_own() {
+    let said = r#"{"model":"acme/one","max_tokens":9,"messages":[{"role":"user","content":"Hello"}],"thinking":{"type":"disabled"}}"#;
+    let translated = anthropic::chat_request(said, &BodyLimits::default()).unwrap();
+    let own = LlmRequest::new("acme/one", translated.body.clone());
+    let key = |request| CacheKey::new(&secret(), &CacheScope::of(&ada()).unwrap(), request);
+    assert_ne!(key(&translated), key(&own));
+    assert_eq!(key(&translated), key(&anthropic::chat_request(said, &BodyLimits::default()).unwrap()));
 }
 
 /// The first of them by hand: what is hashed is this, and nothing else.

@@ -297,10 +297,10 @@ fn what_follows_from_a_problem_is_no_problem_of_its_own() {
 
 #[test]
 fn what_only_openais_dialect_has_is_for_its_providers() {
-    let own = "output_member = \"max_tokens\"\nstream_usage = false\n";
+    let own = "output_member = \"max_tokens\"\nstream_usage = false\nreturned_thoughts = true\n";
     for kind in ["anthropic", "echo"] {
         let told = wrong(&format!("[providers.a]\nkind = {kind:?}\n{own}"));
-        let expected = ["output_member", "stream_usage"];
+        let expected = ["output_member", "stream_usage", "returned_thoughts"];
         assert_eq!(told, expected.map(|name| format!("providers.a.{name}: is for kind = \"openai\"")));
     }
     read(&format!("{ECHO}[providers.a]\nbase_url = \"http://x\"\n{own}")).unwrap();

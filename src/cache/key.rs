@@ -1,5 +1,5 @@
 use super::{CacheScope, encode::Encoder};
-use crate::{ChatBody, LlmRequest, Operation};
+use crate::{ChatBody, Dispensable, LlmRequest, Operation};
 use std::{
     collections::hash_map::RandomState,
     fmt,
@@ -98,9 +98,9 @@ impl fmt::Debug for CacheSecret {
 impl CacheKey {
     /// The key of `request` in `scope`. What a long body says is hashed once and kept with it.
     pub fn new(secret: &CacheSecret, scope: &CacheScope<'_>, request: &LlmRequest) -> Self {
-        let (operation, provider, model, body) = request.identity();
+        let (operation, provider, model, dispensable, body) = request.identity();
         let mut encoder = Encoder::<768>::new(&secret.0.key);
-        asked(operation, provider, model, &mut encoder);
+        asked(operation, provider, model, dispensable, &mut encoder);
         scope.encode(&mut encoder);
         let mut few = FEW;
         let mut many = Vec::new();
@@ -151,9 +151,9 @@ pub(super) fn partition(
 ) -> Option<[u8; 32]> {
     use crate::json;
 
-    let (operation, provider, model, body) = request.identity();
+    let (operation, provider, model, dispensable, body) = request.identity();
     let mut encoder = Encoder::<1024>::new(&secret.0.partition);
-    asked(operation, provider, model, &mut encoder);
+    asked(operation, provider, model, dispensable, &mut encoder);
     scope.encode(&mut encoder);
     let super::epoch::Stamp { own, kbs } = stamp;
     encoder.count(own.len() + kbs.len());
@@ -197,9 +197,15 @@ fn asked<const N: usize>(
     operation: Operation,
     provider: Option<&str>,
     model: &str,
+    dispensable: Dispensable,
     encoder: &mut Encoder<'_, N>,
 ) {
     encoder.tag(VERSION);
+    // Of two equal bodies one may be sent without what the other is refused for.
+    if dispensable != Dispensable::default() {
+        let Dispensable { thoughts, effort } = dispensable;
+        encoder.tag(0x80 | u8::from(thoughts) | u8::from(effort) << 1);
+    }
     // No operation is 0: a bare name of one provider's is no other's, and not the one that stands outside of all.
     if let Some(provider) = provider {
         encoder.tag(0);

@@ -214,6 +214,11 @@ pub struct Provider {
     /// told, but at Mistral's own API, which tells usage unasked. A server that refuses to be asked is sent the request once
     /// more without it; `false` spares it the first one. Usage that is not told is estimated.
     pub stream_usage: Option<bool>,
+    /// Whether thoughts of earlier turns go back to it, as `reasoning_content` of their messages, from callers of Anthropic's
+    /// dialect, who have them from here: at DeepSeek, Moonshot, Z.ai, Xiaomi and OpenRouter unless told, whose models go on from
+    /// them or refuse to go on without, and nowhere else, for many refuse the member. For a server of yours, or a proxy, with such
+    /// models.
+    pub returned_thoughts: Option<bool>,
     /// Several servers of one provider, in place of `base_url` and what goes with it: the one with fewer calls in flight is
     /// asked.
     #[schemars(length(min = 1))]

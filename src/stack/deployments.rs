@@ -111,6 +111,7 @@ struct Made {
     trace_headers: bool,
     output_member: Option<OutputMember>,
     stream_usage: Option<bool>,
+    returned_thoughts: Option<bool>,
 }
 
 impl Deployments {
@@ -204,6 +205,9 @@ impl Deployments {
             if let Some(asks) = one.stream_usage {
                 leaf = leaf.with_stream_usage(asks);
             }
+            if let Some(returned) = one.returned_thoughts {
+                leaf = leaf.with_returned_thoughts(returned);
+            }
             #[cfg(feature = "otel")]
             if one.trace_headers {
                 leaf = leaf.with_trace_headers();
@@ -245,10 +249,16 @@ impl Identity {
 
 impl Made {
     fn of(provider: &PlannedProvider, source: Source<'_>) -> Self {
-        let (trace_headers, output_member, stream_usage) = match source {
-            Source::Server(_, one) => (one.trace_headers, one.output_member, one.stream_usage),
-            Source::Own(_) | Source::Echo => (false, None, None),
+        let one = match source {
+            Source::Server(_, one) => Some(one),
+            Source::Own(_) | Source::Echo => None,
         };
-        Self { timeouts: provider.timeouts, trace_headers, output_member, stream_usage }
+        Self {
+            timeouts: provider.timeouts,
+            trace_headers: one.is_some_and(|one| one.trace_headers),
+            output_member: one.and_then(|one| one.output_member),
+            stream_usage: one.and_then(|one| one.stream_usage),
+            returned_thoughts: one.and_then(|one| one.returned_thoughts),
+        }
     }
 }

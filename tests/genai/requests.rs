@@ -2,7 +2,8 @@
 
 use crate::{common::*, server::Server};
 use llm_layers::{
-    ChatBody, ErrorKind, InvalidReason, LlmRequest, RequestContext,
+    BodyLimits, ChatBody, ErrorKind, InvalidReason, LlmRequest, RequestContext,
+    http::anthropic,
     provider::{
         genai::{Dialect, Genai},
         openai::ConfigError,
@@ -493,6 +494,39 @@ async fn claude_is_told_of_thinking_only_what_the_model_takes() {
             }
         }
     }
+}
+
+#[tokio::test]
+async fn who_came_by_another_dialect_and_wants_no_thoughts_is_refused_by_no_model() {
+    let asked = |name: &str| {
+        let body = json!({
+            "model": name, "max_tokens": 9, "thinking": { "type": "disabled" },
+            "messages": [{ "role": "user", "content": "Hi" }],
+        });
+        anthropic::chat_request(body.to_string(), &BodyLimits::default()).unwrap()
+    };
+    let off = json!({ "thinkingBudget": 0 });
+    for (dialect, name, place, expected) in [
+        (Dialect::Anthropic, "claude-opus-5", "/thinking/type", Some(json!("disabled"))),
+        (Dialect::Anthropic, "claude-sonnet-4-5", "/thinking", None),
+        (Dialect::Gemini, "gemini-2.5-flash", "/generationConfig/thinkingConfig", Some(off)),
+        (Dialect::Gemini, "gemini-2.5-pro", "/generationConfig/thinkingConfig", None),
+        (Dialect::Gemini, "gemini-3-pro", "/generationConfig/thinkingConfig", None),
+        (Dialect::Vertex, "claude-opus-5", "/thinking", None),
+        (Dialect::Bedrock, "openai.gpt-oss-120b-1:0", "/additionalModelRequestFields", None),
+        (Dialect::Bedrock, "meta.llama3", "/additionalModelRequestFields", None),
+        (Dialect::Cohere, "command-r", "/thinking", None),
+        (Dialect::Ollama, "qwen3:8b", "/think", Some(json!(false))),
+    ] {
+        let mut server = Server::playing([]).await;
+        let leaf = leaf(dialect, &server);
+        let (sent, _) = tokio::join!(server.asked(), leaf.oneshot(asked(name)));
+        let sent: Value = serde_json::from_str(&sent.body).unwrap();
+        assert_eq!(sent.pointer(place), expected.as_ref(), "{name}");
+    }
+    // A caller of OpenAI's dialect is told.
+    let none = with("reasoning_effort", json!("none"));
+    assert_eq!(refused(Dialect::Gemini, "gemini-3-pro", none).await.0, "reasoning_effort");
 }
 
 #[tokio::test]

@@ -4,9 +4,11 @@ use crate::canned::*;
 use bytes::Bytes;
 use http_body_util::Full;
 use llm_layers::{
-    KbScope, RequestContext,
+    BodyLimits, KbScope, LlmRequest, RequestContext,
+    http::anthropic,
     provider::openai::{ConfigError, OpenAiCompatible},
 };
+use serde_json::Value;
 use tower::{ServiceExt, service_fn};
 
 fn endpoint(url: &str) -> Result<OpenAiCompatible<()>, ConfigError> {
@@ -91,6 +93,46 @@ async fn headers_come_from_configuration_and_keys_are_marked_sensitive() {
 
 async fn sent_headers(request: llm_layers::LlmRequest) -> http::HeaderMap {
     sent(|provider| provider, URL, request).await.headers().clone()
+}
+
+#[tokio::test]
+async fn what_another_dialect_brought_is_sent_to_those_who_take_it_and_what_a_caller_says_to_all() {
+    let translated = r#"{"max_tokens":1,"thinking":{"type":"disabled"},"messages":[{"role":"user","content":"?"},{"role":"assistant","content":[{"type":"thinking","thinking":"hm","signature":""},{"type":"tool_use","id":"a","name":"f","input":{}}]},{"role":"user","content":[{"type":"tool_result","tool_use_id":"a","content":"1"}]}]"#;
+    let said = |url: &'static str, model: &'static str, told: Option<bool>| async move {
+        let body = format!(r#"{translated},"model":"{model}"}}"#);
+        let request = anthropic::chat_request(body, &BodyLimits::default()).unwrap();
+        let configure = |leaf| told.into_iter().fold(leaf, OpenAiCompatible::with_returned_thoughts);
+        let sent: Value = serde_json::from_str(&json_of(sent(configure, url, request).await).await).unwrap();
+        assert_eq!(sent["messages"][1]["tool_calls"][0]["id"], "a");
+        assert_eq!(sent["messages"].as_array().unwrap().len(), 3);
+        let of = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let effort = of(&sent["reasoning_effort"]);
+        (of(&sent["messages"][1]["reasoning_content"]), effort, of(&sent["thinking"]["type"]))
+    };
+    for (url, model, expected) in [
+        ("https://API.deepseek.com/v1", "deepseek-chat", ("hm", "", "disabled")),
+        ("https://api.z.ai/api/paas/v4", "glm-5", ("hm", "", "disabled")),
+        ("https://api.moonshot.ai/v1", "kimi-k2.5", ("hm", "", "")),
+        ("https://openrouter.ai/api/v1", "deepseek/deepseek-v4", ("hm", "", "")),
+        ("https://api.openai.com/v1", "gpt-5.1", ("", "none", "")),
+        ("https://api.openai.com/v1", "gpt-5.2-2025-12-11", ("", "none", "")),
+        ("https://api.openai.com/v1", "gpt-5.1-codex", ("", "", "")),
+        ("https://api.openai.com/v1", "gpt-5.1-chat-latest", ("", "", "")),
+        ("https://api.openai.com/v1", "gpt-5", ("", "", "")),
+        ("https://api.openai.com/v1", "gpt-4o", ("", "", "")),
+        ("https://api.mistral.ai/v1", "mistral-small", ("", "", "")),
+        ("https://api.deepseek.com.example/v1", "m", ("", "", "")),
+    ] {
+        let (thoughts, effort, thinking) = said(url, model, None).await;
+        assert_eq!((&*thoughts, &*effort, &*thinking), expected, "{url} {model}");
+    }
+    assert_eq!(said("https://proxy.example/v1", "m", Some(true)).await.0, "hm");
+    assert_eq!(said("https://api.deepseek.com", "m", Some(false)).await.0, "");
+
+    // A caller of this dialect means what it says.
+    let own = r#"{"model":"m-1","messages":[{"role":"assistant","reasoning_content":"hm","content":"a"}],"reasoning_effort":"none"}"#;
+    let own_request = LlmRequest::parse(own).unwrap();
+    assert_eq!(json_of(sent(|leaf| leaf, "https://api.mistral.ai/v1", own_request).await).await, own);
 }
 
 #[tokio::test]

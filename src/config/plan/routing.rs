@@ -43,6 +43,7 @@ pub(crate) struct PlannedDeployment {
     pub(crate) trace_headers: bool,
     pub(crate) output_member: Option<OutputMember>,
     pub(crate) stream_usage: Option<bool>,
+    pub(crate) returned_thoughts: Option<bool>,
 }
 
 /// Whether `providers.NAME.headers` may have a header of this name, in any case. Those of the connection, and those that the client
@@ -213,6 +214,7 @@ impl Check<'_> {
         let own = [
             ("output_member", provider.output_member.is_some()),
             ("stream_usage", provider.stream_usage.is_some()),
+            ("returned_thoughts", provider.returned_thoughts.is_some()),
         ];
         let told: Vec<_> = own.into_iter().filter(|(_, is_told)| *is_told).collect();
         for (name, _) in &told {
@@ -235,8 +237,15 @@ impl Check<'_> {
         }
         let output_member = provider.output_member.or_else(|| own_output_member(kind, &one.base_url.0));
         let base_url = one.base_url.clone();
-        let (trace_headers, stream_usage) = (one.trace_headers, provider.stream_usage);
-        PlannedDeployment { base_url, api_key, headers, trace_headers, output_member, stream_usage }
+        PlannedDeployment {
+            base_url,
+            api_key,
+            headers,
+            trace_headers: one.trace_headers,
+            output_member,
+            stream_usage: provider.stream_usage,
+            returned_thoughts: provider.returned_thoughts,
+        }
     }
 
     pub(super) fn headers(

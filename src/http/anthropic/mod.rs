@@ -9,9 +9,11 @@
 //!
 //! | in the request | becomes |
 //! |---|---|
-//! | `cache_control`, `context_management`, `diagnostics`, `speed`, `user_profile_id`, `workspace_id`, thoughts of earlier turns, `is_error` of a result, what a tool has besides name, description, schema and `strict` | nothing |
+//! | `cache_control`, `context_management`, `diagnostics`, `speed`, `user_profile_id`, `workspace_id`, thoughts of earlier turns that are signed, `is_error` of a result, what a tool has besides name, description, schema and `strict` | nothing |
 //! | `metadata.user_id` | `user`; longer than 64 characters, its BLAKE3 hash in hexadecimal digits, for OpenAI takes no more |
 //! | title and context of a document | texts in front of it; of a PDF the title is its file's name |
+//! | thoughts of earlier turns that came from here, which are not signed | `reasoning_content` of their messages, [for providers that take it](crate::Dispensable) |
+//! | `thinking.type` of `disabled` | `reasoning_effort`: `none`, [for models that know it](crate::Dispensable) |
 //! | `thinking.budget_tokens` | `reasoning_effort`: `low` below 4,096, `medium` below 16,384, else `high` |
 //! | `top_k`, members that nobody knows | themselves: the provider may know them |
 //! | tools that Anthropic runs, `citations` that are enabled, `mcp_servers`, `container`, `inference_geo`, files by id | an error that names the member |

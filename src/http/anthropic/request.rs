@@ -1,5 +1,5 @@
 use super::answer::is_text;
-use crate::{BodyLimits, Error, InvalidReason, LlmRequest, json};
+use crate::{BodyLimits, Dispensable, Error, InvalidReason, LlmRequest, json};
 use bytes::Bytes;
 use serde_json::value::RawValue;
 use std::borrow::Cow;
@@ -49,17 +49,19 @@ fn read(source: Bytes, limits: &BodyLimits, needs_bound: bool) -> Result<LlmRequ
     if !whole.get().starts_with('{') {
         return Err(Error::invalid_body(InvalidReason::Mistyped { expected: "an object" }));
     }
-    let body = translate(whole.get().as_bytes(), limits, needs_bound)?;
+    let (body, dispensable) = translate(whole.get().as_bytes(), limits, needs_bound)?;
     // What is added is a few names; what was too large came so.
     let limits = limits.clone().with_max_bytes(usize::MAX).with_max_depth(limits.max_depth.saturating_add(4));
-    LlmRequest::parse_within(body, &limits)
+    Ok(LlmRequest::parse_within(body, &limits)?.with_dispensable(dispensable))
 }
 
 /// One top-level member after another; messages last, because the system prompt comes before them.
-fn translate(source: &[u8], limits: &BodyLimits, needs_bound: bool) -> Result<Vec<u8>, Error> {
+fn translate(source: &[u8], limits: &BodyLimits, needs_bound: bool) -> Result<(Vec<u8>, Dispensable), Error> {
     let mut out = Out::with_capacity(source.len() + 256);
     let mut seen: Vec<Box<str>> = Vec::new();
-    let (mut system, mut messages, mut effort) = (None, None, None);
+    let (mut system, mut messages) = (None, None);
+    let (mut effort, mut thinking) = (None, None);
+    let mut dispensable = Dispensable::default();
     let mut has_bound = !needs_bound;
     for (raw_name, value) in json::members(source) {
         let Some(name) = json::string(raw_name) else { continue };
@@ -98,7 +100,7 @@ fn translate(source: &[u8], limits: &BodyLimits, needs_bound: bool) -> Result<Ve
                     out.member("user", &label(string(&name, user, "user_id")?));
                 }
             }
-            "thinking" => effort = effort.or(thinking(value)?),
+            "thinking" => thinking = effort_of(value)?,
             "output_config" => {
                 let [format, said] = members(&name, object(&name, value)?, ["format", "effort"])?;
                 if let Some(format) = format {
@@ -127,7 +129,9 @@ fn translate(source: &[u8], limits: &BodyLimits, needs_bound: bool) -> Result<Ve
             _ => out.raw_member(raw_name, value),
         }
     }
-    if let Some(effort) = effort {
+    dispensable.effort = thinking == Some(NONE);
+    // Not to think goes before how much.
+    if let Some(effort) = thinking.filter(|_| dispensable.effort).or(effort).or(thinking) {
         out.member("reasoning_effort", &quoted(effort));
     }
     if !has_bound {
@@ -142,10 +146,10 @@ fn translate(source: &[u8], limits: &BodyLimits, needs_bound: bool) -> Result<Ve
         return Err(mistyped("messages", "an array"));
     }
     for (at, message) in json::items(messages).enumerate() {
-        self::message(&format!("messages[{at}]"), message, &mut list)?;
+        dispensable.thoughts |= self::message(&format!("messages[{at}]"), message, &mut list)?;
     }
     out.member("messages", &list.finish());
-    Ok(out.finish())
+    Ok((out.finish(), dispensable))
 }
 
 /// A user's id that no provider finds too long: OpenAI takes 64 characters, and some clients send whole objects.
@@ -158,24 +162,26 @@ fn label(id: &[u8]) -> Cow<'_, [u8]> {
     }
 }
 
-fn message(path: &str, message: &[u8], list: &mut List) -> Result<(), Error> {
+/// Whether it has thoughts.
+fn message(path: &str, message: &[u8], list: &mut List) -> Result<bool, Error> {
     let at = |member: &str| format!("{path}.{member}");
     let [role, content] = members(path, message, ["role", "content"])?;
     let content = required(path, content, "content")?;
     match (role.and_then(json::string).as_deref(), content.first()) {
         (Some(role @ ("user" | "assistant" | "system")), Some(b'"')) => {
             list.item(format!(r#"{{"role":"{role}","content":"#).as_bytes(), content);
-            Ok(())
         }
-        (Some("user"), Some(b'[')) => from_user(&at("content"), content, list),
-        (Some("assistant"), Some(b'[')) => from_assistant(&at("content"), content, list),
+        (Some("user"), Some(b'[')) => from_user(&at("content"), content, list)?,
+        (Some("assistant"), Some(b'[')) => return from_assistant(&at("content"), content, list),
         (Some("system"), Some(b'[')) => {
             list.item(br#"{"role":"system","content":"#, &text_of(&at("content"), content)?);
-            Ok(())
         }
-        (Some("user" | "assistant" | "system"), _) => Err(mistyped(&at("content"), "a string or an array")),
-        (_, _) => Err(mistyped(&at("role"), "\"user\" or \"assistant\"")),
+        (Some("user" | "assistant" | "system"), _) => {
+            return Err(mistyped(&at("content"), "a string or an array"));
+        }
+        (_, _) => return Err(mistyped(&at("role"), "\"user\" or \"assistant\"")),
     }
+    Ok(false)
 }
 
 /// Results of tools are messages of their own, and come first: nothing may stand between them and the calls.
@@ -276,8 +282,8 @@ fn source<'a>(path: &str, block: &Block<'a>) -> Result<Source<'a>, Error> {
     })
 }
 
-fn from_assistant(path: &str, blocks: &[u8], list: &mut List) -> Result<(), Error> {
-    let (mut texts, mut calls) = (Vec::new(), List::default());
+fn from_assistant(path: &str, blocks: &[u8], list: &mut List) -> Result<bool, Error> {
+    let (mut texts, mut thoughts, mut calls) = (Vec::new(), Vec::new(), List::default());
     for (at, block) in json::items(blocks).enumerate() {
         let path = format!("{path}[{at}]");
         let block = Block::read(&path, block)?;
@@ -296,21 +302,31 @@ fn from_assistant(path: &str, blocks: &[u8], list: &mut List) -> Result<(), Erro
                 ];
                 calls.item(&call.concat(), &[&arguments[..], b"}"].concat());
             }
-            // Signed for a provider that may not be the next one.
-            Some("thinking" | "redacted_thinking") => {}
+            Some("thinking") => match block.signature.and_then(json::string) {
+                // Signed for a provider that may not be the next one.
+                Some(signature) if !signature.is_empty() => {}
+                // Given out here.
+                _ => thoughts.extend(block.thinking.filter(|thinking| is_text(thinking))),
+            },
+            Some("redacted_thinking") => {}
             Some(_) => return Err(unsupported(&format!("{path}.type"))),
             None => return Err(Error::invalid(format!("{path}.type"), InvalidReason::Missing)),
         }
     }
     let text = if texts.is_empty() { b"null".to_vec() } else { joined(&texts) };
+    let thinks = !thoughts.is_empty();
+    let mut head = br#"{"role":"assistant","#.to_vec();
+    if thinks {
+        head.extend([br#""reasoning_content":"#, &joined(&thoughts)[..], b","].concat());
+    }
+    head.extend_from_slice(br#""content":"#);
     if calls.is_empty() {
         let text = if texts.is_empty() { br#""""#.to_vec() } else { text };
-        list.item(br#"{"role":"assistant","content":"#, &text);
+        list.item(&head, &text);
     } else {
-        let head = [br#"{"role":"assistant","content":"#, &text[..], br#","tool_calls":"#].concat();
-        list.item(&head, &calls.finish());
+        list.item(&[&head[..], &text, br#","tool_calls":"#].concat(), &calls.finish());
     }
-    Ok(())
+    Ok(thinks)
 }
 
 fn tools(value: &[u8], out: &mut Out) -> Result<(), Error> {
@@ -360,10 +376,15 @@ fn tool_choice(value: &[u8], out: &mut Out) -> Result<(), Error> {
     Ok(())
 }
 
-fn thinking(value: &[u8]) -> Result<Option<&'static str>, Error> {
+/// Not to think.
+const NONE: &str = "none";
+
+/// What `thinking` comes to.
+fn effort_of(value: &[u8]) -> Result<Option<&'static str>, Error> {
     let [kind, budget] = members("thinking", value, ["type", "budget_tokens"])?;
     match kind.and_then(json::string).as_deref() {
-        Some("disabled" | "adaptive" | "between_tools") => Ok(None),
+        Some("disabled") => Ok(Some(NONE)),
+        Some("adaptive" | "between_tools") => Ok(None),
         Some("enabled") => {
             let budget = budget.and_then(|raw| serde_json::from_slice(raw).ok());
             let budget: u64 =
@@ -426,6 +447,8 @@ struct Block<'a> {
     id: Option<&'a [u8]>,
     name: Option<&'a [u8]>,
     input: Option<&'a [u8]>,
+    thinking: Option<&'a [u8]>,
+    signature: Option<&'a [u8]>,
 }
 
 impl<'a> Block<'a> {
@@ -442,11 +465,40 @@ impl<'a> Block<'a> {
             "id",
             "name",
             "input",
+            "thinking",
+            "signature",
         ];
-        let [kind, text, source, title, context, citations, tool_use_id, content, id, name, input] =
-            members(path, block, names)?;
+        let [
+            kind,
+            text,
+            source,
+            title,
+            context,
+            citations,
+            tool_use_id,
+            content,
+            id,
+            name,
+            input,
+            thinking,
+            signature,
+        ] = members(path, block, names)?;
         let kind = kind.and_then(json::string);
-        Ok(Self { kind, text, source, title, context, citations, tool_use_id, content, id, name, input })
+        Ok(Self {
+            kind,
+            text,
+            source,
+            title,
+            context,
+            citations,
+            tool_use_id,
+            content,
+            id,
+            name,
+            input,
+            thinking,
+            signature,
+        })
     }
 }
 

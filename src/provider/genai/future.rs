@@ -32,7 +32,7 @@ async fn answer(provider: Genai, request: LlmRequest) -> Result<LlmResponse, Err
         return Err(Error::new(ErrorKind::ModelNotFound { model: request.model }));
     };
     let LlmRequest { ref model, ref progress, ref body, .. } = request;
-    let request::Ask { chat, mut options } = request::translate(wire, model, body)?;
+    let request::Ask { chat, mut options } = request::translate(wire, model, &request)?;
     options.extra_headers = Some(provider.headers(&request).into());
     let target = ServiceTarget {
         endpoint: Endpoint::from_owned(provider.endpoint.uri.to_string()),

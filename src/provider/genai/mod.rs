@@ -48,7 +48,8 @@
 //! Thoughts come as `reasoning_content`. What must be sent back for a model to think on after a call of a tool comes as
 //! `thinking_blocks` (Anthropic, Bedrock) or in the call's `extra_content.google.thought_signature` (Gemini), and is
 //! understood when it comes back. A Claude that is told how much to think in tokens refuses to think on without: then it is not
-//! asked to; later ones are, and are told the effort itself. Asked for `none`, those that cannot but think (Opus from 5.5 on, Fable,
+//! asked to; later ones are, and are told the effort itself. Where not to think is a wish of
+//! [another dialect](crate::Dispensable), it is told to Claude at Anthropic, Gemini 2.5 Flash and Ollama alone, and refused by none. Asked for `none`, those that cannot but think (Opus from 5.5 on, Fable,
 //! Mythos) are told `low`, and Sonnet from 5.5 on thinks between calls of tools only. Where an effort is told as a
 //! number of tokens (Claude at Bedrock, and at Anthropic up to Opus 4.1, Sonnet 4.5 and Haiku 4.5) that an answer's bound is
 //! not above, half the bound is for thoughts, 1,024 at least; an effort beside a bound without room for these is refused. What

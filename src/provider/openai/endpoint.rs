@@ -19,6 +19,8 @@ pub(in crate::provider) struct Endpoint {
     pub(in crate::provider) output_member: Option<Cow<'static, str>>,
     /// Whether streams are asked for their usage where the caller does not ask.
     pub(in crate::provider) stream_usage: bool,
+    /// Whether thoughts of earlier turns are sent that are [dispensable](crate::Dispensable).
+    pub(in crate::provider) returned_thoughts: bool,
     /// Whether requests say which trace they belong to.
     #[cfg(feature = "otel")]
     pub(in crate::provider) trace_headers: bool,
@@ -44,6 +46,43 @@ pub enum ConfigError {
     },
     /// There is no certificate in it, or one that cannot be read.
     Certificate,
+}
+
+/// Whose models go on from what they thought before; DeepSeek's and Kimi's refuse to go on without after a call of a tool.
+const TAKE_THOUGHTS: [&str; 7] = [
+    "api.deepseek.com",
+    "api.moonshot.ai",
+    "api.moonshot.cn",
+    "api.z.ai",
+    "open.bigmodel.cn",
+    "api.xiaomimimo.com",
+    "openrouter.ai",
+];
+
+/// How a model is told not to think.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum NotThinking {
+    /// By an effort of `none`.
+    Effort,
+    /// By `thinking`, as Anthropic has it.
+    Thinking,
+    /// By nothing that it is sure to know.
+    Unknown,
+}
+
+impl NotThinking {
+    pub(super) fn of(host: &str, model: &str) -> Self {
+        let is = |hosts: &[&str]| hosts.iter().any(|known| host.eq_ignore_ascii_case(known));
+        let is_fixed = |model: &str| ["codex", "chat", "pro"].iter().any(|kind| model.contains(kind));
+        match model {
+            _ if is(&["api.deepseek.com", "api.z.ai", "open.bigmodel.cn"]) => Self::Thinking,
+            // Those before refuse it, and so do those of one effort.
+            model if is(&["api.openai.com"]) && model.starts_with("gpt-5.") && !is_fixed(model) => {
+                Self::Effort
+            }
+            _ => Self::Unknown,
+        }
+    }
 }
 
 impl Endpoint {
@@ -86,6 +125,7 @@ impl Endpoint {
             provider: host.as_ref().into(),
             // Tells it unasked, and refuses to be asked.
             stream_usage: !host.eq_ignore_ascii_case("api.mistral.ai"),
+            returned_thoughts: TAKE_THOUGHTS.iter().any(|known| host.eq_ignore_ascii_case(known)),
             host,
             port,
             max_answer_bytes: 32 << 20,

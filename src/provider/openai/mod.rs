@@ -28,6 +28,9 @@
 //! What arrives in [`LlmRequest::body`](crate::LlmRequest::body) leaves byte for byte, but for the model's
 //! name and, for streams, `stream_options.include_usage`, which is asked for because the layers need it, and not again of a
 //! server that refuses to be asked: see [`with_stream_usage`](OpenAiCompatible::with_stream_usage).
+//! What an edge has put in for a caller of [another dialect](crate::Dispensable) is left out, or said in the provider's words,
+//! where it would be refused: see [`with_returned_thoughts`](OpenAiCompatible::with_returned_thoughts); not to think is told to
+//! OpenAI's models from GPT-5.1 on that know `none`, and to DeepSeek and Z.ai as `thinking`.
 //! URL and headers come from configuration only; of the request's context nothing is sent but its id, as
 //! `x-request-id`.
 //!

@@ -98,6 +98,16 @@ impl<H> OpenAiCompatible<H> {
         self
     }
 
+    /// Says whether thoughts of earlier turns are sent, as `reasoning_content` of their messages, that an edge has put there for
+    /// a caller of [another dialect](crate::Dispensable): true unless told at DeepSeek, Moonshot, Z.ai, Xiaomi and OpenRouter,
+    /// whose models go on from them or refuse to go on without, and false elsewhere, for many refuse the member. What a caller
+    /// of OpenAI's dialect sends is sent either way.
+    #[must_use]
+    pub fn with_returned_thoughts(mut self, returned: bool) -> Self {
+        self.endpoint().returned_thoughts = returned;
+        self
+    }
+
     /// Sends `traceparent` and `tracestate` with each request, for providers that are yours: a model server, another
     /// gateway. What is sent is what is current when the call is made, by the program's global propagator; without one,
     /// nothing. Baggage is never sent.

@@ -1,6 +1,6 @@
 //! The HTTP request that asks.
 
-use super::endpoint::Endpoint;
+use super::endpoint::{Endpoint, NotThinking};
 use crate::{ChatBody, LlmRequest, chat::OUTPUT_MEMBERS, http::X_REQUEST_ID, json};
 use bytes::Bytes;
 use http::{HeaderValue, Method, StatusCode, header::ACCEPT};
@@ -21,7 +21,8 @@ pub(super) fn request(
     request: &LlmRequest,
     asks_usage: bool,
 ) -> http::Request<Full<Bytes>> {
-    let body = bounded_under(endpoint.output_member.as_deref(), &request.body);
+    let spared = spared(endpoint, request);
+    let body = bounded_under(endpoint.output_member.as_deref(), &spared);
     let is_streaming = body.is_streaming();
     let accept = if is_streaming { "text/event-stream" } else { "application/json" };
     let body = if is_streaming && asks_usage { asking_for_usage(&body) } else { Cow::Borrowed(&*body) };
@@ -54,6 +55,45 @@ pub(super) fn adds_options(endpoint: &Endpoint, body: &ChatBody) -> bool {
 pub(super) fn refuses_options(status: StatusCode, said: &[u8]) -> bool {
     matches!(status.as_u16(), 400 | 422)
         && said.windows(STREAM_OPTIONS.len()).any(|part| part == STREAM_OPTIONS.as_bytes())
+}
+
+/// The body without what is dispensable in it and this provider would refuse.
+fn spared<'a>(endpoint: &Endpoint, request: &'a LlmRequest) -> Cow<'a, ChatBody> {
+    let mut body = Cow::Borrowed(&request.body);
+    let dispensable = request.dispensable();
+    if dispensable.thoughts && !endpoint.returned_thoughts {
+        body = without_thoughts(&body).map_or(body, Cow::Owned);
+    }
+    if dispensable.effort {
+        match NotThinking::of(&endpoint.host, &request.model) {
+            NotThinking::Effort => {}
+            NotThinking::Thinking => {
+                let without = body.without("reasoning_effort");
+                let told = without.with("thinking", serde_json::json!({ "type": "disabled" }));
+                body = Cow::Owned(told.unwrap_or(without));
+            }
+            NotThinking::Unknown => body = Cow::Owned(body.without("reasoning_effort")),
+        }
+    }
+    body
+}
+
+fn without_thoughts(body: &ChatBody) -> Option<ChatBody> {
+    let mut messages = Vec::with_capacity(body.raw("messages")?.len());
+    for message in body.messages() {
+        let mut separator = if messages.is_empty() { &b"[{"[..] } else { b",{" };
+        for (name, value) in json::members(message.raw()) {
+            if !json::is_name(name, "reasoning_content") {
+                for part in [separator, name, b":", value] {
+                    messages.extend_from_slice(part);
+                }
+                separator = b",";
+            }
+        }
+        messages.push(b'}');
+    }
+    messages.push(b']');
+    body.with("messages", RawValue::from_string(String::from_utf8(messages).ok()?).ok()?).ok()
 }
 
 /// The body with the bound of its answer under `wanted`.

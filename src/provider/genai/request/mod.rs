@@ -7,7 +7,7 @@ mod params;
 mod tools;
 
 use super::dialect::Wire;
-use crate::{ChatBody, Error, InvalidReason};
+use crate::{Error, InvalidReason, LlmRequest};
 use ::genai::chat::{ChatOptions, ChatRequest, ChatResponseFormat, JsonSpec, ReasoningEffort};
 use messages::Conversation;
 use params::{Format, Params};
@@ -18,8 +18,12 @@ pub(super) struct Ask {
     pub(super) options: ChatOptions,
 }
 
-pub(super) fn translate(wire: Wire, model: &str, body: &ChatBody) -> Result<Ask, Error> {
+pub(super) fn translate(wire: Wire, model: &str, request: &LlmRequest) -> Result<Ask, Error> {
+    let body = &request.body;
     let mut params = Params::read(body)?;
+    if request.dispensable().effort && !takes_none(wire, model) {
+        params.effort = None;
+    }
     let Conversation { messages, calls_unsigned } = messages::read(wire, body)?;
     let mut thinking = None;
     match wire {
@@ -171,6 +175,15 @@ fn bedrock_publisher(model: &str) -> &str {
     const REGIONS: [&str; 9] = ["us", "us-gov", "eu", "apac", "au", "ca", "jp", "in", "global"];
     let (first, rest) = model.split_once('.').unwrap_or((model, ""));
     if REGIONS.contains(&first) { rest.split('.').next().unwrap_or_default() } else { first }
+}
+
+/// Whether a model can be told not to think, or to think as little as it can.
+fn takes_none(wire: Wire, model: &str) -> bool {
+    match wire {
+        Wire::Anthropic | Wire::Ollama => true,
+        Wire::Gemini => model.starts_with("gemini-2.5-flash"),
+        Wire::VertexClaude | Wire::Bedrock | Wire::Cohere => false,
+    }
 }
 
 fn unsupported(member: &str) -> Error {
