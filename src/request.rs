@@ -45,7 +45,6 @@ pub struct LlmRequest {
     /// Which attempt this is, from 0, counted up by [`Fallback`](crate::fallback::Fallback). A label: ids
     /// of leases and records are minted for each call.
     pub attempt: u16,
-    dispensable: Dispensable,
     decisions: Decisions,
     /// Whose model it is, where `model` has lost that name.
     provider: Option<Arc<str>>,
@@ -99,7 +98,6 @@ impl LlmRequest {
             context: RequestContext::new(),
             operation: Operation::Chat,
             attempt: 0,
-            dispensable: Dispensable::default(),
             decisions: Decisions::default(),
             provider: None,
             cache: None,
@@ -124,7 +122,11 @@ impl LlmRequest {
     ///
     /// [`InvalidRequest`](crate::ErrorKind::InvalidRequest) that names the member at fault.
     pub fn parse_within(json: impl Into<Bytes>, limits: &BodyLimits) -> Result<Self, Error> {
-        let body = ChatBody::parse_within(json, limits)?;
+        Self::of(ChatBody::parse_within(json, limits)?)
+    }
+
+    /// A request for the model that the body names.
+    pub(crate) fn of(body: ChatBody) -> Result<Self, Error> {
         let model = body.model().ok_or_else(|| Error::invalid("model", InvalidReason::Missing))?;
         Ok(Self::new(model, body))
     }
@@ -136,15 +138,9 @@ impl LlmRequest {
         self
     }
 
-    /// Says what of the body its provider may be spared.
-    pub(crate) const fn with_dispensable(mut self, dispensable: Dispensable) -> Self {
-        self.dispensable = dispensable;
-        self
-    }
-
     /// What of the body its provider may be spared.
-    pub const fn dispensable(&self) -> Dispensable {
-        self.dispensable
+    pub fn dispensable(&self) -> Dispensable {
+        self.body.translated().map(|translated| translated.dispensable).unwrap_or_default()
     }
 
     /// From now on layers note what they decide, for the [record](crate::decision) of this call.
@@ -220,7 +216,6 @@ impl LlmRequest {
             context: _,
             operation,
             attempt: _,
-            dispensable,
             decisions: _,
             cache: _,
             aboard: _,
@@ -228,7 +223,7 @@ impl LlmRequest {
             // No layer of this crate decides anything on them.
             extensions: _,
         } = self;
-        (*operation, provider.as_deref(), model, *dispensable, body)
+        (*operation, provider.as_deref(), model, self.dispensable(), body)
     }
 
     /// Something that a layer of yours has attached. No layer of this crate decides anything on it.

@@ -151,6 +151,52 @@ fn thoughts_that_came_from_here_go_back_and_those_that_are_signed_do_not() {
 }
 
 #[test]
+fn names_of_tools_that_are_too_long_go_on_shorter_and_come_back_as_they_were() {
+    let longest = "n".repeat(64);
+    let names =
+        ["f".to_owned(), longest.clone(), format!("{longest}a"), format!("{longest}b"), "mcp__".repeat(25)];
+    let tools: Vec<_> = names.iter().map(|name| json!({ "name": name, "input_schema": {} })).collect();
+    let call = json!({ "type": "tool_use", "id": "a", "name": names[2], "input": {} });
+    let result = json!({ "type": "tool_result", "tool_use_id": "a", "content": "1" });
+    let asked = json!({
+        "model": "m", "max_tokens": 1, "tools": tools, "tool_choice": { "type": "tool", "name": names[4] },
+        "messages": [
+            { "role": "user", "content": "?" }, { "role": "assistant", "content": [call] },
+            { "role": "user", "content": [result] },
+        ],
+    });
+    let request = anthropic::chat_request(asked.to_string(), &BodyLimits::default()).expect("a request");
+    let body: Value = serde_json::from_slice(&request.body.to_json("m")).unwrap();
+    let function = |of: &Value| of["function"]["name"].as_str().unwrap().to_owned();
+    let sent: Vec<_> = body["tools"].as_array().unwrap().iter().map(function).collect();
+    assert_eq!(sent[..2], names[..2], "what is not too long keeps its name");
+    assert!(sent.iter().all(|name| name.chars().count() <= 64), "{sent:?}");
+    assert!(sent[4].starts_with("mcp__mcp__"), "{sent:?}");
+    assert_eq!(sent.iter().collect::<std::collections::BTreeSet<_>>().len(), 5);
+    assert_eq!(function(&body["messages"][1]["tool_calls"][0]), sent[2]);
+    assert_eq!(function(&body["tool_choice"]), sent[4]);
+
+    let known = anthropic::ToolNames::of(&request);
+    for (name, sent) in names.iter().zip(&sent) {
+        let calls = json!([{ "index": 0, "id": "a", "type": "function", "function": { "name": sent, "arguments": "{}" } }]);
+        let whole = json!({ "choices": [{ "index": 0, "message": { "tool_calls": calls }, "finish_reason": "tool_calls" }] });
+        let whole = Completion::parse(whole.to_string()).unwrap();
+        let whole: Value = serde_json::from_slice(&anthropic::message_naming(&whole, "m", &known)).unwrap();
+        assert_eq!(whole["content"][0]["name"], *name);
+        let chunk = json!({ "choices": [{ "index": 0, "delta": { "tool_calls": calls } }] });
+        let chunks = [
+            StreamChunk::parse(chunk.to_string()).unwrap(),
+            StreamChunk::finish(&FinishReason::ToolCalls),
+            StreamChunk::end(),
+        ];
+        let (mut events, mut out) = (MessageEvents::new("m").with_tool_names(known.clone()), BytesMut::new());
+        chunks.iter().for_each(|chunk| events.write(chunk, &mut out));
+        assert!(std::str::from_utf8(&out).unwrap().contains(&format!("\"name\":\"{name}\"")), "{name}");
+    }
+    assert!(!format!("{known:?}").contains("mcp__"));
+}
+
+#[test]
 fn pictures_and_documents_come_along() {
     let seen = messages(&json!([{ "role": "user", "content": [
         { "type": "image", "source": { "type": "url", "url": "https://example.org/a.png" } },

@@ -55,7 +55,7 @@ fn golden_vectors() {
 fn equal_bodies_of_which_one_may_be_sent_with_less_have_keys_of_their_own() {
     let said = r#"{"model":"acme/one","max_tokens":9,"messages":[{"role":"user","content":"Hello"}],"thinking":{"type":"disabled"}}"#;
     let translated = anthropic::chat_request(said, &BodyLimits::default()).unwrap();
-    let own = LlmRequest::new("acme/one", translated.body.clone());
+    let own = LlmRequest::parse(translated.body.to_json("acme/one")).unwrap();
     let key = |request| CacheKey::new(&secret(), &CacheScope::of(&ada()).unwrap(), request);
     assert_ne!(key(&translated), key(&own));
     assert_eq!(key(&translated), key(&anthropic::chat_request(said, &BodyLimits::default()).unwrap()));

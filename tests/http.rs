@@ -22,7 +22,8 @@ use llm_layers::{
         Asked, FillIn, STATED,
         anthropic::MessageEvents,
         axum::{
-            ChatAnswer, ChatRequest, CountTokensRequest, ErrorResponse, Events, MessagesRequest, TokenCount,
+            ChatAnswer, ChatRequest, CountTokensRequest, ErrorResponse, Events, MessagesAnswer,
+            MessagesRequest, TokenCount,
         },
         into_chunks, states_identity,
     },
@@ -267,6 +268,27 @@ async fn whoever_asks_how_long_a_prompt_is_is_told_without_a_call() {
     let (head, body) = parts(refused.into_response()).await;
     let body: Value = serde_json::from_slice(&body).unwrap();
     assert_eq!((head.status, &body["type"]), (StatusCode::BAD_REQUEST, &json!("error")));
+}
+
+#[tokio::test]
+async fn a_tool_is_called_by_the_name_that_its_caller_gave_it() {
+    let name = "mcp__".repeat(20);
+    for streaming in [false, true] {
+        let asked = format!(
+            r#"{{"model":"m","max_tokens":9,"stream":{streaming},"messages":[{{"role":"user","content":"Hi"}}],"tools":[{{"name":"{name}","input_schema":{{}}}}]}}"#
+        );
+        let mut request = Request::new(Body::from(asked));
+        request.headers_mut().insert(header::CONTENT_TYPE, "application/json".parse().unwrap());
+        let MessagesRequest(request) = MessagesRequest::from_request(request, &()).await.unwrap();
+        let tool: Value = serde_json::from_slice(request.body.tools().next().unwrap()).unwrap();
+        let call = json!({ "id": "a", "type": "function", "function": { "name": tool["function"]["name"], "arguments": "{}" } });
+        let message =
+            json!({ "choices": [{ "message": { "tool_calls": [call] }, "finish_reason": "tool_calls" }] });
+        let answer = LlmResponse::new("m", Completion::parse(message.to_string()).unwrap());
+        let answer = MessagesAnswer::new(Asked::by(&request), Ok(answer)).into_response();
+        let body = parts(answer).await.1;
+        assert!(std::str::from_utf8(&body).unwrap().contains(&format!("\"name\":\"{name}\"")), "{streaming}");
+    }
 }
 
 const MESSAGE: &str = r#"{"model":"fast","max_tokens":9,"messages":[{"role":"user","content":"Hi"}]}"#;

@@ -1,6 +1,7 @@
 use super::{ChatBodyBuilder, MessageRef};
 use crate::{
-    Error, InvalidReason, ModelName,
+    Dispensable, Error, InvalidReason, ModelName,
+    http::anthropic::ToolNames,
     json::{self, Walk},
     price::{Media, Searches, Terms, Tiers},
 };
@@ -45,6 +46,8 @@ struct Inner {
     further_models: Option<&'static str>,
     /// Whether the source is all of it, as it came.
     is_source: bool,
+    /// What is known of one that came in another dialect, if that is anything.
+    translated: Option<Arc<Translated>>,
     digest: OnceLock<KeyedDigest>,
 }
 
@@ -58,6 +61,14 @@ pub struct Attached {
     pub images: usize,
     /// The bytes of the images among them, or of what says where they are: no text that anybody reads.
     pub image_bytes: usize,
+}
+
+/// What an edge knows of a body that it has put into other words.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Translated {
+    pub(crate) dispensable: Dispensable,
+    /// What its caller calls tools that have other names in the body.
+    pub(crate) tool_names: ToolNames,
 }
 
 /// A digest, and the number of the key that it was made with.
@@ -162,17 +173,32 @@ impl ChatBody {
     ///
     /// As [`parse`](Self::parse).
     pub fn parse_within(json: impl Into<Bytes>, limits: &BodyLimits) -> Result<Self, Error> {
-        let source = json.into();
+        Self::parse_translated(json.into(), limits, Translated::default())
+    }
+
+    /// Reads what an edge has put into these words.
+    pub(crate) fn parse_translated(
+        source: Bytes,
+        limits: &BodyLimits,
+        translated: Translated,
+    ) -> Result<Self, Error> {
         let max_bytes = limits.max_bytes.min(u32::MAX as usize);
         if source.len() > max_bytes {
             return Err(Error::invalid_body(InvalidReason::TooLarge { limit: max_bytes }));
         }
         let members = index(&source, limits)?;
         let attached = check(&source, &members, limits)?;
-        Ok(Self::new(source, members, attached, true))
+        let translated = (translated != Translated::default()).then(|| Arc::new(translated));
+        Ok(Self::new(source, members, attached, true, translated))
     }
 
-    fn new(source: Bytes, members: Vec<Member>, attached: Attached, is_source: bool) -> Self {
+    fn new(
+        source: Bytes,
+        members: Vec<Member>,
+        attached: Attached,
+        is_source: bool,
+        translated: Option<Arc<Translated>>,
+    ) -> Self {
         let (mut streaming, mut input_bytes, mut modalities) = (false, 0, None);
         let (mut tiers, mut searches) = (Tiers::STANDARD, Searches::None);
         let mut further_models = None;
@@ -204,6 +230,7 @@ impl ChatBody {
             terms,
             further_models,
             is_source,
+            translated,
             digest,
         }))
     }
@@ -330,6 +357,11 @@ impl ChatBody {
         self.0.members.iter().map(move |m| (m.name_bytes(source), m.value.get(source)))
     }
 
+    /// What an edge knows of it, if that is anything.
+    pub(crate) fn translated(&self) -> Option<&Translated> {
+        self.0.translated.as_deref()
+    }
+
     /// Where a digest over the members is kept, so that further attempts need not hash again.
     pub(crate) fn digest(&self) -> &OnceLock<KeyedDigest> {
         &self.0.digest
@@ -357,7 +389,7 @@ impl ChatBody {
                 members.push(Member { raw_name, unescaped: Some(name.into()), value });
             }
         }
-        Ok(Self::new(self.0.source.clone(), members, attached, false))
+        Ok(self.changed(members, attached))
     }
 
     /// Leaves a top-level member out.
@@ -366,7 +398,11 @@ impl ChatBody {
         let mut members = self.0.members.clone();
         members.retain(|m| !m.is(&self.0.source, name));
         let attached = if name == "messages" { Attached::default() } else { self.0.attached };
-        Self::new(self.0.source.clone(), members, attached, false)
+        self.changed(members, attached)
+    }
+
+    fn changed(&self, members: Vec<Member>, attached: Attached) -> Self {
+        Self::new(self.0.source.clone(), members, attached, false, self.0.translated.clone())
     }
 
     // ----- on the wire

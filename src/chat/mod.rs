@@ -4,7 +4,7 @@ mod body;
 mod builder;
 mod message;
 
-pub(crate) use self::body::{OUTPUT_MEMBERS, OVERRIDING_OUTPUT_MEMBER};
+pub(crate) use self::body::{OUTPUT_MEMBERS, OVERRIDING_OUTPUT_MEMBER, Translated};
 pub use self::{
     body::{Attached, BodyLimits, ChatBody},
     builder::ChatBodyBuilder,

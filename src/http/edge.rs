@@ -2,6 +2,7 @@ use crate::{
     Completion, LlmRequest, ModelName, StreamChunk,
     answer::Calls,
     clock::{Clock, SystemClock},
+    http::anthropic::ToolNames,
     json,
 };
 use bytes::Bytes;
@@ -14,6 +15,7 @@ pub struct Asked {
     usage: bool,
     choices: u64,
     request_id: Option<Box<str>>,
+    tool_names: ToolNames,
 }
 
 /// Adds what clients rely on and providers forget; one for each answer.
@@ -77,12 +79,18 @@ impl Asked {
             usage: request.body.wants_stream_usage(),
             choices: request.body.n().unwrap_or(1),
             request_id: request.context.request_id().map(Into::into),
+            tool_names: ToolNames::of(request),
         }
     }
 
     /// The id that the host gave the request.
     pub fn request_id(&self) -> Option<&str> {
         self.request_id.as_deref()
+    }
+
+    /// What the caller calls tools that have other names in the request's body.
+    pub const fn tool_names(&self) -> &ToolNames {
+        &self.tool_names
     }
 
     /// Whether the answer is to be a stream.

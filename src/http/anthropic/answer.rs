@@ -1,3 +1,4 @@
+use super::names::ToolNames;
 use crate::{Completion, FinishReason, TokenUsage, json};
 use bytes::Bytes;
 use serde::Serialize;
@@ -18,6 +19,11 @@ use std::borrow::Cow;
 /// # Ok::<(), serde_json::Error>(())
 /// ```
 pub fn message(completion: &Completion, model: &str) -> Bytes {
+    message_naming(completion, model, &ToolNames::default())
+}
+
+/// As [`message`], with the names that its caller has for tools.
+pub fn message_naming(completion: &Completion, model: &str, names: &ToolNames) -> Bytes {
     let choice = json::member(completion.data(), "choices").and_then(|choices| json::items(choices).next());
     let said = choice.and_then(|choice| json::member(choice, "message")).unwrap_or(b"{}");
     let mut content = Vec::new();
@@ -31,9 +37,10 @@ pub fn message(completion: &Completion, model: &str) -> Bytes {
     }
     let calls = json::items(json::member(said, "tool_calls").unwrap_or_default());
     let before = content.len();
-    content.extend(calls.map(|call| tool_use(member_text(call, "id"), json::member(call, "function"))));
+    content
+        .extend(calls.map(|call| tool_use(member_text(call, "id"), json::member(call, "function"), names)));
     if content.len() == before {
-        content.extend(function_call(said).map(|function| tool_use(None, Some(function))));
+        content.extend(function_call(said).map(|function| tool_use(None, Some(function), names)));
     }
     let reason = completion.finish_reasons().first().map(|finish| &finish.reason);
     let message = Message {
@@ -148,9 +155,9 @@ pub(super) fn call_id(id: Option<Cow<'_, str>>) -> String {
 }
 
 /// A call of a tool as a block.
-fn tool_use<'a>(id: Option<Cow<'a, str>>, function: Option<&'a [u8]>) -> Block<'a> {
+fn tool_use<'a>(id: Option<Cow<'a, str>>, function: Option<&'a [u8]>, names: &'a ToolNames) -> Block<'a> {
     let function = function.unwrap_or(b"{}");
-    let name = member_text(function, "name").unwrap_or_default();
+    let name = names.restored(member_text(function, "name").unwrap_or_default());
     Block::ToolUse { id: call_id(id), name, input: input(arguments(function).unwrap_or_default()) }
 }
 

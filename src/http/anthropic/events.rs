@@ -1,6 +1,7 @@
 use super::answer::{
     arguments, call_id, function_call, member_text, message_id, stop_reason, texts, thoughts, usage,
 };
+use super::names::ToolNames;
 use crate::{
     Error, FinishReason, ModelName, StreamChunk, TokenUsage,
     answer::{Calls, first_choices},
@@ -39,6 +40,7 @@ use std::{
 /// ```
 pub struct MessageEvents {
     model: ModelName,
+    names: ToolNames,
     has_begun: bool,
     /// The block that is being written, and how many came before.
     open: Option<Block>,
@@ -98,6 +100,7 @@ impl MessageEvents {
     pub fn new(model: impl Into<ModelName>) -> Self {
         Self {
             model: model.into(),
+            names: ToolNames::default(),
             has_begun: false,
             open: None,
             blocks: 0,
@@ -111,6 +114,13 @@ impl MessageEvents {
             usage: None,
             is_over: false,
         }
+    }
+
+    /// Gives tools the names that the caller has for them.
+    #[must_use]
+    pub fn with_tool_names(mut self, names: ToolNames) -> Self {
+        self.names = names;
+        self
     }
 
     /// Writes the events of the next chunk, the terminal one included.
@@ -242,7 +252,8 @@ impl MessageEvents {
             Key::Text => json!({ "type": "text", "text": "" }),
             Key::Tool(_) | Key::Function => {
                 let id = call_id(block.id.take().map(Cow::Owned));
-                json!({ "type": "tool_use", "id": id, "name": block.name, "input": {} })
+                let name = self.names.restored(Cow::Borrowed(&block.name));
+                json!({ "type": "tool_use", "id": id, "name": name, "input": {} })
             }
         };
         put("content_block_start", json!({ "index": self.blocks, "content_block": head }), out);

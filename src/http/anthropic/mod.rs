@@ -10,6 +10,7 @@
 //! | in the request | becomes |
 //! |---|---|
 //! | `cache_control`, `context_management`, `diagnostics`, `speed`, `user_profile_id`, `workspace_id`, thoughts of earlier turns that are signed, `is_error` of a result, what a tool has besides name, description, schema and `strict` | nothing |
+//! | names of tools of more than 64 characters | [shorter ones](ToolNames), and themselves again in answers |
 //! | `metadata.user_id` | `user`; longer than 64 characters, its BLAKE3 hash in hexadecimal digits, for OpenAI takes no more |
 //! | title and context of a document | texts in front of it; of a PDF the title is its file's name |
 //! | thoughts of earlier turns that came from here, which are not signed | `reasoning_content` of their messages, [for providers that take it](crate::Dispensable) |
@@ -39,12 +40,14 @@
 mod answer;
 mod count;
 mod events;
+mod names;
 mod request;
 
 pub use self::{
-    answer::message,
+    answer::{message, message_naming},
     count::{input_tokens, token_count},
     events::MessageEvents,
+    names::ToolNames,
     request::{chat_request, count_request},
 };
 

@@ -1,12 +1,13 @@
-use super::answer::is_text;
-use crate::{BodyLimits, Dispensable, Error, InvalidReason, LlmRequest, json};
+use super::{answer::is_text, names::ToolNames};
+use crate::{BodyLimits, ChatBody, Error, InvalidReason, LlmRequest, chat::Translated, json};
 use bytes::Bytes;
 use serde_json::value::RawValue;
 use std::borrow::Cow;
 
 /// Reads a request of Anthropic's Messages API.
 ///
-/// Texts, schemas and numbers keep the bytes that they came in.
+/// Texts, schemas and numbers keep the bytes that they came in. Names of tools that are too long for many providers do not:
+/// who writes the answer puts them back, by [`ToolNames::of`] this request.
 ///
 /// # Errors
 ///
@@ -24,7 +25,7 @@ use std::borrow::Cow;
 /// # }
 /// ```
 pub fn chat_request(json: impl Into<Bytes>, limits: &BodyLimits) -> Result<LlmRequest, Error> {
-    read(json.into(), limits, true)
+    read(&json.into(), limits, true)
 }
 
 /// Reads a request of Anthropic's that asks how many tokens a prompt has: as [`chat_request`], and `max_tokens` may be missing.
@@ -33,35 +34,35 @@ pub fn chat_request(json: impl Into<Bytes>, limits: &BodyLimits) -> Result<LlmRe
 ///
 /// As [`chat_request`].
 pub fn count_request(json: impl Into<Bytes>, limits: &BodyLimits) -> Result<LlmRequest, Error> {
-    read(json.into(), limits, false)
+    read(&json.into(), limits, false)
 }
 
-fn read(source: Bytes, limits: &BodyLimits, needs_bound: bool) -> Result<LlmRequest, Error> {
+fn read(source: &[u8], limits: &BodyLimits, needs_bound: bool) -> Result<LlmRequest, Error> {
     if source.len() > limits.max_bytes {
         return Err(Error::invalid_body(InvalidReason::TooLarge { limit: limits.max_bytes }));
     }
-    if json::too_deep(&source, limits.max_depth) {
+    if json::too_deep(source, limits.max_depth) {
         return Err(Error::invalid_body(InvalidReason::TooDeep { limit: limits.max_depth }));
     }
-    let whole: &RawValue = serde_json::from_slice(&source).map_err(|error| {
+    let whole: &RawValue = serde_json::from_slice(source).map_err(|error| {
         Error::invalid_body(InvalidReason::Syntax { line: error.line(), column: error.column() })
     })?;
     if !whole.get().starts_with('{') {
         return Err(Error::invalid_body(InvalidReason::Mistyped { expected: "an object" }));
     }
-    let (body, dispensable) = translate(whole.get().as_bytes(), limits, needs_bound)?;
+    let (body, notes) = translate(whole.get().as_bytes(), limits, needs_bound)?;
     // What is added is a few names; what was too large came so.
     let limits = limits.clone().with_max_bytes(usize::MAX).with_max_depth(limits.max_depth.saturating_add(4));
-    Ok(LlmRequest::parse_within(body, &limits)?.with_dispensable(dispensable))
+    LlmRequest::of(ChatBody::parse_translated(body.into(), &limits, notes)?)
 }
 
 /// One top-level member after another; messages last, because the system prompt comes before them.
-fn translate(source: &[u8], limits: &BodyLimits, needs_bound: bool) -> Result<(Vec<u8>, Dispensable), Error> {
+fn translate(source: &[u8], limits: &BodyLimits, needs_bound: bool) -> Result<(Vec<u8>, Translated), Error> {
     let mut out = Out::with_capacity(source.len() + 256);
     let mut seen: Vec<Box<str>> = Vec::new();
     let (mut system, mut messages) = (None, None);
     let (mut effort, mut thinking) = (None, None);
-    let mut dispensable = Dispensable::default();
+    let mut notes = Translated::default();
     let mut has_bound = !needs_bound;
     for (raw_name, value) in json::members(source) {
         let Some(name) = json::string(raw_name) else { continue };
@@ -92,8 +93,8 @@ fn translate(source: &[u8], limits: &BodyLimits, needs_bound: bool) -> Result<(V
                     out.member("stop", value);
                 }
             }
-            "tools" => tools(value, &mut out)?,
-            "tool_choice" => tool_choice(value, &mut out)?,
+            "tools" => tools(value, &mut out, &mut notes.tool_names)?,
+            "tool_choice" => tool_choice(value, &mut out, &mut notes.tool_names)?,
             "metadata" => {
                 let [user] = members(&name, object(&name, value)?, ["user_id"])?;
                 if user.is_some_and(|user| user != b"null") {
@@ -129,9 +130,9 @@ fn translate(source: &[u8], limits: &BodyLimits, needs_bound: bool) -> Result<(V
             _ => out.raw_member(raw_name, value),
         }
     }
-    dispensable.effort = thinking == Some(NONE);
+    notes.dispensable.effort = thinking == Some(NONE);
     // Not to think goes before how much.
-    if let Some(effort) = thinking.filter(|_| dispensable.effort).or(effort).or(thinking) {
+    if let Some(effort) = thinking.filter(|_| notes.dispensable.effort).or(effort).or(thinking) {
         out.member("reasoning_effort", &quoted(effort));
     }
     if !has_bound {
@@ -146,10 +147,10 @@ fn translate(source: &[u8], limits: &BodyLimits, needs_bound: bool) -> Result<(V
         return Err(mistyped("messages", "an array"));
     }
     for (at, message) in json::items(messages).enumerate() {
-        dispensable.thoughts |= self::message(&format!("messages[{at}]"), message, &mut list)?;
+        self::message(&format!("messages[{at}]"), message, &mut list, &mut notes)?;
     }
     out.member("messages", &list.finish());
-    Ok((out.finish(), dispensable))
+    Ok((out.finish(), notes))
 }
 
 /// A user's id that no provider finds too long: OpenAI takes 64 characters, and some clients send whole objects.
@@ -162,8 +163,7 @@ fn label(id: &[u8]) -> Cow<'_, [u8]> {
     }
 }
 
-/// Whether it has thoughts.
-fn message(path: &str, message: &[u8], list: &mut List) -> Result<bool, Error> {
+fn message(path: &str, message: &[u8], list: &mut List, notes: &mut Translated) -> Result<(), Error> {
     let at = |member: &str| format!("{path}.{member}");
     let [role, content] = members(path, message, ["role", "content"])?;
     let content = required(path, content, "content")?;
@@ -172,7 +172,7 @@ fn message(path: &str, message: &[u8], list: &mut List) -> Result<bool, Error> {
             list.item(format!(r#"{{"role":"{role}","content":"#).as_bytes(), content);
         }
         (Some("user"), Some(b'[')) => from_user(&at("content"), content, list)?,
-        (Some("assistant"), Some(b'[')) => return from_assistant(&at("content"), content, list),
+        (Some("assistant"), Some(b'[')) => from_assistant(&at("content"), content, list, notes)?,
         (Some("system"), Some(b'[')) => {
             list.item(br#"{"role":"system","content":"#, &text_of(&at("content"), content)?);
         }
@@ -181,7 +181,7 @@ fn message(path: &str, message: &[u8], list: &mut List) -> Result<bool, Error> {
         }
         (_, _) => return Err(mistyped(&at("role"), "\"user\" or \"assistant\"")),
     }
-    Ok(false)
+    Ok(())
 }
 
 /// Results of tools are messages of their own, and come first: nothing may stand between them and the calls.
@@ -282,7 +282,7 @@ fn source<'a>(path: &str, block: &Block<'a>) -> Result<Source<'a>, Error> {
     })
 }
 
-fn from_assistant(path: &str, blocks: &[u8], list: &mut List) -> Result<bool, Error> {
+fn from_assistant(path: &str, blocks: &[u8], list: &mut List, notes: &mut Translated) -> Result<(), Error> {
     let (mut texts, mut thoughts, mut calls) = (Vec::new(), Vec::new(), List::default());
     for (at, block) in json::items(blocks).enumerate() {
         let path = format!("{path}[{at}]");
@@ -291,13 +291,14 @@ fn from_assistant(path: &str, blocks: &[u8], list: &mut List) -> Result<bool, Er
             Some("text") => texts.push(string(&path, block.text, "text")?),
             Some("tool_use") => {
                 let (id, name) = (string(&path, block.id, "id")?, string(&path, block.name, "name")?);
+                let name = notes.tool_names.shortened(name);
                 let input = block.input.unwrap_or(b"{}");
                 let arguments = quoted(&String::from_utf8_lossy(input));
                 let call = [
                     br#"{"id":"#,
                     id,
                     br#","type":"function","function":{"name":"#,
-                    name,
+                    &name,
                     br#","arguments":"#,
                 ];
                 calls.item(&call.concat(), &[&arguments[..], b"}"].concat());
@@ -314,9 +315,9 @@ fn from_assistant(path: &str, blocks: &[u8], list: &mut List) -> Result<bool, Er
         }
     }
     let text = if texts.is_empty() { b"null".to_vec() } else { joined(&texts) };
-    let thinks = !thoughts.is_empty();
     let mut head = br#"{"role":"assistant","#.to_vec();
-    if thinks {
+    if !thoughts.is_empty() {
+        notes.dispensable.thoughts = true;
         head.extend([br#""reasoning_content":"#, &joined(&thoughts)[..], b","].concat());
     }
     head.extend_from_slice(br#""content":"#);
@@ -326,10 +327,10 @@ fn from_assistant(path: &str, blocks: &[u8], list: &mut List) -> Result<bool, Er
     } else {
         list.item(&[&head[..], &text, br#","tool_calls":"#].concat(), &calls.finish());
     }
-    Ok(thinks)
+    Ok(())
 }
 
-fn tools(value: &[u8], out: &mut Out) -> Result<(), Error> {
+fn tools(value: &[u8], out: &mut Out, names: &mut ToolNames) -> Result<(), Error> {
     if value.first() != Some(&b'[') {
         return Err(mistyped("tools", "an array"));
     }
@@ -342,7 +343,7 @@ fn tools(value: &[u8], out: &mut Out) -> Result<(), Error> {
             return Err(unsupported(&format!("{path}.type")));
         }
         let mut function = Out::with_capacity(tool.len());
-        function.member("name", string(&path, name, "name")?);
+        function.member("name", &names.shortened(string(&path, name, "name")?));
         for (name, value) in [("description", description), ("parameters", schema), ("strict", strict)] {
             if let Some(value) = value.filter(|value| *value != b"null") {
                 function.member(name, value);
@@ -356,7 +357,7 @@ fn tools(value: &[u8], out: &mut Out) -> Result<(), Error> {
     Ok(())
 }
 
-fn tool_choice(value: &[u8], out: &mut Out) -> Result<(), Error> {
+fn tool_choice(value: &[u8], out: &mut Out, names: &mut ToolNames) -> Result<(), Error> {
     let read = ["type", "name", "disable_parallel_tool_use"];
     let [kind, name, is_single] = members("tool_choice", value, read)?;
     match kind.and_then(json::string).as_deref() {
@@ -364,8 +365,8 @@ fn tool_choice(value: &[u8], out: &mut Out) -> Result<(), Error> {
         Some("any") => out.member("tool_choice", br#""required""#),
         Some("none") => out.member("tool_choice", br#""none""#),
         Some("tool") => {
-            let name = string("tool_choice", name, "name")?;
-            let choice = [br#"{"type":"function","function":{"name":"#, name, b"}}"];
+            let name = names.shortened(string("tool_choice", name, "name")?);
+            let choice = [br#"{"type":"function","function":{"name":"#, &name[..], b"}}"];
             out.member("tool_choice", &choice.concat());
         }
         _ => return Err(mistyped("tool_choice.type", "\"auto\", \"any\", \"tool\" or \"none\"")),

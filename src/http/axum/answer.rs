@@ -168,16 +168,20 @@ impl Dialect {
                 let json = FillIn::new(model).with_choices(asked.choices()).completion(&completion);
                 ("application/json", Body::from(json))
             }
-            (Self::Anthropic, ResponseBody::Complete(completion)) if !asked.is_streaming() => {
-                ("application/json", Body::from(anthropic::message(&completion, &model)))
-            }
+            (Self::Anthropic, ResponseBody::Complete(completion)) if !asked.is_streaming() => (
+                "application/json",
+                Body::from(anthropic::message_naming(&completion, &model, asked.tool_names())),
+            ),
             (Self::OpenAi, body) => {
                 let fill = FillIn::new(model).with_choices(asked.choices());
                 let chunks = Events::new(into_stream(body), fill).with_usage(asked.wants_stream_usage());
                 ("text/event-stream", events(chunks))
             }
             (Self::Anthropic, body) => {
-                let chunks = Events::of_message(into_stream(body), MessageEvents::new(model));
+                let chunks = Events::of_message(
+                    into_stream(body),
+                    MessageEvents::new(model).with_tool_names(asked.tool_names().clone()),
+                );
                 ("text/event-stream", events(chunks))
             }
         };
