@@ -18,7 +18,7 @@ use std::{
 };
 use tokio::time::advance;
 use tokio_test::{assert_pending, assert_ready, assert_ready_err, assert_ready_ok, task};
-use tower::{Layer, Service, ServiceBuilder, ServiceExt, layer::layer_fn, service_fn};
+use tower::{Layer, Service, ServiceBuilder, ServiceExt, layer::layer_fn, service_fn, util::MapRequestLayer};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -203,6 +203,32 @@ async fn each_layer_is_told_its_endpoint_and_only_those_added_later_get_it() {
     // What the layers and the leaf below make of the name does not change what is reported.
     assert_eq!(call(&providers, "acme/one").await.unwrap().model, "acme/one");
     assert_eq!(call(&providers, "plain/one").await.unwrap().model, "plain/one");
+}
+
+#[tokio::test]
+async fn layers_that_are_given_one_after_another_all_stand_around_a_deployment_the_first_outermost() {
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let tell = |who: &'static str| {
+        let seen = Arc::clone(&seen);
+        move |endpoint: &Endpoint| {
+            let (seen, whose) = (Arc::clone(&seen), format!("{who} of {}", endpoint.provider));
+            MapRequestLayer::new(move |request: LlmRequest| {
+                seen.lock().unwrap().push(whose.clone());
+                request
+            })
+        }
+    };
+    let providers = Providers::builder()
+        .each(tell("first"))
+        .provider("a", Scripted::new())
+        .each(tell("second"))
+        .each(tell("third"))
+        .provider("b", Scripted::new())
+        .build()
+        .unwrap();
+    call(&providers, "a/one").await.unwrap();
+    call(&providers, "b/one").await.unwrap();
+    assert_eq!(*seen.lock().unwrap(), ["first of a", "first of b", "second of b", "third of b"]);
 }
 
 #[tokio::test]

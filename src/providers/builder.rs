@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{Error, LlmRequest, LlmResponse};
 use std::{collections::BTreeMap, fmt, sync::Arc};
-use tower::layer::util::Identity;
+use tower::layer::util::{Identity, Stack};
 use tower_layer::Layer;
 use tower_service::Service;
 
@@ -96,12 +96,15 @@ impl ProvidersBuilder {
 }
 
 impl<F> ProvidersBuilder<F> {
-    /// Puts a layer around each deployment that is added from now on.
-    pub fn each<G, L>(self, layer: G) -> ProvidersBuilder<G>
+    /// Puts a layer around each deployment that is added from now on, inside of those that were given before.
+    pub fn each<G, L, M>(self, layer: G) -> ProvidersBuilder<impl Fn(&Endpoint) -> Stack<M, L>>
     where
-        G: Fn(&Endpoint) -> L,
+        F: Fn(&Endpoint) -> L,
+        G: Fn(&Endpoint) -> M,
     {
-        ProvidersBuilder { each: layer, cool_down: self.cool_down, providers: self.providers }
+        let Self { each, cool_down, providers } = self;
+        let each = move |endpoint: &Endpoint| Stack::new(layer(endpoint), each(endpoint));
+        ProvidersBuilder { each, cool_down, providers }
     }
 
     /// When a deployment that is added from now on is left alone.
