@@ -73,7 +73,7 @@ pub trait CacheStore: Send + Sync + 'static {
         false
     }
 
-    /// The epochs that all who share this store go by; `None` if nobody else does. Asked for once; where that panics, nothing is found.
+    /// The epochs that all who share this store go by; `None` if nobody else does. Asked for where a layer or a stack is made; where that panics, nothing is found.
     fn epochs(&self) -> Option<Arc<dyn EpochStore>> {
         None
     }

@@ -736,7 +736,7 @@ pub struct Cache {
     pub redis: Option<Secret>,
     /// Whether one address is that of a cluster.
     pub redis_cluster: bool,
-    /// Needed with `redis`, the same for all; 32 characters or more.
+    /// Needed with `redis`, and with a shared store of the program's, the same for all; 32 characters or more.
     pub secret: Option<Secret>,
     /// Whether what is in Redis is encrypted.
     pub encrypt: bool,

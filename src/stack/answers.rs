@@ -6,6 +6,7 @@ use crate::{
         CacheLayer, CachePolicy, CacheSecret, CacheStore, CacheWorker, Coalescing, EpochKind, Fetch,
         KbCaching, KbSettings,
     },
+    caught::caught,
     config::{self, plan::CachePlan},
 };
 use arc_swap::ArcSwap;
@@ -35,7 +36,16 @@ impl KbSettings for AllowedKbs {
 #[derive(Clone, Default)]
 pub(super) struct Own {
     pub(super) store: Option<Arc<dyn CacheStore>>,
+    pub(super) is_shared: bool,
     pub(super) kbs: Option<Arc<dyn KbSettings>>,
+}
+
+impl Own {
+    pub(super) fn set_store(&mut self, store: Arc<dyn CacheStore>) {
+        // A store that fails to say so may be anybody's.
+        self.is_shared = caught("the store", || store.epochs().is_some()).unwrap_or(true);
+        self.store = Some(store);
+    }
 }
 
 impl Answers {

@@ -206,8 +206,11 @@ impl<O: Observer> StackBuilder<O> {
     }
 
     /// Keeps answers in `store`, whatever `[cache]` says of stores.
+    ///
+    /// What is kept is found by who has the same `cache.secret`: no other stack, and not this one after a restart, unless the configuration
+    /// has one. A store with [epochs](CacheStore::epochs), which others share, is refused without it.
     pub fn with_cache_store(mut self, store: impl CacheStore) -> Self {
-        self.answers.store = Some(Arc::new(store));
+        self.answers.set_store(Arc::new(store));
         self
     }
 
@@ -318,6 +321,7 @@ impl<O: Observer> StackBuilder<O> {
             usage_sink: self.usage_sink.is_some(),
             quota_store: self.quota_store.is_some(),
             cache_store: self.answers.store.is_some(),
+            is_cache_shared: self.answers.is_shared,
             kb_settings: self.answers.kbs.is_some(),
             leaves: self.leaves.keys().cloned().collect(),
         }

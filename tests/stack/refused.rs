@@ -1,6 +1,7 @@
 //! What a stack refuses, and what it warns of.
 
 use super::*;
+use llm_layers::cache::{Bucket, CacheKey, CacheStore, Entry, EpochStore};
 
 #[tokio::test]
 async fn seed_14_a_limit_that_nothing_enforces_is_refused() {
@@ -251,6 +252,68 @@ async fn what_the_program_gives_and_what_it_owes_must_fit() {
     // Hits have it for themselves, where there may be any.
     let hits = StackBuilder::new(config("cache = {}\n")).with_usage_sink(MemorySink::new(1));
     hits.without(Part::Usage).build().await.unwrap();
+}
+
+/// Kept by several, who all go by the same epochs.
+struct Shared;
+
+impl CacheStore for Shared {
+    fn get(&self, _: &CacheKey) -> Fetch<Option<Arc<Entry>>> {
+        Fetch::Ready(None)
+    }
+
+    fn put(&self, _: Arc<Entry>) -> Fetch<()> {
+        Fetch::Ready(())
+    }
+
+    fn epochs(&self) -> Option<Arc<dyn EpochStore>> {
+        Some(Arc::new(Self))
+    }
+}
+
+impl EpochStore for Shared {
+    fn read(&self, buckets: &[Bucket]) -> Fetch<Vec<u64>> {
+        Fetch::Ready(vec![0; buckets.len() + 1])
+    }
+
+    fn raise(&self, _: Bucket) -> Fetch<()> {
+        Fetch::Ready(())
+    }
+}
+
+/// Whose epochs nobody knows.
+struct Broken;
+
+impl CacheStore for Broken {
+    fn get(&self, _: &CacheKey) -> Fetch<Option<Arc<Entry>>> {
+        Fetch::Ready(None)
+    }
+
+    fn put(&self, _: Arc<Entry>) -> Fetch<()> {
+        Fetch::Ready(())
+    }
+
+    fn epochs(&self) -> Option<Arc<dyn EpochStore>> {
+        panic!("of the store")
+    }
+}
+
+#[tokio::test]
+async fn a_store_of_answers_that_is_shared_needs_a_secret_that_all_have() {
+    let secret = format!("cache.secret = \"{}\"\n", "s".repeat(32));
+    let shared = |text: &str| StackBuilder::new(config(text)).with_cache_store(Shared);
+    let expected = ["cache.secret: is missing; all gateways that share a cache need the same"];
+    assert_eq!(refusal(shared("cache = {}\n").describe()), expected);
+    assert_eq!(refusal(shared("cache = {}\n").build().await), expected);
+    let broken = StackBuilder::new(config("cache = {}\n")).with_cache_store(Broken);
+    assert_eq!(refusal(broken.describe()), expected);
+
+    // Of one's own, those of chance will do.
+    let own = StackBuilder::new(config("cache = {}\n")).with_cache_store(MokaStore::new(1 << 20));
+    own.build().await.unwrap();
+    let (_, handle) = shared(&secret).build().await.unwrap();
+    let refused = said(&handle.reload(config("cache = {}\n")).unwrap_err());
+    assert!(refused.contains(&expected[0].to_owned()), "{refused:?}");
 }
 
 #[tokio::test]

@@ -53,6 +53,8 @@ pub(crate) struct Given {
     pub(crate) usage_sink: bool,
     pub(crate) quota_store: bool,
     pub(crate) cache_store: bool,
+    /// Others keep answers in that store, too.
+    pub(crate) is_cache_shared: bool,
     pub(crate) kb_settings: bool,
     /// The providers whose leaves it has.
     pub(crate) leaves: BTreeSet<Arc<str>>,

@@ -407,7 +407,8 @@ impl Check<'_> {
         }
         let shared = self.redis("cache", cache.redis.as_ref(), cache.redis_cluster, is_replaced);
         let secret = self.secret(&entry("secret"), cache.secret.as_ref());
-        if cache.redis.is_some() && cache.secret.is_none() {
+        let is_shared = cache.redis.is_some() || self.given.is_some_and(|given| given.is_cache_shared);
+        if is_shared && cache.secret.is_none() {
             self.problem(entry("secret"), "is missing; all gateways that share a cache need the same");
         }
         // Any text will do; what it lacks in length nobody can add.
