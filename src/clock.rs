@@ -10,9 +10,11 @@
 //! assert!(SystemClock.now() > noon);
 //! ```
 
+use crate::forward::forward;
 use std::{
     cell::Cell,
     fmt::Debug,
+    sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
 
@@ -26,6 +28,13 @@ pub trait Clock: Debug + Send + Sync + 'static {
     fn at(&self, instant: Instant) -> SystemTime {
         let _ = instant;
         self.now()
+    }
+}
+
+forward! {
+    Clock for [Arc, Box] {
+        fn now(&self) -> SystemTime;
+        fn at(&self, instant: Instant) -> SystemTime;
     }
 }
 

@@ -154,6 +154,7 @@ pub mod drain;
 mod ended;
 mod error;
 pub mod fallback;
+mod forward;
 pub mod http;
 mod id;
 mod json;

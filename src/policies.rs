@@ -27,6 +27,7 @@ use crate::{
     BoxError,
     alias::Glob,
     caught::{caught, contained},
+    forward::forward,
     price::NanoUsd,
     providers::ProviderNames,
     quota::Limits,
@@ -118,6 +119,12 @@ pub trait PolicySource: Send + 'static {
     ///
     /// It cannot be read, or is wrong; the last good table stays. A panic is such an error, too.
     fn read(&mut self) -> Result<Option<PolicyTable>, BoxError>;
+}
+
+forward! {
+    PolicySource for [Box] {} {
+        fn read(&mut self) -> Result<Option<PolicyTable>, BoxError>;
+    }
 }
 
 const LEAST_PAUSE: Duration = Duration::from_millis(10);

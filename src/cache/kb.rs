@@ -1,5 +1,6 @@
 use super::Fetch;
-use crate::{KbScope, RequestContext};
+use crate::{KbScope, RequestContext, forward::forward};
+use std::sync::Arc;
 
 /// What a knowledge base says of caching answers that draw on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -39,5 +40,12 @@ where
 {
     fn caching(&self, kb: &KbScope, context: &RequestContext) -> Fetch<KbCaching> {
         self(kb, context)
+    }
+}
+
+// A box of a function is a function itself, and so none of a trait.
+forward! {
+    KbSettings for [Arc] {
+        fn caching(&self, kb: &KbScope, context: &RequestContext) -> Fetch<KbCaching>;
     }
 }

@@ -5,6 +5,7 @@ use super::{
 use crate::{
     BoxError,
     caught::{caught, caught_in},
+    forward::forward,
 };
 use bytes::Bytes;
 use std::{fmt, pin::Pin, sync::Arc, time::Duration};
@@ -174,40 +175,19 @@ impl<T> fmt::Debug for Fetch<T> {
     }
 }
 
-macro_rules! by_reference {
-    ($pointer:ident) => {
-        impl<S: CacheStore + ?Sized> CacheStore for $pointer<S> {
-            fn get(&self, key: &CacheKey) -> Fetch<Option<Arc<Entry>>> {
-                (**self).get(key)
-            }
-
-            fn put(&self, entry: Arc<Entry>) -> Fetch<()> {
-                (**self).put(entry)
-            }
-
-            fn evict(&self, key: &CacheKey) -> bool {
-                (**self).evict(key)
-            }
-
-            fn epochs(&self) -> Option<Arc<dyn EpochStore>> {
-                (**self).epochs()
-            }
-        }
-
-        impl<S: ByteStore + ?Sized> ByteStore for $pointer<S> {
-            fn get(&self, key: &CacheKey) -> Fetch<Option<Bytes>> {
-                (**self).get(key)
-            }
-
-            fn put(&self, key: &CacheKey, value: Bytes, ttl: Duration) -> Fetch<()> {
-                (**self).put(key, value, ttl)
-            }
-
-            fn epochs(&self) -> Option<Arc<dyn EpochStore>> {
-                (**self).epochs()
-            }
-        }
-    };
+forward! {
+    CacheStore for [Arc, Box] {
+        fn get(&self, key: &CacheKey) -> Fetch<Option<Arc<Entry>>>;
+        fn put(&self, entry: Arc<Entry>) -> Fetch<()>;
+        fn evict(&self, key: &CacheKey) -> bool;
+        fn epochs(&self) -> Option<Arc<dyn EpochStore>>;
+    }
 }
-by_reference!(Arc);
-by_reference!(Box);
+
+forward! {
+    ByteStore for [Arc, Box] {
+        fn get(&self, key: &CacheKey) -> Fetch<Option<Bytes>>;
+        fn put(&self, key: &CacheKey, value: Bytes, ttl: Duration) -> Fetch<()>;
+        fn epochs(&self) -> Option<Arc<dyn EpochStore>>;
+    }
+}

@@ -1,4 +1,5 @@
-use crate::LlmRequest;
+use crate::{LlmRequest, forward::forward};
+use std::sync::Arc;
 
 /// Says how many tokens a prompt has at most, before it is sent.
 ///
@@ -39,6 +40,14 @@ pub trait TokenEstimator: Send + Sync + 'static {
     fn tighten(&self, request: &LlmRequest) -> Option<u64> {
         let _ = request;
         None
+    }
+}
+
+forward! {
+    TokenEstimator for [Arc, Box] {
+        fn prompt_upper_bound(&self, request: &LlmRequest) -> u64;
+        fn can_tighten(&self) -> bool;
+        fn tighten(&self, request: &LlmRequest) -> Option<u64>;
     }
 }
 

@@ -6,7 +6,7 @@ use super::{
 };
 #[cfg(feature = "rusqlite")]
 use crate::usage::Window;
-use crate::{BoxError, CallId, Period};
+use crate::{BoxError, CallId, Period, forward::forward};
 use std::{pin::Pin, sync::Arc, time::SystemTime};
 
 /// Knows what departments have used up, whatever has become of a store's counters: a ledger.
@@ -14,6 +14,12 @@ pub trait UsageHistory: Send + Sync + 'static {
     /// What was used up by all calls that have ended, but for those that are still [in flight](HistoryQuery::in_flight) for
     /// quotas. What ended before it is asked must not be missing: it would never be charged.
     fn used(&self, query: HistoryQuery) -> HistoryFuture;
+}
+
+forward! {
+    UsageHistory for [Arc, Box] {
+        fn used(&self, query: HistoryQuery) -> HistoryFuture;
+    }
 }
 
 /// What a [`UsageHistory`] is asked.

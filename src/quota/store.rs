@@ -6,7 +6,7 @@ use super::{
         WindowName,
     },
 };
-use crate::BoxError;
+use crate::{BoxError, forward::forward};
 use std::{
     fmt,
     pin::Pin,
@@ -285,56 +285,17 @@ impl std::error::Error for StoreError {
     }
 }
 
-macro_rules! forward {
-    ($($pointer:ident),*) => {$(
-        #[deny(clippy::missing_trait_methods)]
-        impl<K: QuotaStore + ?Sized> QuotaStore for $pointer<K> {
-            fn reserve(&self, reservation: &Reservation) -> StoreFuture<Decision> {
-                (**self).reserve(reservation)
-            }
-
-            fn extend(&self, id: LeaseId, departments: &Departments, by: Duration) -> StoreFuture<bool> {
-                (**self).extend(id, departments, by)
-            }
-
-            fn settle(&self, settlement: &Settlement) -> StoreFuture<Applied> {
-                (**self).settle(settlement)
-            }
-
-            fn settle_each(&self, settlement: &Settlement) -> StoreFuture<Vec<Applied>> {
-                (**self).settle_each(settlement)
-            }
-
-            fn release(&self, id: LeaseId, departments: &Departments) -> StoreFuture<()> {
-                (**self).release(id, departments)
-            }
-
-            fn usage(&self, department: &Arc<str>, days: &Days) -> StoreFuture<Standing> {
-                (**self).usage(department, days)
-            }
-
-            fn seed(&self, department: &Arc<str>, baseline: &Baseline) -> StoreFuture<bool> {
-                (**self).seed(department, baseline)
-            }
-
-            fn adjust(&self, adjustment: &Adjustment) -> StoreFuture<bool> {
-                (**self).adjust(adjustment)
-            }
-
-            fn recount(
-                &self,
-                department: &Arc<str>,
-                window: WindowName,
-                correct: bool,
-            ) -> StoreFuture<Option<Recount>> {
-                (**self).recount(department, window, correct)
-            }
-
-            fn is_immediate(&self) -> bool {
-                (**self).is_immediate()
-            }
-        }
-    )*};
+forward! {
+    QuotaStore for [Arc, Box] {
+        fn reserve(&self, reservation: &Reservation) -> StoreFuture<Decision>;
+        fn extend(&self, id: LeaseId, departments: &Departments, by: Duration) -> StoreFuture<bool>;
+        fn settle(&self, settlement: &Settlement) -> StoreFuture<Applied>;
+        fn settle_each(&self, settlement: &Settlement) -> StoreFuture<Vec<Applied>>;
+        fn release(&self, id: LeaseId, departments: &Departments) -> StoreFuture<()>;
+        fn usage(&self, department: &Arc<str>, days: &Days) -> StoreFuture<Standing>;
+        fn seed(&self, department: &Arc<str>, baseline: &Baseline) -> StoreFuture<bool>;
+        fn adjust(&self, adjustment: &Adjustment) -> StoreFuture<bool>;
+        fn recount(&self, department: &Arc<str>, window: WindowName, correct: bool) -> StoreFuture<Option<Recount>>;
+        fn is_immediate(&self) -> bool;
+    }
 }
-
-forward!(Arc, Box);

@@ -59,8 +59,7 @@ impl Answers {
             .with_ttl(settings.ttl.0)
             .with_max_entry_bytes(settings.max_entry_bytes);
         policy = match own.kbs {
-            Some(kbs) => policy
-                .with_kb_settings(move |kb: &KbScope, context: &RequestContext| kbs.caching(kb, context)),
+            Some(kbs) => policy.with_kb_settings(kbs),
             None => policy.with_kb_settings(allowed.clone()),
         };
         if let Some(temperature) = settings.max_temperature {

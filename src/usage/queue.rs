@@ -6,6 +6,7 @@ use crate::{
     BoxError, Error, ErrorKind,
     ended::{Ended, running},
     fallback::Backoff,
+    forward::forward,
     store::Trouble,
     sync::{
         Condvar, Mutex, MutexGuard,
@@ -83,6 +84,15 @@ pub trait UsageStore: Send + 'static {
     fn write_from(&mut self, position: LogPosition<'_>, group: &[UsageEvent]) -> Result<(), BoxError> {
         let _ = position;
         self.write(group)
+    }
+}
+
+forward! {
+    UsageStore for [Box] {
+        fn knows_refusals(&self) -> bool;
+    } {
+        fn write(&mut self, group: &[UsageEvent]) -> Result<(), BoxError>;
+        fn write_from(&mut self, position: LogPosition<'_>, group: &[UsageEvent]) -> Result<(), BoxError>;
     }
 }
 

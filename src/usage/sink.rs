@@ -1,5 +1,5 @@
 use super::{UsageEvent, memory::MemoryPlace, queue::QueuePlace};
-use crate::Error;
+use crate::{Error, forward::forward};
 use std::{
     fmt,
     pin::Pin,
@@ -66,9 +66,9 @@ pub trait UsageSink: Send + Sync + 'static {
     fn admit(&self) -> Result<Slot, Error>;
 }
 
-impl<K: UsageSink + ?Sized> UsageSink for Arc<K> {
-    fn admit(&self) -> Result<Slot, Error> {
-        (**self).admit()
+forward! {
+    UsageSink for [Arc, Box] {
+        fn admit(&self) -> Result<Slot, Error>;
     }
 }
 

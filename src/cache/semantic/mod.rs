@@ -113,7 +113,7 @@ use super::{
     key,
     stats::count,
 };
-use crate::{ChatBody, LlmRequest, json, store::Breaker};
+use crate::{ChatBody, LlmRequest, forward::forward, json, store::Breaker};
 use std::{borrow::Cow, fmt, hash::RandomState, pin::Pin, sync::Arc, time::Duration};
 use tokio::sync::Semaphore;
 
@@ -134,6 +134,13 @@ where
 {
     fn embed(&self, text: &str) -> Fetch<Vec<f32>> {
         self(text)
+    }
+}
+
+// A box of a function is a function itself, and so none of a trait.
+forward! {
+    Embedder for [Arc] {
+        fn embed(&self, text: &str) -> Fetch<Vec<f32>>;
     }
 }
 
