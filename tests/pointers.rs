@@ -50,6 +50,11 @@ impl UsageSink for Seen {
         self.call("admit");
         Err(Error::new(ErrorKind::Other))
     }
+
+    fn is_healthy(&self) -> bool {
+        self.call("is_healthy");
+        false
+    }
 }
 
 impl Clock for Seen {
@@ -112,6 +117,7 @@ fn ask_store(mut store: impl UsageStore) {
 
 fn ask_sink(sink: impl UsageSink) {
     sink.admit().unwrap_err();
+    assert!(!sink.is_healthy());
 }
 
 fn ask_clock(clock: impl Clock) {
@@ -144,7 +150,7 @@ fn a_box_asks_what_is_in_it_by_each_method() {
     ask_store(Box::new(seen.clone()) as Box<dyn UsageStore>);
     assert_eq!(seen.calls(), ["write", "write_from", "knows_refusals"]);
     ask_sink(Box::new(seen.clone()) as Box<dyn UsageSink>);
-    assert_eq!(seen.calls(), ["admit"]);
+    assert_eq!(seen.calls(), ["admit", "is_healthy"]);
     ask_clock(Box::new(seen.clone()) as Box<dyn Clock>);
     assert_eq!(seen.calls(), ["now", "at"]);
     ask_estimator(Box::new(seen.clone()) as Box<dyn TokenEstimator>);
@@ -159,7 +165,7 @@ fn a_box_asks_what_is_in_it_by_each_method() {
 fn an_arc_asks_what_is_in_it_by_each_method() {
     let seen = Seen::default();
     ask_sink(Arc::new(seen.clone()) as Arc<dyn UsageSink>);
-    assert_eq!(seen.calls(), ["admit"]);
+    assert_eq!(seen.calls(), ["admit", "is_healthy"]);
     ask_clock(Arc::new(seen.clone()) as Arc<dyn Clock>);
     assert_eq!(seen.calls(), ["now", "at"]);
     ask_estimator(Arc::new(seen.clone()) as Arc<dyn TokenEstimator>);

@@ -1,25 +1,22 @@
 use super::{
     BoxService, Description, Handle, StackError,
-    answers::{self, Answers},
+    answers::Answers,
     assemble::{self, Layers},
-    counters::{OnBadPolicies, Quotas},
-    deployments::{Around, Deployments, Leaves},
+    counters::Quotas,
+    deployments::{Around, Deployments},
     handle::{Lasting, Rebuild},
     ledger::Ledger,
     live::{Live, Version},
     order::{self, Needs, Part, Place},
+    own::Own,
 };
 use crate::{
     BoxError, Error, LlmRequest, LlmResponse,
     cache::{CacheStore, KbSettings},
     concurrency::ConcurrencyLimitLayer,
-    config::{
-        self, Config, Kind, Problem, field,
-        plan::{Given, Plan},
-        process_env,
-    },
+    config::{Config, Problem, plan::Plan, process_env},
     providers::Deployment,
-    quota::{QuotaLayer, QuotaStore},
+    quota::{QuotaLayer, QuotaStore, UsageHistory},
     telemetry::{CaptureContent, Observer},
     usage::UsageSink,
 };
@@ -69,13 +66,7 @@ pub struct StackBuilder<O = ()> {
     capture: CaptureContent,
     order: Vec<Part>,
     is_own_order: bool,
-    leaves: Leaves,
-    usage_sink: Option<Arc<dyn UsageSink>>,
-    quota_store: Option<Arc<dyn QuotaStore>>,
-    map_quota: Option<MapQuota>,
-    answers: answers::Own,
-    layers: assemble::Own,
-    on_bad_policies: Option<OnBadPolicies>,
+    own: Own,
 }
 
 pub(super) type MapQuota = Box<dyn Fn(QuotaLayer) -> QuotaLayer + Send + Sync>;
@@ -90,13 +81,7 @@ impl StackBuilder {
             capture: CaptureContent::Nothing,
             order: Part::ORDER.to_vec(),
             is_own_order: false,
-            leaves: Leaves::new(),
-            usage_sink: None,
-            quota_store: None,
-            map_quota: None,
-            answers: answers::Own::default(),
-            layers: assemble::Own::default(),
-            on_bad_policies: None,
+            own: Own::default(),
         }
     }
 }
@@ -110,23 +95,8 @@ impl<O: Observer> StackBuilder<O> {
 
     /// Tells `observer` of every call, as a whole and at each deployment.
     pub fn with_observer<P: Observer>(self, observer: P) -> StackBuilder<P> {
-        let Self { config, env, observer: _, capture, order, is_own_order, leaves, .. } = self;
-        let Self { usage_sink, quota_store, map_quota, answers, layers, on_bad_policies, .. } = self;
-        StackBuilder {
-            config,
-            env,
-            observer,
-            capture,
-            order,
-            is_own_order,
-            leaves,
-            usage_sink,
-            quota_store,
-            map_quota,
-            answers,
-            layers,
-            on_bad_policies,
-        }
+        let Self { config, env, observer: _, capture, order, is_own_order, own } = self;
+        StackBuilder { config, env, observer, capture, order, is_own_order, own }
     }
 
     /// Puts what is said on the spans of clients. **Prompts and answers then leave the process.**
@@ -172,19 +142,28 @@ impl<O: Observer> StackBuilder<O> {
     {
         let into_error: fn(S::Error) -> Error = Into::into;
         let leaf = leaf.map_service(|leaf| BoxCloneSyncService::new(MapErr::new(leaf, into_error)));
-        self.leaves.entry(name.into()).or_default().push(leaf);
+        self.own.leaves.entry(name.into()).or_default().push(leaf);
         self
     }
 
-    /// Records into `sink`, whatever `[usage]` says.
+    /// Records into `sink`, whatever `[usage]` says. The stack is ready as long as the sink [is healthy](UsageSink::is_healthy).
+    ///
+    /// What was recorded there is known to nobody: with limits, give a [history](Self::with_usage_history) of it.
     pub fn with_usage_sink(mut self, sink: impl UsageSink) -> Self {
-        self.usage_sink = Some(Arc::new(sink));
+        self.own.usage_sink = Some(Arc::new(sink));
+        self
+    }
+
+    /// Rebuilds counters from `history` where their store is new or has lost them, whatever `[usage]` says: what a sink of your own has
+    /// recorded.
+    pub fn with_usage_history(mut self, history: impl UsageHistory) -> Self {
+        self.own.usage_history = Some(Arc::new(history));
         self
     }
 
     /// Counts in `store`, whatever `[quota]` says of stores.
     pub fn with_quota_store(mut self, store: impl QuotaStore) -> Self {
-        self.quota_store = Some(Arc::new(store));
+        self.own.quota_store = Some(Arc::new(store));
         self
     }
 
@@ -201,7 +180,7 @@ impl<O: Observer> StackBuilder<O> {
     /// # }
     /// ```
     pub fn map_quota(mut self, map: impl Fn(QuotaLayer) -> QuotaLayer + Send + Sync + 'static) -> Self {
-        self.map_quota = Some(Box::new(map));
+        self.own.map_quota = Some(Box::new(map));
         self
     }
 
@@ -210,13 +189,13 @@ impl<O: Observer> StackBuilder<O> {
     /// What is kept is found by who has the same `cache.secret`: no other stack, and not this one after a restart, unless the configuration
     /// has one. A store with [epochs](CacheStore::epochs), which others share, is refused without it.
     pub fn with_cache_store(mut self, store: impl CacheStore) -> Self {
-        self.answers.set_store(Arc::new(store));
+        self.own.answers.set_store(Arc::new(store));
         self
     }
 
     /// Asks `settings` about knowledge bases, whatever `[cache.knowledge_bases]` says.
     pub fn with_kb_settings(mut self, settings: impl KbSettings) -> Self {
-        self.answers.kbs = Some(Arc::new(settings));
+        self.own.answers.kbs = Some(Arc::new(settings));
         self
     }
 
@@ -231,13 +210,13 @@ impl<O: Observer> StackBuilder<O> {
             + Sync
             + 'static,
     {
-        self.layers.add(place, layer);
+        self.own.layers.add(place, layer);
         self
     }
 
     /// Is told why policies that are followed (`quota.policies`) cannot be read, of each cause once; they stay as they were.
     pub fn on_bad_policies(mut self, told: impl Fn(&BoxError) + Send + Sync + 'static) -> Self {
-        self.on_bad_policies = Some(Arc::new(told));
+        self.own.on_bad_policies = Some(Arc::new(told));
         self
     }
 
@@ -249,8 +228,8 @@ impl<O: Observer> StackBuilder<O> {
     pub fn describe(&self) -> Result<Description, StackError> {
         let plan = self.plan()?;
         let order: Vec<_> = self.order.iter().copied().filter(|part| self.is_there(*part, &plan)).collect();
-        let places = self.layers.places().collect();
-        Ok(Description::new(self.config.clone(), plan, self.given(), order, places))
+        let places = self.own.layers.places().collect();
+        Ok(Description::new(self.config.clone(), plan, self.own.given(), order, places))
     }
 
     /// Opens the stores, starts the workers, and puts the layers together.
@@ -264,9 +243,9 @@ impl<O: Observer> StackBuilder<O> {
     /// Outside of a tokio runtime.
     pub async fn build(self) -> Result<(BoxService, Handle), StackError> {
         let plan = self.plan()?;
-        let given = self.given();
+        let given = self.own.given();
         let has = |part| self.is_there(part, &plan);
-        let ledger = match (&self.usage_sink, &plan.usage) {
+        let ledger = match (&self.own.usage_sink, &plan.usage) {
             _ if !self.order.contains(&Part::Usage) && !self.order.contains(&Part::Hits) => None,
             (Some(sink), _) => Some(Ledger::of_host(Arc::clone(sink))),
             (None, Some(usage)) => Some(Ledger::open(usage).await?),
@@ -274,15 +253,17 @@ impl<O: Observer> StackBuilder<O> {
         };
         let quotas = match &plan.limits {
             Some(limits) if has(Part::Quota) => {
-                let (limits, told) = ((&self.config, limits), self.on_bad_policies.clone());
-                let quotas = Quotas::open(limits, self.quota_store.clone(), ledger.as_ref(), told).await?;
-                OnceLock::from(quotas.map(self.map_quota.as_deref()))
+                let own = &self.own;
+                let history = own.usage_history.clone().or_else(|| ledger.as_ref()?.history());
+                let (limits, told) = ((&self.config, limits), own.on_bad_policies.clone());
+                let quotas = Quotas::open(limits, own.quota_store.clone(), history, told).await?;
+                OnceLock::from(quotas.map(own.map_quota.as_deref()))
             }
             _ => OnceLock::new(),
         };
         let answers = match (&self.config.cache, &plan.cache) {
             (Some(settings), Some(plan)) if has(Part::Cache) => {
-                Some(Answers::start(settings, plan, self.answers.clone()))
+                Some(Answers::start(settings, plan, self.own.answers.clone()))
             }
             _ => None,
         };
@@ -296,15 +277,15 @@ impl<O: Observer> StackBuilder<O> {
             env: self.env,
             ledger,
             quotas,
-            on_bad_policies: self.on_bad_policies,
-            map_quota: self.map_quota,
+            on_bad_policies: self.own.on_bad_policies,
+            map_quota: self.own.map_quota,
             runtime: tokio::runtime::Handle::current(),
             answers,
             concurrency,
-            deployments: Deployments::new(self.leaves, Box::new(wrap)),
+            deployments: Deployments::new(self.own.leaves, Box::new(wrap)),
         };
         let layers = lasting.layers(&self.config, &plan, lasting.quotas.get())?;
-        let (own, order, observer) = (self.layers, self.order, self.observer);
+        let (own, order, observer) = (self.own.layers, self.order, self.observer);
         let is_all_ours = own.places().next().is_none();
         let (service, rebuild): (BoxService, Rebuild) = if self.is_own_order {
             let build = move |layers: &Layers| assemble::reordered(layers, &own, &order, &observer);
@@ -316,19 +297,8 @@ impl<O: Observer> StackBuilder<O> {
         Ok((service, Handle::new(self.config, plan, lasting, layers, rebuild)))
     }
 
-    fn given(&self) -> Given {
-        Given {
-            usage_sink: self.usage_sink.is_some(),
-            quota_store: self.quota_store.is_some(),
-            cache_store: self.answers.store.is_some(),
-            is_cache_shared: self.answers.is_shared,
-            kb_settings: self.answers.kbs.is_some(),
-            leaves: self.leaves.keys().cloned().collect(),
-        }
-    }
-
     fn is_there(&self, part: Part, plan: &Plan) -> bool {
-        let is_recorded = plan.usage.is_some() || self.usage_sink.is_some();
+        let is_recorded = plan.usage.is_some() || self.own.usage_sink.is_some();
         self.order.contains(&part)
             && match part {
                 Part::Quota | Part::Access => plan.limits.is_some(),
@@ -342,8 +312,8 @@ impl<O: Observer> StackBuilder<O> {
     fn plan(&self) -> Result<Plan, StackError> {
         let env = &*self.env;
         let mut problems = order::check(&self.order, &self.config);
-        problems.extend(self.misfitting_leaves());
-        let plan = Plan::new(&self.config, &|name| env(name), Some(&self.given()));
+        problems.extend(self.own.misfitting_leaves(&self.config));
+        let plan = Plan::new(&self.config, &|name| env(name), Some(&self.own.given()));
         match &plan {
             Ok(plan) => problems.extend(self.idle(plan)),
             Err(error) => problems.splice(..0, error.problems().iter().cloned()).for_each(drop),
@@ -357,45 +327,14 @@ impl<O: Observer> StackBuilder<O> {
         }
     }
 
-    /// Leaves that the configuration does not name, and those that it names and the program does not give.
-    fn misfitting_leaves(&self) -> impl Iterator<Item = Problem> {
-        let providers = &self.config.providers;
-        let is_missing = |(name, provider): &(&String, &config::Provider)| {
-            provider.kind == Kind::Own && !self.leaves.contains_key(name.as_str())
-        };
-        let missing = providers.iter().filter(is_missing).map(|(name, _)| {
-            let what = "kind = \"own\" is for a leaf that the program gives, and it gives none";
-            Problem::new(field("providers", name), what)
-        });
-        let unnamed = self.leaves.keys().filter(|name| !providers.contains_key(&***name)).map(|name| {
-            let what = "the program gives a leaf for it, and the configuration does not name it";
-            Problem::new(field("providers", name), what)
-        });
-        missing.chain(unnamed)
-    }
-
     /// What the program gives that would have nothing to do.
     fn idle(&self, plan: &Plan) -> Vec<Problem> {
-        let needs = Needs::of(plan, plan.usage.is_some() || self.usage_sink.is_some());
+        let needs = Needs::of(plan, plan.usage.is_some() || self.own.usage_sink.is_some());
         let mut problems = match self.is_own_order {
             true => order::idle(&self.order, &needs),
             false => Vec::new(),
         };
-        if self.quota_store.is_some() && !self.is_there(Part::Quota, plan) {
-            problems.push(Problem::new("quota", "the program gives a store, and nothing is limited"));
-        }
-        if self.answers.store.is_some() && !needs.has_cache {
-            problems.push(Problem::new("cache", "the program gives a store, and nothing is to be kept"));
-        }
-        if self.answers.kbs.is_some() && !needs.has_cache {
-            let what = "the program gives settings of knowledge bases, and nothing is to be kept";
-            problems.push(Problem::new("cache", what));
-        }
-        let is_recorded = [Part::Usage, Part::Hits].iter().any(|part| self.is_there(*part, plan));
-        if self.usage_sink.is_some() && !is_recorded {
-            let what = "the program gives a sink, and the stack was built without what records into it";
-            problems.push(Problem::new("usage", what));
-        }
+        problems.extend(self.own.idle(&needs, |part| self.is_there(part, plan)));
         problems
     }
 }
@@ -427,8 +366,8 @@ impl<O> fmt::Debug for StackBuilder<O> {
         f.debug_struct("StackBuilder")
             .field("config", &self.config)
             .field("order", &self.order)
-            .field("leaves", &self.leaves.keys())
-            .field("layers", &self.layers)
+            .field("leaves", &self.own.leaves.keys())
+            .field("layers", &self.own.layers)
             .finish_non_exhaustive()
     }
 }

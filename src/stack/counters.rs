@@ -11,7 +11,7 @@ use crate::{
     policies::{Policies, PolicyTable},
     price::Prices,
     quota::{
-        self, Calendar, HistoryQuery, MemoryStore, QuotaLayer, QuotaStore, Standing, StoreError,
+        self, Calendar, HistoryQuery, MemoryStore, QuotaLayer, QuotaStore, Standing, StoreError, UsageHistory,
         WorkerOptions,
     },
 };
@@ -95,22 +95,22 @@ impl Quotas {
     pub(super) async fn open(
         (config, plan): (&Config, &LimitsPlan),
         own: Option<Arc<dyn QuotaStore>>,
-        ledger: Option<&super::ledger::Ledger>,
+        history: Option<Arc<dyn UsageHistory>>,
         on_bad_policies: Option<OnBadPolicies>,
     ) -> Result<Self, StackError> {
         #[cfg(feature = "redis")]
         if let (None, Counters::Redis(redis)) = (&own, &plan.counters) {
             let trouble = Self::check(redis.redis.clone(), plan.timeout).await?;
-            let quotas = Self::start((config, plan), own, ledger, on_bad_policies)?;
+            let quotas = Self::start((config, plan), own, history, on_bad_policies)?;
             return Ok(quotas.awaiting(trouble, redis.redis.clone(), plan.timeout));
         }
-        Self::start((config, plan), own, ledger, on_bad_policies)
+        Self::start((config, plan), own, history, on_bad_policies)
     }
 
     /// As [`open`](Self::open), where nobody can wait: blocks.
     pub(super) fn open_blocking(
         (config, plan): (&Config, &LimitsPlan),
-        ledger: Option<&super::ledger::Ledger>,
+        history: Option<Arc<dyn UsageHistory>>,
         on_bad_policies: Option<OnBadPolicies>,
     ) -> Result<Self, StackError> {
         #[cfg(feature = "redis")]
@@ -125,10 +125,10 @@ impl Quotas {
             let checking = thread::Builder::new().name("quota-check".into()).spawn(check);
             let checking = checking.map_err(|error| StackError::store("quota.redis", error))?;
             let trouble = checking.join().unwrap_or_else(|panic| panic::resume_unwind(panic))?;
-            let quotas = Self::start((config, plan), None, ledger, on_bad_policies)?;
+            let quotas = Self::start((config, plan), None, history, on_bad_policies)?;
             return Ok(quotas.awaiting(trouble, redis.redis.clone(), timeout));
         }
-        Self::start((config, plan), None, ledger, on_bad_policies)
+        Self::start((config, plan), None, history, on_bad_policies)
     }
 
     /// Refuses a server that must not be trusted with counters. One that cannot be asked may come yet; until then calls are
@@ -176,7 +176,7 @@ impl Quotas {
     fn start(
         (config, plan): (&Config, &LimitsPlan),
         own: Option<Arc<dyn QuotaStore>>,
-        ledger: Option<&super::ledger::Ledger>,
+        history: Option<Arc<dyn UsageHistory>>,
         on_bad_policies: Option<OnBadPolicies>,
     ) -> Result<Self, StackError> {
         #[cfg(feature = "rusqlite")]
@@ -204,13 +204,10 @@ impl Quotas {
             None => Self::counters(plan, &is_awaited)?,
         };
         let base = base.with_calendar(plan.calendar.clone()).with_deadline(plan.timeout);
-        #[cfg(feature = "rusqlite")]
-        let base = match ledger.and_then(super::ledger::Ledger::reader) {
-            Some(reader) => base.with_history(reader.clone()),
+        let base = match history {
+            Some(history) => base.with_history(history),
             None => base,
         };
-        #[cfg(not(feature = "rusqlite"))]
-        let _ = ledger;
         Ok(Self {
             base,
             followed,

@@ -248,7 +248,8 @@ impl Lasting {
                 // For the workers.
                 let _runtime = self.runtime.enter();
                 let told = self.on_bad_policies.clone();
-                let quotas = Quotas::open_blocking((config, limits), self.ledger.as_ref(), told)?;
+                let history = self.ledger.as_ref().and_then(Ledger::history);
+                let quotas = Quotas::open_blocking((config, limits), history, told)?;
                 Ok(Some(quotas.map(self.map_quota.as_deref())))
             }
             _ => Ok(None),

@@ -6,7 +6,7 @@ use super::{ShutdownReport, StackError};
 use crate::{
     config::plan::UsagePlan,
     price::Prices,
-    quota::Unpriced,
+    quota::{Unpriced, UsageHistory},
     usage::{UsageLayer, UsageSink},
 };
 use std::{sync::Arc, time::Duration};
@@ -126,16 +126,17 @@ impl Ledger {
         None
     }
 
+    /// What departments have used up, if it is known here.
+    pub(super) fn history(&self) -> Option<Arc<dyn UsageHistory>> {
+        #[cfg(feature = "rusqlite")]
+        return self.reader().map(|reader| Arc::new(reader.clone()) as Arc<dyn UsageHistory>);
+        #[cfg(not(feature = "rusqlite"))]
+        None
+    }
+
     /// Whether calls can be recorded, as far as it is known.
     pub(super) fn is_healthy(&self) -> bool {
-        #[cfg(feature = "rusqlite")]
-        return self.own.as_ref().is_none_or(|own| match &own.kind {
-            OwnSink::File(sink) => sink.is_healthy(),
-            #[cfg(feature = "redis")]
-            OwnSink::Redis(sink) => sink.is_healthy(),
-        });
-        #[cfg(not(feature = "rusqlite"))]
-        true
+        self.sink.is_healthy()
     }
 
     /// Writes what is left.

@@ -59,6 +59,7 @@ mod keys;
 mod ledger;
 mod live;
 mod order;
+mod own;
 mod restart;
 mod watch;
 

@@ -93,6 +93,10 @@ impl UsageSink for MemorySink {
         place.map_err(|_| Error::new(ErrorKind::StoreUnavailable { store: "usage".into() }))?;
         Ok(Slot::of_memory(MemoryPlace(Some(self.clone()))))
     }
+
+    fn is_healthy(&self) -> bool {
+        self.0.taken.load(Ordering::Acquire) < self.0.capacity
+    }
 }
 
 impl MemoryPlace {

@@ -343,6 +343,10 @@ impl UsageSink for QueueSink {
         }
         Ok(Slot::of_queue(QueuePlace(Some(Arc::clone(&self.0)))))
     }
+
+    fn is_healthy(&self) -> bool {
+        Self::is_healthy(self)
+    }
 }
 
 impl QueuePlace {

@@ -64,11 +64,18 @@ pub trait UsageSink: Send + Sync + 'static {
     ///
     /// [`StoreUnavailable`](crate::ErrorKind::StoreUnavailable): there is none, and the call must not be made.
     fn admit(&self) -> Result<Slot, Error>;
+
+    /// Whether it has a place for one more event, as far as it is known: what readiness should tell, so that calls are sent elsewhere before
+    /// they are refused. Does not wait.
+    fn is_healthy(&self) -> bool {
+        true
+    }
 }
 
 forward! {
     UsageSink for [Arc, Box] {
         fn admit(&self) -> Result<Slot, Error>;
+        fn is_healthy(&self) -> bool;
     }
 }
 

@@ -1,6 +1,7 @@
 //! The documented order as one call: what it is made of, what it refuses, and how it takes another configuration.
 
 mod ended;
+mod given;
 mod keys;
 mod made;
 #[path = "../support/redis.rs"]
@@ -23,7 +24,7 @@ use llm_layers::{
     quota::MemoryStore,
     stack::{BoxService, Handle, Part, Place, Readiness, StackBuilder, StackError, Watch, stack},
     testing::{Reply, Scripted, Step},
-    usage::{MemorySink, Outcome},
+    usage::{MemorySink, Outcome, UsageSink},
 };
 use std::{
     fs,

@@ -51,6 +51,7 @@ pub(crate) struct Plan {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Given {
     pub(crate) usage_sink: bool,
+    pub(crate) usage_history: bool,
     pub(crate) quota_store: bool,
     pub(crate) cache_store: bool,
     /// Others keep answers in that store, too.

@@ -1,6 +1,6 @@
 //! Where usage, quotas and cached answers are kept, and by which rules.
 
-use super::{Check, OTHERS, Revealed, field, place};
+use super::{Check, Given, OTHERS, Revealed, field, place};
 use crate::{
     alias::{Aliases, Glob},
     cache::Coalescing,
@@ -334,6 +334,9 @@ impl Check<'_> {
         if quota.redis.is_none() && self.is_told(&entry("redis_cluster"), quota.redis_cluster) {
             self.problem(entry("redis_cluster"), "is for counters in redis");
         }
+        if is_used {
+            self.past(store);
+        }
         match (store, shared) {
             (QuotaStoreKind::Redis, Some(redis)) => Counters::Redis(redis),
             (QuotaStoreKind::Redis, None) => {
@@ -342,12 +345,7 @@ impl Check<'_> {
                 }
                 Counters::Memory
             }
-            (QuotaStoreKind::Memory, _) => {
-                if is_used && !self.config.usage.enabled {
-                    self.warning(entry("store"), "without [usage], what was used is forgotten at each start");
-                }
-                Counters::Memory
-            }
+            (QuotaStoreKind::Memory, _) => Counters::Memory,
             (QuotaStoreKind::Sqlite, _) => {
                 let path = quota.path.clone().unwrap_or_else(|| "quota.db".into());
                 if is_used && !cfg!(feature = "rusqlite") && !is_replaced {
@@ -358,6 +356,29 @@ impl Check<'_> {
                 }
                 Counters::File(path)
             }
+        }
+    }
+
+    /// Where nobody can tell a store of counters what it has lost.
+    fn past(&mut self, store: QuotaStoreKind) {
+        const OWN_SINK: &str = "records go into a sink of the program's own, and it gives no history";
+        let is_given = |is_it: fn(&Given) -> bool| self.given.is_some_and(is_it);
+        let (sink, history) = (is_given(|given| given.usage_sink), is_given(|given| given.usage_history));
+        let is_in_memory = store == QuotaStoreKind::Memory && !is_given(|given| given.quota_store);
+        match (is_in_memory, sink, history) {
+            (_, _, true) => {}
+            (true, true, _) => {
+                let what = format_args!("{OWN_SINK}: what was used is forgotten at each start");
+                self.warning("quota.store", what);
+            }
+            (true, false, _) if !self.config.usage.enabled => {
+                self.warning("quota.store", "without [usage], what was used is forgotten at each start");
+            }
+            (false, true, _) => {
+                let what = format_args!("{OWN_SINK}: counters that are lost begin at nothing");
+                self.warning("quota", what);
+            }
+            _ => {}
         }
     }
 

@@ -275,6 +275,10 @@ impl UsageSink for OutboxSink {
         }
         self.queue.admit()
     }
+
+    fn is_healthy(&self) -> bool {
+        Self::is_healthy(self)
+    }
 }
 
 impl fmt::Debug for OutboxSink {
