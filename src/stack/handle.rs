@@ -354,7 +354,7 @@ impl Handle {
     }
 
     /// Who has this key, compared by its hash; `None` if nobody has. Without any keys in the configuration everybody is the
-    /// same nobody, who may ask everything; but with `identity = "host"` nobody is, for then it is not keys that tell.
+    /// same nobody, who may ask everything; but with `identity = "host"` nobody is, for then it is not keys that tell: [`Caller::of`] is who asks.
     pub fn caller(&self, key: Option<&[u8]>) -> Option<Caller> {
         let running = self.running();
         running.keys.find(key, running.config.identity)

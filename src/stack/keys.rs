@@ -20,22 +20,17 @@ use std::{
 #[derive(Default)]
 pub(super) struct Keys(Option<HashMap<Hash, Caller>>);
 
-/// Who has a key, and what he may do. Cloning costs two reference counts.
+/// Who asks, and what he may do: who has a key, or whom a program of yours knows ([`of`](Self::of)). Cloning costs two reference counts.
 #[derive(Clone)]
 pub struct Caller {
     context: RequestContext,
-    facts: Arc<Facts>,
-}
-
-#[derive(Default)]
-struct Facts {
     is_admin: bool,
     is_trusted: bool,
-    max_in_flight: Option<usize>,
+    max_in_flight: usize,
     in_flight: Arc<AtomicUsize>,
 }
 
-/// A call's place among those of its key, until it is dropped; as an observer, until the answer has ended.
+/// A call's place among those of its caller, until it is dropped; as an observer, until the answer has ended.
 #[derive(Debug)]
 pub struct KeyPermit(Arc<AtomicUsize>);
 
@@ -45,14 +40,14 @@ impl Keys {
         Self(keys.map(|keys| {
             let caller = |key: &PlannedKey| {
                 let known = before.0.as_ref().and_then(|before| before.get(&key.hash));
-                let in_flight = known.map(|known| Arc::clone(&known.facts.in_flight)).unwrap_or_default();
-                let facts = Facts {
+                let caller = Caller {
+                    context: key.context.clone(),
                     is_admin: key.is_admin,
                     is_trusted: key.is_trusted,
-                    max_in_flight: Some(key.max_in_flight),
-                    in_flight,
+                    max_in_flight: key.max_in_flight,
+                    in_flight: known.map(|known| Arc::clone(&known.in_flight)).unwrap_or_default(),
                 };
-                (key.hash, Caller { context: key.context.clone(), facts: Arc::new(facts) })
+                (key.hash, caller)
             };
             keys.iter().map(caller).collect()
         }))
@@ -62,30 +57,52 @@ impl Keys {
     pub(super) fn find(&self, key: Option<&[u8]>, identity: Identity) -> Option<Caller> {
         match &self.0 {
             None if identity == Identity::Host => None,
-            None => {
-                // There is nothing to keep from anybody.
-                let facts = Facts { is_admin: true, ..Facts::default() };
-                Some(Caller { context: RequestContext::new(), facts: Arc::new(facts) })
-            }
+            // There is nothing to keep from anybody.
+            None => Some(Caller::of(RequestContext::new()).admin()),
             Some(keys) => keys.get(&blake3::hash(key?)).cloned(),
         }
     }
 }
 
 impl Caller {
+    /// Whom a program knows that says itself who asks (`identity = "host"`): no administrator, with as many calls in flight as he likes.
+    pub fn of(context: RequestContext) -> Self {
+        Self {
+            context,
+            is_admin: false,
+            is_trusted: false,
+            max_in_flight: usize::MAX,
+            in_flight: Arc::default(),
+        }
+    }
+
+    /// Makes him an [administrator](Self::is_admin).
+    #[must_use]
+    pub fn admin(mut self) -> Self {
+        self.is_admin = true;
+        self
+    }
+
+    /// How many calls he may have in flight. They are counted together for all clones: keep one for as long as he may come back.
+    #[must_use]
+    pub fn with_max_in_flight(mut self, calls: usize) -> Self {
+        self.max_in_flight = calls;
+        self
+    }
+
     /// What calls are made as.
     pub const fn context(&self) -> &RequestContext {
         &self.context
     }
 
     /// Whether he may ask what everybody has used and has left, and make cached answers invalid.
-    pub fn is_admin(&self) -> bool {
-        self.facts.is_admin
+    pub const fn is_admin(&self) -> bool {
+        self.is_admin
     }
 
     /// Whether he speaks for end users of his own, and may say who they are.
-    pub fn is_trusted(&self) -> bool {
-        self.facts.is_trusted
+    pub const fn is_trusted(&self) -> bool {
+        self.is_trusted
     }
 
     /// Whether he may know what a department has used and has left.
@@ -93,10 +110,9 @@ impl Caller {
         self.is_admin() || self.context.department_ids().iter().any(|own| **own == *department)
     }
 
-    /// Takes a place for one more call; `None` if there are as many in flight as the key may have.
+    /// Takes a place for one more call; `None` if there are as many in flight as he may have.
     pub fn admit(&self) -> Option<KeyPermit> {
-        let count = &self.facts.in_flight;
-        let most = self.facts.max_in_flight.unwrap_or(usize::MAX);
+        let (count, most) = (&self.in_flight, self.max_in_flight);
         let taken =
             count.fetch_update(Ordering::AcqRel, Ordering::Acquire, |now| (now < most).then_some(now + 1));
         taken.ok().map(|_| KeyPermit(Arc::clone(count)))
@@ -104,7 +120,7 @@ impl Caller {
 
     /// How many of his calls have not ended.
     pub fn in_flight(&self) -> usize {
-        self.facts.in_flight.load(Ordering::Acquire)
+        self.in_flight.load(Ordering::Acquire)
     }
 }
 

@@ -48,3 +48,21 @@ async fn a_key_has_so_many_calls_in_flight_also_after_a_reload() {
     drop(one);
     assert!(caller().admit().is_some());
 }
+
+#[tokio::test]
+async fn whom_a_program_knows_has_so_many_calls_in_flight_with_all_his_clones() {
+    let context = RequestContext::new().with_user_id("ada").with_departments(["research"]);
+    let ada = Caller::of(context).with_max_in_flight(2);
+    assert_eq!(ada.context().user_id(), Some("ada"));
+    assert!(!ada.is_admin() && !ada.is_trusted());
+    assert!(ada.may_ask_about("research") && !ada.may_ask_about("sales"));
+    let administrator = ada.clone().admin();
+    assert!(administrator.is_admin() && administrator.may_ask_about("sales") && !ada.is_admin());
+    let one = ada.admit().unwrap();
+    let _two = administrator.admit().unwrap();
+    assert!(ada.admit().is_none() && administrator.admit().is_none());
+    assert_eq!(ada.in_flight(), 2);
+    drop(one);
+    assert!(ada.admit().is_some());
+    assert!(Caller::of(RequestContext::new()).admit().is_some(), "of others nothing is counted there");
+}

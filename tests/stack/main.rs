@@ -22,7 +22,7 @@ use llm_layers::{
     price::NanoUsd,
     provider::Echo,
     quota::MemoryStore,
-    stack::{BoxService, Handle, Part, Place, Readiness, StackBuilder, StackError, Watch, stack},
+    stack::{BoxService, Caller, Handle, Part, Place, Readiness, StackBuilder, StackError, Watch, stack},
     testing::{Reply, Scripted, Step},
     usage::{MemorySink, Outcome, UsageSink},
 };

@@ -1,7 +1,7 @@
 //! What is asked of a gateway beside answers: models, usage, quotas, the cache, whether it is ready.
 //!
 //! Each function is what a handler does, given the [`Handle`] and the [`Caller`] whom [`identify`](super::identify) has put into the request's
-//! extensions; where it is served is the host's to say.
+//! extensions, or a middleware of yours; where it is served is the host's to say.
 //!
 //! ```
 //! use http::StatusCode;
@@ -23,6 +23,30 @@
 //! assert_eq!(admin::models(&handle, ada.context()).status(), StatusCode::OK);
 //! assert!(admin::quota(&handle, &ada, "research").await.is_ok());
 //! assert!(admin::quota(&handle, &ada, "another").await.is_err(), "she is not of it");
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! With `identity = "host"` a program says itself who asks:
+//!
+//! ```
+//! use llm_layers::{RequestContext, config::Config, http::axum::admin, stack::{Caller, stack}};
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let (_service, handle) = stack(Config::parse(r#"
+//!     identity = "host"
+//!     usage.enabled = false
+//!     providers.echo.kind = "echo"
+//!     quota.store = "memory"
+//!     departments.research.day_requests = 10
+//! "#)?).await?;
+//!
+//! // Of a session, a token, a certificate:
+//! let ada = Caller::of(RequestContext::new().with_user_id("ada").with_departments(["research"]));
+//! assert!(admin::quota(&handle, &ada, "research").await.is_ok());
+//! assert!(admin::quota(&handle, &ada, "another").await.is_err(), "she is not of it");
+//! assert!(admin::quota(&handle, &ada.admin(), "another").await.is_ok());
 //! # Ok(())
 //! # }
 //! ```
