@@ -105,7 +105,7 @@
 //! | `genai` | leaves for Anthropic, Gemini, Vertex, Bedrock, Cohere and Ollama |
 //! | `tracing` | spans and events for subscribers of `tracing`; on by default |
 //! | `otel` | spans and metrics by the API of OpenTelemetry |
-//! | `otel-bound` | `otel`, with a cheaper record of metrics; needs `experimental_metrics_bound_instruments` of `opentelemetry_sdk` |
+//! | `otel-bound` | `otel`, and `with_bound_instruments`: a cheaper record of metrics, for an `opentelemetry_sdk` with `experimental_metrics_bound_instruments` |
 //! | `axum` | extractor, responder, server-sent events and error bodies for axum |
 //! | `tonic` | statuses, deadlines and streams of gRPC for tonic |
 //! | `rusqlite` | a ledger of usage and counters of quotas in files of SQLite; needs a C compiler, and Rust 1.89 |

@@ -19,7 +19,18 @@ use llm_layers::{
     testing::{Reply, Scripted, Step},
     usage::{QueueOptions, QueueSink, UsageEvent, UsageLayer, UsageStore},
 };
-use std::{collections::BTreeMap, time::Duration};
+use opentelemetry::{
+    KeyValue,
+    metrics::{
+        Counter, Histogram, HistogramBuilder, InstrumentBuilder, InstrumentProvider, Meter, SyncInstrument,
+    },
+    trace::noop::NoopTracer,
+};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 use tower::{Layer, ServiceExt, service_fn};
 
 const SECONDS: [f64; 14] =
@@ -73,9 +84,13 @@ fn provider() -> Scripted {
 }
 
 async fn four_calls(backend: &Otel) {
-    let (observer, provider) = (backend.observer(), provider());
+    four_calls_by(&backend.observer()).await;
+}
+
+async fn four_calls_by(observer: &OtelObserver) {
+    let provider = provider();
     for streaming in [false, true, false, false] {
-        if let Ok(answer) = providers(&observer, &provider).oneshot(ask(streaming)).await {
+        if let Ok(answer) = providers(observer, &provider).oneshot(ask(streaming)).await {
             answer.text().await.unwrap();
         }
     }
@@ -402,4 +417,78 @@ async fn a_queue_shows_how_many_records_wait_and_that_none_is_lost() {
     assert_eq!(value("llm_layers.usage.queue.depth"), 0.0);
     assert_eq!(value("llm_layers.usage.records.written"), 5.0);
     assert_eq!(value("llm_layers.usage.records.lost"), 0.0);
+}
+
+/// An SDK of metrics that knows nothing of bound instruments: how often each was told of something.
+#[derive(Clone, Default)]
+struct Plain(Arc<Mutex<BTreeMap<String, usize>>>);
+
+struct Told {
+    name: String,
+    by: Plain,
+}
+
+impl<T> SyncInstrument<T> for Told {
+    fn measure(&self, _: T, _: &[KeyValue]) {
+        *self.by.0.lock().unwrap().entry(self.name.clone()).or_default() += 1;
+    }
+}
+
+impl Plain {
+    fn told(&self, name: &str) -> Arc<Told> {
+        Arc::new(Told { name: name.to_owned(), by: self.clone() })
+    }
+}
+
+impl InstrumentProvider for Plain {
+    fn f64_histogram(&self, builder: HistogramBuilder<'_, Histogram<f64>>) -> Histogram<f64> {
+        Histogram::new(self.told(&builder.name))
+    }
+
+    fn u64_histogram(&self, builder: HistogramBuilder<'_, Histogram<u64>>) -> Histogram<u64> {
+        Histogram::new(self.told(&builder.name))
+    }
+
+    fn u64_counter(&self, builder: InstrumentBuilder<'_, Counter<u64>>) -> Counter<u64> {
+        Counter::new(self.told(&builder.name))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_sdk_without_bound_instruments_is_told_all_whoever_turns_a_feature_on() {
+    let plain = Plain::default();
+    let meter = Meter::new(Arc::new(plain.clone()));
+    let observer = OtelObserver::new(NoopTracer::new(), meter);
+    four_calls_by(&observer).await;
+    let answer = Scripted::new().reply(Reply::complete(Completion::text("hi", TokenUsage::new(1, 1))));
+    let layer = TelemetryLayer::gateway(observer.clone());
+    layer.layer(providers(&observer, &answer)).oneshot(ask(false)).await.unwrap();
+    let told = plain.0.lock().unwrap().clone();
+    let of = |name: &str| told.get(name).copied().unwrap_or_default();
+    assert_eq!(of("gen_ai.client.operation.duration"), 5, "{told:?}");
+    assert_eq!(of("gen_ai.client.operation.time_to_first_chunk"), 1, "{told:?}");
+    assert_eq!(of("gen_ai.client.operation.time_per_output_chunk"), 3, "{told:?}");
+    assert!(of("gen_ai.client.token.usage") >= 6, "{told:?}");
+    assert_eq!(of("llm_layers.gateway.duration"), 1, "{told:?}");
+}
+
+#[cfg(feature = "otel-bound")]
+#[tokio::test(start_paused = true)]
+async fn bound_instruments_measure_the_same() {
+    for semconv in [SemConv::V1_41, SemConv::Latest] {
+        let (plain, bound) = (Otel::new(semconv), Otel::new(semconv));
+        four_calls_by(&plain.observer()).await;
+        // Whatever is set after it.
+        let observer = bound.observer().with_bound_instruments();
+        four_calls_by(&observer.with_max_models(256).with_semconv(semconv)).await;
+        let points = |backend: &Otel| {
+            let all = backend.metrics();
+            let points = all.iter().flat_map(|(name, metric)| metric.points.iter().map(move |it| (name, it)));
+            let mut points: Vec<_> = points.map(|point| format!("{point:?}")).collect();
+            points.sort_unstable();
+            points
+        };
+        assert!(points(&plain).len() > 3);
+        assert_eq!(points(&plain), points(&bound));
+    }
 }

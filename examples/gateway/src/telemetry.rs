@@ -112,7 +112,7 @@ impl Telemetry {
                 Some(loggers) => observer.with_logger(loggers.logger_with_scope(otel::scope())),
                 None => observer,
             };
-            telemetry.observer = Some(observer.with_semconv(SemConv::from_env()));
+            telemetry.observer = Some(observer.with_bound_instruments().with_semconv(SemConv::from_env()));
         }
         Ok(telemetry)
     }

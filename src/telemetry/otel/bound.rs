@@ -1,9 +1,16 @@
-//! Instruments for one series: where attributes can be bound, they are looked up once.
+//! Instruments for one series: where a program binds attributes, they are looked up once.
 
 use opentelemetry::{
     KeyValue,
     metrics::{Counter, Histogram},
 };
+
+/// Whether the SDK can bind attributes, which only the program knows: one that cannot would lose what is measured.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Binding {
+    #[cfg(feature = "otel-bound")]
+    pub(super) is_bound: bool,
+}
 
 /// What measures.
 pub(super) trait Instrument {
@@ -17,35 +24,36 @@ pub(super) trait Instrument {
     #[cfg(feature = "otel-bound")]
     fn record_bound(bound: &Self::Bound, value: Self::Value);
 
-    #[cfg(not(feature = "otel-bound"))]
     fn record(&self, value: Self::Value, attributes: &[KeyValue]);
 }
 
 /// One series of it.
 pub(super) struct Bound<I: Instrument> {
+    /// `None`: attributes are looked up each time.
     #[cfg(feature = "otel-bound")]
-    bound: std::sync::OnceLock<I::Bound>,
+    bound: Option<std::sync::OnceLock<I::Bound>>,
     #[cfg(not(feature = "otel-bound"))]
     of: std::marker::PhantomData<fn(I)>,
 }
 
-impl<I: Instrument> Default for Bound<I> {
-    fn default() -> Self {
+impl<I: Instrument> Bound<I> {
+    pub(super) fn new(binding: Binding) -> Self {
+        #[cfg(not(feature = "otel-bound"))]
+        let Binding {} = binding;
         Self {
             #[cfg(feature = "otel-bound")]
-            bound: std::sync::OnceLock::new(),
+            bound: binding.is_bound.then(std::sync::OnceLock::new),
             #[cfg(not(feature = "otel-bound"))]
             of: std::marker::PhantomData,
         }
     }
-}
 
-impl<I: Instrument> Bound<I> {
     /// Records a value of this series, whose attributes are always the same.
     pub(super) fn record(&self, instrument: &I, value: I::Value, attributes: &[KeyValue]) {
         #[cfg(feature = "otel-bound")]
-        I::record_bound(self.bound.get_or_init(|| instrument.bind(attributes)), value);
-        #[cfg(not(feature = "otel-bound"))]
+        if let Some(bound) = &self.bound {
+            return I::record_bound(bound.get_or_init(|| instrument.bind(attributes)), value);
+        }
         instrument.record(value, attributes);
     }
 }
@@ -67,7 +75,6 @@ macro_rules! instrument {
                 bound.$record(value);
             }
 
-            #[cfg(not(feature = "otel-bound"))]
             fn record(&self, value: T, attributes: &[KeyValue]) {
                 Self::$record(self, value, attributes);
             }

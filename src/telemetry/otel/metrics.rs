@@ -3,7 +3,7 @@ use super::{
         observer::CallEnd,
         semconv::{self, SemConv},
     },
-    bound::Bound,
+    bound::{Binding, Bound},
     series::Series,
 };
 use crate::{CacheStatus, ErrorKind, TokenUsage, cache::BypassReason, quota::QuotaLayer, usage::QueueSink};
@@ -87,12 +87,12 @@ struct Answered {
 }
 
 impl ByCache {
-    fn new() -> Self {
+    fn new(binding: Binding) -> Self {
         let answered = |status| {
             let result = semconv::cache(status);
             let result = result.map(|result| KeyValue::new("llm_layers.cache.result", result));
             let attributes = result.into_iter().collect();
-            Answered { attributes, duration: Bound::default(), count: Bound::default() }
+            Answered { attributes, duration: Bound::new(binding), count: Bound::new(binding) }
         };
         Self {
             unused: answered(CacheStatus::Unused),
@@ -115,7 +115,7 @@ impl ByCache {
 }
 
 impl Instruments {
-    pub(super) fn new(meter: &Meter, semconv: SemConv) -> Self {
+    pub(super) fn new(meter: &Meter, semconv: SemConv, binding: Binding) -> Self {
         let seconds = |name: &'static str, what: &'static str| {
             let builder = meter.f64_histogram(name).with_unit("s").with_description(what);
             builder.with_boundaries(SECONDS.to_vec()).build()
@@ -183,7 +183,7 @@ impl Instruments {
                     "{request}",
                     "What the cache had to do with calls",
                 ),
-                by_cache: ByCache::new(),
+                by_cache: ByCache::new(binding),
                 fallbacks: counter("llm_layers.fallbacks", "{attempt}", "Attempts that others had to follow"),
                 refusals: counter("llm_layers.quota.refusals", "{request}", "Calls that a quota has refused"),
             },
@@ -306,10 +306,9 @@ pub fn observe_quota(meter: &Meter, layer: QuotaLayer) -> QuotaLayer {
         .with_description("Tokens that were reserved for a call, for each that it used up")
         .with_boundaries(RATIOS.to_vec())
         .build();
-    let all = Bound::default();
     let layer = layer.on_settle(move |settled| {
         if settled.used.tokens > 0 {
-            all.record(&ratio, settled.reserved.tokens as f64 / settled.used.tokens as f64, &[]);
+            ratio.record(settled.reserved.tokens as f64 / settled.used.tokens as f64, &[]);
         }
     });
     let stats = layer.stats_reader();
@@ -376,7 +375,7 @@ mod tests {
 
     #[test]
     fn each_status_of_the_cache_has_a_series_with_its_own_name() {
-        let by_cache = ByCache::new();
+        let by_cache = ByCache::new(Binding::default());
         for status in [
             CacheStatus::Unused,
             CacheStatus::Hit { age: Duration::from_secs(1) },
@@ -396,7 +395,7 @@ mod tests {
         let reader =
             PeriodicReader::builder(exporter.clone()).with_interval(Duration::from_secs(3600)).build();
         let meters = SdkMeterProvider::builder().with_reader(reader).build();
-        let instruments = Instruments::new(&meters.meter("test"), SemConv::default());
+        let instruments = Instruments::new(&meters.meter("test"), SemConv::default(), Binding::default());
         for n in 0..1000 {
             let error = Error::new(ErrorKind::QuotaExceeded(QuotaExceeded {
                 department_id: format!("department-{n}").into(),

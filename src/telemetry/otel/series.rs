@@ -5,7 +5,7 @@ use super::{
         observer::{CallStart, Target},
         semconv::SemConv,
     },
-    bound::Bound,
+    bound::{Binding, Bound},
     labels::Labels,
     metrics::label,
 };
@@ -48,6 +48,7 @@ pub(super) struct AllSeries {
     known: ArcSwap<HashMap<u64, Arc<Series>, foldhash::fast::RandomState>>,
     labels: Labels,
     semconv: SemConv,
+    binding: Binding,
 }
 
 /// Each model that may be asked for by each that may answer would be more, but nobody has that. Beyond, what layers that
@@ -79,8 +80,8 @@ impl Kind {
 }
 
 impl AllSeries {
-    pub(super) fn new(labels: Labels, semconv: SemConv) -> Self {
-        Self { known: ArcSwap::default(), labels, semconv }
+    pub(super) fn new(labels: Labels, semconv: SemConv, binding: Binding) -> Self {
+        Self { known: ArcSwap::default(), labels, semconv, binding }
     }
 
     /// The series of a call. A name that is not known yet becomes so only where it `may_be_added`.
@@ -93,7 +94,7 @@ impl AllSeries {
         let answered = answered.map(label);
         // Of names that are not told apart there may be any number, and one series.
         self.find(kind, &asked, answered.as_deref()).unwrap_or_else(|hash| {
-            let series = Arc::new(Series::new(kind, asked, answered, self.semconv));
+            let series = Arc::new(Series::new(kind, asked, answered, (self.semconv, self.binding)));
             self.known.rcu(|known| {
                 let mut all = HashMap::clone(known);
                 if all.len() >= MOST {
@@ -122,7 +123,12 @@ impl AllSeries {
 }
 
 impl Series {
-    fn new(kind: &Kind, asked: Arc<str>, answered: Option<Arc<str>>, semconv: SemConv) -> Self {
+    fn new(
+        kind: &Kind,
+        asked: Arc<str>,
+        answered: Option<Arc<str>>,
+        (semconv, binding): (SemConv, Binding),
+    ) -> Self {
         let shared = |key, value: &Arc<str>| KeyValue::new(key, StringValue::from(Arc::clone(value)));
         let mut all = vec![
             KeyValue::new("gen_ai.operation.name", kind.operation),
@@ -158,11 +164,11 @@ impl Series {
             all,
             input,
             output,
-            duration: Bound::default(),
-            first_chunk: Bound::default(),
-            output_chunk: Bound::default(),
-            input_tokens: Bound::default(),
-            output_tokens: Bound::default(),
+            duration: Bound::new(binding),
+            first_chunk: Bound::new(binding),
+            output_chunk: Bound::new(binding),
+            input_tokens: Bound::new(binding),
+            output_tokens: Bound::new(binding),
         }
     }
 
@@ -198,7 +204,7 @@ mod tests {
 
     #[test]
     fn calls_that_are_not_told_apart_share_one_series_however_many_names_they_have() {
-        let all = AllSeries::new(Labels::new(3), SemConv::default());
+        let all = AllSeries::new(Labels::new(3), SemConv::default(), Binding::default());
         let target = target();
         let known = all.of(&kind(&target, "p/known"), Some("known-2026"), true);
         assert!(Arc::ptr_eq(&known, &all.of(&kind(&target, "p/known"), Some("known-2026"), false)));
@@ -211,7 +217,7 @@ mod tests {
 
     #[test]
     fn layers_that_are_gone_leave_no_more_than_a_bounded_number() {
-        let all = AllSeries::new(Labels::new(3), SemConv::default());
+        let all = AllSeries::new(Labels::new(3), SemConv::default(), Binding::default());
         for _ in 0..2 * MOST {
             all.of(&kind(&target(), "p/known"), None, true);
         }
