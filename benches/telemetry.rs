@@ -194,6 +194,11 @@ fn table(title: &str, body: &ChatBody, calls: usize, count: Option<Count>) {
         traced("  exported meanwhile", &busy),
         client("OpenTelemetry, metrics only", OtelObserver::new(noop(), meters.meter("bench"))),
     ];
+    #[cfg(feature = "otel-bound")]
+    rows.push(client(
+        "  by bound instruments",
+        OtelObserver::new(noop(), meters.meter("bench")).with_bound_instruments(),
+    ));
     rows.iter_mut().for_each(|row| (row.run)(body));
     if let Some(count) = count {
         counted(title, &mut rows, body, count);

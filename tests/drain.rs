@@ -28,7 +28,7 @@ struct Bench {
 
 impl Bench {
     fn new() -> Self {
-        let store = MemoryStore::with_clock(Noon);
+        let store = MemoryStore::new().with_clock(Noon);
         let policy = DepartmentPolicy::new(Limits::new().with_day_tokens(100_000));
         let quota =
             QuotaLayer::new(store.clone(), PolicyTable::new(policy), Prices::default()).with_clock(Noon);

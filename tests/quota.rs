@@ -73,7 +73,7 @@ fn table(limits: Limits) -> PolicyTable {
 impl Bench {
     fn new(limits: Limits) -> Self {
         let clock = ManualClock::new(noon());
-        let store = MemoryStore::with_clock(clock.clone());
+        let store = MemoryStore::new().with_clock(clock.clone());
         let layer = QuotaLayer::new(store.clone(), table(limits), prices()).with_clock(clock.clone());
         Self { clock, store, layer, provider: Scripted::new() }
     }
@@ -285,7 +285,7 @@ async fn a_call_is_charged_by_the_tier_that_served_it() {
         ("unheard of", None, 10),
     ] {
         let clock = ManualClock::new(noon());
-        let store = MemoryStore::with_clock(clock.clone());
+        let store = MemoryStore::new().with_clock(clock.clone());
         let bench = Bench::new(Limits::new());
         let layer = QuotaLayer::new(store.clone(), table(Limits::new()), book.clone()).with_clock(clock);
         let member = answered.map(|tier| format!(r#""service_tier":"{tier}","#)).unwrap_or_default();
@@ -869,7 +869,7 @@ async fn no_request_names_further_models_where_models_or_costs_are_limited() {
         let policy = DepartmentPolicy::new(limits);
         let policy = models.map_or(policy.clone(), |models| policy.with_models(models));
         let table = PolicyTable::default().with("research", policy);
-        let store = MemoryStore::with_clock(ManualClock::new(noon()));
+        let store = MemoryStore::new().with_clock(ManualClock::new(noon()));
         let quota = QuotaLayer::new(store, table.clone(), prices());
         let provider = Scripted::new();
         let stack = AccessLayer::new(table).layer(quota.layer(provider.clone()));
@@ -1062,7 +1062,7 @@ async fn an_answer_is_shortened_to_the_tightest_of_any_number_of_limits() {
     for seed in 0..64 {
         let mut random = fastrand::Rng::with_seed(seed);
         let provider = Scripted::new();
-        let store = MemoryStore::with_clock(noon());
+        let store = MemoryStore::new().with_clock(noon());
         let policies = PolicyTable::new(DepartmentPolicy::new(equal_limits(MOST)));
         let layer = QuotaLayer::new(store.clone(), policies, prices())
             .with_clock(noon())
@@ -1729,7 +1729,8 @@ impl Clock for Paused {
 
 #[tokio::test(start_paused = true)]
 async fn a_lease_is_extended_while_its_stream_is_held_and_nobody_reads() {
-    let bench = Bench { store: MemoryStore::with_clock(Paused(Instant::now())), ..Bench::new(Limits::new()) };
+    let bench =
+        Bench { store: MemoryStore::new().with_clock(Paused(Instant::now())), ..Bench::new(Limits::new()) };
     let options = WorkerOptions::default().with_lease(60 * SECOND).with_backoff(Backoff::new(SECOND, SECOND));
     let (remote, layer, worker) = far(&bench, options);
     let chunks =
@@ -1754,7 +1755,8 @@ async fn a_lease_is_extended_while_its_stream_is_held_and_nobody_reads() {
 
 #[tokio::test(start_paused = true)]
 async fn a_call_that_ends_while_its_lease_is_extended_is_settled_once_and_leaves_no_lease() {
-    let bench = Bench { store: MemoryStore::with_clock(Paused(Instant::now())), ..Bench::new(Limits::new()) };
+    let bench =
+        Bench { store: MemoryStore::new().with_clock(Paused(Instant::now())), ..Bench::new(Limits::new()) };
     let options = WorkerOptions::default().with_lease(60 * SECOND);
     let (remote, layer, worker) = far(&bench, options);
     bench.provider.push(Reply::stream([Step::Chunk(StreamChunk::usage_only(TokenUsage::new(7, 3)))]));
@@ -1778,7 +1780,8 @@ async fn a_call_that_ends_while_its_lease_is_extended_is_settled_once_and_leaves
 
 #[tokio::test(start_paused = true)]
 async fn a_call_that_has_ended_before_its_turn_to_be_extended_comes_is_not_made_anew() {
-    let bench = Bench { store: MemoryStore::with_clock(Paused(Instant::now())), ..Bench::new(Limits::new()) };
+    let bench =
+        Bench { store: MemoryStore::new().with_clock(Paused(Instant::now())), ..Bench::new(Limits::new()) };
     let options = WorkerOptions::default().with_lease(60 * SECOND).with_parallel(1);
     let (remote, layer, worker) = far(&bench, options);
     let service = layer.layer(bench.provider.clone());
@@ -1810,7 +1813,7 @@ async fn a_call_that_has_ended_before_its_turn_to_be_extended_comes_is_not_made_
 #[tokio::test(start_paused = true)]
 async fn a_worker_that_is_over_while_it_extends_a_lease_settles_it_all_the_same() {
     for is_told in [true, false] {
-        let store = MemoryStore::with_clock(Paused(Instant::now()));
+        let store = MemoryStore::new().with_clock(Paused(Instant::now()));
         let bench = Bench { store, ..Bench::new(Limits::new()) };
         let (remote, layer, worker) = far(&bench, WorkerOptions::default().with_lease(60 * SECOND));
         bench.provider.push(Reply::stream([Step::Chunk(StreamChunk::usage_only(TokenUsage::new(7, 3)))]));
@@ -1886,7 +1889,7 @@ impl QuotaStore for LosesOne {
 
 #[tokio::test(start_paused = true)]
 async fn a_department_that_alone_has_lost_its_lease_is_charged_at_the_end_and_the_others_once() {
-    let store = LosesOne(MemoryStore::with_clock(ManualClock::new(noon())), Arc::default());
+    let store = LosesOne(MemoryStore::new().with_clock(ManualClock::new(noon())), Arc::default());
     let (layer, worker) =
         QuotaLayer::pair(store.clone(), table(Limits::new()), prices(), WorkerOptions::default());
     let provider = Scripted::new().reply(whole(7, 3));
@@ -1949,7 +1952,7 @@ struct Forgetful(Arc<Mutex<Remote>>, ManualClock);
 
 impl Forgetful {
     fn forget(&self) {
-        *self.0.lock().unwrap() = Remote::new(MemoryStore::with_clock(self.1.clone()));
+        *self.0.lock().unwrap() = Remote::new(MemoryStore::new().with_clock(self.1.clone()));
     }
 
     fn now(&self) -> Remote {
@@ -1963,7 +1966,8 @@ impl QuotaStore for Forgetful {
 
 async fn in_flight_while_the_store_forgets(with_history: bool, after: Duration) -> (Amount, Amount, Report) {
     let clock = ManualClock::new(noon());
-    let store = Forgetful(Arc::new(Mutex::new(Remote::new(MemoryStore::with_clock(clock.clone())))), clock);
+    let store =
+        Forgetful(Arc::new(Mutex::new(Remote::new(MemoryStore::new().with_clock(clock.clone())))), clock);
     let limits = Limits::new().with_day_tokens(10_000);
     let (layer, worker) = QuotaLayer::pair(store.clone(), table(limits), prices(), WorkerOptions::default());
     let mut layer = layer.with_clock(store.1.clone());
@@ -2015,7 +2019,8 @@ async fn a_lease_that_is_held_while_its_store_forgets_is_made_anew_and_charged_o
 #[tokio::test(start_paused = true)]
 async fn what_is_left_out_of_a_past_that_is_lost_too_is_left_to_the_ledger() {
     let clock = ManualClock::new(noon());
-    let store = Forgetful(Arc::new(Mutex::new(Remote::new(MemoryStore::with_clock(clock.clone())))), clock);
+    let store =
+        Forgetful(Arc::new(Mutex::new(Remote::new(MemoryStore::new().with_clock(clock.clone())))), clock);
     let limits = Limits::new().with_day_tokens(10_000);
     let (layer, worker) = QuotaLayer::pair(store.clone(), table(limits), prices(), WorkerOptions::default());
     let layer = layer.with_clock(store.1.clone()).with_history(Ledger::default());
@@ -2057,7 +2062,7 @@ impl UsageHistory for Unhurried {
 
 fn forgetful(ledger: Unhurried) -> (Forgetful, QuotaLayer, Worker) {
     let clock = ManualClock::new(noon());
-    let remote = Remote::new(MemoryStore::with_clock(clock.clone()));
+    let remote = Remote::new(MemoryStore::new().with_clock(clock.clone()));
     let store = Forgetful(Arc::new(Mutex::new(remote)), clock);
     let limits = table(Limits::new().with_day_tokens(10_000));
     let (layer, worker) = QuotaLayer::pair(store.clone(), limits, prices(), WorkerOptions::default());
@@ -2152,7 +2157,7 @@ impl QuotaStore for LosesAgain {
 #[tokio::test(start_paused = true)]
 async fn what_was_made_anew_and_lost_again_is_charged_once() {
     let clock = ManualClock::new(noon());
-    let remote = Remote::new(MemoryStore::with_clock(clock.clone()));
+    let remote = Remote::new(MemoryStore::new().with_clock(clock.clone()));
     let store = LosesAgain(Forgetful(Arc::new(Mutex::new(remote)), clock), Arc::new(Mutex::new(Loss::Not)));
     let limits = Limits::new().with_day_tokens(10_000);
     let (layer, worker) = QuotaLayer::pair(store.clone(), table(limits), prices(), WorkerOptions::default());

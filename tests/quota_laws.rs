@@ -102,7 +102,7 @@ fn op() -> impl Strategy<Value = Op> {
 fn check(ops: &[Op]) {
     const LIMIT: u64 = 100;
     let clock = ManualClock::new(noon());
-    let store = MemoryStore::with_clock(clock.clone());
+    let store = MemoryStore::new().with_clock(clock.clone());
     let departments = Departments::one(Department::new("a", Limits::new().with_day_tokens(LIMIT)));
     let days = Days::only(Calendar::utc().day(noon()));
     let ids: Vec<_> = (0..5).map(|_| CallId::mint(noon())).collect();
@@ -213,7 +213,7 @@ proptest! {
         calls in proptest::collection::vec((1..8_u8, 0..100_u64, 0..100_u64, 0..40_u64), 1..60),
     ) {
         let clock = ManualClock::new(noon());
-        let store = MemoryStore::with_clock(clock.clone());
+        let store = MemoryStore::new().with_clock(clock.clone());
         let of = |at: usize| {
             let limits = Limits::new().with_day_tokens(limits[at].0).with_month_tokens(limits[at].1);
             Department::new(format!("d{at}"), limits)
@@ -435,7 +435,7 @@ async fn dropped_at_any_poll_nothing_stays_reserved_and_what_was_sent_is_charged
     for way in ways {
         for is_far in [false, true] {
             for polls in 0.. {
-                let store = MemoryStore::with_clock(noon());
+                let store = MemoryStore::new().with_clock(noon());
                 let table = PolicyTable::new(DepartmentPolicy::new(Limits::new().with_day_tokens(1000)));
                 let (layer, worker) = if is_far {
                     let remote = Remote::new(store.clone());
@@ -493,7 +493,7 @@ fn i3_to_i6_i11_whatever_a_store_does_the_counters_return_to_the_truth() {
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
         runtime.block_on(async {
-            let store = MemoryStore::with_clock(noon());
+            let store = MemoryStore::new().with_clock(noon());
             let remote = Remote::new(store.clone());
             let table = PolicyTable::new(DepartmentPolicy::new(Limits::new().with_day_tokens(1_000_000)));
             let (layer, worker) = QuotaLayer::pair(remote.clone(), table, prices(), WorkerOptions::default());
@@ -536,7 +536,7 @@ fn i3_to_i6_i11_whatever_a_store_does_the_counters_return_to_the_truth() {
 /// I13: what a cache answers moves no counter, wherever the layer stands.
 #[tokio::test]
 async fn i13_answers_that_nobody_was_asked_for_move_no_counter() {
-    let store = MemoryStore::with_clock(noon());
+    let store = MemoryStore::new().with_clock(noon());
     let table = PolicyTable::new(DepartmentPolicy::new(Limits::new().with_day_requests(1)));
     let service =
         QuotaLayer::new(store.clone(), table, prices()).layer(service_fn(|request: LlmRequest| async move {
@@ -563,7 +563,7 @@ async fn a_lease_that_nobody_settles_charges_what_was_agreed() {
         (OnExpiry::Release, Amount::ZERO),
     ] {
         let clock = ManualClock::new(noon());
-        let store = MemoryStore::with_clock(clock.clone());
+        let store = MemoryStore::new().with_clock(clock.clone());
         let table = PolicyTable::default();
         let layer = QuotaLayer::new(store.clone(), table, prices()).with_on_expiry(on_expiry);
         let provider = Scripted::new().reply(Reply::stall());
@@ -633,7 +633,7 @@ async fn seed_10_every_department_must_allow_the_model_and_an_empty_list_allows_
 #[tokio::test]
 async fn seed_10_limits_and_lists_hold_for_every_attempt() {
     let chains = || Chains::builder().chain("p/model", ["p/other", "q/spare"]).build().unwrap();
-    let store = MemoryStore::with_clock(noon());
+    let store = MemoryStore::new().with_clock(noon());
     let limits = Limits::new().with_day_requests(3).with_day_cost(NanoUsd::MAX);
     let table = PolicyTable::default()
         .with("research", DepartmentPolicy::new(limits).with_models(["p/model", "q/*"]));
@@ -759,7 +759,7 @@ fn counters_neither_overflow_nor_lose_a_unit() {
     let most = Amount::MOST;
     assert_eq!(most.tokens, (i64::MAX / 4) as u64);
     let clock = ManualClock::new(noon());
-    let store = MemoryStore::with_clock(clock);
+    let store = MemoryStore::new().with_clock(clock);
     let a = Departments::one(Department::new("a", Limits::new()));
     let days = Days::only(Calendar::utc().day(noon()));
     at_once(async {

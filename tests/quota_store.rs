@@ -28,7 +28,7 @@ struct Bench {
 impl Bench {
     fn new() -> Self {
         let clock = ManualClock::new(noon());
-        let store = MemoryStore::with_clock(clock.clone());
+        let store = MemoryStore::new().with_clock(clock.clone());
         Self { clock, store }
     }
 
@@ -360,4 +360,18 @@ fn days_that_overlap_or_are_out_of_order_are_left_out() {
     empty.until = empty.from;
     let days = Days::new([today, yesterday, today, long, empty, tomorrow]);
     assert_eq!(days[..], [today, tomorrow]);
+}
+
+#[tokio::test]
+async fn a_clock_is_set_and_what_is_counted_stays_and_is_shared() {
+    let bench = Bench::new();
+    let departments = Departments::new([Department::new("a", Limits::new())]);
+    bench.granted(&departments, Amount::new(1, 10, NanoUsd::ZERO)).await;
+    assert_eq!(bench.standing("a").await.in_day.reserved.tokens, 10);
+    // By this clock the lease is over, and all who share the counters see what became of it.
+    let later = noon() + Duration::from_secs(3600);
+    let other = bench.store.clone().with_clock(later);
+    let standing = other.usage(&"a".into(), &Calendar::utc().days_around(later)).await.unwrap();
+    assert_eq!((standing.in_day.reserved.tokens, standing.in_day.settled.tokens), (0, 5));
+    assert_eq!(bench.standing("a").await.in_day.settled.tokens, 5);
 }

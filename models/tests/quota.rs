@@ -66,7 +66,7 @@ fn standing(store: &MemoryStore, clock: &impl Clock, department: &str) -> (u64, 
 #[test]
 fn calls_of_departments_in_any_order_never_wait_for_each_other_and_never_exceed_a_limit() {
     check(|| {
-        let (store, clock) = (MemoryStore::with_clock(Set::new()), Set::new());
+        let (store, clock) = (MemoryStore::new().with_clock(Set::new()), Set::new());
         let names = [["a", "b"], ["b", "a"], ["b", "c"]];
         let granted: Vec<_> = names
             .map(|names| {
@@ -104,7 +104,7 @@ fn calls_of_departments_in_any_order_never_wait_for_each_other_and_never_exceed_
 fn a_lease_that_expires_while_it_is_settled_and_released_is_charged_once() {
     check(|| {
         let clock = Set::new();
-        let store = MemoryStore::with_clock(clock.clone());
+        let store = MemoryStore::new().with_clock(clock.clone());
         let (id, both) = (CallId::mint(clock.now()), departments(&["a", "b"], 10));
         let amount = Amount::new(1, 100, NanoUsd::ZERO);
         let reservation = Reservation::new(id, both.clone(), amount, Duration::from_millis(10), days(&clock))
@@ -145,7 +145,7 @@ fn a_lease_that_expires_while_it_is_settled_and_released_is_charged_once() {
 fn a_release_that_overtakes_its_reservation_leaves_nothing_reserved() {
     check(|| {
         let clock = Set::new();
-        let store = MemoryStore::with_clock(clock.clone());
+        let store = MemoryStore::new().with_clock(clock.clone());
         let (id, both) = (CallId::mint(clock.now()), departments(&["a", "b"], 10));
         let amount = Amount::new(1, 100, NanoUsd::ZERO);
         let reserving = thread::spawn({

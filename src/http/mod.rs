@@ -184,7 +184,7 @@ pub fn retry_after_seconds(error: &Error) -> Option<u64> {
 /// # let days = Calendar::utc().days_around(noon);
 /// # let amount = Amount { requests: 1, ..Amount::ZERO };
 /// # let reservation = Reservation::new(CallId::mint(noon), departments, amount, Duration::from_secs(60), days);
-/// # let Ok(Decision::Granted(grant)) = MemoryStore::with_clock(noon).reserve(&reservation).await else { panic!() };
+/// # let Ok(Decision::Granted(grant)) = MemoryStore::new().with_clock(noon).reserve(&reservation).await else { panic!() };
 /// # let headroom = grant.tightest.unwrap();
 /// // Of `answer.quota`:
 /// let [limit, remaining, reset] = rate_limit_headers(&headroom);

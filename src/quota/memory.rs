@@ -27,11 +27,11 @@ use std::{
 /// it has no leases and nothing in the current month.
 #[derive(Clone)]
 pub struct MemoryStore {
+    clock: Arc<dyn Clock>,
     shared: Arc<Shared>,
 }
 
 struct Shared {
-    clock: Arc<dyn Clock>,
     /// Each department has a lock of its own. Who needs several takes them in the order of their ids.
     accounts: RwLock<Accounts>,
 }
@@ -101,12 +101,19 @@ const PRUNE_AT_LEAST: usize = 1024;
 impl MemoryStore {
     /// Nothing is used up.
     pub fn new() -> Self {
-        Self::with_clock(SystemClock)
+        let shared = Shared { accounts: RwLock::default() };
+        Self { clock: Arc::new(SystemClock), shared: Arc::new(shared) }
     }
 
-    /// The same, by this clock.
-    pub fn with_clock(clock: impl Clock) -> Self {
-        Self { shared: Arc::new(Shared { clock: Arc::new(clock), accounts: RwLock::default() }) }
+    /// Goes by this clock. What is counted stays, and is shared with clones as before.
+    #[must_use]
+    pub fn with_clock(mut self, clock: impl Clock) -> Self {
+        self.clock = Arc::new(clock);
+        self
+    }
+
+    fn now(&self) -> u64 {
+        unix_millis(self.clock.now())
     }
 
     /// How many leases there are, tombstones included: over all departments.
@@ -118,14 +125,14 @@ impl MemoryStore {
 
 impl QuotaStore for MemoryStore {
     fn reserve(&self, reservation: &Reservation) -> StoreFuture<Decision> {
-        let now = self.shared.now();
+        let now = self.now();
         StoreFuture::ready(
             self.shared.locked(&reservation.departments, now, |held| reserve(held, reservation, now)),
         )
     }
 
     fn extend(&self, id: LeaseId, departments: &Departments, by: Duration) -> StoreFuture<bool> {
-        let now = self.shared.now();
+        let now = self.now();
         let until = now.saturating_add(millis(by));
         StoreFuture::ready(Ok(self.shared.locked(departments, now, |held| {
             let mut is_held = true;
@@ -138,7 +145,7 @@ impl QuotaStore for MemoryStore {
     }
 
     fn settle(&self, settlement: &Settlement) -> StoreFuture<Applied> {
-        let now = self.shared.now();
+        let now = self.now();
         StoreFuture::ready(Ok(self.shared.locked(&settlement.departments, now, |held| {
             let mut applied = Applied::Duplicate;
             held.each(&mut |_, account| {
@@ -150,7 +157,7 @@ impl QuotaStore for MemoryStore {
     }
 
     fn settle_each(&self, settlement: &Settlement) -> StoreFuture<Vec<Applied>> {
-        let now = self.shared.now();
+        let now = self.now();
         StoreFuture::ready(Ok(self.shared.locked(&settlement.departments, now, |held| {
             let mut each = Vec::with_capacity(settlement.departments.len());
             held.each(&mut |_, account| {
@@ -162,7 +169,7 @@ impl QuotaStore for MemoryStore {
     }
 
     fn release(&self, id: LeaseId, departments: &Departments) -> StoreFuture<()> {
-        let now = self.shared.now();
+        let now = self.now();
         self.shared.locked(departments, now, |held| {
             held.each(&mut |_, account| {
                 account.sweep(now);
@@ -176,7 +183,7 @@ impl QuotaStore for MemoryStore {
     }
 
     fn usage(&self, department: &Arc<str>, days: &Days) -> StoreFuture<Standing> {
-        let now = self.shared.now();
+        let now = self.now();
         let day = days.at(now).ok_or_else(|| StoreError::OffCalendar { now: system_time(now) });
         let accounts = self.shared.accounts.read().unwrap_or_else(PoisonError::into_inner);
         let Some(account) = accounts.by_department.get(department) else {
@@ -191,7 +198,7 @@ impl QuotaStore for MemoryStore {
     }
 
     fn seed(&self, department: &Arc<str>, baseline: &Baseline) -> StoreFuture<bool> {
-        let now = self.shared.now();
+        let now = self.now();
         StoreFuture::ready(Ok(self.shared.swept_one(department, now, |account| {
             if mem::replace(&mut account.is_known, true) {
                 return false;
@@ -206,7 +213,7 @@ impl QuotaStore for MemoryStore {
     }
 
     fn adjust(&self, adjustment: &Adjustment) -> StoreFuture<bool> {
-        let now = self.shared.now();
+        let now = self.now();
         StoreFuture::ready(Ok(self.shared.swept_one(&adjustment.department, now, |account| {
             if account.leases.contains_key(&adjustment.id) {
                 return false;
@@ -321,10 +328,6 @@ impl<'d> Held<'d, '_> {
 // ===== impl Shared =====
 
 impl Shared {
-    fn now(&self) -> u64 {
-        unix_millis(self.clock.now())
-    }
-
     /// Runs `work` on the accounts of these departments, all of them locked.
     fn locked<'d, T>(
         &self,

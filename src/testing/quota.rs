@@ -10,7 +10,7 @@
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() {
 //! let clock = ManualClock::new(SystemTime::UNIX_EPOCH);
-//! let store = MemoryStore::with_clock(clock.clone());
+//! let store = MemoryStore::new().with_clock(clock.clone());
 //! StoreCheck::new(store).with_clock(clock).with_length(4).check().await;
 //! # }
 //! ```
@@ -358,7 +358,7 @@ impl StoreCheck {
             StoreClock::Shared(clock) => clock.clone(),
             _ => ManualClock::new(SystemClock.now()),
         };
-        let reference = MemoryStore::with_clock(clock.clone());
+        let reference = MemoryStore::new().with_clock(clock.clone());
         let run = Run::new(script, day, days);
         for (step, op) in script.steps.iter().enumerate() {
             if let Op::Advance(by) = op {
