@@ -14,7 +14,7 @@ use llm_layers::{
     price::{Price, PriceBook, Rates},
     providers::{Deployment, Providers},
     timeout::CallTimeoutLayer,
-    usage::{Place, Slot, UsageEvent, UsageSink},
+    usage::{Done, Place, Slot, UsageEvent, UsageSink},
 };
 use std::{future::Ready, hint::black_box, sync::Arc, time::Duration};
 use tokio::time::Instant;
@@ -74,7 +74,7 @@ impl UsageSink for Nowhere {
 }
 
 impl Place for Nowhere {
-    fn record(self: Box<Self>, event: UsageEvent, _: Option<tokio::sync::oneshot::Sender<()>>) {
+    fn record(self: Box<Self>, event: UsageEvent, _: Option<Done>) {
         drop(black_box(event));
     }
 }

@@ -31,7 +31,7 @@ use llm_layers::{
         WorkerOptions, audit, repair,
     },
     testing::{ManualClock, Reply, Scripted, Step},
-    usage::{Place, Slot, UsageEvent, UsageLayer, UsageSink},
+    usage::{Done, Place, Slot, UsageEvent, UsageLayer, UsageSink},
 };
 use remote::{Fault, Remote};
 use std::{
@@ -41,7 +41,7 @@ use std::{
     },
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
-use tokio::{sync::oneshot, time::Instant};
+use tokio::time::Instant;
 use tower::{Layer, ServiceExt, service_fn};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -906,7 +906,7 @@ async fn no_request_names_further_models_where_models_or_costs_are_limited() {
 
 /// Takes every record, and never says that one is safe.
 #[derive(Clone, Default)]
-struct Unsafe(Arc<Mutex<Vec<UsageEvent>>>, Arc<Mutex<Vec<oneshot::Sender<()>>>>);
+struct Unsafe(Arc<Mutex<Vec<UsageEvent>>>, Arc<Mutex<Vec<Done>>>);
 
 impl UsageSink for Unsafe {
     fn admit(&self) -> Result<Slot, Error> {
@@ -915,7 +915,7 @@ impl UsageSink for Unsafe {
 }
 
 impl Place for Unsafe {
-    fn record(self: Box<Self>, event: UsageEvent, done: Option<oneshot::Sender<()>>) {
+    fn record(self: Box<Self>, event: UsageEvent, done: Option<Done>) {
         self.0.lock().unwrap().push(event);
         self.1.lock().unwrap().extend(done);
     }

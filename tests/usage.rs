@@ -701,7 +701,7 @@ async fn seed_19_a_hit_costs_nothing_and_what_it_saved_is_recorded() {
 
 /// Acknowledges when it is told to.
 #[derive(Clone, Default)]
-struct Slow(Arc<Mutex<Vec<tokio::sync::oneshot::Sender<()>>>>);
+struct Slow(Arc<Mutex<Vec<llm_layers::usage::Done>>>);
 
 struct SlowPlace(Slow);
 
@@ -712,7 +712,7 @@ impl UsageSink for Slow {
 }
 
 impl llm_layers::usage::Place for SlowPlace {
-    fn record(self: Box<Self>, _: UsageEvent, done: Option<tokio::sync::oneshot::Sender<()>>) {
+    fn record(self: Box<Self>, _: UsageEvent, done: Option<llm_layers::usage::Done>) {
         self.0.0.lock().unwrap().extend(done);
     }
 }
@@ -720,7 +720,7 @@ impl llm_layers::usage::Place for SlowPlace {
 impl Slow {
     fn acknowledge(&self) {
         for done in self.0.lock().unwrap().drain(..) {
-            done.send(()).unwrap();
+            done.tell();
         }
     }
 }

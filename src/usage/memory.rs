@@ -1,5 +1,5 @@
 use super::{
-    DepartmentSums, GroupBy, Slot, UsageEvent, UsageGroup, UsageQuery, UsageSink, UsageTotals, query,
+    DepartmentSums, Done, GroupBy, Slot, UsageEvent, UsageGroup, UsageQuery, UsageSink, UsageTotals, query,
 };
 use crate::{Error, ErrorKind};
 use std::{
@@ -10,7 +10,6 @@ use std::{
         atomic::{AtomicUsize, Ordering},
     },
 };
-use tokio::sync::oneshot;
 
 /// Keeps events in memory, up to a bound: for tests, and for programs that read them soon. Clones share them.
 ///
@@ -100,12 +99,11 @@ impl UsageSink for MemorySink {
 }
 
 impl MemoryPlace {
-    pub(super) fn record(mut self, event: UsageEvent, done: Option<oneshot::Sender<()>>) {
+    pub(super) fn record(mut self, event: UsageEvent, done: Option<Done>) {
         let Some(sink) = self.0.take() else { return };
         sink.lock().push(event);
         if let Some(done) = done {
-            // Who does not wait for it need not be told.
-            let _ = done.send(());
+            done.tell();
         }
     }
 }

@@ -103,6 +103,6 @@ pub use self::{
     },
     queue::{LogPosition, QueueOptions, QueueSink, Report, UsageStore, Worker},
     service::{RecordUsage, ResponseFuture},
-    sink::{Place, Slot, Ticket, UsageSink},
+    sink::{Done, Place, Slot, Ticket, UsageSink},
     writer::{Refused, SetAside},
 };

@@ -1,5 +1,5 @@
 use super::{
-    Slot, UsageEvent, UsageSink,
+    Done, Slot, UsageEvent, UsageSink,
     writer::{Caught, SetAside, Writer},
 };
 use crate::{
@@ -19,7 +19,6 @@ use std::{
     sync::{Arc, PoisonError},
     time::Duration,
 };
-use tokio::sync::oneshot;
 
 /// Where a [`QueueSink`] writes to, on a thread of its own.
 ///
@@ -189,7 +188,7 @@ struct Letters {
     in_doubt: usize,
 }
 
-pub(super) type Letter = (UsageEvent, Option<oneshot::Sender<()>>);
+pub(super) type Letter = (UsageEvent, Option<Done>);
 
 /// A place in the queue.
 pub(super) struct QueuePlace(Option<Arc<Gate>>);
@@ -350,7 +349,7 @@ impl UsageSink for QueueSink {
 }
 
 impl QueuePlace {
-    pub(super) fn record(mut self, event: UsageEvent, done: Option<oneshot::Sender<()>>) {
+    pub(super) fn record(mut self, event: UsageEvent, done: Option<Done>) {
         if let Some(gate) = self.0.take() {
             gate.0.push(event, done);
         }
@@ -385,7 +384,7 @@ impl Inbox {
         self.letters.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn push(&self, event: UsageEvent, done: Option<oneshot::Sender<()>>) {
+    fn push(&self, event: UsageEvent, done: Option<Done>) {
         let mut letters = self.letters();
         // With the lock: what is recorded later is written later, and nobody else counts.
         self.recorded.store(self.recorded.load(Ordering::Relaxed) + 1, Ordering::Release);

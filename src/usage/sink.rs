@@ -17,9 +17,9 @@ use tokio::sync::oneshot;
 ///     ChatBody, Error, ErrorKind, LlmRequest,
 ///     price::Prices,
 ///     provider::Echo,
-///     usage::{Place, Slot, UsageEvent, UsageLayer, UsageSink},
+///     usage::{Done, Place, Slot, UsageEvent, UsageLayer, UsageSink},
 /// };
-/// use tokio::sync::{mpsc, oneshot};
+/// use tokio::sync::mpsc;
 /// use tower::{Layer, ServiceExt};
 ///
 /// /// Hands events to whoever reads the channel.
@@ -38,7 +38,7 @@ use tokio::sync::oneshot;
 ///
 /// impl Place for Permit {
 ///     // Nobody here can say that it is safe: dropped, `done` tells those who wait for it that it will not be.
-///     fn record(self: Box<Self>, event: UsageEvent, _done: Option<oneshot::Sender<()>>) {
+///     fn record(self: Box<Self>, event: UsageEvent, _done: Option<Done>) {
 ///         self.0.send(event);
 ///     }
 /// }
@@ -92,9 +92,14 @@ enum Kind {
 
 /// What a [`Slot`] of your own sink is made of.
 pub trait Place: Send + 'static {
-    /// Takes the event, and tells `done` when it is where it will not be lost. Does not block or fail.
-    fn record(self: Box<Self>, event: UsageEvent, done: Option<oneshot::Sender<()>>);
+    /// Takes the event, and [tells](Done::tell) whoever waits when it is where it will not be lost; `None` if nobody does. Does not block or
+    /// fail.
+    fn record(self: Box<Self>, event: UsageEvent, done: Option<Done>);
 }
+
+/// Owed to somebody who waits until an event is where it will not be lost. Dropped untold, it says that it never will be.
+#[derive(Debug)]
+pub struct Done(oneshot::Sender<()>);
 
 /// Resolves when an event is where it will not be lost, to `false` if it never will be.
 #[derive(Debug)]
@@ -122,16 +127,24 @@ impl Slot {
     /// Records the event; the ticket resolves when it is where the sink's durability says that it must be.
     pub fn record_with_ticket(self, event: UsageEvent) -> Ticket {
         let (done, ticket) = oneshot::channel();
-        self.give(event, Some(done));
+        self.give(event, Some(Done(done)));
         Ticket(ticket)
     }
 
-    fn give(self, event: UsageEvent, done: Option<oneshot::Sender<()>>) {
+    fn give(self, event: UsageEvent, done: Option<Done>) {
         match self.0 {
             Kind::Queue(place) => place.record(event, done),
             Kind::Memory(place) => place.record(event, done),
             Kind::Other(place) => place.record(event, done),
         }
+    }
+}
+
+impl Done {
+    /// It will not be lost.
+    pub fn tell(self) {
+        // Who has stopped waiting need not be told.
+        let _ = self.0.send(());
     }
 }
 

@@ -1,9 +1,8 @@
 //! Writes what a queue hands over: a group at a time, and one by one where an event spoils its group.
 
-use super::{LogPosition, UsageEvent, UsageStore, queue::Inbox, queue::Letter};
+use super::{Done, LogPosition, UsageEvent, UsageStore, queue::Inbox, queue::Letter};
 use crate::{BoxError, caught::caught, fallback::Backoff};
 use std::{fmt, mem, slice, sync::Arc};
-use tokio::sync::oneshot;
 
 /// Of a group of events: one of them will be refused however often it is offered, and the store is not to blame.
 ///
@@ -39,7 +38,7 @@ pub(super) struct Writer<'a, S> {
 /// What becomes of one event.
 struct Fate {
     /// Who waits for it.
-    ticket: Option<oneshot::Sender<()>>,
+    done: Option<Done>,
     /// How often it was refused while others were written.
     strikes: u32,
 }
@@ -100,9 +99,9 @@ impl<S: UsageStore> UsageStore for Caught<S> {
 
 impl<S> Extend<Letter> for Writer<'_, S> {
     fn extend<I: IntoIterator<Item = Letter>>(&mut self, letters: I) {
-        for (event, ticket) in letters {
+        for (event, done) in letters {
             self.group.push(event);
-            self.fates.push(Fate { ticket, strikes: 0 });
+            self.fates.push(Fate { done, strikes: 0 });
         }
     }
 }
@@ -205,9 +204,8 @@ impl<'a, S: UsageStore> Writer<'a, S> {
 
 impl Fate {
     fn written(self) {
-        if let Some(ticket) = self.ticket {
-            // Who does not wait for it need not be told.
-            let _ = ticket.send(());
+        if let Some(done) = self.done {
+            done.tell();
         }
     }
 }
