@@ -6,7 +6,10 @@ use llm_layers::{
     clock::Clock,
     policies::{PolicySource, PolicyTable},
     quota::{Calendar, HistoryFuture, HistoryQuery, TokenEstimator, UsageHistory, Used},
-    usage::{LogPosition, Slot, UsageEvent, UsageSink, UsageStore},
+    usage::{
+        DepartmentSums, GroupBy, LogPosition, ReadFuture, Slot, UsageEvent, UsageGroup, UsageQuery,
+        UsageReader, UsageSink, UsageStore, UsageTotals,
+    },
 };
 use std::{
     sync::{Arc, Mutex},
@@ -107,6 +110,23 @@ impl KbSettings for Seen {
     }
 }
 
+impl UsageReader for Seen {
+    fn totals(&self, _: &UsageQuery) -> ReadFuture<UsageTotals> {
+        self.call("totals");
+        Box::pin(async { Ok(UsageTotals::default()) })
+    }
+
+    fn totals_by(&self, _: &UsageQuery, _: &[GroupBy]) -> ReadFuture<Vec<UsageGroup>> {
+        self.call("totals_by");
+        Box::pin(async { Ok(Vec::new()) })
+    }
+
+    fn department_sums(&self, _: &UsageQuery, _: &[GroupBy]) -> ReadFuture<Vec<DepartmentSums>> {
+        self.call("department_sums");
+        Box::pin(async { Ok(Vec::new()) })
+    }
+}
+
 // By the trait of what they are given: of a pointer, its own.
 
 fn ask_store(mut store: impl UsageStore) {
@@ -136,6 +156,13 @@ fn ask_history(history: impl UsageHistory) {
     drop(history.used(HistoryQuery::new("research", Calendar::utc().day(SystemTime::UNIX_EPOCH))));
 }
 
+fn ask_reader(reader: impl UsageReader) {
+    let query = UsageQuery::new();
+    drop(reader.totals(&query));
+    drop(reader.totals_by(&query, &[]));
+    drop(reader.department_sums(&query, &[]));
+}
+
 fn ask_source(mut source: impl PolicySource) {
     source.read().unwrap();
 }
@@ -157,6 +184,8 @@ fn a_box_asks_what_is_in_it_by_each_method() {
     assert_eq!(seen.calls(), ["prompt_upper_bound", "can_tighten", "tighten"]);
     ask_history(Box::new(seen.clone()) as Box<dyn UsageHistory>);
     assert_eq!(seen.calls(), ["used"]);
+    ask_reader(Box::new(seen.clone()) as Box<dyn UsageReader>);
+    assert_eq!(seen.calls(), ["totals", "totals_by", "department_sums"]);
     ask_source(Box::new(seen.clone()) as Box<dyn PolicySource>);
     assert_eq!(seen.calls(), ["read"]);
 }
@@ -172,6 +201,8 @@ fn an_arc_asks_what_is_in_it_by_each_method() {
     assert_eq!(seen.calls(), ["prompt_upper_bound", "can_tighten", "tighten"]);
     ask_history(Arc::new(seen.clone()) as Arc<dyn UsageHistory>);
     assert_eq!(seen.calls(), ["used"]);
+    ask_reader(Arc::new(seen.clone()) as Arc<dyn UsageReader>);
+    assert_eq!(seen.calls(), ["totals", "totals_by", "department_sums"]);
     ask_settings(Arc::new(seen.clone()) as Arc<dyn KbSettings>);
     assert_eq!(seen.calls(), ["caching"]);
 }

@@ -17,7 +17,7 @@ use llm_layers::{
 use proptest::{collection::vec, option, prelude::*, sample::select};
 use rusqlite::Connection;
 use std::{
-    collections::HashSet,
+    collections::{BTreeMap, HashSet},
     fs,
     path::{Path, PathBuf},
     sync::{
@@ -254,8 +254,46 @@ fn model(events: &[UsageEvent], query: &UsageQuery, groups: &[GroupBy]) -> Answe
     )
 }
 
+/// A query of what another one tells.
+fn retold(query: &UsageQuery) -> UsageQuery {
+    type With = fn(UsageQuery, &str) -> UsageQuery;
+    let filters: [(With, Option<&str>); 7] = [
+        (|query, name| query.with_agent(name), query.agent()),
+        (|query, name| query.with_user(name), query.user()),
+        (|query, name| query.with_tenant(name), query.tenant()),
+        (|query, name| query.with_department(name), query.department()),
+        (|query, name| query.with_model(name), query.model()),
+        (|query, name| query.with_provider(name), query.provider()),
+        (|query, name| query.with_task_type(name), query.task_type()),
+    ];
+    let told = filters.into_iter().fold(UsageQuery::new(), |told, (with, name)| match name {
+        Some(name) => with(told, name),
+        None => told,
+    });
+    let told = query.outcome().into_iter().fold(told, UsageQuery::with_outcome);
+    let told = query.since().into_iter().fold(told, UsageQuery::from);
+    query.before().into_iter().fold(told, UsageQuery::until)
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(96))]
+
+    #[test]
+    fn a_ledger_of_somebody_elses_can_be_asked_the_same(
+        events in events(),
+        query in query(),
+        groups in vec(select(&GROUPS[..]), 0..4),
+    ) {
+        prop_assert_eq!(&retold(&query), &query);
+        let mut counted = BTreeMap::<Vec<Option<Box<str>>>, Vec<UsageEvent>>::new();
+        for event in events.iter().filter(|event| query.matches(event)) {
+            let key = groups.iter().map(|group| group.key_of(event)).collect();
+            counted.entry(key).or_default().push(event.clone());
+        }
+        let all = |events: &[UsageEvent]| totals(events, &all()).unwrap();
+        let counted = counted.into_iter().map(|(key, events)| UsageGroup::new(key, all(&events)));
+        prop_assert_eq!(counted.collect::<Vec<_>>(), totals_by(&events, &query, &groups).unwrap());
+    }
 
     #[test]
     fn seed_23_sqlite_answers_as_the_model_does(

@@ -18,7 +18,7 @@ use crate::{
     providers::Deployment,
     quota::{QuotaLayer, QuotaStore, UsageHistory},
     telemetry::{CaptureContent, Observer},
-    usage::UsageSink,
+    usage::{UsageReader, UsageSink},
 };
 use arc_swap::ArcSwap;
 use std::{
@@ -148,9 +148,16 @@ impl<O: Observer> StackBuilder<O> {
 
     /// Records into `sink`, whatever `[usage]` says. The stack is ready as long as the sink [is healthy](UsageSink::is_healthy).
     ///
-    /// What was recorded there is known to nobody: with limits, give a [history](Self::with_usage_history) of it.
+    /// What was recorded there is known to nobody: give a [reader](Self::with_usage_reader) of it, and with limits a
+    /// [history](Self::with_usage_history).
     pub fn with_usage_sink(mut self, sink: impl UsageSink) -> Self {
         self.own.usage_sink = Some(Arc::new(sink));
+        self
+    }
+
+    /// Answers [`Handle::usage`] by `reader`, whatever `[usage]` says: by a ledger that a sink of your own fills.
+    pub fn with_usage_reader(mut self, reader: impl UsageReader) -> Self {
+        self.own.usage_reader = Some(Arc::new(reader));
         self
     }
 
@@ -251,6 +258,7 @@ impl<O: Observer> StackBuilder<O> {
             (None, Some(usage)) => Some(Ledger::open(usage).await?),
             (None, None) => None,
         };
+        let ledger = ledger.map(|ledger| ledger.read_by(self.own.usage_reader.clone()));
         let quotas = match &plan.limits {
             Some(limits) if has(Part::Quota) => {
                 let own = &self.own;

@@ -25,7 +25,7 @@ use crate::{
     policies::{DepartmentPolicy, Policies},
     price::Prices,
     quota::{self, Standing, StoreError},
-    usage::QueueSink,
+    usage::{QueueSink, UsageReader},
 };
 use arc_swap::{ArcSwap, Guard};
 use std::{
@@ -401,9 +401,9 @@ impl Handle {
         }
     }
 
-    /// What was used, to be asked; `None` if it is not recorded, or into a sink of the host's.
-    #[cfg(feature = "rusqlite")]
-    pub fn usage(&self) -> Option<&crate::usage::LedgerReader> {
+    /// What was used, to be asked; `None` if it is not recorded, or into a sink of the host's without a
+    /// [reader](super::StackBuilder::with_usage_reader). The ledger of a configuration tells of 50,000 groups at most.
+    pub fn usage(&self) -> Option<&dyn UsageReader> {
         self.0.lasting.ledger.as_ref()?.reader()
     }
 

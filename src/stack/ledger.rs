@@ -7,13 +7,14 @@ use crate::{
     config::plan::UsagePlan,
     price::Prices,
     quota::{Unpriced, UsageHistory},
-    usage::{UsageLayer, UsageSink},
+    usage::{UsageLayer, UsageReader, UsageSink},
 };
 use std::{sync::Arc, time::Duration};
 
 /// Where calls are recorded, and who writes it down.
 pub(super) struct Ledger {
     sink: Arc<dyn UsageSink>,
+    reader: Option<Arc<dyn UsageReader>>,
     #[cfg(feature = "rusqlite")]
     own: Option<Own>,
 }
@@ -39,14 +40,24 @@ enum Workers {
     Redis(crate::usage::OutboxWorker, crate::usage::Collector),
 }
 
+/// How many groups are told of at once, over events and over departments: some ten megabytes of JSON each.
+#[cfg(any(feature = "axum", feature = "rusqlite"))]
+pub(crate) const MOST_GROUPS: usize = 50_000;
+
 impl Ledger {
     /// A sink of the host's.
     pub(super) fn of_host(sink: Arc<dyn UsageSink>) -> Self {
         Self {
             sink,
+            reader: None,
             #[cfg(feature = "rusqlite")]
             own: None,
         }
+    }
+
+    /// Asked by a reader of the host's, if there is one.
+    pub(super) fn read_by(self, reader: Option<Arc<dyn UsageReader>>) -> Self {
+        Self { reader: reader.or(self.reader), ..self }
     }
 
     #[cfg(feature = "rusqlite")]
@@ -81,7 +92,8 @@ impl Ledger {
             #[cfg(not(feature = "redis"))]
             Some(_) => unreachable!("refused by the configuration's check"),
         };
-        Ok(Self { sink, own: Some(Own { kind, reader, workers }) })
+        let shown = reader.clone().with_most_groups(MOST_GROUPS);
+        Ok(Self { sink, reader: Some(Arc::new(shown)), own: Some(Own { kind, reader, workers }) })
     }
 
     #[cfg(not(feature = "rusqlite"))]
@@ -109,9 +121,8 @@ impl Ledger {
         UsageLayer::hits(Arc::clone(&self.sink), prices.clone())
     }
 
-    #[cfg(feature = "rusqlite")]
-    pub(super) fn reader(&self) -> Option<&crate::usage::LedgerReader> {
-        self.own.as_ref().map(|own| &own.reader)
+    pub(super) fn reader(&self) -> Option<&dyn UsageReader> {
+        self.reader.as_deref()
     }
 
     /// Through which all records go, if they go through ours.
@@ -129,7 +140,7 @@ impl Ledger {
     /// What departments have used up, if it is known here.
     pub(super) fn history(&self) -> Option<Arc<dyn UsageHistory>> {
         #[cfg(feature = "rusqlite")]
-        return self.reader().map(|reader| Arc::new(reader.clone()) as Arc<dyn UsageHistory>);
+        return self.own.as_ref().map(|own| Arc::new(own.reader.clone()) as Arc<dyn UsageHistory>);
         #[cfg(not(feature = "rusqlite"))]
         None
     }

@@ -74,6 +74,8 @@ pub use self::{
     watch::Watch,
 };
 
+#[cfg(feature = "axum")]
+pub(crate) use self::ledger::MOST_GROUPS;
 use crate::{Error, LlmRequest, LlmResponse, config::Config};
 use tower::util::BoxCloneSyncService;
 

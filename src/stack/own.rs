@@ -10,7 +10,7 @@ use super::{
 use crate::{
     config::{self, Config, Kind, Problem, field, plan::Given},
     quota::{QuotaStore, UsageHistory},
-    usage::UsageSink,
+    usage::{UsageReader, UsageSink},
 };
 use std::sync::Arc;
 
@@ -18,6 +18,7 @@ use std::sync::Arc;
 pub(super) struct Own {
     pub(super) leaves: Leaves,
     pub(super) usage_sink: Option<Arc<dyn UsageSink>>,
+    pub(super) usage_reader: Option<Arc<dyn UsageReader>>,
     pub(super) usage_history: Option<Arc<dyn UsageHistory>>,
     pub(super) quota_store: Option<Arc<dyn QuotaStore>>,
     pub(super) map_quota: Option<MapQuota>,
@@ -69,6 +70,7 @@ impl Own {
             (self.answers.store.is_some() && !is_cached, "cache", "a store", uncached),
             (self.answers.kbs.is_some() && !is_cached, "cache", "settings of knowledge bases", uncached),
             (self.usage_sink.is_some() && !is_recorded, "usage", "a sink", unrecorded),
+            (self.usage_reader.is_some() && !is_recorded, "usage", "a reader", "nothing is recorded"),
         ]
         .into_iter()
         .filter(|(is_idle, ..)| *is_idle)

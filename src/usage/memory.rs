@@ -1,9 +1,11 @@
 use super::{
-    DepartmentSums, Done, GroupBy, Slot, UsageEvent, UsageGroup, UsageQuery, UsageSink, UsageTotals, query,
+    DepartmentSums, Done, GroupBy, ReadError, ReadFuture, Slot, UsageEvent, UsageGroup, UsageQuery,
+    UsageReader, UsageSink, UsageTotals, query,
 };
 use crate::{Error, ErrorKind};
 use std::{
     collections::HashSet,
+    future::ready,
     mem,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -78,6 +80,24 @@ impl MemorySink {
     fn lock(&self) -> MutexGuard<'_, Vec<UsageEvent>> {
         self.0.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+impl UsageReader for MemorySink {
+    fn totals(&self, query: &UsageQuery) -> ReadFuture<UsageTotals> {
+        answer(self.totals(query))
+    }
+
+    fn totals_by(&self, query: &UsageQuery, groups: &[GroupBy]) -> ReadFuture<Vec<UsageGroup>> {
+        answer(self.totals_by(query, groups))
+    }
+
+    fn department_sums(&self, query: &UsageQuery, groups: &[GroupBy]) -> ReadFuture<Vec<DepartmentSums>> {
+        answer(self.department_sums(query, groups))
+    }
+}
+
+fn answer<T: Send + 'static>(sums: Option<T>) -> ReadFuture<T> {
+    Box::pin(ready(sums.ok_or_else(|| ReadError::failed("sums of money are too large"))))
 }
 
 fn each_once(events: &[UsageEvent]) -> impl Iterator<Item = &UsageEvent> {

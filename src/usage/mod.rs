@@ -14,8 +14,8 @@
 //! answers that cost nothing.
 //!
 //! An event counts in full for each of the caller's departments: totals over events and sums over departments
-//! are both right, and not the same. A [`UsageQuery`] asks for either, of [`MemorySink`], of events in hand by [`totals`],
-//! or, with feature `rusqlite`, of a `SqliteLedger` by its `LedgerReader`.
+//! are both right, and not the same. A [`UsageQuery`] asks for either, of a [`UsageReader`]: a [`MemorySink`], with feature `rusqlite` the
+//! `LedgerReader` of a `SqliteLedger`, a ledger of yours; or of events in hand by [`totals`].
 //!
 //! ```
 //! use llm_layers::{
@@ -98,8 +98,8 @@ pub use self::{
     layer::UsageLayer,
     memory::MemorySink,
     query::{
-        DepartmentSums, GroupBy, UsageGroup, UsageQuery, UsageTotals, Window, department_sums, totals,
-        totals_by,
+        DepartmentSums, GroupBy, ReadError, ReadFuture, UsageGroup, UsageQuery, UsageReader, UsageTotals,
+        Window, department_sums, totals, totals_by,
     },
     queue::{LogPosition, QueueOptions, QueueSink, Report, UsageStore, Worker},
     service::{RecordUsage, ResponseFuture},

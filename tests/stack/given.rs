@@ -4,6 +4,7 @@ use super::*;
 use llm_layers::{
     config::Problem,
     quota::{Amount, HistoryFuture, HistoryQuery, UsageHistory, Used},
+    usage::{GroupBy, UsageQuery, UsageReader},
 };
 
 /// Every department has used up so many requests.
@@ -70,4 +71,34 @@ async fn counters_that_nobody_can_make_good_are_warned_of() {
     assert_eq!(warnings(StackBuilder::new(config("")).with_usage_sink(MemorySink::new(1))), [""; 0]);
     let idle = refusal(StackBuilder::new(config("")).with_usage_history(Past(0)).describe());
     assert_eq!(idle, ["quota: the program gives a history, and nothing is limited"]);
+}
+
+#[tokio::test]
+async fn what_was_used_is_read_from_the_ledger_of_a_program() {
+    let ledger = MemorySink::new(8);
+    let reader: Box<dyn UsageReader> = Box::new(ledger.clone());
+    let builder = StackBuilder::new(config("")).with_usage_sink(ledger).with_usage_reader(reader);
+    let (service, handle) = builder.build().await.unwrap();
+    for department in ["a", "b", "a"] {
+        service.clone().oneshot(of(request("echo/a"), "ada", &[department])).await.unwrap();
+    }
+    let usage = handle.usage().unwrap();
+    assert_eq!(usage.totals(&UsageQuery::new()).await.unwrap().calls, 3);
+    let groups = usage.totals_by(&UsageQuery::new().with_department("a"), &[GroupBy::User]).await.unwrap();
+    assert_eq!(groups.len(), 1);
+    assert_eq!((groups[0].key[0].as_deref(), groups[0].totals.calls), (Some("ada"), 2));
+    #[cfg(feature = "axum")]
+    {
+        use llm_layers::http::axum::admin;
+        let root = Caller::of(RequestContext::new()).admin();
+        let answer = admin::usage(&handle, &root, Some(&admin::UsageQuestion::default())).await;
+        assert_eq!(answer.unwrap_or_else(|_| panic!("it is recorded")).status(), http::StatusCode::OK);
+    }
+
+    // What goes into a sink without one is known to nobody.
+    let (_, handle) =
+        StackBuilder::new(config("")).with_usage_sink(MemorySink::new(1)).build().await.unwrap();
+    assert!(handle.usage().is_none());
+    let idle = refusal(StackBuilder::new(config("")).with_usage_reader(MemorySink::new(1)).describe());
+    assert_eq!(idle, ["usage: the program gives a reader, and nothing is recorded"]);
 }

@@ -267,10 +267,8 @@ pub async fn invalidate(
     Ok(json_response(json!({ "invalidated": true }).to_string()))
 }
 
-#[cfg(feature = "rusqlite")]
 pub use self::usage::{UsageQuestion, usage};
 
-#[cfg(feature = "rusqlite")]
 mod usage {
     use super::{
         Caller, ErrorResponse, Handle, Response, forbidden, invalid, json_response, not_found, told,
@@ -278,9 +276,8 @@ mod usage {
     };
     use crate::{
         clock::{Clock, SystemClock},
-        usage::{
-            GroupBy, LedgerError, LedgerErrorKind, LedgerReader, Outcome, UsageQuery, UsageTotals, Window,
-        },
+        stack::MOST_GROUPS,
+        usage::{GroupBy, Outcome, ReadError, UsageQuery, UsageReader, UsageTotals, Window},
     };
     use serde::{Deserialize, Serialize, de::IgnoredAny};
     use std::{
@@ -342,23 +339,19 @@ mod usage {
         };
         let question = question.ok_or_else(|| invalid("a parameter stands twice"))?;
         let (query, by) = read(question).map_err(|name| invalid(&wanted(name)))?;
-        let ledger = ledger.clone().with_most_groups(MOST_GROUPS);
-        match answer(&ledger, &query, &by).await {
+        match answer(ledger, &query, &by).await {
             Ok(answer) => Ok(json_response(answer)),
-            Err(error) if error.kind() == LedgerErrorKind::TooManyGroups => {
+            Err(ReadError::TooManyGroups) => {
                 let message =
                     format!("`by` makes more than {MOST_GROUPS} groups: ask for a part, or for fewer kinds");
                 Err(invalid(&message))
             }
-            Err(error) => {
-                told(&error, "the ledger cannot be read");
+            Err(ReadError::Failed(cause)) => {
+                told(&cause, "the ledger cannot be read");
                 Err(unavailable("usage_store_unavailable", "the record of usage cannot be read"))
             }
         }
     }
-
-    /// How many groups are told of at once, over events and over departments: some ten megabytes of JSON each.
-    const MOST_GROUPS: usize = 50_000;
 
     /// The query, or the name of the parameter at fault.
     fn read(question: &UsageQuestion) -> Result<(UsageQuery, Vec<GroupBy>), &str> {
@@ -506,10 +499,10 @@ mod usage {
     }
 
     async fn answer(
-        reader: &LedgerReader,
+        reader: &dyn UsageReader,
         query: &UsageQuery,
         by: &[GroupBy],
-    ) -> Result<String, LedgerError> {
+    ) -> Result<String, ReadError> {
         // Each waits for what was just recorded: at once, so that an outage is waited for once.
         let (totals, groups, departments) = futures_util::future::try_join3(
             reader.totals(query),
@@ -517,6 +510,9 @@ mod usage {
             reader.department_sums(query, by),
         )
         .await?;
+        if groups.len().max(departments.len()) > MOST_GROUPS {
+            return Err(ReadError::TooManyGroups);
+        }
         let named = |key| named(by, key);
         let groups = groups.iter().map(|group| Group { key: named(&group.key), totals: sums(&group.totals) });
         let departments = departments.iter().map(|sum| DepartmentSum {
@@ -566,7 +562,7 @@ mod usage {
         u64::try_from(sum).unwrap_or(u64::MAX)
     }
 
-    #[cfg(test)]
+    #[cfg(all(test, feature = "rusqlite"))]
     mod tests {
         use super::*;
         use crate::{ChatBody, LlmRequest, RequestContext, config::Config, stack::stack};

@@ -33,7 +33,7 @@ pub fn totals_by<'a>(
 ) -> Option<Vec<UsageGroup>> {
     let mut sums = BTreeMap::<Key, Sums>::new();
     for event in events.into_iter().filter(|event| query.matches(event)) {
-        let key = groups.iter().map(|group| group.of(event)).collect();
+        let key = groups.iter().map(|group| group.key_of(event)).collect();
         sums.entry(key).or_default().add(&of(event));
     }
     sums.into_iter().map(|(key, sums)| Some(UsageGroup { key, totals: sums.totals()? })).collect()
@@ -47,7 +47,7 @@ pub fn department_sums<'a>(
 ) -> Option<Vec<DepartmentSums>> {
     let mut sums = BTreeMap::<(Option<Box<str>>, Key), Sums>::new();
     for event in events.into_iter().filter(|event| query.matches(event)) {
-        let key: Key = groups.iter().map(|group| group.of(event)).collect();
+        let key: Key = groups.iter().map(|group| group.key_of(event)).collect();
         let mut add = |department: Option<&str>| {
             sums.entry((department.map(Into::into), key.clone())).or_default().add(&of(event));
         };
@@ -65,7 +65,8 @@ pub fn department_sums<'a>(
 }
 
 impl UsageQuery {
-    fn matches(&self, event: &UsageEvent) -> bool {
+    /// Whether it means this event.
+    pub fn matches(&self, event: &UsageEvent) -> bool {
         let is = |wanted: &Option<_>, found: Option<&str>| {
             wanted.as_deref().is_none_or(|w: &str| found == Some(w))
         };
@@ -85,7 +86,8 @@ impl UsageQuery {
 }
 
 impl GroupBy {
-    fn of(self, event: &UsageEvent) -> Option<Box<str>> {
+    /// What this event has of it, as [`UsageGroup::key`] tells; `None` if it has no such thing.
+    pub fn key_of(self, event: &UsageEvent) -> Option<Box<str>> {
         let context = &event.context;
         let day = || day_name(day_of(nanos(event.ended_at)));
         match self {

@@ -1,10 +1,12 @@
 //! What was used up, by whom, and when.
 
 mod aggregate;
+mod reader;
 mod totals;
 
 pub use self::{
     aggregate::{department_sums, totals, totals_by},
+    reader::{ReadError, ReadFuture, UsageReader},
     totals::{DepartmentSums, UsageGroup, UsageTotals},
 };
 pub use crate::calendar::Window;
@@ -81,6 +83,11 @@ macro_rules! filters {
             self.$name = Some(value.into());
             self
         }
+
+        #[doc = concat!("What [`", stringify!($with), "`](Self::", stringify!($with), ") was told.")]
+        pub fn $name(&self) -> Option<&str> {
+            self.$name.as_deref()
+        }
     )*};
 }
 
@@ -126,6 +133,21 @@ impl UsageQuery {
     pub const fn until(mut self, time: SystemTime) -> Self {
         self.until = Some(time);
         self
+    }
+
+    /// What [`with_outcome`](Self::with_outcome) was told.
+    pub const fn outcome(&self) -> Option<Outcome> {
+        self.outcome
+    }
+
+    /// From when on calls must have ended, as [`from`](Self::from) and [`within`](Self::within) have it.
+    pub const fn since(&self) -> Option<SystemTime> {
+        self.from
+    }
+
+    /// Before when calls must have ended, as [`until`](Self::until) and [`within`](Self::within) have it.
+    pub const fn before(&self) -> Option<SystemTime> {
+        self.until
     }
 
     /// Only calls that ended in this window.

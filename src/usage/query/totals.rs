@@ -1,7 +1,7 @@
 use crate::price::NanoUsd;
 use std::time::Duration;
 
-/// Sums over events. Tokens that nobody counted add nothing.
+/// Sums over events. Tokens that nobody counted add nothing. Of your own: begin with the default, and set what there is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct UsageTotals {
@@ -61,6 +61,20 @@ pub struct DepartmentSums {
     pub key: Vec<Option<Box<str>>>,
     /// Their sums.
     pub sums: UsageTotals,
+}
+
+impl UsageGroup {
+    /// Of what they have in common.
+    pub const fn new(key: Vec<Option<Box<str>>>, totals: UsageTotals) -> Self {
+        Self { key, totals }
+    }
+}
+
+impl DepartmentSums {
+    /// Of this department, or of none.
+    pub const fn new(department: Option<Box<str>>, key: Vec<Option<Box<str>>>, sums: UsageTotals) -> Self {
+        Self { department, key, sums }
+    }
 }
 
 /// [`UsageTotals`] while they grow: nothing here can overflow.

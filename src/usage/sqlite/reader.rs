@@ -7,7 +7,10 @@ use super::{
 use crate::{
     CallId,
     sqlite::FileId,
-    usage::{DepartmentSums, GroupBy, QueueSink, UsageGroup, UsageQuery, UsageTotals, Window, query::Sums},
+    usage::{
+        DepartmentSums, GroupBy, QueueSink, ReadError, ReadFuture, UsageGroup, UsageQuery, UsageReader,
+        UsageTotals, Window, query::Sums,
+    },
 };
 use rusqlite::{Connection, OpenFlags};
 use std::{
@@ -236,6 +239,32 @@ impl LedgerReader {
 
     fn idle(&self) -> MutexGuard<'_, Vec<Asked>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl UsageReader for LedgerReader {
+    fn totals(&self, query: &UsageQuery) -> ReadFuture<UsageTotals> {
+        let (reader, query) = (self.clone(), query.clone());
+        Box::pin(async move { Ok(reader.totals(&query).await?) })
+    }
+
+    fn totals_by(&self, query: &UsageQuery, groups: &[GroupBy]) -> ReadFuture<Vec<UsageGroup>> {
+        let (reader, query, groups) = (self.clone(), query.clone(), groups.to_vec());
+        Box::pin(async move { Ok(reader.totals_by(&query, &groups).await?) })
+    }
+
+    fn department_sums(&self, query: &UsageQuery, groups: &[GroupBy]) -> ReadFuture<Vec<DepartmentSums>> {
+        let (reader, query, groups) = (self.clone(), query.clone(), groups.to_vec());
+        Box::pin(async move { Ok(reader.department_sums(&query, &groups).await?) })
+    }
+}
+
+impl From<LedgerError> for ReadError {
+    fn from(error: LedgerError) -> Self {
+        match error.kind() {
+            LedgerErrorKind::TooManyGroups => Self::TooManyGroups,
+            _ => Self::failed(error),
+        }
     }
 }
 
