@@ -15,6 +15,8 @@ use crate::{
     cache::{CacheStore, KbSettings},
     concurrency::ConcurrencyLimitLayer,
     config::{Config, Problem, plan::Plan, process_env},
+    policies::Policies,
+    price::Prices,
     providers::Deployment,
     quota::{QuotaLayer, QuotaStore, UsageHistory},
     telemetry::{CaptureContent, Observer},
@@ -174,6 +176,54 @@ impl<O: Observer> StackBuilder<O> {
         self
     }
 
+    /// Prices all calls by `prices`, which the configuration must not have beside them. They may be exchanged while calls are made, and stay
+    /// when a configuration is reloaded.
+    pub fn with_prices(mut self, prices: impl Into<Prices>) -> Self {
+        self.own.prices = Some(prices.into());
+        self
+    }
+
+    /// Has departments do what `policies` let them, which the configuration must not have beside them. They may be exchanged while calls are
+    /// made, such as by a source that they [follow](Policies::follow), and stay when a configuration is reloaded.
+    ///
+    /// ```
+    /// use llm_layers::{
+    ///     BoxError, config::Config, stack::StackBuilder,
+    ///     policies::{DepartmentPolicy, Policies, PolicySource, PolicyTable},
+    /// };
+    /// use std::time::Duration;
+    ///
+    /// /// In earnest, a table of one's own administration.
+    /// struct Administration;
+    ///
+    /// impl PolicySource for Administration {
+    ///     fn read(&mut self) -> Result<Option<PolicyTable>, BoxError> {
+    ///         let research = DepartmentPolicy::default().with_models(["echo/*"]);
+    ///         Ok(Some(PolicyTable::default().with("research", research)))
+    ///     }
+    /// }
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), BoxError> {
+    /// let text = r#"
+    ///     identity = "host"
+    ///     usage.enabled = false
+    ///     providers.echo.kind = "echo"
+    ///     quota.store = "memory"
+    /// "#;
+    /// let policies = Policies::default();
+    /// let _follower = policies.follow(Administration, Duration::from_secs(1), |error| eprintln!("{error}"))?;
+    /// let (_service, handle) = StackBuilder::new(Config::parse(text)?).with_policies(policies).build().await?;
+    /// let view = handle.quota("research").await?.ok_or("it is limited")?;
+    /// assert!(view.policy.allows("echo/small") && !view.policy.allows("other/small"));
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn with_policies(mut self, policies: impl Into<Policies>) -> Self {
+        self.own.policies = Some(policies.into());
+        self
+    }
+
     /// Stacks what `map` makes of the layer of quotas: one that is watched, for instance. It is given the layer when the store of
     /// counters is opened, which is once: when the stack is built, or with the first limits. Reloads change policies and prices of what
     /// comes back, whose counters, hooks and store last. A reload that fails after that gives it another one the next time.
@@ -319,7 +369,7 @@ impl<O: Observer> StackBuilder<O> {
 
     fn plan(&self) -> Result<Plan, StackError> {
         let env = &*self.env;
-        let mut problems = order::check(&self.order, &self.config);
+        let mut problems = order::check(&self.order, &self.config, self.own.policies.is_some());
         problems.extend(self.own.misfitting_leaves(&self.config));
         let plan = Plan::new(&self.config, &|name| env(name), Some(&self.own.given()));
         match &plan {

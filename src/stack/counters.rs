@@ -8,7 +8,7 @@ use crate::{
         Config, Quota, Revealed,
         plan::{Counters, LimitsPlan, PlannedProvider},
     },
-    policies::{Policies, PolicyTable},
+    policies::Policies,
     price::Prices,
     quota::{
         self, Calendar, HistoryQuery, MemoryStore, QuotaLayer, QuotaStore, Standing, StoreError, UsageHistory,
@@ -270,11 +270,11 @@ impl Quotas {
     pub(super) fn layers(
         &self,
         plan: &LimitsPlan,
-        table: &PolicyTable,
+        policies: Policies,
         providers: &[PlannedProvider],
         prices: &Prices,
     ) -> (AccessLayer, QuotaLayer, Policies) {
-        let policies = self.followed.clone().unwrap_or_else(|| Policies::new(table.clone()));
+        let policies = self.followed.clone().unwrap_or(policies);
         let mut layer = self
             .base
             .clone()

@@ -200,6 +200,7 @@ impl Description {
                 )
             }
             Part::Access => match &self.plan.limits {
+                _ if self.given.policies.is_some() => "lists of the program's own".into(),
                 Some(limits) if limits.policies_file.is_some() => "lists from the table of policies".into(),
                 _ => {
                     let lists = config.departments.values().filter(|department| department.models.is_some());
@@ -245,6 +246,7 @@ impl Description {
     fn quota(&self) -> String {
         let Some(limits) = &self.plan.limits else { return String::new() };
         let mut text = match &limits.policies_file {
+            _ if self.given.policies.is_some() => "policies of the program's own".to_owned(),
             Some(path) => format!("policies in {}", path.display()),
             None => {
                 let limited = self.config.departments.values().filter(|d| crate::config::plan::is_limited(d));

@@ -195,18 +195,18 @@ impl Lasting {
         quotas: Option<&Quotas>,
     ) -> Result<(Layers, Policies), StackError> {
         let has = |part| self.order.contains(&part);
-        let prices = Prices::new(plan.prices.clone());
+        let Given { prices, policies, .. } = &self.given;
+        let prices = prices.clone().unwrap_or_else(|| Prices::new(plan.prices.clone()));
+        let policies = policies.clone().unwrap_or_else(|| Policies::new(plan.policies.clone()));
         let providers =
             self.deployments.build(&plan.providers).map_err(|error| StackError::store("providers", error))?;
         let names = providers.names();
         let (access, quota, policies) = match (quotas, &plan.limits) {
             (Some(quotas), Some(limits)) => {
-                let (access, quota, policies) =
-                    quotas.layers(limits, &plan.policies, &plan.providers, &prices);
+                let (access, quota, policies) = quotas.layers(limits, policies, &plan.providers, &prices);
                 (Some(access.with_providers(names.clone())), Some(quota), policies)
             }
             (_, limits) => {
-                let policies = Policies::new(plan.policies.clone());
                 let access = || AccessLayer::new(policies.clone()).with_providers(names.clone());
                 let access = limits.as_ref().map(|_| access());
                 (access, None, policies)
@@ -322,7 +322,7 @@ impl Handle {
         let mut problems = plan.as_ref().err().map_or_else(Vec::new, |error| error.problems().to_vec());
         let new = (&config, plan.as_ref().ok());
         problems.extend(restart::needed((&running.config, &running.plan), new, lasting));
-        problems.extend(order::check(&lasting.order, &config));
+        problems.extend(order::check(&lasting.order, &config, lasting.given.policies.is_some()));
         for problem in &mut problems {
             problem.line = config.lines().of(&problem.entry);
         }

@@ -155,7 +155,7 @@ const RULES: [(Part, Part, &str); 17] = {
 };
 
 /// All that is wrong with an order, and with what it leaves out.
-pub(super) fn check(order: &[Part], config: &Config) -> Vec<Problem> {
+pub(super) fn check(order: &[Part], config: &Config, has_own_policies: bool) -> Vec<Problem> {
     let at = |part| order.iter().position(|other| *other == part);
     let mut problems = Vec::new();
     let mut wrong = |entry: &str, what: String| problems.push(Problem::new(entry, what));
@@ -171,7 +171,7 @@ pub(super) fn check(order: &[Part], config: &Config) -> Vec<Problem> {
             wrong("", format!("{outer} must stand outside of {inner}: {why}"));
         }
     }
-    for (part, asked) in Part::ORDER.map(|part| (part, asked_of(part, config))) {
+    for (part, asked) in Part::ORDER.map(|part| (part, asked_of(part, config, has_own_policies))) {
         if at(part).is_none() {
             for (entry, what) in asked {
                 wrong(&entry, format!("{what}, and the stack was built without {part}"));
@@ -182,14 +182,16 @@ pub(super) fn check(order: &[Part], config: &Config) -> Vec<Problem> {
 }
 
 /// What a configuration asks of a part, by its entries.
-fn asked_of(part: Part, config: &Config) -> Vec<(String, &'static str)> {
+fn asked_of(part: Part, config: &Config, has_own_policies: bool) -> Vec<(String, &'static str)> {
     let departments = |is_asked: fn(&Department) -> bool| {
         let asked = config.departments.iter().filter(move |(_, department)| is_asked(department));
         asked.map(|(name, _)| field("departments", name))
     };
     let has = |entry: &str| config.lines().has(entry);
-    // What is in that table is not known yet, and may change.
+    // What is in such a table is not known yet, or may change.
     let has_policies = config.quota.as_ref().is_some_and(|quota| quota.policies.is_some());
+    let table = [(has_policies, "quota.policies"), (has_own_policies, "departments")];
+    let table = table.into_iter().filter(|(is_there, _)| *is_there).map(|(_, entry)| entry.to_owned());
     let one = |is_asked: bool, entry: &str, what| Vec::from_iter(is_asked.then(|| (entry.to_owned(), what)));
     match part {
         Part::Telemetry | Part::Hits => Vec::new(),
@@ -214,7 +216,7 @@ fn asked_of(part: Part, config: &Config) -> Vec<(String, &'static str)> {
             asked
         }
         Part::Access => {
-            let mut asked = one(has_policies, "quota.policies", "models may be forbidden");
+            let mut asked: Vec<_> = table.map(|entry| (entry, "models may be forbidden")).collect();
             asked.extend(
                 departments(|department| department.models.is_some())
                     .map(|entry| (field(&entry, "models"), "only some models are allowed")),
@@ -226,7 +228,7 @@ fn asked_of(part: Part, config: &Config) -> Vec<(String, &'static str)> {
             one(is_on, "cache", "answers are to be kept")
         }
         Part::Quota => {
-            let mut asked = one(has_policies, "quota.policies", "departments may be limited");
+            let mut asked: Vec<_> = table.map(|entry| (entry, "departments may be limited")).collect();
             asked.extend(departments(is_limited).map(|entry| (entry, "it is limited")));
             asked
         }

@@ -9,6 +9,8 @@ use super::{
 };
 use crate::{
     config::{self, Config, Kind, Problem, field, plan::Given},
+    policies::Policies,
+    price::Prices,
     quota::{QuotaStore, UsageHistory},
     usage::{UsageReader, UsageSink},
 };
@@ -21,6 +23,8 @@ pub(super) struct Own {
     pub(super) usage_reader: Option<Arc<dyn UsageReader>>,
     pub(super) usage_history: Option<Arc<dyn UsageHistory>>,
     pub(super) quota_store: Option<Arc<dyn QuotaStore>>,
+    pub(super) prices: Option<Prices>,
+    pub(super) policies: Option<Policies>,
     pub(super) map_quota: Option<MapQuota>,
     pub(super) answers: answers::Own,
     pub(super) layers: assemble::Own,
@@ -37,6 +41,8 @@ impl Own {
             cache_store: self.answers.store.is_some(),
             is_cache_shared: self.answers.is_shared,
             kb_settings: self.answers.kbs.is_some(),
+            prices: self.prices.clone(),
+            policies: self.policies.clone(),
             leaves: self.leaves.keys().cloned().collect(),
         }
     }

@@ -3,7 +3,9 @@
 use super::*;
 use llm_layers::{
     config::Problem,
-    quota::{Amount, HistoryFuture, HistoryQuery, UsageHistory, Used},
+    policies::{DepartmentPolicy, Policies, PolicyTable},
+    price::{Price, PriceBook, Prices, Rates},
+    quota::{Amount, HistoryFuture, HistoryQuery, Limits, UsageHistory, Used},
     usage::{GroupBy, UsageQuery, UsageReader},
 };
 
@@ -101,4 +103,96 @@ async fn what_was_used_is_read_from_the_ledger_of_a_program() {
     assert!(handle.usage().is_none());
     let idle = refusal(StackBuilder::new(config("")).with_usage_reader(MemorySink::new(1)).describe());
     assert_eq!(idle, ["usage: the program gives a reader, and nothing is recorded"]);
+}
+
+fn priced(dollars: &str) -> PriceBook {
+    let price = Price::new(Rates::per_million(dollars, dollars).unwrap());
+    PriceBook::of("program", [("echo/a", price)]).unwrap()
+}
+
+#[tokio::test]
+async fn prices_of_a_program_are_those_of_all_calls_whatever_is_reloaded() {
+    let (prices, sink) = (Prices::new(priced("1000000")), MemorySink::new(8));
+    let builder = || StackBuilder::new(config("")).with_prices(prices.clone());
+    let (service, handle) = builder().with_usage_sink(sink.clone()).build().await.unwrap();
+    let cost = async || {
+        service.clone().oneshot(request("echo/a")).await.unwrap();
+        let event = sink.take().remove(0);
+        let tokens = event.usage.input_tokens.unwrap() + event.usage.output_tokens.unwrap();
+        event.cost.amount.unwrap().nanos() / i64::try_from(tokens).unwrap()
+    };
+    assert_eq!(cost().await, 1_000_000_000);
+    prices.store(priced("2000000"));
+    assert_eq!(cost().await, 2_000_000_000);
+    handle.reload(config("aliases.fast = \"echo/a\"\n")).unwrap();
+    assert_eq!(cost().await, 2_000_000_000);
+    prices.store(priced("3000000"));
+    assert_eq!(cost().await, 3_000_000_000);
+    let told = builder().describe().unwrap().explain("echo/a").unwrap();
+    assert!(told.contains("from program"), "{told}");
+
+    // What the configuration says of prices would say nothing.
+    let more = "[providers.echo]\nkind = \"echo\"\nmodels = [{ name = \"a\", price = { input = \"1\", output = \"1\" } }]\n";
+    let of_model = Config::parse(&format!("usage.enabled = false\nidentity = \"host\"\n{more}")).unwrap();
+    let of_provider = config("providers.echo.prices.a = { input = \"1\", output = \"1\" }\n");
+    let mut lists = config("");
+    lists.prices.own = Some("prices.toml".into());
+    for (entry, config) in [("providers.echo", of_model), ("providers.echo", of_provider), ("prices", lists)]
+    {
+        let builder = StackBuilder::new(config).with_prices(prices.clone());
+        assert_eq!(
+            refusal(builder.describe()),
+            [format!("{entry}: the program gives the prices of all models")]
+        );
+    }
+}
+
+#[tokio::test]
+async fn policies_of_a_program_are_in_force_and_followed_whatever_is_reloaded() {
+    let limited = |calls| {
+        let mut limits = Limits::new();
+        limits.day_requests = Some(calls);
+        PolicyTable::default().with("a", DepartmentPolicy::new(limits).with_models(["echo/*"]))
+    };
+    let policies = Policies::new(limited(1));
+    let text = "quota.store = \"memory\"\n";
+    let builder = |text: &str| StackBuilder::new(config(text)).with_policies(policies.clone());
+    let (service, handle) = builder(text).build().await.unwrap();
+    let ask = || service.clone().oneshot(of(request("echo/a"), "ada", &["a"]));
+    let is_over = |error: Error| matches!(error.kind(), ErrorKind::QuotaExceeded(_));
+    ask().await.unwrap();
+    assert!(is_over(ask().await.unwrap_err()));
+    policies.store(limited(2));
+    ask().await.unwrap();
+    handle.reload(config(&format!("{text}aliases.fast = \"echo/a\"\n"))).unwrap();
+    assert!(is_over(ask().await.unwrap_err()));
+    policies.store(limited(3));
+    ask().await.unwrap();
+    let view = handle.quota("a").await.unwrap().unwrap();
+    assert_eq!((view.policy.limits.day_requests, view.standing.in_day.settled.requests), (Some(3), 3));
+    policies.store(PolicyTable::default().with("a", DepartmentPolicy::default().with_models([""; 0])));
+    assert!(matches!(ask().await.unwrap_err().kind(), ErrorKind::ModelNotAllowed { .. }));
+
+    // Also where nobody is limited yet.
+    let none = Policies::default();
+    let (service, _handle) =
+        StackBuilder::new(config(text)).with_policies(none.clone()).build().await.unwrap();
+    service.clone().oneshot(of(request("echo/a"), "ada", &["a"])).await.unwrap();
+    none.store(limited(1));
+    assert!(is_over(service.oneshot(of(request("echo/a"), "ada", &["a"])).await.unwrap_err()));
+
+    let told = builder(text).describe().unwrap().to_string();
+    assert!(told.contains("policies of the program's own"), "{told}");
+    let refused = refusal(builder("departments.b.day_requests = 1\n").describe());
+    assert_eq!(refused, ["departments: the program gives the policies of all departments"]);
+    let (_, handle) = builder(text).build().await.unwrap();
+    let refused =
+        said(&handle.reload(config(&format!("{text}departments.b.day_requests = 1\n"))).unwrap_err());
+    assert_eq!(refused, ["departments: the program gives the policies of all departments"]);
+    for (part, what) in
+        [(Part::Quota, "departments may be limited"), (Part::Access, "models may be forbidden")]
+    {
+        let refused = refusal(builder(text).without(part).describe());
+        assert_eq!(refused, [format!("departments: {what}, and the stack was built without {part}")]);
+    }
 }

@@ -18,7 +18,11 @@ use super::{
     document::{field, place},
 };
 use crate::{
-    alias::Aliases, fallback::Chains, policies::PolicyTable, price::PriceBook, providers::ProviderNames,
+    alias::Aliases,
+    fallback::Chains,
+    policies::{Policies, PolicyTable},
+    price::{PriceBook, Prices},
+    providers::ProviderNames,
 };
 use std::{collections::BTreeSet, fmt, ops::RangeInclusive, sync::Arc, time::Duration};
 
@@ -57,6 +61,8 @@ pub(crate) struct Given {
     /// Others keep answers in that store, too.
     pub(crate) is_cache_shared: bool,
     pub(crate) kb_settings: bool,
+    pub(crate) prices: Option<Prices>,
+    pub(crate) policies: Option<Policies>,
     /// The providers whose leaves it has.
     pub(crate) leaves: BTreeSet<Arc<str>>,
 }

@@ -509,7 +509,25 @@ impl Check<'_> {
         }
     }
 
+    /// Where the configuration has prices.
+    pub(super) fn priced(&self) -> Vec<String> {
+        let crate::config::Config { prices, providers, .. } = self.config;
+        let lists = (prices.litellm.is_some() || prices.own.is_some()).then(|| "prices".to_owned());
+        let is_priced = |model: &Model| matches!(model, Model::Details(model) if model.price.is_some());
+        let own = providers
+            .iter()
+            .filter(|(_, provider)| !provider.prices.is_empty() || provider.models.iter().any(is_priced))
+            .map(|(name, _)| field("providers", name));
+        lists.into_iter().chain(own).collect()
+    }
+
     pub(super) fn prices(&mut self) -> PriceBook {
+        if let Some(prices) = self.given.and_then(|given| given.prices.as_ref()) {
+            for entry in self.priced() {
+                self.problem(entry, "the program gives the prices of all models");
+            }
+            return PriceBook::clone(&prices.load());
+        }
         let mut book = PriceBook::new();
         let lists = &self.config.prices;
         for (name, path) in [("litellm", &lists.litellm), ("own", &lists.own)] {

@@ -179,6 +179,17 @@ impl Check<'_> {
     }
 
     pub(super) fn policies(&mut self, names: &ProviderNames, aliases: Option<&Aliases>) -> PolicyTable {
+        if let Some(policies) = self.given.and_then(|given| given.policies.as_ref()) {
+            for (is_told, entry) in [
+                (!self.config.departments.is_empty(), "departments"),
+                (self.config.quota.as_ref().is_some_and(|quota| quota.policies.is_some()), "quota.policies"),
+            ] {
+                if is_told {
+                    self.problem(entry, "the program gives the policies of all departments");
+                }
+            }
+            return PolicyTable::clone(&policies.load());
+        }
         let mut table = PolicyTable::default();
         if let Some(others) = self.config.departments.get(OTHERS) {
             table = PolicyTable::new(self.policy(OTHERS, others, names, aliases));
@@ -261,7 +272,9 @@ impl Check<'_> {
     }
 
     pub(super) fn limits(&mut self, policies: &PolicyTable) -> Option<LimitsPlan> {
-        let is_limited = policies.has_limits() || policies.has_allow_lists();
+        // Those of a program may be stricter later.
+        let is_given = self.given.is_some_and(|given| given.policies.is_some());
+        let is_limited = is_given || policies.has_limits() || policies.has_allow_lists();
         let default = Quota::default();
         let quota = self.config.quota.as_ref().unwrap_or(&default);
         let entry = |name| field("quota", name);
@@ -302,14 +315,7 @@ impl Check<'_> {
             timeout: quota.timeout.map_or(Duration::from_millis(250), |time| time.0),
         };
         let is_costly = self.config.departments.values().any(|d| d.day_cost.or(d.month_cost).is_some());
-        let has_prices = self.config.prices.litellm.is_some()
-            || self.config.prices.own.is_some()
-            || self.config.providers.values().any(|provider| {
-                let is_priced = |model: &crate::config::Model| {
-                    matches!(model, crate::config::Model::Details(model) if model.price.is_some())
-                };
-                !provider.prices.is_empty() || provider.models.iter().any(is_priced)
-            });
+        let has_prices = self.given.is_some_and(|given| given.prices.is_some()) || !self.priced().is_empty();
         if is_costly && !has_prices && quota.unpriced == UnpricedModels::Reject {
             self.warning(
                 "departments",
