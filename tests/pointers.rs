@@ -135,28 +135,28 @@ fn ask_store(mut store: impl UsageStore) {
     assert!(store.knows_refusals());
 }
 
-fn ask_sink(sink: impl UsageSink) {
+fn ask_sink(sink: &impl UsageSink) {
     sink.admit().unwrap_err();
     assert!(!sink.is_healthy());
 }
 
-fn ask_clock(clock: impl Clock) {
+fn ask_clock(clock: &impl Clock) {
     clock.now();
     clock.at(tokio::time::Instant::now().into_std());
 }
 
-fn ask_estimator(estimator: impl TokenEstimator) {
+fn ask_estimator(estimator: &impl TokenEstimator) {
     let request = LlmRequest::new("acme/one", ChatBody::builder().user("Hi").build().unwrap());
     estimator.prompt_upper_bound(&request);
     assert!(estimator.can_tighten());
     estimator.tighten(&request);
 }
 
-fn ask_history(history: impl UsageHistory) {
+fn ask_history(history: &impl UsageHistory) {
     drop(history.used(HistoryQuery::new("research", Calendar::utc().day(SystemTime::UNIX_EPOCH))));
 }
 
-fn ask_reader(reader: impl UsageReader) {
+fn ask_reader(reader: &impl UsageReader) {
     let query = UsageQuery::new();
     drop(reader.totals(&query));
     drop(reader.totals_by(&query, &[]));
@@ -167,7 +167,7 @@ fn ask_source(mut source: impl PolicySource) {
     source.read().unwrap();
 }
 
-fn ask_settings(settings: impl KbSettings) {
+fn ask_settings(settings: &impl KbSettings) {
     drop(settings.caching(&KbScope::new("handbook"), &RequestContext::new()));
 }
 
@@ -176,15 +176,15 @@ fn a_box_asks_what_is_in_it_by_each_method() {
     let seen = Seen::default();
     ask_store(Box::new(seen.clone()) as Box<dyn UsageStore>);
     assert_eq!(seen.calls(), ["write", "write_from", "knows_refusals"]);
-    ask_sink(Box::new(seen.clone()) as Box<dyn UsageSink>);
+    ask_sink(&(Box::new(seen.clone()) as Box<dyn UsageSink>));
     assert_eq!(seen.calls(), ["admit", "is_healthy"]);
-    ask_clock(Box::new(seen.clone()) as Box<dyn Clock>);
+    ask_clock(&(Box::new(seen.clone()) as Box<dyn Clock>));
     assert_eq!(seen.calls(), ["now", "at"]);
-    ask_estimator(Box::new(seen.clone()) as Box<dyn TokenEstimator>);
+    ask_estimator(&(Box::new(seen.clone()) as Box<dyn TokenEstimator>));
     assert_eq!(seen.calls(), ["prompt_upper_bound", "can_tighten", "tighten"]);
-    ask_history(Box::new(seen.clone()) as Box<dyn UsageHistory>);
+    ask_history(&(Box::new(seen.clone()) as Box<dyn UsageHistory>));
     assert_eq!(seen.calls(), ["used"]);
-    ask_reader(Box::new(seen.clone()) as Box<dyn UsageReader>);
+    ask_reader(&(Box::new(seen.clone()) as Box<dyn UsageReader>));
     assert_eq!(seen.calls(), ["totals", "totals_by", "department_sums"]);
     ask_source(Box::new(seen.clone()) as Box<dyn PolicySource>);
     assert_eq!(seen.calls(), ["read"]);
@@ -193,17 +193,17 @@ fn a_box_asks_what_is_in_it_by_each_method() {
 #[test]
 fn an_arc_asks_what_is_in_it_by_each_method() {
     let seen = Seen::default();
-    ask_sink(Arc::new(seen.clone()) as Arc<dyn UsageSink>);
+    ask_sink(&(Arc::new(seen.clone()) as Arc<dyn UsageSink>));
     assert_eq!(seen.calls(), ["admit", "is_healthy"]);
-    ask_clock(Arc::new(seen.clone()) as Arc<dyn Clock>);
+    ask_clock(&(Arc::new(seen.clone()) as Arc<dyn Clock>));
     assert_eq!(seen.calls(), ["now", "at"]);
-    ask_estimator(Arc::new(seen.clone()) as Arc<dyn TokenEstimator>);
+    ask_estimator(&(Arc::new(seen.clone()) as Arc<dyn TokenEstimator>));
     assert_eq!(seen.calls(), ["prompt_upper_bound", "can_tighten", "tighten"]);
-    ask_history(Arc::new(seen.clone()) as Arc<dyn UsageHistory>);
+    ask_history(&(Arc::new(seen.clone()) as Arc<dyn UsageHistory>));
     assert_eq!(seen.calls(), ["used"]);
-    ask_reader(Arc::new(seen.clone()) as Arc<dyn UsageReader>);
+    ask_reader(&(Arc::new(seen.clone()) as Arc<dyn UsageReader>));
     assert_eq!(seen.calls(), ["totals", "totals_by", "department_sums"]);
-    ask_settings(Arc::new(seen.clone()) as Arc<dyn KbSettings>);
+    ask_settings(&(Arc::new(seen.clone()) as Arc<dyn KbSettings>));
     assert_eq!(seen.calls(), ["caching"]);
 }
 
@@ -219,14 +219,14 @@ mod embedder {
         }
     }
 
-    fn ask_embedder(embedder: impl Embedder) {
+    fn ask_embedder(embedder: &impl Embedder) {
         drop(embedder.embed("Hi"));
     }
 
     #[test]
     fn an_arc_asks_what_is_in_it() {
         let seen = Seen::default();
-        ask_embedder(Arc::new(seen.clone()) as Arc<dyn Embedder>);
+        ask_embedder(&(Arc::new(seen.clone()) as Arc<dyn Embedder>));
         assert_eq!(seen.calls(), ["embed"]);
     }
 }
