@@ -232,7 +232,7 @@ impl QuotaStore for MemoryStore {
         window: WindowName,
         correct: bool,
     ) -> StoreFuture<Option<Recount>> {
-        let now = self.shared.now();
+        let now = self.now();
         let accounts = self.shared.accounts.read().unwrap_or_else(PoisonError::into_inner);
         let recount = accounts.by_department.get(department).map_or_else(Recount::default, |account| {
             let mut account = lock(account);

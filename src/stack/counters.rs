@@ -11,8 +11,8 @@ use crate::{
     policies::Policies,
     price::Prices,
     quota::{
-        self, Calendar, HistoryQuery, MemoryStore, QuotaLayer, QuotaStore, Standing, StoreError, UsageHistory,
-        WorkerOptions,
+        self, Calendar, HistoryQuery, MemoryStore, QuotaLayer, QuotaStore, Standing, StoreError,
+        UsageHistory, WorkerOptions,
     },
 };
 #[cfg(feature = "redis")]
