@@ -35,15 +35,26 @@ pub enum RedisUnfit {
         /// Which server.
         server: Arc<str>,
     },
+    /// It does not let this user run a command that counting takes, on the keys of this [prefix](RedisQuotaStore::with_prefix).
+    LacksRight {
+        /// Which server.
+        server: Arc<str>,
+        /// The command.
+        command: Box<str>,
+    },
     /// With this [prefix](RedisQuotaStore::with_prefix) the keys of a department are in several slots of the cluster: its
     /// first braces have nothing between them.
     Scattered,
 }
 
+/// Asks which command of the scripts this user lacks.
+const RIGHTS: &str = include_str!("lua/rights.lua");
+
 impl RedisQuotaStore {
     /// Whether counters are safe there: for a gateway to be ready, or to start. In a cluster, each node that serves slots is
     /// asked.
     ///
+    /// All that the scripts run has to be allowed to this user, also what is only needed in a cluster.
     /// What a server keeps on its disk is not asked: see `docs/operations-redis-quota.md`.
     ///
     /// # Errors
@@ -54,11 +65,20 @@ impl RedisQuotaStore {
         if self.redis.is_cluster() && (counters != leases || leases != expiries) {
             return Err(RedisUnfit::Scattered);
         }
-        let redis = self.redis.clone().with_deadline(self.deadline);
-        for (server, info) in redis.ask_each(&redis::cmd("INFO")).await.map_err(RedisUnfit::Unavailable)? {
+        let servers = self.redis.clone().with_deadline(self.deadline);
+        for (server, info) in servers.ask_each(&redis::cmd("INFO")).await.map_err(RedisUnfit::Unavailable)? {
             let info: String = redis::from_redis_value(info)
                 .map_err(|_| RedisUnfit::Unavailable(RedisError::unexpected()))?;
             self.check_one(server, &Info(&info))?;
+        }
+        let mut rights = redis::cmd("EVAL");
+        rights.arg(RIGHTS).arg(0).arg(&self.keys("")[..]);
+        for (server, lacks) in servers.ask_each(&rights).await.map_err(RedisUnfit::Unavailable)? {
+            let command: String = redis::from_redis_value(lacks)
+                .map_err(|_| RedisUnfit::Unavailable(RedisError::unexpected()))?;
+            if !command.is_empty() {
+                return Err(RedisUnfit::LacksRight { server, command: command.into() });
+            }
         }
         Ok(())
     }
@@ -110,6 +130,9 @@ impl fmt::Display for RedisUnfit {
             Self::Replica { server } => write!(f, "redis {server} is a replica, and counters are written"),
             Self::InCluster { server } => {
                 write!(f, "redis {server} is a node of a cluster, and is used as if it were alone")
+            }
+            Self::LacksRight { server, command } => {
+                write!(f, "redis {server} does not let this user run {command} on the keys of the counters")
             }
             Self::Scattered => {
                 f.write_str("the prefix of the keys scatters those of a department over the cluster")

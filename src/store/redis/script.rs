@@ -5,7 +5,7 @@ use tokio::time::Instant;
 /// A script of Lua. Sent by its digest, and in full to a server that does not know it.
 ///
 /// What a server says of a failed script is taken for "not done" only where the script has not written yet: all that
-/// can fail comes before the first write.
+/// can fail comes before the first write, and so does the question whether a later command is allowed.
 #[derive(Debug)]
 pub(crate) struct Script {
     code: &'static str,

@@ -12,6 +12,14 @@ local NOTHING = {'0', '0', '0'}
 -- Of a department that nobody uses. Longer than the current month and the last.
 local KEPT_UNUSED = '17280000000'
 
+-- Rights may be taken away while calls are made. What would be refused after the first write is refused before it: what a
+-- script has written stays.
+for _, name in ipairs({'HSET', 'HSETNX', 'HINCRBY', 'HKEYS', 'HDEL', 'ZADD', 'ZREM', 'ZCARD', 'PEXPIRE'}) do
+  if not redis.acl_check_cmd(name, KEYS[1], '0', '0') then
+    error({err = 'NOPERM ' .. name .. ' is not allowed'})
+  end
+end
+
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000) + tonumber(ARGV[1])
 
