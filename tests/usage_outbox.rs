@@ -524,11 +524,15 @@ async fn a_damaged_record_is_skipped_and_counted_and_its_file_is_kept() {
 #[tokio::test]
 async fn what_is_cut_off_or_damaged_while_it_waits_is_counted_and_its_file_is_kept() {
     // By one call of the system each: the file is read meanwhile.
-    type Damage = fn(&fs::File, &[u8]) -> std::io::Result<()>;
-    let cases: [(Damage, _); 3] = [
-        (|file, bytes| file.set_len(bytes.len() as u64 - 9), 11..12),
-        (|file, _| file.set_len(0), 0..12),
-        (|file, bytes| file.write_all_at(&[bytes[bytes.len() - 10] ^ 1], bytes.len() as u64 - 10), 11..12),
+    type Damage = fn(&Path, &[u8]) -> std::io::Result<()>;
+    let cases: [(Damage, _); 4] = [
+        (|path, bytes| open(path).set_len(bytes.len() as u64 - 9), 11..12),
+        (|path, _| open(path).set_len(0), 0..12),
+        (
+            |path, bytes| open(path).write_all_at(&[bytes[bytes.len() - 10] ^ 1], bytes.len() as u64 - 10),
+            11..12,
+        ),
+        (|path, _| fs::remove_file(path), 0..12),
     ];
     for (damage, lost) in cases {
         let (directory, store) = (Directory::new(), Elsewhere::down());
@@ -536,7 +540,8 @@ async fn what_is_cut_off_or_damaged_while_it_waits_is_counted_and_its_file_is_ke
         record(&sink, events(0..12)).await;
         let path = logs(&directory).remove(0);
         let bytes = fs::read(&path).unwrap();
-        damage(&fs::File::options().write(true).open(&path).unwrap(), &bytes).unwrap();
+        damage(&path, &bytes).unwrap();
+        let is_there = path.exists();
         record(&sink, events(12..15)).await;
         // What was read before is offered no more: fewer than ten are at once.
         let offered = store.0.lock().unwrap().offered;
@@ -548,8 +553,32 @@ async fn what_is_cut_off_or_damaged_while_it_waits_is_counted_and_its_file_is_ke
         assert_eq!(numbers, (0..15).filter(|number| !lost.contains(number)).collect::<Vec<_>>());
         let OutboxStatus { events, damages, bytes, .. } = report.log;
         assert_eq!((events, damages, bytes, report.unlogged), (0, lost.end - lost.start, 0, 0));
-        assert_eq!((count_of(&directory, ".bad"), count_of(&directory, ".log")), (1, 0));
+        assert_eq!((count_of(&directory, ".bad"), count_of(&directory, ".log")), (usize::from(is_there), 0));
     }
+}
+
+fn open(path: &Path) -> fs::File {
+    fs::File::options().write(true).open(path).unwrap()
+}
+
+#[tokio::test]
+async fn a_directory_that_is_moved_away_has_lost_nothing_and_goes_on_when_it_is_back() {
+    let (directory, store) = (Directory::new(), Elsewhere::down());
+    let (here, there) = (directory.join("outbox"), directory.join("moved"));
+    let (sink, worker) = start_with(&here, &store, options()).unwrap();
+    record(&sink, events(0..12)).await;
+    fs::rename(&here, &there).unwrap();
+    store.set_down(false);
+    let noticed = async {
+        while !sink.status().last_error.is_some_and(|error| error.contains("cannot be opened")) {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    tokio::time::timeout(SECONDS, noticed).await.unwrap();
+    assert_eq!((sink.status().events, sink.status().damages), (12, 0));
+    fs::rename(&there, &here).unwrap();
+    let report = worker.shutdown(SECONDS).await;
+    assert_eq!((store.numbers(), report.log.damages), ((0..12).collect(), 0));
 }
 
 #[tokio::test]

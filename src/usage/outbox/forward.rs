@@ -118,10 +118,12 @@ impl<T: UsageStore> Forwarder<T> {
     fn pass_on(&mut self, segment: Segment) -> Result<(), BoxError> {
         self.shared.check(&self.lock)?;
         let path = self.shared.path(segment.number);
-        let mut file = File::open(&path).map_err(|error| OutboxError::of(&path, error))?;
-        file.seek(SeekFrom::Start(self.at))?;
-        let mut bytes = Vec::new();
-        file.take(segment.length - self.at).read_to_end(&mut bytes)?;
+        let bytes = match File::open(&path) {
+            Ok(file) => self.rest_of(file, segment)?,
+            // As good as cut off at its beginning.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && self.shared.is_in_place() => Vec::new(),
+            Err(error) => return Err(OutboxError::of(&path, error).into()),
+        };
         let (mut group, mut ends) = (Vec::with_capacity(self.group), Vec::with_capacity(self.group));
         let start = self.at;
         let mut records = Records::new(&bytes);
@@ -149,6 +151,13 @@ impl<T: UsageStore> Forwarder<T> {
         // To its end, also where that is no record.
         self.at = segment.length;
         Ok(())
+    }
+
+    fn rest_of(&self, mut file: File, segment: Segment) -> io::Result<Vec<u8>> {
+        file.seek(SeekFrom::Start(self.at))?;
+        let mut bytes = Vec::new();
+        file.take(segment.length - self.at).read_to_end(&mut bytes)?;
+        Ok(bytes)
     }
 
     /// Writes a group; if that fails for long, what is in front of the event that is to blame, or sets that one aside.

@@ -129,6 +129,11 @@ impl Shared {
         segment::path(&self.directory, number)
     }
 
+    /// Whether the directory is where it was: moved away, it may come back.
+    pub(super) fn is_in_place(&self) -> bool {
+        self.directory.join(LOCK).exists()
+    }
+
     /// Once its lock is removed the directory is anybody's, with all that is in it now.
     pub(super) fn check(&self, lock: &File) -> Result<(), OutboxError> {
         let found = lock.metadata().map_err(|error| OutboxError::of(&self.directory, error))?;
@@ -300,12 +305,14 @@ impl Drop for Log {
     }
 }
 
+const LOCK: &str = "lock";
+
 /// The process before this one may be just about to end: a second is waited for it.
 const LOCK_WAITS: u32 = 50;
 const LOCK_WAIT: Duration = Duration::from_millis(20);
 
 fn lock(directory: &Path) -> Result<File, OutboxError> {
-    let path = directory.join("lock");
+    let path = directory.join(LOCK);
     let mut options = OpenOptions::new();
     options.write(true).create(true).truncate(false);
     let file = options.open(&path).map_err(|error| OutboxError::of(&path, error))?;
