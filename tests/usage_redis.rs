@@ -365,6 +365,28 @@ fn a_group_is_written_with_all_its_entries_or_not_at_all() {
     }
 }
 
+#[test]
+fn a_right_that_is_missing_or_taken_away_costs_no_event() {
+    let Some(server) = RedisServer::start("a_right_that_is_missing_costs_no_event") else { return };
+    let all =
+        ["on", ">secret", "~{llm-usage}:*", "+@read", "+@write", "+@scripting", "+@connection", "+time"];
+    server.ask(&[&["ACL", "SETUSER", "gateway"], &all[..]].concat());
+    let redis = handle(&server.url());
+    let mut store = stream(&handle(&format!("redis://gateway:secret@127.0.0.1:{}", server.port())));
+    let mut written = Vec::new();
+    for (number, command) in ["sadd", "xadd", "expire", "set", "xlen", "get", "scard"].iter().enumerate() {
+        let number = number as u64;
+        let events = events(number * 10..number * 10 + 10);
+        let position = LogPosition { log: 7, ends: &Vec::from_iter(number * 10 + 1..=number * 10 + 10) };
+        server.ask(&["ACL", "SETUSER", "gateway", &format!("-{command}")]);
+        assert!(store.write_from(position, &events).is_err(), "{command}");
+        server.ask(&["ACL", "SETUSER", "gateway", &format!("+{command}")]);
+        store.write_from(position, &events).unwrap();
+        written.extend(events);
+        check(&redis, &written);
+    }
+}
+
 // ===== a cluster =====
 
 #[test]

@@ -8,6 +8,13 @@
 
 -- All that can fail comes before the first write: what a script has written stays when it fails.
 local stream, place = KEYS[1], KEYS[2]
+for _, command in ipairs({
+  { 'SADD', KEYS[#KEYS], '0' }, { 'XADD', stream, '*', '0', '0' }, { 'EXPIRE', KEYS[#KEYS], '1' }, { 'SET', place, '0' },
+}) do
+  if not redis.acl_check_cmd(unpack(command)) then
+    error({ err = 'NOPERM ' .. command[1] .. ' is not allowed' })
+  end
+end
 redis.call('XLEN', stream)
 local written = tonumber(redis.call('GET', place) or '0')
 for set = 3, #KEYS do
