@@ -387,6 +387,64 @@ fn a_right_that_is_missing_or_taken_away_costs_no_event() {
     }
 }
 
+/// Redis, which is full whenever the first event is among those that it is offered, so often.
+struct OftenFull {
+    stream: RedisStream,
+    server: u16,
+    left: u32,
+}
+
+impl OftenFull {
+    fn is_full(&self, is_full: bool) {
+        redis_server::ask(self.server, &["CONFIG", "SET", "maxmemory", if is_full { "1" } else { "0" }])
+            .unwrap();
+    }
+}
+
+impl UsageStore for OftenFull {
+    fn write(&mut self, group: &[UsageEvent]) -> Result<(), llm_layers::BoxError> {
+        self.stream.write(group)
+    }
+
+    fn write_from(
+        &mut self,
+        position: LogPosition<'_>,
+        group: &[UsageEvent],
+    ) -> Result<(), llm_layers::BoxError> {
+        if self.left == 0 || number(&group[0]) != 0 {
+            return self.stream.write_from(position, group);
+        }
+        self.left -= 1;
+        self.is_full(true);
+        let result = self.stream.write_from(position, group);
+        self.is_full(false);
+        assert!(result.as_ref().is_err_and(|error| error.to_string().contains("OOM")), "{result:?}");
+        result
+    }
+
+    fn knows_refusals(&self) -> bool {
+        self.stream.knows_refusals()
+    }
+}
+
+#[test]
+fn no_event_is_moved_away_because_redis_is_full_now_and_then() {
+    let Some(server) = RedisServer::start("no_event_is_moved_away") else { return };
+    let (redis, directory) = (handle(&server.url()), Directory::new());
+    let soon = Backoff::new(Duration::from_millis(1), Duration::from_millis(5));
+    let options = OutboxOptions::default().with_backoff(soon);
+    let target = OftenFull { stream: stream(&redis), server: server.port(), left: 20 };
+    let all = events(0..12);
+    runtime().block_on(async {
+        let (sink, worker) =
+            Outbox::start(directory.join("outbox"), Durability::Kill, target, options).unwrap();
+        record(&sink, &all).await;
+        let report = worker.shutdown(SECONDS).await;
+        assert_eq!((report.log.refused, report.log.events, report.log.forwarded), (0, 0, 12));
+    });
+    check(&redis, &all);
+}
+
 // ===== a cluster =====
 
 #[test]

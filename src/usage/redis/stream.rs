@@ -243,6 +243,11 @@ impl UsageStore for RedisStream {
     fn write_from(&mut self, position: LogPosition<'_>, group: &[UsageEvent]) -> Result<(), BoxError> {
         self.append(group, Some(position))
     }
+
+    /// None: it takes any event. What fails is Redis, which is full, starts, or is not reached.
+    fn knows_refusals(&self) -> bool {
+        true
+    }
 }
 
 impl Drop for RedisStream {
