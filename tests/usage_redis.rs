@@ -7,16 +7,24 @@ mod redis_server;
 
 use events::{Directory, any_event, event, events, number, shown};
 use llm_layers::{
+    RequestContext,
     fallback::Backoff,
+    quota::{Calendar, HistoryQuery, UsageHistory},
     store::{Redis, RedisOptions},
     usage::{
-        Durability, EventId, LedgerReader, LogPosition, Outbox, OutboxOptions, OutboxSink, OutboxWorker,
-        QueueOptions, QueueSink, RedisStream, RedisStreamOptions, SqliteLedger, StreamError, StreamReader,
-        Trim, UsageEvent, UsageQuery, UsageSink, UsageStore, department_sums, totals,
+        Collector, Durability, EventId, LedgerReader, LogPosition, Outbox, OutboxOptions, OutboxSink,
+        OutboxWorker, QueueOptions, QueueSink, RedisStream, RedisStreamOptions, SqliteLedger, StreamError,
+        StreamReader, Trim, UsageEvent, UsageQuery, UsageSink, UsageStore, department_sums, totals,
     },
 };
 use redis_server::{Mode, Proxy, RedisCluster, RedisServer};
-use std::{collections::HashMap, slice, time::Duration};
+use std::{
+    collections::HashMap,
+    slice,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::Duration,
+};
 
 const SECONDS: Duration = Duration::from_secs(60);
 const NAME: &str = "llm-usage";
@@ -443,6 +451,42 @@ fn no_event_is_moved_away_because_redis_is_full_now_and_then() {
         assert_eq!((report.log.refused, report.log.events, report.log.forwarded), (0, 0, 12));
     });
     check(&redis, &all);
+}
+
+#[test]
+fn what_was_recorded_is_found_in_the_copy_while_others_go_on_recording() {
+    let Some(server) = RedisServer::start("what_was_recorded_is_found_in_the_copy") else { return };
+    let (redis, directory) = (handle(&server.url()), Directory::new());
+    let is_over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for busy in 1..=2 {
+            let (mut store, is_over) = (stream(&redis), &is_over);
+            scope.spawn(move || {
+                for number in busy * 1_000_000.. {
+                    if is_over.load(Ordering::Acquire) {
+                        break;
+                    }
+                    store.write(&[event(number)]).unwrap();
+                }
+            });
+        }
+        let found = runtime().block_on(async {
+            let (sink, worker) = outbox(&directory, &redis);
+            let path = directory.join("ledger.db");
+            let collector = Collector::start(&redis, NAME, &path).unwrap();
+            let reader = LedgerReader::open(&path).await.unwrap().behind_copy(&sink, &collector);
+            let mut mine = event(7);
+            mine.context = RequestContext::new().with_departments(["mine"]);
+            record(&sink, std::slice::from_ref(&mine)).await;
+            let day = Calendar::utc().day(mine.ended_at);
+            let used = tokio::time::timeout(SECONDS / 6, reader.used(HistoryQuery::new("mine", day))).await;
+            is_over.store(true, Ordering::Release);
+            worker.shutdown(SECONDS).await;
+            collector.shutdown(SECONDS).await;
+            used
+        });
+        assert_eq!(found.expect("nobody was told").unwrap().in_day.requests, 1);
+    });
 }
 
 // ===== a cluster =====

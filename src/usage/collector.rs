@@ -1,4 +1,4 @@
-use super::{Durability, SqliteLedger, StreamReader};
+use super::{Durability, SqliteLedger, StreamReader, redis::place};
 use crate::{
     BoxError,
     ended::{Ended, running},
@@ -57,6 +57,14 @@ struct Copying {
     /// Where it is kept how far was copied.
     cursor: PathBuf,
     runtime: Runtime,
+    goal: Option<Goal>,
+}
+
+/// How far has to be copied for whoever wanted it.
+struct Goal {
+    turn: u64,
+    /// What was the last entry of the stream when they were heard.
+    entry: Box<str>,
 }
 
 impl Collector {
@@ -81,7 +89,7 @@ impl Collector {
         }
         let runtime = Builder::new_current_thread().enable_all().build()?;
         let shared = Arc::new(Shared::default());
-        let mut copying = Copying { reader, ledger, cursor, runtime };
+        let mut copying = Copying { reader, ledger, cursor, runtime, goal: None };
         let of_thread = Arc::clone(&shared);
         let (running, ended) = running();
         let run = move || {
@@ -135,8 +143,7 @@ impl fmt::Debug for Collector {
 }
 
 fn is_cursor(text: &str) -> bool {
-    let is_number = |text: &str| text.parse::<u64>().is_ok();
-    text.split_once('-').is_some_and(|(time, number)| is_number(time) && is_number(number))
+    place(text).is_some()
 }
 
 /// Says that the thread has ended, however it did: nobody waits for it in vain.
@@ -168,10 +175,14 @@ impl Shared {
         (is_done || !is_over).then_some(is_done)
     }
 
-    /// At the end of the stream: all has been copied for whoever wanted it by then.
-    fn pause(&self, copied_for: u64) {
-        let mut turns = self.turns();
-        turns.done = copied_for;
+    /// All that was in the stream has been copied for whoever wanted it by then.
+    fn copied_for(&self, turn: u64) {
+        self.turns().done = turn;
+    }
+
+    /// At the end of the stream.
+    fn pause(&self) {
+        let turns = self.turns();
         let is_idle = |turns: &mut Turns| turns.wanted == turns.done && !self.is_over();
         let _ = self.wanted.wait_timeout_while(turns, PAUSE, is_idle);
     }
@@ -190,8 +201,7 @@ impl Copying {
     fn run(&mut self, shared: &Shared) {
         let mut is_failing = false;
         while !shared.is_over() {
-            let wanted = shared.turns().wanted;
-            let copied = self.copy();
+            let copied = self.copy_on(shared);
             let failed = copied.as_ref().err().map(|error| {
                 let cause = error.source().map(|cause| format!(": {cause}")).unwrap_or_default();
                 Arc::from(format!("{error}{cause}"))
@@ -202,15 +212,33 @@ impl Copying {
             }
             *shared.last_error.lock().unwrap_or_else(PoisonError::into_inner) = failed;
             match copied {
-                Ok(0) => shared.pause(wanted),
+                Ok(0) => shared.pause(),
                 Ok(_) => {}
                 Err(_) => shared.long_pause(),
             }
         }
     }
 
+    /// Copies some more, and tells those who have what they wanted. Where others record without a pause, the end of the stream
+    /// never comes.
+    fn copy_on(&mut self, shared: &Shared) -> Result<usize, BoxError> {
+        let Turns { wanted, done } = *shared.turns();
+        if self.goal.is_none() && wanted > done {
+            let last = self.runtime.block_on(self.reader.last())?;
+            self.goal = last.map(|entry| Goal { turn: wanted, entry });
+        }
+        let copied = self.copy()?;
+        if copied == 0 {
+            self.goal = None;
+            shared.copied_for(wanted);
+        } else if let Some(goal) = self.goal.take_if(|goal| self.reader.has_read(&goal.entry)) {
+            shared.copied_for(goal.turn);
+        }
+        Ok(copied)
+    }
+
     fn copy(&mut self) -> Result<usize, BoxError> {
-        let Self { reader, ledger, cursor, runtime } = self;
+        let Self { reader, ledger, cursor, runtime, .. } = self;
         let copied = runtime.block_on(reader.copy_to(ledger, ENTRIES))?;
         if copied > 0 {
             // After what it speaks of: what is copied twice is there once.

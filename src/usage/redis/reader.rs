@@ -180,6 +180,20 @@ impl StreamReader {
         Ok(())
     }
 
+    /// The last entry of the stream; `None` if there is none.
+    #[cfg(feature = "rusqlite")]
+    pub(in crate::usage) async fn last(&self) -> Result<Option<Box<str>>, StreamError> {
+        let mut command: Cmd = redis::cmd("XREVRANGE");
+        command.arg(&self.key).arg("+").arg("-").arg("COUNT").arg(1);
+        Ok(self.entries(&command).await?.into_iter().next().map(|(entry, _)| entry.into()))
+    }
+
+    /// Whether the cursor is at this entry, or behind it.
+    #[cfg(feature = "rusqlite")]
+    pub(in crate::usage) fn has_read(&self, entry: &str) -> bool {
+        place(&self.cursor) >= place(entry)
+    }
+
     async fn peek(&self, entries: usize) -> Result<Read, StreamError> {
         let mut most = entries.max(1);
         let cursor = match self.is_lost().await? {
@@ -275,6 +289,13 @@ impl StreamReader {
         }
         Ok(read)
     }
+}
+
+/// Where an entry stands, by its id.
+#[cfg(feature = "rusqlite")]
+pub(in crate::usage) fn place(entry: &str) -> Option<(u64, u64)> {
+    let (millis, number) = entry.split_once('-')?;
+    Some((millis.parse().ok()?, number.parse().ok()?))
 }
 
 type Fields = HashMap<String, String>;
