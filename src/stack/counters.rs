@@ -32,6 +32,8 @@ use std::{
     },
     time::Duration,
 };
+#[cfg(feature = "redis")]
+use tokio::task::JoinSet;
 
 /// What keeps departments within their limits, whatever these are at the moment.
 pub(super) struct Quotas {
@@ -44,8 +46,11 @@ pub(super) struct Quotas {
     timeout: Duration,
     workers: Workers,
     opened_by: OpenedBy,
-    /// Nobody has been able to ask the store yet.
+    /// Nobody has been able to ask the store yet, or it is not what it must be.
     is_awaited: Arc<AtomicBool>,
+    /// Ends with the counters.
+    #[cfg(feature = "redis")]
+    looks: JoinSet<()>,
     #[cfg(feature = "rusqlite")]
     _follower: Option<crate::policies::Follower>,
 }
@@ -64,16 +69,19 @@ struct Workers {
     file: Option<Arc<crate::quota::SqliteStore>>,
 }
 
-/// Counters that nobody has seen to be safe where they are yet: nothing is reserved there.
+/// Counters of which nobody has seen yet that they are safe where they are, or that are not: nothing is reserved there.
 #[cfg(feature = "redis")]
 struct Awaited {
     store: RedisQuotaStore,
     is_awaited: Arc<AtomicBool>,
 }
 
-/// How soon a store that could not be asked is asked again.
+/// How soon a store that could not be asked, or is not what it must be, is asked again; and one to which a connection was made.
 #[cfg(feature = "redis")]
 const AGAIN: Duration = Duration::from_millis(500);
+/// How often a store that is what it must be is asked whether it still is.
+#[cfg(feature = "redis")]
+const EVERY: Duration = Duration::from_secs(10);
 
 #[cfg(feature = "redis")]
 const NOT_COUNTED: &str = "quotas cannot be counted";
@@ -146,30 +154,33 @@ impl Quotas {
         }
     }
 
-    /// Where the server could not be asked, it is asked again and again whether it has come, and is what it must be.
+    /// Asks the server again and again, now and then and when a connection was made, whether it is there and is what it must be.
     #[cfg(feature = "redis")]
-    fn awaiting(self, trouble: Option<Trouble>, redis: crate::store::Redis, timeout: Duration) -> Self {
+    fn awaiting(mut self, trouble: Option<Trouble>, redis: crate::store::Redis, timeout: Duration) -> Self {
         self.is_awaited.store(trouble.is_some(), Ordering::Release);
-        if let Some(trouble) = trouble {
-            let is_awaited = Arc::downgrade(&self.is_awaited);
-            tokio::spawn(async move {
-                while is_awaited.strong_count() > 0 {
-                    tokio::time::sleep(AGAIN).await;
-                    let store = RedisQuotaStore::new(redis.clone()).with_deadline(timeout);
-                    match store.check().await {
-                        Ok(()) => {
-                            if let Some(is_awaited) = is_awaited.upgrade() {
-                                is_awaited.store(false, Ordering::Release);
-                            }
-                            return trouble.works("quotas are counted again");
-                        }
-                        // Which was told.
-                        Err(RedisUnfit::Unavailable(_)) => {}
-                        Err(unfit) => trouble.fails(NOT_COUNTED, &unfit.to_string()),
+        let (is_awaited, trouble) = (Arc::clone(&self.is_awaited), trouble.unwrap_or_default());
+        let mut connections = redis.connections();
+        let store = RedisQuotaStore::new(redis).with_deadline(timeout);
+        self.looks.spawn(async move {
+            loop {
+                tokio::time::sleep(AGAIN).await;
+                if !is_awaited.load(Ordering::Acquire) {
+                    let _ = tokio::time::timeout(EVERY, connections.changed()).await;
+                }
+                match store.check().await {
+                    Ok(()) => {
+                        is_awaited.store(false, Ordering::Release);
+                        trouble.works("quotas are counted again");
+                    }
+                    // Which was told, or is by whoever is refused.
+                    Err(RedisUnfit::Unavailable(_)) => {}
+                    Err(unfit) => {
+                        is_awaited.store(true, Ordering::Release);
+                        trouble.fails(NOT_COUNTED, &unfit.to_string());
                     }
                 }
-            });
-        }
+            }
+        });
         self
     }
 
@@ -216,6 +227,8 @@ impl Quotas {
             workers,
             opened_by: OpenedBy::new(config, plan),
             is_awaited,
+            #[cfg(feature = "redis")]
+            looks: JoinSet::new(),
             #[cfg(feature = "rusqlite")]
             _follower: follower,
         })
@@ -340,7 +353,7 @@ impl Quotas {
 impl QuotaStore for Awaited {
     fn reserve(&self, reservation: &Reservation) -> StoreFuture<Decision> {
         match self.is_awaited.load(Ordering::Acquire) {
-            true => StoreFuture::ready(Err(StoreError::definite("it was not found fit yet"))),
+            true => StoreFuture::ready(Err(StoreError::definite("it is not found fit"))),
             false => self.store.reserve(reservation),
         }
     }

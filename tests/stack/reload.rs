@@ -624,3 +624,41 @@ async fn another_key_of_the_embedder_is_told_to_need_a_restart() {
     assert!(refused[0].contains("needs a restart"), "{refused:?}");
     fs::remove_dir_all(folder).unwrap();
 }
+
+#[tokio::test]
+async fn a_redis_that_is_told_to_throw_counters_away_counts_nothing_until_it_does_not() {
+    let test = "a_redis_that_is_told_to_throw_counters_away_counts_nothing_until_it_does_not";
+    if !redis_server::is_installed(test) {
+        return;
+    }
+    let server = RedisServer::with_options(&[]);
+    let text = format!("quota.redis = {:?}\ndepartments.a.day_requests = 100000\n", server.url());
+    let (service, handle) = stack(config(&text)).await.unwrap();
+    let ask = async || service.clone().oneshot(of(request("echo/a"), "ada", &["a"])).await;
+    ask().await.unwrap();
+    // By a connection that is made anew, as after a failover, long before it is asked for its turn; then in its turn.
+    for (is_cut_off, soon) in [(true, Duration::from_secs(7)), (false, Duration::from_secs(30))] {
+        assert_eq!(handle.readiness(), Readiness::Ready);
+        server.ask(&["CONFIG", "SET", "maxmemory-policy", "allkeys-lru"]);
+        if is_cut_off {
+            server.ask(&["CLIENT", "KILL", "TYPE", "normal"]);
+        }
+        let found = async {
+            while handle.readiness() != Readiness::QuotaUnavailable {
+                let _ = ask().await;
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(soon, found).await.unwrap();
+        assert!(matches!(ask().await.unwrap_err().kind(), ErrorKind::StoreUnavailable { .. }));
+        server.ask(&["CONFIG", "SET", "maxmemory-policy", "noeviction"]);
+        let ready = async {
+            while handle.readiness() != Readiness::Ready {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(7), ready).await.unwrap();
+        ask().await.unwrap();
+    }
+    assert!(handle.shutdown(Duration::from_secs(5)).await.is_clean());
+}

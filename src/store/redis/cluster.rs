@@ -25,7 +25,7 @@ use tokio::time::Instant;
 /// The nodes of a cluster, as far as they are known.
 pub(super) struct Cluster {
     seeds: Vec<ConnectionInfo>,
-    settings: Settings,
+    pub(super) settings: Settings,
     nodes: Mutex<HashMap<(String, u16), Arc<Node>>>,
     map: ArcSwapOption<Map>,
     look: Mutex<Look>,
@@ -142,9 +142,9 @@ impl Cluster {
         Err(last)
     }
 
-    /// One node for each range of slots.
+    /// One node for each range of slots, as it is now: of who was one, nobody may have heard anything since.
     pub(super) async fn masters(self: &Arc<Self>) -> Vec<Arc<Node>> {
-        self.owner(0).await;
+        self.look().await;
         let Some(map) = self.map.load_full() else { return Vec::new() };
         let mut masters: Vec<Arc<Node>> = Vec::new();
         for (_, _, node) in &map.ranges {

@@ -141,6 +141,15 @@ impl Redis {
         matches!(self.servers, Servers::Cluster(_))
     }
 
+    /// How many connections were made: a new one may lead to another server.
+    #[cfg(feature = "config")]
+    pub(crate) fn connections(&self) -> tokio::sync::watch::Receiver<u64> {
+        match &self.servers {
+            Servers::One(node) => node.connections.subscribe(),
+            Servers::Cluster(cluster) => cluster.settings.connections.subscribe(),
+        }
+    }
+
     /// Asks whether the server is there; of a cluster, each node that serves slots, and whether all slots are served.
     ///
     /// # Errors

@@ -16,13 +16,14 @@ use std::{
     },
     time::Duration,
 };
-use tokio::time::Instant;
+use tokio::{sync::watch, time::Instant};
 
 /// A server, connected to when it is first asked, and again when the connection is gone.
 pub(super) struct Node {
     client: Client,
     name: Arc<str>,
     connect_timeout: Duration,
+    pub(super) connections: watch::Sender<u64>,
     state: Mutex<State>,
 }
 
@@ -65,7 +66,8 @@ impl Node {
         let name: Arc<str> = info.addr().to_string().into();
         let client = settings.client(info).map_err(|error| RedisError::connecting(&error).at(&name))?;
         let state = Mutex::new(State::Idle);
-        Ok(Self { client, name, connect_timeout: settings.connect_timeout, state })
+        let connections = settings.connections.clone();
+        Ok(Self { client, name, connect_timeout: settings.connect_timeout, connections, state })
     }
 
     pub(super) const fn name(&self) -> &Arc<str> {
@@ -102,6 +104,9 @@ impl Node {
             };
             let result = result.map_err(|error| error.at(&node.name));
             node.set(result.as_ref().map_or(State::Idle, |link| State::Connected(Arc::clone(link))));
+            if result.is_ok() {
+                node.connections.send_modify(|made| *made = made.wrapping_add(1));
+            }
             result
         });
         let node = Arc::clone(self);

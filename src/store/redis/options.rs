@@ -5,6 +5,7 @@ use redis::{
     io::tcp::{TcpSettings, socket2::TcpKeepalive},
 };
 use std::{fmt, sync::Arc, time::Duration};
+use tokio::sync::watch;
 
 /// How a server is talked to.
 #[derive(Clone)]
@@ -22,6 +23,8 @@ pub struct RedisOptions {
 #[derive(Clone)]
 pub(super) struct Settings {
     pub(super) connect_timeout: Duration,
+    /// How many connections were made.
+    pub(super) connections: watch::Sender<u64>,
     root_certificate: Option<Arc<[u8]>>,
 }
 
@@ -55,7 +58,11 @@ impl RedisOptions {
     }
 
     pub(super) fn settings(&self) -> Settings {
-        Settings { connect_timeout: self.connect_timeout, root_certificate: self.root_certificate.clone() }
+        Settings {
+            connect_timeout: self.connect_timeout,
+            connections: watch::Sender::new(0),
+            root_certificate: self.root_certificate.clone(),
+        }
     }
 }
 
