@@ -553,11 +553,8 @@ async fn rights_that_are_taken_away_while_calls_are_made_leave_nothing_half_done
     assert!(commands.contains(&"zrem") && commands.contains(&"hkeys"));
     for command in commands.iter().filter(|name| !["hello", "ping"].contains(name)) {
         let (may, may_not) = (format!("+{command}"), format!("-{command}"));
-        let [settled, released, expired] = [
-            granted(&store, &a, 10).await,
-            granted(&store, &a, 20).await,
-            granted(&store, &a, 40).await,
-        ];
+        let [settled, released, expired] =
+            [granted(&store, &a, 10).await, granted(&store, &a, 20).await, granted(&store, &a, 40).await];
         server.ask(&["ACL", "SETUSER", "gateway", &may_not]);
         let refused = reservation(id(), &a, 80);
         let _ = store.reserve(&refused).await;

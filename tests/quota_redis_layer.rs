@@ -316,3 +316,85 @@ async fn a_master_that_is_replaced_by_its_replica() {
     })
     .await;
 }
+
+/// A department of which the keys are on this node.
+fn department_on(cluster: &RedisCluster, store: &RedisQuotaStore, node: usize) -> String {
+    let names = (0..).map(|number| format!("department {number}"));
+    let mut on_it = names.filter(|name| {
+        let slot = cluster.nodes[0].ask(&["CLUSTER", "KEYSLOT", &store.keys(name)[0]]);
+        cluster.owner(slot.parse().unwrap(), 0) == Some(node)
+    });
+    on_it.next().unwrap()
+}
+
+/// A cluster of which the other nodes go on when one is away.
+fn cluster_in_parts(test: &str) -> Option<(RedisCluster, RedisQuotaStore)> {
+    let cluster = RedisCluster::start(test)?;
+    for node in &cluster.nodes {
+        node.ask(&["CONFIG", "SET", "cluster-require-full-coverage", "no"]);
+    }
+    let store = RedisQuotaStore::new(Redis::cluster(cluster.urls(), RedisOptions::default()).unwrap());
+    Some((cluster, store))
+}
+
+fn call(departments: &[&str]) -> LlmRequest {
+    let mut request = LlmRequest::new("p/m", ChatBody::builder().user("Hello?").build().unwrap());
+    request.context = RequestContext::new().with_departments(departments.iter().copied());
+    request
+}
+
+async fn answered(request: LlmRequest) -> Result<LlmResponse, Error> {
+    request.progress.mark_dispatched();
+    Ok(LlmResponse::new(request.model, Completion::text("hi", TokenUsage::new(5, 5))))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_is_away_costs_no_call_of_departments_on_others() {
+    let Some((cluster, store)) = cluster_in_parts("quota_redis_layer: part") else { return };
+    let (away, there) = (department_on(&cluster, &store, 2), department_on(&cluster, &store, 0));
+    let mut policy = DepartmentPolicy::default();
+    policy.limits = Limits::new().with_day_requests(1 << 40);
+    let (layer, worker) =
+        QuotaLayer::pair(store, PolicyTable::new(policy), Prices::default(), WorkerOptions::default());
+    let service = layer.layer(service_fn(answered));
+    for department in [&away, &there] {
+        service.clone().oneshot(call(&[department])).await.unwrap();
+    }
+    cluster.nodes[2].freeze();
+    let is_over = Arc::new(AtomicBool::new(false));
+    let callers: Vec<_> = (0..16)
+        .map(|number| {
+            let (service, is_over) = (service.clone(), Arc::clone(&is_over));
+            // Some are charged to both.
+            let both = [away.clone(), there.clone()];
+            tokio::spawn(async move {
+                let departments: Vec<_> = both.iter().take(1 + number % 2).map(|name| &**name).collect();
+                while !is_over.load(Ordering::Acquire) {
+                    let since = Instant::now();
+                    assert!(service.clone().oneshot(call(&departments)).await.is_err());
+                    assert!(since.elapsed() < PATIENCE * 2, "{:?}", since.elapsed());
+                    sleep(Duration::from_millis(2)).await;
+                }
+            })
+        })
+        .collect();
+    let since = Instant::now();
+    // Seldom: others fail again and again meanwhile.
+    while since.elapsed() < Duration::from_secs(3) {
+        sleep(Duration::from_millis(50)).await;
+        service.clone().oneshot(call(&[&there])).await.unwrap();
+        assert!(layer.is_available());
+    }
+    is_over.store(true, Ordering::Release);
+    join_all(callers).await.into_iter().for_each(Result::unwrap);
+    cluster.nodes[2].thaw();
+    let back = async {
+        while service.clone().oneshot(call(&[&away, &there])).await.is_err() {
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), back).await.unwrap();
+    drop((service, layer));
+    let report = worker.shutdown(Duration::from_secs(20)).await;
+    assert_eq!((report.left, report.given_up), (0, 0), "{report:?}");
+}

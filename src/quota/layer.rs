@@ -275,7 +275,7 @@ impl QuotaLayer {
         self.shared.state.stats()
     }
 
-    /// Whether calls can be admitted: the store has answered lately, and since a lease could not be settled, and there is room
+    /// Whether calls can be admitted: the store, or a [part](QuotaStore::part) of it, has answered lately, and since a lease could not be settled, and there is room
     /// for more. For a host that tells whether it is ready. A lease that alone cannot be settled is seen in [`Report::left`] and
     /// [`Report::last_error`].
     ///
@@ -287,7 +287,7 @@ impl QuotaLayer {
     /// [`Report::last_error`]: super::Report::last_error
     pub fn is_available(&self) -> bool {
         self.shared.probe();
-        !self.shared.state.breaker.is_open() && self.shared.outbox.as_ref().is_none_or(Outbox::is_well)
+        !self.shared.state.parts.is_mute() && self.shared.outbox.as_ref().is_none_or(Outbox::is_well)
     }
 }
 

@@ -109,6 +109,7 @@ mod lease;
 mod live;
 mod memory;
 mod options;
+mod parts;
 mod plan;
 #[cfg(feature = "redis")]
 mod redis;

@@ -7,6 +7,7 @@ use super::{
     lease::{Baseline, Decision, Denial, Grant, Headroom, LeaseId, Reservation},
     live::{Live, Rebuilding, unlimited},
     options::{Hits, Mode, OnExpiry, OnTight, Settled, Stats, Unbounded, Unpriced, Unreported},
+    parts::{Parts, parts},
     plan::{Obstacle, Plan},
     store::{QuotaStore, StoreError},
     worker::Outbox,
@@ -18,14 +19,14 @@ use crate::{
     policies::AllowList,
     policies::Policies,
     price::{Billed, NanoUsd, Prices},
-    store::{Breaker, Trouble},
+    store::Trouble,
 };
 use arc_swap::ArcSwapOption;
 use std::{
     borrow::Cow,
     mem,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicI64, AtomicU64, Ordering},
     },
     time::{Duration, SystemTime},
@@ -68,11 +69,9 @@ pub(super) type OnSettle = Arc<dyn Fn(&Settled) + Send + Sync>;
 
 /// What changes.
 pub(super) struct State {
-    pub(super) breaker: Breaker,
+    pub(super) parts: Parts,
     trouble: Trouble,
     damage: Trouble,
-    /// What the store did not answer last.
-    unanswered: Mutex<Option<Plan>>,
     /// The day of the last call, and those around it.
     days: ArcSwapOption<(Day, Days)>,
     /// How far the store's clock is ahead of ours, in milliseconds, once it was found to be in another day.
@@ -103,10 +102,9 @@ pub(super) type Asking = std::pin::Pin<
 impl State {
     pub(super) fn new() -> Self {
         Self {
-            breaker: Breaker::new(5, Duration::from_secs(1)),
+            parts: Parts::default(),
             trouble: Trouble::default(),
             damage: Trouble::default(),
-            unanswered: Mutex::new(None),
             days: ArcSwapOption::empty(),
             offset: AtomicI64::new(0),
             denied: AtomicU64::new(0),
@@ -258,22 +256,23 @@ impl Shared {
     /// Asks a store that has not answered lately, in the background, whether it does: for nothing, in the name of those whom it
     /// did not answer last. Without it, a host that gets no calls because it is not available would never be so again.
     pub(super) fn probe(self: &Arc<Self>) {
-        if !self.state.breaker.is_due() {
-            if !self.state.breaker.is_open()
+        let Some(plan) = self.state.parts.due() else {
+            if !self.state.parts.is_mute()
                 && let Some(departments) = self.outbox.as_ref().and_then(Outbox::doubted)
             {
                 self.probe_for(unlimited(&departments));
             }
             return;
-        }
-        let unanswered = self.state.unanswered.lock().unwrap_or_else(PoisonError::into_inner);
-        let plan = unanswered.as_ref().map(Plan::nothing);
-        drop(unanswered);
-        let hold = self.hold(self.clock.now());
-        let (Some(plan), Some(mut hold), Ok(runtime)) = (plan, hold, tokio::runtime::Handle::try_current())
-        else {
-            return;
         };
+        // It may be one part of the store alone.
+        if self.state.parts.is_mute()
+            && let Some(others) = self.outbox.as_ref().and_then(Outbox::next_known)
+            && parts(&*self.store, &others) != parts(&*self.store, &plan.departments)
+        {
+            self.probe_for(unlimited(&others));
+        }
+        let hold = self.hold(self.clock.now());
+        let (Some(mut hold), Ok(runtime)) = (hold, tokio::runtime::Handle::try_current()) else { return };
         let shared = Arc::clone(self);
         runtime.spawn(async move {
             let deadline = after(shared.deadline);
@@ -301,7 +300,7 @@ impl Shared {
                 shared.days(now),
             )
             .with_needs_seed(shared.history.is_some());
-            hold.asks(departments);
+            hold.asks(departments.clone());
             let answer = tokio::time::timeout(shared.deadline, shared.store.reserve(&nothing)).await;
             if !matches!(answer, Ok(Ok(Decision::Granted(_)))) {
                 // What was reserved all the same is nothing, and expires.
@@ -312,14 +311,14 @@ impl Shared {
                 | Err(StoreError::OffCalendar { .. } | StoreError::Unseeded { .. } | StoreError::Damaged(_)),
             ) = answer
             {
-                shared.answered();
+                shared.answered(&departments);
             }
         });
     }
 
-    /// The store works, whatever it has said.
-    fn answered(&self) {
-        if self.state.breaker.succeeded() {
+    /// The store works for these, whatever it has said.
+    fn answered(&self, departments: &Departments) {
+        if self.state.parts.succeeded(&*self.store, departments) {
             self.state.trouble.works("quotas are counted again");
         }
         if let Some(outbox) = &self.outbox {
@@ -338,7 +337,7 @@ impl Shared {
         let mut clocks = 2;
         let mut has_waited = false;
         loop {
-            if !self.state.breaker.lets_through() {
+            if !self.state.parts.lets_through(&*self.store, &plan.departments) {
                 return Err(None);
             }
             let now = self.clock.now();
@@ -354,7 +353,7 @@ impl Shared {
             };
             let error = match answer {
                 Ok(decision) => {
-                    self.answered();
+                    self.answered(&plan.departments);
                     return match decision {
                         Decision::Granted(grant) => Ok(Ok(grant)),
                         Decision::Denied(denial) => {
@@ -373,12 +372,12 @@ impl Shared {
             match &error {
                 StoreError::OffCalendar { now: theirs } if clocks > 0 => {
                     clocks -= 1;
-                    self.answered();
+                    self.answered(&plan.departments);
                     hold.holds_nothing();
                     self.adjust_clock(now, *theirs);
                 }
                 StoreError::Unseeded { departments, day } if self.history.is_some() => {
-                    self.answered();
+                    self.answered(&plan.departments);
                     hold.holds_nothing();
                     self.live.are_unknown(departments);
                     self.seed(departments, *day);
@@ -390,7 +389,7 @@ impl Shared {
                 }
                 // That of these departments alone: others are not refused for it.
                 StoreError::Damaged(_) => {
-                    self.answered();
+                    self.answered(&plan.departments);
                     hold.holds_nothing();
                     let names: Vec<_> = plan.departments.iter().map(|department| &*department.id).collect();
                     let cause = format!("{}: {}", names.join(", "), error.cause());
@@ -400,9 +399,7 @@ impl Shared {
                 _ => {
                     // What a ledger has left of the time may be too short for any store.
                     if !(is_late && has_waited) {
-                        *self.state.unanswered.lock().unwrap_or_else(PoisonError::into_inner) =
-                            Some(plan.clone());
-                        self.state.breaker.failed();
+                        self.state.parts.failed(&*self.store, plan);
                         self.state.trouble.fails("quotas cannot be counted", &error.cause());
                     }
                     if !error.is_ambiguous() {

@@ -139,6 +139,13 @@ pub trait QuotaStore: Send + Sync + 'static {
     fn is_immediate(&self) -> bool {
         false
     }
+
+    /// In which part of the store a department is kept, where one may be away while others answer; 0 unless told. Calls of
+    /// departments in other parts go on, and what failed in one part says nothing of the others.
+    fn part(&self, department: &str) -> u16 {
+        let _ = department;
+        0
+    }
 }
 
 /// How many leases that are due are swept by one operation, per department.
@@ -297,5 +304,6 @@ forward! {
         fn adjust(&self, adjustment: &Adjustment) -> StoreFuture<bool>;
         fn recount(&self, department: &Arc<str>, window: WindowName, correct: bool) -> StoreFuture<Option<Recount>>;
         fn is_immediate(&self) -> bool;
+        fn part(&self, department: &str) -> u16;
     }
 }

@@ -290,6 +290,11 @@ impl Outbox {
         if !self.state.doubt.is_due() || !self.state.doubt.lets_through() {
             return None;
         }
+        self.next_known()
+    }
+
+    /// One after the other of those whose leases came to their end.
+    pub(super) fn next_known(&self) -> Option<Departments> {
         let mut known = self.state.known.lock().unwrap_or_else(PoisonError::into_inner);
         let next = known.pop_front()?;
         known.push_back(next.clone());

@@ -398,4 +398,8 @@ impl QuotaStore for Awaited {
     fn is_immediate(&self) -> bool {
         self.store.is_immediate()
     }
+
+    fn part(&self, department: &str) -> u16 {
+        self.store.part(department)
+    }
 }

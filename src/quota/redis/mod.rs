@@ -319,6 +319,11 @@ impl QuotaStore for RedisQuotaStore {
             steps::recounted(&value).map(Some).ok_or_else(unexpected)
         })
     }
+
+    /// Its slot, in a cluster.
+    fn part(&self, department: &str) -> u16 {
+        if self.redis.is_cluster() { slot(self.account(department).counters.as_bytes()) } else { 0 }
+    }
 }
 
 // ===== impl Account =====
