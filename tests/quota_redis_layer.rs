@@ -16,7 +16,7 @@ use llm_layers::{
     price::Prices,
     quota::{
         Amount, Calendar, Delta, HistoryFuture, HistoryQuery, LeaseId, Limits, QuotaLayer, QuotaStore,
-        RedisQuotaStore, UsageHistory, Used, WorkerOptions, audit, repair,
+        RedisQuotaStore, StoreError, UsageHistory, Used, WorkerOptions, audit, repair,
     },
     store::{Redis, RedisOptions},
 };
@@ -28,7 +28,10 @@ use std::{
     },
     time::Duration,
 };
-use tokio::time::{Instant, sleep};
+use tokio::{
+    sync::Notify,
+    time::{Instant, sleep},
+};
 use tower::{Layer, ServiceExt, service_fn};
 
 const CALLERS: usize = 32;
@@ -397,4 +400,57 @@ async fn a_node_that_is_away_costs_no_call_of_departments_on_others() {
     drop((service, layer));
     let report = worker.shutdown(Duration::from_secs(20)).await;
     assert_eq!((report.left, report.given_up), (0, 0), "{report:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_department_on_a_node_that_comes_back_empty_pays_for_what_others_have_paid_for() {
+    let Some((mut cluster, store)) = cluster_in_parts("quota_redis_layer: certain") else { return };
+    let (lost, kept) = (department_on(&cluster, &store, 2), department_on(&cluster, &store, 0));
+    let (layer, worker) = QuotaLayer::pair(
+        store.clone(),
+        PolicyTable::new(DepartmentPolicy::default()),
+        Prices::default(),
+        WorkerOptions::default(),
+    );
+    let (admitted, may_end) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let (told, waits) = (Arc::clone(&admitted), Arc::clone(&may_end));
+    let service = layer.layer(service_fn(move |request| {
+        let (told, waits) = (Arc::clone(&told), Arc::clone(&waits));
+        async move {
+            told.notify_one();
+            waits.notified().await;
+            answered(request).await
+        }
+    }));
+    let both = call(&[&lost, &kept]);
+    let answer = tokio::spawn(service.clone().oneshot(both));
+    admitted.notified().await;
+    cluster.nodes[2].kill();
+    let days = Calendar::utc().days_around(SystemClock.now());
+    let name = Arc::from(&*lost);
+    // Nothing is sent any more: it surely is not done there.
+    let refuses = async {
+        while !matches!(store.usage(&name, &days).await, Err(StoreError::Definite(_))) {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), refuses).await.unwrap();
+    may_end.notify_one();
+    answer.await.unwrap().unwrap();
+    let failed = async {
+        while worker.report().last_error.is_none() {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), failed).await.unwrap();
+    cluster.nodes[2].restart_empty();
+    cluster.wait_until_ready();
+    drop((service, layer));
+    let report = worker.shutdown(Duration::from_secs(20)).await;
+    assert_eq!((report.settled, report.left, report.given_up), (1, 0, 0), "{report:?}");
+    for department in [&kept, &lost] {
+        let standing = store.usage(&(&**department).into(), &days).await.unwrap();
+        assert_eq!(standing.in_day.settled.requests, 1, "{department}");
+        assert_eq!(standing.in_day.reserved, Amount::ZERO, "{department}");
+    }
 }

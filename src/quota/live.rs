@@ -6,8 +6,9 @@ use super::{
     lease::{Applied, Decision, LeaseId, Reservation, Settlement},
     store::{QuotaStore, StoreError},
 };
+use futures_util::future::join_all;
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     pin::pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -43,17 +44,17 @@ struct Leases {
 /// A lease that is being looked after.
 pub(super) struct Busy<'a>(&'a Live, LeaseId);
 
-/// What the store has lost of a lease that has ended: each department is charged by itself.
-pub(super) struct Lost {
+/// What is to be charged for a lease that has ended, settled or made anew.
+pub(super) struct Unpaid {
     id: LeaseId,
     amount: Amount,
     day: Day,
     needs_seed: bool,
-    departments: Vec<Department>,
-    /// How each of them begins.
-    at_first: Step,
-    /// Of the last of them.
-    step: Step,
+    /// Whose lease is not settled yet, in each part of the store by itself: what has failed in one says nothing of the others.
+    /// With whether no try before may have done it.
+    unsettled: Vec<(Departments, bool)>,
+    /// What the store has lost of it: each department is charged by itself.
+    lost: Vec<(Department, Step)>,
 }
 
 /// How far a department has come that has lost a lease.
@@ -160,32 +161,18 @@ impl Held {
     }
 }
 
-impl Lost {
-    /// Settles what the store knows. Where there is no lease, it was lost, unless it was settled before.
-    pub(super) async fn settle(
-        store: &dyn QuotaStore,
-        live: &Live,
-        settlement: &Settlement,
-        day: Day,
-        needs_seed: bool,
-        is_sure: bool,
-    ) -> Result<Self, StoreError> {
-        let each = store.settle_each(settlement).await?;
-        let mut departments = Vec::new();
-        for (department, applied) in settlement.departments.iter().zip(each) {
-            match applied {
-                Applied::Duplicate => {
-                    departments.push(Department::new(Arc::clone(&department.id), Limits::new()));
-                }
-                _ => live.is_charged(settlement.id, &department.id),
-            }
+impl Unpaid {
+    pub(super) fn new(store: &dyn QuotaStore, settlement: &Settlement, day: Day, needs_seed: bool) -> Self {
+        let mut parts = BTreeMap::<u16, Vec<Department>>::new();
+        for department in settlement.departments.iter() {
+            parts.entry(store.part(&department.id)).or_default().push(department.clone());
         }
-        let at_first = if is_sure { Step::Lost } else { Step::Doubtful };
+        let unsettled = parts.into_values().map(|part| (part.into_iter().collect(), true)).collect();
         let Settlement { id, amount, .. } = *settlement;
-        Ok(Self { id, amount, day, needs_seed, departments, at_first, step: at_first })
+        Self { id, amount, day, needs_seed, unsettled, lost: Vec::new() }
     }
 
-    /// Makes it anew and charges it, in one department after the other. Goes on where it has failed.
+    /// Charges all that is left to be. Goes on where it has failed.
     pub(super) async fn charge(
         &mut self,
         store: &dyn QuotaStore,
@@ -193,9 +180,60 @@ impl Lost {
         restored: &AtomicU64,
         lease: Duration,
     ) -> Result<(), StoreError> {
-        while let Some(department) = self.departments.last() {
+        let settled = self.settle(store, live).await;
+        self.restore(store, live, restored, lease).await?;
+        settled
+    }
+
+    /// Settles what the store knows. Where there is no lease, it was lost, unless it was settled before.
+    async fn settle(&mut self, store: &dyn QuotaStore, live: &Live) -> Result<(), StoreError> {
+        let tries: Vec<_> = self
+            .unsettled
+            .iter_mut()
+            .map(|(departments, is_sure)| {
+                // Dropped meanwhile, it may have been done.
+                let was_sure = std::mem::replace(is_sure, false);
+                (store.settle_each(&Settlement::new(self.id, departments.clone(), self.amount)), was_sure)
+            })
+            .collect();
+        let (answers, were_sure): (Vec<_>, Vec<_>) = tries.into_iter().unzip();
+        let answers = join_all(answers).await;
+        let mut failed = None;
+        let tried = std::mem::take(&mut self.unsettled);
+        for (((departments, _), was_sure), answer) in tried.into_iter().zip(were_sure).zip(answers) {
+            match answer {
+                Ok(each) => {
+                    let step = if was_sure { Step::Lost } else { Step::Doubtful };
+                    for (department, applied) in departments.iter().zip(each) {
+                        match applied {
+                            Applied::Duplicate => {
+                                let department = Department::new(Arc::clone(&department.id), Limits::new());
+                                self.lost.push((department, step));
+                            }
+                            _ => live.is_charged(self.id, &department.id),
+                        }
+                    }
+                }
+                Err(error) => {
+                    self.unsettled.push((departments, was_sure && !error.is_ambiguous()));
+                    failed = Some(error);
+                }
+            }
+        }
+        failed.map_or(Ok(()), Err)
+    }
+
+    /// Makes it anew where it was lost and charges it, in one department after the other.
+    async fn restore(
+        &mut self,
+        store: &dyn QuotaStore,
+        live: &Live,
+        restored: &AtomicU64,
+        lease: Duration,
+    ) -> Result<(), StoreError> {
+        while let Some((department, step)) = self.lost.last_mut() {
             let one: Departments = [department.clone()].into_iter().collect();
-            let next = match self.step {
+            let next = match *step {
                 Step::Doubtful => live.owes(self.id, &department.id).await.then_some(Step::Lost),
                 Step::Lost => {
                     let none = Held::new(one.clone(), Amount::ZERO, Amount::ZERO, self.day, self.needs_seed);
@@ -223,12 +261,11 @@ impl Lost {
                 }
             };
             if let Some(next) = next {
-                self.step = next;
+                *step = next;
                 continue;
             }
             live.is_charged(self.id, &department.id);
-            self.departments.pop();
-            self.step = self.at_first;
+            self.lost.pop();
         }
         Ok(())
     }

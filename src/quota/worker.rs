@@ -2,7 +2,7 @@ use super::{
     amount::Departments,
     calendar::Day,
     lease::{LeaseId, Settlement},
-    live::{Held, Live, Lost, Restored},
+    live::{Held, Live, Restored, Unpaid},
     store::{EXPIRED_KEPT, QuotaStore, StoreError},
 };
 use crate::{
@@ -460,25 +460,21 @@ impl Run {
         Box::pin(async move {
             let _place = place;
             live.is_free(finish.id()).await;
-            let (started, mut is_sure, mut lost) = (Instant::now(), true, None::<Lost>);
+            let started = Instant::now();
+            let mut unpaid = match &finish {
+                Finish::Settle { settlement, day: Some(day), needs_seed } => {
+                    Some(Unpaid::new(&*store, settlement, *day, *needs_seed))
+                }
+                _ => None,
+            };
             for tries in 0_u32.. {
                 let turn = turns.next(tries > 0).await;
                 let done = answer(async {
-                    match &finish {
-                        Finish::Settle { settlement, day: Some(day), needs_seed } => {
-                            if lost.is_none() {
-                                let settled =
-                                    Lost::settle(&*store, &live, settlement, *day, *needs_seed, is_sure);
-                                lost = Some(settled.await?);
-                            }
-                            match &mut lost {
-                                Some(lost) => lost.charge(&*store, &live, &state.restored, lease).await,
-                                None => Ok(()),
-                            }
-                        }
+                    match (&finish, &mut unpaid) {
+                        (_, Some(unpaid)) => unpaid.charge(&*store, &live, &state.restored, lease).await,
                         // Nobody knows where it would have to be made anew.
-                        Finish::Settle { settlement, .. } => store.settle(settlement).await.map(drop),
-                        Finish::Release(id, departments) => store.release(*id, departments).await,
+                        (Finish::Settle { settlement, .. }, None) => store.settle(settlement).await.map(drop),
+                        (Finish::Release(id, departments), None) => store.release(*id, departments).await,
                     }
                 });
                 let done = done.await;
@@ -489,10 +485,7 @@ impl Run {
                         state.succeeded(&finish, tries);
                         return;
                     }
-                    Err(error) => {
-                        is_sure &= !error.is_ambiguous();
-                        state.failed(&finish, tries, &error);
-                    }
+                    Err(error) => state.failed(&finish, tries, &error),
                 }
                 if started.elapsed() > EXPIRED_KEPT {
                     live.is_settled(finish.id());
