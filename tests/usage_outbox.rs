@@ -188,6 +188,40 @@ fn count_of(directory: &Directory, end: &str) -> usize {
     paths.filter(|path| path.to_str().unwrap().ends_with(end)).count()
 }
 
+#[cfg(feature = "tracing")]
+mod told {
+    use std::{
+        io,
+        sync::{Arc, Mutex, OnceLock},
+    };
+
+    #[derive(Clone, Default)]
+    struct Log(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Log {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// What is told by any thread of this process from now on.
+    pub(crate) fn all() -> impl Fn() -> String {
+        static LOG: OnceLock<Log> = OnceLock::new();
+        let log = LOG.get_or_init(|| {
+            let log = Log::default();
+            let writer = log.clone();
+            let lines = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone());
+            tracing::subscriber::set_global_default(lines.finish()).unwrap();
+            log
+        });
+        || String::from_utf8(log.0.lock().unwrap().clone()).unwrap()
+    }
+}
+
 // ===== what it is for =====
 
 #[tokio::test]
@@ -776,4 +810,40 @@ async fn what_cannot_be_written_is_not_acknowledged_and_what_was_is_there() {
     let (numbers, report) = replayed(&directory).await;
     assert_eq!(numbers, (0..60).collect::<Vec<_>>());
     assert_eq!((report.log.damages, report.log.torn), (0, 0), "what was there in part is gone");
+}
+
+#[cfg(feature = "tracing")]
+#[tokio::test]
+async fn what_reaches_no_store_is_told_once_by_the_name_of_its_file() {
+    let told = told::all();
+    let (directory, store) = (Directory::new(), Elsewhere::default());
+    store.0.lock().unwrap().refused = vec![3, 5, 8];
+    store.0.lock().unwrap().says_so = true;
+    let (sink, worker) = start(&directory, &store);
+    record(&sink, events(0..12)).await;
+    assert_eq!(worker.shutdown(SECONDS).await.log.refused, 3);
+    // Each in a file of its own: found at the start, or while it waits; and a record that nobody can read.
+    let found = Directory::new();
+    let path = written(&found).await;
+    let mut bytes = fs::read(&path).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(&path, bytes).unwrap();
+    replayed(&found).await;
+    let (waits, store) = (Directory::new(), Elsewhere::down());
+    let (sink, worker) = start(&waits, &store);
+    record(&sink, events(0..12)).await;
+    fs::remove_file(logs(&waits).remove(0)).unwrap();
+    store.set_down(false);
+    assert!(worker.shutdown(SECONDS).await.log.damages > 0);
+    let told = told();
+    for (directory, what) in [
+        (&directory, "usage was refused for ever, and is kept aside"),
+        (&found, "usage in the outbox is damaged, and left out"),
+        (&waits, "usage in the outbox is damaged, and left out"),
+    ] {
+        let name = directory.path().display().to_string();
+        let lines: Vec<_> = told.lines().filter(|line| line.contains(&name) && line.contains(what)).collect();
+        assert_eq!(lines.len(), 1, "{what}: {told}");
+        assert!(lines[0].contains("ERROR"), "{}", lines[0]);
+    }
 }

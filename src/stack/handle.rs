@@ -168,6 +168,8 @@ pub struct UsageReport {
     pub in_doubt: u64,
     /// How many the store refuses for ever.
     pub set_aside: u64,
+    /// How often something in the outbox was no record, or was gone, and is lost.
+    pub damaged: u64,
     /// How many wait on the disk for the next start.
     pub kept: u64,
     /// Why the last of them were not written.
@@ -182,7 +184,9 @@ impl ShutdownReport {
             && !cache_is_unwritten
             && quota.as_ref().is_none_or(|quota| quota.left == 0)
             && !quota_file_is_busy
-            && usage.as_ref().is_none_or(|usage| usage.left == 0 && usage.set_aside == 0)
+            && usage
+                .as_ref()
+                .is_none_or(|usage| usage.left == 0 && usage.set_aside == 0 && usage.damaged == 0)
     }
 }
 
@@ -410,6 +414,12 @@ impl Handle {
     /// Through which records go; `None` if they do not go through ours.
     pub fn usage_queue(&self) -> Option<&QueueSink> {
         self.0.lasting.ledger.as_ref()?.queue()
+    }
+
+    /// Where records wait for Redis, with what was refused or damaged there; `None` if they do not go to Redis.
+    #[cfg(all(feature = "redis", feature = "rusqlite"))]
+    pub fn usage_outbox(&self) -> Option<&crate::usage::OutboxSink> {
+        self.0.lasting.ledger.as_ref()?.outbox()
     }
 
     /// What a department may use and has used; `None` if nothing is limited at the moment.

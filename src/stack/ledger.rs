@@ -145,6 +145,15 @@ impl Ledger {
         None
     }
 
+    /// Behind the queue, where records go to Redis.
+    #[cfg(all(feature = "redis", feature = "rusqlite"))]
+    pub(super) fn outbox(&self) -> Option<&crate::usage::OutboxSink> {
+        match &self.own.as_ref()?.kind {
+            OwnSink::File(_) => None,
+            OwnSink::Redis(sink) => Some(sink),
+        }
+    }
+
     /// Whether calls can be recorded, as far as it is known.
     pub(super) fn is_healthy(&self) -> bool {
         self.sink.is_healthy()
@@ -160,7 +169,7 @@ impl Ledger {
                 Workers::File(worker) => {
                     let crate::usage::Report { left, written, in_doubt, set_aside, last_error } =
                         worker.close(deadline).await;
-                    UsageReport { written, left, in_doubt, set_aside, kept: 0, last_error }
+                    UsageReport { written, left, in_doubt, set_aside, damaged: 0, kept: 0, last_error }
                 }
                 #[cfg(feature = "redis")]
                 Workers::Redis(worker, collector) => {
@@ -174,7 +183,8 @@ impl Ledger {
                         written: done.log.forwarded,
                         left: done.unlogged,
                         in_doubt: 0,
-                        set_aside: 0,
+                        set_aside: done.log.refused,
+                        damaged: done.log.damages,
                         kept: done.log.events,
                         last_error,
                     }

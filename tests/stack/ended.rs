@@ -101,3 +101,47 @@ async fn a_shared_call_that_was_cut_off_is_told_to_each_who_shuts_down() {
     }
     call.await.unwrap().unwrap_err();
 }
+
+#[tokio::test]
+async fn a_record_that_was_damaged_in_the_outbox_is_told_and_no_clean_end() {
+    let test = "a_record_that_was_damaged_in_the_outbox";
+    if !redis_server::is_installed(test) {
+        return;
+    }
+    let (folder, mut server) = (folder(test), RedisServer::with_options(&[]));
+    let (outbox, path) = (folder.join("outbox"), folder.join("usage.db"));
+    let text = format!(
+        "identity = \"host\"\nproviders.echo.kind = \"echo\"\nusage.redis = {:?}\nusage.outbox = {outbox:?}\nusage.path = {path:?}\n",
+        server.url()
+    );
+    server.kill();
+    let (service, handle) = stack(Config::parse(&text).unwrap()).await.unwrap();
+    for _ in 0..3 {
+        service.clone().oneshot(of(request("echo/a"), "ada", &["a"])).await.unwrap();
+    }
+    let report = handle.shutdown(Duration::from_millis(500)).await;
+    let usage = report.usage.as_ref().unwrap();
+    assert_eq!((usage.kept, usage.damaged, report.is_clean()), (3, 0, true), "{report:?}");
+
+    let log = outbox.join("00000000000000000001.log");
+    let mut bytes = fs::read(&log).unwrap();
+    let last = bytes.len() - 5;
+    bytes[last] ^= 1;
+    fs::write(&log, bytes).unwrap();
+    server.restart();
+    // The process before this one has the lock until its thread has noticed that it is over.
+    let started = async {
+        loop {
+            if let Ok(stack) = stack(Config::parse(&text).unwrap()).await {
+                break stack;
+            }
+        }
+    };
+    let (_service, handle) = tokio::time::timeout(ENOUGH, started).await.unwrap();
+    assert_eq!(handle.usage_outbox().unwrap().status().damages, 1);
+    let report = handle.shutdown(ENOUGH).await;
+    let usage = report.usage.as_ref().unwrap();
+    assert_eq!((usage.written, usage.kept, usage.damaged, usage.set_aside), (2, 0, 1, 0), "{report:?}");
+    assert!(!report.is_clean());
+    fs::remove_dir_all(folder).unwrap();
+}

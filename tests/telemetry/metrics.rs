@@ -492,3 +492,58 @@ async fn bound_instruments_measure_the_same() {
         assert_eq!(points(&plain), points(&bound));
     }
 }
+
+#[cfg(feature = "outbox")]
+#[tokio::test]
+async fn an_outbox_shows_what_waits_and_what_was_refused_or_damaged_behind_the_queue() {
+    use llm_layers::{
+        telemetry::otel::observe_outbox,
+        usage::{Durability, Outbox, OutboxOptions, Refused},
+    };
+
+    /// Refuses each event for ever, once it is there.
+    struct Refuses(tokio::sync::watch::Receiver<bool>);
+
+    impl UsageStore for Refuses {
+        fn write(&mut self, _: &[UsageEvent]) -> Result<(), BoxError> {
+            match *self.0.borrow() {
+                true => Err(Refused::new("never").into()),
+                false => Err("not there".into()),
+            }
+        }
+    }
+
+    let directory = std::env::temp_dir().join(format!("llm-layers-outbox-metrics-{}", std::process::id()));
+    let _ = std::fs::remove_dir_all(&directory);
+    let backend = Otel::new(SemConv::V1_41);
+    let (up, is_up) = tokio::sync::watch::channel(false);
+    let start = || {
+        Outbox::start(&directory, Durability::Kill, Refuses(is_up.clone()), OutboxOptions::default()).unwrap()
+    };
+    let (sink, worker) = start();
+    let service = UsageLayer::new(sink.clone(), Prices::default()).layer(Scripted::new());
+    for _ in 0..5 {
+        service.clone().oneshot(ask(false)).await.unwrap();
+    }
+    drop((service, sink));
+    assert_eq!(worker.shutdown(Duration::from_millis(50)).await.log.events, 5);
+    let log = directory.join("00000000000000000001.log");
+    let mut bytes = std::fs::read(&log).unwrap();
+    let last = bytes.len() - 5;
+    bytes[last] ^= 1;
+    std::fs::write(&log, bytes).unwrap();
+    // Started as the next process does.
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let (sink, worker) = start();
+    observe_outbox(&backend.meter(), &sink);
+    let value = |name: &str| backend.metrics()[name].points[0].sum;
+    assert_eq!(value("llm_layers.usage.outbox.depth"), 4.0);
+    assert!(value("llm_layers.usage.outbox.size") > 500.0);
+    assert_eq!(value("llm_layers.usage.records.lost"), 1.0);
+    assert_eq!(value("llm_layers.usage.records.set_aside"), 0.0);
+    up.send(true).unwrap();
+    assert_eq!(worker.shutdown(Duration::from_secs(30)).await.log.refused, 4);
+    assert_eq!(value("llm_layers.usage.outbox.depth"), 0.0);
+    assert_eq!(value("llm_layers.usage.records.set_aside"), 4.0);
+    std::fs::remove_dir_all(directory).unwrap();
+}

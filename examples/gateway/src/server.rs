@@ -66,9 +66,7 @@ impl Server {
             .on_bad_policies(|error| tracing::error!(%error, "the policies stay as they were"))
             .build()
             .await?;
-        if let Some(queue) = handle.usage_queue() {
-            telemetry.watch(queue);
-        }
+        telemetry.watch(&handle);
         telemetry.watch_log();
         telemetry.watch_cache(&handle);
         warn(&handle);
@@ -143,6 +141,9 @@ fn tell(report: &ShutdownReport) {
         }
         if usage.set_aside > 0 {
             tracing::error!(events = usage.set_aside, "usage that the store refuses for ever");
+        }
+        if usage.damaged > 0 {
+            tracing::error!(records = usage.damaged, "usage was damaged in the outbox, and is lost");
         }
         match left {
             0 => tracing::info!(written, "usage is recorded"),

@@ -10,7 +10,6 @@ use llm_layers::{
     provider::openai::{HyperClient, hyper_client},
     quota::QuotaLayer,
     telemetry::{CaptureContent, OtelObserver, SemConv, TracingObserver, otel},
-    usage::QueueSink,
 };
 use opentelemetry::{
     logs::LoggerProvider,
@@ -141,9 +140,14 @@ impl Telemetry {
     }
 
     /// Shows how recording does.
-    pub(crate) fn watch(&self, queue: &QueueSink) {
-        if self.meters.is_some() {
-            otel::observe_queue(&self.meter(), queue);
+    pub(crate) fn watch(&self, handle: &llm_layers::stack::Handle) {
+        if self.meters.is_none() {
+            return;
+        }
+        match (handle.usage_outbox(), handle.usage_queue()) {
+            (Some(outbox), _) => otel::observe_outbox(&self.meter(), outbox),
+            (None, Some(queue)) => otel::observe_queue(&self.meter(), queue),
+            (None, None) => {}
         }
     }
 

@@ -332,6 +332,41 @@ pub fn observe_quota(meter: &Meter, layer: QuotaLayer) -> QuotaLayer {
 /// `llm_layers.usage.records.set_aside`, which the store refuses, and `llm_layers.usage.records.lost`, which is always 0 unless the
 /// process ended while its store was down.
 pub fn observe_queue(meter: &Meter, queue: &QueueSink) {
+    observe_records(meter, queue, || (0, 0));
+}
+
+/// As [`observe_queue`], for records that wait in an outbox: those that are in it are `written`; what the store behind it refuses
+/// counts as `set_aside`, and what was damaged in it as `lost`. And how much waits there: `llm_layers.usage.outbox.depth` and
+/// `llm_layers.usage.outbox.size`.
+#[cfg(feature = "outbox")]
+pub fn observe_outbox(meter: &Meter, outbox: &crate::usage::OutboxSink) {
+    let shown = outbox.clone();
+    observe_records(meter, outbox.queue(), move || {
+        let status = shown.status();
+        (status.refused, status.damages)
+    });
+    let shown = outbox.clone();
+    meter
+        .u64_observable_gauge("llm_layers.usage.outbox.depth")
+        .with_unit("{record}")
+        .with_description("Usage records in the outbox that are not passed on yet")
+        .with_callback(move |gauge| gauge.observe(shown.status().events, &[]))
+        .build();
+    let shown = outbox.clone();
+    meter
+        .u64_observable_gauge("llm_layers.usage.outbox.size")
+        .with_unit("By")
+        .with_description("Size of the files of the outbox")
+        .with_callback(move |gauge| gauge.observe(shown.status().bytes, &[]))
+        .build();
+}
+
+/// With what is refused and lost behind the queue.
+fn observe_records(
+    meter: &Meter,
+    queue: &QueueSink,
+    behind: impl Fn() -> (u64, u64) + Clone + Send + Sync + 'static,
+) {
     let shown = queue.clone();
     meter
         .u64_observable_gauge("llm_layers.usage.queue.depth")
@@ -346,19 +381,19 @@ pub fn observe_queue(meter: &Meter, queue: &QueueSink) {
         .with_description("Usage records that are written")
         .with_callback(move |counter| counter.observe(shown.written(), &[]))
         .build();
-    let shown = queue.clone();
+    let (shown, refused) = (queue.clone(), behind.clone());
     meter
         .u64_observable_counter("llm_layers.usage.records.set_aside")
         .with_unit("{record}")
         .with_description("Usage records that the store refuses while it takes others")
-        .with_callback(move |counter| counter.observe(shown.set_aside(), &[]))
+        .with_callback(move |counter| counter.observe(shown.set_aside() + refused().0, &[]))
         .build();
     let shown = queue.clone();
     meter
         .u64_observable_counter("llm_layers.usage.records.lost")
         .with_unit("{record}")
         .with_description("Usage records that nobody will write any more")
-        .with_callback(move |counter| counter.observe(shown.lost(), &[]))
+        .with_callback(move |counter| counter.observe(shown.lost() + behind().1, &[]))
         .build();
 }
 

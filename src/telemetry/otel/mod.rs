@@ -27,6 +27,8 @@ mod propagation;
 mod series;
 mod span;
 
+#[cfg(feature = "outbox")]
+pub use self::metrics::observe_outbox;
 pub use self::{
     metrics::{observe_queue, observe_quota},
     propagation::{extract, inject},

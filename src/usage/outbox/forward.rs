@@ -2,7 +2,7 @@
 
 use super::{
     error::OutboxError,
-    log::{Lock, Segment, Shared},
+    log::{DAMAGED, Lock, Segment, Shared},
     segment::{self, HEAD, Records},
 };
 use crate::{
@@ -17,6 +17,7 @@ use crate::{
 use std::{
     fs::File,
     io::{self, Read as _, Seek as _, SeekFrom},
+    path::Path,
     slice,
     sync::Arc,
 };
@@ -136,7 +137,7 @@ impl<T: UsageStore> Forwarder<T> {
                         ends.push(start + end as u64);
                     }
                     // Whole, but not what is written today: kept aside with its file.
-                    Err(_) => self.skip(start + end as u64),
+                    Err(_) => self.skip(&path, start + end as u64),
                 }
             }
             if group.len() >= self.group || (next.is_none() && !group.is_empty()) {
@@ -183,7 +184,7 @@ impl<T: UsageStore> Forwarder<T> {
                     return Err(error);
                 }
             }
-            self.set_aside(&event[0], end[0])?;
+            self.set_aside(&event[0], end[0], &error.to_string())?;
         }
         Ok(())
     }
@@ -211,8 +212,10 @@ impl<T: UsageStore> Forwarder<T> {
     }
 
     /// Keeps what the target refuses for ever in a file of its own.
-    fn set_aside(&mut self, event: &UsageEvent, end: u64) -> Result<(), BoxError> {
-        segment::append_to(&self.shared.directory.join(REFUSED), event)?;
+    fn set_aside(&mut self, event: &UsageEvent, end: u64, error: &str) -> Result<(), BoxError> {
+        let path = self.shared.directory.join(REFUSED);
+        segment::append_to(&path, event)?;
+        self.shared.tell("usage was refused for ever, and is kept aside", &path, Some(error));
         (self.at, self.strikes) = (end, 0);
         self.shared.update(|state| {
             state.less(1);
@@ -222,8 +225,9 @@ impl<T: UsageStore> Forwarder<T> {
         Ok(())
     }
 
-    fn skip(&mut self, end: u64) {
+    fn skip(&mut self, path: &Path, end: u64) {
         self.is_damaged = true;
+        self.shared.tell(DAMAGED, path, None);
         if end > self.counted {
             self.counted = end;
             self.shared.update(|state| {
@@ -246,6 +250,9 @@ impl<T: UsageStore> Forwarder<T> {
             // As good as done.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             removed => removed.map_err(|error| OutboxError::of(&path, error))?,
+        }
+        if segment.events > 0 {
+            self.shared.tell(DAMAGED, &path, None);
         }
         self.shared.update(|state| {
             // They were there when they were written.

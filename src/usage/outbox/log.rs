@@ -6,6 +6,7 @@ use super::{
 };
 use crate::{
     BoxError,
+    store::Told,
     usage::{Durability, UsageEvent, UsageStore},
 };
 use fs4::{FileExt, TryLockError};
@@ -28,6 +29,8 @@ pub(super) struct Shared {
     pub(super) max_bytes: u64,
     /// Known without a lock, for whoever is about to call.
     has_room: AtomicBool,
+    /// Of which files it was told what is lost.
+    told: Told,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -134,6 +137,14 @@ impl Shared {
         self.directory.join(LOCK).exists()
     }
 
+    /// Says in the log, once, that there is something in this file that reaches no store.
+    pub(super) fn tell(&self, what: &'static str, path: &Path, error: Option<&str>) {
+        let path = path.display().to_string();
+        if self.told.is_new(&path) {
+            tell(what, &path, error);
+        }
+    }
+
     /// Once its lock is removed the directory is anybody's, with all that is in it now.
     pub(super) fn check(&self, lock: &File) -> Result<(), OutboxError> {
         let found = lock.metadata().map_err(|error| OutboxError::of(&self.directory, error))?;
@@ -165,12 +176,16 @@ impl Log {
         }
         numbers.sort_unstable();
         let mut state = State::default();
-        let mut empty = Vec::new();
+        let (mut empty, mut damaged) = (Vec::new(), Vec::new());
         for number in &numbers {
             let path = segment::path(&directory, *number);
+            let before = state.damages;
             match look_through(&path, *number, &mut state)? {
                 Some(segment) => state.segments.push_back(segment),
                 None => empty.push(path),
+            }
+            if state.damages > before {
+                damaged.push(segment::path(&directory, *number));
             }
         }
         // Only when nothing is wrong with any of them.
@@ -182,9 +197,11 @@ impl Log {
             directory,
             max_bytes,
             has_room: AtomicBool::new(false),
+            told: Told::default(),
             state: Mutex::new(state),
             changed: Condvar::new(),
         });
+        damaged.iter().for_each(|path| shared.tell(DAMAGED, path, None));
         let mut log = Self {
             shared: Arc::clone(&shared),
             durability,
@@ -305,6 +322,13 @@ impl Drop for Log {
     }
 }
 
+#[cfg_attr(not(feature = "tracing"), expect(unused_variables, reason = "there is nobody to tell"))]
+fn tell(what: &'static str, path: &str, error: Option<&str>) {
+    #[cfg(feature = "tracing")]
+    tracing::error!(path, error, "{what}");
+}
+
+pub(super) const DAMAGED: &str = "usage in the outbox is damaged, and left out";
 const LOCK: &str = "lock";
 
 /// The process before this one may be just about to end: a second is waited for it.
