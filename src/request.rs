@@ -2,6 +2,7 @@ use crate::{
     BodyLimits, CacheStatus, ChatBody, Error, InvalidReason, ModelName, Progress, RequestContext,
     cache::{Aboard, BypassReason, MissReason},
     decision::Decisions,
+    providers::Chosen,
     so_far::{Around, SoFar},
 };
 use bytes::Bytes;
@@ -48,6 +49,8 @@ pub struct LlmRequest {
     decisions: Decisions,
     /// Whose model it is, where `model` has lost that name.
     provider: Option<Arc<str>>,
+    /// The deployments that have failed in earlier attempts.
+    failed: Option<Arc<Vec<Chosen>>>,
     /// What a cache further out had for it, if there is one: no answer.
     cache: Option<NoAnswer>,
     /// Which shared calls it is part of.
@@ -100,6 +103,7 @@ impl LlmRequest {
             attempt: 0,
             decisions: Decisions::default(),
             provider: None,
+            failed: None,
             cache: None,
             aboard: None,
             around: None,
@@ -205,6 +209,15 @@ impl LlmRequest {
         });
     }
 
+    /// The deployments that are not asked again while there are others.
+    pub(crate) fn failed(&self) -> &[Chosen] {
+        self.failed.as_deref().map_or(&[], Vec::as_slice)
+    }
+
+    pub(crate) fn add_failed(&mut self, chosen: Chosen) {
+        Arc::make_mut(self.failed.get_or_insert_default()).push(chosen);
+    }
+
     /// What can change the answer, the caller's rights apart. A new field has to be thought of here.
     pub(crate) fn identity(&self) -> (Operation, Option<&str>, &ModelName, Dispensable, &ChatBody) {
         let Self {
@@ -217,6 +230,7 @@ impl LlmRequest {
             operation,
             attempt: _,
             decisions: _,
+            failed: _,
             cache: _,
             aboard: _,
             around: _,

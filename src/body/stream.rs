@@ -2,7 +2,7 @@ use super::{
     BodyClock, Kept,
     observe::{Arrival, DynObserve, End, Observe, Summary},
 };
-use crate::{Error, ErrorKind, StreamChunk, caught::contained};
+use crate::{Error, ErrorKind, StreamChunk, caught::contained, providers::Chosen};
 use futures_core::Stream;
 use std::{
     collections::VecDeque,
@@ -86,6 +86,8 @@ struct Inner {
     /// Why it has ended, if it has and not well.
     failure: Option<Error>,
     clock: Option<BodyClock>,
+    /// The deployment that it is of.
+    chosen: Option<Chosen>,
     /// Few have one, and it is large.
     barrier: Option<Box<Barrier>>,
 }
@@ -134,6 +136,7 @@ impl ChunkStream {
             summary: Summary::default(),
             failure: None,
             clock: None,
+            chosen: None,
             barrier: None,
         }))
     }
@@ -188,6 +191,11 @@ impl ChunkStream {
             Some(present) => present.tighten(&clock),
             unset => *unset = Some(clock),
         }
+    }
+
+    /// Says which deployment it is of, and so where it breaks if it does.
+    pub(crate) fn set_chosen(&mut self, chosen: Chosen) {
+        self.0.chosen = Some(chosen);
     }
 
     /// Ends it with an error that is not its source's; it must not have ended.
@@ -311,6 +319,10 @@ impl Inner {
     fn fail(&mut self, error: Error) -> Error {
         self.close();
         let error = failed(error, &self.summary);
+        let error = match self.chosen.take() {
+            Some(chosen) => error.with_chosen(chosen),
+            None => error,
+        };
         self.failure = Some(error.clone());
         tell(self.observers.drain(..), End::Failed(&error, &self.summary), &self.summary);
         error

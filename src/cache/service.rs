@@ -68,6 +68,7 @@ enum State<S: Service<LlmRequest>> {
 }
 
 /// What comes after the question.
+#[expect(clippy::large_enum_variant, reason = "a box would cost every call an allocation")]
 enum Next<S: Service<LlmRequest>> {
     State(State<S>),
     Call(LlmRequest, Purpose),

@@ -446,7 +446,7 @@ pub struct Retry {
     /// Further tries on the same model.
     #[schemars(range(min = 0, max = 100))]
     pub retries: u32,
-    /// How long the first of them waits at most; the next twice as long.
+    /// How long the first of them waits at most; the next twice as long. None waits that goes to another deployment.
     pub base: Time,
     /// How long any of them waits at most.
     pub max: Time,

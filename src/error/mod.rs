@@ -7,7 +7,9 @@ pub use self::kind::{
     ErrorClass, ErrorKind, InvalidReason, Period, ProviderFailure, QuotaExceeded, QuotaKind, TimeoutPhase,
 };
 
-use crate::{FinishReason, ModelName, Progress, TokenUsage, decision::Decisions, usage::Spent};
+use crate::{
+    FinishReason, ModelName, Progress, TokenUsage, decision::Decisions, providers::Chosen, usage::Spent,
+};
 use http::StatusCode;
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -52,6 +54,8 @@ struct Repr {
     finish: Option<FinishReason>,
     attempts: Vec<Attempt>,
     decisions: Decisions,
+    /// Where it happened.
+    chosen: Option<Chosen>,
 }
 
 /// One attempt that failed.
@@ -87,6 +91,7 @@ impl Error {
             finish: None,
             attempts: Vec::new(),
             decisions: Decisions::default(),
+            chosen: None,
         }))
     }
 
@@ -179,6 +184,16 @@ impl Error {
             self.repr().decisions = decisions.clone();
         }
         self
+    }
+
+    /// Says at which deployment it happened.
+    pub(crate) fn with_chosen(mut self, chosen: Chosen) -> Self {
+        self.repr().chosen = Some(chosen);
+        self
+    }
+
+    pub(crate) fn chosen(&self) -> Option<&Chosen> {
+        self.0.chosen.as_ref()
     }
 
     fn repr(&mut self) -> &mut Repr {

@@ -209,8 +209,13 @@ impl Policy for Chains {
                 self.next(&table, cause, failure)
             }
             Action::Retry => {
-                let wait =
-                    table.backoff.after(self.retries).max(failure.error.retry_after().unwrap_or_default());
+                let wait = match failure.has_other_deployment {
+                    true => Duration::ZERO,
+                    false => {
+                        let asked = failure.error.retry_after().unwrap_or_default();
+                        table.backoff.after(self.retries).max(asked)
+                    }
+                };
                 if self.retries < table.retries
                     && wait <= table.max_wait
                     && failure.time_left.is_none_or(|left| wait < left)
@@ -316,7 +321,8 @@ impl ChainsBuilder {
         self
     }
 
-    /// How long to wait before the same model is tried again. A longer `Retry-After` wins.
+    /// How long to wait before the same model is tried again. A longer `Retry-After` wins. Nothing is waited for where another
+    /// deployment of its provider is asked, that has not failed in this call and does not rest.
     pub fn backoff(mut self, backoff: Backoff) -> Self {
         self.table.0.backoff = backoff;
         self

@@ -233,12 +233,15 @@ impl<P: Policy> Attempts<P> {
             if is_final(&last.error, is_first) || is_over || self.calls_left == 0 || self.skips_left == 0 {
                 return Next::Stop(self.verdict());
             }
+            let failed = self.request.failed();
+            let has_other_deployment = last.error.chosen().is_some_and(|chosen| chosen.has_other(failed));
             let failure = Failure {
                 request: &self.request,
                 error: &last.error,
                 attempts: &self.failed,
                 models: &self.models,
                 time_left,
+                has_other_deployment,
             };
             match self.policy.decide(&failure) {
                 Decision::Stop => return Next::Stop(self.verdict()),
@@ -272,6 +275,9 @@ impl<P: Policy> Attempts<P> {
             self.models.push(model.clone());
         }
         self.was_sent |= error.was_sent(&self.request.progress);
+        if let Some(chosen) = error.chosen() {
+            self.request.add_failed(chosen.clone());
+        }
         self.failed.push(Attempt { model, error, wait: mem::take(&mut self.wait), latency });
     }
 

@@ -59,6 +59,9 @@ pub struct Failure<'a> {
     /// How long all attempts together may still take, if that is bounded: a [`Retry`](Decision::Retry) that waits
     /// as long is [`Stop`](Decision::Stop).
     pub time_left: Option<Duration>,
+    /// Whether another deployment of the same provider can be asked at once, that has not failed in this call and does not rest:
+    /// a [`Retry`](Decision::Retry) goes there, and has nothing to wait for.
+    pub has_other_deployment: bool,
 }
 
 /// Why an attempt failed, as far as it matters for what to do next.

@@ -91,30 +91,64 @@ fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Which of several to ask: of two by chance the one with fewer calls in flight; those that are to be left
-/// alone only if all are.
-pub(super) fn choose(all: &[Arc<Health>]) -> usize {
-    let count = all.len();
-    if count == 1 {
-        return 0;
+/// The deployment that is asked in one attempt, and the others of its provider.
+#[derive(Clone)]
+pub(crate) struct Chosen {
+    all: Arc<[Arc<Health>]>,
+    at: usize,
+}
+
+impl Chosen {
+    /// Of two by chance the one with fewer calls in flight. Those that have `failed` in this call, and then those that are to
+    /// be left alone, only if there is no other.
+    pub(super) fn of(all: &Arc<[Arc<Health>]>, failed: &[Self]) -> Self {
+        let all = Arc::clone(all);
+        let at = if all.len() == 1 { 0 } else { choose(&all, failed) };
+        Self { all, at }
     }
+
+    pub(super) const fn at(&self) -> usize {
+        self.at
+    }
+
+    pub(super) fn health(&self) -> &Arc<Health> {
+        &self.all[self.at]
+    }
+
+    /// Whether another one can be asked at once.
+    pub(crate) fn has_other(&self, failed: &[Self]) -> bool {
+        let now = Instant::now();
+        let others = self.all.iter().enumerate().filter(|(at, _)| *at != self.at);
+        others.into_iter().any(|(_, other)| !other.is_cooling(now) && !has_failed(other, failed))
+    }
+}
+
+fn has_failed(health: &Arc<Health>, failed: &[Chosen]) -> bool {
+    failed.iter().any(|failed| Arc::ptr_eq(failed.health(), health))
+}
+
+fn choose(all: &[Arc<Health>], failed: &[Chosen]) -> usize {
     let now = Instant::now();
-    let cooling = all.iter().filter(|health| health.is_cooling(now)).count();
-    let usable = if cooling == count { count } else { count - cooling };
-    let nth = |n: usize| {
-        let mut usable =
-            all.iter().enumerate().filter(|(_, health)| cooling == count || !health.is_cooling(now));
-        // One may have begun to cool in between: any other will do.
-        usable.nth(n).map_or(0, |(at, _)| at)
-    };
-    let first = fastrand::usize(..usable);
-    if usable == 1 {
+    let is_free = |health: &Arc<Health>| !health.is_cooling(now);
+    fewer_in_flight(all, |health| is_free(health) && !has_failed(health, failed))
+        .or_else(|| fewer_in_flight(all, is_free))
+        .or_else(|| fewer_in_flight(all, |_| true))
+        .unwrap_or_default()
+}
+
+fn fewer_in_flight(all: &[Arc<Health>], is_usable: impl Fn(&Arc<Health>) -> bool) -> Option<usize> {
+    let usable = || all.iter().enumerate().filter(|(_, health)| is_usable(health)).map(|(at, _)| at);
+    let count = usable().count();
+    let first = fastrand::usize(..count.max(1));
+    // One may have begun to cool in between: any other will do.
+    let nth = |n: usize| usable().nth(n).or_else(|| usable().next());
+    if count < 2 {
         return nth(first);
     }
-    let second = (first + 1 + fastrand::usize(..usable - 1)) % usable;
-    let (first, second) = (nth(first), nth(second));
+    let second = (first + 1 + fastrand::usize(..count - 1)) % count;
+    let (first, second) = (nth(first)?, nth(second)?);
     let load = |at: usize| all[at].in_flight.load(Ordering::Relaxed);
-    if load(second) < load(first) { second } else { first }
+    Some(if load(second) < load(first) { second } else { first })
 }
 
 /// A call's share in the balance, from before it is sent until its answer has ended.

@@ -4,7 +4,8 @@
 //! provider is any `Service<LlmRequest>`. Several deployments under one name share its calls: of two chosen by
 //! chance the one with fewer calls in flight is asked ("the power of two choices", Mitzenmacher 2001), and a
 //! call counts until its answer has ended. A deployment that keeps failing is left alone for a while; failures
-//! that are the caller's fault do not count, and when all are to be left alone, none is.
+//! that are the caller's fault do not count, and when all are to be left alone, none is. A further attempt of
+//! [`Fallback`](crate::fallback) goes to one that has not failed in this call, if there is one.
 //!
 //! Always ready itself: a deployment's own readiness is waited for inside the call, so `load_shed` and
 //! `concurrency_limit` belong around one deployment. What stands around each deployment is given by
@@ -45,6 +46,7 @@ mod names;
 mod place;
 mod service;
 
+pub(crate) use self::balance::Chosen;
 #[cfg(feature = "config")]
 pub(crate) use self::balance::Health;
 #[cfg(feature = "config")]

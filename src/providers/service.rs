@@ -1,10 +1,12 @@
 use super::{
-    balance::{Health, choose},
+    balance::{Chosen, Health},
     builder::ProvidersBuilder,
     names::ProviderNames,
     place::{Place, Reply},
 };
-use crate::{Error, ErrorKind, LlmRequest, LlmResponse, ModelName, Progress, decision::Decisions};
+use crate::{
+    Error, ErrorKind, LlmRequest, LlmResponse, ModelName, Progress, ResponseBody, decision::Decisions,
+};
 use std::{
     fmt, mem,
     pin::Pin,
@@ -22,7 +24,7 @@ pub struct Providers {
 
 struct Provider {
     places: Vec<Place>,
-    healths: Vec<Arc<Health>>,
+    healths: Arc<[Arc<Health>]>,
 }
 
 /// Response future of [`Providers`].
@@ -32,6 +34,7 @@ pub struct ResponseFuture {
     decisions: Decisions,
     provider: Option<Arc<str>>,
     model: ModelName,
+    chosen: Option<Chosen>,
 }
 
 enum State {
@@ -71,7 +74,8 @@ impl Providers {
         self.names.provider_for(model)
     }
 
-    fn route(&self, model: &mut ModelName) -> Result<(&Place, Arc<str>), Error> {
+    fn route(&self, request: &mut LlmRequest) -> Result<(&Place, Chosen, Arc<str>), Error> {
+        let model = &mut request.model;
         if self.names.is_empty() {
             return Err(Error::new(ErrorKind::NoProvider));
         }
@@ -82,7 +86,8 @@ impl Providers {
         if bare.len() != model.len() {
             *model = bare.into();
         }
-        Ok((&provider.places[choose(&provider.healths)], name))
+        let chosen = Chosen::of(&provider.healths, request.failed());
+        Ok((&provider.places[chosen.at()], chosen, name))
     }
 }
 
@@ -99,18 +104,18 @@ impl Service<LlmRequest> for Providers {
     fn call(&mut self, mut request: LlmRequest) -> Self::Future {
         let (asked, progress) = (request.model.clone(), request.progress.clone());
         let decisions = request.decisions().clone();
-        let (state, provider, model) = match self.route(&mut request.model) {
-            Ok((place, provider)) => {
+        let (state, provider, model, chosen) = match self.route(&mut request) {
+            Ok((place, chosen, provider)) => {
                 request.set_provider(&provider);
                 let model = match asked.split() {
                     Some(_) => asked,
                     None => ModelName::in_provider(&provider, &asked),
                 };
-                (State::Asking(place.ask(request)), Some(provider), model)
+                (State::Asking(place.ask(request)), Some(provider), model, Some(chosen))
             }
-            Err(error) => (State::Refused(Some(error)), None, asked),
+            Err(error) => (State::Refused(Some(error)), None, asked, None),
         };
-        ResponseFuture { state, progress, decisions, provider, model }
+        ResponseFuture { state, progress, decisions, provider, model, chosen }
     }
 }
 
@@ -139,9 +144,16 @@ impl Future for ResponseFuture {
             answer.provider = this.provider.take();
             answer.model.clone_from(&this.model);
             answer.decisions = mem::take(&mut this.decisions);
+            if let (ResponseBody::Stream(chunks), Some(chosen)) = (&mut answer.body, this.chosen.take()) {
+                chunks.set_chosen(chosen);
+            }
             return polled;
         }
         polled.map_err(|error| {
+            let error = match this.chosen.take() {
+                Some(chosen) => error.with_chosen(chosen),
+                None => error,
+            };
             if !reply.is_called() {
                 return error;
             }
