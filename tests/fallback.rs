@@ -540,6 +540,42 @@ async fn seed_05_rules_say_what_to_do_about_each_cause() {
     }
 }
 
+#[tokio::test]
+async fn what_the_request_itself_meets_leaves_only_the_models_for_that() {
+    for (cause, class) in
+        [(Cause::ContextWindow, ErrorClass::ContextWindow), (Cause::ContentFilter, ErrorClass::ContentFilter)]
+    {
+        // The others would meet it, too, and hide why the right one did not answer.
+        let chains = || chains().chain_on(cause, "p/a", ["p/fits", "p/fits-too"]);
+        let provider = Scripted::new()
+            .reply(Reply::error(failure(class)))
+            .reply(Reply::error(down()))
+            .reply(Reply::error(failure(ErrorClass::Upstream)))
+            .reply(Reply::error(failure(class)));
+        let error = ask(&provider, chains()).await.unwrap_err();
+        assert_eq!(asked(&provider), ["p/a", "p/fits", "p/fits-too"], "{cause:?}");
+        assert_eq!(error.class(), Some(ErrorClass::Upstream), "{cause:?}");
+
+        // Met by a substitute only.
+        let provider = Scripted::new()
+            .reply(Reply::error(down()))
+            .reply(Reply::error(failure(class)))
+            .reply(Reply::error(down()));
+        assert_eq!(ask(&provider, chains()).await.unwrap().model, "p/fits-too");
+        assert_eq!(asked(&provider), ["p/a", "p/b", "p/fits", "p/fits-too"], "{cause:?}");
+
+        // Where there are none for it, the others may do.
+        let provider = Scripted::new().reply(Reply::error(failure(class))).reply(Reply::error(down()));
+        assert_eq!(ask(&provider, self::chains()).await.unwrap().model, "p/c");
+    }
+
+    // Whatever else has models of its own may be over with the next.
+    let chains = chains().chain_on(Cause::RateLimited, "p/a", ["p/calm"]);
+    let provider = Scripted::new().reply(Reply::error(retry_after(1))).reply(Reply::error(down()));
+    assert_eq!(ask(&provider, chains).await.unwrap().model, "p/b");
+    assert_eq!(asked(&provider), ["p/a", "p/calm", "p/b"]);
+}
+
 #[tokio::test(start_paused = true)]
 async fn seed_05_a_retry_budget_ends_retries_but_not_fallbacks() {
     let budget = tower::retry::budget::TpsBudget::new(Duration::from_secs(10), 0, 0.0);

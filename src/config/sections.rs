@@ -361,7 +361,8 @@ macro_rules! causes {
         #[serde(default, deny_unknown_fields)]
         #[non_exhaustive]
         pub struct FallbackByCause {
-            /// After all failures that are not named.
+            /// After all failures that are not named, but not in a call that
+            /// has been led to others by `context_window` or `content_filter`.
             #[schemars(inner(length(min = 1)))]
             pub otherwise: Vec<String>,
             $(

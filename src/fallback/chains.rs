@@ -1,5 +1,5 @@
 use super::policy::{Cause, Decision, Failure, Policy};
-use crate::{LlmRequest, ModelName, alias::Aliases, providers::ProviderNames};
+use crate::{Attempt, LlmRequest, ModelName, alias::Aliases, providers::ProviderNames};
 use arc_swap::ArcSwap;
 use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
 use tower::retry::budget::{Budget, TpsBudget};
@@ -172,17 +172,23 @@ impl Chains {
         }
     }
 
-    fn next(&self, table: &ChainTable, cause: Cause, failure: &Failure<'_>) -> Decision {
-        let Some(first) = failure.models.first() else { return Decision::Stop };
-        let chain = table.by_cause.get(&(first.clone(), cause)).or_else(|| table.chains.get(first));
-        let targets = chain.into_iter().flatten().map(|target| match &self.aliases {
+    /// The models that are still to be tried, in their order.
+    fn targets(
+        &self,
+        table: &ChainTable,
+        cause: Cause,
+        failure: &Failure<'_>,
+    ) -> impl Iterator<Item = ModelName> {
+        let chain = failure.models.first().map(|first| table.chain(first, cause, failure.attempts));
+        let targets = chain.unwrap_or_default().iter().map(|target| match &self.aliases {
             Some(aliases) => aliases.resolve(target, failure.request),
             None => target.clone(),
         });
-        match targets.into_iter().find(|target| !failure.models.contains(target)) {
-            Some(target) => Decision::Next(target),
-            None => Decision::Stop,
-        }
+        targets.filter(|target| !failure.models.contains(target))
+    }
+
+    fn next(&self, table: &ChainTable, cause: Cause, failure: &Failure<'_>) -> Decision {
+        self.targets(table, cause, failure).next().map_or(Decision::Stop, Decision::Next)
     }
 }
 
@@ -240,6 +246,19 @@ impl fmt::Debug for Chains {
 // ===== impl ChainTable =====
 
 impl ChainTable {
+    /// What is followed for `first` after `attempts`, the last of which failed for `cause`.
+    fn chain(&self, first: &ModelName, cause: Cause, attempts: &[Attempt]) -> &[ModelName] {
+        let of = |cause| self.by_cause.get(&(first.clone(), cause));
+        // What the request itself has met it would meet again with the models for everything else.
+        let met = attempts
+            .iter()
+            .rev()
+            .filter_map(|attempt| Cause::of(&attempt.error))
+            .filter(|cause| matches!(cause, Cause::ContextWindow | Cause::ContentFilter))
+            .find_map(of);
+        met.or_else(|| of(cause)).or_else(|| self.chains.get(first)).map_or(&[], Vec::as_slice)
+    }
+
     fn action(&self, cause: Cause) -> Action {
         self.actions.get(&cause).copied().unwrap_or(match cause {
             Cause::Unreachable
@@ -293,7 +312,8 @@ impl ChainsBuilder {
     }
 
     /// After failures of `model` for this cause, try these `targets` instead: a model with a longer context
-    /// for prompts that are too long, say.
+    /// for prompts that are too long, say. After a [`ContextWindow`](Cause::ContextWindow) or a
+    /// [`ContentFilter`](Cause::ContentFilter) no others are tried in this call, for they would meet the same.
     pub fn chain_on<M: Into<ModelName>>(
         mut self,
         cause: Cause,
