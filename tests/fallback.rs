@@ -577,6 +577,56 @@ async fn what_the_request_itself_meets_leaves_only_the_models_for_that() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn further_tries_leave_a_call_for_each_model_that_is_still_to_be_asked() {
+    for (retries, max, expected) in [
+        (7, 8, [6, 1, 1]),
+        (7, 5, [3, 1, 1]),
+        (2, 8, [3, 3, 2]),
+        (2, 9, [3, 3, 3]),
+        (5, 3, [1, 1, 1]),
+        (5, 2, [1, 1, 0]),
+    ] {
+        let provider = (0..20).fold(Scripted::new(), |p, _| p.reply(Reply::error(down())));
+        let chains = chains().retries(retries).build().unwrap();
+        let service = FallbackLayer::new(chains).with_max_attempts(max).layer(provider.clone());
+        service.oneshot(request("p/a")).await.unwrap_err();
+        let times =
+            ["p/a", "p/b", "p/c"].map(|model| asked(&provider).iter().filter(|m| *m == model).count());
+        assert_eq!(times, expected, "{retries} retries in {max} calls");
+    }
+}
+
+#[tokio::test]
+async fn a_substitute_that_is_refused_before_anybody_is_asked_takes_no_call_of_others() {
+    let refused = [
+        ErrorKind::ModelNotAllowed { department_id: "d".into(), model: "p/b".into() },
+        ErrorKind::ModelUnpriced { model: "p/b".into() },
+        ErrorKind::ModelNotFound { model: "p/b".into() },
+    ];
+    for kind in refused {
+        let targets: Vec<_> = (0..20).map(|n| format!("p/{n}")).collect();
+        let chains = Chains::builder().chain("p/a", targets).build().unwrap();
+        let refuses = move |request: LlmRequest| {
+            let reply = match &*request.model {
+                "p/a" => Err(down()),
+                "p/19" => Ok(LlmResponse::new("p/19", Completion::text("hi", TokenUsage::new(1, 1)))),
+                _ => Err(Error::new(kind.clone())),
+            };
+            std::future::ready(reply)
+        };
+        let layer = FallbackLayer::new(chains).with_max_attempts(2);
+        let answer = layer.layer(tower::service_fn(refuses)).oneshot(request("p/a")).await.unwrap();
+        assert_eq!((&*answer.model, answer.attempts.len()), ("p/19", 20));
+    }
+    // However often a policy asks for it.
+    let refuses = tower::service_fn(async |_: LlmRequest| {
+        Err::<LlmResponse, _>(Error::new(ErrorKind::ModelNotFound { model: "p/a".into() }))
+    });
+    let error = FallbackLayer::new(Endless).layer(refuses).oneshot(request("p/a")).await.unwrap_err();
+    assert!(error.attempts().len() <= 72, "{}", error.attempts().len());
+}
+
+#[tokio::test(start_paused = true)]
 async fn seed_05_a_retry_budget_ends_retries_but_not_fallbacks() {
     let budget = tower::retry::budget::TpsBudget::new(Duration::from_secs(10), 0, 0.0);
     let provider = Scripted::new().reply(Reply::error(down()));

@@ -453,7 +453,7 @@ pub struct Retry {
     pub max: Time,
     /// A provider that asks for a longer wait, or a longer one than there is time, is left for the next model.
     pub max_wait: Time,
-    /// Calls on all models together.
+    /// Calls on all models together. Further tries on one leave a call for each that is still to be asked.
     #[schemars(range(min = 1, max = 1000))]
     pub max_attempts: u16,
     /// How long all of it may take until an answer has content. Unless told, one that is not streamed may take as long as

@@ -222,7 +222,10 @@ impl Policy for Chains {
                         table.backoff.after(self.retries).max(asked)
                     }
                 };
+                // Who is tried again must not take the place of who is not tried yet.
+                let others = self.targets(&table, cause, failure).count();
                 if self.retries < table.retries
+                    && usize::from(failure.calls_left) > others
                     && wait <= table.max_wait
                     && failure.time_left.is_none_or(|left| wait < left)
                     && self.budget.as_ref().is_none_or(|budget| budget.withdraw())
@@ -335,7 +338,8 @@ impl ChainsBuilder {
         self
     }
 
-    /// How often the same model is tried again, each model anew; 0 unless told.
+    /// How often the same model is tried again, each model anew; 0 unless told. Less often where it would take the last
+    /// [calls](super::FallbackLayer::with_max_attempts) from models that are still to be tried.
     pub fn retries(mut self, retries: u32) -> Self {
         self.table.0.retries = retries;
         self

@@ -128,7 +128,10 @@ where
                         return polled;
                     }
                     match polled {
-                        Poll::Ready(Err(error)) => error,
+                        Poll::Ready(Err(error)) => {
+                            this.attempts.give_back(&error);
+                            error
+                        }
                         _ => {
                             let late = ready!(this.deadline.poll(cx));
                             late.with_dispatched(this.attempts.request.progress.is_dispatched())
@@ -213,6 +216,15 @@ impl<P: Policy> Attempts<P> {
         ready.call(self.request.clone())
     }
 
+    /// A call that nobody was asked by is a skip.
+    fn give_back(&mut self, error: &Error) {
+        let is_skipped = Cause::of(error) == Some(Cause::Skipped);
+        if is_skipped && !error.was_sent(&self.request.progress) {
+            self.calls_left += 1;
+            self.skips_left = self.skips_left.saturating_sub(1);
+        }
+    }
+
     fn is_routable(&self, providers: &Option<ProviderNames>) -> bool {
         providers.as_ref().is_none_or(|providers| {
             // With no provider at all the innermost service says so.
@@ -241,6 +253,7 @@ impl<P: Policy> Attempts<P> {
                 attempts: &self.failed,
                 models: &self.models,
                 time_left,
+                calls_left: self.calls_left,
                 has_other_deployment,
             };
             match self.policy.decide(&failure) {

@@ -61,7 +61,8 @@ impl<P> FallbackLayer<P> {
         }
     }
 
-    /// Makes at most this many calls, whatever the policy says; at least one.
+    /// Makes at most this many calls, whatever the policy says; at least one. One that is refused before anybody is asked does
+    /// not count.
     #[must_use]
     pub fn with_max_attempts(mut self, attempts: u16) -> Self {
         self.bounds.max_attempts = attempts.max(1);

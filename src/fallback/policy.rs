@@ -59,6 +59,8 @@ pub struct Failure<'a> {
     /// How long all attempts together may still take, if that is bounded: a [`Retry`](Decision::Retry) that waits
     /// as long is [`Stop`](Decision::Stop).
     pub time_left: Option<Duration>,
+    /// How many calls may still be made.
+    pub calls_left: u16,
     /// Whether another deployment of the same provider can be asked at once, that has not failed in this call and does not rest:
     /// a [`Retry`](Decision::Retry) goes there, and has nothing to wait for.
     pub has_other_deployment: bool,

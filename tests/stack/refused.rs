@@ -156,6 +156,33 @@ fn a_model_of_a_provider_under_its_whole_name_is_warned_of() {
     assert_eq!(told, expected);
 }
 
+#[test]
+fn calls_that_are_too_few_for_what_is_to_be_tried_are_warned_of() {
+    let warnings = |text: &str| {
+        let description = StackBuilder::new(config(text)).describe().unwrap();
+        description.warnings().iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    let by_cause =
+        "fallbacks.\"echo/a\" = { otherwise = [\"echo/b\"], timeout = [\"echo/b\", \"echo/c\"] }\n";
+    assert_eq!(warnings(&format!("retry = {{ retries = 5 }}\n{by_cause}")), [""; 0]);
+    assert_eq!(
+        warnings(&format!("retry = {{ retries = 6 }}\n{by_cause}")),
+        [
+            "line 4: retry.retries: are not all made: with the fallbacks they take 9 calls, and max_attempts is 8"
+        ]
+    );
+    assert_eq!(
+        warnings("retry.retries = 8\n"),
+        [
+            "line 4: retry.retries: are not all made: with the fallbacks they take 9 calls, and max_attempts is 8"
+        ]
+    );
+    assert_eq!(
+        warnings(&format!("retry.max_attempts = 2\n{by_cause}")),
+        ["line 5: fallbacks.\"echo/a\": not all are asked: max_attempts is 2"]
+    );
+}
+
 #[tokio::test]
 async fn what_a_part_would_do_that_is_left_out_is_refused() {
     let text = "aliases.a = \"echo/a\"\nfallbacks.\"echo/a\" = [\"echo/b\"]\ncache = {}\n";

@@ -13,6 +13,7 @@ pub(crate) use self::{
     stores::{CachePlan, Counters, LimitsPlan, UsagePlan},
 };
 
+use self::routing::longest;
 use super::{
     Config, ConfigError, Env, Identity, Problem, Provider, Retry, Revealed, Secret,
     document::{field, place},
@@ -201,8 +202,33 @@ impl Check<'_> {
         if retry.base.0 > retry.max.0 && self.config.lines().has("retry.base") {
             self.problem("retry.base", "is longer than max");
         }
+        self.attempts();
         if !BUDGET_TTL.contains(&retry.budget.ttl.0) {
             self.problem("retry.budget.ttl", "must be from 1s to 60s");
+        }
+    }
+
+    /// Whether there are calls enough for what is to be tried.
+    fn attempts(&mut self) {
+        let retry = &self.config.retry;
+        let longest = self.config.fallbacks.iter().map(|(model, fallback)| (longest(fallback), model)).max();
+        let fallbacks = longest.map_or(0, |(count, _)| count);
+        let needed = 1 + retry.retries as usize + fallbacks;
+        if needed <= usize::from(retry.max_attempts) {
+            return;
+        }
+        match longest {
+            Some((_, model)) if retry.retries == 0 => {
+                let what = format!("not all are asked: max_attempts is {}", retry.max_attempts);
+                self.warning(field("fallbacks", model), what);
+            }
+            _ => {
+                let what = format!("are not all made: with the fallbacks they take {needed} calls");
+                self.warning(
+                    "retry.retries",
+                    format_args!("{what}, and max_attempts is {}", retry.max_attempts),
+                );
+            }
         }
     }
 

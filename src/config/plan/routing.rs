@@ -691,6 +691,17 @@ fn alias_models(alias: &Alias) -> Vec<&str> {
     shares.iter().map(|share| &*share.model).collect()
 }
 
+/// How many models are tried one after the other at most.
+pub(super) fn longest(fallback: &Fallback) -> usize {
+    match fallback {
+        Fallback::Models(models) => models.len(),
+        Fallback::ByCause(all) => {
+            let named = all.named().into_iter().map(|(_, _, models)| models.len());
+            named.chain([all.otherwise.len()]).max().unwrap_or_default()
+        }
+    }
+}
+
 fn fallback_models(fallback: &Fallback) -> Vec<&str> {
     let mut lists = Vec::new();
     match fallback {

@@ -140,6 +140,15 @@ impl Draft {
         self.set(table, name, written);
     }
 
+    /// How many models are asked after one at most.
+    pub(super) fn longest_fallback(&self) -> usize {
+        let lists = |one: &Fallback| {
+            let by_cause = [&one.context_window, &one.content_filter];
+            by_cause.into_iter().flatten().chain([&one.otherwise]).map(Vec::len).max().unwrap_or_default()
+        };
+        self.fallbacks.values().map(lists).max().unwrap_or_default()
+    }
+
     /// Whether it can be asked there.
     pub(super) fn can_be_asked(kind: &str, base_url: Option<&str>) -> bool {
         match (dialect(kind), base_url) {

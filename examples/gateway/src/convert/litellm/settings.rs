@@ -9,7 +9,10 @@ use super::{
     deployment::seconds,
     known,
 };
-use llm_layers::store::{Redis, RedisOptions};
+use llm_layers::{
+    config::Retry,
+    store::{Redis, RedisOptions},
+};
 use serde_json::{Map, Value};
 use std::time::Duration;
 
@@ -24,9 +27,11 @@ pub(super) fn convert(
         Some(told) => ("router_settings.num_retries", Some(told)),
         None => ("litellm_settings.num_retries", litellm.get("num_retries")),
     };
-    if let Some(retries) = known(path, retries, whole, draft) {
-        draft.set("retry", "retries", retries.min(100).to_string());
+    let retries = known(path, retries, whole, draft).map(|retries| retries.min(100));
+    if let Some(retries) = retries {
+        draft.set("retry", "retries", retries.to_string());
     }
+    attempts(retries.unwrap_or_default(), draft);
     if let Some(wait) = known("router_settings.retry_after", router.get("retry_after"), seconds, draft) {
         let most = Duration::from_secs(2);
         if wait > most {
@@ -147,6 +152,14 @@ pub(super) fn convert(
             };
             draft.note(&format!("{path}.{name}"), what);
         }
+    }
+}
+
+/// LiteLLM counts for each model anew.
+fn attempts(retries: u64, draft: &mut Draft) {
+    let all = (1 + retries) * (1 + draft.longest_fallback() as u64);
+    if all > u64::from(Retry::default().max_attempts) {
+        draft.set("retry", "max_attempts", all.min(1000).to_string());
     }
 }
 

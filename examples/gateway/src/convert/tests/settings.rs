@@ -127,6 +127,26 @@ fn a_number_may_be_written_as_a_text() {
 }
 
 #[test]
+fn there_are_calls_enough_for_all_tries() {
+    let model =
+        |name: &str| json!({ "model_name": name, "litellm_params": { "model": format!("openai/{name}") } });
+    let models = json!([model("a"), model("b"), model("c")]);
+    for (retries, fallbacks, calls) in [
+        (1, json!([{ "a": ["b", "c"] }]), Value::Null),
+        (3, json!([{ "a": ["b", "c"] }]), json!(12)),
+        (7, json!([]), Value::Null),
+        (100, json!([{ "b": ["c"] }]), json!(202)),
+        (8, json!([]), json!(9)),
+    ] {
+        let (config, _) = litellm(json!({
+            "model_list": models,
+            "router_settings": { "num_retries": retries, "fallbacks": fallbacks },
+        }));
+        assert_eq!(config["retry"]["max_attempts"], calls, "{retries} {fallbacks}");
+    }
+}
+
+#[test]
 fn a_call_has_the_time_that_it_had() {
     let (config, notes) = litellm(json!({
         "litellm_settings": { "request_timeout": 60 }, "router_settings": { "timeout": 600 },
