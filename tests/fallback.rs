@@ -626,6 +626,28 @@ async fn a_substitute_that_is_refused_before_anybody_is_asked_takes_no_call_of_o
     assert!(error.attempts().len() <= 72, "{}", error.attempts().len());
 }
 
+#[tokio::test]
+async fn that_a_substitute_refuses_the_request_does_not_hide_what_is_worth_another_try() {
+    for class in [ErrorClass::BadRequest, ErrorClass::ContextWindow, ErrorClass::ContentFilter] {
+        let provider = Scripted::new()
+            .reply(Reply::error(retry_after(2)))
+            .reply(Reply::error(failure(class)))
+            .reply(Reply::error(failure(class)));
+        let error = ask(&provider, chains().on(Cause::RateLimited, Action::Next)).await.unwrap_err();
+        assert_eq!(asked(&provider).len(), 3);
+        assert_eq!((error.class(), error.status().as_u16()), (Some(ErrorClass::RateLimited), 429));
+        assert_eq!(error.retry_after(), Some(Duration::from_secs(2)));
+        assert_eq!(error.attempts().len(), 3, "all of them stay visible");
+
+        // The model that the caller asked for refuses it, or all do: it is the caller's to mend.
+        let provider = Scripted::new()
+            .reply(Reply::error(failure(class)))
+            .reply(Reply::error(failure(ErrorClass::Auth)))
+            .reply(Reply::error(failure(class)));
+        assert_eq!(ask(&provider, chains()).await.unwrap_err().class(), Some(class));
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn seed_05_a_retry_budget_ends_retries_but_not_fallbacks() {
     let budget = tower::retry::budget::TpsBudget::new(Duration::from_secs(10), 0, 0.0);

@@ -317,12 +317,18 @@ impl<P: Policy> Attempts<P> {
         self.request.progress = progress.child();
     }
 
-    /// The last failure of a model that was really asked; if none was, why the first was not.
+    /// The last failure of a model that was really asked; if none was, why the first was not. That a substitute refuses
+    /// what the first model did not refuse is nothing that the caller could mend: then the last that is worth another try.
     fn verdict(&mut self) -> Error {
         let failed = mem::take(&mut self.failed);
         self.are_told = true;
-        let real = failed.iter().rev().find(|attempt| Cause::of(&attempt.error) != Some(Cause::Skipped));
-        match real.or_else(|| failed.first()) {
+        let real = || failed.iter().rev().filter(|one| Cause::of(&one.error) != Some(Cause::Skipped));
+        let (first, last) = (failed.first(), real().next());
+        let worth_more = match last.is_some_and(refuses) && !first.is_some_and(refuses) {
+            true => real().find(|attempt| attempt.error.is_retryable()),
+            false => None,
+        };
+        match worth_more.or(last).or(first) {
             Some(attempt) => {
                 let error = attempt.error.clone();
                 let decisions = self.request.decisions();
@@ -350,6 +356,12 @@ impl<P> Attempts<P> {
             so_far.attempts.splice(0..0, tried);
         });
     }
+}
+
+/// Whether the model refused the request.
+fn refuses(attempt: &Attempt) -> bool {
+    let cause = Cause::of(&attempt.error);
+    matches!(cause, Some(Cause::BadRequest | Cause::ContextWindow | Cause::ContentFilter))
 }
 
 /// What no policy is asked about. What the caller asked for is refused, what was only a substitute is skipped.

@@ -13,7 +13,9 @@
 //! - once content has been passed on there is no second attempt: the error goes through as the stream's last
 //!   item.
 //!
-//! All failures stay visible: [`LlmResponse::attempts`](crate::LlmResponse::attempts), [`Error::attempts`].
+//! All failures stay visible: [`LlmResponse::attempts`](crate::LlmResponse::attempts), [`Error::attempts`]. The error is the last one
+//! of a model that was asked. If that is a substitute's refusal of a request that the first model did not refuse, it is the last one before
+//! that is worth another try, if there is one: its caller can come again, and could not mend what a model that he did not ask for lacks.
 //!
 //! Stands outside of everything that costs money, so that each attempt is checked, limited and billed by
 //! itself.

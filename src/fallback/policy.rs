@@ -40,7 +40,8 @@ pub enum Decision {
     },
     /// Another model. One that was tried before means [`Stop`](Self::Stop).
     Next(ModelName),
-    /// Enough: the caller gets the last real failure.
+    /// Enough: the caller gets the last real failure, but no refusal of the request by a substitute while an earlier
+    /// failure is worth another try.
     Stop,
 }
 
