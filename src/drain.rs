@@ -8,7 +8,8 @@
 //! - **It costs what the rest of the answer costs.** Without it, hanging up stops many providers from writing on.
 //! - At most [so many](DrainOptions::streams) streams are read on at once; what is more, or takes longer than
 //!   [`within`](DrainOptions::within), is hung up as ever.
-//! - What is recorded then has ended well: that its caller had left is on the gateway's span.
+//! - What is recorded then has ended well: that its caller had left is on the gateway's span. His
+//!   [deadline](crate::RequestContext::deadline) is a way to leave as well, and ends nothing that is read on.
 //!
 //! Belongs directly outside of [`quota`](crate::quota), and inside of a [cache](crate::cache), whose shared calls would otherwise be
 //! kept up by readers who have left. A call that is dropped before its head is hung up at once.
@@ -44,7 +45,7 @@
 //! # }
 //! ```
 
-use crate::{ChunkStream, Error, LlmRequest, LlmResponse, ResponseBody, StreamChunk};
+use crate::{ChunkStream, Error, LlmRequest, LlmResponse, ResponseBody, StreamChunk, body::BodyClock};
 use futures_core::Stream;
 use futures_util::{FutureExt as _, StreamExt as _, stream::FuturesUnordered};
 use pin_project::pin_project;
@@ -277,9 +278,15 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         let mut answer = ready!(this.inner.poll(cx)).map_err(Into::into)?;
-        if let ResponseBody::Stream(chunks) = answer.body {
+        if let ResponseBody::Stream(mut chunks) = answer.body {
+            // It ends the reading, and what is read on has nobody to keep it for.
+            let deadline = chunks.take_deadline();
             let watched = Watched { chunks: Some(chunks), shared: this.shared.clone() };
-            answer.body = ResponseBody::Stream(ChunkStream::new(watched));
+            let mut chunks = ChunkStream::new(watched);
+            if deadline.is_some() {
+                chunks.limit(BodyClock::new(None, None, None, deadline));
+            }
+            answer.body = ResponseBody::Stream(chunks);
         }
         Poll::Ready(Ok(answer))
     }

@@ -2,13 +2,14 @@
 
 use futures_util::stream::iter;
 use llm_layers::{
-    ChatBody, ChunkStream, Error, ErrorClass, LlmRequest, LlmResponse, RequestContext, ResponseBody,
-    StreamChunk, TokenUsage,
+    ChatBody, ChunkStream, Error, ErrorClass, ErrorKind, LlmRequest, LlmResponse, RequestContext,
+    ResponseBody, StreamChunk, TimeoutPhase, TokenUsage,
     drain::{DrainLayer, DrainOptions},
     policies::{DepartmentPolicy, PolicyTable},
     price::Prices,
     quota::{Calendar, Limits, MemoryStore, QuotaLayer, QuotaStore},
     testing::{Reply, Scripted, Step},
+    timeout::CallTimeoutLayer,
     usage::{MemorySink, Outcome, UsageLayer},
 };
 use std::{
@@ -40,7 +41,8 @@ impl Bench {
         drain: &DrainLayer,
     ) -> impl Service<LlmRequest, Response = LlmResponse, Error = Error, Future: Send> + Clone + use<> {
         let usage = UsageLayer::new(self.sink.clone(), Prices::default());
-        drain.layer(self.quota.layer(usage.layer(self.provider.clone())))
+        let timeouts = CallTimeoutLayer::new().with_idle(30 * SECOND);
+        drain.layer(self.quota.layer(usage.layer(timeouts.layer(self.provider.clone()))))
     }
 
     /// Tokens settled and reserved today.
@@ -87,7 +89,14 @@ async fn first_word<S>(service: S) -> ChunkStream
 where
     S: Service<LlmRequest, Response = LlmResponse, Error = Error>,
 {
-    let ResponseBody::Stream(mut chunks) = service.oneshot(ask()).await.unwrap().body else {
+    first_word_of(ask(), service).await
+}
+
+async fn first_word_of<S>(request: LlmRequest, service: S) -> ChunkStream
+where
+    S: Service<LlmRequest, Response = LlmResponse, Error = Error>,
+{
+    let ResponseBody::Stream(mut chunks) = service.oneshot(request).await.unwrap().body else {
         panic!("a stream")
     };
     assert_eq!(chunks.next().await.unwrap().unwrap().content(), "once");
@@ -108,6 +117,45 @@ async fn who_leaves_is_charged_what_the_provider_reports_in_the_end() {
     assert_eq!(bench.counted().await, (37, 0));
     assert_eq!(bench.recorded(), [(Outcome::Ok, 37)]);
     assert_eq!(bench.provider.alive(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_deadline_of_a_caller_who_has_left_ends_no_stream_that_is_read_on() {
+    for stays_until_then in [false, true] {
+        let bench = Bench::new();
+        let (drain, worker) = DrainLayer::start(DrainOptions::within(60 * SECOND));
+        bench.provider.push(story());
+        let mut hurried = ask();
+        hurried.context = hurried.context.with_timeout(5 * SECOND);
+        let mut chunks = first_word_of(hurried, bench.under(&drain)).await;
+        if stays_until_then {
+            let started = tokio::time::Instant::now();
+            let error = chunks.next().await.unwrap().unwrap_err();
+            let deadline = ErrorKind::Timeout { phase: TimeoutPhase::Deadline };
+            assert_eq!(format!("{:?}", error.kind()), format!("{deadline:?}"));
+            assert_eq!(started.elapsed(), 5 * SECOND);
+        } else {
+            tokio::time::sleep(SECOND).await;
+        }
+        drop(chunks);
+        tokio::time::sleep(10 * SECOND).await;
+        assert_eq!(bench.recorded(), [], "it goes on");
+        bench.provider.open();
+        assert!(worker.shutdown(60 * SECOND).await);
+        assert_eq!(bench.counted().await, (37, 0));
+        assert_eq!(bench.recorded(), [(Outcome::Ok, 37)]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_provider_that_falls_silent_is_not_read_on() {
+    let bench = Bench::new();
+    let (drain, worker) = DrainLayer::start(DrainOptions::within(60 * SECOND));
+    bench.provider.push(story());
+    drop(first_word(bench.under(&drain)).await);
+    tokio::time::sleep(31 * SECOND).await;
+    assert_eq!(bench.recorded()[0].0, Outcome::Error);
+    assert!(worker.shutdown(SECOND).await);
 }
 
 #[tokio::test(start_paused = true)]

@@ -16,6 +16,7 @@ use std::{
     thread,
     vec::Drain,
 };
+use tokio::time::Instant;
 
 /// A streamed answer, and all that can happen to it.
 ///
@@ -191,6 +192,11 @@ impl ChunkStream {
             Some(present) => present.tighten(&clock),
             unset => *unset = Some(clock),
         }
+    }
+
+    /// No longer ends with the caller's own deadline, which was this.
+    pub(crate) fn take_deadline(&mut self) -> Option<Instant> {
+        self.0.clock.as_mut()?.deadline.take()
     }
 
     /// Says which deployment it is of, and so where it breaks if it does.
