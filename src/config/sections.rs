@@ -457,7 +457,8 @@ pub struct Retry {
     #[schemars(range(min = 1, max = 1000))]
     pub max_attempts: u16,
     /// How long all of it may take until an answer has content. Unless told, one that is not streamed may take as long as
-    /// `timeouts.total`, where that is longer, and where no `head` takes the place of `whole`.
+    /// `timeouts.total`, or twice as long as `timeouts.whole`, where that is longer,
+    /// and where no `head` takes the place of `whole`.
     pub deadline: Time,
     /// How many further tries all calls together have, so that they do not multiply an outage.
     pub budget: RetryBudget,

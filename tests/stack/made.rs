@@ -618,6 +618,23 @@ async fn patience(text: &str, is_streamed: bool) -> (u64, TimeoutPhase) {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_provider_that_takes_all_the_time_of_a_call_leaves_some_for_another() {
+    for times in [
+        "timeouts = { whole = \"150s\", total = \"150s\" }\n",
+        "timeouts.total = \"150s\"\n",
+        "providers.own.timeouts = { whole = \"700s\", total = \"700s\" }\n",
+    ] {
+        let text = format!("{times}providers.own.kind = \"own\"\nfallbacks.\"own/a\" = [\"own/b\"]\n");
+        let deaf = Scripted::new().reply(Reply::stall());
+        let (service, handle) =
+            StackBuilder::new(config(&text)).with_provider("own", deaf).build().await.unwrap();
+        let body = ChatBody::builder().user("Hello").build().unwrap();
+        assert_eq!(service.oneshot(LlmRequest::new("own/a", body)).await.unwrap().model, "own/b", "{times}");
+        assert!(handle.warnings().is_empty(), "{:?}", handle.warnings());
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn whole_answers_may_take_minutes_unless_a_head_is_told() {
     use TimeoutPhase::{Deadline, Head, Total};
     for (text, whole, streamed) in [

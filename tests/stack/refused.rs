@@ -183,6 +183,38 @@ fn calls_that_are_too_few_for_what_is_to_be_tried_are_warned_of() {
     );
 }
 
+#[test]
+fn a_deadline_that_one_call_can_use_up_is_warned_of_where_there_is_more_to_try() {
+    let warnings = |text: &str| {
+        let description = StackBuilder::new(config(text)).describe().unwrap();
+        description.warnings().iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    let more = ["retry.retries = 1\n", "fallbacks.\"echo/a\" = [\"echo/b\"]\n"];
+    let no_time = "leaves no time for another try: echo may take";
+    for (times, warned) in [
+        ("", None),
+        ("retry.deadline = \"301s\"\n", None),
+        ("retry.deadline = \"300s\"\n", Some("5m for an answer that is not streamed")),
+        ("timeouts.total = \"100s\"\nretry.deadline = \"101s\"\n", None),
+        (
+            "timeouts.head = \"120s\"\ntimeouts.first_content = \"120s\"\n",
+            Some("2m for an answer that is not streamed"),
+        ),
+        (
+            "timeouts = { head = \"120s\", first_content = \"120s\", whole = \"60s\" }\n",
+            Some("2m for the head of a stream"),
+        ),
+    ] {
+        for more in more {
+            let told = warnings(&format!("{times}{more}"));
+            let expected = warned.map(|what| format!("retry.deadline: {no_time} {what}"));
+            assert!(told.len() == expected.iter().len(), "{times}{more}: {told:?}");
+            assert!(expected.is_none_or(|expected| told[0].ends_with(&expected)), "{times}{more}: {told:?}");
+        }
+        assert_eq!(warnings(times), [""; 0], "{times}");
+    }
+}
+
 #[tokio::test]
 async fn what_a_part_would_do_that_is_left_out_is_refused() {
     let text = "aliases.a = \"echo/a\"\nfallbacks.\"echo/a\" = [\"echo/b\"]\ncache = {}\n";

@@ -13,9 +13,8 @@ pub(crate) use self::{
     stores::{CachePlan, Counters, LimitsPlan, UsagePlan},
 };
 
-use self::routing::longest;
 use super::{
-    Config, ConfigError, Env, Identity, Problem, Provider, Retry, Revealed, Secret,
+    Config, ConfigError, Env, Identity, Problem, Provider, Retry, Revealed, Secret, Time, TimeoutOverrides,
     document::{field, place},
 };
 use crate::{
@@ -203,6 +202,7 @@ impl Check<'_> {
             self.problem("retry.base", "is longer than max");
         }
         self.attempts();
+        self.deadlines();
         if !BUDGET_TTL.contains(&retry.budget.ttl.0) {
             self.problem("retry.budget.ttl", "must be from 1s to 60s");
         }
@@ -211,7 +211,8 @@ impl Check<'_> {
     /// Whether there are calls enough for what is to be tried.
     fn attempts(&mut self) {
         let retry = &self.config.retry;
-        let longest = self.config.fallbacks.iter().map(|(model, fallback)| (longest(fallback), model)).max();
+        let longest =
+            self.config.fallbacks.iter().map(|(model, fallback)| (routing::most_of(fallback), model)).max();
         let fallbacks = longest.map_or(0, |(count, _)| count);
         let needed = 1 + retry.retries as usize + fallbacks;
         if needed <= usize::from(retry.max_attempts) {
@@ -242,9 +243,44 @@ impl Check<'_> {
         };
         match is_told || providers.values().all(is_by_head) {
             true => retry.deadline.0,
-            false => retry.deadline.0.max(timeouts.total.0),
+            false => {
+                let whole = slowest(self.config, |own| self.config.whole(own));
+                let twice = whole.map_or(Duration::ZERO, |(time, _)| time.saturating_mul(2));
+                retry.deadline.0.max(timeouts.total.0).max(twice)
+            }
         }
     }
+
+    /// Whether a provider that is silent leaves time for anybody else.
+    fn deadlines(&mut self) {
+        let config = self.config;
+        let Config { retry, fallbacks, timeouts, .. } = config;
+        if retry.retries == 0 && fallbacks.is_empty() {
+            return;
+        }
+        let whole = slowest(config, |own| config.whole(own));
+        let head = slowest(config, |own| own.head.unwrap_or(timeouts.head));
+        for (slowest, deadline, what) in [
+            (whole, self.whole_deadline(), "an answer that is not streamed"),
+            (head, retry.deadline.0, "the head of a stream"),
+        ] {
+            if let Some((time, provider)) = slowest.filter(|(time, _)| *time >= deadline) {
+                let time = Time(time);
+                let what = format!("leaves no time for another try: {provider} may take {time} for {what}");
+                return self.warning("retry.deadline", what);
+            }
+        }
+    }
+}
+
+/// The longest time that one call may take until `limit`, and with whom.
+fn slowest(config: &Config, limit: impl Fn(TimeoutOverrides) -> Time) -> Option<(Duration, &str)> {
+    let times = config.providers.iter().map(|(name, provider)| {
+        let own = provider.timeouts.unwrap_or_default();
+        let total = own.total.unwrap_or(config.timeouts.total).0;
+        (limit(own).0.min(total), name.as_str())
+    });
+    times.max_by_key(|(time, _)| *time)
 }
 
 /// How long a budget of retries may look back.

@@ -692,7 +692,7 @@ fn alias_models(alias: &Alias) -> Vec<&str> {
 }
 
 /// How many models are tried one after the other at most.
-pub(super) fn longest(fallback: &Fallback) -> usize {
+pub(super) fn most_of(fallback: &Fallback) -> usize {
     match fallback {
         Fallback::Models(models) => models.len(),
         Fallback::ByCause(all) => {

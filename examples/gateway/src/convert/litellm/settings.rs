@@ -31,7 +31,8 @@ pub(super) fn convert(
     if let Some(retries) = retries {
         draft.set("retry", "retries", retries.to_string());
     }
-    attempts(retries.unwrap_or_default(), draft);
+    let retries = retries.unwrap_or_default();
+    attempts(retries, draft);
     if let Some(wait) = known("router_settings.retry_after", router.get("retry_after"), seconds, draft) {
         let most = Duration::from_secs(2);
         if wait > most {
@@ -39,7 +40,7 @@ pub(super) fn convert(
         }
         draft.set("retry", "base", time(wait.min(most)));
     }
-    times(litellm, router, draft);
+    times(litellm, router, retries, draft);
     for (name, most) in [
         ("global_max_parallel_requests", "max_in_flight"),
         ("max_parallel_requests", "max_in_flight_per_key"),
@@ -164,7 +165,7 @@ fn attempts(retries: u64, draft: &mut Draft) {
 }
 
 /// Of one call to a provider, as LiteLLM's are.
-fn times(litellm: &Map<String, Value>, router: &Map<String, Value>, draft: &mut Draft) {
+fn times(litellm: &Map<String, Value>, router: &Map<String, Value>, retries: u64, draft: &mut Draft) {
     let own = known("router_settings.timeout", router.get("timeout"), seconds, draft);
     let total = known("litellm_settings.request_timeout", litellm.get("request_timeout"), seconds, draft);
     if own.is_some() && total.is_some() {
@@ -175,6 +176,12 @@ fn times(litellm: &Map<String, Value>, router: &Map<String, Value>, draft: &mut 
     if let Some(total) = total {
         draft.set("timeouts", "whole", time(total));
         draft.set("timeouts", "total", time(total));
+        // One that is silent must leave time for others.
+        let tries = 1 + (retries + draft.longest_fallback() as u64).min(2);
+        if tries > 1 {
+            let deadline = total.saturating_mul(tries as u32).max(Retry::default().deadline.0);
+            draft.set("retry", "deadline", time(deadline));
+        }
     }
     if let Some(first) = known("router_settings.stream_timeout", router.get("stream_timeout"), seconds, draft)
     {

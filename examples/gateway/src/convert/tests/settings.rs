@@ -147,6 +147,28 @@ fn there_are_calls_enough_for_all_tries() {
 }
 
 #[test]
+fn there_is_time_for_several_tries() {
+    let model =
+        |name: &str| json!({ "model_name": name, "litellm_params": { "model": format!("openai/{name}") } });
+    let models = json!([model("a"), model("b")]);
+    let fallbacks = json!([{ "a": ["b"] }]);
+    for (timeout, retries, fallbacks, deadline) in [
+        (600, 0, &fallbacks, json!("1200s")),
+        (600, 1, &fallbacks, json!("1800s")),
+        (600, 9, &fallbacks, json!("1800s")),
+        (600, 0, &json!([]), Value::Null),
+        (30, 1, &fallbacks, json!("120s")),
+    ] {
+        let (config, _) = litellm(json!({
+            "model_list": models,
+            "litellm_settings": { "request_timeout": timeout },
+            "router_settings": { "num_retries": retries, "fallbacks": fallbacks },
+        }));
+        assert_eq!(config["retry"]["deadline"], deadline, "{timeout} {retries} {fallbacks}");
+    }
+}
+
+#[test]
 fn a_call_has_the_time_that_it_had() {
     let (config, notes) = litellm(json!({
         "litellm_settings": { "request_timeout": 60 }, "router_settings": { "timeout": 600 },
