@@ -1,14 +1,16 @@
-//! Several deployments of one provider under `Fallback`: which one a further try goes to, and when it is made.
+//! Several deployments of one provider under `Fallback`: which one a further try goes to, when it is made, and who rests.
 
 use llm_layers::{
-    ChatBody, Error, ErrorClass, ErrorKind, LlmRequest, LlmResponse, ProviderFailure, StreamChunk,
+    ChatBody, Error, ErrorClass, ErrorKind, LlmRequest, LlmResponse, ProviderFailure, ResponseBody,
+    StreamChunk,
     fallback::{Action, Backoff, Cause, Chains, ChainsBuilder, FallbackLayer},
     providers::Providers,
     testing::{Reply, Scripted, Step},
     timeout::CallTimeoutLayer,
 };
 use std::time::Duration;
-use tokio::time::Instant;
+use tokio::time::{Instant, advance};
+use tokio_test::{assert_pending, task};
 use tower::{Layer, ServiceExt};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -135,4 +137,80 @@ async fn the_next_model_of_a_provider_is_not_asked_of_the_deployment_that_failed
     let chains = Chains::builder().chain("x/m", ["x/n"]).on(Cause::Unreachable, Action::Next);
     assert_eq!(ask(&providers, chains).await.unwrap().model, "x/n");
     assert_eq!(asked(&all), [before[0] + 1, before[1] + 1]);
+}
+
+// ===== rests =====
+
+/// The first of two hangs until it rests; the other has been heard.
+async fn first_hangs() -> (Vec<Scripted>, Providers) {
+    let (all, providers) = several(2, CallTimeoutLayer::new().with_head(30 * SECOND));
+    (0..100).for_each(|_| all[0].push(Reply::stall()));
+    while asked(&all)[0] < 3 {
+        drop(async { call(&providers).await?.text().await }.await);
+    }
+    (all, providers)
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_its_rest_a_deployment_has_one_call_until_it_is_heard() {
+    let (all, providers) = first_hangs().await;
+    let mut held = Vec::new();
+    for _ in 0..50 {
+        all[1].push(open_stream());
+        held.push(call(&providers).await.unwrap());
+    }
+    assert_eq!(asked(&all)[0], 3, "it rests");
+    advance(5 * SECOND).await;
+    let forty = || (0..40).map(|_| task::spawn(providers.clone().oneshot(request()))).collect::<Vec<_>>();
+    let mut calls = forty();
+    calls.iter_mut().for_each(|call| drop(call.poll()));
+    assert_eq!(asked(&all)[0], 4, "one finds out");
+
+    // Its failure is the next rest.
+    advance(30 * SECOND).await;
+    calls.iter_mut().filter(|call| call.is_woken()).for_each(|call| drop(call.poll()));
+    let mut calls = forty();
+    calls.iter_mut().for_each(|call| drop(call.poll()));
+    assert_eq!(asked(&all)[0], 4);
+
+    // Who leaves early has not found out.
+    advance(5 * SECOND).await;
+    for nth in 5..8 {
+        let mut call = task::spawn(providers.clone().oneshot(request()));
+        assert_pending!(call.poll());
+        assert_eq!(asked(&all)[0], nth);
+    }
+
+    // The first that is heard of it is enough, though the answer goes on.
+    all[0].forget_replies();
+    all[0].push(open_stream());
+    let ResponseBody::Stream(mut chunks) = call(&providers).await.unwrap().body else { panic!("a stream") };
+    call(&providers).await.unwrap();
+    assert_eq!(asked(&all)[0], 8, "a head says nothing yet");
+    chunks.next().await.unwrap().unwrap();
+    for _ in 0..20 {
+        call(&providers).await.unwrap();
+    }
+    assert_eq!(asked(&all)[0], 28);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_last_that_does_not_rest_is_asked_though_it_is_found_out_about() {
+    let (all, providers) = first_hangs().await;
+    advance(5 * SECOND).await;
+    let mut probe = loop {
+        let before = asked(&all)[0];
+        let mut call = task::spawn(providers.clone().oneshot(request()));
+        if call.poll().is_pending() && asked(&all)[0] > before {
+            break call;
+        }
+    };
+    // The other is given its rest meanwhile.
+    all[1].push(Reply::error(limited(60)));
+    call(&providers).await.unwrap_err();
+    all[0].forget_replies();
+    let before = asked(&all);
+    call(&providers).await.unwrap();
+    assert_eq!(asked(&all), [before[0] + 1, before[1]]);
+    assert_pending!(probe.poll());
 }

@@ -724,12 +724,27 @@ async fn a_short_retry_after_does_not_excuse_a_deployment_that_keeps_failing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn after_its_rest_a_deployment_may_fail_as_often_as_before() {
+async fn after_its_rest_a_deployment_may_fail_as_often_as_before_once_it_is_heard() {
     fastrand::seed(13);
     let (a, b, providers) = two_with(|builder| builder.cool_down(CoolDown::new(3, SECOND)));
-    fail(&a, &b, &providers, &failure(ErrorClass::Upstream), 3).await;
+    let upstream = failure(ErrorClass::Upstream);
+    fail(&a, &b, &providers, &upstream, 3).await;
+    // Each failure is one of a caller's, and nothing says yet that it is well.
+    for _ in 0..3 {
+        advance(SECOND).await;
+        fail(&a, &b, &providers, &upstream, 1).await;
+        assert_eq!(asked(&a, &b, &providers, 100).await, (0, 100));
+    }
     advance(SECOND).await;
-    fail(&a, &b, &providers, &failure(ErrorClass::Upstream), 2).await;
+    assert!(is_even(&a, &b, &providers).await);
+    fail(&a, &b, &providers, &upstream, 2).await;
+    assert!(is_even(&a, &b, &providers).await);
+
+    // That it refuses a request is a sign of life.
+    fail(&a, &b, &providers, &upstream, 3).await;
+    advance(SECOND).await;
+    fail(&a, &b, &providers, &failure(ErrorClass::BadRequest), 1).await;
+    fail(&a, &b, &providers, &upstream, 2).await;
     assert!(is_even(&a, &b, &providers).await);
 }
 

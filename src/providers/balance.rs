@@ -1,17 +1,20 @@
 use crate::{
-    Error, ErrorKind, TimeoutPhase,
-    body::{End, Observe},
+    Error, ErrorKind, StreamChunk, TimeoutPhase,
+    body::{Arrival, End, Observe},
 };
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
 use tokio::time::Instant;
 
 /// When a deployment is left alone, and for how long.
+///
+/// After its rest it has one call at a time until it is heard: an answer, or the first chunk of one, that began since. If that call fails,
+/// the next rest begins at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CoolDown {
     failures: u32,
@@ -45,6 +48,10 @@ impl Default for CoolDown {
 pub(crate) struct Health {
     in_flight: AtomicUsize,
     failures: AtomicU32,
+    /// It has rested, and nothing was heard of it since.
+    is_on_trial: AtomicBool,
+    /// Calls in flight that began on trial.
+    trials: AtomicUsize,
     /// In milliseconds since `epoch`.
     cool_until: AtomicU64,
     epoch: Instant,
@@ -56,6 +63,8 @@ impl Health {
         Self {
             in_flight: AtomicUsize::new(0),
             failures: AtomicU32::new(0),
+            is_on_trial: AtomicBool::new(false),
+            trials: AtomicUsize::new(0),
             cool_until: AtomicU64::new(0),
             epoch: Instant::now(),
             cool_down,
@@ -70,17 +79,25 @@ impl Health {
         self.cool_until.load(Ordering::Relaxed) > self.millis(now)
     }
 
+    /// Whether it may be asked: after a rest, only while nobody else finds out how it is.
+    fn is_free(&self, now: Instant) -> bool {
+        let is_found_out =
+            self.is_on_trial.load(Ordering::Relaxed) && self.trials.load(Ordering::Relaxed) > 0;
+        !is_found_out && !self.is_cooling(now)
+    }
+
     fn succeeded(&self) {
         self.failures.store(0, Ordering::Relaxed);
     }
 
-    fn failed(&self, error: &Error) {
+    fn failed(&self, error: &Error, is_trial: bool) {
         let failures = self.failures.fetch_add(1, Ordering::Relaxed).saturating_add(1);
         let asked = error.retry_after().filter(|_| matches!(error.kind(), ErrorKind::Provider(_)));
         let mut rest = asked.unwrap_or_default().min(self.cool_down.max);
-        if failures >= self.cool_down.failures {
+        if is_trial || failures >= self.cool_down.failures {
             rest = rest.max(self.cool_down.time);
             self.failures.store(0, Ordering::Relaxed);
+            self.is_on_trial.store(true, Ordering::Relaxed);
         }
         let until = self.millis(Instant::now()).saturating_add(millis(rest));
         self.cool_until.fetch_max(until, Ordering::Relaxed);
@@ -119,7 +136,7 @@ impl Chosen {
     pub(crate) fn has_other(&self, failed: &[Self]) -> bool {
         let now = Instant::now();
         let others = self.all.iter().enumerate().filter(|(at, _)| *at != self.at);
-        others.into_iter().any(|(_, other)| !other.is_cooling(now) && !has_failed(other, failed))
+        others.into_iter().any(|(_, other)| other.is_free(now) && !has_failed(other, failed))
     }
 }
 
@@ -129,9 +146,10 @@ fn has_failed(health: &Arc<Health>, failed: &[Chosen]) -> bool {
 
 fn choose(all: &[Arc<Health>], failed: &[Chosen]) -> usize {
     let now = Instant::now();
-    let is_free = |health: &Arc<Health>| !health.is_cooling(now);
+    let is_free = |health: &Arc<Health>| health.is_free(now);
     fewer_in_flight(all, |health| is_free(health) && !has_failed(health, failed))
         .or_else(|| fewer_in_flight(all, is_free))
+        .or_else(|| fewer_in_flight(all, |health| !health.is_cooling(now)))
         .or_else(|| fewer_in_flight(all, |_| true))
         .unwrap_or_default()
 }
@@ -155,20 +173,48 @@ fn fewer_in_flight(all: &[Arc<Health>], is_usable: impl Fn(&Arc<Health>) -> bool
 #[derive(Debug)]
 pub(super) struct InFlight {
     health: Arc<Health>,
+    is_trial: bool,
+    is_heard: bool,
 }
 
 impl InFlight {
     pub(super) fn new(health: Arc<Health>) -> Self {
         health.in_flight.fetch_add(1, Ordering::Relaxed);
-        Self { health }
+        let is_trial = health.is_on_trial.load(Ordering::Relaxed);
+        if is_trial {
+            health.trials.fetch_add(1, Ordering::Relaxed);
+        }
+        Self { health, is_trial, is_heard: false }
+    }
+
+    /// The deployment has answered, or begun to.
+    fn heard(&mut self) {
+        if self.is_heard {
+            return;
+        }
+        self.is_heard = true;
+        if self.is_trial {
+            self.health.is_on_trial.store(false, Ordering::Relaxed);
+        }
     }
 }
 
 impl Observe for InFlight {
-    fn on_end(self, end: End<'_>) {
+    fn on_chunk(&mut self, _: &StreamChunk, _: &Arrival) {
+        self.heard();
+    }
+
+    fn on_end(mut self, end: End<'_>) {
         match end {
-            End::Whole(_) | End::StreamEnded(_) => self.health.succeeded(),
-            End::Failed(error, _) if is_deployments_fault(error) => self.health.failed(error),
+            End::Whole(_) | End::StreamEnded(_) => {
+                self.heard();
+                self.health.succeeded();
+            }
+            End::Failed(error, _) if is_deployments_fault(error) => {
+                self.health.failed(error, self.is_trial && !self.is_heard);
+            }
+            // It has answered, though not as its caller would have it.
+            End::Failed(error, _) if error.class().is_some() => self.heard(),
             // Nobody's fault, or not known whose.
             End::Failed(..) | End::Abandoned(_) => {}
         }
@@ -178,6 +224,9 @@ impl Observe for InFlight {
 impl Drop for InFlight {
     fn drop(&mut self) {
         self.health.in_flight.fetch_sub(1, Ordering::Relaxed);
+        if self.is_trial {
+            self.health.trials.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 }
 
