@@ -1,15 +1,15 @@
 //! Several deployments of one provider under `Fallback`: which one a further try goes to, when it is made, and who rests.
 
 use llm_layers::{
-    ChatBody, Error, ErrorClass, ErrorKind, LlmRequest, LlmResponse, ProviderFailure, ResponseBody,
-    StreamChunk,
+    ChatBody, Error, ErrorClass, ErrorKind, LlmRequest, LlmResponse, ProviderFailure, RequestContext,
+    ResponseBody, StreamChunk,
     fallback::{Action, Backoff, Cause, Chains, ChainsBuilder, FallbackLayer},
     providers::Providers,
     testing::{Reply, Scripted, Step},
     timeout::CallTimeoutLayer,
 };
 use std::time::Duration;
-use tokio::time::{Instant, advance};
+use tokio::time::{Instant, advance, timeout};
 use tokio_test::{assert_pending, task};
 use tower::{Layer, ServiceExt};
 
@@ -213,4 +213,64 @@ async fn the_last_that_does_not_rest_is_asked_though_it_is_found_out_about() {
     call(&providers).await.unwrap();
     assert_eq!(asked(&all), [before[0] + 1, before[1]]);
     assert_pending!(probe.poll());
+}
+
+/// Waits for an answer for five seconds at most.
+async fn impatient(providers: &Providers, way: &str) -> Result<String, Error> {
+    let layer = FallbackLayer::new(Chains::default());
+    match way {
+        "the gateway's deadline" => {
+            layer.with_deadline(5 * SECOND).layer(providers.clone()).oneshot(request()).await?.text().await
+        }
+        "their deadline" => {
+            let context = RequestContext::new().with_timeout(5 * SECOND);
+            providers.clone().oneshot(request().with_context(context)).await?.text().await
+        }
+        _ => {
+            let read = async { call(providers).await?.text().await };
+            timeout(5 * SECOND, read).await.unwrap_or_else(|_| Err(Error::new(ErrorKind::Cancelled)))
+        }
+    }
+}
+
+const WAYS: [&str; 3] = ["the gateway's deadline", "their deadline", "they hang up"];
+
+#[tokio::test(start_paused = true)]
+async fn a_deployment_that_nobody_hears_before_he_leaves_rests() {
+    let silences: [fn() -> Reply; 2] = [Reply::stall, || Reply::stream([Step::Stall])];
+    for (way, silence) in WAYS.into_iter().flat_map(|way| silences.map(|silence| (way, silence))) {
+        let (all, providers) = several(2, CallTimeoutLayer::new().with_head(30 * SECOND));
+        while asked(&all)[1] == 0 {
+            call(&providers).await.unwrap();
+        }
+        let before = asked(&all)[0];
+        (0..100).for_each(|_| all[0].push(silence()));
+        for _ in 0..100 {
+            drop(impatient(&providers, way).await);
+        }
+        assert_eq!(asked(&all)[0] - before, 3, "{way}");
+
+        // It finds no more patience after its rest.
+        advance(5 * SECOND).await;
+        for _ in 0..100 {
+            drop(impatient(&providers, way).await);
+        }
+        assert_eq!(asked(&all)[0] - before, 4, "{way}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deployment_that_is_heard_in_between_does_not_rest_for_those_who_leave() {
+    for way in WAYS {
+        let (all, providers) = several(2, CallTimeoutLayer::new().with_head(30 * SECOND));
+        for _ in 0..50 {
+            all[0].push(Reply::stall());
+            all[0].push(Reply::stall());
+            all[0].push(Reply::text("hi"));
+        }
+        for _ in 0..100 {
+            drop(impatient(&providers, way).await);
+        }
+        assert!(asked(&all)[0] > 25, "{way}: {}", asked(&all)[0]);
+    }
 }

@@ -13,6 +13,9 @@ use tokio::time::Instant;
 
 /// When a deployment is left alone, and for how long.
 ///
+/// What counts are failures of its own. That a caller leaves, or has no more time, is none; but where as many in a row have waited for
+/// a second or more and then left, without a sign of it while others of its provider were heard, it is left alone, too.
+///
 /// After its rest it has one call at a time until it is heard: an answer, or the first chunk of one, that began since. If that call fails,
 /// the next rest begins at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,6 +51,10 @@ impl Default for CoolDown {
 pub(crate) struct Health {
     in_flight: AtomicUsize,
     failures: AtomicU32,
+    /// Whether it was heard in the last call of which that can be told.
+    is_heard: AtomicBool,
+    /// Calls in a row that were left unheard.
+    unheard: AtomicU32,
     /// It has rested, and nothing was heard of it since.
     is_on_trial: AtomicBool,
     /// Calls in flight that began on trial.
@@ -63,6 +70,8 @@ impl Health {
         Self {
             in_flight: AtomicUsize::new(0),
             failures: AtomicU32::new(0),
+            is_heard: AtomicBool::new(false),
+            unheard: AtomicU32::new(0),
             is_on_trial: AtomicBool::new(false),
             trials: AtomicUsize::new(0),
             cool_until: AtomicU64::new(0),
@@ -86,11 +95,30 @@ impl Health {
         !is_found_out && !self.is_cooling(now)
     }
 
+    fn heard(&self) {
+        // Looked at first: all calls to it share this.
+        if !self.is_heard.load(Ordering::Relaxed) || self.unheard.load(Ordering::Relaxed) > 0 {
+            self.is_heard.store(true, Ordering::Relaxed);
+            self.unheard.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// Others were heard: it is this one, and not those who leave.
+    fn left_unheard(&self, is_trial: bool) {
+        let unheard = self.unheard.fetch_add(1, Ordering::Relaxed).saturating_add(1);
+        if is_trial || unheard >= self.cool_down.failures {
+            self.unheard.store(0, Ordering::Relaxed);
+            self.is_on_trial.store(true, Ordering::Relaxed);
+            self.rest(self.cool_down.time);
+        }
+    }
+
     fn succeeded(&self) {
         self.failures.store(0, Ordering::Relaxed);
     }
 
     fn failed(&self, error: &Error, is_trial: bool) {
+        self.is_heard.store(false, Ordering::Relaxed);
         let failures = self.failures.fetch_add(1, Ordering::Relaxed).saturating_add(1);
         let asked = error.retry_after().filter(|_| matches!(error.kind(), ErrorKind::Provider(_)));
         let mut rest = asked.unwrap_or_default().min(self.cool_down.max);
@@ -99,6 +127,10 @@ impl Health {
             self.failures.store(0, Ordering::Relaxed);
             self.is_on_trial.store(true, Ordering::Relaxed);
         }
+        self.rest(rest);
+    }
+
+    fn rest(&self, rest: Duration) {
         let until = self.millis(Instant::now()).saturating_add(millis(rest));
         self.cool_until.fetch_max(until, Ordering::Relaxed);
     }
@@ -109,7 +141,7 @@ fn millis(time: Duration) -> u64 {
 }
 
 /// The deployment that is asked in one attempt, and the others of its provider.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub(crate) struct Chosen {
     all: Arc<[Arc<Health>]>,
     at: usize,
@@ -132,11 +164,14 @@ impl Chosen {
         &self.all[self.at]
     }
 
+    fn others(&self) -> impl Iterator<Item = &Arc<Health>> {
+        self.all.iter().enumerate().filter(|(at, _)| *at != self.at).map(|(_, other)| other)
+    }
+
     /// Whether another one can be asked at once.
     pub(crate) fn has_other(&self, failed: &[Self]) -> bool {
         let now = Instant::now();
-        let others = self.all.iter().enumerate().filter(|(at, _)| *at != self.at);
-        others.into_iter().any(|(_, other)| other.is_free(now) && !has_failed(other, failed))
+        self.others().any(|other| other.is_free(now) && !has_failed(other, failed))
     }
 }
 
@@ -169,22 +204,32 @@ fn fewer_in_flight(all: &[Arc<Health>], is_usable: impl Fn(&Arc<Health>) -> bool
     Some(if load(second) < load(first) { second } else { first })
 }
 
+/// Who leaves sooner has learnt nothing of the deployment.
+const PATIENCE: Duration = Duration::from_secs(1);
+
 /// A call's share in the balance, from before it is sent until its answer has ended.
 #[derive(Debug)]
 pub(super) struct InFlight {
-    health: Arc<Health>,
+    chosen: Chosen,
+    /// When it was sent, if there are others that could have been asked.
+    sent: Option<Instant>,
     is_trial: bool,
     is_heard: bool,
 }
 
 impl InFlight {
-    pub(super) fn new(health: Arc<Health>) -> Self {
+    pub(super) fn new(chosen: Chosen) -> Self {
+        let health = chosen.health();
         health.in_flight.fetch_add(1, Ordering::Relaxed);
         let is_trial = health.is_on_trial.load(Ordering::Relaxed);
         if is_trial {
             health.trials.fetch_add(1, Ordering::Relaxed);
         }
-        Self { health, is_trial, is_heard: false }
+        Self { chosen, sent: None, is_trial, is_heard: false }
+    }
+
+    pub(super) fn is_sent(&mut self) {
+        self.sent = (self.chosen.all.len() > 1).then(Instant::now);
     }
 
     /// The deployment has answered, or begun to.
@@ -193,8 +238,23 @@ impl InFlight {
             return;
         }
         self.is_heard = true;
+        let health = self.chosen.health();
+        health.heard();
         if self.is_trial {
-            self.health.is_on_trial.store(false, Ordering::Relaxed);
+            health.is_on_trial.store(false, Ordering::Relaxed);
+        }
+    }
+
+    /// Nobody waits any more.
+    fn left(&self) {
+        let has_waited = self.sent.is_some_and(|sent| sent.elapsed() >= PATIENCE);
+        if self.is_heard || !has_waited {
+            return;
+        }
+        let health = self.chosen.health();
+        health.is_heard.store(false, Ordering::Relaxed);
+        if self.chosen.others().any(|other| other.is_heard.load(Ordering::Relaxed)) {
+            health.left_unheard(self.is_trial);
         }
     }
 }
@@ -208,26 +268,33 @@ impl Observe for InFlight {
         match end {
             End::Whole(_) | End::StreamEnded(_) => {
                 self.heard();
-                self.health.succeeded();
+                self.chosen.health().succeeded();
             }
             End::Failed(error, _) if is_deployments_fault(error) => {
-                self.health.failed(error, self.is_trial && !self.is_heard);
+                self.chosen.health().failed(error, self.is_trial && !self.is_heard);
             }
             // It has answered, though not as its caller would have it.
             End::Failed(error, _) if error.class().is_some() => self.heard(),
+            End::Abandoned(_) => self.left(),
+            End::Failed(error, _) if is_deadline(error) => self.left(),
             // Nobody's fault, or not known whose.
-            End::Failed(..) | End::Abandoned(_) => {}
+            End::Failed(..) => {}
         }
     }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        self.health.in_flight.fetch_sub(1, Ordering::Relaxed);
+        let health = self.chosen.health();
+        health.in_flight.fetch_sub(1, Ordering::Relaxed);
         if self.is_trial {
-            self.health.trials.fetch_sub(1, Ordering::Relaxed);
+            health.trials.fetch_sub(1, Ordering::Relaxed);
         }
     }
+}
+
+fn is_deadline(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::Timeout { phase: TimeoutPhase::Deadline })
 }
 
 fn is_deployments_fault(error: &Error) -> bool {

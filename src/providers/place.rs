@@ -1,6 +1,6 @@
 //! One deployment of whatever type, asked by one box: of a service's clone, the request and the call together.
 
-use super::balance::{Health, InFlight};
+use super::balance::{Chosen, Health, InFlight};
 use crate::{
     End, Error, LlmRequest, LlmResponse, Observe,
     body::{Summary, Watch, Watched},
@@ -27,7 +27,7 @@ struct Of<S> {
 trait Dispatch: Send + Sync {
     fn health(&self) -> &Arc<Health>;
 
-    fn ask(&self, request: LlmRequest) -> Reply;
+    fn ask(&self, request: LlmRequest, chosen: Chosen) -> Reply;
 }
 
 pub(super) type Reply = Pin<Box<dyn Replying + Send>>;
@@ -68,8 +68,8 @@ impl Place {
     }
 
     /// Waits until the service is ready, then calls it.
-    pub(super) fn ask(&self, request: LlmRequest) -> Reply {
-        self.0.ask(request)
+    pub(super) fn ask(&self, request: LlmRequest, chosen: Chosen) -> Reply {
+        self.0.ask(request, chosen)
     }
 }
 
@@ -85,12 +85,10 @@ where
         &self.health
     }
 
-    fn ask(&self, request: LlmRequest) -> Reply {
+    fn ask(&self, request: LlmRequest, chosen: Chosen) -> Reply {
         let deadline = Deadline::of(&request);
-        let state = State::Readying {
-            service: self.service.clone(),
-            rest: Some((request, InFlight::new(Arc::clone(&self.health)))),
-        };
+        let state =
+            State::Readying { service: self.service.clone(), rest: Some((request, InFlight::new(chosen))) };
         Box::pin(Ask { state, deadline })
     }
 }
@@ -119,11 +117,13 @@ where
                         Poll::Ready(ready) => ready.map_err(Into::into),
                         Poll::Pending => Err(ready!(this.deadline.poll(cx))),
                     };
-                    let (request, in_flight) = rest.take().expect("taken only here, and the state changes");
+                    let (request, mut in_flight) =
+                        rest.take().expect("taken only here, and the state changes");
                     if let Err(error) = ready {
                         in_flight.on_end(End::Failed(&error, &Summary::default()));
                         return Poll::Ready(Err(error));
                     }
+                    in_flight.is_sent();
                     let watch = Watch::new(in_flight);
                     State::Calling(watch.over(service.call(request)))
                 }

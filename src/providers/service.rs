@@ -111,7 +111,7 @@ impl Service<LlmRequest> for Providers {
                     Some(_) => asked,
                     None => ModelName::in_provider(&provider, &asked),
                 };
-                (State::Asking(place.ask(request)), Some(provider), model, Some(chosen))
+                (State::Asking(place.ask(request, chosen.clone())), Some(provider), model, Some(chosen))
             }
             Err(error) => (State::Refused(Some(error)), None, asked, None),
         };
