@@ -156,7 +156,7 @@ async fn seed_20_a_stream_is_kept_while_it_passes_and_replayed_as_it_came() {
         StreamChunk::finish(&FinishReason::Stop),
         StreamChunk::usage_only(TokenUsage::new(7, 5)),
     ];
-    let layer = layer(policy());
+    let layer = layer(policy().with_tool_calls());
     let provider = Scripted::new().reply(Reply::stream(steps.clone().map(Step::Chunk)));
     let service = layer.layer(provider.clone());
     let live = chunks(&service, stream("a")).await;
@@ -586,6 +586,10 @@ async fn only_what_came_to_a_good_end_is_kept() {
     let failure = || Error::provider(ErrorClass::Transport, "acme", "one");
     let two = StreamChunk::parse(r#"{"choices":[{"index":1,"delta":{"content":"b"}}]}"#).unwrap();
     let error = StreamChunk::parse(r#"{"error":{"message":"x"},"choices":[]}"#).unwrap();
+    let calls = |member: &str, calls: &str| {
+        let delta = format!(r#"{{"choices":[{{"index":0,"delta":{{"{member}":{calls}}}}}]}}"#);
+        Step::Chunk(StreamChunk::parse(delta).unwrap())
+    };
     let replies: Vec<(NotStored, Reply)> = vec![
         (NotStored::Incomplete, Reply::error(failure())),
         (NotStored::Incomplete, and(&[Step::Fail(failure())])),
@@ -609,6 +613,25 @@ async fn only_what_came_to_a_good_end_is_kept() {
             whole(r#"{"choices":[{"message":{"content":"x"},"finish_reason":"length"}]}"#),
         ),
         (NotStored::Unfinished, whole(r#"{"choices":[{"message":{"content":"x"}}]}"#)),
+        // OpenAI ends calls of tools that were forced with `stop`, and others end all of them so.
+        (
+            NotStored::Unfinished,
+            whole(
+                r#"{"choices":[{"message":{"tool_calls":[{"id":"c","function":{"name":"f"}}]},"finish_reason":"stop"}]}"#,
+            ),
+        ),
+        (
+            NotStored::Unfinished,
+            whole(r#"{"choices":[{"message":{"function_call":{"name":"f"}},"finish_reason":"stop"}]}"#),
+        ),
+        (
+            NotStored::Unfinished,
+            and(&[calls("tool_calls", r#"[{"index":0,"id":"c"}]"#), finish(FinishReason::Stop)]),
+        ),
+        (
+            NotStored::Unfinished,
+            and(&[calls("function_call", r#"{"name":"f"}"#), finish(FinishReason::Stop)]),
+        ),
         (NotStored::Empty, whole(r#"{"choices":[]}"#)),
         (
             NotStored::Empty,

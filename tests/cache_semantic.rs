@@ -117,6 +117,20 @@ async fn seed_18_a_similar_question_has_the_kept_answer_and_another_has_not() {
     assert_eq!((layer.stats().misses, layer.stats().stored), (4, 4));
 }
 
+/// Nor is a call of a tool learnt, whatever it says of its end.
+#[tokio::test(start_paused = true)]
+async fn what_is_not_kept_is_not_learnt() {
+    let layer = layer(policy(Counted::default().semantic()));
+    let calls = r#"{"choices":[{"message":{"tool_calls":[{"id":"c","function":{"name":"f"}}]},"finish_reason":"stop"}],"usage":{"prompt_tokens":1,"completion_tokens":1}}"#;
+    let service: Cache<Leaf> =
+        layer.layer(BoxCloneSyncService::new(tower::service_fn(move |request: LlmRequest| async move {
+            Ok::<_, Error>(LlmResponse::new(request.model, Completion::parse(calls).unwrap()))
+        })));
+    assert!(!hits(&service, body(ONE), ada()).await);
+    assert!(!hits(&service, body(SIMILAR), ada()).await);
+    assert_eq!((layer.stats().stored, layer.stats().semantic_hits), (0, 0));
+}
+
 /// Equal questions share a call, and so does nobody who only asks alike.
 #[tokio::test(start_paused = true)]
 async fn seed_18_with_coalescing_a_similar_question_waits_for_no_call_and_finds_its_answer_afterwards() {

@@ -77,7 +77,7 @@ pub(crate) struct Facts {
     pub(crate) model: Option<Span>,
     pub(crate) has_content: bool,
     pub(crate) has_error: bool,
-    /// Whether tools are called.
+    /// Whether tools, or a function, are called.
     pub(crate) has_calls: bool,
     pub(crate) service_tier: Option<ServiceTier>,
     /// What the edge would have to fill in.
@@ -391,6 +391,7 @@ impl Facts {
                 }
                 name => {
                     texts.note(walk, raw, !NAMES.contains(&name));
+                    self.has_calls |= name == b"function_call" && !json::is_nothing(raw);
                     self.says(name, raw);
                 }
             }

@@ -22,6 +22,7 @@ pub(super) struct Capture {
     bytes: usize,
     begun: u128,
     has_error: bool,
+    has_calls: bool,
 }
 
 struct Head {
@@ -32,7 +33,16 @@ struct Head {
 
 impl Capture {
     pub(super) fn new(shared: Arc<Shared>, plan: Plan) -> Self {
-        Self { shared, plan, head: None, chunks: Keeper::default(), bytes: 0, begun: 0, has_error: false }
+        Self {
+            shared,
+            plan,
+            head: None,
+            chunks: Keeper::default(),
+            bytes: 0,
+            begun: 0,
+            has_error: false,
+            has_calls: false,
+        }
     }
 
     fn is_too_large(&self) -> bool {
@@ -46,6 +56,7 @@ impl Capture {
             begun: facts.begun(),
             has_content: facts.has_content,
             has_error: facts.has_error,
+            has_calls: facts.has_calls,
             is_too_large,
             ..self.ended(facts.finishes())
         })?;
@@ -66,6 +77,7 @@ impl Capture {
             has_error: self.has_error,
             begun: self.begun,
             finishes,
+            has_calls: self.has_calls,
             tool_calls: self.shared.policy.tool_calls,
             is_too_large: self.is_too_large(),
             is_ours: self.head.as_ref().is_some_and(|head| head.is_ours),
@@ -130,6 +142,7 @@ impl Observe for Capture {
         let facts = chunk.facts();
         self.begun |= facts.begun();
         self.has_error |= facts.has_error;
+        self.has_calls |= facts.has_calls;
         self.chunks.push(chunk);
     }
 

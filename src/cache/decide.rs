@@ -110,6 +110,9 @@ pub(super) struct Ended<'a> {
     /// Choices that have begun, a bit each.
     pub(super) begun: u128,
     pub(super) finishes: &'a [ChoiceFinish],
+    /// Whether it calls tools, whatever it says of its end.
+    pub(super) has_calls: bool,
+    /// Whether such answers are kept.
     pub(super) tool_calls: bool,
     pub(super) is_too_large: bool,
     pub(super) is_ours: bool,
@@ -242,6 +245,10 @@ pub(super) fn keep(ended: &Ended<'_>) -> Result<(), NotStored> {
 
 /// Whether each choice that has begun came to a good end.
 fn is_finished(ended: &Ended<'_>) -> bool {
+    // Servers say `stop` where they call a tool that was asked for by its name, or a function of old.
+    if ended.has_calls && !ended.tool_calls {
+        return false;
+    }
     let is_good = |finish: &ChoiceFinish| match finish.reason {
         FinishReason::Stop => true,
         FinishReason::ToolCalls => ended.tool_calls,
@@ -323,6 +330,7 @@ mod tests {
             has_error: false,
             begun: 1,
             finishes: &stop,
+            has_calls: false,
             tool_calls: false,
             is_too_large: false,
             is_ours: true,
@@ -350,6 +358,10 @@ mod tests {
         }
         let tools = [finish("tool_calls", 0)];
         assert_eq!(keep(&Ended { finishes: &tools, tool_calls: true, ..good }), Ok(()));
+        // Many say `stop` though tools are to be called.
+        let calls = Ended { has_calls: true, ..good };
+        assert_eq!(keep(&calls), Err(NotStored::Unfinished));
+        assert_eq!(keep(&Ended { tool_calls: true, ..calls }), Ok(()));
         let mixed = [finish("stop", 0), finish("length", 1)];
         assert_eq!(keep(&Ended { begun: 0b11, finishes: &mixed, ..good }), Err(NotStored::Unfinished));
         let both = [finish("stop", 1), finish("stop", 0)];
