@@ -361,8 +361,8 @@ async fn a_refusal_is_its_own_and_the_next_one_tries_one_at_a_time() {
                 most.fetch_max(together.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
                 tokio::task::yield_now().await;
                 together.fetch_sub(1, Ordering::SeqCst);
-                match &*request.context.department_ids()[0] {
-                    "poor" => Err(refusal()),
+                match request.context.agent_name() {
+                    Some("poor") => Err(refusal()),
                     _ => {
                         let hi = Completion::text("hi", TokenUsage::new(1, 1));
                         Ok(LlmResponse::new(request.model, hi))
@@ -373,8 +373,8 @@ async fn a_refusal_is_its_own_and_the_next_one_tries_one_at_a_time() {
     };
     let layer = layer();
     let service = layer.layer(below);
-    let from = |department: &str| {
-        let context = RequestContext::new().with_user_id("ada").with_departments([department]);
+    let from = |agent: &str| {
+        let context = RequestContext::new().with_user_id("ada").with_agent_name(agent);
         tokio::spawn(service.clone().oneshot(ask("q").with_context(context)))
     };
     let poor: Vec<_> = (0..20).map(|_| from("poor")).collect();
@@ -394,7 +394,7 @@ async fn a_refusal_is_its_own_and_the_next_one_tries_one_at_a_time() {
     assert_eq!(calls.load(Ordering::SeqCst), 21);
 
     // Refused all alone.
-    let context = RequestContext::new().with_user_id("eve").with_departments(["poor"]);
+    let context = RequestContext::new().with_user_id("eve").with_agent_name("poor");
     let error = service.oneshot(ask("q").with_context(context)).await.unwrap_err();
     assert!(matches!(error.kind(), ErrorKind::ModelNotAllowed { .. }));
     assert_eq!(layer.flights(), 0);
@@ -673,6 +673,33 @@ async fn flights_are_bounded() {
     }
     service.oneshot(ask("c")).await.unwrap();
     gives_back(&layer, &provider).await;
+}
+
+/// A poor one's answer may be cut off, and his refusal is nobody else's.
+#[tokio::test]
+async fn only_those_of_the_same_departments_share_a_call() {
+    let layer = layer();
+    let provider = Scripted::new();
+    (0..4).for_each(|_| provider.push(Reply::text("hi").after([Step::Gate])));
+    let service = layer.layer(provider.clone());
+    let of = |departments: &[&str]| {
+        let context = RequestContext::new().with_user_id("ada").with_departments(departments.iter().copied());
+        tokio::spawn(service.clone().oneshot(ask("q").with_context(context)))
+    };
+    let calls: Vec<_> =
+        [&["rich"][..], &["poor"], &["rich", "poor"], &[], &["poor"], &["rich", "poor"]].map(of).into();
+    settle().await;
+    assert_eq!((provider.requests().len(), layer.flights()), (4, 4));
+    (0..4).for_each(|_| provider.open());
+    let mut how = Vec::new();
+    for call in calls {
+        how.push(call.await.unwrap().unwrap().cache);
+    }
+    use CacheStatus::{Coalesced, Miss};
+    assert_eq!(how, [Miss, Miss, Miss, Miss, Coalesced, Coalesced]);
+    // What was kept is everybody's.
+    let context = RequestContext::new().with_user_id("ada").with_departments(["new"]);
+    assert!(service.oneshot(ask("q").with_context(context)).await.unwrap().cache.is_hit());
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@ use super::{
     MissReason, NotStored, Unreadable,
     decide::{self, Asked, Kbs},
     epoch::{Bucket, Epochs, Stamp, buckets},
-    flight::Flights,
+    flight::{Flights, Route},
     stats::{Counters, count},
     store::Guarded,
     worker::Queue,
@@ -107,6 +107,21 @@ impl Look {
             Self::TooOld => MissReason::TooOld,
             Self::Good(_) => MissReason::Shape,
         }
+    }
+}
+
+impl Plan {
+    /// Where its call can be shared; `None` if it cannot be told which calls are equal.
+    pub(super) fn route(&self) -> Option<Route> {
+        let mut departments: Box<[_]> = self.context.department_ids().into();
+        departments.sort_unstable();
+        Some(Route {
+            key: self.wanted.key,
+            stamp: self.wanted.stamp.clone()?,
+            streaming: self.streaming,
+            ttl: self.ttl,
+            departments,
+        })
     }
 }
 

@@ -72,7 +72,8 @@
 //! [bound of an entry](CachePolicy::with_max_entry_bytes) nobody joins any more, it is read from the provider as quickly as
 //! the quickest caller reads, and who is further behind him than that is cut off. A failure of the provider is everybody's; a refusal that has to do with the caller, such as his quota, is his
 //! alone, and the next one tries. Where nobody could be asked (no connection, no place, a store that is down), the next one tries
-//! too, and if he fares no better, all believe it. **Departments are not in the key: those of the caller whose call it was pay for all.**
+//! too, and if he fares no better, all believe it. Only callers of the same departments share a call, for what these have left
+//! may bound the answer; they pay for it once.
 //! Where the service below waits, those who wait for it have their own deadlines, not his.
 //!
 //! # Cancel safety

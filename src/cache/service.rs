@@ -266,10 +266,10 @@ fn may_share<'a>(
 ) -> Option<(&'a Arc<Flights>, Route, Handle)> {
     let flights = shared.flights.as_ref().filter(|flights| !flights.carry(request))?;
     // Who wants no kept answer does not want one that was asked for before either.
-    let stamp = plan.wanted.stamp.clone().filter(|_| !plan.wanted.control.no_cache)?;
+    let route = plan.route().filter(|_| !plan.wanted.control.no_cache)?;
     let is_late = Deadline::of(request).is_over();
     let runtime = Handle::try_current().ok().filter(|_| !is_late)?;
-    Some((flights, (plan.wanted.key, stamp, plan.streaming, plan.ttl), runtime))
+    Some((flights, route, runtime))
 }
 
 /// The call that `request` would make, for itself and for all who wait for the same.

@@ -729,7 +729,7 @@ pub struct Cache {
     pub max_temperature: Option<f64>,
     /// Whether answers that call tools are kept.
     pub tool_calls: bool,
-    /// Whether equal calls in flight share one; the first one's departments pay.
+    /// Whether equal calls in flight of the same departments share one, which they pay once.
     pub coalesce: bool,
     /// With `coalesce`, how many calls that the cache has no answer to may be in flight, shared or not; beyond, they are refused as overloaded. As many as `server.max_in_flight`, and at least 1024, unless told.
     #[schemars(range(min = 1))]

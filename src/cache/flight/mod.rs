@@ -58,8 +58,17 @@ struct Map {
     cut: usize,
 }
 
-/// Which calls are equal: under the same key and epochs, in the same shape, and to be kept for the same time.
-pub(super) type Route = (CacheKey, Stamp, bool, Duration);
+/// Which calls are equal.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub(super) struct Route {
+    pub(super) key: CacheKey,
+    pub(super) stamp: Stamp,
+    pub(super) streaming: bool,
+    /// How long the answer is to be kept.
+    pub(super) ttl: Duration,
+    /// What they have left bounds an answer, or refuses it. In order.
+    pub(super) departments: Box<[Arc<str>]>,
+}
 
 /// One caller's own call, made only if it comes to that.
 pub(super) struct Call {

@@ -415,8 +415,7 @@ impl Shared {
     /// Whether an equal call is under way, which is better than a similar one that is over.
     fn flies(&self, plan: &Plan) -> bool {
         let Some(flights) = &self.flights else { return false };
-        let stamp = plan.wanted.stamp.clone();
-        stamp.is_some_and(|stamp| flights.has(&(plan.wanted.key, stamp, plan.streaming, plan.ttl)))
+        plan.route().is_some_and(|route| flights.has(&route))
     }
 }
 
