@@ -6,6 +6,7 @@ use super::{
     decide::{self, Asked, Kbs},
     epoch::{Bucket, Epochs, Stamp, buckets},
     flight::{Flights, Route},
+    key::Origin,
     stats::{Counters, count},
     store::Guarded,
     worker::Queue,
@@ -92,6 +93,8 @@ pub(super) struct Plan {
     /// Why there is no answer yet.
     pub(super) why: MissReason,
     #[cfg(feature = "semantic")]
+    pub(super) origin: Option<Origin>,
+    #[cfg(feature = "semantic")]
     pub(super) is_searched: bool,
     /// By what similar questions are to find the answer.
     #[cfg(feature = "semantic")]
@@ -144,7 +147,7 @@ impl Shared {
     }
 
     /// Looks for an answer to `request`: without waiting, if nobody has to be waited for.
-    pub(super) fn ask(self: &Arc<Self>, request: &LlmRequest) -> Asking {
+    pub(super) fn ask(self: &Arc<Self>, request: &LlmRequest, origin: Option<&Origin>) -> Asking {
         let (scope, asked) = match self.asked(request) {
             Ok(asked) => asked,
             Err(reason) => return Asking::Now(Found::Bypass(reason)),
@@ -154,7 +157,7 @@ impl Shared {
         let asks_kbs = asked.kbs == Kbs::Unasked;
         let streaming = request.body.is_streaming();
         let wanted = Wanted {
-            key: CacheKey::new(&self.policy.secret, &scope, request),
+            key: CacheKey::of(&self.policy.secret, &scope, request, origin),
             stamp: self.epochs.known(&own, &kbs),
             control,
         };
@@ -184,6 +187,8 @@ impl Shared {
             asks_kbs,
             streaming,
             why: if control.no_cache { MissReason::Refresh } else { MissReason::Absent },
+            #[cfg(feature = "semantic")]
+            origin: origin.copied(),
             #[cfg(feature = "semantic")]
             is_searched: false,
             #[cfg(feature = "semantic")]
@@ -437,7 +442,7 @@ mod tests {
         let shared = Arc::new(Shared::new(Arc::new(MokaStore::new(1 << 20)), policy, None));
         let body = ChatBody::builder().user("Hello").build().unwrap();
         let request = LlmRequest::new("m", body).with_context(by("ada", &[]));
-        let Asking::Now(Found::Miss(plan)) = shared.ask(&request) else { panic!("it is empty") };
+        let Asking::Now(Found::Miss(plan)) = shared.ask(&request, None) else { panic!("it is empty") };
         let look = |made_for: &RequestContext, asks: RequestContext, is_far: bool| {
             let bond = Bond {
                 key: plan.wanted.key,

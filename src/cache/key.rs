@@ -1,7 +1,7 @@
 use super::{CacheScope, encode::Encoder};
 use crate::{ChatBody, Dispensable, LlmRequest, Operation};
 use std::{
-    collections::hash_map::RandomState,
+    collections::{HashMap, hash_map::RandomState},
     fmt,
     hash::{BuildHasher, Hasher},
     sync::{
@@ -36,6 +36,14 @@ pub struct CacheKey([u8; 32]);
 /// reference count.
 #[derive(Clone)]
 pub struct CacheSecret(Arc<Keys>);
+
+/// Who answers under the name of a provider.
+#[derive(Clone, Copy)]
+pub(super) struct Origin([u8; 32]);
+
+/// Those of all providers of which it was told.
+#[derive(Clone, Default)]
+pub(super) struct Origins(Arc<HashMap<Arc<str>, Origin>>);
 
 struct Keys {
     /// Tells digests that are kept in requests apart.
@@ -93,14 +101,45 @@ impl fmt::Debug for CacheSecret {
     }
 }
 
+// ===== impl Origins =====
+
+impl Origins {
+    pub(super) fn add(&mut self, provider: Arc<str>, origin: &[u8]) {
+        let origin = Origin(*blake3::hash(origin).as_bytes());
+        Arc::make_mut(&mut self.0).insert(provider, origin);
+    }
+
+    /// The one of whoever will be asked.
+    pub(super) fn of(&self, request: &LlmRequest) -> Option<&Origin> {
+        if self.0.is_empty() {
+            return None;
+        }
+        let provider = request.provider().map(|provider| &**provider);
+        match provider.or_else(|| request.model.split().map(|(provider, _)| provider)) {
+            Some(provider) => self.0.get(provider),
+            // A bare name is of the only one, if there is only one.
+            None => self.0.values().next().filter(|_| self.0.len() == 1),
+        }
+    }
+}
+
 // ===== impl CacheKey =====
 
 impl CacheKey {
     /// The key of `request` in `scope`. What a long body says is hashed once and kept with it.
     pub fn new(secret: &CacheSecret, scope: &CacheScope<'_>, request: &LlmRequest) -> Self {
-        let (operation, provider, model, dispensable, body) = request.identity();
+        Self::of(secret, scope, request, None)
+    }
+
+    /// As [`new`](Self::new), of those who answer at this origin.
+    pub(super) fn of(
+        secret: &CacheSecret,
+        scope: &CacheScope<'_>,
+        request: &LlmRequest,
+        origin: Option<&Origin>,
+    ) -> Self {
         let mut encoder = Encoder::<768>::new(&secret.0.key);
-        asked(operation, provider, model, dispensable, &mut encoder);
+        let body = asked(request, origin, &mut encoder);
         scope.encode(&mut encoder);
         let mut few = FEW;
         let mut many = Vec::new();
@@ -147,13 +186,13 @@ pub(super) fn partition(
     secret: &CacheSecret,
     scope: &CacheScope<'_>,
     request: &LlmRequest,
+    origin: Option<&Origin>,
     stamp: &super::epoch::Stamp,
 ) -> Option<[u8; 32]> {
     use crate::json;
 
-    let (operation, provider, model, dispensable, body) = request.identity();
     let mut encoder = Encoder::<1024>::new(&secret.0.partition);
-    asked(operation, provider, model, dispensable, &mut encoder);
+    let body = asked(request, origin, &mut encoder);
     scope.encode(&mut encoder);
     let super::epoch::Stamp { own, kbs } = stamp;
     encoder.count(own.len() + kbs.len());
@@ -192,29 +231,33 @@ pub(super) fn partition(
     Some(encoder.finish())
 }
 
-/// What every key begins with.
-fn asked<const N: usize>(
-    operation: Operation,
-    provider: Option<&str>,
-    model: &str,
-    dispensable: Dispensable,
+/// What every key begins with; what is left of the request is its body.
+fn asked<'a, const N: usize>(
+    request: &'a LlmRequest,
+    origin: Option<&Origin>,
     encoder: &mut Encoder<'_, N>,
-) {
+) -> &'a ChatBody {
+    let (operation, provider, model, dispensable, body) = request.identity();
     encoder.tag(VERSION);
     // Of two equal bodies one may be sent without what the other is refused for.
     if dispensable != Dispensable::default() {
         let Dispensable { thoughts, effort } = dispensable;
         encoder.tag(0x80 | u8::from(thoughts) | u8::from(effort) << 1);
     }
-    // No operation is 0: a bare name of one provider's is no other's, and not the one that stands outside of all.
+    // No operation is 0 or 255: a bare name of one provider's is no other's, and not the one that stands outside of all.
     if let Some(provider) = provider {
         encoder.tag(0);
         encoder.bytes(provider.as_bytes());
+    }
+    if let Some(Origin(origin)) = origin {
+        encoder.tag(255);
+        encoder.fixed(origin);
     }
     encoder.tag(match operation {
         Operation::Chat => 1,
     });
     encoder.bytes(model.as_bytes());
+    body
 }
 
 type Member<'a> = (&'a [u8], &'a [u8]);

@@ -2,6 +2,7 @@ use super::{
     Bucket, CacheSecret, CacheStats, CacheStore, EpochKind, KbSettings,
     ask::Shared,
     epoch::EpochStore,
+    key::Origins,
     service::Cache,
     worker::{self, CacheWorker},
 };
@@ -22,6 +23,7 @@ use tower_layer::Layer;
 #[derive(Clone)]
 pub struct CacheLayer {
     shared: Arc<Shared>,
+    origins: Origins,
 }
 
 /// What is cached, for whom, and for how long.
@@ -275,7 +277,8 @@ impl CacheLayer {
     /// Keeps entries in `store`, which must be one in memory: what takes time to write, and what draws on knowledge
     /// bases, needs the worker that [`start`](Self::start) gives, and is not kept without one.
     pub fn new(store: impl CacheStore, policy: CachePolicy) -> Self {
-        Self { shared: Arc::new(Shared::new(Arc::new(store), policy, None)) }
+        let shared = Arc::new(Shared::new(Arc::new(store), policy, None));
+        Self { shared, origins: Origins::default() }
     }
 
     /// Keeps entries in `store`, and starts the worker that writes what cannot be written at once.
@@ -287,7 +290,18 @@ impl CacheLayer {
         let (queue, jobs) = worker::queue(policy.queue, policy.queue_bytes);
         let shared = Arc::new(Shared::new(Arc::new(store), policy, Some(queue)));
         let worker = CacheWorker::start(Arc::downgrade(&shared), jobs);
-        (Self { shared }, worker)
+        (Self { shared, origins: Origins::default() }, worker)
+    }
+
+    /// Tells `origin` apart from others who answer, or have answered, under the same name of a provider: by its kind and its
+    /// addresses, for example. The services that this layer builds from now on neither find what was kept of another origin,
+    /// nor is theirs found there. Nobody can tell the origin from what is kept.
+    ///
+    /// Without any, who answers is the provider's name, and [`invalidate`](Self::invalidate) is for when somebody else does.
+    #[must_use]
+    pub fn with_origin(mut self, provider: impl Into<Arc<str>>, origin: impl AsRef<[u8]>) -> Self {
+        self.origins.add(provider.into(), origin.as_ref());
+        self
     }
 
     /// What it has done so far.
@@ -330,7 +344,7 @@ impl<S> Layer<S> for CacheLayer {
     type Service = Cache<S>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        Cache::new(inner, Arc::clone(&self.shared))
+        Cache::new(inner, Arc::clone(&self.shared), self.origins.clone())
     }
 }
 

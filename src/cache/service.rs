@@ -3,6 +3,7 @@ use super::{
     ask::{Asking, Found, Plan, Shared},
     capture::Capture,
     flight::{Beginning, Boarding, Call, Flights, Reader, Route},
+    key::Origins,
     stats::count,
 };
 use crate::{
@@ -29,6 +30,7 @@ use tower_service::Service;
 pub struct Cache<S> {
     inner: S,
     shared: Arc<Shared>,
+    origins: Origins,
 }
 
 /// Response future of [`Cache`].
@@ -84,8 +86,8 @@ enum Purpose {
 // ===== impl Cache =====
 
 impl<S> Cache<S> {
-    pub(super) const fn new(inner: S, shared: Arc<Shared>) -> Self {
-        Self { inner, shared }
+    pub(super) const fn new(inner: S, shared: Arc<Shared>, origins: Origins) -> Self {
+        Self { inner, shared, origins }
     }
 
     /// The inner service.
@@ -135,7 +137,7 @@ where
     }
 
     fn call(&mut self, request: LlmRequest) -> Self::Future {
-        let state = match self.shared.ask(&request) {
+        let state = match self.shared.ask(&request, self.origins.of(&request)) {
             // At once, for an answer is large.
             Asking::Now(Found::Hit(answer)) => State::Done(Some(Ok(answer))),
             Asking::Now(found) => match State::after(found, &self.shared, || self.inner.clone(), request) {

@@ -3,11 +3,14 @@
 use crate::{
     Error, KbScope, RequestContext,
     cache::{
-        CacheLayer, CachePolicy, CacheSecret, CacheStore, CacheWorker, Coalescing, EpochKind, Fetch,
-        KbCaching, KbSettings,
+        CacheLayer, CachePolicy, CacheSecret, CacheStats, CacheStore, CacheWorker, Coalescing, EpochKind,
+        Fetch, KbCaching, KbSettings,
     },
     caught::caught,
-    config::{self, plan::CachePlan},
+    config::{
+        self,
+        plan::{CachePlan, PlannedProvider},
+    },
 };
 use arc_swap::ArcSwap;
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
@@ -124,8 +127,14 @@ impl Answers {
         self.allowed.0.store(Arc::new(plan.allowed_kbs.clone()));
     }
 
-    pub(super) fn layer(&self) -> CacheLayer {
-        self.layer.clone()
+    /// For calls of these providers.
+    pub(super) fn layer(&self, providers: &[PlannedProvider]) -> CacheLayer {
+        let layer = self.layer.clone();
+        providers.iter().fold(layer, |layer, one| layer.with_origin(Arc::clone(&one.name), origin(one)))
+    }
+
+    pub(super) fn stats(&self) -> CacheStats {
+        self.layer.stats()
     }
 
     pub(super) async fn invalidate(&self, kind: EpochKind, id: &str) -> Result<(), Error> {
@@ -136,4 +145,11 @@ impl Answers {
     pub(super) async fn close(&self, deadline: Duration) -> crate::cache::CacheReport {
         self.worker.close(deadline).await
     }
+}
+
+/// By whom a provider answers: its kind and where its servers are, in no order; not the keys that they take.
+fn origin(provider: &PlannedProvider) -> String {
+    let servers: BTreeSet<_> =
+        provider.deployments.iter().map(|one| one.base_url.shown().trim_end_matches('/')).collect();
+    servers.into_iter().fold(format!("{:?}", provider.kind), |all, server| all + "\n" + server)
 }

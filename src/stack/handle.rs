@@ -235,7 +235,7 @@ impl Lasting {
             hits: ledger
                 .filter(|_| self.answers.is_some() && has(Part::Hits))
                 .map(|ledger| ledger.hits(&prices)),
-            cache: self.answers.as_ref().map(Answers::layer),
+            cache: self.answers.as_ref().map(|answers| answers.layer(&plan.providers)),
             quota,
             usage: ledger
                 .filter(|_| has(Part::Usage))
@@ -454,7 +454,7 @@ impl Handle {
 
     /// What the cache has done so far; `None` if nothing is cached.
     pub fn cache_stats(&self) -> Option<CacheStats> {
-        self.0.lasting.answers.as_ref().map(|answers| answers.layer().stats())
+        self.0.lasting.answers.as_ref().map(Answers::stats)
     }
 
     /// Lets the workers finish what has ended, and stops them: from the outside in, for what one leaves to be done is the next one's. Belongs

@@ -105,6 +105,50 @@ async fn what_is_cached_and_who_is_inside_outlasts_a_reload() {
     ask("ada").await.unwrap();
 }
 
+/// Says its name, and keeps nothing.
+async fn named_server(name: &'static str) -> String {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let said = format!(
+        r#"{{"id":"c","object":"chat.completion","created":1,"model":"a","choices":[{{"index":0,"message":{{"role":"assistant","content":"{name}"}},"finish_reason":"stop"}}],"usage":{{"prompt_tokens":1,"completion_tokens":1}}}}"#
+    );
+    let answer = move || std::future::ready(([("content-type", "application/json")], said.clone()));
+    let app = axum::Router::new().fallback(answer);
+    tokio::spawn(async move { axum::serve(listener, app).await });
+    url
+}
+
+#[tokio::test]
+async fn what_is_cached_is_of_the_servers_that_have_answered() {
+    let (old, new) = (named_server("old").await, named_server("new").await);
+    let of_servers = |servers: &[(&str, &str)]| {
+        let each = servers.iter().map(|(url, key)| {
+            format!("[[providers.cloud.deployments]]\nbase_url = \"{url}\"\napi_key = \"{key}\"\n")
+        });
+        config(&format!("[cache]\n[providers.cloud]\n{}", each.collect::<String>()))
+    };
+    let (service, handle) = stack(of_servers(&[(&old, "1")])).await.unwrap();
+    let ask = async || {
+        let answer = service.clone().oneshot(of(request("cloud/a"), "ada", &[])).await.unwrap();
+        let is_hit = answer.cache.is_hit();
+        (answer.text().await.unwrap(), is_hit)
+    };
+    assert_eq!(ask().await, ("old".into(), false));
+    handle.reload(of_servers(&[(&format!("{old}/"), "another")])).unwrap();
+    assert_eq!(ask().await, ("old".into(), true), "it is the same server");
+    handle.reload(of_servers(&[(&new, "1")])).unwrap();
+    assert_eq!(ask().await, ("new".into(), false));
+    assert_eq!(ask().await, ("new".into(), true));
+    handle.reload(of_servers(&[(&old, "1")])).unwrap();
+    assert_eq!(ask().await, ("old".into(), true), "what it has said is its answer still");
+    handle.reload(of_servers(&[(&old, "1"), (&new, "1")])).unwrap();
+    assert!(!ask().await.1);
+    handle.reload(of_servers(&[(&new, "1"), (&old, "2"), (&new, "3")])).unwrap();
+    assert!(ask().await.1, "in whichever order, and however many");
+    handle.reload(config("[cache]\n[providers.cloud]\nkind = \"echo\"\n")).unwrap();
+    assert_eq!(ask().await, ("Hello".into(), false), "and of its kind");
+}
+
 #[tokio::test]
 async fn the_first_limits_and_lists_hold_without_a_restart_and_the_last_may_go() {
     let base = "";

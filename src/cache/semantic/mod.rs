@@ -359,7 +359,7 @@ impl Shared {
         if self.flies(plan) {
             return None;
         }
-        let partition = key::partition(&self.policy.secret, &scope, request, stamp)?;
+        let partition = key::partition(&self.policy.secret, &scope, request, plan.origin.as_ref(), stamp)?;
         let words = Arc::new(Words::new(&text, &search.hasher));
         let (own, kbs) = buckets(&scope, request);
         let text = text.into_owned();
