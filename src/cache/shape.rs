@@ -23,6 +23,8 @@ enum Value {
     /// Items without their brackets.
     List(Vec<u8>),
     Object(Members),
+    /// An object of which each member is as it was told last.
+    Latest(Members),
     /// Calls of tools by their numbers.
     Numbered(BTreeMap<u64, Members>, Calls),
 }
@@ -35,13 +37,16 @@ enum Rule {
     Append,
     Extend,
     Merge,
+    /// Each member as it was told last.
+    Latest,
     ByNumber,
 }
 
-/// The whole answer; `None` if it cannot be told how its pieces belong together.
+/// The whole answer; `None` if it cannot be told how its pieces belong together, or what it used up.
 pub(super) fn whole<'a>(chunks: impl Iterator<Item = &'a [u8]>) -> Option<Completion> {
     let mut top = Members::default();
     let mut choices: BTreeMap<u64, Choice> = BTreeMap::new();
+    let mut has_usage = false;
     for chunk in chunks.filter(|chunk| !chunk.is_empty()) {
         for (name, value) in json::members(chunk) {
             match json::string(name)?.as_ref() {
@@ -53,12 +58,19 @@ pub(super) fn whole<'a>(chunks: impl Iterator<Item = &'a [u8]>) -> Option<Comple
                     }
                 }
                 // The last report is the one that counts.
-                "usage" | "x_groq" => top.set(name, value),
+                said @ ("usage" | "x_groq") => {
+                    has_usage |= said == "usage" && value != b"null";
+                    top.set(name, value);
+                }
                 // May differ from chunk to chunk, and says nothing of the answer.
                 "obfuscation" | "created" | "id" | "system_fingerprint" => top.keep_first(name, value),
                 _ => top.add(name, value, Rule::Once)?,
             }
         }
+    }
+    // A whole answer would have said what it used.
+    if !has_usage {
+        return None;
     }
     let mut out = br#"{"object":"chat.completion""#.to_vec();
     top.write(&mut out);
@@ -87,6 +99,11 @@ impl Choice {
                     }
                 }
                 "logprobs" => self.others.add(name, value, Rule::Merge)?,
+                "content_filter_results" | "content_filter_result" => {
+                    self.others.add(name, value, Rule::Latest)?;
+                }
+                // Up to where a stream was looked through when this was sent.
+                "content_filter_offsets" => {}
                 _ => self.others.add(name, value, Rule::Once)?,
             }
         }
@@ -130,7 +147,7 @@ impl Members {
 
     fn set(&mut self, name: &[u8], value: &[u8]) {
         if value == b"null" {
-            return self.keep_first(name, value);
+            return;
         }
         match self.at(name) {
             Some(known) => *known = Value::Json(value.to_vec()),
@@ -138,8 +155,9 @@ impl Members {
         }
     }
 
+    /// Azure's first chunk says of its filters only, with an empty id and no time.
     fn keep_first(&mut self, name: &[u8], value: &[u8]) {
-        if value != b"null" && self.at(name).is_none() {
+        if !json::is_nothing(value) && value != b"0" && self.at(name).is_none() {
             self.0.push((name.to_vec(), Value::Json(value.to_vec())));
         }
     }
@@ -177,6 +195,7 @@ impl Value {
             (Rule::Append, Some(b'"')) => Self::Text(Vec::new()),
             (Rule::Extend | Rule::Append, Some(b'[')) => Self::List(Vec::new()),
             (Rule::Merge, Some(b'{')) => Self::Object(Members::default()),
+            (Rule::Latest, Some(b'{')) => Self::Latest(Members::default()),
             (Rule::ByNumber, Some(b'[')) => Self::Numbered(BTreeMap::new(), Calls::default()),
             _ => Self::Json(value.to_vec()),
         }
@@ -206,6 +225,9 @@ impl Value {
                     };
                     members.add(name, value, rule)?;
                 }
+            }
+            (Self::Latest(members), [b'{', ..]) => {
+                json::members(piece).for_each(|(name, value)| members.set(name, value));
             }
             (Self::Numbered(items, calls), [b'[', ..]) => {
                 for (at, item) in json::items(piece).enumerate() {
@@ -239,7 +261,7 @@ impl Value {
                 out.extend_from_slice(&list);
                 out.push(b']');
             }
-            Self::Object(members) => members.write_object(out),
+            Self::Object(members) | Self::Latest(members) => members.write_object(out),
             Self::Numbered(items, _) => {
                 out.push(b'[');
                 for (at, members) in items.into_values().enumerate() {
@@ -288,8 +310,11 @@ mod tests {
         )
     }
 
+    const USAGE: &str = r#"{"choices":[],"usage":{"prompt_tokens":1,"completion_tokens":2}}"#;
+
     fn message(deltas: &[&str]) -> Option<Json> {
-        let chunks: Vec<_> = deltas.iter().map(|d| delta(d)).collect();
+        let chunks = deltas.iter().map(|d| delta(d)).chain([USAGE.to_owned()]);
+        let chunks: Vec<_> = chunks.collect();
         let chunks: Vec<_> = chunks.iter().map(String::as_str).collect();
         of(&chunks).map(|whole| whole["choices"][0]["message"].clone())
     }
@@ -367,6 +392,42 @@ mod tests {
     }
 
     #[test]
+    fn what_azure_says_of_its_filters_is_the_latest_word_on_each() {
+        let chunk = |filters: &str, text: &str| {
+            format!(
+                r#"{{"id":"c","created":7,"choices":[{{"index":0,"delta":{{"content":"{text}"}},"content_filter_results":{filters}}}]}}"#
+            )
+        };
+        let first = r#"{"id":"","created":0,"model":"","object":"","choices":[],"prompt_filter_results":[{"prompt_index":0}]}"#;
+        let chunks = [
+            first.to_owned(),
+            chunk("{}", "a"),
+            chunk(r#"{"hate":{"filtered":false,"severity":"safe"}}"#, "b"),
+            chunk(r#"{"hate":{"filtered":false,"severity":"low"},"violence":{"filtered":false}}"#, "c"),
+            r#"{"id":"c","created":8,"choices":[{"index":0,"content_filter_offsets":{"check_offset":3}}]}"#.to_owned(),
+            r#"{"id":"c","created":8,"choices":[{"index":0,"content_filter_offsets":{"check_offset":9}}]}"#.to_owned(),
+            r#"{"id":"c","created":8,"choices":[{"index":0,"delta":{},"finish_reason":"stop","content_filter_results":{}}]}"#.to_owned(),
+            USAGE.to_owned(),
+        ];
+        let whole = of(&chunks.each_ref().map(String::as_str)).unwrap();
+        assert_eq!((&whole["id"], &whole["created"]), (&json!("c"), &json!(7)));
+        assert_eq!(whole["prompt_filter_results"], json!([{ "prompt_index": 0 }]));
+        let filters =
+            json!({ "hate": { "filtered": false, "severity": "low" }, "violence": { "filtered": false } });
+        assert_eq!(whole["choices"][0]["content_filter_results"], filters);
+        assert_eq!(whole["choices"][0]["message"]["content"], "abc");
+        assert!(whole["choices"][0].get("content_filter_offsets").is_none());
+    }
+
+    #[test]
+    fn a_stream_that_did_not_say_what_it_used_is_no_whole_answer() {
+        let said = delta(r#"{"content":"a"}"#);
+        assert_eq!(of(&[&said]), None);
+        assert_eq!(of(&[&said, r#"{"choices":[],"usage":null}"#]), None);
+        assert!(of(&[&said, USAGE]).is_some());
+    }
+
+    #[test]
     fn what_cannot_be_put_together_is_not() {
         // Two different values of something that nobody here knows how to add.
         assert_eq!(message(&[r#"{"audio":{"id":"x"}}"#, r#"{"audio":{"data":"y"}}"#]), None);
@@ -390,10 +451,11 @@ mod tests {
             StreamChunk::role(),
             StreamChunk::text("a"),
             StreamChunk::finish(&FinishReason::Stop),
+            StreamChunk::usage_only(usage),
             StreamChunk::end(),
         ];
         let completion = whole(data(&chunks)).unwrap();
-        assert_eq!((completion.content().as_ref(), completion.usage()), ("a", None));
+        assert_eq!((completion.content().as_ref(), completion.usage()), ("a", Some(&usage)));
         assert_eq!(completion.finish_reasons().len(), 1);
     }
 }
