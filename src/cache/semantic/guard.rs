@@ -132,6 +132,11 @@ impl<H: BuildHasher> Reader<'_, H> {
             return line;
         }
         if symbol.is_whitespace() {
+            let rest = after.trim_start_matches(|c: char| c.is_whitespace() && c != '\n');
+            // It tells columns apart, but at the end of a line.
+            if symbol == '\t' && !rest.is_empty() && !rest.starts_with('\n') {
+                self.push(&Kind::Symbol, "\t");
+            }
             return after;
         }
         let next = after.chars().next().unwrap_or(' ');
@@ -256,15 +261,24 @@ fn is_foreign(word: &str) -> bool {
     word.chars().any(|c| c > '\u{24f}' && c.is_alphabetic())
 }
 
-/// Whether what follows an article is what it is the article of.
+/// Whether what follows an article is what it is the article of, and means the same without it.
 fn is_before_noun(after: &str) -> bool {
     let next = after.trim_start_matches(' ');
-    let word = &next[..word_len(next)];
+    let (word, rest) = next.split_at(word_len(next));
     let lower = word.to_lowercase();
+    let is_in = |list: &&[&str]| list.contains(&lower.as_str());
     next.len() < after.len()
-        && word.starts_with(is_inner)
-        && !TURNS.contains(&lower.as_str())
-        && !NOT_AFTER_ARTICLE.contains(&lower.as_str())
+        && word.chars().all(|c| c.is_alphabetic() || is_mark(c) || "'-".contains(c))
+        && word.split('-').any(|part| part.chars().nth(1).is_some())
+        && !is_operand(rest)
+        && ![NOT_AFTER_ARTICLE, TURNS, NEGATORS, NUMBERS].iter().any(is_in)
+}
+
+/// Whether what comes next makes a term of the word before it, as in "f(x)" and "x + 1".
+fn is_operand(rest: &str) -> bool {
+    let is_operator =
+        |c: char| "+-*/=<>^%&|~\\$\u{d7}\u{f7}\u{b7}".contains(c) || ('\u{2190}'..='\u{22ff}').contains(&c);
+    rest.starts_with(['(', '[', '{']) || rest.trim_start_matches(' ').starts_with(is_operator)
 }
 
 fn is_inner(c: char) -> bool {
@@ -409,6 +423,27 @@ mod tests {
             ("\u{4ed6} \u{4e0d}\u{5403} \u{8089}", "\u{4ed6} \u{5403} \u{8089}"),
             ("\u{644}\u{627} \u{62a}\u{641}\u{639}\u{644}", "\u{644}\u{645} \u{62a}\u{641}\u{639}\u{644}"),
             ("Costs it $5?", "Costs it \u{a3}5?"),
+            // Letters that are no articles.
+            ("Solve a x + b = 0 for x", "Solve x + b = 0 for x"),
+            ("Find the roots of x^2 + a x + 1", "Find the roots of x^2 + x + 1"),
+            ("Evaluate a b for b=2", "Evaluate b for b=2"),
+            ("Evaluate a dx + 1", "Evaluate dx + 1"),
+            ("Evaluate a cos(x)", "Evaluate cos(x)"),
+            ("Evaluate a 2x", "Evaluate 2x"),
+            ("ls a b", "ls b"),
+            // Articles that say something.
+            ("Do a few people survive rabies?", "Do few people survive rabies?"),
+            ("Is there a little hope", "Is there little hope"),
+            ("Is a lot of it left?", "Is the lot of it left?"),
+            ("Is a number of them odd?", "Is the number of them odd?"),
+            ("Who is in the charge of the nurse?", "Who is in charge of the nurse?"),
+            ("Is it out of the question?", "Is it out of question?"),
+            ("Wait a second", "Wait the second"),
+            ("Is it a no?", "Is it no?"),
+            ("How can one cup be enough?", "How can cup be enough?"),
+            // Columns.
+            ("Convert the row to JSON: New York\tNY", "Convert the row to JSON: New\tYork NY"),
+            ("Sum it: 1\t2", "Sum it: 1 2"),
         ];
         for (one, two) in pairs {
             assert_eq!(agree(one, two), (false, false), "{one} | {two}");
@@ -430,6 +465,8 @@ mod tests {
             ("Say \u{201c}yes\u{201d}.", "Say \"yes\""),
             ("Sort apples, pears and plums", "Sort apples pears and plums"),
             ("Sort it:\r\n  a  \r\n  b", "Sort it:\n  a\n  b"),
+            ("Sort it:\n  a\t \n  b\t", "Sort it:\n  a\n  b"),
+            ("Where is the capital, and a river?", "where is capital and river"),
         ];
         for (one, two) in pairs {
             assert_eq!(agree(one, two), (true, true), "{one} | {two}");

@@ -19,13 +19,14 @@
 //! # What may differ
 //!
 //! * A greeting with a mark behind it, or "please", that begins the message, and ", please" that ends it.
-//! * An article before the word that it belongs to: not in "hepatitis a", nor before words such as "and", "in" or "best".
+//! * An article before the word that it belongs to, of two letters or more: not in "hepatitis a", "a x + b" or "ls a b", nor before
+//!   numbers, names with digits or signs in them, and words such as "and", "in", "best", "few" or "charge".
 //! * What stands between "how" and what is to be done: "how do I", "how can we", "how to".
 //! * A full stop, question mark or exclamation mark at the end of a sentence, behind a word or a quotation; the comma between
 //!   two words. All other marks count, and so does whether there is a space on either side of them: `rm -r / tmp` is not
 //!   `rm -r /tmp`, and `5! + 3` is not `5 + 3`.
 //! * The capital of a sentence's first word, if it has no other and more than one letter. "MB" is not "Mb", and "NO" not "no".
-//! * Spaces between words, and at the end of lines; not those at the beginning of any line but the first.
+//! * Spaces between words, and at the end of lines; not those at the beginning of any line but the first, and no tabs between words.
 //! * Straight and curly marks of one quotation. A single mark is not a double one, and neither is a backtick.
 //!
 //! So paraphrases are given up that are no more than another way to write: `x>3` for `x > 3`, "1,000" for "1000", "Explain

@@ -9,10 +9,48 @@ pub(super) const POLITE: &[&str] = &["please", "kindly"];
 /// The same with a mark behind them: without one they may be what it is about.
 pub(super) const GREETINGS: &[&str] = &["hi", "hello", "hey", "thanks"];
 
-/// What stands behind a letter that is no article, besides words that turn the sense around.
+/// What stands behind a letter that is no article, or behind an article that says something, as in "a few" and "in the
+/// charge of"; besides numbers, negators and words that turn the sense around.
 pub(super) const NOT_AFTER_ARTICLE: &[&str] = &[
-    "and", "is", "are", "be", "has", "have", "does", "do", "can", "to", "of", "by", "at", "as", "vs",
+    "and",
+    "is",
+    "are",
+    "be",
+    "has",
+    "have",
+    "does",
+    "do",
+    "can",
+    "to",
+    "of",
+    "by",
+    "at",
+    "as",
+    "vs",
     "versus",
+    "few",
+    "little",
+    "lot",
+    "bit",
+    "couple",
+    "number",
+    "majority",
+    "minority",
+    "same",
+    "other",
+    "charge",
+    "control",
+    "command",
+    "possession",
+    "question",
+    "front",
+    "case",
+    "place",
+    "order",
+    "time",
+    "way",
+    "course",
+    "sea",
 ];
 
 /// What has letters for names, so that the one behind it is no article.
@@ -47,8 +85,8 @@ pub(super) const LETTERED: &[&str] = &[
 /// As they are counted with; "i" is a word, and "v" and "x" are letters.
 pub(super) const ROMAN: &[&str] = &["ii", "iii", "iv", "vi", "vii", "viii", "ix", "xi", "xii"];
 
-/// Words before which these words say nothing: "how do I", "how can we", "how to".
-pub(super) const AFTER_HOW: &[&str] = &["do", "can", "could", "would", "to", "i", "you", "we", "one"];
+/// Words before which these words say nothing: "how do I", "how can we", "how to". "One" may be a number.
+pub(super) const AFTER_HOW: &[&str] = &["do", "can", "could", "would", "to", "i", "you", "we"];
 
 pub(super) const NEGATORS: &[&str] = &[
     "no", "not", "never", "none", "nobody", "nothing", "nowhere", "neither", "nor", "without", "except",
