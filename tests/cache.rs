@@ -380,6 +380,56 @@ async fn seed_18_invalidation_takes_back_what_was_kept_and_what_is_on_its_way() 
     assert!(worker.shutdown(Duration::from_secs(5)).await.is_written);
 }
 
+/// Shared by all who have a clone, and known for a second.
+#[derive(Clone, Default)]
+struct SharedEpochs(Arc<AtomicUsize>);
+
+impl EpochStore for SharedEpochs {
+    fn read(&self, buckets: &[Bucket]) -> Fetch<Vec<u64>> {
+        let epoch = self.0.load(Ordering::SeqCst) as u64;
+        Fetch::Ready([1].into_iter().chain(buckets.iter().map(|_| epoch)).collect())
+    }
+
+    fn raise(&self, _: Bucket) -> Fetch<()> {
+        self.0.fetch_add(1, Ordering::SeqCst);
+        Fetch::Ready(())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_comes_late_from_before_an_invalidation_takes_no_newer_ones_place() {
+    let kb = |context: RequestContext| context.with_kb(KbScope::new("kb").with_acl_hash("1"));
+    for (is_shared, has_kb) in [(false, false), (false, true), (true, false), (true, true)] {
+        let allow = |_: &KbScope, _: &RequestContext| Fetch::Ready(KbCaching::Allowed);
+        let policy = policy().with_kb_settings(allow);
+        let policy = if is_shared { policy.with_epochs(Arc::<SharedEpochs>::default()) } else { policy };
+        let (layer, _worker) = CacheLayer::start(MokaStore::new(1 << 20), policy);
+        let provider =
+            Scripted::new().reply(Reply::text("old").after([Step::Gate])).reply(Reply::text("new"));
+        let service = layer.layer(provider.clone());
+        let ask = || if has_kb { with(ask("a"), kb) } else { ask("a") };
+        let turn = || tokio::time::sleep(Duration::from_millis(1));
+        turn().await;
+        let late = tokio::spawn(service.clone().oneshot(ask()));
+        turn().await;
+        layer.invalidate(EpochKind::User, "ada").await.unwrap();
+        turn().await;
+        assert_eq!(read(&service, ask()).await, ("new".to_owned(), CacheStatus::Miss));
+        turn().await;
+        provider.open();
+        assert_eq!(late.await.unwrap().unwrap().text().await.unwrap(), "old");
+        turn().await;
+        let (said, cache) = read(&service, ask()).await;
+        assert!(said == "new" && cache.is_hit(), "{is_shared} {has_kb}: {said} {cache:?}");
+        let stats = layer.stats();
+        assert_eq!(
+            (stats.stored, stats.not_stored),
+            (1, vec![(NotStored::Invalidated, 1)]),
+            "{is_shared} {has_kb}"
+        );
+    }
+}
+
 /// Fails when it is told to.
 #[derive(Clone)]
 struct Failing(MokaStore, Arc<AtomicBool>);

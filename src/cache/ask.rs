@@ -4,7 +4,7 @@ use super::{
     BypassReason, CacheControl, CacheKey, CachePolicy, CacheScope, CacheStore, Entry, Fetch, KbCaching,
     MissReason, NotStored, Unreadable,
     decide::{self, Asked, Kbs},
-    epoch::{Bucket, Epochs, Stamp, buckets},
+    epoch::{Buckets, Epochs, Stamp, buckets},
     flight::{Flights, Route},
     key::Origin,
     stats::{Counters, count},
@@ -82,6 +82,8 @@ pub(super) struct Wanted {
 #[derive(Clone)]
 pub(super) struct Plan {
     pub(super) wanted: Wanted,
+    /// By whose epochs it goes.
+    pub(super) buckets: Buckets,
     /// Whose answer it will be.
     pub(super) context: RequestContext,
     pub(super) ttl: Duration,
@@ -152,13 +154,13 @@ impl Shared {
             Ok(asked) => asked,
             Err(reason) => return Asking::Now(Found::Bypass(reason)),
         };
-        let (own, kbs) = buckets(&scope, request);
+        let buckets = buckets(&scope, request);
         let control = request.context.cache_control();
         let asks_kbs = asked.kbs == Kbs::Unasked;
         let streaming = request.body.is_streaming();
         let wanted = Wanted {
             key: CacheKey::of(&self.policy.secret, &scope, request, origin),
-            stamp: self.epochs.known(&own, &kbs),
+            stamp: self.epochs.known(&buckets),
             control,
         };
         let must_wait = asks_kbs || wanted.stamp.is_none();
@@ -181,6 +183,7 @@ impl Shared {
         }
         let mut plan = Plan {
             wanted,
+            buckets,
             context: request.context.clone(),
             ttl: control.ttl.map_or(self.policy.ttl, |ttl| ttl.min(self.policy.ttl)),
             model: request.model.clone(),
@@ -196,7 +199,7 @@ impl Shared {
         };
         if must_wait {
             let shared = Arc::clone(self);
-            return Asking::Later(Box::pin(async move { shared.ask_all(asked, plan, own, kbs).await }));
+            return Asking::Later(Box::pin(async move { shared.ask_all(asked, plan).await }));
         }
         if let Some(pending) = pending {
             return self.ask_later(pending, plan);
@@ -264,21 +267,15 @@ impl Shared {
     }
 
     /// As [`ask`](Self::ask), where somebody has to be waited for: settings first, then epochs and store together.
-    async fn ask_all(&self, asked: Asked, mut plan: Plan, own: [Bucket; 3], kbs: Vec<Bucket>) -> Found {
-        match self.find(asked, &mut plan, own, kbs).await {
+    async fn ask_all(&self, asked: Asked, mut plan: Plan) -> Found {
+        match self.find(asked, &mut plan).await {
             Ok(found) => self.judge(found, plan),
             Err(reason) => Found::Bypass(reason),
         }
     }
 
     /// What there is for `plan`, which learns the epochs.
-    pub(super) async fn find(
-        &self,
-        asked: Asked,
-        plan: &mut Plan,
-        own: [Bucket; 3],
-        kbs: Vec<Bucket>,
-    ) -> Result<Read, BypassReason> {
+    pub(super) async fn find(&self, asked: Asked, plan: &mut Plan) -> Result<Read, BypassReason> {
         if plan.asks_kbs {
             let kbs = self.ask_kbs(&plan.context).await;
             decide::admit(&Asked { kbs, ..asked })?;
@@ -288,7 +285,7 @@ impl Shared {
             false => self.store.get(&plan.wanted.key),
         };
         let both = async {
-            let epochs = self.epochs.read(&own, &kbs);
+            let epochs = self.epochs.read(&plan.buckets);
             let (stamp, entry) = futures_util::future::join(epochs, entry.wait()).await;
             // Also if what is there is of no use: then the answer takes its place.
             plan.wanted.stamp = Some(stamp?);
@@ -349,8 +346,11 @@ impl Shared {
         Found::Miss(plan)
     }
 
-    /// Gives an entry to the store.
-    pub(super) fn put(&self, entry: Arc<Entry>) -> Result<Fetch<()>, NotStored> {
+    /// Gives an entry to the store, unless it would take the place of one that may be newer.
+    pub(super) fn put(&self, entry: Arc<Entry>, buckets: &Buckets) -> Result<Fetch<()>, NotStored> {
+        if self.epochs.have_passed(&entry.bond.stamp, buckets) {
+            return Err(NotStored::Invalidated);
+        }
         self.store.put(entry).ok_or_else(|| {
             count(&self.counters.store_failures);
             NotStored::StoreFailed

@@ -100,8 +100,8 @@ impl Capture {
         let entry = Arc::new(Entry::new(bond, head.model, head.provider, answer));
         let bytes = entry.weight();
         let write = match plan.asks_kbs {
-            true => Write::IfAllowed(mem::take(&mut plan.context), entry),
-            false => match shared.put(entry)? {
+            true => Write::IfAllowed(mem::take(&mut plan.context), plan.buckets.clone(), entry),
+            false => match shared.put(entry, &plan.buckets)? {
                 Fetch::Ready(()) => {
                     count(&shared.counters.stored);
                     #[cfg(feature = "semantic")]

@@ -65,6 +65,8 @@ pub enum NotStored {
     NoTime,
     /// The epochs were not known when it was asked for.
     NoEpoch,
+    /// Its user, tenant, model or knowledge base was made invalid while it was on its way.
+    Invalidated,
     /// A knowledge base does not allow it, or no longer.
     KbForbids,
     /// There is no worker, or its queue is full.
@@ -185,7 +187,7 @@ impl MissReason {
 }
 
 impl NotStored {
-    pub(super) const ALL: [Self; 10] = [
+    pub(super) const ALL: [Self; 11] = [
         Self::Incomplete,
         Self::Empty,
         Self::Unfinished,
@@ -193,6 +195,7 @@ impl NotStored {
         Self::NotOurs,
         Self::NoTime,
         Self::NoEpoch,
+        Self::Invalidated,
         Self::KbForbids,
         Self::QueueFull,
         Self::StoreFailed,
@@ -208,6 +211,7 @@ impl NotStored {
             Self::NotOurs => "not-ours",
             Self::NoTime => "no-time",
             Self::NoEpoch => "no-epoch",
+            Self::Invalidated => "invalidated",
             Self::KbForbids => "kb-forbids",
             Self::QueueFull => "queue-full",
             Self::StoreFailed => "store-failed",

@@ -117,8 +117,15 @@ impl Bucket {
     }
 }
 
-/// Those of the tenant, the user and the model; then those of the knowledge bases.
-pub(super) fn buckets(scope: &CacheScope<'_>, request: &LlmRequest) -> ([Bucket; 3], Vec<Bucket>) {
+/// By whose epochs an answer goes.
+#[derive(Clone)]
+pub(super) struct Buckets {
+    /// Of the tenant, the user and the model.
+    pub(super) own: [Bucket; 3],
+    pub(super) kbs: Vec<Bucket>,
+}
+
+pub(super) fn buckets(scope: &CacheScope<'_>, request: &LlmRequest) -> Buckets {
     let model = &*request.model;
     let own = [
         Bucket::of(EpochKind::Tenant, scope.tenant.unwrap_or_default()),
@@ -131,7 +138,8 @@ pub(super) fn buckets(scope: &CacheScope<'_>, request: &LlmRequest) -> ([Bucket;
             }
         },
     ];
-    (own, scope.kbs.iter().map(|kb| Bucket::of(EpochKind::KnowledgeBase, &kb.id)).collect())
+    let kbs = scope.kbs.iter().map(|kb| Bucket::of(EpochKind::KnowledgeBase, &kb.id)).collect();
+    Buckets { own, kbs }
 }
 
 // ===== impl Epochs =====
@@ -145,7 +153,7 @@ impl Epochs {
     }
 
     /// The epochs, as far as they may be trusted without asking.
-    pub(super) fn known(&self, own: &[Bucket; 3], kbs: &[Bucket]) -> Option<Stamp> {
+    pub(super) fn known(&self, Buckets { own, kbs }: &Buckets) -> Option<Stamp> {
         if let Some(shared) = &self.shared {
             // What draws on a knowledge base is asked for each time.
             let oldest = self.elapsed().saturating_sub(nanos(shared.max_age));
@@ -164,11 +172,11 @@ impl Epochs {
     }
 
     /// The epochs as they are now.
-    pub(super) async fn read(&self, own: &[Bucket; 3], kbs: &[Bucket]) -> Result<Stamp, BoxError> {
+    pub(super) async fn read(&self, asked: &Buckets) -> Result<Stamp, BoxError> {
         let Some(shared) = &self.shared else {
-            return self.known(own, kbs).ok_or_else(|| "epochs are always known here".into());
+            return self.known(asked).ok_or_else(|| "epochs are always known here".into());
         };
-        let buckets = [own, kbs].concat();
+        let buckets = [&asked.own[..], &asked.kbs].concat();
         let asked_at = self.elapsed();
         let epochs = Fetch::of(|| shared.store.read(&buckets)).wait().await?;
         let Some((&generation, epochs)) = epochs.split_first().filter(|(_, e)| e.len() == buckets.len())
@@ -176,7 +184,7 @@ impl Epochs {
             return Err("the store of epochs has answered something else".into());
         };
         self.learn(shared, asked_at, generation, &buckets, epochs);
-        let (first, rest) = epochs.split_at(own.len());
+        let (first, rest) = epochs.split_at(asked.own.len());
         Ok(Stamp { own: [generation, first[0], first[1], first[2]], kbs: rest.into() })
     }
 
@@ -193,6 +201,15 @@ impl Epochs {
                 known.at.store(asked_at, Ordering::Release);
             }
         }
+    }
+
+    /// Whether one was raised since `stamp`, as far as that is known here.
+    pub(super) fn have_passed(&self, stamp: &Stamp, Buckets { own, kbs }: &Buckets) -> bool {
+        let [generation, epochs @ ..] = &stamp.own;
+        let known = |bucket: &Bucket| self.known[bucket.at()].epoch.load(Ordering::Acquire);
+        let mut all = own.iter().zip(epochs).chain(kbs.iter().zip(&stamp.kbs));
+        *generation != self.generation.load(Ordering::Acquire)
+            || all.any(|(bucket, epoch)| known(bucket) > *epoch)
     }
 
     pub(super) async fn raise(&self, bucket: Bucket) -> Result<(), BoxError> {
@@ -251,40 +268,45 @@ mod tests {
         }
     }
 
+    fn of_a(kbs: &[Bucket]) -> Buckets {
+        let own = [EpochKind::Tenant, EpochKind::User, EpochKind::Model].map(|kind| Bucket::of(kind, "a"));
+        Buckets { own, kbs: kbs.to_vec() }
+    }
+
     #[tokio::test(start_paused = true)]
     async fn an_answer_from_before_an_epoch_was_raised_is_not_believed_after_it() {
         let store = Slow::default();
         let epochs = Epochs::new(Some(Arc::new(store.clone())), Duration::from_secs(1));
-        let own = [EpochKind::Tenant, EpochKind::User, EpochKind::Model].map(|kind| Bucket::of(kind, "a"));
+        let own = of_a(&[]);
         tokio::time::advance(Duration::from_millis(1)).await;
-        let mut asked = pin!(epochs.read(&own, &[]));
+        let mut asked = pin!(epochs.read(&own));
         assert!(asked.as_mut().now_or_never().is_none());
-        epochs.raise(own[0]).await.unwrap();
+        epochs.raise(own.own[0]).await.unwrap();
         store.0.1.notify_one();
         assert_eq!(asked.await.unwrap().own, [1, 0, 0, 0], "who asked before may have what was kept before");
-        assert!(epochs.known(&own, &[]).is_none(), "nobody else");
+        assert!(epochs.known(&own).is_none(), "nobody else");
         tokio::time::advance(Duration::from_millis(1)).await;
         store.0.1.notify_one();
-        assert_eq!(epochs.read(&own, &[]).await.unwrap().own, [1, 1, 1, 1]);
-        assert_eq!(epochs.known(&own, &[]).unwrap().own, [1, 1, 1, 1]);
+        assert_eq!(epochs.read(&own).await.unwrap().own, [1, 1, 1, 1]);
+        assert_eq!(epochs.known(&own).unwrap().own, [1, 1, 1, 1]);
     }
 
     #[tokio::test(start_paused = true)]
     async fn epochs_are_as_old_as_the_question_and_those_of_knowledge_bases_are_always_asked_for() {
         let (store, max_age) = (Slow::default(), Duration::from_secs(1));
         let epochs = Epochs::new(Some(Arc::new(store.clone())), max_age);
-        let own = [EpochKind::Tenant, EpochKind::User, EpochKind::Model].map(|kind| Bucket::of(kind, "a"));
-        let kbs = [Bucket::of(EpochKind::KnowledgeBase, "a")];
+        let own = of_a(&[]);
+        let kbs = of_a(&[Bucket::of(EpochKind::KnowledgeBase, "a")]);
         tokio::time::advance(max_age).await;
-        let mut asked = pin!(epochs.read(&own, &kbs));
+        let mut asked = pin!(epochs.read(&kbs));
         assert!(asked.as_mut().now_or_never().is_none());
         tokio::time::advance(max_age / 2).await;
         store.0.1.notify_one();
         asked.await.unwrap();
-        assert!(epochs.known(&own, &[]).is_some() && epochs.known(&own, &kbs).is_none());
+        assert!(epochs.known(&own).is_some() && epochs.known(&kbs).is_none());
         tokio::time::advance(max_age / 2).await;
-        assert!(epochs.known(&own, &[]).is_some());
+        assert!(epochs.known(&own).is_some());
         tokio::time::advance(Duration::from_millis(1)).await;
-        assert!(epochs.known(&own, &[]).is_none(), "longer ago than they may be trusted");
+        assert!(epochs.known(&own).is_none(), "longer ago than they may be trusted");
     }
 }

@@ -1,4 +1,4 @@
-use super::{Entry, Fetch, NotStored, ask::Shared, decide::Kbs, stats::count};
+use super::{Entry, Fetch, NotStored, ask::Shared, decide::Kbs, epoch::Buckets, stats::count};
 use crate::{
     BoxError, RequestContext,
     clock::after,
@@ -53,7 +53,7 @@ pub(super) struct Job {
 
 pub(super) enum Write {
     /// If the knowledge bases of the call still allow it.
-    IfAllowed(RequestContext, Arc<Entry>),
+    IfAllowed(RequestContext, Buckets, Arc<Entry>),
     Begun(Pin<Box<dyn Future<Output = Result<(), BoxError>> + Send>>),
 }
 
@@ -81,11 +81,11 @@ impl Job {
         let Self { shared, write, .. } = self;
         let put = match write {
             Write::Begun(put) => Fetch::Pending(put),
-            Write::IfAllowed(context, entry) => {
+            Write::IfAllowed(context, buckets, entry) => {
                 if shared.ask_kbs(&context).await != Kbs::Allow {
                     return shared.counters.not_stored(NotStored::KbForbids);
                 }
-                match shared.put(entry) {
+                match shared.put(entry, &buckets) {
                     Ok(put) => put,
                     Err(reason) => return shared.counters.not_stored(reason),
                 }

@@ -110,7 +110,6 @@ use super::{
     Fetch, MissReason,
     ask::{Found, Look, MOST_FAILURES, PAUSE, Plan, Shared},
     entry::Bond,
-    epoch::buckets,
     key,
     stats::count,
 };
@@ -362,7 +361,6 @@ impl Shared {
         }
         let partition = key::partition(&self.policy.secret, &scope, request, plan.origin.as_ref(), stamp)?;
         let words = Arc::new(Words::new(&text, &search.hasher));
-        let (own, kbs) = buckets(&scope, request);
         let text = text.into_owned();
         let mut plan = plan.clone();
         let shared = Arc::clone(self);
@@ -384,7 +382,7 @@ impl Shared {
             // As any other entry, and with what holds now rather than when the vector was asked for.
             let mut other = plan.clone();
             other.wanted.key = item.key;
-            match shared.find(asked, &mut other, own, kbs).await {
+            match shared.find(asked, &mut other).await {
                 Err(reason) => Found::Bypass(reason),
                 Ok(Ok(Some((entry, look @ Look::Good(_))))) => match search.rules.answers {
                     true => match shared.serve(&entry, look, plan.streaming) {
