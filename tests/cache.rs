@@ -573,6 +573,20 @@ async fn a_store_is_told_to_keep_nothing_for_longer_than_the_policy_says() {
     }
 }
 
+#[tokio::test]
+async fn what_is_too_old_for_one_stays_for_others() {
+    let clock = Watch::new();
+    let layer = layer(policy().with_clock(clock.clone()));
+    let provider =
+        Scripted::new().reply(Reply::text("one")).reply(Reply::error(Error::new(ErrorKind::Overloaded)));
+    let service = layer.layer(provider);
+    read(&service, ask("a")).await;
+    clock.forward(Duration::from_secs(10));
+    let young = control(CacheControl::new().with_max_age(Duration::from_secs(5)));
+    service.clone().oneshot(with(ask("a"), young)).await.unwrap_err();
+    assert_eq!(read(&service, ask("a")).await.0, "one");
+}
+
 /// Epochs that nobody raises, the same for all who share them.
 struct Epochs;
 

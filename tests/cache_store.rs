@@ -5,10 +5,11 @@ use llm_layers::{
     BoxError, CacheStatus, ChatBody, Completion, Error, FinishReason, KbScope, LlmRequest, LlmResponse,
     RequestContext, StreamChunk, TokenUsage,
     cache::{
-        Bucket, ByteStore, CacheKey, CacheLayer, CachePolicy, CacheSecret, CacheStore, CacheWorker,
-        Coalescing, Entry, EpochKind, EpochStore, Fetch, KbCaching, MissReason, MokaStore, NotStored,
-        SealedStore, TieredStore,
+        Bucket, ByteStore, CacheControl, CacheKey, CacheLayer, CachePolicy, CacheSecret, CacheStore,
+        CacheWorker, Coalescing, Entry, EpochKind, EpochStore, Fetch, KbCaching, MissReason, MokaStore,
+        NotStored, SealedStore, TieredStore,
     },
+    clock::Clock,
     http::cache_status_of,
     testing::{Reply, Scripted, Step},
 };
@@ -18,7 +19,7 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 use tower::{Layer, Service, ServiceExt, service_fn};
 
@@ -406,6 +407,71 @@ async fn another_process_hears_of_an_invalidation_within_a_second() {
     store.set(Mode::Down);
     let error = one.invalidate(EpochKind::User, "ada").await.unwrap_err();
     assert!(error.is_retryable() && !format!("{error} {error:?}").contains("ada"));
+}
+
+/// A clock that is put forward by hand.
+#[derive(Debug, Clone)]
+struct Watch(Arc<Mutex<SystemTime>>);
+
+impl Watch {
+    fn at(seconds: u64) -> Self {
+        Self(Arc::new(Mutex::new(SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000 + seconds))))
+    }
+}
+
+impl Clock for Watch {
+    fn now(&self) -> SystemTime {
+        *self.0.lock().unwrap()
+    }
+}
+
+/// All clocks, tokio's too.
+async fn pass(clocks: &[&Watch], seconds: u64) {
+    let time = Duration::from_secs(seconds);
+    clocks.iter().for_each(|clock| *clock.0.lock().unwrap() += time);
+    tokio::time::advance(time).await;
+}
+
+fn tiered_at(store: &Bytestore, clock: &Watch) -> (CacheLayer, CacheWorker) {
+    let far = SealedStore::new(store.clone(), secret());
+    CacheLayer::start(TieredStore::new(MokaStore::new(1 << 20), far), policy().with_clock(clock.clone()))
+}
+
+fn control(control: CacheControl) -> LlmRequest {
+    let request = ask("a");
+    let context = request.context.clone().with_cache_control(control);
+    request.with_context(context)
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_another_process_has_asked_for_anew_is_soon_new_here_too() {
+    let (store, clock) = (Bytestore::default(), Watch::at(0));
+    let provider = Scripted::new().reply(Reply::text("one")).reply(Reply::text("two"));
+    let [(one, _first), (two, _second), (three, _third)] = [(); 3].map(|()| tiered_at(&store, &clock));
+    let [one, two, three] = [one, two, three].map(|layer| layer.layer(provider.clone()));
+    read(&one, ask("a")).await;
+    settle().await;
+    for service in [&one, &two, &three] {
+        assert_eq!(read(service, ask("a")).await.0, "one");
+    }
+    pass(&[&clock], 10).await;
+    read(&one, control(CacheControl::new().with_no_cache())).await;
+    settle().await;
+    // Who wants nothing old is given what others have before anybody is paid.
+    let young = CacheControl::new().with_max_age(Duration::from_secs(5));
+    let (said, cache) = read(&two, control(young)).await;
+    assert!(said == "two" && cache.is_hit(), "{said} {cache:?}");
+    assert_eq!(read(&two, ask("a")).await.0, "two", "and so is who comes after him");
+    assert_eq!(read(&three, ask("a")).await.0, "one", "within a minute");
+    pass(&[&clock], 60).await;
+    assert_eq!(read(&three, ask("a")).await.0, "two");
+    // Also where it is one's own answer that another has replaced.
+    provider.push(Reply::text("three"));
+    read(&three, control(CacheControl::new().with_no_cache())).await;
+    settle().await;
+    pass(&[&clock], 60).await;
+    assert_eq!(read(&one, ask("a")).await.0, "three");
+    assert_eq!(provider.requests().len(), 3);
 }
 
 #[tokio::test(start_paused = true)]

@@ -204,13 +204,22 @@ impl Shared {
         if let Some(pending) = pending {
             return self.ask_later(pending, plan);
         }
-        match looked {
-            Some((_, Look::Dead(why))) if self.store.evict(&plan.wanted.key) => {
-                plan.why = why;
-                self.ask_later(self.store.get(&plan.wanted.key), plan)
-            }
-            looked => Asking::Now(self.judge(Ok(looked), plan)),
+        match looked.as_ref().and_then(|(_, look)| self.further(*look, &mut plan)) {
+            Some(further) => self.ask_later(further, plan),
+            None => Asking::Now(self.judge(Ok(looked), plan)),
         }
+    }
+
+    /// What is further away, where what is near is no good for this caller.
+    fn further(&self, look: Look, plan: &mut Plan) -> Option<Fetch<Option<Arc<Entry>>>> {
+        let key = &plan.wanted.key;
+        let further = match look {
+            Look::Dead(_) => self.store.evict(key).then(|| self.store.get(key)),
+            Look::TooOld => self.store.further(key),
+            Look::Foreign | Look::Good(_) => None,
+        }?;
+        plan.why = look.why();
+        Some(further)
     }
 
     fn ask_later(self: &Arc<Self>, entry: Fetch<Option<Arc<Entry>>>, plan: Plan) -> Asking {
@@ -222,7 +231,7 @@ impl Shared {
         }))
     }
 
-    /// The entry; if what is near is dead, what is further away.
+    /// The entry; if what is near is dead or too old, what is further away.
     async fn fetch(
         &self,
         entry: Fetch<Option<Arc<Entry>>>,
@@ -234,13 +243,10 @@ impl Shared {
                 (entry, look)
             })
         };
-        let entry = looked_at(entry.wait().await?, plan);
-        match entry {
-            Some((_, Look::Dead(why))) if self.store.evict(&plan.wanted.key) => {
-                plan.why = why;
-                Ok(looked_at(self.store.get(&plan.wanted.key).wait().await?, plan))
-            }
-            entry => Ok(entry),
+        let looked = looked_at(entry.wait().await?, plan);
+        match looked.as_ref().and_then(|(_, look)| self.further(*look, plan)) {
+            Some(further) => Ok(looked_at(further.wait().await?, plan)),
+            None => Ok(looked),
         }
     }
 

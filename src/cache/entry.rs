@@ -1,10 +1,14 @@
 use super::{CacheKey, epoch::Stamp, shape};
-use crate::{ChunkStream, Completion, ModelName, ResponseBody, TokenUsage, body::Kept, context::KeptRights};
+use crate::{
+    ChunkStream, Completion, ModelName, ResponseBody, TokenUsage, body::Kept, clock::after,
+    context::KeptRights,
+};
 use std::{
     fmt,
     sync::{Arc, OnceLock},
     time::{Duration, SystemTime},
 };
+use tokio::time::Instant;
 
 /// A kept answer, bound to the key and the scope that it was asked for with. Serves whole answers and streams.
 pub struct Entry {
@@ -13,6 +17,9 @@ pub struct Entry {
     pub(super) provider: Option<Arc<str>>,
     pub(super) answer: Answer,
     usage: Option<TokenUsage>,
+    /// How long, and until when, a store keeps this copy of it.
+    kept_for: Duration,
+    kept_until: Option<Instant>,
     /// The shape that it did not come in, made when first asked for.
     whole: OnceLock<Option<Completion>>,
     chunks: OnceLock<Arc<Kept>>,
@@ -31,6 +38,7 @@ pub(super) struct Bond {
 }
 
 /// An answer in the shape that it came in.
+#[derive(Clone)]
 pub(super) enum Answer {
     Whole(Completion),
     Stream(Arc<Kept>),
@@ -45,7 +53,32 @@ impl Entry {
             Answer::Whole(completion) => completion.usage().copied(),
             Answer::Stream(chunks) => chunks.usage().copied(),
         };
-        Self { bond, model, provider, answer, usage, whole: OnceLock::new(), chunks: OnceLock::new() }
+        Self {
+            kept_for: bond.ttl,
+            kept_until: None,
+            bond,
+            model,
+            provider,
+            answer,
+            usage,
+            whole: OnceLock::new(),
+            chunks: OnceLock::new(),
+        }
+    }
+
+    /// The same, to be kept for no longer than this from now on.
+    pub(super) fn copy_for(self: &Arc<Self>, time: Duration) -> Arc<Self> {
+        if self.kept_for <= time {
+            return Arc::clone(self);
+        }
+        let Self { bond, model, provider, answer, .. } = &**self;
+        let copy = Self::new(bond.clone(), model.clone(), provider.clone(), answer.clone());
+        Arc::new(Self { kept_for: time, kept_until: Some(after(time)), ..copy })
+    }
+
+    /// Whether its time as a [copy](Self::copy_for) is over.
+    pub(super) fn is_over(&self) -> bool {
+        self.kept_until.is_some_and(|until| until <= Instant::now())
     }
 
     /// What it is found by.
@@ -55,7 +88,7 @@ impl Entry {
 
     /// How long it may be kept.
     pub const fn ttl(&self) -> Duration {
-        self.bond.ttl
+        self.kept_for
     }
 
     /// About how many bytes of memory it takes.

@@ -74,6 +74,13 @@ pub trait CacheStore: Send + Sync + 'static {
         false
     }
 
+    /// What is under this key further away than in memory here, where it may be newer, for who wants none as old as what is here;
+    /// `None` if nothing is further away.
+    fn further(&self, key: &CacheKey) -> Option<Fetch<Option<Arc<Entry>>>> {
+        let _ = key;
+        None
+    }
+
     /// The epochs that all who share this store go by; `None` if nobody else does. Asked for where a layer or a stack is made; where that panics, nothing is found.
     fn epochs(&self) -> Option<Arc<dyn EpochStore>> {
         None
@@ -147,6 +154,10 @@ impl Guarded {
         caught(WHO, || self.0.evict(key)).unwrap_or(false)
     }
 
+    pub(super) fn further(&self, key: &CacheKey) -> Option<Fetch<Option<Arc<Entry>>>> {
+        caught(WHO, || self.0.further(key)).ok().flatten()
+    }
+
     /// Those of a store that panics are known to nobody.
     pub(super) fn epochs(&self) -> Option<Arc<dyn EpochStore>> {
         caught(WHO, || self.0.epochs()).unwrap_or_else(|_| Some(Arc::new(Unknown)))
@@ -180,6 +191,7 @@ forward! {
         fn get(&self, key: &CacheKey) -> Fetch<Option<Arc<Entry>>>;
         fn put(&self, entry: Arc<Entry>) -> Fetch<()>;
         fn evict(&self, key: &CacheKey) -> bool;
+        fn further(&self, key: &CacheKey) -> Option<Fetch<Option<Arc<Entry>>>>;
         fn epochs(&self) -> Option<Arc<dyn EpochStore>>;
     }
 }

@@ -1,18 +1,29 @@
 use super::{CacheKey, CacheStore, Entry, Fetch, epoch::EpochStore};
-use std::{fmt, sync::Arc};
+use crate::BoxError;
+use std::{fmt, sync::Arc, time::Duration};
 
 /// Two stores, a near one and a far one: what is not in the near one is looked for in the far one, and kept in both.
 ///
-/// Epochs are the far one's, for it is the one that is shared.
+/// Epochs are the far one's, for it is the one that is shared. The near one does not hear of what others put there: it keeps its
+/// copies for a bounded time, and is passed over by who wants none as old as what it has.
 pub struct TieredStore<N, F> {
     near: Arc<N>,
     far: F,
+    near_time: Duration,
 }
 
 impl<N: CacheStore, F: CacheStore> TieredStore<N, F> {
-    /// `near`, then `far`.
+    /// `near`, then `far`. What is near is kept for a minute at most.
     pub fn new(near: N, far: F) -> Self {
-        Self { near: Arc::new(near), far }
+        Self { near: Arc::new(near), far, near_time: Duration::from_secs(60) }
+    }
+
+    /// Keeps what is near for no longer than this, and asks the far one again then: so long may an answer be given here after
+    /// somebody else has asked for a new one, or by a clock that is behind.
+    #[must_use]
+    pub const fn with_near_time(mut self, time: Duration) -> Self {
+        self.near_time = time;
+        self
     }
 
     /// The near one.
@@ -26,29 +37,42 @@ impl<N: CacheStore, F: CacheStore> TieredStore<N, F> {
     }
 }
 
-impl<N: CacheStore, F: CacheStore> CacheStore for TieredStore<N, F> {
-    fn get(&self, key: &CacheKey) -> Fetch<Option<Arc<Entry>>> {
-        let near = self.near.get(key);
-        if let Fetch::Ready(Some(entry)) = near {
-            return Fetch::Ready(Some(entry));
-        }
-        let (far, place, key) = (self.far.get(key), Arc::clone(&self.near), *key);
-        Fetch::pending(async move {
-            if let Ok(Some(entry)) = near.wait().await {
-                return Ok(Some(entry));
-            }
+impl<N: CacheStore, F: CacheStore> TieredStore<N, F> {
+    /// What the far one has, which is near from then on.
+    fn ask_far(
+        &self,
+        key: &CacheKey,
+    ) -> impl Future<Output = Result<Option<Arc<Entry>>, BoxError>> + Send + use<N, F> {
+        let (far, near, time, key) = (self.far.get(key), Arc::clone(&self.near), self.near_time, *key);
+        async move {
             let found = far.wait().await?;
             // A liar's answer is not kept.
             if let Some(entry) = found.as_ref().filter(|entry| *entry.key() == key) {
                 // What the near one makes of it is not worth failing for.
-                let _ = Fetch::of(|| place.put(Arc::clone(entry))).wait().await;
+                let _ = Fetch::of(|| near.put(entry.copy_for(time))).wait().await;
             }
             Ok(found)
+        }
+    }
+}
+
+impl<N: CacheStore, F: CacheStore> CacheStore for TieredStore<N, F> {
+    fn get(&self, key: &CacheKey) -> Fetch<Option<Arc<Entry>>> {
+        let near = match self.near.get(key) {
+            Fetch::Ready(Some(entry)) if !entry.is_over() => return Fetch::Ready(Some(entry)),
+            near => near,
+        };
+        let far = self.ask_far(key);
+        Fetch::pending(async move {
+            match near.wait().await {
+                Ok(Some(entry)) if !entry.is_over() => Ok(Some(entry)),
+                _ => far.await,
+            }
         })
     }
 
     fn put(&self, entry: Arc<Entry>) -> Fetch<()> {
-        match (self.near.put(Arc::clone(&entry)), self.far.put(entry)) {
+        match (self.near.put(entry.copy_for(self.near_time)), self.far.put(entry)) {
             (Fetch::Ready(()), far) => far,
             (near, far) => Fetch::pending(async move {
                 let near = near.wait().await;
@@ -61,6 +85,10 @@ impl<N: CacheStore, F: CacheStore> CacheStore for TieredStore<N, F> {
     fn evict(&self, key: &CacheKey) -> bool {
         self.near.evict(key);
         true
+    }
+
+    fn further(&self, key: &CacheKey) -> Option<Fetch<Option<Arc<Entry>>>> {
+        Some(Fetch::pending(self.ask_far(key)))
     }
 
     fn epochs(&self) -> Option<Arc<dyn EpochStore>> {
