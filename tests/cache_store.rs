@@ -475,6 +475,38 @@ async fn what_another_process_has_asked_for_anew_is_soon_new_here_too() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn nothing_outlives_its_time_by_much_where_clocks_are_apart() {
+    let store = Bytestore::default();
+    // Half an hour ahead.
+    let (ahead, here) = (Watch::at(1800), Watch::at(0));
+    let [(one, _first), (two, _second)] = [&ahead, &here].map(|clock| tiered_at(&store, clock));
+    let provider = Scripted::new();
+    let [one, two] = [one, two].map(|layer| layer.layer(provider.clone()));
+    read(&one, ask("a")).await;
+    settle().await;
+    pass(&[&ahead, &here], 59 * 60).await;
+    assert!(read(&two, ask("a")).await.1.is_hit());
+    pass(&[&ahead, &here], 60).await;
+    // As Redis does, whose clock is nobody's here.
+    store.0.kept.lock().unwrap().clear();
+    assert_eq!(read(&two, ask("a")).await.1, CacheStatus::Miss);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_from_the_future_is_not_believed() {
+    for (seconds, is_hit) in [(59, true), (61, false)] {
+        let store = Bytestore::default();
+        let [(one, _first), (two, _second)] =
+            [Watch::at(seconds), Watch::at(0)].map(|clock| tiered_at(&store, &clock));
+        let provider = Scripted::new();
+        let [one, two] = [one, two].map(|layer| layer.layer(provider.clone()));
+        read(&one, ask("a")).await;
+        settle().await;
+        assert_eq!(read(&two, ask("a")).await.1.is_hit(), is_hit, "{seconds}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_draws_on_a_knowledge_base_asks_for_epochs_each_time() {
     let store = Bytestore::default();
     let allow =

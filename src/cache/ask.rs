@@ -27,6 +27,9 @@ use std::{
 pub(super) const MOST_FAILURES: u32 = 5;
 pub(super) const PAUSE: Duration = Duration::from_secs(1);
 
+/// By so much the clock of whoever has made an entry may be ahead. Beyond, nobody knows how old it is.
+const MOST_AHEAD: Duration = Duration::from_secs(60);
+
 /// What all services and calls of one layer share.
 pub(super) struct Shared {
     pub(super) policy: CachePolicy,
@@ -388,7 +391,11 @@ impl Shared {
         if bond.key != wanted.key || !is_his() {
             return Look::Foreign;
         }
-        let age = self.policy.clock.now().duration_since(bond.created_at).unwrap_or_default();
+        let age = match self.policy.clock.now().duration_since(bond.created_at) {
+            Ok(age) => age,
+            Err(ahead) if ahead.duration() <= MOST_AHEAD => Duration::ZERO,
+            Err(_) => return Look::Dead(MissReason::Expired),
+        };
         match wanted.control.max_age {
             _ if wanted.stamp.as_ref() != Some(&bond.stamp) => Look::Dead(MissReason::Invalidated),
             _ if age >= bond.ttl.min(self.policy.ttl) => Look::Dead(MissReason::Expired),

@@ -29,7 +29,7 @@ pub enum MissReason {
     /// There is none.
     #[default]
     Absent,
-    /// It is older than the cache keeps answers.
+    /// It is older than the cache keeps answers, or from more than a minute ahead.
     Expired,
     /// It is from before its user, tenant, model or knowledge base was made invalid.
     Invalidated,
