@@ -507,6 +507,44 @@ async fn what_is_from_the_future_is_not_believed() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn while_the_store_is_away_equal_calls_still_share_one_until_they_are_made_invalid() {
+    let store = Bytestore::default();
+    let far = SealedStore::new(store.clone(), secret());
+    let allow = |_: &KbScope, _: &RequestContext| Fetch::Ready(KbCaching::Allowed);
+    let policy = policy().with_coalescing(Coalescing::new()).with_kb_settings(allow);
+    let (layer, _worker) = CacheLayer::start(TieredStore::new(MokaStore::new(1 << 20), far), policy);
+    let provider = Scripted::new();
+    (0..4).for_each(|_| provider.push(Reply::text("hi").after([Step::Gate])));
+    let service = layer.layer(provider.clone());
+    store.set(Mode::Down);
+    let call = || tokio::spawn(service.clone().oneshot(ask("a")));
+    let mut calls: Vec<_> = (0..5).map(|_| call()).collect();
+    settle().await;
+    assert_eq!((provider.requests().len(), layer.flights()), (1, 1));
+    layer.invalidate(EpochKind::User, "ada").await.unwrap_err();
+    calls.extend([call(), call()]);
+    settle().await;
+    assert_eq!((provider.requests().len(), layer.flights()), (2, 2));
+    // Others may have taken back rights, and nobody here has heard of it.
+    let kb = || {
+        let request = ask("a");
+        let context = request.context.clone().with_kb(KbScope::new("kb").with_acl_hash("1"));
+        tokio::spawn(service.clone().oneshot(request.with_context(context)))
+    };
+    calls.extend([kb(), kb()]);
+    settle().await;
+    assert_eq!((provider.requests().len(), layer.flights()), (4, 2));
+    (0..4).for_each(|_| provider.open());
+    let mut how = Vec::new();
+    for call in calls {
+        how.push(call.await.unwrap().unwrap().cache);
+    }
+    use CacheStatus::{Coalesced, Miss};
+    assert_eq!(how, [Miss, Coalesced, Coalesced, Coalesced, Coalesced, Miss, Coalesced, Miss, Miss]);
+    assert_eq!(layer.stats().not_stored.iter().map(|(_, count)| count).sum::<u64>(), 4);
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_draws_on_a_knowledge_base_asks_for_epochs_each_time() {
     let store = Bytestore::default();
     let allow =

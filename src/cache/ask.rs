@@ -5,7 +5,7 @@ use super::{
     MissReason, NotStored, Unreadable,
     decide::{self, Asked, Kbs},
     epoch::{Buckets, Epochs, Stamp, buckets},
-    flight::{Flights, Route},
+    flight::{Flights, Route, Since},
     key::Origin,
     stats::{Counters, count},
     store::Guarded,
@@ -120,16 +120,16 @@ impl Look {
 
 impl Plan {
     /// Where its call can be shared; `None` if it cannot be told which calls are equal.
-    pub(super) fn route(&self) -> Option<Route> {
+    pub(super) fn route(&self, epochs: &Epochs) -> Option<Route> {
+        let since = match &self.wanted.stamp {
+            Some(stamp) => Since::Epochs(stamp.clone()),
+            // Others may have taken back what was allowed.
+            None if self.asks_kbs => return None,
+            None => Since::Raised(epochs.times_raised()),
+        };
         let mut departments: Box<[_]> = self.context.department_ids().into();
         departments.sort_unstable();
-        Some(Route {
-            key: self.wanted.key,
-            stamp: self.wanted.stamp.clone()?,
-            streaming: self.streaming,
-            ttl: self.ttl,
-            departments,
-        })
+        Some(Route { key: self.wanted.key, since, streaming: self.streaming, ttl: self.ttl, departments })
     }
 }
 

@@ -56,6 +56,8 @@ pub(super) struct Stamp {
 pub(super) struct Epochs {
     known: Box<[Known]>,
     generation: AtomicU64,
+    /// How often any was raised, or was to be raised, here.
+    raised: AtomicU64,
     /// None: nobody else raises any, and what is known here is all there is.
     shared: Option<Shared>,
     base: Instant,
@@ -149,7 +151,8 @@ impl Epochs {
         let known = (0..4 * usize::from(BUCKETS)).map(|_| Known::default()).collect();
         let shared = store.map(|store| Shared { store, max_age, raised_at: Mutex::default() });
         // Entries of another process, or of one before, must not pass for ours where nobody tells us of epochs.
-        Self { known, generation: AtomicU64::new(fastrand::u64(1..)), shared, base: Instant::now() }
+        let generation = AtomicU64::new(fastrand::u64(1..));
+        Self { known, generation, raised: AtomicU64::new(0), shared, base: Instant::now() }
     }
 
     /// The epochs, as far as they may be trusted without asking.
@@ -210,6 +213,16 @@ impl Epochs {
         let mut all = own.iter().zip(epochs).chain(kbs.iter().zip(&stamp.kbs));
         *generation != self.generation.load(Ordering::Acquire)
             || all.any(|(bucket, epoch)| known(bucket) > *epoch)
+    }
+
+    /// For calls that share what they ask for while the store of epochs is away.
+    pub(super) fn times_raised(&self) -> u64 {
+        self.raised.load(Ordering::Acquire)
+    }
+
+    /// Whatever becomes of [`raise`](Self::raise): who asks from now on waits for no call from before.
+    pub(super) fn have_been_raised(&self) {
+        self.raised.fetch_add(1, Ordering::AcqRel);
     }
 
     pub(super) async fn raise(&self, bucket: Bucket) -> Result<(), BoxError> {

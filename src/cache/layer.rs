@@ -327,7 +327,9 @@ impl CacheLayer {
     pub async fn invalidate(&self, kind: EpochKind, id: &str) -> Result<(), Error> {
         let raised = self.shared.epochs.raise(Bucket::of(kind, id));
         let failed = || Error::new(ErrorKind::StoreUnavailable { store: "cache".into() });
-        match tokio::time::timeout(self.shared.policy.write_deadline, raised).await {
+        let raised = tokio::time::timeout(self.shared.policy.write_deadline, raised).await;
+        self.shared.epochs.have_been_raised();
+        match raised {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => Err(failed().with_source(error)),
             Err(late) => Err(failed().with_source(late)),

@@ -268,7 +268,7 @@ fn may_share<'a>(
 ) -> Option<(&'a Arc<Flights>, Route, Handle)> {
     let flights = shared.flights.as_ref().filter(|flights| !flights.carry(request))?;
     // Who wants no kept answer does not want one that was asked for before either.
-    let route = plan.route().filter(|_| !plan.wanted.control.no_cache)?;
+    let route = plan.route(&shared.epochs).filter(|_| !plan.wanted.control.no_cache)?;
     let is_late = Deadline::of(request).is_over();
     let runtime = Handle::try_current().ok().filter(|_| !is_late)?;
     Some((flights, route, runtime))

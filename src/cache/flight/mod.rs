@@ -62,12 +62,20 @@ struct Map {
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub(super) struct Route {
     pub(super) key: CacheKey,
-    pub(super) stamp: Stamp,
+    pub(super) since: Since,
     pub(super) streaming: bool,
     /// How long the answer is to be kept.
     pub(super) ttl: Duration,
     /// What they have left bounds an answer, or refuses it. In order.
     pub(super) departments: Box<[Arc<str>]>,
+}
+
+/// What must not have been made invalid in between.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub(super) enum Since {
+    Epochs(Stamp),
+    /// The epochs cannot be had: so many times something was made invalid here. Nothing is kept of it.
+    Raised(u64),
 }
 
 /// One caller's own call, made only if it comes to that.

@@ -414,7 +414,7 @@ impl Shared {
     /// Whether an equal call is under way, which is better than a similar one that is over.
     fn flies(&self, plan: &Plan) -> bool {
         let Some(flights) = &self.flights else { return false };
-        plan.route().is_some_and(|route| flights.has(&route))
+        plan.route(&self.epochs).is_some_and(|route| flights.has(&route))
     }
 }
 
