@@ -22,6 +22,8 @@ pub(super) struct Bounds {
 #[derive(Default)]
 struct Inner {
     partitions: HashMap<[u8; 32], Partition>,
+    /// The partitions by the numbers of their first uses, to be looked through in turn; some of them are gone.
+    turns: VecDeque<([u8; 32], u64)>,
     bytes: usize,
     /// Counts uses, to tell which was last.
     uses: u64,
@@ -31,8 +33,12 @@ struct Inner {
 struct Partition {
     /// Oldest first.
     items: VecDeque<Arc<Item>>,
+    number: u64,
     used: u64,
 }
+
+/// How many partitions are looked through for what is over each time that something is added.
+const TURNS: usize = 4;
 
 pub(super) struct Item {
     pub(super) key: CacheKey,
@@ -71,6 +77,7 @@ impl Index {
             return;
         }
         let inner = &mut *self.lock();
+        inner.forget_some(now);
         inner.retain(&partition, |old| old.key != item.key && !old.is_over(now));
         while inner.partitions.get(&partition).is_some_and(|p| p.items.len() >= self.bounds.entries) {
             inner.pop(&partition);
@@ -91,6 +98,8 @@ impl Index {
         let used = inner.uses;
         let place = inner.partitions.entry(partition).or_default();
         if place.items.is_empty() {
+            place.number = used;
+            inner.turns.push_back((partition, used));
             inner.bytes += size_of::<Partition>();
         }
         place.used = used;
@@ -116,6 +125,20 @@ impl Index {
 }
 
 impl Inner {
+    /// Nobody may ever ask for a partition again, as for those of before an invalidation.
+    fn forget_some(&mut self, now: SystemTime) {
+        for _ in 0..TURNS.min(self.turns.len()) {
+            let Some((name, number)) = self.turns.pop_front() else { return };
+            let is_there = |inner: &Self| inner.partitions.get(&name).is_some_and(|p| p.number == number);
+            if is_there(self) {
+                self.retain(&name, |item| !item.is_over(now));
+            }
+            if is_there(self) {
+                self.turns.push_back((name, number));
+            }
+        }
+    }
+
     fn retain(&mut self, name: &[u8; 32], mut keep: impl FnMut(&Item) -> bool) {
         let Some(partition) = self.partitions.get_mut(name) else { return };
         let bytes = &mut self.bytes;
@@ -177,6 +200,21 @@ mod tests {
         assert_eq!((keys(0), keys(1), keys(2)), (vec![1, 2], vec![], vec![8]));
         index.insert([0; 32], item(9, 4, 30), START + Duration::from_secs(10));
         assert_eq!(keys(0), [9], "the others are over");
+    }
+
+    #[test]
+    fn what_is_over_goes_also_where_nobody_looks_any_more() {
+        let index = Index::new(Bounds { entries: 4, partitions: 100, bytes: 1 << 20 });
+        for name in 0..50 {
+            index.insert([name; 32], item(name, 4, 10), START);
+            index.insert([name; 32], item(name + 100, 4, if name == 0 { 90 } else { 10 }), START);
+        }
+        assert_eq!(index.len().1, 100);
+        let later = START + Duration::from_secs(10);
+        for key in 0..50 {
+            index.insert([200; 32], item(key, 4, 90), later);
+        }
+        assert_eq!((index.len().0, index.len().1), (2, 5), "what is not over, and what was added");
     }
 
     proptest! {
