@@ -91,7 +91,8 @@ pub struct AccessDecision {
 pub struct CacheDecision {
     /// What it did.
     pub status: CacheStatus,
-    /// Why, in a word or two of a closed list; empty if it was not asked.
+    /// Why, in a word or two of a closed list, `similar` for an answer to a similar question; empty if it was not asked, or has the answer
+    /// to this one.
     pub why: &'static str,
 }
 
@@ -288,6 +289,7 @@ pub(crate) fn of_answer(decisions: &Decisions, answer: &LlmResponse) -> Decision
     if record.cache.why.is_empty() {
         record.cache.why = match answer.cache {
             CacheStatus::Bypass(reason) => reason.as_str(),
+            _ if answer.is_similar => "similar",
             _ => answer.cache_miss.map_or("", MissReason::as_str),
         };
     }

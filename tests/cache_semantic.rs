@@ -1,5 +1,6 @@
 //! Similar questions: found only by the same caller with the same rights, and only where the words agree too.
 
+use http::HeaderValue;
 use llm_layers::{
     CacheStatus, ChatBody, Completion, Error, ErrorKind, KbScope, LlmRequest, LlmResponse, Message, Part,
     RequestContext, TokenUsage,
@@ -8,6 +9,7 @@ use llm_layers::{
         MokaStore, Semantic,
     },
     clock::Clock,
+    http::cache_status_of,
 };
 use proptest::prelude::*;
 use std::{
@@ -131,6 +133,23 @@ async fn what_is_not_kept_is_not_learnt() {
     assert_eq!((layer.stats().stored, layer.stats().semantic_hits), (0, 0));
 }
 
+#[tokio::test(start_paused = true)]
+async fn an_answer_to_a_similar_question_says_so() {
+    let layer = layer(policy(Counted::default().semantic()));
+    let service = over(&layer);
+    hits(&service, body(ONE), ada()).await;
+    for (text, header, why) in
+        [(SIMILAR, "llm-layers; hit; detail=similar", "similar"), (ONE, "llm-layers; hit", "")]
+    {
+        let request = LlmRequest::new("acme/one", body(text)).with_context(ada());
+        let answer = service.clone().oneshot(request).await.unwrap();
+        assert_eq!(
+            (cache_status_of(&answer).unwrap(), answer.decision_record().cache.why),
+            (HeaderValue::from_static(header), why)
+        );
+    }
+}
+
 /// Equal questions share a call, and so does nobody who only asks alike.
 #[tokio::test(start_paused = true)]
 async fn seed_18_with_coalescing_a_similar_question_waits_for_no_call_and_finds_its_answer_afterwards() {
@@ -237,6 +256,48 @@ async fn in_the_shadow_it_counts_and_does_not_answer() {
         LlmRequest::new("acme/one", body("Hello, what is the capital of France")).with_context(only);
     let error = service.clone().oneshot(request).await.unwrap_err();
     assert!(matches!(error.kind(), ErrorKind::NotCached));
+}
+
+/// What is logged.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn why_the_embedder_fails_is_logged_once_and_never_what_it_was_asked() {
+    let (log, calls) = (Log::default(), AtomicUsize::new(0));
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
+    let _told = tracing::subscriber::set_default(subscriber);
+    let semantic = Semantic::new(move |text: &str| {
+        let text = text.to_owned();
+        match calls.fetch_add(1, Ordering::SeqCst) {
+            0 | 1 => Fetch::pending(std::future::pending()),
+            2 | 3 => Fetch::pending(async move { Err(format!("{text:?} is too much for me").into()) }),
+            _ => Fetch::Ready(bag(&text)),
+        }
+    });
+    let service = over(&layer(policy(semantic)));
+    for number in 0..6 {
+        assert!(!hits(&service, body(&format!("{ONE} {number}")), ada()).await);
+    }
+    let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    let lines: Vec<_> = log.lines().collect();
+    assert_eq!(lines.len(), 3, "{log}");
+    assert!(
+        lines[0].contains("in time") && lines[1].contains("it fails") && lines[2].contains("again"),
+        "{log}"
+    );
+    assert!(!log.contains("France"), "{log}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -44,6 +44,8 @@ pub struct LlmResponse {
     pub cache: CacheStatus,
     /// Why a cache had no answer, if it was asked.
     pub cache_miss: Option<MissReason>,
+    /// Whether it is a cache's answer to a similar question.
+    pub is_similar: bool,
     /// How much is left of the tightest limit of the caller's departments, this call's reservation deducted.
     pub quota: Option<Headroom>,
     /// The attempts that failed before this answer.
@@ -101,6 +103,7 @@ impl LlmResponse {
             provider_request_id: None,
             cache: CacheStatus::default(),
             cache_miss: None,
+            is_similar: false,
             quota: None,
             attempts: Vec::new(),
             decisions: Decisions::default(),

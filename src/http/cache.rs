@@ -104,7 +104,8 @@ pub fn cache_status(status: CacheStatus) -> Option<HeaderValue> {
 }
 
 /// As [`cache_status`], with why there was no answer: `fwd=stale` for one that was too old or made invalid, `fwd=request` for
-/// one that the caller did not want, and the [reason](MissReason) as `detail`.
+/// one that the caller did not want, and the [reason](MissReason) as `detail`; and with `detail=similar` for an answer to a
+/// similar question.
 ///
 /// ```
 /// use llm_layers::{CacheStatus, Completion, LlmResponse, TokenUsage, cache::MissReason, http::cache_status_of};
@@ -114,8 +115,12 @@ pub fn cache_status(status: CacheStatus) -> Option<HeaderValue> {
 /// assert_eq!(cache_status_of(&answer).unwrap(), "llm-layers; fwd=stale; detail=expired");
 /// ```
 pub fn cache_status_of(answer: &LlmResponse) -> Option<HeaderValue> {
-    let (CacheStatus::Miss, Some(why)) = (answer.cache, answer.cache_miss) else {
-        return cache_status(answer.cache);
+    let why = match (answer.cache, answer.cache_miss) {
+        (CacheStatus::Hit { .. }, _) if answer.is_similar => {
+            return Some(HeaderValue::from_static("llm-layers; hit; detail=similar"));
+        }
+        (CacheStatus::Miss, Some(why)) => why,
+        (status, _) => return cache_status(status),
     };
     let forward = match why {
         MissReason::Absent => return cache_status(CacheStatus::Miss),

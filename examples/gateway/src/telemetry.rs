@@ -7,6 +7,7 @@ use axum::{
 };
 use http_body_util::{BodyExt, Full, Limited};
 use llm_layers::{
+    cache::CacheStats,
     provider::openai::{HyperClient, hyper_client},
     quota::QuotaLayer,
     telemetry::{CaptureContent, OtelObserver, SemConv, TracingObserver, otel},
@@ -165,18 +166,46 @@ impl Telemetry {
         }
     }
 
-    /// Shows what a semantic cache would have found in its shadow.
+    /// Shows what a semantic cache finds, or would have found in its shadow.
     pub(crate) fn watch_cache(&self, stack: &llm_layers::stack::Handle) {
-        if self.meters.is_some() && stack.cache_stats().is_some() {
-            let stack = stack.clone();
-            let hits = move || stack.cache_stats().map_or(0, |stats| stats.semantic_would_hit);
-            self.meter()
-                .u64_observable_counter("llm_layers.cache.semantic.shadow_hits")
-                .with_unit("{request}")
-                .with_description("Calls that were made though a similar question had an answer")
-                .with_callback(move |counter| counter.observe(hits(), &[]))
-                .build();
+        if self.meters.is_none() || stack.cache_stats().is_none() {
+            return;
         }
+        let show = |name: &'static str, unit, what, of: fn(&CacheStats) -> u64| {
+            let stack = stack.clone();
+            self.meter()
+                .u64_observable_counter(name)
+                .with_unit(unit)
+                .with_description(what)
+                .with_callback(move |counter| {
+                    counter.observe(stack.cache_stats().as_ref().map_or(0, of), &[]);
+                })
+                .build();
+        };
+        show(
+            "llm_layers.cache.semantic.hits",
+            "{request}",
+            "Calls that were answered as a similar question was",
+            |stats| stats.semantic_hits,
+        );
+        show(
+            "llm_layers.cache.semantic.shadow_hits",
+            "{request}",
+            "Calls that were made though a similar question had an answer",
+            |stats| stats.semantic_would_hit,
+        );
+        show(
+            "llm_layers.cache.semantic.guarded",
+            "{request}",
+            "Calls that were made because words of a similar question were others",
+            |stats| stats.guarded_off,
+        );
+        show(
+            "llm_layers.cache.semantic.embedder_failures",
+            "{request}",
+            "Times that the embedder failed or was late",
+            |stats| stats.embedder_failures,
+        );
     }
 
     /// Shows how quotas do.

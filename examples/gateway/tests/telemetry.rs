@@ -427,6 +427,18 @@ fn series(text: &str) -> BTreeMap<String, BTreeSet<String>> {
 }
 
 #[tokio::test]
+async fn what_a_cache_finds_of_similar_questions_is_printed() {
+    let upstream = Upstream::start().await;
+    let gateway = Gateway::start(&config(&upstream.url, "[cache]\n")).await;
+    let reply = gateway.get("/metrics").await;
+    let printed = series(&reply.body);
+    for what in ["hits", "shadow_hits", "guarded", "embedder_failures"] {
+        let name = format!("llm_layers_cache_semantic_{what}_total");
+        assert!(printed.contains_key(&*name), "{name}: {printed:#?}");
+    }
+}
+
+#[tokio::test]
 async fn the_dashboard_asks_for_what_is_printed() {
     let mut upstream = Upstream::start().await;
     let gateway = Gateway::start(&config(&upstream.url, "")).await;

@@ -130,6 +130,7 @@ struct Head {
     model: ModelName,
     provider: Option<Arc<str>>,
     cache: CacheStatus,
+    is_similar: bool,
     /// For the one whose call it is.
     own: Option<Own>,
 }
@@ -417,6 +418,7 @@ impl Flight {
             provider_request_id,
             cache,
             cache_miss: _,
+            is_similar,
             quota,
             attempts,
             decisions,
@@ -424,7 +426,7 @@ impl Flight {
             extensions,
         } = answer;
         let own = Some(Own { attempts, provider_request_id, quota, decisions, extensions });
-        let head = Head { model, provider, cache, own };
+        let head = Head { model, provider, cache, is_similar, own };
         let mut chunks = match body {
             ResponseBody::Complete(completion) => {
                 self.lock().whole = Some(completion);

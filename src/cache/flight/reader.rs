@@ -27,6 +27,7 @@ pub(in crate::cache) struct Beginning {
     model: ModelName,
     provider: Option<Arc<str>>,
     pub(in crate::cache) cache: CacheStatus,
+    is_similar: bool,
     own: Option<Own>,
     /// `None`: it is streamed.
     pub(in crate::cache) whole: Option<Completion>,
@@ -69,6 +70,7 @@ impl Reader {
                 model: head.model.clone(),
                 provider: head.provider.clone(),
                 cache,
+                is_similar: head.is_similar,
                 own,
                 whole,
             }));
@@ -99,6 +101,7 @@ impl Beginning {
         let mut answer = LlmResponse::new(self.model, body);
         answer.provider = self.provider;
         answer.cache = self.cache;
+        answer.is_similar = self.is_similar;
         if let Some(Own { attempts, provider_request_id, quota, decisions, extensions }) = self.own {
             answer.attempts = attempts;
             answer.provider_request_id = provider_request_id;

@@ -113,7 +113,12 @@ use super::{
     key,
     stats::count,
 };
-use crate::{ChatBody, LlmRequest, forward::forward, json, store::Breaker};
+use crate::{
+    ChatBody, LlmRequest,
+    forward::forward,
+    json,
+    store::{Breaker, Trouble},
+};
 use std::{borrow::Cow, fmt, hash::RandomState, pin::Pin, sync::Arc, time::Duration};
 use tokio::sync::Semaphore;
 
@@ -162,6 +167,7 @@ pub(super) struct Search {
     rules: Semantic,
     index: Index,
     breaker: Breaker,
+    trouble: Trouble,
     under_way: Semaphore,
     /// Of chance, so that hashes of words tell nobody the words.
     hasher: RandomState,
@@ -273,6 +279,7 @@ impl Search {
         Self {
             index: Index::new(rules.bounds),
             breaker: Breaker::new(MOST_FAILURES, PAUSE),
+            trouble: Trouble::default(),
             under_way: Semaphore::new(rules.concurrency.min(Semaphore::MAX_PERMITS)),
             hasher: RandomState::new(),
             rules,
@@ -287,17 +294,24 @@ impl Search {
         let vector =
             tokio::time::timeout(self.rules.deadline, Fetch::of(|| self.rules.embedder.embed(text)).wait())
                 .await;
-        let unit = vector.ok().and_then(Result::ok).and_then(unit);
+        // What an embedder says may be of the text.
+        let unit = match vector {
+            Ok(Ok(vector)) => unit(vector).ok_or("a vector of no direction"),
+            Ok(Err(_)) => Err("it fails"),
+            Err(_) => Err("it does not answer in time"),
+        };
         match &unit {
-            Some(_) => {
+            Ok(_) => {
                 self.breaker.succeeded();
+                self.trouble.works("similar questions are looked for again");
             }
-            None => {
+            Err(cause) => {
                 self.breaker.failed();
+                self.trouble.fails("no similar questions are looked for: the embedder fails", cause);
                 count(&shared.counters.embedder_failures);
             }
         }
-        unit
+        unit.ok()
     }
 
     fn nearest(&self, probe: &Probe, own: &Plan, shared: &Shared) -> Nearest {
@@ -386,7 +400,8 @@ impl Shared {
                 Err(reason) => Found::Bypass(reason),
                 Ok(Ok(Some((entry, look @ Look::Good(_))))) => match search.rules.answers {
                     true => match shared.serve(&entry, look, plan.streaming) {
-                        Some(answer) => {
+                        Some(mut answer) => {
+                            answer.is_similar = true;
                             count(&shared.counters.semantic_hits);
                             Found::Hit(answer)
                         }
