@@ -125,6 +125,10 @@ fn seed_15_what_cannot_change_the_answer_is_not_in_it() {
     assert_eq!(MEMBERS_LEFT_OUT, ["metadata", "model", "stream", "stream_options"]);
     let more = r#"{"stream":true,"stream_options":{"include_usage":true},"model":"fast","metadata":{"a":"b"},"messages":[{"role":"user","content":"Hello"}]}"#;
     assert_eq!(key(HELLO), key(more));
+    for labels in ["{}", "null", r#"{"a":"x","b":""}"#, r#"{"user_id":"u"}"#] {
+        let body = format!(r#"{{"metadata":{labels},"store":false,{}"#, &STORED[14..]);
+        assert_eq!(key(&body), key(&format!(r#"{{"store":false,{}"#, &STORED[14..])), "{labels}");
+    }
     let escaped = r#"{"str\u0065am":true,"messages":[{"role":"user","content":"Hello"}]}"#;
     assert_eq!(key(HELLO), key(escaped));
     let labels =
@@ -135,6 +139,23 @@ fn seed_15_what_cannot_change_the_answer_is_not_in_it() {
         let body = format!(r#"{{"messages":[{{"role":"user","content":"Hello"}}],"{name}":"1"}}"#);
         assert_ne!(key(HELLO), key(&body), "{name}");
     }
+}
+
+const STORED: &str = r#"{"store":true,"messages":[{"role":"user","content":"Hello"}]}"#;
+
+/// Proxies choose who answers, and what is filtered, by it.
+#[test]
+fn metadata_that_is_more_than_labels_is_in_it() {
+    for more in [r#"{"tags":["a"]}"#, r#"{"a":"b","guardrails":{"x":1}}"#, r#"{"a":1}"#, r#"{"a":null}"#] {
+        let body = format!(r#"{{"metadata":{more},{}"#, &HELLO[1..]);
+        assert_ne!(key(&body), key(HELLO), "{more}");
+    }
+    // What is stored there is found there by its labels.
+    let labelled = format!(r#"{{"metadata":{{"a":"b"}},{}"#, &STORED[1..]);
+    assert_ne!(key(&labelled), key(STORED));
+    // However long it is.
+    let long = |tag: &str| format!(r#"{{"metadata":{{"tags":["{tag}{}"]}},{}"#, "x".repeat(900), &HELLO[1..]);
+    assert_ne!(key(&long("a")), key(&long("b")));
 }
 
 #[test]

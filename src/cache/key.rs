@@ -1,5 +1,5 @@
 use super::{CacheScope, encode::Encoder};
-use crate::{ChatBody, Dispensable, LlmRequest, Operation};
+use crate::{ChatBody, Dispensable, LlmRequest, Operation, json};
 use std::{
     collections::{HashMap, hash_map::RandomState},
     fmt,
@@ -23,7 +23,8 @@ const LONG_VALUE: usize = 600;
 /// The top-level members that cannot change what a model answers. Every other member is in the key, known or not.
 ///
 /// `model` is in it as the model that is really asked. `stream` and `stream_options` decide on the shape alone, and an
-/// entry has both. `metadata` is for the provider's books.
+/// entry has both. `metadata` is for the provider's books, where all it has are labels: values that are no text choose deployments and
+/// filters at some proxies, and with `store` the answer is found by it, so that it is in the key then.
 pub const MEMBERS_LEFT_OUT: [&str; 4] = ["metadata", "model", "stream", "stream_options"];
 
 /// The name of an entry: 256 bits over the scope and everything that can change the answer.
@@ -189,8 +190,6 @@ pub(super) fn partition(
     origin: Option<&Origin>,
     stamp: &super::epoch::Stamp,
 ) -> Option<[u8; 32]> {
-    use crate::json;
-
     let mut encoder = Encoder::<1024>::new(&secret.0.partition);
     let body = asked(request, origin, &mut encoder);
     scope.encode(&mut encoder);
@@ -278,11 +277,11 @@ fn said<'a, 'b>(
         for member in members {
             // Its place is taken by the next one.
             few[len] = member;
-            len += usize::from(!is_left_out(member.0));
+            len += usize::from(!is_left_out(member, body));
         }
         &mut few[..len]
     } else {
-        many.extend(members.filter(|(name, _)| !is_left_out(name)));
+        many.extend(members.filter(|member| !is_left_out(*member, body)));
         &mut many[..]
     };
     members.sort_unstable_by_key(|(name, _)| *name);
@@ -290,8 +289,17 @@ fn said<'a, 'b>(
 }
 
 /// [`MEMBERS_LEFT_OUT`], in the form that is quickest to ask.
-fn is_left_out(name: &[u8]) -> bool {
-    matches!(name, b"metadata" | b"model" | b"stream" | b"stream_options")
+fn is_left_out((name, value): Member<'_>, body: &ChatBody) -> bool {
+    match name {
+        b"model" | b"stream" | b"stream_options" => true,
+        b"metadata" => are_labels(value) && body.raw("store") != Some(b"true"),
+        _ => false,
+    }
+}
+
+fn are_labels(metadata: &[u8]) -> bool {
+    let is_text = |(_, value): Member<'_>| value.first() == Some(&b'"');
+    metadata == b"null" || metadata.first() == Some(&b'{') && json::members(metadata).all(is_text)
 }
 
 /// Over the body's members; of further attempts with the same body, the one that was made before.
@@ -329,8 +337,10 @@ mod tests {
 
     #[test]
     fn what_is_left_out_is_what_is_said_to_be() {
-        assert!(MEMBERS_LEFT_OUT.into_iter().all(|name| is_left_out(name.as_bytes())));
+        let body = ChatBody::builder().user("Hello").build().unwrap();
+        let is_left_out = |name: &str| is_left_out((name.as_bytes(), b"{}"), &body);
+        assert!(MEMBERS_LEFT_OUT.into_iter().all(is_left_out));
         let others = ["messages", "temperature", "user", "seed", "n", "service_tier", "store", "x", ""];
-        assert!(!others.into_iter().any(|name| is_left_out(name.as_bytes())));
+        assert!(!others.into_iter().any(is_left_out));
     }
 }
