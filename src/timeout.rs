@@ -116,7 +116,8 @@ impl CallTimeoutLayer {
         self
     }
 
-    /// Bounds the time between two chunks, as far as somebody waits for them.
+    /// Bounds the time between two chunks, as far as somebody waits for them. Before the first content it counts only where
+    /// that has no [bound](Self::with_first_content) of its own: a model may think for longer than it pauses.
     #[must_use]
     pub const fn with_idle(mut self, limit: Duration) -> Self {
         self.limits.idle = Some(limit);

@@ -327,6 +327,41 @@ async fn after_the_first_content_its_bound_is_off() {
     assert!(chunks.next().await.is_none());
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_silence_before_the_first_content_is_bounded_by_its_bound_alone() {
+    let limits = layer().with_first_content(60 * SECOND).with_idle(30 * SECOND);
+    let slow = vec![Step::Wait(40 * SECOND), word(), Step::Stall];
+    for (rest, expected, after) in [
+        (slow, TimeoutPhase::Idle, 70 * SECOND),
+        (vec![Step::Stall], TimeoutPhase::FirstContent, 60 * SECOND),
+    ] {
+        for (blanks, is_peeked) in [(0, false), (1, false), (2, false), (0, true), (2, true)] {
+            let steps = std::iter::repeat_n(blank(), blanks).chain(rest.clone());
+            let provider = Scripted::new().reply(Reply::stream(steps));
+            let (start, inner) = (Instant::now(), limits.layer(provider.clone()));
+            let answer = match is_peeked {
+                true => PeekLayer::new().layer(inner).oneshot(request()).await,
+                false => inner.oneshot(request()).await,
+            };
+            let error = match answer {
+                Ok(answer) => answer.text().await.unwrap_err(),
+                Err(error) => error,
+            };
+            assert_eq!((phase(&error), start.elapsed()), (expected, after), "{blanks}, {is_peeked}");
+            assert_eq!(provider.alive(), 0);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_the_first_content_has_no_bound_the_idle_time_counts_from_the_head() {
+    let provider = Scripted::new().reply(Reply::stream([Step::Wait(2 * SECOND), word()]));
+    let start = Instant::now();
+    let mut chunks = stream(layer().with_idle(SECOND).with_total(60 * SECOND), &provider).await;
+    assert_eq!(phase(&chunks.next().await.unwrap().unwrap_err()), TimeoutPhase::Idle);
+    assert_eq!(start.elapsed(), SECOND);
+}
+
 // ===== between chunks =====
 
 #[tokio::test(start_paused = true)]

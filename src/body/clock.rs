@@ -49,9 +49,12 @@ impl BodyClock {
         let mut now = Instant::now();
         let silent_since = *self.silent_since.get_or_insert(now);
         loop {
-            let idle = self.idle.and_then(|idle| silent_since.checked_add(idle));
+            let first_content = self.first_content.filter(|_| !has_content);
+            // A model that thinks is silent: as long as the first content has a bound, that is the one.
+            let idle = self.idle.filter(|_| first_content.is_none());
+            let idle = idle.and_then(|idle| silent_since.checked_add(idle));
             let deadlines = [
-                (self.first_content.filter(|_| !has_content), TimeoutPhase::FirstContent),
+                (first_content, TimeoutPhase::FirstContent),
                 (idle, TimeoutPhase::Idle),
                 (self.total, TimeoutPhase::Total),
                 (self.deadline, TimeoutPhase::Deadline),

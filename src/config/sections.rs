@@ -515,7 +515,7 @@ pub struct Timeouts {
     /// Until an answer that is not streamed is there, in the place of `head` and `first_content`; unless told `head` where that
     /// is told, else five minutes.
     pub whole: Option<Time>,
-    /// Between two chunks.
+    /// Between two chunks, from the first content on.
     pub idle: Time,
     /// Until the end.
     pub total: Time,
@@ -544,7 +544,7 @@ pub struct TimeoutOverrides {
     pub first_content: Option<Time>,
     /// Until an answer that is not streamed is there; unless told `head` where that is told here, else as in `[timeouts]`.
     pub whole: Option<Time>,
-    /// Between two chunks.
+    /// Between two chunks, from the first content on.
     pub idle: Option<Time>,
     /// Until the end.
     pub total: Option<Time>,
