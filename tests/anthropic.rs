@@ -94,17 +94,44 @@ fn calls_and_results_of_tools_become_messages_in_the_order_that_providers_want()
     assert_eq!(
         seen,
         json!([
-            { "role": "user", "content": [{ "type": "text", "text": "Weather?" }] },
+            { "role": "user", "content": "Weather?" },
             { "role": "assistant", "content": "I ü look.", "tool_calls": [
                 { "id": "a", "type": "function", "function": { "name": "weather", "arguments": "{\"city\":\"Pa\\\"ris\"}" } },
                 { "id": "b", "type": "function", "function": { "name": "time", "arguments": "{}" } },
             ] },
-            { "role": "tool", "tool_call_id": "a", "content": [{ "type": "text", "text": "18" }] },
+            { "role": "tool", "tool_call_id": "a", "content": "18" },
             { "role": "tool", "tool_call_id": "b", "content": "" },
             { "role": "user", "content": [
                 { "type": "text", "text": "and then?" },
                 { "type": "image_url", "image_url": { "url": "data:image/png;base64,QUJD" } },
             ] },
+        ])
+    );
+}
+
+/// Groq, DeepSeek and others take an array for a message of a user or of a tool as an error.
+#[test]
+fn texts_alone_are_one_string_whatever_they_were_divided_into() {
+    let mark = json!({ "type": "ephemeral" });
+    let one = json!({ "type": "text", "text": "a \"\u{fc}\"" });
+    let two = json!({ "type": "text", "text": "b\n", "cache_control": mark });
+    let document = json!({ "type": "document", "title": "Notes", "source": { "type": "text", "data": "c" } });
+    for (blocks, text) in [
+        (json!([one]), "a \"\u{fc}\""),
+        (json!([one, two]), "a \"\u{fc}\"\n\nb\n"),
+        (json!([document, two, one]), "Notes\n\nc\n\nb\n\n\na \"\u{fc}\""),
+        (json!([{ "type": "text", "text": "" }]), ""),
+    ] {
+        let seen = messages(&json!([{ "role": "user", "content": blocks }]));
+        assert_eq!(seen, json!([{ "role": "user", "content": text }]));
+    }
+    let result = json!({ "type": "tool_result", "tool_use_id": "t", "content": [one, two] });
+    let seen = messages(&json!([{ "role": "user", "content": [two, result, one, document] }]));
+    assert_eq!(
+        seen,
+        json!([
+            { "role": "tool", "tool_call_id": "t", "content": "a \"\u{fc}\"\n\nb\n" },
+            { "role": "user", "content": "b\n\n\na \"\u{fc}\"\n\nNotes\n\nc" },
         ])
     );
 }

@@ -12,6 +12,7 @@
 //! | `cache_control`, `context_management`, `diagnostics`, `speed`, `user_profile_id`, `workspace_id`, thoughts of earlier turns that are signed, `is_error` of a result, what a tool has besides name, description, schema and `strict` | nothing |
 //! | names of tools of more than 64 characters | [shorter ones](ToolNames), and themselves again in answers |
 //! | `metadata.user_id` | `user`; longer than 64 characters, its BLAKE3 hash in hexadecimal digits, for OpenAI takes no more |
+//! | several texts in one turn, or in one result of a tool | one text, with empty lines between them; beside an image or a file they stay apart |
 //! | title and context of a document | texts in front of it; of a PDF the title is its file's name |
 //! | thoughts of earlier turns that came from here, which are not signed | `reasoning_content` of their messages, [for providers that take it](crate::Dispensable) |
 //! | `thinking.type` of `disabled` | `reasoning_effort`: `none`, [for models that know it](crate::Dispensable) |

@@ -186,48 +186,77 @@ fn message(path: &str, message: &[u8], list: &mut List, notes: &mut Translated) 
 
 /// Results of tools are messages of their own, and come first: nothing may stand between them and the calls.
 fn from_user(path: &str, blocks: &[u8], list: &mut List) -> Result<(), Error> {
-    let mut parts = List::default();
+    let mut parts = Vec::new();
     for (at, block) in json::items(blocks).enumerate() {
         let path = format!("{path}[{at}]");
         let block = Block::read(&path, block)?;
         if block.kind.as_deref() == Some("tool_result") {
             let id = string(&path, block.tool_use_id, "tool_use_id")?;
-            let mut texts = List::default();
             let content = match block.content {
                 Some(text @ [b'"', ..]) => text.to_vec(),
                 Some(blocks @ [b'[', ..]) => {
+                    let mut texts = Vec::new();
                     for (at, block) in json::items(blocks).enumerate() {
                         let path = format!("{path}.content[{at}]");
                         let block = Block::read(&path, block)?;
                         // Only texts can be a tool's message; what else there is goes along with the user's.
-                        let is_text = block.kind.as_deref() == Some("text");
-                        part(&path, &block, if is_text { &mut texts } else { &mut parts })?;
+                        match block.kind.as_deref() {
+                            Some("text") => texts.push(string(&path, block.text, "text")?),
+                            _ => part(&path, &block, &mut parts)?,
+                        }
                     }
-                    texts.finish()
+                    paragraphs(texts.into_iter())
                 }
                 Some(b"null") | None => br#""""#.to_vec(),
                 Some(_) => return Err(mistyped(&format!("{path}.content"), "a string or an array")),
             };
-            let content = if content == b"[]" { br#""""#.to_vec() } else { content };
             list.item(&[br#"{"role":"tool","tool_call_id":"#, id, br#","content":"#].concat(), &content);
         } else {
             part(&path, &block, &mut parts)?;
         }
     }
     if !parts.is_empty() {
-        list.item(br#"{"role":"user","content":"#, &parts.finish());
+        list.item(br#"{"role":"user","content":"#, &content_of(&parts));
     }
     Ok(())
 }
 
-fn part<'a>(path: &str, block: &Block<'a>, parts: &mut List) -> Result<(), Error> {
+/// A part of what a user says.
+enum Part<'a> {
+    /// A string, as JSON.
+    Text(Cow<'a, [u8]>),
+    /// What an object begins with, and the value that it ends with.
+    Other(Cow<'static, [u8]>, Vec<u8>),
+}
+
+/// One string where there are only texts: many providers take no array for them.
+fn content_of(parts: &[Part<'_>]) -> Vec<u8> {
+    let texts = parts.iter().map_while(|part| match part {
+        Part::Text(text) => Some(&**text),
+        Part::Other(..) => None,
+    });
+    if texts.clone().count() == parts.len() {
+        return paragraphs(texts);
+    }
+    let mut list = List::default();
+    for part in parts {
+        match part {
+            Part::Text(text) => list.item(br#"{"type":"text","text":"#, text),
+            Part::Other(head, value) => list.item(head, value),
+        }
+    }
+    list.finish()
+}
+
+fn part<'a>(path: &str, block: &Block<'a>, parts: &mut Vec<Part<'a>>) -> Result<(), Error> {
     match block.kind.as_deref() {
-        Some("text") => parts.item(br#"{"type":"text","text":"#, string(path, block.text, "text")?),
+        Some("text") => parts.push(Part::Text(string(path, block.text, "text")?.into())),
         Some("image") => {
-            let Source::Url(url) = source(path, block)? else {
+            let Source::Url(mut url) = source(path, block)? else {
                 return Err(unsupported(&format!("{path}.source.type")));
             };
-            parts.item(br#"{"type":"image_url","image_url":{"url":"#, &[&url, &b"}"[..]].concat());
+            url.push(b'}');
+            parts.push(Part::Other(br#"{"type":"image_url","image_url":{"url":"#[..].into(), url));
         }
         Some("document") => {
             let [cites] = members(path, block.citations.unwrap_or_default(), ["enabled"])?;
@@ -236,21 +265,22 @@ fn part<'a>(path: &str, block: &Block<'a>, parts: &mut List) -> Result<(), Error
             }
             let told = |value: Option<&'a [u8]>| value.filter(|value| is_text(value));
             let context = told(block.context);
-            let data = match source(path, block)? {
+            let mut data = match source(path, block)? {
                 Source::Text(text) => {
                     let told = [told(block.title), context, Some(text)];
-                    parts.item(br#"{"type":"text","text":"#, &paragraphs(told.into_iter().flatten()));
+                    parts.push(Part::Text(paragraphs(told.into_iter().flatten()).into()));
                     return Ok(());
                 }
                 Source::Url(url) if url.starts_with(br#""data:"#) => url,
                 _ => return Err(unsupported(&format!("{path}.source.type"))),
             };
             if let Some(context) = context {
-                parts.item(br#"{"type":"text","text":"#, context);
+                parts.push(Part::Text(context.into()));
             }
             let title = told(block.title).unwrap_or(br#""document.pdf""#);
             let file = [br#"{"type":"file","file":{"filename":"#, title, br#","file_data":"#].concat();
-            parts.item(&file, &[&data, &b"}"[..]].concat());
+            data.push(b'}');
+            parts.push(Part::Other(file.into(), data));
         }
         Some(_) => return Err(unsupported(&format!("{path}.type"))),
         None => return Err(Error::invalid(format!("{path}.type"), InvalidReason::Missing)),
