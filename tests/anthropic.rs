@@ -507,6 +507,19 @@ fn write(chunks: &[StreamChunk]) -> Vec<Value> {
     events.collect()
 }
 
+#[test]
+fn a_message_has_an_id_and_a_model_though_its_first_chunk_tells_neither() {
+    // As Azure begins.
+    let first = r#"{"choices":[],"created":0,"id":"","model":"","object":"","prompt_filter_results":[{"prompt_index":0}]}"#;
+    let second =
+        r#"{"id":"c-1","model":"a","choices":[{"index":0,"delta":{"content":"x"},"finish_reason":"stop"}]}"#;
+    let chunks = [first, second].map(|chunk| StreamChunk::parse(chunk).unwrap());
+    assert_eq!((chunks[0].id(), chunks[0].model()), (None, None));
+    let message = assemble(&write(&[&chunks[..], &[StreamChunk::end()]].concat()));
+    assert!(message["id"].as_str().unwrap().starts_with("msg_"), "{message}");
+    assert_eq!((&message["model"], &message["content"][0]["text"]), (&json!("fast"), &json!("x")));
+}
+
 /// As Anthropic's clients put the events together.
 fn assemble(events: &[Value]) -> Value {
     let mut message = Value::Null;

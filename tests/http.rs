@@ -575,7 +575,7 @@ fn a_whole_answer_gets_what_it_lacks_and_keeps_the_rest() {
         ("{}", r#"{"id":"own","object":"chat.completion","created":7,"model":"acme/m","choices":[]}"#),
         (
             r#"{"id":7,"object":"other","created":0.5,"model":"","choices":[{},{"index":5,"finish_reason":""}]}"#,
-            r#"{"id":7,"object":"other","created":0.5,"model":"","choices":[{"index":0,"finish_reason":"stop"},{"index":5,"finish_reason":"stop"}]}"#,
+            r#"{"id":7,"object":"other","created":0.5,"model":"acme/m","choices":[{"index":0,"finish_reason":"stop"},{"index":5,"finish_reason":"stop"}]}"#,
         ),
     ] {
         let filled = fill().completion(&whole(said));
@@ -638,6 +638,21 @@ fn chunks_agree_on_the_id_and_model_that_the_first_one_gave() {
     fill.chunk(&chunk(r#"{"id":"theirs","model":"m-1","choices":[]}"#));
     let last: Value = serde_json::from_slice(&fill.chunk(&chunk("{}"))).unwrap();
     assert_eq!((&last["id"], &last["model"]), (&json!("theirs"), &json!("m-1")));
+
+    // As Azure begins.
+    let mut fill = self::fill();
+    let first = fill.chunk(&chunk(
+        r#"{"choices":[],"created":0,"id":"","model":"","object":"","prompt_filter_results":[{"prompt_index":0}]}"#,
+    ));
+    assert_eq!(
+        first,
+        r#"{"choices":[],"created":0,"id":"own","model":"acme/m","object":"chat.completion.chunk","prompt_filter_results":[{"prompt_index":0}]}"#
+    );
+    fill.chunk(&chunk(r#"{"id":"theirs","model":"m-1","choices":[]}"#));
+    for nameless in ["{}", r#"{"id":"","model":" "}"#] {
+        let last: Value = serde_json::from_slice(&fill.chunk(&chunk(nameless))).unwrap();
+        assert_eq!((&last["id"], &last["model"]), (&json!("theirs"), &json!("m-1")), "{nameless}");
+    }
 
     let own = |fill: &mut FillIn| -> Value { serde_json::from_slice(&fill.chunk(&chunk("{}"))).unwrap() };
     let mut generated = FillIn::new("m");

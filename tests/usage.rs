@@ -175,6 +175,22 @@ async fn wherever_it_stands_the_model_that_answered_is_billed() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_stream_that_begins_without_a_name_is_recorded_with_the_one_that_it_tells_later() {
+    let chunks = [
+        r#"{"choices":[],"created":0,"id":"","model":"","object":"","prompt_filter_results":[{"prompt_index":0}]}"#,
+        r#"{"id":"c-1","model":"a-2025","choices":[{"index":0,"delta":{"content":"hi"},"finish_reason":"stop"}]}"#,
+    ];
+    let steps = chunks.map(|chunk| Step::Chunk(StreamChunk::parse(chunk).unwrap()));
+    let (sink, provider) = (MemorySink::new(8), Scripted::new().reply(Reply::stream(steps)));
+    let answer = record(&sink).layer(provider).oneshot(request()).await.unwrap();
+    let ResponseBody::Stream(mut chunks) = answer.body else { panic!("not a stream") };
+    while chunks.next().await.transpose().unwrap().is_some() {}
+    let summary = chunks.summary();
+    assert_eq!((summary.id.as_deref(), summary.model.as_deref()), (Some("c-1"), Some("a-2025")));
+    assert_eq!(only(&sink).answered.as_deref(), Some("a-2025"));
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_model_that_a_provider_has_chosen_among_several_is_billed() {
     for (further, answered, cost) in [
         (r#"["b"]"#, "b", Some(2_000)),

@@ -299,7 +299,8 @@ impl Facts {
             return Some(());
         }
         let raw = walk.value()?;
-        let text = || Span::of(data, raw).filter(|_| raw[0] == b'"');
+        // Azure begins its streams with empty ones.
+        let text = || Span::of(data, raw).filter(|_| raw[0] == b'"' && !json::is_blank(raw));
         match &*name {
             b"id" => {
                 self.id = text();
@@ -310,7 +311,7 @@ impl Facts {
                 self.lacks.model = self.model.is_none();
             }
             b"object" => {
-                self.lacks.object = raw == b"null";
+                self.lacks.object = raw == b"null" || raw == br#""""#;
                 // As older servers send what others wrap in a member.
                 self.has_error |= raw == br#""error""#;
             }

@@ -301,7 +301,7 @@ impl<'a> Edits<'a> {
     }
 
     /// Sees to it that `object`, a slice of the source, has these members; once for each object. What a provider sends in the
-    /// place of one stays as it came.
+    /// place of one stays as it came, but for a text that is empty.
     pub(super) fn require(&mut self, object: &[u8], members: &[(&str, &[u8])]) {
         if object.first() != Some(&b'{') {
             return;
@@ -315,8 +315,9 @@ impl<'a> Edits<'a> {
                     missing.extend_from_slice(value);
                     missing.push(b',');
                 }
-                Some(present) if present == b"null" || (*name == "finish_reason" && present == b"\"\"") => {
-                    self.replace(present, value.to_vec());
+                Some(present @ b"null") => self.replace(present, value.to_vec()),
+                Some(present @ [b'"', ..]) if json::is_blank(present) => {
+                    self.replace(present, value.to_vec())
                 }
                 Some(_) => {}
             }
