@@ -6,9 +6,11 @@ use crate::{
 };
 use llm_layers::{
     Error, ErrorClass, LlmRequest, LlmResponse, ResponseBody, provider::openai::OpenAiCompatible,
+    timeout::CallTimeoutLayer,
 };
-use tokio::io::AsyncReadExt;
-use tower::{ServiceExt, util::BoxCloneSyncService};
+use std::time::Duration;
+use tokio::{io::AsyncReadExt, time::Instant};
+use tower::{Layer, ServiceExt, util::BoxCloneSyncService};
 
 type Provider = BoxCloneSyncService<LlmRequest, LlmResponse, Error>;
 
@@ -146,6 +148,31 @@ async fn a_refusal_whose_body_never_ends_is_a_refusal_at_64_kib() {
         Step::UntilHungUp,
     ];
     failing(script.to_vec(), whole(), ErrorClass::RateLimited).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_whose_explanation_stalls_is_that_refusal_after_two_seconds() {
+    let head = || send("HTTP/1.1 429 Too Many\r\nretry-after: 20\r\ntransfer-encoding: chunked\r\n\r\n");
+    for said in [None, Some(r#"{"error":{"message":"slow"#)] {
+        let script = [Some(head()), said.map(part), Some(Step::UntilHungUp)];
+        let mut server = Server::playing(script.into_iter().flatten()).await;
+        for (name, provider) in clients(&server.url) {
+            for request in [whole(), streaming()] {
+                let limits = CallTimeoutLayer::new().with_head(Duration::from_secs(30));
+                let start = Instant::now();
+                let error = failure(limits.layer(provider.clone()), request).await;
+                assert_eq!(error.class(), Some(ErrorClass::RateLimited), "{name}: {error:?}");
+                assert_eq!(error.retry_after(), Some(Duration::from_secs(20)));
+                assert_eq!(
+                    facts(&error).body.as_deref().unwrap_or_default(),
+                    said.unwrap_or_default().as_bytes()
+                );
+                assert_eq!(start.elapsed().as_secs(), 2);
+                server.asked().await;
+                server.hung_up().await;
+            }
+        }
+    }
 }
 
 #[tokio::test]

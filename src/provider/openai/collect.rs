@@ -42,12 +42,24 @@ where
     B: Body<Data = Bytes>,
     B::Error: Into<BoxError>,
 {
-    pub(super) fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Collected> {
+    pub(super) fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Collected> {
+        let end = ready!(self.as_mut().poll_end(cx));
+        Poll::Ready(Collected { data: self.take(), end })
+    }
+
+    /// What there is so far.
+    pub(super) fn take(self: Pin<&mut Self>) -> Bytes {
+        let this = self.project();
+        let more = mem::take(this.more).freeze();
+        if more.is_empty() { mem::take(this.first) } else { more }
+    }
+
+    fn poll_end(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<CollectEnd> {
         let mut this = self.project();
-        let end = loop {
+        loop {
             match ready!(this.body.as_mut().poll_frame(cx)) {
-                None => break CollectEnd::Whole,
-                Some(Err(error)) => break CollectEnd::Broken(error.into()),
+                None => return Poll::Ready(CollectEnd::Whole),
+                Some(Err(error)) => return Poll::Ready(CollectEnd::Broken(error.into())),
                 Some(Ok(frame)) => {
                     let Ok(mut data) = frame.into_data() else { continue };
                     let room = *this.limit - this.first.len() - this.more.len();
@@ -63,13 +75,10 @@ where
                         this.more.extend_from_slice(&data);
                     }
                     if over {
-                        break CollectEnd::OverLimit;
+                        return Poll::Ready(CollectEnd::OverLimit);
                     }
                 }
             }
-        };
-        let more = mem::take(this.more).freeze();
-        let data = if more.is_empty() { mem::take(this.first) } else { more };
-        Poll::Ready(Collected { data, end })
+        }
     }
 }

@@ -14,8 +14,13 @@ use std::{
     fmt, mem,
     pin::Pin,
     task::{Context, Poll, ready},
+    time::Duration,
 };
+use tokio::time::Sleep;
 use tower_service::Service;
+
+/// How long an explanation may take: whoever is refused may have to be asked elsewhere.
+const EXPLAINED_WITHIN: Duration = Duration::from_secs(2);
 
 /// Response future of [`OpenAiCompatible`](super::OpenAiCompatible).
 #[pin_project]
@@ -41,7 +46,7 @@ pub(super) struct Again<H> {
 enum State<H, F, B> {
     Asking(#[pin] F),
     ReadingAnswer(#[pin] Collect<B>),
-    ReadingRefusal(#[pin] Collect<B>, HeaderMap),
+    ReadingRefusal(#[pin] Collect<B>, HeaderMap, Option<Pin<Box<Sleep>>>),
     Readying(Again<H>),
 }
 
@@ -79,7 +84,9 @@ where
                     let (head, body) = response.into_parts();
                     origin.answered(head.status, &head.headers);
                     match Answer::of(&head, *this.streaming) {
-                        Answer::Refusal => State::ReadingRefusal(Collect::new(body, MAX_KEPT), head.headers),
+                        Answer::Refusal => {
+                            State::ReadingRefusal(Collect::new(body, MAX_KEPT), head.headers, None)
+                        }
                         Answer::Whole if is_longer(&head.headers, origin.endpoint.max_answer_bytes) => {
                             return Poll::Ready(Err(origin.error(ErrorClass::TooLarge)));
                         }
@@ -103,16 +110,23 @@ where
                         CollectEnd::Broken(error) => Err(origin.cut(error)),
                     });
                 }
-                StateProj::ReadingRefusal(body, headers) => {
+                StateProj::ReadingRefusal(mut body, headers, sleep) => {
                     // However much of the explanation there is: the status says enough.
-                    let read = ready!(body.poll(cx));
-                    let is_ours = |status| wire::refuses_options(status, &read.data);
+                    let said = match body.as_mut().poll(cx) {
+                        Poll::Ready(read) => read.data,
+                        Poll::Pending => {
+                            let within = || Box::pin(tokio::time::sleep(EXPLAINED_WITHIN));
+                            ready!(sleep.get_or_insert_with(within).as_mut().poll(cx));
+                            body.take()
+                        }
+                    };
+                    let is_ours = |status| wire::refuses_options(status, &said);
                     match this.again.take().filter(|_| origin.status.is_some_and(is_ours)) {
                         Some(again) => {
                             origin.ask_again();
                             State::Readying(again)
                         }
-                        None => return Poll::Ready(Err(origin.refused(headers, read.data))),
+                        None => return Poll::Ready(Err(origin.refused(headers, said))),
                     }
                 }
                 StateProj::Readying(again) => {

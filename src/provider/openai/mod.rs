@@ -36,7 +36,8 @@
 //!
 //! Streams are polled straight through, without a task or a channel: dropping one hangs up. Each way to
 //! fail has its own [`ErrorClass`](crate::ErrorClass); an error that was reported inside of a `200`, or of a choice, and a
-//! stream that stops without its end are errors, never answers.
+//! stream that stops without its end are errors, never answers. What a provider says of a refusal is waited for for two
+//! seconds at most.
 
 mod collect;
 pub(super) mod endpoint;
