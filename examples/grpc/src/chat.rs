@@ -9,6 +9,7 @@ use crate::{
 use llm_layers::{
     End, Error, LlmResponse, Observe, RequestContext, StreamChunk,
     http::{
+        axum::BodyBudget,
         body_limits,
         tonic::{Messages, WriteTimeout, identify, write_head},
     },
@@ -26,6 +27,7 @@ pub(crate) struct Service {
     pub(crate) handle: Handle,
     /// Held by each call, until its answer has ended.
     pub(crate) line: Line,
+    pub(crate) messages: BodyBudget,
 }
 
 /// Who asks, and his place among the calls of his key. In a request's extensions.
@@ -75,6 +77,11 @@ impl Chat for Service {
 }
 
 impl Service {
+    pub(crate) fn new(stack: BoxService, handle: Handle, line: Line) -> Self {
+        let messages = BodyBudget::new(handle.config().server.max_buffered_bytes);
+        Self { stack, handle, line, messages }
+    }
+
     /// Before the message has come: of those who may not ask nothing is kept.
     pub(crate) fn admit(&self, metadata: &MetadataMap) -> Result<Admitted, Status> {
         let (context, caller) = identify(&self.handle, metadata)?;
@@ -99,12 +106,20 @@ impl Service {
     }
 }
 
-/// Places are free again whenever an answer ends.
 fn too_many() -> Status {
+    exhausted("too many calls of this key are in flight")
+}
+
+pub(crate) fn full() -> Status {
+    exhausted("too many messages are held in memory")
+}
+
+/// Places and memory are free again whenever an answer ends.
+fn exhausted(what: &str) -> Status {
     let mut again = MetadataMap::new();
     again.insert("retry-after", MetadataValue::from_static("1"));
     again.insert("grpc-retry-pushback-ms", MetadataValue::from_static("1000"));
-    Status::with_metadata(Code::ResourceExhausted, "too many calls of this key are in flight", again)
+    Status::with_metadata(Code::ResourceExhausted, what, again)
 }
 
 fn taken<T>(request: Request<T>) -> Result<(Admitted, T), Status> {

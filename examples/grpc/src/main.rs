@@ -174,7 +174,7 @@ async fn serve(settings: Settings, config: Config, mut signals: Signals) -> Resu
     });
 
     let (hang_up, line) = Line::new();
-    let service = PerCall::new(Service { stack, handle: handle.clone(), line: line.clone() });
+    let service = PerCall::new(Service::new(stack, handle.clone(), line.clone()));
     let (mut health, health_service) = tonic_health::server::health_reporter();
     let telling = tokio::spawn(tell_health(health.clone(), handle.clone()));
     let reflection = || {

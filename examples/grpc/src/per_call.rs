@@ -1,6 +1,10 @@
-//! What is around each call: its id, who may make it, and how large its message may be and how late.
+//! What is around each call: its id, who may make it, and how large its message may be and how late, and all messages together.
 
-use crate::{chat::Service, timely::Timely, xai::chat_server::ChatServer};
+use crate::{
+    chat::{Service, full},
+    timely::Timely,
+    xai::chat_server::ChatServer,
+};
 use llm_layers::{Error, InvalidReason, http::request_id};
 use std::{
     convert::Infallible,
@@ -17,6 +21,7 @@ use tonic::{
     },
     metadata::MetadataMap,
     server::NamedService,
+    service::AxumBody,
 };
 
 /// A server for each call, for that is when tonic is told how large a message may be, and the configuration may be another one by then.
@@ -49,24 +54,33 @@ impl tower::Service<Request<Body>> for PerCall {
         };
         let id = HeaderValue::try_from(id).expect("visible ASCII");
         request.headers_mut().insert("x-request-id", id.clone());
-        let metadata = MetadataMap::from_headers(request.headers().clone());
-        match self.0.admit(&metadata) {
-            Ok(admitted) => request.extensions_mut().insert(admitted),
+        let (limit, within) = {
+            let server = &self.0.handle.config().server;
+            (server.max_body_bytes, server.body_timeout.0)
+        };
+        let mut request = request.map(AxumBody::new);
+        let admitted = self.0.admit(&MetadataMap::from_headers(request.headers().clone()));
+        let admitted = admitted.and_then(|admitted| {
+            let held = self.0.messages.hold(&mut request, limit).map_err(|_| full())?;
+            Ok((admitted, held))
+        });
+        let held = match admitted {
+            Ok((admitted, held)) => {
+                request.extensions_mut().insert(admitted);
+                held
+            }
             Err(status) => {
                 let mut response = status.into_http();
                 response.headers_mut().insert("x-request-id", id);
                 return Box::pin(ready(Ok(response)));
             }
         };
-        let (limit, within) = {
-            let server = &self.0.handle.config().server;
-            (server.max_body_bytes, server.body_timeout.0)
-        };
         let request = request.map(|body| Body::new(Timely::new(body, within)));
         let mut server = ChatServer::from_arc(Arc::clone(&self.0)).max_decoding_message_size(limit);
         let answered = server.call(request);
         Box::pin(async move {
             let mut response = answered.await?;
+            drop(held);
             // What tonic says of a message that is too large, and only it says so.
             let status = Status::from_header_map(response.headers());
             if status.is_some_and(|status| status.code() == Code::OutOfRange) {

@@ -17,7 +17,7 @@ aliases.fast = "echo/echo"
 
 /// What a file may say to a server of HTTP, and nothing here does.
 const NOT_SERVED: [(&str, &[&str]); 2] = [
-    ("server", &["max_buffered_bytes", "max_headers", "keep_alive", "idle_timeout"]),
+    ("server", &["max_headers", "keep_alive", "idle_timeout"]),
     ("telemetry", &["metrics", "log", "decision_headers"]),
 ];
 

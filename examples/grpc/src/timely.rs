@@ -1,17 +1,24 @@
 //! Messages that have to come in time.
 
+use crate::chat::full;
 use http_body::{Frame, SizeHint};
+use llm_layers::{Error, ErrorKind};
 use std::{
+    iter::successors,
     pin::Pin,
     task::{Context, Poll},
     time::Duration,
 };
 use tokio::time::{Instant, Sleep, sleep_until};
-use tonic::{Status, body::Body, codegen::Bytes};
+use tonic::{
+    Status,
+    codegen::{Bytes, StdError},
+    service::AxumBody,
+};
 
 /// The body of a request, all of which is there by its time or fails.
 pub(crate) struct Timely {
-    body: Body,
+    body: AxumBody,
     by: Instant,
     /// Registered when something has to be waited for.
     sleep: Option<Pin<Box<Sleep>>>,
@@ -19,7 +26,7 @@ pub(crate) struct Timely {
 
 impl Timely {
     /// `within` is a time of the configuration, which is no longer than a year.
-    pub(crate) fn new(body: Body, within: Duration) -> Self {
+    pub(crate) fn new(body: AxumBody, within: Duration) -> Self {
         Self { body, by: Instant::now() + within, sleep: None }
     }
 }
@@ -34,8 +41,8 @@ impl http_body::Body for Timely {
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let this = &mut *self;
         let polled = Pin::new(&mut this.body).poll_frame(cx);
-        if polled.is_ready() {
-            return polled;
+        if let Poll::Ready(frame) = polled {
+            return Poll::Ready(frame.map(|frame| frame.map_err(|error| status(error.into_inner()))));
         }
         let by = this.by;
         let sleep = this.sleep.get_or_insert_with(|| Box::pin(sleep_until(by)));
@@ -51,5 +58,16 @@ impl http_body::Body for Timely {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
+    }
+}
+
+/// Why a message does not come. That there is no room for more of it is said by an error of ours.
+fn status(error: StdError) -> Status {
+    let first: &(dyn std::error::Error + 'static) = &*error;
+    let mut causes = successors(Some(first), |&cause| cause.source());
+    let own = causes.find_map(|cause| cause.downcast_ref::<Error>());
+    match own.map(Error::kind) {
+        Some(ErrorKind::Overloaded) => full(),
+        _ => Status::from_error(error),
     }
 }

@@ -321,6 +321,50 @@ async fn large_requests_are_taken_as_xais_client_sends_them() {
 }
 
 #[tokio::test]
+async fn messages_that_are_held_have_one_bound_and_what_is_beyond_is_refused_until_some_are_gone() {
+    let mut upstream = Upstream::start().await;
+    let server = Server::start(&format!(
+        "usage.enabled = false\n[server]\nmax_body_bytes = 600_000\nmax_buffered_bytes = 1_000_000\n[providers.up]\nbase_url = \"{}\"\n[providers.echo]\nkind = \"echo\"\n",
+        upstream.url
+    ));
+    let large = |model: &str, bytes: usize| {
+        let mut request = asking(model);
+        request.get_mut().messages[0].content[0].content = Some(Content::Text("x".repeat(bytes)));
+        request
+    };
+    let client = server.client().await;
+    let ask = |request| {
+        let mut client = client.clone();
+        async move { client.get_completion(request).await }
+    };
+    assert!(ask(large("echo/x", 590_000)).await.is_ok());
+    for is_answered in [true, false] {
+        let held = tokio::spawn(ask(large("up/m", 500_000)));
+        let mut call = upstream.call().await;
+        let refused = ask(large("echo/x", 590_000)).await.unwrap_err();
+        assert_eq!(
+            (refused.code(), refused.message()),
+            (Code::ResourceExhausted, "too many messages are held in memory")
+        );
+        assert_eq!(metadata(refused.metadata(), "retry-after"), Some("1"));
+        assert_eq!(metadata(refused.metadata(), "grpc-retry-pushback-ms"), Some("1000"));
+        assert!(metadata(refused.metadata(), "x-request-id").is_some());
+        // Those who ask little are served all the while, and too large is too large.
+        assert!(ask(asking("echo/x")).await.is_ok());
+        let too_large = ask(large("echo/x", 600_001)).await.unwrap_err();
+        assert_eq!(too_large.get_details_error_info().unwrap().reason, "INVALID_REQUEST");
+        if is_answered {
+            call.answer(200, r#"{"choices":[{"message":{"content":"Hello"}}]}"#).await;
+            assert!(held.await.unwrap().is_ok());
+        } else {
+            held.abort();
+            assert!(call.hung_up().await);
+        }
+        assert!(ask(large("echo/x", 590_000)).await.is_ok(), "{is_answered}");
+    }
+}
+
+#[tokio::test]
 async fn streams_go_on_to_their_end_when_the_server_is_told_to_stop() {
     let mut upstream = Upstream::start().await;
     let (mut server, mut client) = over(&upstream).await;
