@@ -555,6 +555,28 @@ fn secrets_come_from_the_environment_and_from_files() {
 }
 
 #[test]
+fn a_proxy_is_a_secret_and_one_that_cannot_be_used_is_told_by_its_entry() {
+    let provider = |kind: &str, proxy: &str| {
+        format!("[providers.a]\nkind = \"{kind}\"\nbase_url = \"https://llm.example/v1\"\nproxy = {proxy}\n")
+    };
+    for kind in ["openai", "anthropic"] {
+        let config = read(&provider(kind, r#""http://ada:hidden@proxy:3128""#)).unwrap();
+        let described = llm_layers::stack::StackBuilder::new(config.clone()).describe().unwrap().to_string();
+        assert!(described.contains("through a proxy"), "{described}");
+        assert!(!format!("{config:?} {described}").contains("hidden"));
+        let wrong = problems(&provider(kind, r#""https://ada:hidden@proxy:3128""#));
+        assert_eq!(wrong, ["providers.a.proxy: the proxy cannot be used: it must begin with http://"]);
+    }
+    let path = std::env::temp_dir().join(format!("llm-layers-proxy-{}", std::process::id()));
+    fs::write(&path, "http://ada:hidden@proxy:3128\n").unwrap();
+    let elsewhere = read(&provider("openai", &format!("{{ file = {path:?} }}"))).unwrap();
+    assert_eq!(elsewhere.files(), std::slice::from_ref(&path));
+    fs::remove_file(&path).unwrap();
+    let echo = "[providers.a]\nkind = \"echo\"\nproxy = \"http://proxy:3128\"\n";
+    assert_eq!(problems(echo), ["providers.a.proxy: is for a provider that is a server"]);
+}
+
+#[test]
 fn what_is_not_toml_is_told_with_every_line() {
     let error = read("[a\nb = 1\nc = = 2\n[d]\ne = \"x").unwrap_err();
     let lines: Vec<_> = error.problems().iter().map(|problem| problem.line.unwrap()).collect();

@@ -10,6 +10,10 @@ mod answers;
 mod common;
 #[path = "genai/endings.rs"]
 mod endings;
+#[path = "genai/proxied.rs"]
+mod proxied;
+#[path = "support/proxy.rs"]
+mod proxy;
 #[path = "genai/requests.rs"]
 mod requests;
 #[path = "openai/server.rs"]

@@ -202,7 +202,7 @@ impl Config {
         let providers = self.providers.values().flat_map(|provider| {
             let deployments = provider.deployments.iter().flatten();
             let all = deployments.flat_map(|one| one.api_key.iter().chain(one.headers.values()));
-            provider.api_key.iter().chain(provider.headers.values()).chain(all)
+            provider.api_key.iter().chain(&provider.proxy).chain(provider.headers.values()).chain(all)
         });
         let cache = self.cache.iter();
         let embedders = cache.clone().filter_map(|cache| cache.semantic.as_ref());

@@ -219,6 +219,9 @@ pub struct Provider {
     /// them or refuse to go on without, and nowhere else, for many refuse the member. For a server of yours, or a proxy, with such
     /// models.
     pub returned_thoughts: Option<bool>,
+    /// The proxy that it is reached through, `http://user:password@host:port`, asked by `CONNECT`; user and password, with escapes
+    /// such as `%40` where need be, may be left out. Unless told there is none: what `HTTPS_PROXY` says is not obeyed.
+    pub proxy: Option<Secret>,
     /// Several servers of one provider, in place of `base_url` and what goes with it: the one with fewer calls in flight is
     /// asked.
     #[schemars(length(min = 1))]

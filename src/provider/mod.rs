@@ -35,5 +35,9 @@ mod echo;
 pub mod genai;
 #[cfg(feature = "openai")]
 pub mod openai;
+#[cfg(any(feature = "genai", feature = "hyper-client"))]
+mod proxy;
 
 pub use self::echo::Echo;
+#[cfg(any(feature = "genai", feature = "hyper-client"))]
+pub use self::proxy::Proxy;

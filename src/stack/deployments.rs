@@ -98,7 +98,7 @@ struct Identity {
     provider: Arc<str>,
     kind: Kind,
     base_url: BaseUrl,
-    /// Of the key and the headers: a deployment that was refused with another key has not failed with this one.
+    /// Of the key, the proxy and the headers: a deployment that was refused with another key has not failed with this one.
     credentials: [u8; 32],
     /// Several may be the same.
     number: usize,
@@ -178,8 +178,11 @@ impl Deployments {
         };
         #[cfg(feature = "genai")]
         if let Some(dialect) = kind.dialect() {
-            use crate::provider::genai::Genai;
+            use crate::provider::{Proxy, genai::Genai};
             let mut leaf = Genai::new(dialect, &one.base_url.0)?.with_provider_name(Arc::clone(name));
+            if let Some(proxy) = &one.proxy {
+                leaf = leaf.with_proxy(&Proxy::new(proxy.reveal())?)?;
+            }
             if let Some(key) = &one.api_key {
                 leaf = leaf.with_api_key(key.reveal())?;
             }
@@ -190,9 +193,15 @@ impl Deployments {
         }
         #[cfg(feature = "hyper-client")]
         if kind == Kind::Openai {
-            use crate::provider::openai::OpenAiCompatible;
-            let mut leaf = OpenAiCompatible::new(self.http.clone(), &one.base_url.0)?
-                .with_provider_name(Arc::clone(name));
+            use crate::provider::{
+                Proxy,
+                openai::{OpenAiCompatible, hyper_client_through},
+            };
+            let http = match &one.proxy {
+                Some(proxy) => hyper_client_through(&Proxy::new(proxy.reveal())?, None)?,
+                None => self.http.clone(),
+            };
+            let mut leaf = OpenAiCompatible::new(http, &one.base_url.0)?.with_provider_name(Arc::clone(name));
             if let Some(key) = &one.api_key {
                 leaf = leaf.with_api_key(key.reveal())?;
             }
@@ -231,11 +240,11 @@ impl Identity {
         let mut hasher = blake3::Hasher::new();
         if let Some(one) = one {
             let headers = one.headers.iter().flat_map(|(name, value)| [&**name, value.reveal()]);
-            for text in one.api_key.iter().map(|key| key.reveal()).chain(headers) {
+            for text in one.api_key.iter().chain(&one.proxy).map(|told| told.reveal()).chain(headers) {
                 hasher.update(&(text.len() as u64).to_le_bytes());
                 hasher.update(text.as_bytes());
             }
-            hasher.update(&[u8::from(one.api_key.is_some())]);
+            hasher.update(&[u8::from(one.api_key.is_some()), u8::from(one.proxy.is_some())]);
         }
         Self {
             provider: Arc::clone(provider),

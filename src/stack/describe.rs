@@ -341,6 +341,9 @@ impl fmt::Display for Description {
             if deployments.iter().any(|one| !one.headers.is_empty()) {
                 f.write_str(", with headers")?;
             }
+            if deployments.iter().any(|one| one.proxy.is_some()) {
+                f.write_str(", through a proxy")?;
+            }
             let own = self.config.providers.get(&*provider.name).and_then(|settings| settings.timeouts);
             let (all, own) = (self.config.timeouts, own.unwrap_or_default());
             writeln!(

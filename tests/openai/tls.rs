@@ -2,13 +2,22 @@
 
 #[path = "../support/tls.rs"]
 mod certificates;
+#[path = "../support/proxy.rs"]
+mod proxy;
 
 use crate::canned::*;
 use certificates::{Authority, Certificate};
 use llm_layers::{
     Error, ErrorClass, LlmResponse,
-    provider::openai::{ConfigError, HyperClient, OpenAiCompatible, hyper_client, hyper_client_trusting},
+    provider::{
+        Proxy,
+        openai::{
+            ConfigError, HyperClient, OpenAiCompatible, hyper_client, hyper_client_through,
+            hyper_client_trusting,
+        },
+    },
 };
+use proxy::Tunnels;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use std::sync::{
     Arc,
@@ -93,6 +102,57 @@ async fn a_provider_that_is_not_who_it_says_is_told_nothing() {
     // It is good: what was refused was refused for the reason that is given.
     let (port, _) = provider(&good).await;
     ask(trusting(), "localhost", port).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_provider_behind_a_proxy_is_asked_through_it_and_has_to_be_who_it_says() {
+    let authority = Authority::new();
+    let (port, told) = provider(&authority.sign(&["localhost"])).await;
+    let mut tunnels = Tunnels::open().await;
+    let proxy = Proxy::new(tunnels.url("ada:s%40cret@")).unwrap();
+    let trusting = hyper_client_through(&proxy, Some(authority.pem().as_bytes())).unwrap();
+    assert_eq!(ask(trusting, "localhost", port).await.unwrap().text().await.unwrap(), "hi");
+    let asked = tunnels.asked().await;
+    assert!(asked.starts_with(&format!("connect localhost:{port} http/1.1\r\n")), "{asked}");
+    // ada:s@cret
+    assert!(asked.contains("\r\nproxy-authorization: basic ywrhonnay3jlda==\r\n"), "{asked}");
+    let before = told.swap(0, Ordering::SeqCst);
+    assert!(before > 0);
+
+    let doubting = hyper_client_through(&proxy, None).unwrap();
+    let error = ask(doubting, "localhost", port).await.unwrap_err();
+    assert_eq!((error.class(), error.dispatched()), (Some(ErrorClass::Connect), false), "{error:?}");
+    assert!(tunnels.asked().await.starts_with("connect localhost"));
+    assert_eq!(told.load(Ordering::SeqCst), 0);
+}
+
+#[tokio::test]
+async fn a_proxy_that_refuses_or_is_away_is_a_provider_that_cannot_be_reached() {
+    let away = Tunnels::open().await.url("ada:secret@");
+    let (refusing, silent) = (Tunnels::refusing().await, Tunnels::silent().await);
+    for url in [away, refusing.url("ada:secret@")] {
+        let proxy = Proxy::new(url).unwrap();
+        let error = ask(hyper_client_through(&proxy, None).unwrap(), "llm.example", 443).await.unwrap_err();
+        assert_eq!((error.class(), error.dispatched()), (Some(ErrorClass::Connect), false), "{error:?}");
+        assert!(!format!("{error:?} {error} {proxy:?}").contains("secret"));
+    }
+    let proxy = Proxy::new(silent.url("")).unwrap();
+    tokio::time::pause();
+    let started = tokio::time::Instant::now();
+    let error = ask(hyper_client_through(&proxy, None).unwrap(), "llm.example", 443).await.unwrap_err();
+    assert_eq!((error.class(), started.elapsed().as_secs()), (Some(ErrorClass::Connect), 10), "{error:?}");
+}
+
+#[tokio::test]
+async fn what_is_asked_in_the_clear_goes_through_the_proxy_too() {
+    for (host, expected) in [("llm.example", "llm.example:80"), ("llm.example:8080", "llm.example:8080")] {
+        let mut proxied = Tunnels::refusing().await;
+        let client = hyper_client_through(&Proxy::new(proxied.url("")).unwrap(), None).unwrap();
+        let leaf = OpenAiCompatible::new(client, format!("http://{host}/v1")).unwrap();
+        leaf.oneshot(whole()).await.unwrap_err();
+        let asked = proxied.asked().await;
+        assert!(asked.starts_with(&format!("connect {expected} http/1.1")), "{asked}");
+    }
 }
 
 #[test]

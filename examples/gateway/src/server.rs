@@ -70,6 +70,7 @@ impl Server {
         telemetry.watch_log();
         telemetry.watch_cache(&handle);
         warn(&handle);
+        warn_of_proxy(&handle.config());
         let router = routes::router(stack, &handle, &stopping, &telemetry);
         let accounts =
             Arc::new(Accounts::new(under_way.clone(), telemetry.tracer(), stopping.clone(), handle.clone()));
@@ -185,6 +186,15 @@ impl Reload {
 fn warn(handle: &Handle) {
     for warning in handle.warnings() {
         tracing::warn!(%warning, "the configuration is odd");
+    }
+}
+
+/// Who sets such a variable means it to be obeyed.
+fn warn_of_proxy(config: &Config) {
+    let is_set = |name: &&str| std::env::var_os(name).is_some_and(|proxy| !proxy.is_empty());
+    let variable = ["HTTPS_PROXY", "https_proxy"].into_iter().find(is_set);
+    if let Some(variable) = variable.filter(|_| config.providers.values().all(|one| one.proxy.is_none())) {
+        tracing::warn!(variable, "the variable is not obeyed: providers.NAME.proxy is");
     }
 }
 

@@ -1,8 +1,11 @@
 //! The real binary against scripted upstreams on loopback.
 
 mod common;
+#[path = "../../../tests/support/proxy.rs"]
+mod proxy;
 
 use common::{CHAT, Client, Gateway, Upstream, asking, nowhere, run, whole};
+use proxy::Tunnels;
 use serde_json::{Value, json};
 use std::time::Duration;
 use tokio::time::Instant;
@@ -815,6 +818,35 @@ async fn what_is_no_number_of_threads_is_told_by_a_line_and_the_exit_code() {
         let expected = (Some(1), "gateway: TOKIO_WORKER_THREADS: no number of threads\n");
         assert_eq!((output.status.code(), &*said), expected, "{threads:?}");
     }
+}
+
+#[tokio::test]
+async fn a_provider_is_asked_through_the_proxy_that_the_file_names_and_through_no_other() {
+    let mut upstream = Upstream::start().await;
+    let (mut tunnels, mut others) = (Tunnels::open().await, Tunnels::open().await);
+    let file = |proxy: &str| format!("[providers.a]\nbase_url = \"{}\"\n{proxy}\n", upstream.url);
+    let (with, without) = (file("proxy = { env = \"PROXY\" }"), file(""));
+    let (proxy, other) = (tunnels.url("ada:hidden@"), others.url(""));
+    let env = [("PROXY", &*proxy), ("HTTPS_PROXY", &*other)];
+    let body = asking("a/m");
+    for (config, is_proxied) in [(with, true), (without, false)] {
+        let gateway = Gateway::start_with(Some(&config), &env).await;
+        let (reply, ()) = tokio::join!(gateway.chat(&body), async {
+            upstream.call().await.answer(200, &whole("ok")).await;
+        });
+        assert_eq!(reply.status, 200);
+        let words = ["HTTPS_PROXY", "is not obeyed"];
+        if is_proxied {
+            let asked = tunnels.asked().await;
+            assert!(asked.starts_with("connect 127.0.0.1:"), "{asked}");
+            assert!(asked.contains("proxy-authorization: basic "), "{asked}");
+            let said = gateway.log_of(0, &[]).await;
+            assert!(!said.contains("is not obeyed") && !said.contains("hidden"), "{said}");
+        } else {
+            assert_eq!(gateway.log(&words).await.matches("is not obeyed").count(), 1);
+        }
+    }
+    assert!(others.was_not_asked() && tunnels.was_not_asked());
 }
 
 #[tokio::test]

@@ -44,6 +44,7 @@ pub(crate) struct PlannedDeployment {
     pub(crate) output_member: Option<OutputMember>,
     pub(crate) stream_usage: Option<bool>,
     pub(crate) returned_thoughts: Option<bool>,
+    pub(crate) proxy: Option<Revealed>,
 }
 
 /// Whether `providers.NAME.headers` may have a header of this name, in any case. Those of the connection, and those that the client
@@ -158,7 +159,8 @@ impl Check<'_> {
         match provider.kind {
             Kind::Echo | Kind::Own => {
                 let is_several = deployments.is_some().then_some(("deployments", true));
-                for (name, _) in told.into_iter().chain(is_several) {
+                let has_proxy = provider.proxy.is_some().then_some(("proxy", true));
+                for (name, _) in told.into_iter().chain(is_several).chain(has_proxy) {
                     self.problem(field(path, name), "is for a provider that is a server");
                 }
                 self.nothing_of_openais(path, provider);
@@ -178,7 +180,8 @@ impl Check<'_> {
             _ => {}
         }
         let kind = provider.kind;
-        match deployments {
+        let proxy = self.proxy(&field(path, "proxy"), provider.proxy.as_ref());
+        let mut planned = match deployments {
             None => match base_url.clone().or_else(|| default_base_url(kind).map(BaseUrl::from)) {
                 Some(base_url) => {
                     let only = Deployment {
@@ -206,7 +209,20 @@ impl Check<'_> {
                     all.iter().enumerate().map(|(at, one)| self.deployment(&place(&path, at), provider, one));
                 each.collect()
             }
+        };
+        for one in &mut planned {
+            one.proxy.clone_from(&proxy);
         }
+        planned
+    }
+
+    fn proxy(&mut self, entry: &str, proxy: Option<&Secret>) -> Option<Revealed> {
+        let proxy = self.secret(entry, proxy)?;
+        #[cfg(any(feature = "genai", feature = "hyper-client"))]
+        if let Err(error) = crate::provider::Proxy::new(proxy.reveal()) {
+            self.problem(entry, error);
+        }
+        Some(proxy)
     }
 
     /// Whether something is told that only the dialect of OpenAI has.
@@ -245,6 +261,7 @@ impl Check<'_> {
             output_member,
             stream_usage: provider.stream_usage,
             returned_thoughts: provider.returned_thoughts,
+            proxy: None,
         }
     }
 

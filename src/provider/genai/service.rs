@@ -1,7 +1,10 @@
 use super::{Dialect, ResponseFuture, client};
 use crate::{
     Error, LlmRequest, LlmResponse,
-    provider::openai::{ConfigError, endpoint::Endpoint},
+    provider::{
+        Proxy,
+        openai::{ConfigError, endpoint::Endpoint},
+    },
     providers::Deployment,
 };
 use ::genai::resolver::AuthData;
@@ -58,6 +61,17 @@ impl Genai {
     pub fn with_client(mut self, client: reqwest::Client) -> Self {
         self.client = client::with(client);
         self
+    }
+
+    /// Asks through `proxy`, by a client that is otherwise the one it has unless told: by `CONNECT`, and by `http://` as proxies are asked
+    /// to pass on what they read.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError::Proxy`]: the client cannot use it.
+    pub fn with_proxy(mut self, proxy: &Proxy) -> Result<Self, ConfigError> {
+        self.client = client::with(client::reqwest_through(proxy)?);
+        Ok(self)
     }
 
     /// Names the provider in errors; its host unless told.

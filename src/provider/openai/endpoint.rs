@@ -46,6 +46,11 @@ pub enum ConfigError {
     },
     /// There is no certificate in it, or one that cannot be read.
     Certificate,
+    /// The URL of a proxy is not one.
+    Proxy {
+        /// What is wrong with it.
+        reason: &'static str,
+    },
 }
 
 /// Whose models go on from what they thought before; DeepSeek's and Kimi's refuse to go on without after a call of a tool.
@@ -164,6 +169,7 @@ impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::BaseUrl { reason } => write!(f, "the base URL cannot be used: {reason}"),
+            Self::Proxy { reason } => write!(f, "the proxy cannot be used: {reason}"),
             Self::ApiKey => f.write_str("the API key is empty or cannot be sent in a header"),
             Self::Header { name: Some(name) } => write!(f, "the value of the header {name} cannot be sent"),
             Self::Certificate => f.write_str("there is no certificate, or one that cannot be read"),

@@ -54,7 +54,9 @@ mod stream;
 mod wire;
 
 #[cfg(feature = "hyper-client")]
-pub use self::hyper::{HyperClient, hyper_client, hyper_client_trusting};
+pub use self::hyper::{
+    HyperClient, HyperConnector, hyper_client, hyper_client_through, hyper_client_trusting,
+};
 #[cfg(feature = "reqwest")]
 pub use self::reqwest::{ReqwestClient, ReqwestFuture};
 pub use self::{endpoint::ConfigError, future::ResponseFuture, service::OpenAiCompatible};
