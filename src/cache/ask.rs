@@ -194,7 +194,7 @@ impl Shared {
             streaming,
             why: if control.no_cache { MissReason::Refresh } else { MissReason::Absent },
             #[cfg(feature = "semantic")]
-            origin: origin.copied(),
+            origin: origin.cloned(),
             #[cfg(feature = "semantic")]
             is_searched: false,
             #[cfg(feature = "semantic")]

@@ -29,10 +29,10 @@ pub enum EpochKind {
 
 /// One of the [`BUCKETS`] of a kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Bucket {
-    kind: EpochKind,
-    index: u16,
-}
+pub struct Bucket(
+    /// Those of each kind, one kind after the other.
+    u16,
+);
 
 /// Keeps epochs for several processes.
 pub trait EpochStore: Send + Sync + 'static {
@@ -101,21 +101,26 @@ impl Bucket {
             (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
         });
         let folded = hash ^ (hash >> 32) ^ (hash >> 16);
-        Self { kind, index: (folded % u64::from(BUCKETS)) as u16 }
+        Self(kind as u16 * BUCKETS + (folded % u64::from(BUCKETS)) as u16)
     }
 
     /// Of what.
     pub const fn kind(self) -> EpochKind {
-        self.kind
+        match self.0 / BUCKETS {
+            0 => EpochKind::Tenant,
+            1 => EpochKind::User,
+            2 => EpochKind::Model,
+            _ => EpochKind::KnowledgeBase,
+        }
     }
 
     /// Which one, below [`BUCKETS`].
     pub const fn index(self) -> u16 {
-        self.index
+        self.0 % BUCKETS
     }
 
     const fn at(self) -> usize {
-        self.kind as usize * BUCKETS as usize + self.index as usize
+        self.0 as usize
     }
 }
 
@@ -124,7 +129,7 @@ impl Bucket {
 pub(super) struct Buckets {
     /// Of the tenant, the user and the model.
     pub(super) own: [Bucket; 3],
-    pub(super) kbs: Vec<Bucket>,
+    pub(super) kbs: Box<[Bucket]>,
 }
 
 pub(super) fn buckets(scope: &CacheScope<'_>, request: &LlmRequest) -> Buckets {
@@ -283,7 +288,7 @@ mod tests {
 
     fn of_a(kbs: &[Bucket]) -> Buckets {
         let own = [EpochKind::Tenant, EpochKind::User, EpochKind::Model].map(|kind| Bucket::of(kind, "a"));
-        Buckets { own, kbs: kbs.to_vec() }
+        Buckets { own, kbs: kbs.into() }
     }
 
     #[tokio::test(start_paused = true)]

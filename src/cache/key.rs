@@ -39,8 +39,8 @@ pub struct CacheKey([u8; 32]);
 pub struct CacheSecret(Arc<Keys>);
 
 /// Who answers under the name of a provider.
-#[derive(Clone, Copy)]
-pub(super) struct Origin([u8; 32]);
+#[derive(Clone)]
+pub(super) struct Origin(Arc<[u8; 32]>);
 
 /// Those of all providers of which it was told.
 #[derive(Clone, Default)]
@@ -106,7 +106,7 @@ impl fmt::Debug for CacheSecret {
 
 impl Origins {
     pub(super) fn add(&mut self, provider: Arc<str>, origin: &[u8]) {
-        let origin = Origin(*blake3::hash(origin).as_bytes());
+        let origin = Origin(Arc::new(*blake3::hash(origin).as_bytes()));
         Arc::make_mut(&mut self.0).insert(provider, origin);
     }
 

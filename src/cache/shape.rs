@@ -92,7 +92,8 @@ impl Choice {
     fn add(&mut self, choice: &[u8]) -> Option<()> {
         for (name, value) in json::members(choice) {
             match json::string(name)?.as_ref() {
-                "index" => {}
+                // The second: up to where a stream was looked through when this was sent.
+                "index" | "content_filter_offsets" => {}
                 "delta" => {
                     for (name, value) in json::members(value) {
                         self.message.add(name, value, rule(&json::string(name)?))?;
@@ -102,8 +103,6 @@ impl Choice {
                 "content_filter_results" | "content_filter_result" => {
                     self.others.add(name, value, Rule::Latest)?;
                 }
-                // Up to where a stream was looked through when this was sent.
-                "content_filter_offsets" => {}
                 _ => self.others.add(name, value, Rule::Once)?,
             }
         }

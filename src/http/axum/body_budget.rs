@@ -121,8 +121,8 @@ impl BodyBudget {
 
 impl Growing {
     fn end(&self) {
-        self.is_over.store(true, Ordering::Relaxed);
-        self.budget.give_back(self.taken.swap(0, Ordering::Relaxed));
+        self.is_over.store(true, Ordering::SeqCst);
+        self.budget.give_back(self.taken.swap(0, Ordering::SeqCst));
     }
 }
 
@@ -152,7 +152,11 @@ impl HttpBody for Counted {
         }
         match budget.take(bytes) {
             Ok(()) => {
-                taken.fetch_add(bytes, Ordering::Relaxed);
+                taken.fetch_add(bytes, Ordering::SeqCst);
+                // Meanwhile, on another thread: then nobody else gives this back.
+                if is_over.load(Ordering::SeqCst) {
+                    self.share.end();
+                }
                 Poll::Ready(polled)
             }
             Err(error) => {
