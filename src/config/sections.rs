@@ -2,11 +2,11 @@
 
 use super::value::{BaseUrl, Dollars, PerMillion, Secret, Time};
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, path::PathBuf};
 
 /// By what it is told who asks.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum Identity {
@@ -126,7 +126,7 @@ pub struct Key {
 }
 
 /// What a provider speaks.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum Kind {
@@ -358,7 +358,7 @@ pub enum Fallback {
 }
 
 macro_rules! causes {
-    ($($(#[doc = $doc:literal])+ $name:ident => $cause:ident;)*) => {
+    ($($(#[doc = $doc:literal])+ $name:ident => $cause:ident, $action:literal;)*) => {
         /// What is asked after a model has failed, by the cause of its failure.
         #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, JsonSchema)]
         #[serde(default, deny_unknown_fields)]
@@ -390,6 +390,7 @@ macro_rules! causes {
         pub struct Actions {
             $(
                 $(#[doc = $doc])+
+                #[doc = concat!("Unless told: `", $action, "`.")]
                 pub $name: Option<Action>,
             )*
         }
@@ -406,27 +407,27 @@ macro_rules! causes {
 
 causes! {
     /// The provider could not be reached, or the connection broke.
-    unreachable => Unreachable;
+    unreachable => Unreachable, "retry";
     /// The provider failed by its own account.
-    server_error => ServerError;
+    server_error => ServerError, "retry";
     /// The provider was asked too often.
-    rate_limited => RateLimited;
+    rate_limited => RateLimited, "retry";
     /// It took too long.
-    timeout => Timeout;
+    timeout => Timeout, "retry";
     /// The answer said nothing. After one that met its bound on tokens, "retry" is "next".
-    empty => Empty;
+    empty => Empty, "retry";
     /// The answer broke off before its first content.
-    broken => Broken;
+    broken => Broken, "retry";
     /// The answer is larger than is taken.
-    too_large => TooLarge;
+    too_large => TooLarge, "next";
     /// The provider refused the credentials.
-    auth => Auth;
+    auth => Auth, "next";
     /// The provider refused the request.
-    bad_request => BadRequest;
+    bad_request => BadRequest, "next";
     /// The prompt is too long for the model.
-    context_window => ContextWindow;
+    context_window => ContextWindow, "next";
     /// The provider refused the content, or filtered all of the answer.
-    content_filter => ContentFilter;
+    content_filter => ContentFilter, "next";
 }
 
 /// What to do about a failure.
@@ -554,7 +555,7 @@ pub struct TimeoutOverrides {
 }
 
 /// What a record survives.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum RecordDurability {
@@ -651,7 +652,7 @@ pub enum QuotaStoreKind {
 }
 
 /// What comes of a call that is over a limit.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum QuotaMode {
@@ -663,7 +664,7 @@ pub enum QuotaMode {
 }
 
 /// What a model without a price costs a department whose money is limited.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum UnpricedModels {
@@ -782,7 +783,7 @@ pub struct KnowledgeBase {
 }
 
 /// What is done with similar questions.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum SemanticMode {
@@ -839,7 +840,7 @@ pub struct PriceLists {
 }
 
 /// What a line of the log is.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum Log {

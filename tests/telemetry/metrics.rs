@@ -532,8 +532,7 @@ async fn an_outbox_shows_what_waits_and_what_was_refused_or_damaged_behind_the_q
     let last = bytes.len() - 5;
     bytes[last] ^= 1;
     std::fs::write(&log, bytes).unwrap();
-    // Started as the next process does.
-    tokio::time::sleep(Duration::from_millis(50)).await;
+    // As the next process does.
     let (sink, worker) = start();
     observe_outbox(&backend.meter(), &sink);
     let value = |name: &str| backend.metrics()[name].points[0].sum;
