@@ -602,13 +602,13 @@ async fn a_directory_that_is_moved_away_has_lost_nothing_and_goes_on_when_it_is_
     let (sink, worker) = start_with(&here, &store, options()).unwrap();
     record(&sink, events(0..12)).await;
     fs::rename(&here, &there).unwrap();
-    store.set_down(false);
     let noticed = async {
         while !sink.status().last_error.is_some_and(|error| error.contains("cannot be opened")) {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     };
     tokio::time::timeout(SECONDS, noticed).await.unwrap();
+    store.set_down(false);
     assert_eq!((sink.status().events, sink.status().damages), (12, 0));
     fs::rename(&there, &here).unwrap();
     let report = worker.shutdown(SECONDS).await;
@@ -833,6 +833,10 @@ async fn what_reaches_no_store_is_told_once_by_the_name_of_its_file() {
     let (sink, worker) = start(&waits, &store);
     record(&sink, events(0..12)).await;
     fs::remove_file(logs(&waits).remove(0)).unwrap();
+    record(&sink, events(12..15)).await;
+    // What was read before is offered no more: fewer than ten are at once.
+    let offered = store.0.lock().unwrap().offered;
+    store.until_so(|contents| contents.offered >= offered + 20).await;
     store.set_down(false);
     assert!(worker.shutdown(SECONDS).await.log.damages > 0);
     let told = told();
