@@ -1,5 +1,8 @@
 //! Similar questions: found only by the same caller with the same rights, and only where the words agree too.
 
+#[path = "support/log.rs"]
+mod log;
+
 use http::HeaderValue;
 use llm_layers::{
     CacheStatus, ChatBody, Completion, Error, ErrorKind, KbScope, LlmRequest, LlmResponse, Message, Part,
@@ -11,6 +14,7 @@ use llm_layers::{
     clock::Clock,
     http::cache_status_of,
 };
+use log::Log;
 use proptest::prelude::*;
 use std::{
     io::{BufRead, BufReader, Write},
@@ -258,26 +262,10 @@ async fn in_the_shadow_it_counts_and_does_not_answer() {
     assert!(matches!(error.kind(), ErrorKind::NotCached));
 }
 
-/// What is logged.
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().write(bytes)
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
 #[tokio::test(start_paused = true)]
 async fn why_the_embedder_fails_is_logged_once_and_never_what_it_was_asked() {
     let (log, calls) = (Log::default(), AtomicUsize::new(0));
-    let writer = log.clone();
-    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
-    let _told = tracing::subscriber::set_default(subscriber);
+    let _told = tracing::subscriber::set_default(log.subscriber());
     let semantic = Semantic::new(move |text: &str| {
         let text = text.to_owned();
         match calls.fetch_add(1, Ordering::SeqCst) {
@@ -290,7 +278,7 @@ async fn why_the_embedder_fails_is_logged_once_and_never_what_it_was_asked() {
     for number in 0..6 {
         assert!(!hits(&service, body(&format!("{ONE} {number}")), ada()).await);
     }
-    let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    let log = log.text();
     let lines: Vec<_> = log.lines().collect();
     assert_eq!(lines.len(), 3, "{log}");
     assert!(

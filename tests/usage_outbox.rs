@@ -3,6 +3,9 @@
 
 #[path = "support/events.rs"]
 mod events;
+#[cfg(feature = "tracing")]
+#[path = "support/log.rs"]
+mod log;
 
 use events::{Directory, any_event, event, events, number, shown};
 use llm_layers::{
@@ -188,38 +191,15 @@ fn count_of(directory: &Directory, end: &str) -> usize {
     paths.filter(|path| path.to_str().unwrap().ends_with(end)).count()
 }
 
+/// What is told by any thread of this process from now on.
 #[cfg(feature = "tracing")]
-mod told {
-    use std::{
-        io,
-        sync::{Arc, Mutex, OnceLock},
-    };
-
-    #[derive(Clone, Default)]
-    struct Log(Arc<Mutex<Vec<u8>>>);
-
-    impl io::Write for Log {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.lock().unwrap().write(bytes)
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
-
-    /// What is told by any thread of this process from now on.
-    pub(crate) fn all() -> impl Fn() -> String {
-        static LOG: OnceLock<Log> = OnceLock::new();
-        let log = LOG.get_or_init(|| {
-            let log = Log::default();
-            let writer = log.clone();
-            let lines = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone());
-            tracing::subscriber::set_global_default(lines.finish()).unwrap();
-            log
-        });
-        || String::from_utf8(log.0.lock().unwrap().clone()).unwrap()
-    }
+fn all_that_is_told() -> &'static log::Log {
+    static LOG: std::sync::OnceLock<log::Log> = std::sync::OnceLock::new();
+    LOG.get_or_init(|| {
+        let log = log::Log::default();
+        tracing::subscriber::set_global_default(log.subscriber()).unwrap();
+        log
+    })
 }
 
 // ===== what it is for =====
@@ -815,7 +795,7 @@ async fn what_cannot_be_written_is_not_acknowledged_and_what_was_is_there() {
 #[cfg(feature = "tracing")]
 #[tokio::test]
 async fn what_reaches_no_store_is_told_once_by_the_name_of_its_file() {
-    let told = told::all();
+    let told = all_that_is_told();
     let (directory, store) = (Directory::new(), Elsewhere::default());
     store.0.lock().unwrap().refused = vec![3, 5, 8];
     store.0.lock().unwrap().says_so = true;
@@ -839,7 +819,7 @@ async fn what_reaches_no_store_is_told_once_by_the_name_of_its_file() {
     store.until_so(|contents| contents.offered >= offered + 20).await;
     store.set_down(false);
     assert!(worker.shutdown(SECONDS).await.log.damages > 0);
-    let told = told();
+    let told = told.text();
     for (directory, what) in [
         (&directory, "usage was refused for ever, and is kept aside"),
         (&found, "usage in the outbox is damaged, and left out"),

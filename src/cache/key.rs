@@ -44,7 +44,7 @@ pub(super) struct Origin(Arc<[u8; 32]>);
 
 /// Those of all providers of which it was told.
 #[derive(Clone, Default)]
-pub(super) struct Origins(Arc<HashMap<Arc<str>, Origin>>);
+pub(super) struct Origins(Arc<HashMap<Arc<str>, Origin, foldhash::fast::RandomState>>);
 
 struct Keys {
     /// Tells digests that are kept in requests apart.

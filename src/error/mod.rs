@@ -54,7 +54,7 @@ struct Repr {
     finish: Option<FinishReason>,
     attempts: Vec<Attempt>,
     decisions: Decisions,
-    /// Where it happened.
+    /// Where it happened, among others.
     chosen: Option<Chosen>,
 }
 

@@ -156,6 +156,11 @@ impl Chosen {
         Self { all, at }
     }
 
+    /// For whoever may ask another one later; `None` where there is none.
+    pub(super) fn among_others(&self) -> Option<Self> {
+        (self.all.len() > 1).then(|| self.clone())
+    }
+
     pub(super) const fn at(&self) -> usize {
         self.at
     }

@@ -111,7 +111,8 @@ impl Service<LlmRequest> for Providers {
                     Some(_) => asked,
                     None => ModelName::in_provider(&provider, &asked),
                 };
-                (State::Asking(place.ask(request, chosen.clone())), Some(provider), model, Some(chosen))
+                let kept = chosen.among_others();
+                (State::Asking(place.ask(request, chosen)), Some(provider), model, kept)
             }
             Err(error) => (State::Refused(Some(error)), None, asked, None),
         };

@@ -4,11 +4,12 @@ use super::{
     amount::{Amount, Department, Departments, Limits},
     calendar::{Day, Days},
     lease::{Applied, Decision, LeaseId, Reservation, Settlement},
+    parts::parts,
     store::{QuotaStore, StoreError},
 };
 use futures_util::future::join_all;
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{HashMap, HashSet},
     pin::pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -163,11 +164,18 @@ impl Held {
 
 impl Unpaid {
     pub(super) fn new(store: &dyn QuotaStore, settlement: &Settlement, day: Day, needs_seed: bool) -> Self {
-        let mut parts = BTreeMap::<u16, Vec<Department>>::new();
-        for department in settlement.departments.iter() {
-            parts.entry(store.part(&department.id)).or_default().push(department.clone());
-        }
-        let unsettled = parts.into_values().map(|part| (part.into_iter().collect(), true)).collect();
+        let all = &settlement.departments;
+        let unsettled = match &*parts(store, all) {
+            [] => Vec::new(),
+            [_] => vec![(all.clone(), true)],
+            several => several
+                .iter()
+                .map(|part| {
+                    let is_in = |department: &&Department| store.part(&department.id) == *part;
+                    (all.iter().filter(is_in).cloned().collect(), true)
+                })
+                .collect(),
+        };
         let Settlement { id, amount, .. } = *settlement;
         Self { id, amount, day, needs_seed, unsettled, lost: Vec::new() }
     }

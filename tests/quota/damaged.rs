@@ -1,34 +1,24 @@
 //! What a department whose counters are damaged does to others.
 
+#[path = "../support/log.rs"]
+mod log;
+
 use llm_layers::{
     ChatBody, Completion, Error, ErrorKind, LlmRequest, LlmResponse, RequestContext, TokenUsage,
     policies::{DepartmentPolicy, PolicyTable},
     price::Prices,
     quota::{Limits, QuotaLayer, QuotaStore, StoreError, WorkerOptions},
 };
+use log::Log;
 use std::{
     error::Error as _,
-    io,
     sync::{
-        Arc, Mutex,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
 use tower::{Layer, ServiceExt, service_fn};
-
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl io::Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().write(bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
 
 /// Makes calls in the name of `broken`, whose counters are damaged by `damage` once it has some: more of them than failures of a
 /// store make it be left alone.
@@ -58,9 +48,7 @@ pub(crate) async fn is_nobody_elses(store: impl QuotaStore + Clone, damage: impl
     }
     damage();
     let log = Log::default();
-    let writer = log.clone();
-    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
-    let _told = tracing::subscriber::set_default(subscriber);
+    let _told = tracing::subscriber::set_default(log.subscriber());
     for departments in [&["broken"] as &[_], &["broken", "sound"], &["sound", "broken"]] {
         for _ in 0..6 {
             let error = call(departments).await.unwrap_err();
@@ -74,7 +62,7 @@ pub(crate) async fn is_nobody_elses(store: impl QuotaStore + Clone, damage: impl
     call(&["sound"]).await.unwrap();
     assert_eq!(asked.load(Ordering::Acquire), 3);
     // For each of these callers once.
-    let told = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    let told = log.text();
     let told: Vec<_> = told.lines().filter_map(|line| line.split_once("are damaged error=\"")).collect();
     assert_eq!(told.len(), 2, "{told:?}");
     assert!(told[0].1.starts_with("broken: ") && told[1].1.starts_with("broken, sound: "), "{told:?}");

@@ -25,6 +25,7 @@ use opentelemetry::{
 };
 use opentelemetry_sdk::trace::SdkTracer;
 use std::{
+    borrow::Cow,
     pin::Pin,
     sync::{
         Arc, Mutex, PoisonError,
@@ -96,9 +97,12 @@ impl Facts {
         self.attempts.max(usize::from(was_asked))
     }
 
-    fn departments(&self) -> Option<String> {
-        let departments = self.caller.as_ref()?.department_ids();
-        (!departments.is_empty()).then(|| departments.join(","))
+    fn departments(&self) -> Option<Cow<'_, str>> {
+        match self.caller.as_ref()?.department_ids() {
+            [] => None,
+            [one] => Some(Cow::Borrowed(one)),
+            several => Some(Cow::Owned(several.join(","))),
+        }
     }
 }
 
@@ -302,7 +306,7 @@ impl Drop for Entry {
             method = %self.method,
             path = self.path,
             tenant = facts.caller.as_ref().and_then(RequestContext::tenant_id),
-            departments = facts.departments(),
+            departments = facts.departments().as_deref(),
             status = self.status.map_or(499, |status| status.as_u16()),
             requested = facts.requested.as_ref().map(ModelName::as_str),
             model = facts.model.as_ref().map(ModelName::as_str),

@@ -2,10 +2,8 @@
 
 mod common;
 
-use common::{CHAT, Client, Gateway, Upstream, asking, whole};
+use common::{CHAT, Client, Gateway, JSON, Upstream, asking, whole};
 use serde_json::{Value, json};
-
-const JSON: (&str, &str) = ("content-type", "application/json");
 
 const KEYS: &str = r#"
 [[keys]]

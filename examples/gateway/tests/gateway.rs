@@ -4,13 +4,11 @@ mod common;
 #[path = "../../../tests/support/proxy.rs"]
 mod proxy;
 
-use common::{CHAT, Client, Gateway, Upstream, asking, nowhere, run, whole};
+use common::{CHAT, Client, Gateway, JSON, Upstream, asking, nowhere, run, whole};
 use proxy::Tunnels;
 use serde_json::{Value, json};
 use std::time::Duration;
 use tokio::time::Instant;
-
-const JSON: (&str, &str) = ("content-type", "application/json");
 
 fn one(url: &str, more: &str) -> String {
     format!("{more}\n[providers.a]\nbase_url = \"{url}\"\nmodels = [\"m\", \"n/o\"]\n")

@@ -2,10 +2,8 @@
 
 mod common;
 
-use common::{CHAT, Gateway, Upstream, asking, check};
+use common::{CHAT, Gateway, JSON, Upstream, asking, check};
 use serde_json::{Value, json};
-
-const JSON: (&str, &str) = ("content-type", "application/json");
 
 const KEYS: &str = r#"
 [[keys]]

@@ -2,14 +2,12 @@
 
 mod common;
 
-use common::{CHAT, Gateway, Upstream, asking, soon};
+use common::{CHAT, Gateway, JSON, Upstream, asking, soon};
 use serde_json::json;
 use std::sync::{
     Arc,
     atomic::{AtomicBool, AtomicUsize, Ordering},
 };
-
-const JSON: (&str, &str) = ("content-type", "application/json");
 
 /// The `n`th of many: it lists `gN`, and every other one has a provider more or less.
 fn generation(url: &str, n: usize) -> String {

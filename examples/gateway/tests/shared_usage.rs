@@ -4,13 +4,12 @@ mod common;
 #[path = "../../../tests/support/redis.rs"]
 mod redis_server;
 
-use common::{Gateway, asking, run};
+use common::{Gateway, JSON, asking, run};
 use redis_server::RedisServer;
 use serde_json::Value;
 use std::{path::PathBuf, time::Duration};
 
 const ROOT: (&str, &str) = ("authorization", "Bearer root");
-const JSON: (&str, &str) = ("content-type", "application/json");
 
 /// A directory that goes with the test.
 struct Directory(PathBuf);

@@ -39,9 +39,11 @@
 //! reason that Anthropic has no word for, `stop_reason` is the provider's word: such an answer may not be complete.
 
 mod answer;
+mod content;
 mod count;
 mod events;
 mod names;
+mod pieces;
 mod request;
 
 pub use self::{

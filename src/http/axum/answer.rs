@@ -6,6 +6,7 @@ use crate::{
         anthropic::{self, MessageEvents},
         cache_status_of, into_stream, rate_limit_headers, write_decisions,
     },
+    usage::estimate,
 };
 use axum_core::{
     body::Body,
@@ -129,9 +130,9 @@ impl TokenCount {
     /// Counts by [`input_tokens`](anthropic::input_tokens), on a thread where it may take its time.
     pub async fn of(request: LlmRequest) -> Self {
         let request_id = request.context.request_id().map(Into::into);
-        let at_least = request.body.input_bytes() as u64 / 4;
+        let estimated = estimate(request.body.input_bytes() as u64);
         let counted = tokio::task::spawn_blocking(move || anthropic::input_tokens(&request)).await;
-        Self { tokens: counted.unwrap_or(at_least.max(1)), request_id }
+        Self { tokens: counted.unwrap_or(estimated.max(1)), request_id }
     }
 }
 

@@ -107,7 +107,6 @@ fn client(roots: RootCertStore, proxy: Option<&Proxy>) -> HyperClient {
             }),
         );
     Client::builder(TokioExecutor::new())
-        .timer(TokioTimer::new())
         .pool_timer(TokioTimer::new())
         .pool_idle_timeout(Duration::from_secs(90))
         .build(https)

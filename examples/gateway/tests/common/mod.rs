@@ -19,6 +19,8 @@ use tokio::{
     time::timeout,
 };
 
+pub(crate) const JSON: (&str, &str) = ("content-type", "application/json");
+
 /// Longer than anything here takes, on however slow a machine.
 const PATIENCE: Duration = Duration::from_secs(20);
 
