@@ -21,8 +21,8 @@ async fn a_provider_by_tls_is_asked_through_a_tunnel_and_has_to_be_who_it_says()
     let leaf = Genai::new(Dialect::Anthropic, format!("https://{address}")).unwrap();
     let leaf = leaf.with_proxy(&proxy).unwrap().with_api_key("secret-key").unwrap();
     let asked = tokio::spawn(leaf.oneshot(hello(model(Dialect::Anthropic), false)));
-    let (mut provider, _) = listener.accept().await.unwrap();
     let head = tunnels.asked().await;
+    let (mut provider, _) = listener.accept().await.unwrap();
     assert!(head.starts_with(&format!("connect {address} http/1.1\r\n")), "{head}");
     assert!(head.contains("\r\nproxy-authorization: basic ywrhonnay3jlda==\r\n"), "{head}");
     // A handshake, and no word in the clear.

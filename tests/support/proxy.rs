@@ -1,11 +1,13 @@
 //! A proxy that passes connections on. Included by `#[path = "support/proxy.rs"] mod proxy;`.
 #![allow(dead_code, unreachable_pub, reason = "each test uses some of it")]
 
+use std::time::Duration;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional},
     net::{TcpListener, TcpStream},
     sync::mpsc,
     task::JoinSet,
+    time::timeout,
 };
 
 /// A proxy on loopback that knows `CONNECT`. It is gone when this is dropped.
@@ -54,9 +56,10 @@ impl Tunnels {
         format!("http://{credentials}{}", self.address)
     }
 
-    /// The next head that it was sent, in small letters.
+    /// The next head that it was sent, in small letters. Whoever goes around it fails here, and does not hang.
     pub async fn asked(&mut self) -> String {
-        self.heads.recv().await.unwrap()
+        let head = timeout(Duration::from_secs(20), self.heads.recv()).await;
+        head.expect("the proxy is asked").unwrap()
     }
 
     /// Whether nobody has come since.
