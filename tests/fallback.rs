@@ -649,6 +649,24 @@ async fn that_a_substitute_refuses_the_request_does_not_hide_what_is_worth_anoth
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_the_first_model_refuses_is_not_hidden_by_another_failure_of_it() {
+    for class in [ErrorClass::BadRequest, ErrorClass::ContextWindow, ErrorClass::ContentFilter] {
+        for before in [down(), retry_after(2)] {
+            let replies = |refusals: usize| {
+                let provider = Scripted::new().reply(Reply::error(before.clone()));
+                (0..refusals).fold(provider, |p, _| p.reply(Reply::error(failure(class))))
+            };
+            for (provider, chains, count) in [(replies(1), Chains::builder(), 2), (replies(3), chains(), 4)] {
+                let error = ask(&provider, chains.retries(1)).await.unwrap_err();
+                assert_eq!((asked(&provider).len(), error.attempts().len()), (count, count));
+                assert_eq!((error.class(), error.is_retryable()), (Some(class), false));
+                assert_eq!(error.retry_after(), None);
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn seed_05_a_retry_budget_ends_retries_but_not_fallbacks() {
     let budget = tower::retry::budget::TpsBudget::new(Duration::from_secs(10), 0, 0.0);
     let provider = Scripted::new().reply(Reply::error(down()));

@@ -324,7 +324,9 @@ impl<P: Policy> Attempts<P> {
         self.are_told = true;
         let real = || failed.iter().rev().filter(|one| Cause::of(&one.error) != Some(Cause::Skipped));
         let (first, last) = (failed.first(), real().next());
-        let worth_more = match last.is_some_and(refuses) && !first.is_some_and(refuses) {
+        let is_firsts = |one: &&Attempt| first.is_some_and(|first| one.model == first.model);
+        let first_refuses = failed.iter().filter(is_firsts).any(refuses);
+        let worth_more = match last.is_some_and(refuses) && !first_refuses {
             true => real().find(|attempt| attempt.error.is_retryable()),
             false => None,
         };
