@@ -8,11 +8,12 @@ use llm_layers::{
     ChatBody, Completion, Error, ErrorClass, ErrorKind, FinishReason, LlmRequest, LlmResponse, ModelName,
     ProviderFailure, RequestContext, ResponseBody, StreamChunk, TimeoutPhase, TokenUsage,
     alias::{AliasTable, Aliases},
+    concurrency::ConcurrencyLimitLayer,
     fallback::{
         Action, Backoff, Cause, ChainProblem, Chains, ChainsBuilder, Decision, Failure, FallbackLayer, Policy,
     },
     peek::PeekLayer,
-    providers::ProviderNames,
+    providers::{Endpoint, ProviderNames, Providers},
     testing::{Reply, Scripted, Step},
 };
 use std::time::Duration;
@@ -602,6 +603,7 @@ async fn a_substitute_that_is_refused_before_anybody_is_asked_takes_no_call_of_o
         ErrorKind::ModelNotAllowed { department_id: "d".into(), model: "p/b".into() },
         ErrorKind::ModelUnpriced { model: "p/b".into() },
         ErrorKind::ModelNotFound { model: "p/b".into() },
+        ErrorKind::Overloaded,
     ];
     for kind in refused {
         let targets: Vec<_> = (0..20).map(|n| format!("p/{n}")).collect();
@@ -619,11 +621,39 @@ async fn a_substitute_that_is_refused_before_anybody_is_asked_takes_no_call_of_o
         assert_eq!((&*answer.model, answer.attempts.len()), ("p/19", 20));
     }
     // However often a policy asks for it.
-    let refuses = tower::service_fn(async |_: LlmRequest| {
-        Err::<LlmResponse, _>(Error::new(ErrorKind::ModelNotFound { model: "p/a".into() }))
-    });
-    let error = FallbackLayer::new(Endless).layer(refuses).oneshot(request("p/a")).await.unwrap_err();
-    assert!(error.attempts().len() <= 72, "{}", error.attempts().len());
+    for kind in [ErrorKind::ModelNotFound { model: "p/a".into() }, ErrorKind::Overloaded] {
+        let refuses =
+            tower::service_fn(move |_| std::future::ready(Err::<LlmResponse, _>(Error::new(kind.clone()))));
+        let error = FallbackLayer::new(Endless).layer(refuses).oneshot(request("p/a")).await.unwrap_err();
+        assert!(error.attempts().len() <= 72, "{}", error.attempts().len());
+    }
+}
+
+#[tokio::test]
+async fn a_provider_that_is_full_here_takes_no_call_of_others() {
+    let chains = Chains::builder().chain("a/m", ["b/m", "c/m"]).build().unwrap();
+    let layer = FallbackLayer::new(chains).with_max_attempts(2);
+    let [a, b, c] = [Scripted::new(), Scripted::new(), Scripted::new()];
+    let places = |at: &Endpoint| {
+        ConcurrencyLimitLayer::new(usize::from(&*at.provider == "c")).with_queue(0, Duration::ZERO)
+    };
+    let providers = Providers::builder()
+        .each(places)
+        .provider("a", a.clone())
+        .provider("b", b.clone())
+        .provider("c", c.clone())
+        .build()
+        .unwrap();
+    let answer = layer.layer(providers).oneshot(request("a/m")).await.unwrap();
+    assert_eq!((&*answer.model, answer.attempts.len()), ("c/m", 2));
+    assert_eq!([&a, &b, &c].map(|one| one.requests().len()), [0, 0, 1]);
+
+    // Who could not be reached was asked.
+    let provider = Scripted::new();
+    (0..2).for_each(|_| provider.push(Reply::error(failure(ErrorClass::Connect))));
+    let layer = FallbackLayer::new(self::chains().build().unwrap()).with_max_attempts(2);
+    layer.layer(provider.clone()).oneshot(request("p/a")).await.unwrap_err();
+    assert_eq!(asked(&provider), ["p/a", "p/b"]);
 }
 
 #[tokio::test]

@@ -216,10 +216,11 @@ impl<P: Policy> Attempts<P> {
         ready.call(self.request.clone())
     }
 
-    /// A call that nobody was asked by is a skip.
+    /// A call that is refused before anybody is asked is a skip.
     fn give_back(&mut self, error: &Error) {
-        let is_skipped = Cause::of(error) == Some(Cause::Skipped);
-        if is_skipped && !error.was_sent(&self.request.progress) {
+        let is_full = matches!(error.kind(), ErrorKind::Overloaded);
+        let is_refused = is_full || Cause::of(error) == Some(Cause::Skipped);
+        if is_refused && !error.was_sent(&self.request.progress) {
             self.calls_left += 1;
             self.skips_left = self.skips_left.saturating_sub(1);
         }
