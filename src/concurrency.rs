@@ -4,8 +4,8 @@
 //! the permit is held until the stream ends, breaks or is dropped. A call that finds no permit waits its turn,
 //! a bounded time in a bounded queue; beyond it is refused as [`Overloaded`](ErrorKind::Overloaded), and at its
 //! caller's own deadline, if that comes first, as [`Timeout`](ErrorKind::Timeout). It is the
-//! call that is refused: `poll_ready` passes through, so `load_shed` has nothing to do above this layer. Who waits holds nothing of
-//! the service below, for whoever has a permit may need that for a further attempt.
+//! call that is refused: `poll_ready` passes through, so `load_shed` has nothing to do above this layer. Who waits, or is
+//! refused, holds nothing of the service below, for whoever has a permit, or is to be asked instead, may need that for a further attempt.
 //!
 //! Belongs outermost, below the gateway's telemetry. All services that one layer builds share its permits.
 //!
@@ -206,17 +206,14 @@ where
     }
 
     fn call(&mut self, request: LlmRequest) -> Self::Future {
-        let state = match Arc::clone(&self.limit.permits).try_acquire_owned() {
-            Ok(permit) => State::call(permit, &mut self.inner, request),
-            Err(_) => match self.limit.queue(request.context.deadline().map(Instant::from_std)) {
-                Some((place, turn)) => {
-                    let service = self.inner.clone();
-                    // The one that is ready goes, and gives back what it holds.
-                    self.inner = service.clone();
-                    State::Waiting { place, turn, rest: Some((service, request)) }
-                }
-                None => State::Refused(ErrorKind::Overloaded),
-            },
+        if let Ok(permit) = Arc::clone(&self.limit.permits).try_acquire_owned() {
+            return ResponseFuture { state: State::call(permit, &mut self.inner, request) };
+        }
+        // The one that is ready goes, and gives back what it holds.
+        self.inner = self.inner.clone();
+        let state = match self.limit.queue(request.context.deadline().map(Instant::from_std)) {
+            Some((place, turn)) => State::Waiting { place, turn, rest: Some((self.inner.clone(), request)) },
+            None => State::Refused(ErrorKind::Overloaded),
         };
         ResponseFuture { state }
     }

@@ -19,7 +19,7 @@ use llm_layers::{
 use std::time::Duration;
 use tokio::time::Instant;
 use tokio_test::{assert_pending, assert_ready_err, assert_ready_ok, task};
-use tower::{Layer, Service, ServiceExt};
+use tower::{Layer, Service, ServiceBuilder, ServiceExt};
 use tower_test::mock;
 
 fn request(model: &str) -> LlmRequest {
@@ -778,6 +778,56 @@ async fn the_next_attempt_waits_until_the_service_is_ready() {
     assert!(response.is_woken());
     assert_pending!(response.poll());
     assert_asks!(provider, "p/b");
+}
+
+/// As `oneshot`, with the service kept until there is an answer.
+async fn ready_and_call<S>(service: &mut S, request: LlmRequest) -> Result<LlmResponse, Error>
+where
+    S: Service<LlmRequest, Response = LlmResponse, Error = Error>,
+{
+    let answer = service.ready().await?.call(request);
+    let answer = tokio::time::timeout(Duration::from_secs(60), answer);
+    answer.await.unwrap_or_else(|_| Err(Error::new(ErrorKind::Cancelled)))
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_does_not_wait_for_the_place_that_it_holds_itself() {
+    let late = || request("p/a").with_context(RequestContext::new().with_timeout(Duration::ZERO));
+    let layer = || {
+        let chains = Chains::builder().chain("x/a", ["x/b", "p/c"]).build().unwrap();
+        FallbackLayer::new(chains).with_providers(ProviderNames::new(["p"]))
+    };
+    let limited = layer().layer(ServiceBuilder::new().concurrency_limit(1).service(Scripted::new()));
+    let mut service = limited.clone();
+    assert_eq!(ready_and_call(&mut service, request("x/a")).await.unwrap().model, "p/c");
+    ready_and_call(&mut service, late()).await.unwrap_err();
+    assert_eq!(limited.clone().oneshot(request("p/a")).await.unwrap().model, "p/a", "nothing is kept");
+
+    let buffered = layer().layer(ServiceBuilder::new().buffer(1).service(Scripted::new()));
+    let mut service = buffered.clone();
+    assert_eq!(ready_and_call(&mut service, request("x/a")).await.unwrap().model, "p/c");
+    ready_and_call(&mut service, late()).await.unwrap_err();
+    assert_eq!(buffered.clone().oneshot(request("p/a")).await.unwrap().model, "p/a", "nothing is kept");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_is_refused_a_place_here_gives_back_the_one_further_in() {
+    let open = Reply::stream([Step::Chunk(StreamChunk::text("a")), Step::Stall]);
+    let provider = Scripted::new().reply(open);
+    let again = |_: &Failure<'_>| Decision::Retry { after: Duration::from_secs(1) };
+    let mut service = ServiceBuilder::new()
+        .layer(FallbackLayer::new(again))
+        .layer(ConcurrencyLimitLayer::new(1).with_queue(0, Duration::ZERO))
+        .concurrency_limit(1)
+        .service(provider.clone());
+    let held = service.clone().oneshot(request("p/a")).await.unwrap();
+    let leaves = async {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        drop(held);
+    };
+    let (answer, ()) = futures_util::join!(ready_and_call(&mut service, request("p/b")), leaves);
+    assert_eq!(answer.unwrap().attempts.len(), 1);
+    assert_eq!(asked(&provider), ["p/a", "p/b"]);
 }
 
 #[tokio::test]

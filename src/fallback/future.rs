@@ -21,7 +21,7 @@ use tower_service::Service;
 #[pin_project(PinnedDrop)]
 pub struct ResponseFuture<S: Service<LlmRequest>, P> {
     shared: Arc<Shared<S>>,
-    /// Of its own, from the second attempt on.
+    /// Of its own, but for the first attempt of most.
     service: Option<Box<S>>,
     attempts: Attempts<P>,
     #[pin]
@@ -71,7 +71,7 @@ enum Next {
 
 impl<S, P> ResponseFuture<S, P>
 where
-    S: Service<LlmRequest>,
+    S: Service<LlmRequest> + Clone,
     P: Policy,
 {
     pub(super) fn new(ready: &mut S, mut request: LlmRequest, mut policy: P, shared: Arc<Shared<S>>) -> Self {
@@ -105,7 +105,10 @@ where
         } else {
             State::Unroutable
         };
-        Self { shared, service: None, attempts, state, deadline }
+        // What is ready holds a place, which the first attempt that is made is to have.
+        let kept = !matches!(state, State::Calling(_));
+        let service = kept.then(|| Box::new(mem::replace(ready, shared.spare())));
+        Self { shared, service, attempts, state, deadline }
     }
 }
 
