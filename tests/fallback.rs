@@ -830,6 +830,24 @@ async fn who_is_refused_a_place_here_gives_back_the_one_further_in() {
     assert_eq!(asked(&provider), ["p/a", "p/b"]);
 }
 
+#[tokio::test(start_paused = true)]
+async fn an_attempt_that_was_never_made_is_none() {
+    let seconds = Duration::from_secs;
+    let layer = FallbackLayer::new(chains().build().unwrap()).with_deadline(seconds(5));
+    let (mut service, mut provider) = mock::spawn_layer(layer);
+    provider.allow(1);
+    assert_ready_ok!(service.poll_ready());
+    let mut response = task::spawn(service.call(request("p/a")));
+    let answer = assert_asks!(provider, "p/a");
+    tokio::time::advance(seconds(3)).await;
+    answer.send_error(down());
+    assert_pending!(response.poll());
+    tokio::time::advance(seconds(2)).await;
+    let error = assert_ready_err!(response.poll());
+    let attempts: Vec<_> = error.attempts().iter().map(|a| (&*a.model, a.latency)).collect();
+    assert_eq!(attempts, [("p/a", seconds(3))]);
+}
+
 #[tokio::test]
 async fn a_service_that_fails_before_the_next_attempt_does_not_hide_the_first() {
     let (mut service, mut provider) = mock::spawn_layer(FallbackLayer::new(chains().build().unwrap()));

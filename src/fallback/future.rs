@@ -163,7 +163,10 @@ where
                             this.attempts.note(error.into(), Duration::ZERO);
                             return Poll::Ready(Err(this.attempts.verdict()));
                         }
-                        Poll::Pending => ready!(this.deadline.poll(cx)),
+                        Poll::Pending => {
+                            ready!(this.deadline.poll(cx));
+                            return Poll::Ready(Err(this.attempts.verdict()));
+                        }
                     }
                 }
                 StateProj::Late => Deadline::error(),
