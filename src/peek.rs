@@ -218,6 +218,7 @@ fn poll_content(
 
 /// What an answer without content is to those who asked for one.
 fn empty(answer: LlmResponse) -> Error {
+    let chosen = answer.chosen().cloned();
     let (usage, finishes) = match &answer.body {
         ResponseBody::Complete(completion) => (completion.usage().copied(), completion.finish_reasons()),
         ResponseBody::Stream(chunks) => (chunks.summary().usage, &*chunks.summary().finish_reasons),
@@ -236,6 +237,10 @@ fn empty(answer: LlmResponse) -> Error {
         }
     };
     let error = error.with_dispatched(true);
+    let error = match chosen {
+        Some(chosen) => error.with_chosen(chosen),
+        None => error,
+    };
     match usage {
         Some(usage) => error.with_usage(usage),
         None => error,

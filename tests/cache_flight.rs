@@ -12,6 +12,7 @@ use llm_layers::{
         CacheControl, CacheLayer, CachePolicy, CacheSecret, Coalescing, EpochKind, MokaStore, NotStored,
     },
     fallback::{Chains, FallbackLayer},
+    providers::Providers,
     testing::{Reply, Scripted, Step},
     timeout::CallTimeoutLayer,
 };
@@ -885,4 +886,29 @@ async fn the_initiator_alone_gets_what_came_along_with_the_answer() {
         shared += usize::from(!is_own);
     }
     assert_eq!(shared, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_shares_an_answer_that_says_nothing_asks_another_deployment_at_once() {
+    let whole = || Reply::complete(Completion::text(" ", TokenUsage::new(3, 0)));
+    let streamed = || Reply::stream([Step::Chunk(StreamChunk::role())]);
+    let ways: [(fn() -> Reply, fn(&str) -> LlmRequest); 2] = [(whole, ask), (streamed, stream)];
+    for (blank, request) in ways {
+        let all = [Scripted::new(), Scripted::new()];
+        let [one, two] = all.clone();
+        let providers = Providers::builder().provider("acme", one).provider("acme", two).build().unwrap();
+        let chains = Chains::builder().retries(1).build().unwrap();
+        let service = FallbackLayer::new(chains).layer(layer().layer(providers));
+        let started = Instant::now();
+        for nth in 0..50 {
+            all[0].push(blank());
+            let call = || tokio::spawn(service.clone().oneshot(request(&nth.to_string())));
+            let calls = [call(), call()];
+            for call in calls {
+                assert!(!call.await.unwrap().unwrap().text().await.unwrap().is_empty());
+            }
+        }
+        assert!(all[0].requests().len() > 10);
+        assert_eq!(started.elapsed(), Duration::ZERO);
+    }
 }

@@ -1,8 +1,8 @@
 //! Several deployments of one provider under `Fallback`: which one a further try goes to, when it is made, and who rests.
 
 use llm_layers::{
-    ChatBody, Error, ErrorClass, ErrorKind, LlmRequest, LlmResponse, ProviderFailure, RequestContext,
-    ResponseBody, StreamChunk,
+    ChatBody, Completion, Error, ErrorClass, ErrorKind, LlmRequest, LlmResponse, ProviderFailure,
+    RequestContext, ResponseBody, StreamChunk, TokenUsage,
     fallback::{Action, Backoff, Cause, Chains, ChainsBuilder, FallbackLayer},
     providers::Providers,
     testing::{Reply, Scripted, Step},
@@ -137,6 +137,29 @@ async fn the_next_model_of_a_provider_is_not_asked_of_the_deployment_that_failed
     let chains = Chains::builder().chain("x/m", ["x/n"]).on(Cause::Unreachable, Action::Next);
     assert_eq!(ask(&providers, chains).await.unwrap().model, "x/n");
     assert_eq!(asked(&all), [before[0] + 1, before[1] + 1]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deployment_whose_answer_says_nothing_is_not_asked_again() {
+    let whole = || Reply::complete(Completion::text(" \n", TokenUsage::new(3, 0)));
+    let streamed = || Reply::stream([Step::Chunk(StreamChunk::role()), Step::Chunk(StreamChunk::text(" "))]);
+    let filtered = || {
+        let said = r#"{"choices":[{"index":0,"message":{},"finish_reason":"content_filter"}]}"#;
+        Reply::complete(Completion::parse(said).unwrap())
+    };
+    let replies: [(&str, fn() -> Reply); 3] =
+        [("whole", whole), ("streamed", streamed), ("filtered", filtered)];
+    for (way, reply) in replies {
+        let (all, providers) = several(2, CallTimeoutLayer::new());
+        let started = Instant::now();
+        for _ in 0..100 {
+            all[0].push(reply());
+            let chains = Chains::builder().retries(1).chain_on(Cause::ContentFilter, "x/m", ["x/n"]);
+            ask(&providers, chains).await.expect(way);
+        }
+        assert_eq!(started.elapsed(), Duration::ZERO, "{way}");
+        assert!(asked(&all)[0] > 10, "{way}: {:?}", asked(&all));
+    }
 }
 
 // ===== rests =====

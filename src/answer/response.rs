@@ -4,6 +4,7 @@ use crate::{
     body::Summary,
     cache::{BypassReason, MissReason},
     decision::Decisions,
+    providers::Chosen,
     quota::Headroom,
 };
 use std::{sync::Arc, time::Duration};
@@ -56,6 +57,8 @@ pub struct LlmResponse {
     pub body: ResponseBody,
     /// Anything that a layer of yours wants to hand up.
     pub extensions: http::Extensions,
+    /// The deployment that it is of, if it is whole and there are others; a stream knows its own.
+    pub(crate) chosen: Option<Chosen>,
 }
 
 /// What a cache had to do with an answer.
@@ -109,6 +112,22 @@ impl LlmResponse {
             decisions: Decisions::default(),
             body: body.into(),
             extensions: http::Extensions::new(),
+            chosen: None,
+        }
+    }
+
+    /// Says which deployment it is of, and so which one has failed if it says nothing.
+    pub(crate) fn set_chosen(&mut self, chosen: Chosen) {
+        match &mut self.body {
+            ResponseBody::Complete(_) => self.chosen = Some(chosen),
+            ResponseBody::Stream(chunks) => chunks.set_chosen(chosen),
+        }
+    }
+
+    pub(crate) fn chosen(&self) -> Option<&Chosen> {
+        match &self.body {
+            ResponseBody::Complete(_) => self.chosen.as_ref(),
+            ResponseBody::Stream(chunks) => chunks.chosen(),
         }
     }
 

@@ -4,9 +4,7 @@ use super::{
     names::ProviderNames,
     place::{Place, Reply},
 };
-use crate::{
-    Error, ErrorKind, LlmRequest, LlmResponse, ModelName, Progress, ResponseBody, decision::Decisions,
-};
+use crate::{Error, ErrorKind, LlmRequest, LlmResponse, ModelName, Progress, decision::Decisions};
 use std::{
     fmt, mem,
     pin::Pin,
@@ -145,8 +143,8 @@ impl Future for ResponseFuture {
             answer.provider = this.provider.take();
             answer.model.clone_from(&this.model);
             answer.decisions = mem::take(&mut this.decisions);
-            if let (ResponseBody::Stream(chunks), Some(chosen)) = (&mut answer.body, this.chosen.take()) {
-                chunks.set_chosen(chosen);
+            if let Some(chosen) = this.chosen.take() {
+                answer.set_chosen(chosen);
             }
             return polled;
         }

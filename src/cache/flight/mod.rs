@@ -12,6 +12,7 @@ use crate::{
     Attempt, CacheStatus, Completion, Error, ErrorClass, ErrorKind, LlmRequest, LlmResponse, ModelName,
     Progress, ResponseBody, StreamChunk,
     decision::Decisions,
+    providers::Chosen,
     quota::Headroom,
     sync::{AbortHandle, Handle, Mutex, MutexGuard, timeout_at},
 };
@@ -129,6 +130,7 @@ struct Place {
 struct Head {
     model: ModelName,
     provider: Option<Arc<str>>,
+    chosen: Option<Chosen>,
     cache: CacheStatus,
     is_similar: bool,
     /// For the one whose call it is.
@@ -412,6 +414,7 @@ impl Flight {
     }
 
     async fn carry(&self, answer: LlmResponse) {
+        let chosen = answer.chosen().cloned();
         let LlmResponse {
             model,
             provider,
@@ -424,9 +427,10 @@ impl Flight {
             decisions,
             body,
             extensions,
+            chosen: _,
         } = answer;
         let own = Some(Own { attempts, provider_request_id, quota, decisions, extensions });
-        let head = Head { model, provider, cache, is_similar, own };
+        let head = Head { model, provider, chosen, cache, is_similar, own };
         let mut chunks = match body {
             ResponseBody::Complete(completion) => {
                 self.lock().whole = Some(completion);

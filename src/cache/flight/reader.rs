@@ -3,7 +3,7 @@
 use super::{Call, Flight, Own, Place, Shared};
 use crate::{
     CacheStatus, ChunkStream, Completion, Error, ErrorKind, LlmResponse, ModelName, ResponseBody,
-    StreamChunk, TokenUsage,
+    StreamChunk, TokenUsage, providers::Chosen,
 };
 use futures_core::Stream;
 use std::{
@@ -26,6 +26,7 @@ pub(in crate::cache) struct Reader {
 pub(in crate::cache) struct Beginning {
     model: ModelName,
     provider: Option<Arc<str>>,
+    chosen: Option<Chosen>,
     pub(in crate::cache) cache: CacheStatus,
     is_similar: bool,
     own: Option<Own>,
@@ -69,6 +70,7 @@ impl Reader {
             return Poll::Ready(Ok(Beginning {
                 model: head.model.clone(),
                 provider: head.provider.clone(),
+                chosen: head.chosen.clone(),
                 cache,
                 is_similar: head.is_similar,
                 own,
@@ -100,6 +102,9 @@ impl Beginning {
         };
         let mut answer = LlmResponse::new(self.model, body);
         answer.provider = self.provider;
+        if let Some(chosen) = self.chosen {
+            answer.set_chosen(chosen);
+        }
         answer.cache = self.cache;
         answer.is_similar = self.is_similar;
         if let Some(Own { attempts, provider_request_id, quota, decisions, extensions }) = self.own {
