@@ -10,7 +10,7 @@ use llm_layers::{
 };
 use std::time::Duration;
 use tokio::time::{Instant, advance, timeout};
-use tokio_test::{assert_pending, task};
+use tokio_test::{assert_pending, assert_ready_err, task};
 use tower::{Layer, ServiceExt};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -215,6 +215,64 @@ async fn after_its_rest_a_deployment_has_one_call_until_it_is_heard() {
         call(&providers).await.unwrap();
     }
     assert_eq!(asked(&all)[0], 28);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_takes_long_to_find_out_keeps_the_others_off_for_one_rest_only() {
+    let (all, providers) = several(2, CallTimeoutLayer::new().with_whole(300 * SECOND));
+    while asked(&all)[0] < 3 {
+        all[0].push(Reply::error(failure(ErrorClass::Connect)));
+        drop(call(&providers).await);
+        all[0].forget_replies();
+    }
+    advance(5 * SECOND).await;
+    let whole = LlmRequest::new("x/m", ChatBody::builder().user("Hi").build().unwrap());
+    let mut trial = loop {
+        all[0].push(Reply::stall());
+        let mut call = task::spawn(providers.clone().oneshot(whole.clone()));
+        if call.poll().is_pending() {
+            break call;
+        }
+    };
+    let mut held = Vec::new();
+    let mut read_a_hundred = async || {
+        let before = asked(&all)[0];
+        for _ in 0..100 {
+            all.iter().for_each(|one| one.push(open_stream()));
+            let mut answer = call(&providers).await.unwrap();
+            let ResponseBody::Stream(chunks) = &mut answer.body else { panic!("a stream") };
+            chunks.next().await.unwrap().unwrap();
+            held.push(answer);
+            all.iter().for_each(Scripted::forget_replies);
+        }
+        asked(&all)[0] - before
+    };
+    assert_eq!(read_a_hundred().await, 0, "one finds out");
+    advance(5 * SECOND).await;
+    let count = read_a_hundred().await;
+    assert!(count > 50, "it is well: {count}");
+
+    // What the first one met in the end is no news.
+    advance(300 * SECOND).await;
+    assert_ready_err!(trial.poll());
+    let count = read_a_hundred().await;
+    assert!(count > 10, "it is still well: {count}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deployment_that_goes_on_hanging_costs_one_caller_each_rest() {
+    let (all, providers) = first_hangs().await;
+    let mut calls = Vec::new();
+    for nth in 4..10 {
+        advance(5 * SECOND).await;
+        for _ in 0..20 {
+            all[1].push(open_stream());
+            let mut call = task::spawn(providers.clone().oneshot(request()));
+            let answer = call.poll();
+            calls.push((call, answer));
+        }
+        assert_eq!(asked(&all)[0], nth);
+    }
 }
 
 #[tokio::test(start_paused = true)]

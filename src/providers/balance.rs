@@ -17,7 +17,7 @@ use tokio::time::Instant;
 /// a second or more and then left, without a sign of it while others of its provider were heard, it is left alone, too.
 ///
 /// After its rest it has one call at a time until it is heard: an answer, or the first chunk of one, that began since. If that call fails,
-/// the next rest begins at once.
+/// the next rest begins at once; if it takes longer than a rest, it has another one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CoolDown {
     failures: u32,
@@ -59,7 +59,9 @@ pub(crate) struct Health {
     is_on_trial: AtomicBool,
     /// Calls in flight that began on trial.
     trials: AtomicUsize,
-    /// In milliseconds since `epoch`.
+    /// When the last of these began, in milliseconds since `epoch`.
+    tried_at: AtomicU64,
+    /// The same.
     cool_until: AtomicU64,
     epoch: Instant,
     cool_down: CoolDown,
@@ -74,6 +76,7 @@ impl Health {
             unheard: AtomicU32::new(0),
             is_on_trial: AtomicBool::new(false),
             trials: AtomicUsize::new(0),
+            tried_at: AtomicU64::new(0),
             cool_until: AtomicU64::new(0),
             epoch: Instant::now(),
             cool_down,
@@ -88,11 +91,18 @@ impl Health {
         self.cool_until.load(Ordering::Relaxed) > self.millis(now)
     }
 
-    /// Whether it may be asked: after a rest, only while nobody else finds out how it is.
+    fn is_on_trial(&self) -> bool {
+        self.is_on_trial.load(Ordering::Relaxed)
+    }
+
+    /// Whether it may be asked: after a rest, only while nobody else finds out how it is. An answer that is not streamed may
+    /// take minutes, as may a connection that is dead: after as long as a rest, that is no longer waited for.
     fn is_free(&self, now: Instant) -> bool {
-        let is_found_out =
-            self.is_on_trial.load(Ordering::Relaxed) && self.trials.load(Ordering::Relaxed) > 0;
-        !is_found_out && !self.is_cooling(now)
+        let is_found_out = || {
+            let until = self.tried_at.load(Ordering::Relaxed).saturating_add(millis(self.cool_down.time));
+            self.trials.load(Ordering::Relaxed) > 0 && until > self.millis(now)
+        };
+        !(self.is_on_trial() && is_found_out()) && !self.is_cooling(now)
     }
 
     fn heard(&self) {
@@ -226,9 +236,10 @@ impl InFlight {
     pub(super) fn new(chosen: Chosen) -> Self {
         let health = chosen.health();
         health.in_flight.fetch_add(1, Ordering::Relaxed);
-        let is_trial = health.is_on_trial.load(Ordering::Relaxed);
+        let is_trial = health.is_on_trial();
         if is_trial {
             health.trials.fetch_add(1, Ordering::Relaxed);
+            health.tried_at.store(health.millis(Instant::now()), Ordering::Relaxed);
         }
         Self { chosen, sent: None, is_trial, is_heard: false }
     }
@@ -250,6 +261,11 @@ impl InFlight {
         }
     }
 
+    /// Whether it is what finds out: nothing was heard since the rest, in this call or another.
+    fn finds_out(&self) -> bool {
+        self.is_trial && !self.is_heard && self.chosen.health().is_on_trial()
+    }
+
     /// Nobody waits any more.
     fn left(&self) {
         let has_waited = self.sent.is_some_and(|sent| sent.elapsed() >= PATIENCE);
@@ -259,7 +275,7 @@ impl InFlight {
         let health = self.chosen.health();
         health.is_heard.store(false, Ordering::Relaxed);
         if self.chosen.others().any(|other| other.is_heard.load(Ordering::Relaxed)) {
-            health.left_unheard(self.is_trial);
+            health.left_unheard(self.finds_out());
         }
     }
 }
@@ -276,7 +292,7 @@ impl Observe for InFlight {
                 self.chosen.health().succeeded();
             }
             End::Failed(error, _) if is_deployments_fault(error) => {
-                self.chosen.health().failed(error, self.is_trial && !self.is_heard);
+                self.chosen.health().failed(error, self.finds_out());
             }
             // It has answered, though not as its caller would have it.
             End::Failed(error, _) if error.class().is_some() => self.heard(),

@@ -5,8 +5,8 @@
 //! chance the one with fewer calls in flight is asked ("the power of two choices", Mitzenmacher 2001), and a
 //! call counts until its answer has ended. A deployment that keeps failing is left alone for a while; failures
 //! that are the caller's fault do not count, and when all are to be left alone, none is. After
-//! its rest it has one call at a time until it is heard, and one that fails is enough for the next rest. A further attempt of
-//! [`Fallback`](crate::fallback) goes to one that has not failed in this call, if there is one.
+//! its rest it has one call at a time until it is heard, or as long as a rest has passed, and one that fails is enough for the
+//! next rest. A further attempt of [`Fallback`](crate::fallback) goes to one that has not failed in this call, if there is one.
 //!
 //! Always ready itself: a deployment's own readiness is waited for inside the call, so `load_shed` and
 //! `concurrency_limit` belong around one deployment. What stands around each deployment is given by
