@@ -475,6 +475,29 @@ async fn what_another_process_has_asked_for_anew_is_soon_new_here_too() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_is_older_further_away_takes_no_newer_ones_place() {
+    let (store, clock) = (Bytestore::default(), Watch::at(0));
+    let provider = Scripted::new().reply(Reply::text("one")).reply(Reply::text("two"));
+    let (layer, _worker) = tiered_at(&store, &clock);
+    let service = layer.layer(provider.clone());
+    read(&service, ask("a")).await;
+    settle().await;
+    pass(&[&clock], 10).await;
+    store.set(Mode::Forgetful);
+    read(&service, control(CacheControl::new().with_no_cache())).await;
+    settle().await;
+    pass(&[&clock], 1).await;
+    let youngest = CacheControl::new().with_max_age(Duration::ZERO).with_only_if_cached();
+    service.clone().oneshot(control(youngest)).await.unwrap_err();
+    let (said, cache) = read(&service, ask("a")).await;
+    assert!(said == "two" && cache.is_hit(), "{said} {cache:?}");
+    // Nor is it the answer where what is near would do.
+    let young = CacheControl::new().with_max_age(Duration::from_secs(5));
+    assert_eq!(read(&service, control(young)).await.0, "two");
+    assert_eq!(provider.requests().len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
 async fn nothing_outlives_its_time_by_much_where_clocks_are_apart() {
     let store = Bytestore::default();
     // Half an hour ahead.

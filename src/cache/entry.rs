@@ -81,6 +81,10 @@ impl Entry {
         self.kept_until.is_some_and(|until| until <= Instant::now())
     }
 
+    pub(super) fn is_newer_than(&self, other: &Self) -> bool {
+        self.bond.created_at > other.bond.created_at
+    }
+
     /// What it is found by.
     pub const fn key(&self) -> &CacheKey {
         &self.bond.key

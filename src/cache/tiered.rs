@@ -45,13 +45,19 @@ impl<N: CacheStore, F: CacheStore> TieredStore<N, F> {
     ) -> impl Future<Output = Result<Option<Arc<Entry>>, BoxError>> + Send + use<N, F> {
         let (far, near, time, key) = (self.far.get(key), Arc::clone(&self.near), self.near_time, *key);
         async move {
-            let found = far.wait().await?;
             // A liar's answer is not kept.
-            if let Some(entry) = found.as_ref().filter(|entry| *entry.key() == key) {
-                // What the near one makes of it is not worth failing for.
-                let _ = Fetch::of(|| near.put(entry.copy_for(time))).wait().await;
+            let found = match far.wait().await? {
+                Some(found) if *found.key() == key => found,
+                other => return Ok(other),
+            };
+            // The far one may have missed what was put into both.
+            let own = Fetch::of(|| near.get(&key)).wait().await.ok().flatten();
+            if let Some(own) = own.filter(|own| !own.is_over() && own.is_newer_than(&found)) {
+                return Ok(Some(own));
             }
-            Ok(found)
+            // What the near one makes of it is not worth failing for.
+            let _ = Fetch::of(|| near.put(found.copy_for(time))).wait().await;
+            Ok(Some(found))
         }
     }
 }
