@@ -127,7 +127,10 @@ impl Origins {
 // ===== impl CacheKey =====
 
 impl CacheKey {
-    /// The key of `request` in `scope`. What a long body says is hashed once and kept with it.
+    /// The key of `request` in `scope`, where no origin is told. What a long body says is hashed once and kept with it.
+    ///
+    /// A layer that is told the [origin](super::CacheLayer::with_origin) of the provider keeps the answer under another key. So does every
+    /// stack that is built from a configuration: this names no entry of it.
     pub fn new(secret: &CacheSecret, scope: &CacheScope<'_>, request: &LlmRequest) -> Self {
         Self::of(secret, scope, request, None)
     }

@@ -295,7 +295,8 @@ impl CacheLayer {
 
     /// Tells `origin` apart from others who answer, or have answered, under the same name of a provider: by its kind and its
     /// addresses, for example. The services that this layer builds from now on neither find what was kept of another origin,
-    /// nor is theirs found there. Nobody can tell the origin from what is kept.
+    /// nor is theirs found there. Nobody can tell the origin from what is kept, and [`CacheKey::new`](super::CacheKey::new) does not
+    /// know it: it names no entry of theirs.
     ///
     /// Without any, who answers is the provider's name, and [`invalidate`](Self::invalidate) is for when somebody else does.
     #[must_use]
