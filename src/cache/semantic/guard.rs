@@ -1,7 +1,8 @@
 //! What two messages must have in common, however alike an embedder finds them.
 
 use super::vocabulary::{
-    AFTER_HOW, ARTICLES, GREETINGS, LETTERED, NEGATORS, NOT_AFTER_ARTICLE, NUMBERS, POLITE, ROMAN, TURNS,
+    AFTER_HOW, ARTICLES, BEFORE_ARTICLE, BEFORE_VERB, GREEK, GREETINGS, LETTERED, NEGATORS,
+    NOT_AFTER_ARTICLE, NUMBERS, POLITE, ROMAN, TURNS,
 };
 use std::hash::BuildHasher;
 
@@ -35,8 +36,7 @@ impl Words {
             other: Vec::new(),
             all: Vec::new(),
             frame: Frame::Open,
-            is_lettered: false,
-            is_term: false,
+            last: Last::default(),
         };
         reader.read(&text.replace('\u{2019}', "'"));
         let Reader { strict, other, all, .. } = reader;
@@ -81,10 +81,20 @@ struct Reader<'a, H> {
     other: Vec<u64>,
     all: Vec<u64>,
     frame: Frame,
-    /// The last word was one of [`LETTERED`].
+    last: Last,
+}
+
+/// What the last word was, if nothing stands behind it.
+#[derive(Clone, Copy, Default)]
+struct Last {
+    /// One of [`LETTERED`].
     is_lettered: bool,
-    /// It was a number or a letter, of which there are factorials.
+    /// A number or a letter, of which there are factorials.
     is_term: bool,
+    /// One behind which stands a verb.
+    is_before_verb: bool,
+    /// One behind which prose has an article. Behind any other one, such as a command, "a" may be a name or a letter.
+    is_before_article: bool,
 }
 
 impl<H: BuildHasher> Reader<'_, H> {
@@ -101,7 +111,7 @@ impl<H: BuildHasher> Reader<'_, H> {
                 let lead = if before.is_whitespace() { " " } else { "" };
                 let tail = if closed.is_some() { family } else { "" };
                 self.push(&Kind::Quote, &format!("{lead}{family}{}{tail}", &after[..len]));
-                (self.frame, self.is_term) = (Frame::Inner, false);
+                (self.frame, self.last) = (Frame::Inner, Last::default());
                 rest = after[len..].strip_prefix(end).unwrap_or_default();
                 before = end;
             } else if is_inner(first) {
@@ -125,6 +135,7 @@ impl<H: BuildHasher> Reader<'_, H> {
     /// Reads a symbol, and what belongs to it; what comes then.
     fn symbol<'t>(&mut self, symbol: char, before: char, after: &'t str) -> &'t str {
         if symbol == '\n' {
+            self.last = Last::default();
             // Lines may be code, or a list: where they begin is a part of them.
             let line = after.trim_start_matches(|c: char| c.is_whitespace() && c != '\n');
             let indent = after[..after.len() - line.len()].replace('\r', "");
@@ -135,17 +146,19 @@ impl<H: BuildHasher> Reader<'_, H> {
             let rest = after.trim_start_matches(|c: char| c.is_whitespace() && c != '\n');
             // It tells columns apart, but at the end of a line.
             if symbol == '\t' && !rest.is_empty() && !rest.starts_with('\n') {
+                self.last = Last::default();
                 self.push(&Kind::Symbol, "\t");
             }
             return after;
         }
+        let last = std::mem::take(&mut self.last);
         let next = after.chars().next().unwrap_or(' ');
         let is_behind_text = is_inner(before) || is_mark(before) || "\"'`\u{201d}\u{bb}".contains(before);
         let first = after.trim_start().chars().next();
         let is_end = next.is_whitespace() && first.is_none_or(|c| c.is_alphabetic() && !c.is_lowercase());
         let says_nothing = match symbol {
             '.' | '?' => is_end && is_behind_text,
-            '!' => is_end && is_behind_text && !self.is_term,
+            '!' => is_end && is_behind_text && !last.is_term,
             ',' if is_behind_text && is_please(after) => return "",
             ',' => {
                 let joins = |c: char| is_inner(c) || "\"'`\u{201c}\u{ab}".contains(c);
@@ -187,8 +200,15 @@ impl<H: BuildHasher> Reader<'_, H> {
         let lower = word.to_lowercase();
         let says = |list: &[&str]| list.contains(&lower.as_str());
         let is_letter = word.chars().nth(1).is_none();
-        self.is_term = is_letter || word.contains(char::is_numeric);
-        let was_lettered = std::mem::replace(&mut self.is_lettered, says(LETTERED));
+        let has_capital = word.chars().any(char::is_uppercase);
+        let begins = frame == Frame::Open && !is_all_upper(word);
+        let before_it = self.last;
+        self.last = Last {
+            is_lettered: says(LETTERED),
+            is_term: is_letter || word.contains(char::is_numeric),
+            is_before_verb: says(BEFORE_VERB),
+            is_before_article: says(BEFORE_ARTICLE) || before_it.is_before_verb || (begins && has_capital),
+        };
         if lower.chars().any(char::is_numeric) {
             return self.push(&Kind::Number, word);
         }
@@ -196,9 +216,10 @@ impl<H: BuildHasher> Reader<'_, H> {
             self.frame = Frame::How;
             return;
         }
-        let begins = frame == Frame::Open && !is_all_upper(word);
         let is_plain = lower == word || begins;
-        if is_plain && says(ARTICLES) && !(was_lettered && lower == "a") && is_before_noun(after) {
+        let is_letters_place = before_it.is_lettered || !(begins || before_it.is_before_article);
+        let may_be_letter = lower == "a" && (is_letters_place || is_before_term(after));
+        if is_plain && says(ARTICLES) && !may_be_letter && is_before_noun(after) {
             self.frame = frame;
             return;
         }
@@ -207,7 +228,6 @@ impl<H: BuildHasher> Reader<'_, H> {
             self.push(&Kind::Word, verb);
             return self.push(&Kind::Not, "not");
         }
-        let has_capital = word.chars().any(char::is_uppercase);
         if is_plain && says(NEGATORS) {
             self.push(&Kind::Not, &lower);
         } else if (is_plain && says(NUMBERS)) || (says(ROMAN) && !has_capital) {
@@ -272,6 +292,19 @@ fn is_before_noun(after: &str) -> bool {
         && word.split('-').any(|part| part.chars().nth(1).is_some())
         && !is_operand(rest)
         && ![NOT_AFTER_ARTICLE, TURNS, NEGATORS, NUMBERS].iter().any(is_in)
+}
+
+/// Whether it is a term, or one begins there, before which a letter is a factor.
+fn is_before_term(after: &str) -> bool {
+    let mut words =
+        after.split_whitespace().map(|word| word.trim_end_matches(['.', ',', '?', '!', ';', ':']));
+    let mut is_next = |is: fn(&str) -> bool| words.next().is_some_and(is);
+    is_next(|word| word.len() < 3 && !word.contains(char::is_uppercase))
+        || is_next(|word| {
+            let is_letter = word.chars().nth(1).is_none() && word.chars().all(char::is_lowercase);
+            let is_word = ["a", "i"].contains(&word);
+            (is_letter && !is_word) || word.starts_with(char::is_numeric) || GREEK.contains(&word)
+        })
 }
 
 /// Whether what comes next makes a term of the word before it, as in "f(x)" and "x + 1".
@@ -431,6 +464,24 @@ mod tests {
             ("Evaluate a cos(x)", "Evaluate cos(x)"),
             ("Evaluate a 2x", "Evaluate 2x"),
             ("ls a b", "ls b"),
+            ("Integrate a cos x dx", "Integrate cos x dx"),
+            ("Integrate a cos theta from 0 to 1", "Integrate cos theta from 0 to 1"),
+            ("What is a cos \u{3b8}?", "What is cos \u{3b8}?"),
+            ("What is a ln x?", "What is ln x?"),
+            ("What is the derivative of a log x?", "What is the derivative of log x?"),
+            ("Is it a dx?", "Is it dx?"),
+            ("Compute a mod n", "Compute mod n"),
+            ("What is a mod 7?", "What is mod 7?"),
+            ("What is a times b?", "What is times b?"),
+            ("Simplify 2 a cos", "Simplify 2 cos"),
+            ("Simplify: a cos", "Simplify: cos"),
+            ("Simplify f(x, a cos)", "Simplify f(x, cos)"),
+            ("ls a foo", "ls foo"),
+            ("cat a foo", "cat foo"),
+            ("What does ls a foo do?", "What does ls foo do?"),
+            ("Why does git add a foo fail?", "Why does git add foo fail?"),
+            ("Run it:\na foo", "Run it:\nfoo"),
+            ("Is serie a football hard to win?", "Is serie football hard to win?"),
             // Articles that say something.
             ("Do a few people survive rabies?", "Do few people survive rabies?"),
             ("Is there a little hope", "Is there little hope"),
@@ -467,6 +518,23 @@ mod tests {
             ("Sort it:\r\n  a  \r\n  b", "Sort it:\n  a\n  b"),
             ("Sort it:\n  a\t \n  b\t", "Sort it:\n  a\n  b"),
             ("Where is the capital, and a river?", "where is capital and river"),
+            // Articles that prose has.
+            ("What is a closure in Rust?", "What is closure in Rust?"),
+            ("what's a closure in C?", "what's closure in C"),
+            ("A recipe for bread", "recipe for bread"),
+            ("Sort a list in Python", "Sort list in Python"),
+            ("How do I sort a list in Python?", "How to sort the list in Python"),
+            ("Can you write me a poem about spring?", "Can you write me poem about spring?"),
+            ("I want to bake a cake for a friend", "I want to bake cake for friend"),
+            ("write a test for it", "write test for it"),
+            ("Why should I use a mutex?", "Why should I use mutex?"),
+            ("Does Python have a garbage collector?", "Does Python have the garbage collector?"),
+            ("Is there a limit on the size of a request?", "Is there limit on size of request?"),
+            ("Is this a bug or a feature?", "Is this the bug or the feature?"),
+            ("Is there a hepatitis B vaccine for a child?", "Is there hepatitis B vaccine for child?"),
+            ("What happens if a thread panics as a result?", "What happens if thread panics as result?"),
+            ("Is there a day I can rest?", "Is there day I can rest?"),
+            ("Explain a monad. A functor is what?", "Explain monad. Functor is what?"),
         ];
         for (one, two) in pairs {
             assert_eq!(agree(one, two), (true, true), "{one} | {two}");

@@ -19,8 +19,11 @@
 //! # What may differ
 //!
 //! * A greeting with a mark behind it, or "please", that begins the message, and ", please" that ends it.
-//! * An article before the word that it belongs to, of two letters or more: not in "hepatitis a", "a x + b" or "ls a b", nor before
-//!   numbers, names with digits or signs in them, and words such as "and", "in", "best", "few" or "charge".
+//! * An article before the word that it belongs to, of two letters or more: not before numbers, names with digits or signs in
+//!   them, and words such as "and", "in", "best", "few" or "charge". "A" may be a letter, or a name, as in "hepatitis a", "a x + b",
+//!   "a cos x" or "ls a foo": it is left out only at the beginning of a sentence, and behind its first word if that has a capital,
+//!   words such as "is", "of" or "explain", and verbs as in "to bake a cake"; and only before a word of three letters or more, or
+//!   with a capital, that no small or Greek letter and no number follows.
 //! * What stands between "how" and what is to be done: "how do I", "how can we", "how to".
 //! * A full stop, question mark or exclamation mark at the end of a sentence, behind a word or a quotation; the comma between
 //!   two words. All other marks count, and so does whether there is a space on either side of them: `rm -r / tmp` is not
@@ -30,7 +33,7 @@
 //! * Straight and curly marks of one quotation. A single mark is not a double one, and neither is a backtick.
 //!
 //! So paraphrases are given up that are no more than another way to write: `x>3` for `x > 3`, "1,000" for "1000", "Explain
-//! C++" with a question mark, a sentence that begins without a capital behind another one, a greeting without a mark, and an
+//! C++" with a question mark, "the user sees a warning" for "the user sees the warning", a sentence that begins without a capital behind another one, a greeting without a mark, and an
 //! accented letter that is written as two characters.
 //!
 //! The guard knows English best. Words of other languages count as words that must be the same; with

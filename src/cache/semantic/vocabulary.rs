@@ -3,6 +3,28 @@
 /// Words that say nothing before another word.
 pub(super) const ARTICLES: &[&str] = &["a", "an", "the"];
 
+/// Words behind which prose has an article, none of them a command; besides verbs.
+pub(super) const BEFORE_ARTICLE: &[&str] = &[
+    "about", "after", "and", "are", "aren't", "as", "at", "be", "because", "been", "become", "before",
+    "being", "between", "but", "by", "can", "contain", "contains", "could", "describe", "did", "does",
+    "during", "explain", "for", "from", "gave", "give", "gives", "had", "has", "have", "having", "her",
+    "here's", "him", "how", "if", "in", "inside", "into", "is", "isn't", "it", "it's", "like", "may", "me",
+    "mean", "means", "might", "must", "need", "needed", "needs", "of", "on", "onto", "or", "outside", "over",
+    "per", "should", "such", "suggest", "takes", "than", "that", "that's", "them", "there", "there's",
+    "this", "through", "to", "under", "up", "us", "use", "used", "uses", "using", "via", "want", "wants",
+    "was", "wasn't", "were", "weren't", "what", "what's", "when", "where", "where's", "while", "who's",
+    "why", "will", "with", "within", "without", "would", "write", "you",
+];
+
+/// Words behind which stands a verb.
+pub(super) const BEFORE_VERB: &[&str] = &["to", "i", "you", "we", "they", "he", "she"];
+
+/// Letters by their names.
+pub(super) const GREEK: &[&str] = &[
+    "alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu",
+    "nu", "xi", "omicron", "pi", "rho", "sigma", "tau", "upsilon", "phi", "chi", "psi", "omega",
+];
+
 /// Words that say nothing where a message begins with them.
 pub(super) const POLITE: &[&str] = &["please", "kindly"];
 
