@@ -192,7 +192,6 @@ impl Price {
         requests: u64,
         terms: &Terms,
     ) -> Result<Sum, CostError> {
-        let media = terms.media;
         let stepped;
         let rates = match self.flat() {
             Some(rates) if !rates.is_by_request() => rates,
@@ -211,32 +210,22 @@ impl Price {
         let said = if rates.output.is_none() { said.or(Some(0)) } else { said };
         let mut sum = Sum::default();
 
-        let [heard, seen, plain] = apart(new, usage.input_audio_tokens, usage.input_image_tokens);
-        let may_hear = usage.input_audio_tokens.is_none() && media.has(Media::INPUT_AUDIO);
-        let may_see = usage.input_image_tokens.is_none() && media.has(Media::INPUT_IMAGE);
-        let doubts = [(may_hear, rates.input_audio), (may_see, rates.input_image)];
-        sum.add_doubtful(TokenClass::Input, plain, rates.input, doubts)?;
-        sum.add(TokenClass::InputAudio, heard, || rates.input_audio.or(rates.input))?;
-        sum.add(TokenClass::InputImage, seen, || rates.input_image.or(rates.input))?;
-        if read | written > 0 {
-            // Nobody says what was cached: audio as far as there is no other room for it.
-            let heard = usage.input_audio_tokens.unwrap_or(0).saturating_sub(heard.unwrap_or(0)).min(read);
-            let cache_read = rates.cache_read.or(rates.input);
-            let doubts = [(may_hear, rates.cache_read_audio), (false, None)];
-            sum.add_doubtful(TokenClass::CacheRead, Some(read - heard), cache_read, doubts)?;
-            sum.add(TokenClass::CacheReadAudio, Some(heard), || rates.cache_read_audio.or(cache_read))?;
-            let cache_write = || rates.cache_write.or(rates.input);
-            sum.add(TokenClass::CacheWrite, Some(written - hour), cache_write)?;
-            sum.add(TokenClass::CacheWrite1h, Some(hour), || rates.cache_write_1h.or_else(cache_write))?;
+        // Where neither audio nor images have a rate of their own, as with most models, they cost what text does.
+        let tells_media_apart = rates.tells_media_apart();
+        if tells_media_apart {
+            sum.add_input(rates, usage, terms.media, new, read)?;
+        } else {
+            sum.add(TokenClass::Input, new, || rates.input)?;
+            sum.add(TokenClass::CacheRead, Some(read), || rates.cache_read.or(rates.input))?;
         }
-
-        let [spoken, drawn, plain] = apart(said, usage.output_audio_tokens, usage.output_image_tokens);
-        let may_speak = usage.output_audio_tokens.is_none() && media.has(Media::OUTPUT_AUDIO);
-        let may_draw = usage.output_image_tokens.is_none() && media.has(Media::OUTPUT_IMAGE);
-        let doubts = [(may_speak, rates.output_audio), (may_draw, rates.output_image)];
-        sum.add_doubtful(TokenClass::Output, plain, rates.output, doubts)?;
-        sum.add(TokenClass::OutputAudio, spoken, || rates.output_audio.or(rates.output))?;
-        sum.add(TokenClass::OutputImage, drawn, || rates.output_image.or(rates.output))?;
+        let cache_write = || rates.cache_write.or(rates.input);
+        sum.add(TokenClass::CacheWrite, Some(written - hour), cache_write)?;
+        sum.add(TokenClass::CacheWrite1h, Some(hour), || rates.cache_write_1h.or_else(cache_write))?;
+        if tells_media_apart {
+            sum.add_output(rates, usage, terms.media, said)?;
+        } else {
+            sum.add(TokenClass::Output, said, || rates.output)?;
+        }
         sum.add(TokenClass::Reasoning, Some(thought), || rates.reasoning.or(rates.output))?;
         sum.add(TokenClass::Request, Some(requests), || rates.request.or(Some(Rate::FREE)))?;
         if let Some(search) = self.search.filter(|_| requests > 0) {
@@ -385,6 +374,50 @@ impl Sum {
         }
         self.is_guess |= tokens != Some(0);
         self.add(class, tokens, || dearer)
+    }
+
+    /// What is new of the input and what was read from the provider's cache, by what it is.
+    fn add_input(
+        &mut self,
+        rates: &Rates,
+        usage: &TokenUsage,
+        media: Media,
+        new: Option<u64>,
+        read: u64,
+    ) -> Result<(), CostError> {
+        let [heard, seen, plain] = apart(new, usage.input_audio_tokens, usage.input_image_tokens);
+        let may_hear = usage.input_audio_tokens.is_none() && media.has(Media::INPUT_AUDIO);
+        let may_see = usage.input_image_tokens.is_none() && media.has(Media::INPUT_IMAGE);
+        let doubts = [(may_hear, rates.input_audio), (may_see, rates.input_image)];
+        self.add_doubtful(TokenClass::Input, plain, rates.input, doubts)?;
+        self.add(TokenClass::InputAudio, heard, || rates.input_audio.or(rates.input))?;
+        self.add(TokenClass::InputImage, seen, || rates.input_image.or(rates.input))?;
+        if read > 0 {
+            // Nobody says what was cached: audio as far as there is no other room for it.
+            let heard = usage.input_audio_tokens.unwrap_or(0).saturating_sub(heard.unwrap_or(0)).min(read);
+            let cache_read = rates.cache_read.or(rates.input);
+            let doubts = [(may_hear, rates.cache_read_audio), (false, None)];
+            self.add_doubtful(TokenClass::CacheRead, Some(read - heard), cache_read, doubts)?;
+            self.add(TokenClass::CacheReadAudio, Some(heard), || rates.cache_read_audio.or(cache_read))?;
+        }
+        Ok(())
+    }
+
+    /// What was said of the output, by what it is.
+    fn add_output(
+        &mut self,
+        rates: &Rates,
+        usage: &TokenUsage,
+        media: Media,
+        said: Option<u64>,
+    ) -> Result<(), CostError> {
+        let [spoken, drawn, plain] = apart(said, usage.output_audio_tokens, usage.output_image_tokens);
+        let may_speak = usage.output_audio_tokens.is_none() && media.has(Media::OUTPUT_AUDIO);
+        let may_draw = usage.output_image_tokens.is_none() && media.has(Media::OUTPUT_IMAGE);
+        let doubts = [(may_speak, rates.output_audio), (may_draw, rates.output_image)];
+        self.add_doubtful(TokenClass::Output, plain, rates.output, doubts)?;
+        self.add(TokenClass::OutputAudio, spoken, || rates.output_audio.or(rates.output))?;
+        self.add(TokenClass::OutputImage, drawn, || rates.output_image.or(rates.output))
     }
 
     fn add_searches(&mut self, searched: &Searched) -> Result<(), CostError> {

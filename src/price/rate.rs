@@ -283,6 +283,15 @@ impl Rates {
         self.request.is_some() && Self { request: None, ..*self } == Self::new()
     }
 
+    /// Whether audio or images may cost something else than text.
+    pub(super) const fn tells_media_apart(&self) -> bool {
+        self.input_audio.is_some()
+            || self.input_image.is_some()
+            || self.cache_read_audio.is_some()
+            || self.output_audio.is_some()
+            || self.output_image.is_some()
+    }
+
     /// With the rate of the whole where that of a part is not known.
     #[inline]
     pub(super) fn completed(mut self) -> Self {
