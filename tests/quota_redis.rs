@@ -490,6 +490,21 @@ async fn a_server_that_may_lose_counters_or_cannot_write_them_is_found() {
     assert!(matches!(store(&alone.url()).check().await, Err(RedisUnfit::InCluster { .. })));
 }
 
+#[tokio::test]
+async fn who_was_made_a_replica_is_left_for_whom_its_address_leads_to_though_nothing_is_written() {
+    let Some(server) = RedisServer::start("quota_redis: demoted") else { return };
+    let next = RedisServer::with_options(&["--appendonly", "no"]);
+    let proxy = Proxy::start(server.port());
+    let store = store(&proxy.url());
+    store.check().await.unwrap();
+    server.ask(&["REPLICAOF", "127.0.0.1", &next.port().to_string()]);
+    proxy.lead_to(next.port());
+    assert!(matches!(store.check().await, Err(RedisUnfit::Replica { .. })));
+    store.check().await.unwrap();
+    granted(&store, &limited("a", 100), 10).await;
+    assert_ne!(next.ask(&["DBSIZE"]), "0");
+}
+
 /// What `docs/operations-redis-quota.md` gives a gateway.
 const RIGHTS: &str = include_str!("../docs/operations-redis-quota.md");
 

@@ -1,5 +1,6 @@
 //! The documented order as one call: what it is made of, what it refuses, and how it takes another configuration.
 
+mod awaited;
 mod ended;
 mod given;
 mod keys;

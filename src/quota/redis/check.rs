@@ -90,6 +90,8 @@ impl RedisQuotaStore {
             return Err(RedisUnfit::TooOld { server, version: version.into() });
         }
         if info.get("role") != "master" {
+            // Nobody writes as long as it is not fit, so that nobody would hear of it by a write that is refused.
+            self.redis.leave();
             return Err(RedisUnfit::Replica { server });
         }
         let policy = info.get("maxmemory_policy");

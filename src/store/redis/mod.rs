@@ -150,6 +150,14 @@ impl Redis {
         }
     }
 
+    /// Gives up the connection to a server that is alone: whoever took over from it may be behind the same address. Of a cluster, the
+    /// nodes say themselves who did.
+    pub(crate) fn leave(&self) {
+        if let Servers::One(node) = &self.servers {
+            node.leave();
+        }
+    }
+
     /// Asks whether the server is there; of a cluster, each node that serves slots, and whether all slots are served.
     ///
     /// # Errors

@@ -95,6 +95,13 @@ impl Node {
         attempt.await
     }
 
+    /// Gives the connection up: the next who asks connects anew.
+    pub(super) fn leave(&self) {
+        if let State::Connected(link) = &*self.state.lock().unwrap_or_else(PoisonError::into_inner) {
+            link.is_closed.store(true, Ordering::Release);
+        }
+    }
+
     fn connect(self: &Arc<Self>) -> Attempt {
         let node = Arc::clone(self);
         let task = tokio::spawn(async move {
