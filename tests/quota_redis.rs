@@ -532,6 +532,7 @@ async fn the_rights_that_are_documented_are_enough_and_none_is_left_over() {
                 store.extend(id, &a, LEASE * 2).await?;
             }
             store.settle(&Settlement::new(call, a.clone(), tokens(5))).await?;
+            store.recount(&"a".into(), window, true).await?;
             store.advance(LEASE * 3);
             store.usage(&"a".into(), &days()).await.map(drop)
         };
@@ -577,6 +578,7 @@ async fn rights_that_are_taken_away_while_calls_are_made_leave_nothing_half_done
         let _ = store.settle(&settlement).await;
         let _ = store.release(released, &a).await;
         let _ = store.extend(expired, &a, LEASE).await;
+        let _ = store.recount(&"a".into(), WindowName::Day(days()[1].date), true).await;
         server.ask(&["ACL", "SETUSER", "gateway", &may]);
         // Sent again, as a worker does.
         let _ = store.settle(&settlement).await.unwrap();

@@ -7,15 +7,15 @@ for at = 1, 3 do
   counted(counts[at])
 end
 local ids, highs, lows = {}, {0, 0, 0}, {0, 0, 0}
-local leases = redis.call('HGETALL', account.leases)
-for at = 1, #leases, 2 do
-  local state = string.sub(leases[at + 1], 1, 1)
+for _, id in ipairs(redis.call('HKEYS', account.leases)) do
+  local text = redis.call('HGET', account.leases, id)
+  local state = string.sub(text, 1, 1)
   if state ~= 'x' and state ~= 'e' then
-    local amounts = {string.match(leases[at + 1], '^[rp] (%d+) (%d+) (%d+) (%d+) (%d+) %d+ %d+ %d+$')}
+    local amounts = {string.match(text, '^[rp] (%d+) (%d+) (%d+) (%d+) (%d+) %d+ %d+ %d+$')}
     if #amounts ~= 5 then
       error({err = 'QUOTA a lease is not a lease'})
     end
-    ids[#ids + 1] = leases[at]
+    ids[#ids + 1] = id
     if window == 'd' .. amounts[1] or window == 'm' .. amounts[2] then
       for kind = 1, 3 do
         local high, low = parts(amounts[2 + kind])
