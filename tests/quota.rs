@@ -2,6 +2,8 @@
 
 #[path = "support/faulty.rs"]
 mod faulty;
+#[path = "quota/late.rs"]
+mod late;
 #[macro_use]
 #[path = "quota/pass_on.rs"]
 mod pass_on;
@@ -2329,6 +2331,12 @@ async fn an_audit_finds_what_is_wrong_and_a_repair_corrects_it_by_differences() 
 #[tokio::test]
 async fn a_past_that_is_not_known_here_is_charged_once_after_a_repair_too() {
     past::is_charged_once(MemoryStore::new()).await;
+}
+
+#[tokio::test]
+async fn a_call_that_is_not_settled_before_its_lease_expires_is_charged_once_after_a_repair_too() {
+    let clock = ManualClock::new(noon());
+    late::is_charged_once(MemoryStore::new().with_clock(clock.clone()), noon(), |by| clock.advance(by)).await;
 }
 
 /// A ledger that is slow: while it is read a call is made, and is recorded.

@@ -1,5 +1,7 @@
 //! Quotas in Redis, against real servers: the reference's answers, faults, and several processes at once.
 
+#[path = "quota/late.rs"]
+mod late;
 #[path = "quota/leaked.rs"]
 mod leaked;
 #[path = "support/redis.rs"]
@@ -368,6 +370,13 @@ async fn what_is_reserved_for_nobody_is_found_and_given_back_and_nothing_else() 
         }
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_call_that_is_not_settled_before_its_lease_expires_is_charged_once_after_a_repair_too() {
+    let Some(server) = RedisServer::start("quota_redis: late") else { return };
+    let store = store(&server.url());
+    late::is_charged_once(store.clone(), SystemClock.now(), |by| store.advance(by)).await;
 }
 
 #[tokio::test]

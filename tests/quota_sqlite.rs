@@ -5,6 +5,8 @@
 mod clock;
 #[path = "quota/damaged.rs"]
 mod damaged;
+#[path = "quota/late.rs"]
+mod late;
 #[path = "quota/leaked.rs"]
 mod leaked;
 #[path = "quota/past.rs"]
@@ -609,6 +611,13 @@ async fn an_audit_lists_what_differs_from_the_ledger_and_a_second_repair_does_no
 async fn a_past_that_is_not_known_here_is_charged_once_after_a_repair_too() {
     let directory = Directory::new();
     past::is_charged_once(std::sync::Arc::new(SqliteStore::open(directory.db(), patient()).unwrap())).await;
+}
+
+#[tokio::test]
+async fn a_call_that_is_not_settled_before_its_lease_expires_is_charged_once_after_a_repair_too() {
+    let (directory, clock) = (Directory::new(), ManualClock::new(noon()));
+    let store = SqliteStore::open(directory.db(), patient().with_clock(clock.clone())).unwrap();
+    late::is_charged_once(store, noon(), |by| clock.advance(by)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -323,7 +323,7 @@ async fn a_clock_off_the_days_is_told_and_nothing_is_charged() {
 }
 
 #[tokio::test]
-async fn a_recount_tells_what_live_leases_hold_in_a_window_and_which_they_are() {
+async fn a_recount_tells_what_leases_hold_or_have_charged_in_a_window_and_which_they_are() {
     let bench = Bench::new();
     let a = limited(1000);
     let (settled, held) = (bench.granted(&a, tokens(30)).await, bench.granted(&a, tokens(40)).await);
@@ -340,6 +340,13 @@ async fn a_recount_tells_what_live_leases_hold_in_a_window_and_which_they_are() 
     let tomorrow = WindowName::Day(today.date + 1);
     assert_eq!(recount("a", tomorrow).await, Some(Recount::new(nothing, nothing, vec![held])));
     bench.clock.advance(LEASE);
+    let charged = Amount::new(1, 20, NanoUsd::ZERO);
+    let expired = Recount::new(nothing, nothing, vec![held]);
+    assert_eq!(recount("a", tomorrow).await, Some(expired.clone()));
+    for window in [WindowName::Day(today.date), WindowName::Month(today.month)] {
+        assert_eq!(recount("a", window).await, Some(expired.clone().with_charged(charged)));
+    }
+    bench.settle(held, &a, tokens(30)).await;
     assert_eq!(recount("a", WindowName::Day(today.date)).await, Some(Recount::default()));
     assert_eq!(recount("nobody", WindowName::Day(today.date)).await, Some(Recount::default()));
     assert!(!bench.standing("nobody").await.is_known);

@@ -71,7 +71,7 @@ pub struct Drift {
     pub window: WindowName,
     /// What the store says.
     pub counted: Amount,
-    /// What the ledger says.
+    /// What the ledger says, with what expired leases have charged that have yet to be settled.
     pub recorded: Amount,
     /// What would have to be added to the counter, or taken away.
     pub by: Delta,
@@ -87,7 +87,8 @@ pub struct Drift {
 
 /// Compares counters with the ledger, for the day and the month of `now`, and what is reserved there with what leases hold.
 ///
-/// Calls in flight are in neither: the ledger is asked [without](HistoryQuery::in_flight) them. A call counts in the windows in which it
+/// Calls in flight are in neither: the ledger is asked [without](HistoryQuery::in_flight) them. So it is with those whose lease has expired,
+/// which may be settled for as long as a store remembers it ([`EXPIRED_KEPT`](super::EXPIRED_KEPT)). A call counts in the windows in which it
 /// was admitted, and is recorded in those in which it ended; one whose usage nobody reported is recorded by an estimate and
 /// may be charged by an upper bound. So not every drift is a fault.
 ///
@@ -115,6 +116,8 @@ pub async fn audit(
             (Period::Month, WindowName::Month(day.month), used.in_month, &after.in_month),
         ] {
             let counted = after.standing.over(period);
+            let charged = recount.as_ref().map_or(Amount::ZERO, |recount| recount.charged);
+            let recorded = recorded.plus(&charged);
             let by = recorded.since(&counted.settled);
             let leaked = recount.as_ref().map_or(Delta::ZERO, Recount::leaked);
             if !by.is_zero() || !leaked.is_zero() {

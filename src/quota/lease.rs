@@ -216,7 +216,8 @@ pub enum WindowName {
     Month(u32),
 }
 
-/// What a department has reserved in a window, by its counter and by its leases, at one moment.
+/// What a department has reserved in a window, by its counter and by its leases, and what expired leases have charged there, at one
+/// moment.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Recount {
@@ -224,7 +225,9 @@ pub struct Recount {
     pub counted: Amount,
     /// What live leases hold in it together.
     pub held: Amount,
-    /// All live leases of the department, of other windows too, sorted.
+    /// What expired leases have charged in it together, which the truth replaces when they are settled.
+    pub charged: Amount,
+    /// All leases of the department that have yet to be settled, live and expired, of other windows too, sorted.
     pub leases: Vec<LeaseId>,
 }
 
@@ -367,10 +370,17 @@ impl WindowName {
 // ===== impl Recount =====
 
 impl Recount {
-    /// What these leases hold, beside what is counted.
+    /// What these leases hold, beside what is counted. None of them has expired.
     pub fn new(counted: Amount, held: Amount, mut leases: Vec<LeaseId>) -> Self {
         leases.sort_unstable();
-        Self { counted, held, leases }
+        Self { counted, held, charged: Amount::ZERO, leases }
+    }
+
+    /// Sets [`charged`](Self::charged).
+    #[must_use]
+    pub const fn with_charged(mut self, charged: Amount) -> Self {
+        self.charged = charged;
+        self
     }
 
     /// What is counted beyond what is held.

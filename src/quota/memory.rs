@@ -488,13 +488,16 @@ impl Account {
     }
 
     fn recount(&mut self, window: WindowName, correct: bool) -> Recount {
-        let (mut held, mut leases) = (Amount::ZERO, Vec::new());
+        let (mut held, mut charged, mut leases) = (Amount::ZERO, Amount::ZERO, Vec::new());
         for (id, lease) in &self.leases {
-            if lease.state == State::Reserved {
-                leases.push(*id);
-                if window.is_of(lease.date, lease.month) {
-                    held = held.plus(&lease.amount);
-                }
+            let (sum, amount) = match lease.state {
+                State::Reserved => (&mut held, lease.amount),
+                State::Expired => (&mut charged, lease.on_expiry),
+                State::Ended => continue,
+            };
+            leases.push(*id);
+            if window.is_of(lease.date, lease.month) {
+                *sum = sum.plus(&amount);
             }
         }
         let (windows, name) = match window {
@@ -505,7 +508,7 @@ impl Account {
         if correct && counted != held {
             self.window(window).reserved = held;
         }
-        Recount::new(counted, held, leases)
+        Recount::new(counted, held, leases).with_charged(charged)
     }
 
     fn used(&self, day: &Day) -> (WindowUsage, WindowUsage) {

@@ -118,12 +118,12 @@ pub trait QuotaStore: Send + Sync + 'static {
     /// nothing if there is anything of that id. Whether it did something.
     fn adjust(&self, adjustment: &Adjustment) -> StoreFuture<bool>;
 
-    /// Compares what is reserved in a window with what the department's live (*reserved*) leases hold there. With `correct`,
-    /// the counter is made to be that. Both are of one moment, so that it is right while calls are made. Makes nothing
-    /// known.
+    /// Compares what is reserved in a window with what the department's live (*reserved*) leases hold there, and says what *expired*
+    /// ones have charged. With `correct`, the counter of what is reserved is made to be what they hold. All is of one moment, so that it is
+    /// right while calls are made. Makes nothing known.
     ///
     /// `None`, unless a store says more: its leases cannot be told, and nothing was corrected. Then an
-    /// [`audit`](super::audit) does not know which calls are in flight, and what is reserved for nobody stays so until its window ends.
+    /// [`audit`](super::audit) does not know which calls are in flight or have yet to be settled, and what is reserved for nobody stays so until its window ends.
     fn recount(
         &self,
         department: &Arc<str>,

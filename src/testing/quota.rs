@@ -115,7 +115,7 @@ enum Answer {
     Done,
     Standing(Standing),
     /// What is counted, what is held, and by how many; `None` if that cannot be told.
-    Recount(Option<(Amount, Amount, usize)>),
+    Recount(Option<(Amount, Amount, Amount, usize)>),
     Unseeded(Vec<Arc<str>>),
     OffCalendar,
     Failed(String),
@@ -494,8 +494,9 @@ impl Run<'_> {
             Op::Recount(department, is_month, correct) => {
                 let department = &self.departments[department].id;
                 let recount = store.recount(department, self.window(is_month), correct).await;
-                recount
-                    .map(|recount| Answer::Recount(recount.map(|it| (it.counted, it.held, it.leases.len()))))
+                recount.map(|recount| {
+                    Answer::Recount(recount.map(|it| (it.counted, it.held, it.charged, it.leases.len())))
+                })
             }
             Op::Usage(department) => {
                 store.usage(&self.departments[department].id, &self.days).await.map(Answer::Standing)

@@ -257,7 +257,7 @@ fn found(value: &Value) -> Option<Found> {
 
 pub(super) fn recounted(value: &Value) -> Option<Recount> {
     let Value::Array(values) = value else { return None };
-    let [counted, held, Value::Array(ids)] = &values[..] else { return None };
+    let [counted, held, charged, Value::Array(ids)] = &values[..] else { return None };
     let amount = |value: &Value| {
         let Value::Array(counts) = value else { return None };
         let counts = counts.iter().map(count).collect::<Option<Vec<_>>>()?;
@@ -265,7 +265,8 @@ pub(super) fn recounted(value: &Value) -> Option<Recount> {
         Some(Amount::new(requests, tokens, NanoUsd::new(i64::try_from(cost).ok()?)))
     };
     let id = |value| Some(LeaseId::from_bytes(u128::from_str_radix(text(value)?, 16).ok()?.to_be_bytes()));
-    Some(Recount::new(amount(counted)?, amount(held)?, ids.iter().map(id).collect::<Option<_>>()?))
+    let ids = ids.iter().map(id).collect::<Option<_>>()?;
+    Some(Recount::new(amount(counted)?, amount(held)?, ids).with_charged(amount(charged)?))
 }
 
 fn count(value: &Value) -> Option<u64> {

@@ -274,22 +274,27 @@ impl Tables<'_> {
         let Some(account) = self.swept_one(department)? else { return Ok(Ok(Recount::default())) };
         let mut select = self.connection.prepare_cached(
             "SELECT state, expires_at, day, month, requests, tokens, cost, \
-             expiry_requests, expiry_tokens, expiry_cost, id FROM leases WHERE account = ?1 AND state = ?2",
+             expiry_requests, expiry_tokens, expiry_cost, id FROM leases WHERE account = ?1",
         )?;
-        let mut rows = select.query((account.seq, State::Reserved))?;
-        let (mut held, mut leases) = (Amount::ZERO, Vec::new());
+        let mut rows = select.query((account.seq,))?;
+        let (mut held, mut charged, mut leases) = (Amount::ZERO, Amount::ZERO, Vec::new());
         while let Some(row) = rows.next()? {
-            leases.push(LeaseId::from_bytes(row.get(10)?));
             let lease = lease(row)?;
+            let (sum, amount) = match lease.state {
+                State::Reserved => (&mut held, lease.amount),
+                State::Expired => (&mut charged, lease.on_expiry),
+                State::Ended => continue,
+            };
+            leases.push(LeaseId::from_bytes(row.get(10)?));
             if window.is_of(lease.date, lease.month) {
-                held = held.plus(&lease.amount);
+                *sum = sum.plus(&amount);
             }
         }
         let counted = self.used(&account, window)?.reserved;
         if correct && counted != held {
             self.change(&account, window, |used| used.reserved = held)?;
         }
-        Ok(Ok(Recount::new(counted, held, leases)))
+        Ok(Ok(Recount::new(counted, held, leases).with_charged(charged)))
     }
 
     /// Nobody here knows which of the two clocks is wrong.
