@@ -1,5 +1,7 @@
 //! Limits, allow-lists, and the counters.
 
+#[cfg(feature = "redis")]
+use super::awaited::{self, Awaited};
 use super::{QuotaView, ShutdownReport, StackError};
 use crate::{
     access::AccessLayer,
@@ -15,16 +17,6 @@ use crate::{
         UsageHistory, WorkerOptions,
     },
 };
-#[cfg(feature = "redis")]
-use crate::{
-    quota::{
-        Adjustment, Applied, Baseline, Days, Decision, Departments, LeaseId, Recount, RedisQuotaStore,
-        RedisUnfit, Reservation, Settlement, StoreFuture, WindowName,
-    },
-    store::Trouble,
-};
-#[cfg(feature = "redis")]
-use std::{panic, thread};
 use std::{
     sync::{
         Arc,
@@ -32,8 +24,6 @@ use std::{
     },
     time::Duration,
 };
-#[cfg(feature = "redis")]
-use tokio::task::JoinSet;
 
 /// What keeps departments within their limits, whatever these are at the moment.
 pub(super) struct Quotas {
@@ -48,9 +38,6 @@ pub(super) struct Quotas {
     opened_by: OpenedBy,
     /// Nobody has been able to ask the store yet, or it is not what it must be.
     is_awaited: Arc<AtomicBool>,
-    /// Ends with the counters.
-    #[cfg(feature = "redis")]
-    looks: JoinSet<()>,
     #[cfg(feature = "rusqlite")]
     _follower: Option<crate::policies::Follower>,
 }
@@ -68,23 +55,6 @@ struct Workers {
     #[cfg(feature = "rusqlite")]
     file: Option<Arc<crate::quota::SqliteStore>>,
 }
-
-/// Counters of which nobody has seen yet that they are safe where they are, or that are not: nothing is reserved there.
-#[cfg(feature = "redis")]
-struct Awaited {
-    store: RedisQuotaStore,
-    is_awaited: Arc<AtomicBool>,
-}
-
-/// How soon a store that could not be asked, or is not what it must be, is asked again; and one to which a connection was made.
-#[cfg(feature = "redis")]
-const AGAIN: Duration = Duration::from_millis(500);
-/// How often a store that is what it must be is asked whether it still is.
-#[cfg(feature = "redis")]
-const EVERY: Duration = Duration::from_secs(10);
-
-#[cfg(feature = "redis")]
-const NOT_COUNTED: &str = "quotas cannot be counted";
 
 /// Told when policies that are followed cannot be read.
 pub(super) type OnBadPolicies = Arc<dyn Fn(&crate::BoxError) + Send + Sync>;
@@ -108,9 +78,9 @@ impl Quotas {
     ) -> Result<Self, StackError> {
         #[cfg(feature = "redis")]
         if let (None, Counters::Redis(redis)) = (&own, &plan.counters) {
-            let trouble = Self::check(redis.redis.clone(), plan.timeout).await?;
-            let quotas = Self::start((config, plan), own, history, on_bad_policies)?;
-            return Ok(quotas.awaiting(trouble, redis.redis.clone(), plan.timeout));
+            let trouble = awaited::check(redis.redis.clone(), plan.timeout).await?;
+            let store = Awaited::new(redis.redis.clone(), plan.timeout, trouble);
+            return Self::awaiting((config, plan), store, history, on_bad_policies);
         }
         Self::start((config, plan), own, history, on_bad_policies)
     }
@@ -123,65 +93,23 @@ impl Quotas {
     ) -> Result<Self, StackError> {
         #[cfg(feature = "redis")]
         if let Counters::Redis(redis) = &plan.counters {
-            // On connections and a runtime of its own: the one that calls are made on must not be blocked in.
-            let (apart, timeout) = (redis.redis.apart(), plan.timeout);
-            let check = move || {
-                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-                let runtime = runtime.map_err(|error| StackError::store("quota.redis", error))?;
-                runtime.block_on(Self::check(apart, timeout))
-            };
-            let checking = thread::Builder::new().name("quota-check".into()).spawn(check);
-            let checking = checking.map_err(|error| StackError::store("quota.redis", error))?;
-            let trouble = checking.join().unwrap_or_else(|panic| panic::resume_unwind(panic))?;
-            let quotas = Self::start((config, plan), None, history, on_bad_policies)?;
-            return Ok(quotas.awaiting(trouble, redis.redis.clone(), timeout));
+            let trouble = awaited::check_blocking(&redis.redis, plan.timeout)?;
+            let store = Awaited::new(redis.redis.clone(), plan.timeout, trouble);
+            return Self::awaiting((config, plan), store, history, on_bad_policies);
         }
         Self::start((config, plan), None, history, on_bad_policies)
     }
 
-    /// Refuses a server that must not be trusted with counters. One that cannot be asked may come yet; until then calls are
-    /// refused, and the stack is not ready. What was told of it; `None` if it answers.
     #[cfg(feature = "redis")]
-    async fn check(redis: crate::store::Redis, timeout: Duration) -> Result<Option<Trouble>, StackError> {
-        match RedisQuotaStore::new(redis).with_deadline(timeout).check().await {
-            Ok(()) => Ok(None),
-            Err(RedisUnfit::Unavailable(error)) => {
-                let trouble = Trouble::default();
-                trouble.fails(NOT_COUNTED, &error.to_string());
-                Ok(Some(trouble))
-            }
-            Err(unfit) => Err(StackError::store("quota.redis", unfit)),
-        }
-    }
-
-    /// Asks the server again and again, now and then and when a connection was made, whether it is there and is what it must be.
-    #[cfg(feature = "redis")]
-    fn awaiting(mut self, trouble: Option<Trouble>, redis: crate::store::Redis, timeout: Duration) -> Self {
-        self.is_awaited.store(trouble.is_some(), Ordering::Release);
-        let (is_awaited, trouble) = (Arc::clone(&self.is_awaited), trouble.unwrap_or_default());
-        let mut connections = redis.connections();
-        let store = RedisQuotaStore::new(redis).with_deadline(timeout);
-        self.looks.spawn(async move {
-            loop {
-                tokio::time::sleep(AGAIN).await;
-                if !is_awaited.load(Ordering::Acquire) {
-                    let _ = tokio::time::timeout(EVERY, connections.changed()).await;
-                }
-                match store.check().await {
-                    Ok(()) => {
-                        is_awaited.store(false, Ordering::Release);
-                        trouble.works("quotas are counted again");
-                    }
-                    // Which was told, or is by whoever is refused.
-                    Err(RedisUnfit::Unavailable(_)) => {}
-                    Err(unfit) => {
-                        is_awaited.store(true, Ordering::Release);
-                        trouble.fails(NOT_COUNTED, &unfit.to_string());
-                    }
-                }
-            }
-        });
-        self
+    fn awaiting(
+        limits: (&Config, &LimitsPlan),
+        store: Awaited,
+        history: Option<Arc<dyn UsageHistory>>,
+        on_bad_policies: Option<OnBadPolicies>,
+    ) -> Result<Self, StackError> {
+        let is_awaited = Arc::clone(store.is_awaited());
+        let quotas = Self::start(limits, Some(Arc::new(store)), history, on_bad_policies)?;
+        Ok(Self { is_awaited, ..quotas })
     }
 
     fn start(
@@ -209,10 +137,9 @@ impl Quotas {
         };
         #[cfg(not(feature = "rusqlite"))]
         let (followed, _) = (None, on_bad_policies);
-        let is_awaited = Arc::default();
         let (base, workers) = match own {
             Some(store) => Self::pair(store),
-            None => Self::counters(plan, &is_awaited)?,
+            None => Self::counters(plan)?,
         };
         let base = base.with_calendar(plan.calendar.clone()).with_deadline(plan.timeout);
         let base = match history {
@@ -226,9 +153,7 @@ impl Quotas {
             timeout: plan.timeout,
             workers,
             opened_by: OpenedBy::new(config, plan),
-            is_awaited,
-            #[cfg(feature = "redis")]
-            looks: JoinSet::new(),
+            is_awaited: Arc::default(),
             #[cfg(feature = "rusqlite")]
             _follower: follower,
         })
@@ -248,12 +173,7 @@ impl Quotas {
         (layer, Workers { settling: Some(worker), ..Workers::default() })
     }
 
-    fn counters(
-        plan: &LimitsPlan,
-        is_awaited: &Arc<AtomicBool>,
-    ) -> Result<(QuotaLayer, Workers), StackError> {
-        #[cfg(not(feature = "redis"))]
-        let _ = is_awaited;
+    fn counters(plan: &LimitsPlan) -> Result<(QuotaLayer, Workers), StackError> {
         Ok(match &plan.counters {
             Counters::Memory => {
                 let layer = QuotaLayer::new(MemoryStore::new(), Policies::default(), Prices::default());
@@ -269,13 +189,9 @@ impl Quotas {
                 let (layer, workers) = Self::pair(Arc::clone(&store));
                 (layer, Workers { file: Some(store), ..workers })
             }
-            #[cfg(feature = "redis")]
-            Counters::Redis(redis) => {
-                let store = RedisQuotaStore::new(redis.redis.clone()).with_deadline(plan.timeout);
-                Self::pair(Awaited { store, is_awaited: Arc::clone(is_awaited) })
-            }
-            #[cfg(not(all(feature = "rusqlite", feature = "redis")))]
-            _ => unreachable!("refused by the configuration's check"),
+            _ => unreachable!(
+                "a server is awaited, and what is not built in the configuration's check refuses"
+            ),
         })
     }
 
@@ -343,63 +259,5 @@ impl Quotas {
         if let Some(file) = &self.workers.file {
             report.quota_file_is_busy = !file.shutdown(left()).await;
         }
-    }
-}
-
-// ===== impl Awaited =====
-
-#[cfg(feature = "redis")]
-#[deny(clippy::missing_trait_methods)]
-impl QuotaStore for Awaited {
-    fn reserve(&self, reservation: &Reservation) -> StoreFuture<Decision> {
-        match self.is_awaited.load(Ordering::Acquire) {
-            true => StoreFuture::ready(Err(StoreError::definite("it is not found fit"))),
-            false => self.store.reserve(reservation),
-        }
-    }
-
-    fn extend(&self, id: LeaseId, departments: &Departments, by: Duration) -> StoreFuture<bool> {
-        self.store.extend(id, departments, by)
-    }
-
-    fn settle(&self, settlement: &Settlement) -> StoreFuture<Applied> {
-        self.store.settle(settlement)
-    }
-
-    fn settle_each(&self, settlement: &Settlement) -> StoreFuture<Vec<Applied>> {
-        self.store.settle_each(settlement)
-    }
-
-    fn release(&self, id: LeaseId, departments: &Departments) -> StoreFuture<()> {
-        self.store.release(id, departments)
-    }
-
-    fn usage(&self, department: &Arc<str>, days: &Days) -> StoreFuture<Standing> {
-        self.store.usage(department, days)
-    }
-
-    fn seed(&self, department: &Arc<str>, baseline: &Baseline) -> StoreFuture<bool> {
-        self.store.seed(department, baseline)
-    }
-
-    fn adjust(&self, adjustment: &Adjustment) -> StoreFuture<bool> {
-        self.store.adjust(adjustment)
-    }
-
-    fn recount(
-        &self,
-        department: &Arc<str>,
-        window: WindowName,
-        correct: bool,
-    ) -> StoreFuture<Option<Recount>> {
-        self.store.recount(department, window, correct)
-    }
-
-    fn is_immediate(&self) -> bool {
-        self.store.is_immediate()
-    }
-
-    fn part(&self, department: &str) -> u16 {
-        self.store.part(department)
     }
 }

@@ -47,6 +47,8 @@
 
 mod answers;
 mod assemble;
+#[cfg(feature = "redis")]
+mod awaited;
 mod builder;
 mod counters;
 mod deployments;

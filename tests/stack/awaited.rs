@@ -41,3 +41,21 @@ async fn a_stack_that_is_idle_while_its_redis_is_demoted_follows_the_address_to_
     assert_ne!(next.ask(&["DBSIZE"]), "0");
     assert!(handle.shutdown(Duration::from_secs(5)).await.is_clean());
 }
+
+#[tokio::test]
+async fn a_stack_whose_handle_is_gone_asks_its_redis_as_long_as_there_is_a_service() {
+    let Some(mut server) = RedisServer::start("stack: handle gone") else { return };
+    server.kill();
+    let (service, handle) = stack(counted_at(&server.url())).await.unwrap();
+    drop(handle);
+    assert!(ask(&service).await.is_err());
+    server.restart();
+    until(async || ask(&service).await.is_ok()).await;
+    server.ask(&["CONFIG", "SET", "maxmemory-policy", "allkeys-lru"]);
+    until(async || ask(&service).await.is_err()).await;
+    server.ask(&["CONFIG", "SET", "maxmemory-policy", "noeviction"]);
+    until(async || ask(&service).await.is_ok()).await;
+    drop(service);
+    // But for the one that asks.
+    until(async || server.ask(&["CLIENT", "LIST"]).lines().count() == 1).await;
+}
