@@ -4,9 +4,14 @@
 mod faulty;
 #[path = "quota/late.rs"]
 mod late;
+#[cfg(feature = "tracing")]
+#[path = "support/log.rs"]
+mod log;
 #[macro_use]
 #[path = "quota/pass_on.rs"]
 mod pass_on;
+#[path = "quota/parts.rs"]
+mod parts;
 #[path = "quota/past.rs"]
 mod past;
 #[path = "quota/remote.rs"]

@@ -10,6 +10,7 @@ use std::{
     },
     time::Duration,
 };
+use tokio::time::Instant;
 
 /// Keeps from asking parts of a store that do not answer, and asks the others.
 ///
@@ -30,12 +31,15 @@ struct Failing {
     plan: Plan,
     /// How many answers there were when it began to fail.
     since: u64,
+    last: Instant,
 }
 
 const FAILURES: u32 = 5;
 const PAUSE: Duration = Duration::from_secs(1);
 /// How many are told apart. What fails beyond that is asked each time.
 const MOST: usize = 1024;
+/// For how long a failure says something of a part that nobody has asked since.
+const REMEMBERED: Duration = Duration::from_secs(60);
 
 impl Parts {
     /// Whether the store may be asked now.
@@ -56,8 +60,10 @@ impl Parts {
         let mut failing = self.lock();
         self.answers.fetch_add(1, Ordering::AcqRel);
         self.is_mute.store(false, Ordering::Release);
-        let before = failing.len();
-        failing.retain(|parts, _| !parts.iter().all(|part| answering.contains(part)));
+        let (before, now) = (failing.len(), Instant::now());
+        failing.retain(|parts, failing| {
+            failing.is_recent(now) && !parts.iter().all(|part| answering.contains(part))
+        });
         self.count.store(failing.len(), Ordering::Release);
         before > 0 && failing.is_empty()
     }
@@ -66,16 +72,24 @@ impl Parts {
     pub(super) fn failed(&self, store: &dyn QuotaStore, plan: &Plan) {
         let parts = parts(store, &plan.departments);
         let mut failing = self.lock();
+        let now = Instant::now();
         if failing.len() >= MOST && !failing.contains_key(&parts) {
-            return;
+            // Where nothing answers, those stay that are asked whether anything does.
+            let is_mute = self.is_mute();
+            failing.retain(|_, failing| failing.is_recent(now) || (is_mute && failing.breaker.is_open()));
+            if failing.len() >= MOST {
+                return;
+            }
         }
         let answers = self.answers.load(Ordering::Acquire);
         let one = failing.entry(parts).or_insert_with(|| Failing {
             breaker: Breaker::new(FAILURES, PAUSE),
             plan: plan.clone(),
             since: answers,
+            last: now,
         });
         one.plan = plan.clone();
+        one.last = now;
         one.breaker.failed();
         if one.breaker.is_open() && one.since == answers {
             self.is_mute.store(true, Ordering::Release);
@@ -98,6 +112,12 @@ impl Parts {
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Box<[u16]>, Failing>> {
         self.failing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Failing {
+    fn is_recent(&self, now: Instant) -> bool {
+        now.duration_since(self.last) < REMEMBERED
     }
 }
 
