@@ -461,20 +461,19 @@ impl Run {
             let _place = place;
             live.is_free(finish.id()).await;
             let started = Instant::now();
-            let mut unpaid = match &finish {
-                Finish::Settle { settlement, day: Some(day), needs_seed } => {
-                    Some(Unpaid::new(&*store, settlement, *day, *needs_seed))
-                }
-                _ => None,
-            };
+            let mut unpaid = None;
             for tries in 0_u32.. {
                 let turn = turns.next(tries > 0).await;
                 let done = answer(async {
-                    match (&finish, &mut unpaid) {
-                        (_, Some(unpaid)) => unpaid.charge(&*store, &live, &state.restored, lease).await,
+                    match &finish {
+                        Finish::Settle { settlement, day: Some(day), needs_seed } => {
+                            let new = || Unpaid::new(&*store, settlement, *day, *needs_seed);
+                            let unpaid = unpaid.get_or_insert_with(new);
+                            unpaid.charge(&*store, &live, &state.restored, lease).await
+                        }
                         // Nobody knows where it would have to be made anew.
-                        (Finish::Settle { settlement, .. }, None) => store.settle(settlement).await.map(drop),
-                        (Finish::Release(id, departments), None) => store.release(*id, departments).await,
+                        Finish::Settle { settlement, .. } => store.settle(settlement).await.map(drop),
+                        Finish::Release(id, departments) => store.release(*id, departments).await,
                     }
                 });
                 let done = done.await;

@@ -1,7 +1,7 @@
 //! A store of many parts, of which some are away.
 
 use super::*;
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::atomic::AtomicBool};
 
 /// Each department is a part of its own, by its number.
 #[derive(Debug, Clone)]
@@ -111,4 +111,40 @@ async fn parts_that_failed_long_ago_keep_nobody_from_finding_out_that_nothing_an
     called.call(MANY + 1).await.unwrap();
     drop((called.service, called.layer));
     assert_eq!(called.worker.shutdown(60 * SECOND).await.left, 0);
+}
+
+/// Panics where it is asked for the part of some department, until that is mended.
+#[derive(Debug, Clone)]
+struct Lost(MemoryStore, Arc<AtomicBool>);
+
+impl QuotaStore for Lost {
+    pass_on!([0] reserve, extend, settle, release, usage, seed, adjust);
+
+    fn part(&self, department: &str) -> u16 {
+        assert!(self.1.load(Ordering::Acquire) || department != "operations", "a bug where parts are told");
+        0
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_panics_where_it_tells_the_part_of_a_department_keeps_no_other_waiting() {
+    let bench = Bench::new(Limits::new());
+    let store = Lost(bench.store.clone(), Arc::default());
+    let (layer, worker) = QuotaLayer::pair(store.clone(), table(Limits::new()), prices(), seldom());
+    let service = layer.with_clock(bench.clock.clone()).layer(bench.provider.clone());
+    for request in [for_operations(), request()] {
+        bench.provider.push(whole(7, 3));
+        service.clone().oneshot(request).await.unwrap();
+        tokio::time::sleep(SECOND).await;
+    }
+    let report = worker.report();
+    assert_eq!((report.settled, report.left), (1, 1));
+    assert_eq!(bench.research().await, (used(10, 66_000), Amount::ZERO));
+
+    store.1.store(true, Ordering::Release);
+    drop(service);
+    let report = worker.shutdown(300 * SECOND).await;
+    assert_eq!((report.settled, report.left, report.last_error), (2, 0, None));
+    let standing = bench.standing("operations").await.in_day;
+    assert_eq!((standing.settled, standing.reserved), (used(10, 66_000), Amount::ZERO));
 }
