@@ -1127,6 +1127,18 @@ async fn a_key_says_who_asks_and_only_a_trusted_one_says_for_whom() {
     assert_eq!(asks(&[("authorization", "Bearer ada-key"), ("x-api-key", "app-key")]), Err(400));
     assert_eq!(asks(&[("authorization", "Bearer ada-key"), ("x-api-key", "ada-key")]).as_deref(), Ok("ada"));
     assert_eq!(asks(&[("authorization", "Basic YTpi"), ("x-api-key", "ada-key")]).as_deref(), Ok("ada"));
+    for empty in ["", "Bearer", "Bearer ", "bearer  \t"] {
+        assert_eq!(
+            asks(&[("authorization", empty), ("x-api-key", "ada-key")]).as_deref(),
+            Ok("ada"),
+            "{empty}"
+        );
+        assert_eq!(asks(&[("authorization", empty), ("x-api-key", " ")]), Err(401), "{empty}");
+    }
+    for empty in ["", " "] {
+        let asked = asks(&[("authorization", "Bearer ada-key"), ("x-api-key", empty)]);
+        assert_eq!(asked.as_deref(), Ok("ada"));
+    }
     for key in ["Bearer ada-key", "Bearer app-key"] {
         assert_eq!(asks(&[("authorization", key), ("x-llm-usr", "eve")]), Err(400));
         assert!(asks(&[("authorization", key), ("x-llm-timeout", "1")]).is_ok());

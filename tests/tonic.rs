@@ -173,7 +173,7 @@ fn a_key_is_what_stands_behind_bearer() {
     let key = |said: &str| bearer(&metadata(&[("authorization", said)])).map(<[u8]>::to_vec);
     assert_eq!(key("Bearer abc").as_deref(), Some(&b"abc"[..]));
     assert_eq!(key("bearer  abc ").as_deref(), Some(&b"abc"[..]));
-    for wrong in ["Basic abc", "Bearerabc", "abc", ""] {
+    for wrong in ["Basic abc", "Bearerabc", "abc", "", "Bearer", "Bearer ", "bearer  \t"] {
         assert_eq!(key(wrong), None, "{wrong}");
     }
     assert_eq!(bearer(&MetadataMap::new()), None);

@@ -14,7 +14,7 @@ use std::borrow::Cow;
 /// never believed, and never ignored: who sends them is wrong about his rights. So is who sends a header `x-llm-…` that
 /// [nobody reads](states_identity), whoever he is.
 ///
-/// The caller is put there also if the request is refused for what it says of him.
+/// The caller is put there also if the request is refused for what it says of him. A header with an empty key is as none.
 ///
 /// # Errors
 ///
@@ -71,7 +71,7 @@ type Invalid = (&'static str, Cow<'static, str>);
 /// As OpenAI's clients send it, or as Anthropic's do. Of two, another server might believe the other.
 fn key(headers: &HeaderMap) -> Result<Option<&[u8]>, Invalid> {
     let is_twice = |name| headers.get_all(name).iter().nth(1).is_some();
-    let (bearer, other) = (bearer(headers), headers.get(X_API_KEY).map(|key| key.as_bytes().trim_ascii()));
+    let (bearer, other) = (bearer(headers), headers.get(X_API_KEY).and_then(|key| said(key.as_bytes())));
     if is_twice(header::AUTHORIZATION) || is_twice(X_API_KEY) {
         return Err(("ambiguous_request", "the API key stands there twice".into()));
     }
@@ -85,7 +85,12 @@ fn key(headers: &HeaderMap) -> Result<Option<&[u8]>, Invalid> {
 
 fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
     let (scheme, key) = headers.get(header::AUTHORIZATION)?.as_bytes().split_at_checked(7)?;
-    scheme.eq_ignore_ascii_case(b"bearer ").then(|| key.trim_ascii())
+    said(key).filter(|_| scheme.eq_ignore_ascii_case(b"bearer "))
+}
+
+/// Clients send an empty one where they have none.
+fn said(key: &[u8]) -> Option<&[u8]> {
+    Some(key.trim_ascii()).filter(|key| !key.is_empty())
 }
 
 /// For whom the caller asks.

@@ -14,13 +14,14 @@ use tonic::metadata::MetadataMap;
 /// A tenth of shorter times.
 const HEAD_START: Duration = Duration::from_millis(100);
 
-/// The key in `authorization: Bearer KEY`.
+/// The key in `authorization: Bearer KEY`; `None` also for an empty one.
 ///
 /// It is a secret: compare hashes of it, or in constant time, and write it nowhere.
 pub fn bearer(metadata: &MetadataMap) -> Option<&[u8]> {
     let said = headers(metadata).get(header::AUTHORIZATION)?.as_bytes();
     let (scheme, key) = said.split_at_checked(7)?;
-    scheme.eq_ignore_ascii_case(b"bearer ").then(|| key.trim_ascii())
+    let key = Some(key.trim_ascii()).filter(|key| !key.is_empty());
+    key.filter(|_| scheme.eq_ignore_ascii_case(b"bearer "))
 }
 
 /// How long the caller waits, by `grpc-timeout`; `None` if it does not say, or nothing that gRPC knows.
