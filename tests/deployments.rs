@@ -162,6 +162,61 @@ async fn a_deployment_whose_answer_says_nothing_is_not_asked_again() {
     }
 }
 
+/// A prompt that is larger than what this deployment's account may use in a minute.
+fn over_account_limit() -> Error {
+    let mut failure = ProviderFailure::new(ErrorClass::ContextWindow, "x", "m");
+    failure.is_account_limit = true;
+    Error::new(ErrorKind::Provider(failure))
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_exceeds_the_limit_of_one_account_is_asked_of_the_others_before_the_chain() {
+    let too_long = || failure(ErrorClass::ContextWindow);
+    let longer = |chains: ChainsBuilder| chains.chain_on(Cause::ContextWindow, "x/m", ["x/long"]);
+    let ask_with = async |replies: [Option<Error>; 2], chains: ChainsBuilder| {
+        let (all, providers) = several(2, CallTimeoutLayer::new());
+        let _held = hold(&all[1], &[&all[0]], &providers).await;
+        let before = asked(&all);
+        for (one, reply) in all.iter().zip(replies) {
+            reply.into_iter().for_each(|error| one.push(Reply::error(error)));
+        }
+        let started = Instant::now();
+        let answer = ask(&providers, chains).await.map(|answer| answer.model.to_string());
+        assert_eq!(started.elapsed(), Duration::ZERO);
+        let times: Vec<_> = asked(&all).iter().zip(before).map(|(now, before)| now - before).collect();
+        (answer.map_err(|error| error.class()), times)
+    };
+    let retrying = || Chains::builder().retries(1);
+    let class = Err(Some(ErrorClass::ContextWindow));
+    let limit = || Some(over_account_limit());
+
+    for chains in [retrying(), longer(retrying())] {
+        assert_eq!(ask_with([limit(), None], chains).await, (Ok("x/m".to_owned()), vec![1, 1]));
+    }
+    let stop = retrying().on(Cause::ContextWindow, Action::Stop);
+    assert_eq!(ask_with([limit(), None], stop).await, (class.clone(), vec![1, 0]));
+    // Nobody is left: the chain, or else what was said.
+    assert_eq!(ask_with([limit(), limit()], retrying()).await, (class.clone(), vec![1, 1]));
+    let (answer, times) = ask_with([limit(), limit()], longer(retrying())).await;
+    assert_eq!((answer.as_deref(), times.iter().sum()), (Ok("x/long"), 3));
+    // What is too long for the model is so for each deployment of it.
+    assert_eq!(ask_with([Some(too_long()), None], retrying()).await, (class.clone(), vec![1, 0]));
+
+    // One that is only busy would take it: that is worth another try.
+    let (all, providers) = several(2, CallTimeoutLayer::new());
+    let _held = hold(&all[1], &[&all[0]], &providers).await;
+    (0..2).for_each(|_| all[0].push(Reply::error(over_account_limit())));
+    all[1].push(Reply::error(limited(2)));
+    let error = ask(&providers, Chains::builder().retries(2)).await.unwrap_err();
+    assert_eq!(error.attempts().len(), 3);
+    assert_eq!((error.class(), error.retry_after()), (Some(ErrorClass::RateLimited), Some(2 * SECOND)));
+
+    let (all, providers) = several(1, CallTimeoutLayer::new());
+    all[0].push(Reply::error(over_account_limit()));
+    let error = ask(&providers, retrying()).await.unwrap_err();
+    assert_eq!((error.class(), asked(&all)), (Some(ErrorClass::ContextWindow), vec![1]));
+}
+
 // ===== rests =====
 
 /// The first of two hangs until it rests; the other has been heard.

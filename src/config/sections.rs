@@ -424,7 +424,7 @@ causes! {
     auth => Auth, "next";
     /// The provider refused the request.
     bad_request => BadRequest, "next";
-    /// The prompt is too long for the model.
+    /// The prompt is too long for the model, or larger than what the account may use in a minute: then other deployments are asked first.
     context_window => ContextWindow, "next";
     /// The provider refused the content, or filtered all of the answer.
     content_filter => ContentFilter, "next";

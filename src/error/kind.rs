@@ -225,6 +225,8 @@ pub struct ProviderFailure {
     pub param: Option<Box<str>>,
     /// How long it asks to be left alone.
     pub retry_after: Option<Duration>,
+    /// Whether the request is larger than what the account may use in a minute: another account may have a larger limit.
+    pub is_account_limit: bool,
     /// The id that it gave the request.
     pub request_id: Option<Box<str>>,
     /// The beginning of what it said. May quote the prompt: not shown by `Debug`, not for clients.
@@ -305,6 +307,7 @@ impl ProviderFailure {
             code: None,
             param: None,
             retry_after: None,
+            is_account_limit: false,
             request_id: None,
             body: None,
         }
@@ -366,6 +369,7 @@ impl fmt::Debug for ProviderFailure {
             .field("code", &self.code)
             .field("param", &self.param)
             .field("retry_after", &self.retry_after)
+            .field("is_account_limit", &self.is_account_limit)
             .field("request_id", &self.request_id)
             .finish_non_exhaustive()
     }

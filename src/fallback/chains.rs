@@ -1,4 +1,4 @@
-use super::policy::{Cause, Decision, Failure, Policy};
+use super::policy::{Cause, Decision, Failure, Policy, is_account_limit};
 use crate::{Attempt, LlmRequest, ModelName, alias::Aliases, providers::ProviderNames};
 use arc_swap::ArcSwap;
 use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
@@ -206,6 +206,7 @@ impl Policy for Chains {
         let action = match table.action(cause) {
             // What met its bound would meet it again.
             Action::Retry if cause == Cause::Empty && !failure.error.is_retryable() => Action::Next,
+            Action::Next if failure.has_other_deployment && is_account_limit(failure.error) => Action::Retry,
             action => action,
         };
         match action {
@@ -332,7 +333,8 @@ impl ChainsBuilder {
     ///
     /// Unless told: the same model again, as often as [`retries`](Self::retries) says, for what may be better next time
     /// (unreachable, server error, rate limit, timeout, empty, broken); the next model for the rest, and always after an
-    /// answer that met its bound on tokens before it said anything.
+    /// answer that met its bound on tokens before it said anything. What is larger than one
+    /// [account](crate::ProviderFailure::is_account_limit) takes in a minute is tried again where another deployment can be asked.
     pub fn on(mut self, cause: Cause, action: Action) -> Self {
         self.table.0.actions.insert(cause, action);
         self

@@ -1,6 +1,6 @@
 use super::{
     layer::Shared,
-    policy::{Cause, Decision, Failure, Policy},
+    policy::{Cause, Decision, Failure, Policy, is_account_limit},
 };
 use crate::{
     Attempt, Error, ErrorKind, LlmRequest, LlmResponse, ModelName, Progress, caught::contained,
@@ -325,15 +325,17 @@ impl<P: Policy> Attempts<P> {
     }
 
     /// The last failure of a model that was really asked; if none was, why the first was not. That a substitute refuses
-    /// what the first model did not refuse is nothing that the caller could mend: then the last that is worth another try.
+    /// what the first model did not refuse is nothing that the caller could mend, nor what one account takes at most where
+    /// another is only busy: then the last that is worth another try.
     fn verdict(&mut self) -> Error {
         let failed = mem::take(&mut self.failed);
         self.are_told = true;
         let real = || failed.iter().rev().filter(|one| Cause::of(&one.error) != Some(Cause::Skipped));
         let (first, last) = (failed.first(), real().next());
+        let is_of_one = |one: &Attempt| is_account_limit(&one.error);
         let is_firsts = |one: &&Attempt| first.is_some_and(|first| one.model == first.model);
-        let first_refuses = failed.iter().filter(is_firsts).any(refuses);
-        let worth_more = match last.is_some_and(refuses) && !first_refuses {
+        let first_refuses = failed.iter().filter(is_firsts).any(|one| refuses(one) && !is_of_one(one));
+        let worth_more = match last.is_some_and(|last| refuses(last) && (is_of_one(last) || !first_refuses)) {
             true => real().find(|attempt| attempt.error.is_retryable()),
             false => None,
         };

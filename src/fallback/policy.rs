@@ -89,7 +89,7 @@ pub enum Cause {
     Auth,
     /// The provider refused the request.
     BadRequest,
-    /// The prompt is too long for the model.
+    /// The prompt is too long for the model, or larger than what the account may use in a minute.
     ContextWindow,
     /// The provider refused the content, or filtered all of the answer.
     ContentFilter,
@@ -132,4 +132,9 @@ impl Cause {
             ErrorKind::Other => Self::Other,
         })
     }
+}
+
+/// Whether another account may take the same request.
+pub(super) fn is_account_limit(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::Provider(failure) if failure.is_account_limit)
 }

@@ -1,7 +1,7 @@
 //! Whose fault a failure is, in the words of those who have no code for it.
 
 use crate::{canned::*, outcomes::refused};
-use llm_layers::{Error, ErrorClass, http as edge, providers::Providers};
+use llm_layers::{Error, ErrorClass, ErrorKind, http as edge, providers::Providers};
 use tower::ServiceExt;
 
 /// The error that a report becomes: of an answer, of one in the place of a stream, and of an event in its middle.
@@ -151,6 +151,10 @@ fn limited(message: &str) -> String {
         .to_string()
 }
 
+fn is_account_limit(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::Provider(failure) if failure.is_account_limit)
+}
+
 #[tokio::test]
 async fn what_no_waiting_makes_small_enough_is_too_long() {
     for (status, told) in [(429, 400), (413, 413), (400, 400)] {
@@ -163,9 +167,13 @@ async fn what_no_waiting_makes_small_enough_is_too_long() {
                 (told, Some("context_length_exceeded"))
             );
             assert_eq!((error.retry_after(), edge::should_retry(&error)), (None, None));
+            assert!(is_account_limit(&error), "another account may have a larger one");
         }
     }
+    let too_long = refused(400, &[], &said("This model's maximum context length is 8192 tokens.")).await;
+    assert_eq!((too_long.class(), is_account_limit(&too_long)), (Some(ErrorClass::ContextWindow), false));
     for message in TOO_LARGE {
+        assert!(reported(&limited(message)).await.iter().all(is_account_limit), "{message}");
         assert_reported(&limited(message), ErrorClass::ContextWindow).await;
         assert_reported(
             &limited(message).replace("\"rate_limit_exceeded\"", "429"),

@@ -227,8 +227,8 @@ impl Fault {
         self.contains_any(&WAIT_MESSAGES)
     }
 
-    /// Whether it is more than ever fits into a minute: no waiting would help.
-    fn is_too_large(&self) -> bool {
+    /// Whether it is more than ever fits into a minute of this account: no waiting would help.
+    pub(super) fn exceeds_account(&self) -> bool {
         let is_known = |text: &String| {
             text.starts_with("request too large for")
                 && (text.contains("tokens must be reduced") || text.contains("reduce your message size"))
@@ -253,7 +253,7 @@ pub(super) fn class_of_status(status: StatusCode, fault: &Fault) -> ErrorClass {
 fn class_of_number(status: u16, fault: &Fault) -> ErrorClass {
     match status {
         401 | 402 => ErrorClass::Auth,
-        400 | 413 | 422 | 429 if fault.is_too_large() => ErrorClass::ContextWindow,
+        400 | 413 | 422 | 429 if fault.exceeds_account() => ErrorClass::ContextWindow,
         429 => ErrorClass::RateLimited,
         300..=399 => ErrorClass::BadFrame,
         _ if fault.is_any(&CONTEXT_CODES) => ErrorClass::ContextWindow,
@@ -275,7 +275,7 @@ fn class_of_number(status: u16, fault: &Fault) -> ErrorClass {
 /// What an error in the place of an answer means: codes and numbers are surer than texts.
 pub(super) fn class_of_report(fault: &Fault) -> ErrorClass {
     match fault.number {
-        _ if fault.is_too_large() => ErrorClass::ContextWindow,
+        _ if fault.exceeds_account() => ErrorClass::ContextWindow,
         _ if fault.is_any(&CONTEXT_CODES) => ErrorClass::ContextWindow,
         _ if fault.refuses_content() => ErrorClass::ContentFilter,
         _ if fault.is_any(&RATE_CODES) => ErrorClass::RateLimited,

@@ -82,6 +82,7 @@ impl Origin {
         let fault = Fault::read(&said);
         let class = fault::class_of_status(status, &fault);
         let mut failure = self.failure(class);
+        failure.is_account_limit = class == ErrorClass::ContextWindow && fault.exceeds_account();
         (failure.code, failure.param) = (fault.code(), fault.param());
         let retry_after = retry_after::read(headers, status).or(fault.retry_after);
         // The same request would be refused whenever it comes.
@@ -94,6 +95,7 @@ impl Origin {
     pub(in crate::provider) fn reported(&self, said: Bytes) -> Error {
         let fault = Fault::read(&said);
         let mut failure = self.failure(fault::class_of_report(&fault));
+        failure.is_account_limit = fault.exceeds_account();
         (failure.code, failure.param) = (fault.code(), fault.param());
         failure.retry_after = fault.retry_after;
         failure.body = Some(kept(said));
