@@ -646,12 +646,39 @@ fn chunks_agree_on_the_id_and_model_that_the_first_one_gave() {
     ));
     assert_eq!(
         first,
-        r#"{"choices":[],"created":0,"id":"own","model":"acme/m","object":"chat.completion.chunk","prompt_filter_results":[{"prompt_index":0}]}"#
+        r#"{"choices":[],"created":0,"id":"","model":"acme/m","object":"chat.completion.chunk","prompt_filter_results":[{"prompt_index":0}]}"#
     );
     fill.chunk(&chunk(r#"{"id":"theirs","model":"m-1","choices":[]}"#));
     for nameless in ["{}", r#"{"id":"","model":" "}"#] {
         let last: Value = serde_json::from_slice(&fill.chunk(&chunk(nameless))).unwrap();
         assert_eq!((&last["id"], &last["model"]), (&json!("theirs"), &json!("m-1")), "{nameless}");
+    }
+
+    // Clients take another id for another answer, unless the one before was empty.
+    let says = |id: &str, text: &str| {
+        let id = if id.is_empty() { String::new() } else { format!(r#""id":{id},"#) };
+        format!(r#"{{{id}"choices":[{{"index":0,"delta":{{"content":"{text}"}}}}]}}"#)
+    };
+    let tells = |id: &str| format!(r#"{{"id":{id},"choices":[],"prompt_filter_results":[]}}"#);
+    for (stream, id) in [
+        (vec![tells("\"\""), says("\"a\"", "x"), says("\"a\"", "y")], "a"),
+        (vec![tells("\"\""), tells("\"\""), says("\"a\"", "x"), says("\"\"", "y"), says("", "z")], "a"),
+        (vec![tells("\" \""), says("\"a\"", "x")], "own"),
+        (vec![tells("\"\""), says("", "x"), says("\"a\"", "y")], "own"),
+        (vec![tells("\"\""), says("\"\"", "x"), says("\"a\"", "y")], "own"),
+        (vec![says("", "x"), says("\"a\"", "y"), says("null", "z")], "own"),
+        (vec![tells("null"), says("\"a\"", "x"), says("\"a\"", "y")], "own"),
+        (vec![says("\"a\"", "x"), says("\"b\"", "y"), tells("\"\""), says("", "z")], "a"),
+        (vec![says("\"\\u0061\"", "x"), says("\"a\"", "y")], "a"),
+    ] {
+        let (mut fill, mut before) = (self::fill(), String::new());
+        for said in &stream {
+            let written: Value = serde_json::from_slice(&fill.chunk(&chunk(said))).unwrap();
+            let told = written["id"].as_str().unwrap();
+            assert!(told == id || told.is_empty() && before.is_empty(), "{told} in {stream:?}");
+            before.push_str(told);
+        }
+        assert!(!before.is_empty(), "{stream:?}");
     }
 
     let own = |fill: &mut FillIn| -> Value { serde_json::from_slice(&fill.chunk(&chunk("{}"))).unwrap() };
@@ -692,7 +719,7 @@ fn tool_calls_that_share_a_number_are_given_their_own_and_others_keep_their_byte
         ))
     };
     let mut fill = fill();
-    fill.chunk(&chunk(r#"{"choices":[{"index":0,"delta":{"role":"assistant"}}]}"#));
+    fill.chunk(&chunk(r#"{"id":"a","choices":[{"index":0,"delta":{"role":"assistant"}}]}"#));
     for (calls, expected) in [
         (r#"[{"index":0,"id":"a","function":{"name":"f"}}]"#, None),
         (r#"[{"index":0,"function":{"arguments":"1"}}]"#, None),

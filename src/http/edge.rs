@@ -20,14 +20,16 @@ pub struct Asked {
 
 /// Adds what clients rely on and providers forget; one for each answer.
 ///
-/// Absent members, and those that are null, are spliced in. Nothing is overwritten but a number that a provider gives to several
-/// tool calls of a stream, which clients would take for one; every other byte stays as it came, and an answer or chunk that lacks
-/// nothing is passed on as the same bytes.
+/// Absent members, those that are null, and empty texts are replaced. Nothing else is overwritten but a number that a provider gives
+/// to several tool calls of a stream, which clients would take for one, and an id that differs from the one before, which they
+/// would take for that of another answer; every other byte stays as it came, and an answer or chunk that lacks nothing is passed on
+/// as the same bytes.
 ///
 /// * Whole answers: `id`, `object`, `created`, `model`, and in each choice `index`, `message.role`,
 ///   `finish_reason`.
 /// * Chunks: `id`, `object`, `created`, `model`, `choices`, the `index` of choices and of tool calls, and
-///   `role` in each choice's first delta. What the first chunks said of id and model is kept for the rest.
+///   `role` in each choice's first delta. What the first chunks said of id and model is kept for the rest. Before there are choices
+///   an id may be empty, as it is at Azure, and the one that follows is that of the answer.
 ///
 /// ```
 /// use llm_layers::{StreamChunk, http::FillIn};
@@ -50,7 +52,7 @@ pub struct FillIn {
     id: Option<Box<str>>,
     model: ModelName,
     created: u64,
-    /// What an earlier chunk said of itself.
+    /// What earlier chunks said of themselves, or were made to say.
     said: Said,
     /// How many choices will want a role.
     choices: u64,
@@ -167,7 +169,7 @@ impl FillIn {
         }
         let mut edits = Edits::new(completion.data());
         if envelope {
-            self.envelope(&mut edits, "chat.completion");
+            self.envelope(&mut edits, "chat.completion", lacks.id);
         }
         for (at, choice) in edits.choices().enumerate() {
             let index = at.to_string();
@@ -187,19 +189,31 @@ impl FillIn {
         let facts = chunk.facts();
         let lacks = facts.lacks;
         let envelope = lacks.id || lacks.object || lacks.created || lacks.model || lacks.choices;
+        let id = chunk.id();
+        let is_other = match (&self.said.id, &id) {
+            (Some(said), Some(id)) => **said != **id,
+            _ => false,
+        };
         let roles = u64::from(self.roles.count_ones()) < self.choices.min(MAX_CHOICES) && facts.choices > 0;
         if self.said.id.is_none() {
-            self.said.id = chunk.id().map(Into::into);
+            self.said.id = id.map(Into::into);
         }
         if self.said.model.is_none() {
             self.said.model = chunk.model().map(Into::into);
         }
-        if !(envelope || lacks.index || roles || facts.has_calls) {
+        if !(envelope || is_other || lacks.index || roles || facts.has_calls) {
             return chunk.data().clone();
         }
         let mut edits = Edits::new(chunk.data());
         if envelope {
-            self.envelope(&mut edits, "chat.completion.chunk");
+            // As Azure begins its streams: the id that follows is the answer's.
+            let is_early = facts.choices == 0 && self.said.id.is_none();
+            let is_empty = || json::member(edits.source, "id") == Some(br#""""#);
+            let lacks_id = lacks.id && !(is_early && is_empty());
+            self.envelope(&mut edits, "chat.completion.chunk", lacks_id);
+        }
+        if is_other && let (Some(said), Some(id)) = (&self.said.id, json::member(edits.source, "id")) {
+            edits.replace(id, quoted(said));
         }
         if lacks.index || roles || facts.has_calls {
             for (at, choice) in edits.choices().enumerate() {
@@ -209,24 +223,21 @@ impl FillIn {
         edits.apply(chunk.data())
     }
 
-    fn envelope(&mut self, edits: &mut Edits<'_>, object: &str) {
-        let id = match (&self.said.id, &mut self.id) {
-            (Some(said), _) => said,
-            (None, own) => own.get_or_insert_with(|| format!("chatcmpl-{:032x}", fastrand::u128(..)).into()),
-        };
-        let quoted = |text: &str| serde_json::to_vec(text).expect("a string is JSON");
-        let model = self.said.model.as_deref().unwrap_or(&self.model);
-        let top = edits.source;
-        edits.require(
-            top,
-            &[
-                ("id", &quoted(id)),
-                ("object", &quoted(object)),
-                ("created", self.created.to_string().as_bytes()),
-                ("model", &quoted(model)),
-                ("choices", b"[]"),
-            ],
-        );
+    fn envelope(&mut self, edits: &mut Edits<'_>, object: &str, lacks_id: bool) {
+        let id = lacks_id.then(|| {
+            let own = || format!("chatcmpl-{:032x}", fastrand::u128(..)).into();
+            quoted(self.said.id.get_or_insert_with(|| self.id.take().unwrap_or_else(own)))
+        });
+        let model = quoted(self.said.model.as_deref().unwrap_or(&self.model));
+        let (object, created) = (quoted(object), self.created.to_string());
+        let wanted: [(&str, &[u8]); 5] = [
+            ("id", id.as_deref().unwrap_or_default()),
+            ("object", &object),
+            ("created", created.as_bytes()),
+            ("model", &model),
+            ("choices", b"[]"),
+        ];
+        edits.require(edits.source, if lacks_id { &wanted } else { &wanted[1..] });
     }
 
     fn delta(&mut self, edits: &mut Edits<'_>, at: u64, choice: &[u8]) {
@@ -277,6 +288,10 @@ pub(super) fn finish_reason(choice: &[u8]) -> &[u8] {
         }
         _ => br#""stop""#,
     }
+}
+
+fn quoted(text: &str) -> Vec<u8> {
+    serde_json::to_vec(text).expect("a string is JSON")
 }
 
 fn number(raw: Option<&[u8]>) -> Option<u64> {
