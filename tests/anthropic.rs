@@ -8,6 +8,9 @@ use llm_layers::{
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
+/// What marks thoughts that were given out here.
+const OURS: &str = "llm-layers";
+
 /// What a request becomes.
 fn read(request: &Value) -> Value {
     let request = anthropic::chat_request(request.to_string(), &BodyLimits::default()).expect("a request");
@@ -147,6 +150,13 @@ fn thoughts_that_came_from_here_go_back_and_those_that_are_signed_do_not() {
     ];
     let given = assemble(&write(&chunks))["content"].take();
     assert_eq!(given[0]["type"], "thinking");
+    let whole =
+        json!({ "choices": [{ "message": { "reasoning_content": "Let me \"see\"", "content": "Hm." } }] });
+    let whole = anthropic::message(&Completion::parse(whole.to_string()).unwrap(), "fast");
+    assert_eq!(serde_json::from_slice::<Value>(&whole).unwrap()["content"], given);
+    // Some clients keep no others.
+    let signature = given[0]["signature"].as_str().unwrap();
+    assert!(!signature.is_empty());
     let call = json!({ "type": "tool_use", "id": "a", "name": "f", "input": {} });
     let result = json!({ "type": "tool_result", "tool_use_id": "a", "content": "1" });
     let signed = json!({ "type": "thinking", "thinking": "theirs", "signature": "s" });
@@ -159,7 +169,9 @@ fn thoughts_that_came_from_here_go_back_and_those_that_are_signed_do_not() {
         ] });
         let request =
             anthropic::chat_request(request.to_string(), &BodyLimits::default()).expect("a request");
-        let body: Value = serde_json::from_slice(&request.body.to_json("m")).unwrap();
+        let body = request.body.to_json("m");
+        assert!(!String::from_utf8_lossy(&body).contains(OURS), "it is nobody's whom a provider knows");
+        let body: Value = serde_json::from_slice(&body).unwrap();
         (body["messages"][1]["reasoning_content"].clone(), request.dispensable().thoughts)
     };
     let thought = json!("Let me \"see\"");
@@ -169,10 +181,21 @@ fn thoughts_that_came_from_here_go_back_and_those_that_are_signed_do_not() {
         turns(json!([given[0], signed, hidden, given[0], call])),
         (json!("Let me \"see\"Let me \"see\""), true)
     );
-    let unmarked = json!({ "type": "thinking", "thinking": "Let me \"see\"" });
-    assert_eq!(turns(json!([unmarked, call])), (thought, true));
-    let empty = json!({ "type": "thinking", "thinking": "", "signature": "" });
-    for none in [json!([signed, call]), json!([hidden, call]), json!([empty, call]), json!([call])] {
+    for unsigned in [json!(null), json!("")] {
+        let unsigned = json!({ "type": "thinking", "thinking": "Let me \"see\"", "signature": unsigned });
+        assert_eq!(turns(json!([unsigned, call])), (thought.clone(), true));
+    }
+    let unsigned = json!({ "type": "thinking", "thinking": "Let me \"see\"" });
+    assert_eq!(turns(json!([unsigned, call])), (thought, true));
+    let empty = json!({ "type": "thinking", "thinking": "", "signature": signature });
+    let longer = json!({ "type": "thinking", "thinking": "theirs", "signature": format!("{signature}=") });
+    for none in [
+        json!([signed, call]),
+        json!([longer, call]),
+        json!([hidden, call]),
+        json!([empty, call]),
+        json!([call]),
+    ] {
         assert_eq!(turns(none), (Value::Null, false));
     }
 }
@@ -545,7 +568,14 @@ fn assemble(events: &[Value]) -> Value {
                 let delta = &event["delta"];
                 match delta["type"].as_str().unwrap() {
                     "text_delta" => add(block, "text", &delta["text"]),
-                    "thinking_delta" => add(block, "thinking", &delta["thinking"]),
+                    "thinking_delta" => {
+                        assert_eq!(block["signature"], "", "a signature is the last of its block");
+                        add(block, "thinking", &delta["thinking"]);
+                    }
+                    "signature_delta" => {
+                        assert_eq!(block["type"], "thinking");
+                        add(block, "signature", &delta["signature"]);
+                    }
                     "input_json_delta" => add(block, "json", &delta["partial_json"]),
                     other => panic!("{other}"),
                 }
@@ -592,7 +622,7 @@ fn an_answer_and_its_stream_become_the_same_message() {
     let expected = json!({
         "id": "chatcmpl-1", "type": "message", "role": "assistant", "model": "gpt-x",
         "content": [
-            { "type": "thinking", "thinking": "Let me \"see\".", "signature": "" },
+            { "type": "thinking", "thinking": "Let me \"see\".", "signature": OURS },
             { "type": "text", "text": "I look." },
             { "type": "tool_use", "id": "a", "name": "weather", "input": { "city": "Paris" } },
             { "type": "tool_use", "id": "b", "name": "time", "input": {} },
@@ -634,7 +664,7 @@ fn thoughts_among_the_parts_of_a_content_come_before_its_text() {
     let thought = json!({ "type": "thinking", "thinking": [{ "type": "text", "text": "h" }, { "type": "text", "text": "m" }] });
     let content = json!([thought, { "type": "text", "text": "Hi" }]);
     let expected = json!([
-        { "type": "thinking", "thinking": "hm", "signature": "" },
+        { "type": "thinking", "thinking": "hm", "signature": OURS },
         { "type": "text", "text": "Hi" },
     ]);
     let whole = json!({ "choices": [{ "message": { "content": content } }] });
@@ -809,7 +839,7 @@ fn what_waits_for_a_call_keeps_its_kind_and_its_order_and_learns_its_name() {
     ]));
     let expected = [
         tool("a", "f", &json!({ "x": 1 })),
-        json!({ "type": "thinking", "thinking": "Why?", "signature": "" }),
+        json!({ "type": "thinking", "thinking": "Why?", "signature": OURS }),
         json!({ "type": "text", "text": "Hm." }),
         tool("b", "g", &json!({})),
     ];
@@ -1101,7 +1131,7 @@ fn half_of_a_pair_at_the_end_of_a_block_is_told_in_that_block() {
     assert_eq!(
         message["content"],
         json!([
-            { "type": "thinking", "thinking": "Hm \u{fffd}", "signature": "" },
+            { "type": "thinking", "thinking": "Hm \u{fffd}", "signature": OURS },
             { "type": "text", "text": "\u{fffd} a \u{fffd}" },
             { "type": "tool_use", "id": "a", "name": "f", "input": { "x": "\u{1f600}" } },
             { "type": "text", "text": "\u{fffd}" },

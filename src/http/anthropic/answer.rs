@@ -29,7 +29,7 @@ pub fn message_naming(completion: &Completion, model: &str, names: &ToolNames) -
     let mut content = Vec::new();
     let thinking: String = thoughts(said).filter_map(json::text).collect();
     if !thinking.is_empty() {
-        content.push(Block::Thinking { thinking, signature: "" });
+        content.push(Block::Thinking { thinking, signature: SIGNATURE });
     }
     let text: String = texts(said).filter_map(json::text).collect();
     if !text.is_empty() {
@@ -76,6 +76,9 @@ enum Block<'a> {
     Text { text: String },
     ToolUse { id: String, name: Cow<'a, str>, input: Box<RawValue> },
 }
+
+/// What thoughts that are given out here are signed with: some clients send back none without a signature.
+pub(super) const SIGNATURE: &str = "llm-layers";
 
 /// The answer's id, or one of its own.
 pub(super) fn message_id(id: Option<Cow<'_, str>>) -> String {

@@ -1,7 +1,7 @@
 //! What messages say: texts, images, documents, calls of tools and their results.
 
 use super::{
-    answer::is_text,
+    answer::{SIGNATURE, is_text},
     pieces::{List, joined, members, mistyped, paragraphs, quoted, required, string, unsupported},
 };
 use crate::{Error, InvalidReason, chat::Translated, json};
@@ -184,7 +184,7 @@ fn from_assistant(path: &str, blocks: &[u8], list: &mut List, notes: &mut Transl
             }
             Some("thinking") => match block.signature.and_then(json::string) {
                 // Signed for a provider that may not be the next one.
-                Some(signature) if !signature.is_empty() => {}
+                Some(signature) if !signature.is_empty() && signature != SIGNATURE => {}
                 // Given out here.
                 _ => thoughts.extend(block.thinking.filter(|thinking| is_text(thinking))),
             },

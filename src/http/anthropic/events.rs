@@ -1,5 +1,6 @@
 use super::answer::{
-    arguments, call_id, function_call, member_text, message_id, stop_reason, texts, thoughts, usage,
+    SIGNATURE, arguments, call_id, function_call, member_text, message_id, stop_reason, texts, thoughts,
+    usage,
 };
 use super::names::ToolNames;
 use crate::{
@@ -270,6 +271,9 @@ impl MessageEvents {
             if key.is_call() {
                 self.over.insert(key);
             }
+            if key == Key::Thinking {
+                put_delta(self.blocks, &json!({ "type": "signature_delta", "signature": SIGNATURE }), out);
+            }
             put("content_block_stop", json!({ "index": self.blocks }), out);
             self.blocks += 1;
         }
@@ -359,6 +363,10 @@ fn put_piece(index: u64, key: Key, text: &str, out: &mut BytesMut) {
         Key::Text => json!({ "type": "text_delta", "text": text }),
         Key::Tool(_) | Key::Function => json!({ "type": "input_json_delta", "partial_json": text }),
     };
+    put_delta(index, &delta, out);
+}
+
+fn put_delta(index: u64, delta: &Value, out: &mut BytesMut) {
     put("content_block_delta", json!({ "index": index, "delta": delta }), out);
 }
 

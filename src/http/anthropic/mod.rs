@@ -9,12 +9,12 @@
 //!
 //! | in the request | becomes |
 //! |---|---|
-//! | `cache_control`, `context_management`, `diagnostics`, `speed`, `user_profile_id`, `workspace_id`, thoughts of earlier turns that are signed, `is_error` of a result, what a tool has besides name, description, schema and `strict` | nothing |
+//! | `cache_control`, `context_management`, `diagnostics`, `speed`, `user_profile_id`, `workspace_id`, thoughts of earlier turns that another has signed, `is_error` of a result, what a tool has besides name, description, schema and `strict` | nothing |
 //! | names of tools of more than 64 characters | [shorter ones](ToolNames), and themselves again in answers |
 //! | `metadata.user_id` | `user`; longer than 64 characters, its BLAKE3 hash in hexadecimal digits, for OpenAI takes no more |
 //! | several texts in one turn, or in one result of a tool | one text, with empty lines between them; beside an image or a file they stay apart |
 //! | title and context of a document | texts in front of it; of a PDF the title is its file's name |
-//! | thoughts of earlier turns that came from here, which are not signed | `reasoning_content` of their messages, [for providers that take it](crate::Dispensable) |
+//! | thoughts of earlier turns that are signed here, or not at all | `reasoning_content` of their messages, [for providers that take it](crate::Dispensable) |
 //! | `thinking.type` of `disabled` | `reasoning_effort`: `none`, [for models that know it](crate::Dispensable) |
 //! | `thinking.budget_tokens` | `reasoning_effort`: `low` below 4,096, `medium` below 16,384, else `high` |
 //! | `top_k`, members that nobody knows | themselves: the provider may know them |
@@ -34,6 +34,9 @@
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! Thoughts are given out with a signature that says only that they came from here, for some clients keep none without one. It is
+//! none that Anthropic itself would take.
 //!
 //! Which stop sequence was met is not known of other providers: `stop_reason` is then `end_turn`. Where a provider ends for a
 //! reason that Anthropic has no word for, `stop_reason` is the provider's word: such an answer may not be complete.
