@@ -25,7 +25,8 @@ pub struct Server {
     /// How large the body of a request may be.
     #[schemars(range(min = 1))]
     pub max_body_bytes: usize,
-    /// How many bytes of bodies may be in memory at once, of all requests whose answer has not begun. Beyond, requests are refused.
+    /// How many bytes of bodies may be in memory at once, of all requests whose answer has not begun: no fewer than `max_body_bytes`.
+    /// Beyond, requests are refused.
     #[schemars(range(min = 1))]
     pub max_buffered_bytes: usize,
     /// How large the head of a request may be, all its headers together.

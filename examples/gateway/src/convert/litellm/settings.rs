@@ -10,7 +10,7 @@ use super::{
     known,
 };
 use llm_layers::{
-    config::Retry,
+    config::{Retry, Server},
     store::{Redis, RedisOptions},
 };
 use serde_json::{Map, Value};
@@ -52,7 +52,13 @@ pub(super) fn convert(
     let size = |told: Option<&Value>| whole(told).filter(|size| (1..=4000).contains(size));
     let path = "general_settings.max_request_size_mb";
     if let Some(megabytes) = known(path, general.get("max_request_size_mb"), size, draft) {
-        draft.set("server", "max_body_bytes", (megabytes << 20).to_string());
+        let bytes = megabytes << 20;
+        draft.set("server", "max_body_bytes", bytes.to_string());
+        if bytes > Server::default().max_buffered_bytes as u64 {
+            draft.set("server", "max_buffered_bytes", bytes.to_string());
+            let what = "is also what all bodies may take up together now: raise server.max_buffered_bytes for several of that size";
+            draft.note(path, what);
+        }
     }
     if known("litellm_settings.json_logs", litellm.get("json_logs"), truth, draft) == Some(true) {
         draft.set("telemetry", "log", quoted("json"));

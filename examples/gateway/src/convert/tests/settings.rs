@@ -127,6 +127,20 @@ fn a_number_may_be_written_as_a_text() {
 }
 
 #[test]
+fn all_bodies_together_have_room_for_the_largest() {
+    for (megabytes, all) in
+        [(2_u64, Value::Null), (256, Value::Null), (300, json!(300 << 20)), (4000, json!(4000_u64 << 20))]
+    {
+        let settings = json!({ "general_settings": { "max_request_size_mb": megabytes } });
+        let (config, notes) = litellm(settings);
+        assert_eq!(config["server"]["max_body_bytes"], megabytes << 20);
+        assert_eq!(config["server"]["max_buffered_bytes"], all, "{megabytes}");
+        let noted = told(&notes, "max_request_size_mb: ");
+        assert_eq!(noted, usize::from(!all.is_null()), "{notes:#?}");
+    }
+}
+
+#[test]
 fn there_are_calls_enough_for_all_tries() {
     let model =
         |name: &str| json!({ "model_name": name, "litellm_params": { "model": format!("openai/{name}") } });
