@@ -22,7 +22,7 @@ use llm_layers::{
         Asked, FillIn, STATED,
         anthropic::MessageEvents,
         axum::{
-            ChatAnswer, ChatRequest, CountTokensRequest, ErrorResponse, Events, MessagesAnswer,
+            BodyBudget, ChatAnswer, ChatRequest, CountTokensRequest, ErrorResponse, Events, MessagesAnswer,
             MessagesRequest, TokenCount,
         },
         into_chunks, states_identity,
@@ -258,7 +258,7 @@ async fn whoever_asks_how_long_a_prompt_is_is_told_without_a_call() {
     let mut request = post("application/json", asked);
     request.headers_mut().insert("x-request-id", "mine-1".parse().unwrap());
     let CountTokensRequest(request) = CountTokensRequest::from_request(request, &()).await.unwrap();
-    let (head, body) = parts(TokenCount::of(request).await.into_response()).await;
+    let (head, body) = parts(TokenCount::of(request, ()).await.into_response()).await;
     assert_eq!((head.status, head.headers["request-id"].as_bytes()), (StatusCode::OK, &b"mine-1"[..]));
     assert_eq!(head.headers[header::CONTENT_TYPE], "application/json");
     assert_eq!(body, r#"{"input_tokens":8}"#);
@@ -268,6 +268,30 @@ async fn whoever_asks_how_long_a_prompt_is_is_told_without_a_call() {
     let (head, body) = parts(refused.into_response()).await;
     let body: Value = serde_json::from_slice(&body).unwrap();
     assert_eq!((head.status, &body["type"]), (StatusCode::BAD_REQUEST, &json!("error")));
+}
+
+#[test]
+fn what_bounds_counts_is_held_until_they_have_ended_though_nobody_waits_for_them() {
+    // One that counts at a time: the next one waits for it.
+    let runtime = tokio::runtime::Builder::new_current_thread().max_blocking_threads(1).build().unwrap();
+    runtime.block_on(async {
+        let (open, gate) = std::sync::mpsc::channel::<()>();
+        let before = tokio::task::spawn_blocking(move || gate.recv());
+        let budget = BodyBudget::new(1 << 20);
+        let mut request = post("application/json", MESSAGE);
+        let held = budget.hold(&mut request, 1 << 20).unwrap();
+        let CountTokensRequest(request) = CountTokensRequest::from_request(request, &()).await.unwrap();
+        assert_eq!(budget.held(), MESSAGE.len());
+        let mut counting = task::spawn(TokenCount::of(request, held));
+        assert_pending!(counting.poll());
+        drop(counting);
+        assert_eq!(budget.held(), MESSAGE.len(), "its caller has left, and it counts all the same");
+        open.send(()).unwrap();
+        before.await.unwrap().unwrap();
+        // Those who come later have their turn later.
+        tokio::task::spawn_blocking(|| {}).await.unwrap();
+        assert_eq!(budget.held(), 0);
+    });
 }
 
 #[tokio::test]

@@ -170,8 +170,8 @@ async fn count_tokens(
     request: Request,
 ) -> Result<TokenCount, ErrorResponse> {
     let config = chat.handle.config();
-    let (CountTokensRequest(request), _place) = chat.read(&caller, request, &config, true).await?;
-    Ok(TokenCount::of(request).await)
+    let (CountTokensRequest(request), place) = chat.read(&caller, request, &config, true).await?;
+    Ok(TokenCount::of(request, place).await)
 }
 
 fn late() -> ErrorResponse {

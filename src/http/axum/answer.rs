@@ -127,11 +127,18 @@ pub struct TokenCount {
 }
 
 impl TokenCount {
-    /// Counts by [`input_tokens`](anthropic::input_tokens), on a thread where it may take its time.
-    pub async fn of(request: LlmRequest) -> Self {
+    /// Counts by [`input_tokens`](anthropic::input_tokens), on a thread where it may take its time: it goes on when nobody waits for it
+    /// any more, and `held`, what bounds such requests, is dropped when it has ended.
+    pub async fn of(request: LlmRequest, held: impl Send + 'static) -> Self {
         let request_id = request.context.request_id().map(Into::into);
         let estimated = estimate(request.body.input_bytes() as u64);
-        let counted = tokio::task::spawn_blocking(move || anthropic::input_tokens(&request)).await;
+        let count = move || {
+            let tokens = anthropic::input_tokens(&request);
+            drop(request);
+            drop(held);
+            tokens
+        };
+        let counted = tokio::task::spawn_blocking(count).await;
         Self { tokens: counted.unwrap_or(estimated.max(1)), request_id }
     }
 }
