@@ -14,7 +14,8 @@ use std::{
 /// (each attempt of a fallback, each lease of a quota) hands a [`child`](Self::child) down: a mark on the
 /// child marks its ancestors, not the other way round.
 ///
-/// Clones are the same part of the call. Up to 64 parts share one allocation.
+/// Clones are the same part of the call. Up to 64 parts share one allocation. Who sends clones of one request, as tower's `Retry` does, makes several
+/// attempts in the same part: of those that have ended it is known, besides, whether any was sent, and whether any may be billed.
 #[derive(Clone)]
 pub struct Progress {
     family: Arc<Family>,
@@ -26,6 +27,10 @@ pub struct Progress {
 /// Parts that share an allocation.
 struct Family {
     dispatched: AtomicU64,
+    /// In which an attempt has ended by its provider's refusal.
+    refused: AtomicU64,
+    /// In which an attempt has ended that its provider may bill.
+    billable: AtomicU64,
     /// How many parts there are, or were; those in families of their own, which these have, too.
     parts: AtomicU64,
     /// What they are charged to.
@@ -113,6 +118,8 @@ impl Progress {
     fn founding(lease: Option<CallId>, parent: Option<Self>) -> Self {
         let family = Family {
             dispatched: AtomicU64::new(0),
+            refused: AtomicU64::new(0),
+            billable: AtomicU64::new(0),
             parts: AtomicU64::new(1),
             lease,
             charged: OnceLock::new(),
@@ -128,11 +135,26 @@ impl Progress {
 
     /// Notes that a provider is about to be asked.
     pub fn mark_dispatched(&self) {
+        self.mark(|family| &family.dispatched);
+    }
+
+    /// Notes that an attempt was sent, and refused before anything was said.
+    pub(crate) fn mark_refused(&self) {
+        self.mark(|family| &family.refused);
+    }
+
+    /// Notes that an attempt was sent, and not refused.
+    pub(crate) fn mark_billable(&self) {
+        self.mark(|family| &family.billable);
+    }
+
+    fn mark(&self, parts: impl Fn(&Family) -> &AtomicU64) {
         let mut next = Some(self);
         while let Some(Self { family, bits }) = next {
+            let parts = parts(family);
             // Looked at first: clones of one request may be sent from many threads, and mark the same ancestors.
-            if family.dispatched.load(Ordering::Relaxed) & bits != *bits {
-                family.dispatched.fetch_or(*bits, Ordering::Release);
+            if parts.load(Ordering::Relaxed) & bits != *bits {
+                parts.fetch_or(*bits, Ordering::Release);
             }
             next = family.parent.as_ref();
         }
@@ -161,7 +183,21 @@ impl Progress {
 
     /// Whether a provider was asked.
     pub fn is_dispatched(&self) -> bool {
-        self.family.dispatched.load(Ordering::Acquire) & self.own() != 0
+        self.is_marked(&self.family.dispatched)
+    }
+
+    /// Whether an attempt that has ended is known to have reached its provider.
+    pub(crate) fn is_sent(&self) -> bool {
+        self.is_billable() || self.is_marked(&self.family.refused)
+    }
+
+    /// Whether an attempt has ended that its provider may bill.
+    pub(crate) fn is_billable(&self) -> bool {
+        self.is_marked(&self.family.billable)
+    }
+
+    fn is_marked(&self, parts: &AtomicU64) -> bool {
+        parts.load(Ordering::Acquire) & self.own() != 0
     }
 }
 
@@ -197,16 +233,25 @@ mod tests {
     enum Step {
         Child(usize),
         Charged(usize),
-        Mark(usize),
+        Mark(usize, Mark),
         Spend(usize),
+    }
+
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    enum Mark {
+        Dispatched,
+        Refused,
+        Billable,
     }
 
     fn step() -> impl Strategy<Value = Step> {
         let of = any::<prop::sample::Index>().prop_map(|at| at.index(usize::MAX));
         (of, 0..20).prop_map(|(of, kind)| match kind {
             0 => Step::Charged(of),
-            1..4 => Step::Mark(of),
-            4 => Step::Spend(of),
+            1..3 => Step::Mark(of, Mark::Dispatched),
+            3 => Step::Mark(of, Mark::Refused),
+            4 => Step::Mark(of, Mark::Billable),
+            5 => Step::Spend(of),
             _ => Step::Child(of),
         })
     }
@@ -232,9 +277,9 @@ mod tests {
         /// However many there are, and however they descend from one another.
         #[test]
         fn a_mark_or_a_note_is_of_the_part_and_its_ancestors_and_of_nobody_else(steps in prop::collection::vec(step(), 1..300)) {
-            // Of each: a second one for it, its parent, its lease, and whether it is marked.
+            // Of each: a second one for it, its parent, its lease, and its marks.
             let root = Progress::new();
-            let mut all = vec![(root.clone(), root, None, None, false)];
+            let mut all = vec![(root.clone(), root, None, None, Vec::new())];
             let spent = |progress: &Progress| progress.spent().and_then(|spent| spent.usage?.input_tokens);
             for (number, step) in (0_u64..).zip(steps) {
                 // Which have a note of this step.
@@ -244,19 +289,24 @@ mod tests {
                         let of = of % all.len();
                         let mut child = all[of].0.clone();
                         let second = child.descend();
-                        all.push((child, second, Some(of), all[of].3, false));
+                        all.push((child, second, Some(of), all[of].3, Vec::new()));
                     }
                     Step::Charged(of) => {
                         let (of, lease) = (of % all.len(), CallId::mint(SystemTime::UNIX_EPOCH));
                         let mut child = all[of].0.clone();
                         let second = child.descend_charged_to(lease);
-                        all.push((child, second, Some(of), Some(lease), false));
+                        all.push((child, second, Some(of), Some(lease), Vec::new()));
                     }
-                    Step::Mark(of) => {
+                    Step::Mark(of, mark) => {
                         let mut next = Some(of % all.len());
-                        all[of % all.len()].1.mark_dispatched();
+                        let marked = &all[of % all.len()].1;
+                        match mark {
+                            Mark::Dispatched => marked.mark_dispatched(),
+                            Mark::Refused => marked.mark_refused(),
+                            Mark::Billable => marked.mark_billable(),
+                        }
                         while let Some(at) = next {
-                            all[at].4 = true;
+                            all[at].4.push(mark);
                             next = all[at].2;
                         }
                     }
@@ -270,12 +320,14 @@ mod tests {
                         }
                     }
                 }
-                for (at, (progress, second, _, lease, is_marked)) in all.iter().enumerate() {
+                for (at, (progress, second, _, lease, marks)) in all.iter().enumerate() {
+                    let has = |mark| marks.contains(&mark);
                     for progress in [progress, second] {
                         prop_assert_eq!(spent(progress) == Some(number), noted.contains(&at));
+                        prop_assert_eq!((progress.is_dispatched(), progress.lease()), (has(Mark::Dispatched), *lease));
+                        prop_assert_eq!(progress.is_billable(), has(Mark::Billable));
+                        prop_assert_eq!(progress.is_sent(), has(Mark::Billable) || has(Mark::Refused));
                     }
-                    prop_assert_eq!((progress.is_dispatched(), progress.lease()), (*is_marked, *lease));
-                    prop_assert_eq!((second.is_dispatched(), second.lease()), (*is_marked, *lease));
                 }
             }
         }

@@ -55,7 +55,7 @@ pub struct Watch<O: Observe> {
 /// Response future of a layer that observes: see [`Watch`].
 #[pin_project(PinnedDrop)]
 pub struct Watched<F, O: Observe> {
-    /// There until it is dropped.
+    /// There until it has failed, or is dropped.
     #[pin]
     future: Option<F>,
     watch: Watch<O>,
@@ -89,10 +89,10 @@ where
     type Output = Result<LlmResponse, Error>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let this = self.project();
+        let mut this = self.project();
         this.watch.inside = true;
         // Looked at where it lies: an answer is large, and passes many of these.
-        let future = this.future.as_pin_mut().expect("it is there until it is dropped");
+        let future = this.future.as_mut().as_pin_mut().expect("it is there until it has failed");
         let mut polled = future.poll(cx).map_err(Into::into);
         this.watch.inside = false;
         match &mut polled {
@@ -105,7 +105,11 @@ where
                     response.add_observer(observer);
                 }
             }
-            Poll::Ready(Err(error)) => this.watch.end(End::Failed(error, &Summary::default())),
+            Poll::Ready(Err(error)) => {
+                // What a hedge below still has under way ends first, for it is part of what is told.
+                contained(|| this.future.set(None));
+                this.watch.end(End::Failed(error, &Summary::default()));
+            }
         }
         polled
     }

@@ -219,9 +219,13 @@ impl Error {
     }
 
     /// Whether a provider was asked, as far as this error and the call's progress can tell. A leaf that could not
-    /// connect has marked the progress before it tried, and knows better now.
+    /// connect has marked the progress before it tried, and knows better now; but of another attempt it knows nothing.
     pub(crate) fn was_sent(&self, progress: &Progress) -> bool {
-        self.dispatched() || (progress.is_dispatched() && self.class() != Some(ErrorClass::Connect))
+        self.dispatched()
+            || match self.class() {
+                Some(ErrorClass::Connect) => progress.is_sent(),
+                _ => progress.is_dispatched(),
+            }
     }
 
     /// What is known to have been used up all the same.

@@ -30,6 +30,7 @@
 //!
 //! `examples/custom_client.rs` has one that streams.
 
+pub mod dispatch;
 mod echo;
 #[cfg(feature = "genai")]
 pub mod genai;

@@ -1,4 +1,7 @@
-use crate::{Error, LlmRequest, LlmResponse};
+use crate::{
+    Error, LlmRequest, LlmResponse,
+    provider::dispatch::{Asked, ResponseFuture},
+};
 use std::task::{Context, Poll};
 use tower_service::Service;
 
@@ -32,17 +35,18 @@ where
     S: Service<LlmRequest, Response = LlmResponse, Error: Into<Error>>,
 {
     type Response = LlmResponse;
-    type Error = S::Error;
-    type Future = S::Future;
+    type Error = Error;
+    type Future = ResponseFuture<S::Future>;
 
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.inner.poll_ready(cx)
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        self.inner.poll_ready(cx).map_err(Into::into)
     }
 
-    fn call(&mut self, request: LlmRequest) -> S::Future {
+    fn call(&mut self, request: LlmRequest) -> Self::Future {
+        let asked = Asked::new(&request.progress);
         if !self.marks_dispatch {
             request.progress.mark_dispatched();
         }
-        self.inner.call(request)
+        asked.over(self.inner.call(request))
     }
 }

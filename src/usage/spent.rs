@@ -1,5 +1,5 @@
 use crate::{
-    Certainty, Error, ErrorKind, LlmResponse, Progress, TokenUsage,
+    Certainty, Error, ErrorClass, ErrorKind, LlmResponse, Progress, TokenUsage,
     body::End,
     price::{Billed, ServiceTier, Terms},
 };
@@ -42,7 +42,9 @@ impl Spent {
         // What a stream has reported is told of by its error too.
         let told = error.and_then(Error::usage).copied().filter(|told| summary.usage != Some(*told));
         let usage = told.or_else(|| believed(summary.usage.as_ref(), summary.text_bytes));
-        let is_refused = usage.is_none() && summary.text_bytes == 0 && error.is_some_and(is_refusal);
+        let is_refused = usage.is_none()
+            && summary.text_bytes == 0
+            && error.is_some_and(|error| are_refused(error, progress));
         let reported_bytes = match (told, tells_output(usage)) {
             (_, false) => 0,
             // It knows of all that came.
@@ -125,6 +127,13 @@ fn tells_output(usage: Option<TokenUsage>) -> bool {
     usage.is_some_and(|usage| usage.output_tokens.is_some())
 }
 
-fn is_refusal(error: &Error) -> bool {
+/// Of all that was tried below, and shares this progress, whether nothing was sent but what was refused.
+fn are_refused(error: &Error, progress: Option<&Progress>) -> bool {
+    let of_others = progress.is_some_and(Progress::is_sent) && error.class() == Some(ErrorClass::Connect);
+    (is_refusal(error) || of_others) && !progress.is_some_and(Progress::is_billable)
+}
+
+/// By its provider's status.
+pub(crate) fn is_refusal(error: &Error) -> bool {
     matches!(error.kind(), ErrorKind::Provider(failure) if failure.status.is_some_and(|s| !s.is_success()))
 }

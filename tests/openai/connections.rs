@@ -5,12 +5,18 @@ use crate::{
     server::{Server, Step, part, send, stream_head},
 };
 use llm_layers::{
-    Error, ErrorClass, LlmRequest, LlmResponse, ResponseBody, provider::openai::OpenAiCompatible,
+    Error, ErrorClass, LlmRequest, LlmResponse, ResponseBody,
+    price::PriceBook,
+    provider::openai::OpenAiCompatible,
     timeout::CallTimeoutLayer,
+    usage::{MemorySink, UsageLayer},
 };
-use std::time::Duration;
+use std::{
+    future::{Ready, ready},
+    time::Duration,
+};
 use tokio::{io::AsyncReadExt, time::Instant};
-use tower::{Layer, ServiceExt, util::BoxCloneSyncService};
+use tower::{Layer, ServiceBuilder, ServiceExt, retry, util::BoxCloneSyncService};
 
 type Provider = BoxCloneSyncService<LlmRequest, LlmResponse, Error>;
 
@@ -62,6 +68,50 @@ async fn both_clients_ask_and_are_answered_in_one_piece_and_in_many() {
             chunks.iter().map(|c| &c.data()[..]).collect::<Vec<_>>(),
             [HELLO, STOP, USAGE, ""].map(str::as_bytes)
         );
+    }
+}
+
+#[tokio::test]
+async fn a_retry_that_meets_nobody_any_more_is_recorded_if_the_first_try_was_sent() {
+    for which in [0, 1] {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (name, provider) =
+            clients(&format!("http://{}", listener.local_addr().unwrap())).into_iter().nth(which).unwrap();
+        let dies = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            stream.read(&mut [0; 1024]).await.unwrap();
+        });
+        let sink = MemorySink::new(8);
+        let service = ServiceBuilder::new()
+            .layer(UsageLayer::new(sink.clone(), PriceBook::new()))
+            .retry(Once(false))
+            .service(provider);
+        let error = failure(service, whole()).await;
+        dies.await.unwrap();
+        assert_eq!(
+            (error.class(), error.dispatched()),
+            (Some(ErrorClass::Connect), true),
+            "{name}: {error:?}"
+        );
+        let events = sink.take();
+        assert_eq!(events.len(), 1, "{name}");
+        assert!(events[0].usage.input_tokens > Some(0), "{name}: {:?}", events[0].usage);
+    }
+}
+
+/// Tries once more.
+#[derive(Clone)]
+struct Once(bool);
+
+impl retry::Policy<LlmRequest, LlmResponse, Error> for Once {
+    type Future = Ready<()>;
+
+    fn retry(&mut self, _: &mut LlmRequest, result: &mut Result<LlmResponse, Error>) -> Option<Ready<()>> {
+        (result.is_err() && !std::mem::replace(&mut self.0, true)).then(|| ready(()))
+    }
+
+    fn clone_request(&mut self, request: &LlmRequest) -> Option<LlmRequest> {
+        Some(request.clone())
     }
 }
 

@@ -1,7 +1,7 @@
 use super::{Genai, answer, dialect::Wire, fault, frames::Frames, request, stream::Chunks};
 use crate::{
     ChunkStream, Error, ErrorKind, LlmRequest, LlmResponse, ModelName, Progress,
-    provider::openai::origin::Origin,
+    provider::{dispatch::Asked, openai::origin::Origin},
 };
 use ::genai::{
     ModelIden, ServiceTarget,
@@ -23,7 +23,12 @@ pub struct ResponseFuture(BoxFuture<Result<LlmResponse, Error>>);
 
 impl ResponseFuture {
     pub(super) fn new(provider: Genai, request: LlmRequest) -> Self {
-        Self(Box::pin(answer(provider, request)))
+        let mut asked = Asked::new(&request.progress);
+        Self(Box::pin(async move {
+            let mut ended = answer(provider, request).await;
+            asked.end(&mut ended);
+            ended
+        }))
     }
 }
 

@@ -4,7 +4,10 @@ use super::{
     stream::Events,
     wire::{self, BYTE_ORDER_MARK},
 };
-use crate::{BoxError, ChunkStream, Completion, Error, ErrorClass, LlmRequest, LlmResponse, ResponseBody};
+use crate::{
+    BoxError, ChunkStream, Completion, Error, ErrorClass, LlmRequest, LlmResponse, ResponseBody,
+    provider::dispatch::Asked,
+};
 use bytes::{Buf as _, Bytes};
 use http::{HeaderMap, header};
 use http_body::Body;
@@ -34,6 +37,7 @@ where
     streaming: bool,
     /// Where the server may refuse what the caller did not send.
     again: Option<Again<H>>,
+    asked: Asked,
 }
 
 /// Whom to ask once more, and what.
@@ -59,8 +63,9 @@ where
         origin: Origin,
         streaming: bool,
         again: Option<Again<H>>,
+        asked: Asked,
     ) -> Self {
-        Self { state: State::Asking(future), origin, streaming, again }
+        Self { state: State::Asking(future), origin, streaming, again, asked }
     }
 }
 
@@ -73,7 +78,21 @@ where
 {
     type Output = Result<LlmResponse, Error>;
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut polled = self.as_mut().poll_answer(cx);
+        self.project().asked.polled(&mut polled);
+        polled
+    }
+}
+
+impl<H, B> ResponseFuture<H, B>
+where
+    H: Service<http::Request<Full<Bytes>>, Response = http::Response<B>>,
+    H::Error: Into<BoxError>,
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<BoxError>,
+{
+    fn poll_answer(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<LlmResponse, Error>> {
         let mut this = self.project();
         let origin = this.origin;
         loop {

@@ -4,7 +4,9 @@ use super::{
     origin::Origin,
     wire,
 };
-use crate::{BoxError, Error, LlmRequest, LlmResponse, ModelName, providers::Deployment};
+use crate::{
+    BoxError, Error, LlmRequest, LlmResponse, ModelName, provider::dispatch::Asked, providers::Deployment,
+};
 use bytes::Bytes;
 use http_body::Body;
 use http_body_util::Full;
@@ -177,10 +179,11 @@ where
         let http_request = wire::request(&self.endpoint, &request, self.endpoint.stream_usage);
         let origin = Origin::new(Arc::clone(&self.endpoint), request.model.clone());
         let streaming = request.body.is_streaming();
+        let asked = Asked::new(&request.progress);
         request.progress.mark_dispatched();
         let again = wire::adds_options(&self.endpoint, &request.body)
             .then(|| Again { http: self.http.clone(), request });
-        ResponseFuture::new(self.http.call(http_request), origin, streaming, again)
+        ResponseFuture::new(self.http.call(http_request), origin, streaming, again, asked)
     }
 }
 
