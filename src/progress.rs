@@ -9,7 +9,8 @@ use std::{
 
 /// How far a call has come: whether a provider was asked.
 ///
-/// A leaf calls [`mark_dispatched`](Self::mark_dispatched) just before bytes go out; what was not
+/// A leaf calls [`mark_dispatched`](Self::mark_dispatched) just before bytes go out, or
+/// [`MarkDispatch`](crate::provider::dispatch::MarkDispatch) does for it; what was not
 /// dispatched costs nothing, what was is paid for. A layer that must know it for its own call and no other
 /// (each attempt of a fallback, each lease of a quota) hands a [`child`](Self::child) down: a mark on the
 /// child marks its ancestors, not the other way round.

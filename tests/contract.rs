@@ -10,7 +10,7 @@ use llm_layers::{
     peek::PeekLayer,
     policies::{DepartmentPolicy, PolicyTable},
     price::PriceBook,
-    provider::Echo,
+    provider::{Echo, dispatch::MarkDispatchLayer},
     providers::Providers,
     quota::{Limits, MemoryStore, Mode, QuotaLayer, WorkerOptions},
     telemetry::TelemetryLayer,
@@ -56,6 +56,18 @@ async fn call_timeout() {
     let layer = CallTimeoutLayer::new().with_head(second).with_first_content(second).with_idle(second);
     Contract::layer(layer.with_total(minute)).check().await;
     Contract::layer(CallTimeoutLayer::new()).check().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn mark_dispatch() {
+    Contract::layer(MarkDispatchLayer::new()).check().await;
+    // What only answers is a leaf once it is marked.
+    let answers = |mut request: LlmRequest| {
+        request.progress = Progress::new();
+        Echo::new().oneshot(request)
+    };
+    let leaf = MarkDispatchLayer::new().layer(service_fn(answers));
+    check_leaf(leaf, LlmRequest::new("any", ChatBody::builder().user("Hello").build().unwrap())).await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -6,6 +6,7 @@ use llm_layers::{
     clock::{Clock as _, SystemClock},
     policies::{DepartmentPolicy, PolicyTable},
     price::PriceBook,
+    provider::dispatch::MarkDispatchLayer,
     providers::{Deployment, Providers},
     quota::{Calendar, Limits, MemoryStore, QuotaLayer, QuotaStore as _, WindowUsage},
     usage::{MemorySink, Outcome, UsageEvent, UsageLayer},
@@ -15,7 +16,9 @@ use std::{
     sync::{Arc, Mutex},
     time::Duration,
 };
-use tower::{Service, ServiceBuilder, ServiceExt as _, hedge, retry, service_fn, util::BoxCloneSyncService};
+use tower::{
+    Layer, Service, ServiceBuilder, ServiceExt as _, hedge, retry, service_fn, util::BoxCloneSyncService,
+};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -82,6 +85,7 @@ fn leaves(tries: &[Try]) -> Vec<(&'static str, Stack)> {
     vec![
         ("called is asked", providers(Deployment::new(leaf(tries)))),
         ("it marks by itself", providers(Deployment::new(leaf(tries)).marking_dispatch())),
+        ("it is marked by a layer", Stack::new(MarkDispatchLayer::new().layer(leaf(tries)))),
     ]
 }
 
@@ -121,24 +125,52 @@ struct Known {
     day: WindowUsage,
 }
 
+struct Books {
+    store: MemoryStore,
+    sink: MemorySink,
+}
+
+impl Books {
+    fn new() -> Self {
+        Self { store: MemoryStore::new(), sink: MemorySink::new(8) }
+    }
+
+    /// Limits and records around `service`.
+    fn around<S>(
+        &self,
+        service: S,
+    ) -> impl Service<LlmRequest, Response = LlmResponse, Error = Error> + use<S>
+    where
+        S: Service<LlmRequest, Response = LlmResponse, Error: Into<Error>> + Clone,
+    {
+        let policies = PolicyTable::default()
+            .with("research", DepartmentPolicy::new(Limits::new().with_day_tokens(100_000)));
+        ServiceBuilder::new()
+            .layer(QuotaLayer::new(self.store.clone(), policies, PriceBook::new()))
+            .layer(UsageLayer::new(self.sink.clone(), PriceBook::new()))
+            .service(service)
+    }
+
+    async fn day(&self) -> WindowUsage {
+        let days = Calendar::utc().days_around(SystemClock.now());
+        self.store.usage(&"research".into(), &days).await.unwrap().in_day
+    }
+}
+
+fn request() -> LlmRequest {
+    let body = ChatBody::builder().user("Say hi.").max_output_tokens(100).build().unwrap();
+    let context = RequestContext::new().with_departments(["research"]);
+    LlmRequest::new("p/a", body).with_context(context)
+}
+
 async fn call<S>(service: S) -> Known
 where
     S: Service<LlmRequest, Response = LlmResponse, Error: Into<Error>> + Clone,
 {
-    let (store, sink) = (MemoryStore::new(), MemorySink::new(8));
-    let policies = PolicyTable::default()
-        .with("research", DepartmentPolicy::new(Limits::new().with_day_tokens(100_000)));
-    let service = ServiceBuilder::new()
-        .layer(QuotaLayer::new(store.clone(), policies, PriceBook::new()))
-        .layer(UsageLayer::new(sink.clone(), PriceBook::new()))
-        .service(service);
-    let body = ChatBody::builder().user("Say hi.").max_output_tokens(100).build().unwrap();
-    let context = RequestContext::new().with_departments(["research"]);
-    let result = service.oneshot(LlmRequest::new("p/a", body).with_context(context)).await;
-    assert_eq!(sink.admitted(), 0);
-    let days = Calendar::utc().days_around(SystemClock.now());
-    let day = store.usage(&"research".into(), &days).await.unwrap().in_day;
-    Known { result, events: sink.take(), day }
+    let books = Books::new();
+    let result = books.around(service).oneshot(request()).await;
+    assert_eq!(books.sink.admitted(), 0);
+    Known { result, events: books.sink.take(), day: books.day().await }
 }
 
 fn is_right(known: &Known, tries: &[Try], case: &str) {
@@ -218,5 +250,19 @@ async fn below_a_hedge_what_still_runs_was_sent() {
         for (how, leaf) in leaves(tries) {
             is_right(&call(hedged(leaf)).await, tries, &format!("{how}: {tries:?}"));
         }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_leaves_before_the_head_is_charged_and_recorded_only_if_the_call_was_marked() {
+    let silent = || service_fn(|_: LlmRequest| pending::<Result<LlmResponse, Error>>());
+    let marked = MarkDispatchLayer::new().layer(silent());
+    for (leaf, is_marked) in [(Stack::new(silent()), false), (Stack::new(marked), true)] {
+        let books = Books::new();
+        let left = tokio::time::timeout(MINUTE, books.around(leaf).oneshot(request())).await;
+        assert!(left.is_err());
+        let (events, day) = (books.sink.take(), books.day().await);
+        assert_eq!((events.len(), day.settled.requests), (usize::from(is_marked), u64::from(is_marked)));
+        assert_eq!((day.settled.tokens > 0, day.reserved.tokens), (is_marked, 0));
     }
 }

@@ -36,6 +36,7 @@
 //! let policy = CachePolicy::new(CacheSecret::random()).with_ttl(Duration::from_secs(600));
 //! let service = ServiceBuilder::new().cache(MokaStore::new(64 << 20), policy).service(service_fn(
 //!     |request: LlmRequest| async move {
+//!         request.progress.mark_dispatched();
 //!         Ok::<_, Error>(LlmResponse::new(request.model, Completion::text("hi", TokenUsage::new(9, 1))))
 //!     },
 //! ));

@@ -7,7 +7,7 @@
 #![cfg_attr(feature = "genai", doc = "[`Genai`](genai::Genai)")]
 #![cfg_attr(not(feature = "genai"), doc = "`Genai` (feature `genai`)")]
 //! speaks the dialects of Anthropic, Google, Amazon, Cohere and Ollama. A leaf of your own marks
-//! [`progress`](crate::Progress::mark_dispatched) before it sends, names itself in its
+//! [`progress`](crate::Progress::mark_dispatched) before it sends (around one that cannot, [`dispatch`] does), names itself in its
 //! [errors](crate::Error::provider), and ends each good stream with a
 //! [terminal chunk](crate::StreamChunk::end). `testing::check_leaf` (feature `testing`) checks one.
 //!

@@ -31,6 +31,8 @@
 //!     .with("research", DepartmentPolicy::new(Limits::new().with_day_tokens(1000).with_day_requests(100)));
 //! let quota = QuotaLayer::new(MemoryStore::new(), policies, PriceBook::new());
 //! let service = ServiceBuilder::new().quota(quota).service(service_fn(|request: LlmRequest| async move {
+//!     // Or else whoever hangs up before the head is charged nothing.
+//!     request.progress.mark_dispatched();
 //!     Ok::<_, Error>(LlmResponse::new(request.model, Completion::text("hi", TokenUsage::new(300, 200))))
 //! }));
 //!
@@ -69,6 +71,9 @@
 //! | failed otherwise, broke off, or was left by its caller | what was reported, or else by [`Unreported`]: the prompt, and what came |
 //! | was answered by a cache | nothing: see [`Hits`] |
 //! | is never heard of again, for the gateway died | by [`OnExpiry`]: the prompt, once its lease has run out |
+//!
+//! Whether it was sent is what the leaf has [marked](crate::Progress::mark_dispatched). [`Providers`](crate::providers) marks for it; without
+//! them, [`MarkDispatchLayer`](crate::provider::dispatch::MarkDispatchLayer) does, around a leaf that does not by itself.
 //!
 //! # When something fails
 //!

@@ -2,7 +2,9 @@
 //!
 //! [`UsageLayer`] makes one [`UsageEvent`] for each call, when its answer ends, however it ends: whole, at the end
 //! of a stream, at its break, when the caller hangs up, when a call that was sent fails or is dropped before its
-//! head, after a panic below. A call that never reached a provider used nothing and is not recorded. Usage that a
+//! head, after a panic below. A call that never reached a provider used nothing and is not recorded: that is what was not
+//! [marked](crate::Progress::mark_dispatched), by its leaf, by [`Providers`](crate::providers) for it, or by
+//! [`MarkDispatchLayer`](crate::provider::dispatch::MarkDispatchLayer) around it. Usage that a
 //! provider does not report is estimated from the bytes that went by, and says so.
 //!
 //! A place in the [sink](UsageSink) is taken before the provider is asked; where there is none, the call is refused as
@@ -31,6 +33,8 @@
 //! let prices = PriceBook::of("ours", [("acme/one", Price::new(Rates::per_million("0.15", "0.60")?))])?;
 //! let service = ServiceBuilder::new().usage(sink.clone(), prices).service(service_fn(
 //!     |request: LlmRequest| async move {
+//!         // Or else whoever hangs up before the head is not recorded.
+//!         request.progress.mark_dispatched();
 //!         Ok::<_, Error>(LlmResponse::new(request.model, Completion::text("hi", TokenUsage::new(1000, 100))))
 //!     },
 //! ));

@@ -80,7 +80,9 @@ where
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut polled = self.as_mut().poll_answer(cx);
-        self.project().asked.polled(&mut polled);
+        if let Poll::Ready(ended) = &mut polled {
+            self.project().asked.end(ended);
+        }
         polled
     }
 }
