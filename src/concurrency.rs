@@ -50,7 +50,7 @@ use std::{
 };
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
-    time::Instant,
+    time::{Instant, timeout_at},
 };
 use tower_layer::Layer;
 use tower_service::Service;
@@ -167,8 +167,10 @@ impl Limit {
             Some(deadline) => (deadline, ErrorKind::Timeout { phase: TimeoutPhase::Deadline }),
             None => (until, ErrorKind::Overloaded),
         };
-        let turn = tokio::time::timeout_at(until, Arc::clone(&self.permits).acquire_owned());
-        Some((place, Box::pin(async move { turn.await.ok().and_then(Result::ok).ok_or(refusal) })))
+        let permit = Arc::clone(&self.permits).acquire_owned();
+        // The timer is made where it is polled: a call may be made outside of a runtime.
+        let turn = async move { timeout_at(until, permit).await.ok().and_then(Result::ok).ok_or(refusal) };
+        Some((place, Box::pin(turn)))
     }
 }
 

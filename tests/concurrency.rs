@@ -100,6 +100,27 @@ async fn a_stream_keeps_its_permit_until_its_terminal_chunk_and_no_longer() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_call_may_be_made_outside_of_a_runtime_whether_or_not_there_is_a_permit() {
+    let layer = ConcurrencyLimitLayer::new(1).with_queue(2, SECOND);
+    let service = layer.layer(Scripted::new().reply(Reply::words(["a"])));
+    let outside = |model: &'static str| {
+        let service = service.clone();
+        std::thread::spawn(move || call(&service, model)).join().expect("no panic")
+    };
+    let chunks = stream_of(assert_ready_ok!(outside("first").poll()));
+    let mut second = outside("second");
+    assert_pending!(second.poll());
+    drop(chunks);
+    assert_ready_ok!(second.poll());
+    let _held = call(&service, "held");
+    let mut third = outside("third");
+    assert_pending!(third.poll());
+    // Outside, the clock is not paused.
+    advance(60 * SECOND).await;
+    assert_overloaded(&assert_ready_err!(third.poll()));
+}
+
+#[tokio::test(start_paused = true)]
 async fn every_other_end_gives_the_permit_back_too() {
     type Replies = [(&'static str, fn() -> Reply); 7];
     let replies: Replies = [
