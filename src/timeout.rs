@@ -3,8 +3,9 @@
 //!
 //! Belongs inside [`Providers`](crate::providers), around each deployment, so that a timeout is a failure of
 //! that deployment, is recorded as a call, and falls back. The clocks of a stream go on after the head: a
-//! stream that is cut gives a last [`Timeout`](ErrorKind::Timeout) item. The idle clock runs only while
-//! somebody reads and the provider is silent, so that a slow reader never trips it.
+//! stream that is cut gives a last [`Timeout`](ErrorKind::Timeout) item. The idle clock runs from when somebody
+//! reads and finds nothing until there is a chunk, so that a slow reader never trips it. Nor does one who goes away in between, and comes back
+//! more than a second after it has run out: for him it begins anew.
 //!
 //! Limits end a wait: what is there already is handed out, so that a slow reader may take longer than the total.
 //!

@@ -408,6 +408,45 @@ async fn a_slow_reader_never_trips_the_idle_clock() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_silence_that_was_over_long_before_anybody_came_back_begins_anew() {
+    let idle = 20 * SECOND;
+    let provider = Scripted::new().reply(Reply::stream([word(), Step::Gate, word(), Step::Stall]));
+    let mut reader = Reader::new(stream(layer().with_idle(idle), &provider).await);
+    reader.word();
+    reader.silent();
+    for away in [25 * SECOND, 10_000 * SECOND] {
+        advance(away).await;
+        reader.silent();
+    }
+    advance(idle - MILLI).await;
+    reader.silent();
+    provider.open();
+    reader.word();
+    reader.silent();
+    advance(25 * SECOND).await;
+    reader.silent();
+    // Who stays is told in time.
+    advance(idle + MILLI).await;
+    assert!(reader.is_woken());
+    reader.timed_out(TimeoutPhase::Idle, &provider);
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_other_bound_is_longer_for_who_comes_late() {
+    for (limits, phase) in [
+        (layer().with_idle(SECOND).with_total(20 * SECOND), TimeoutPhase::Total),
+        (layer().with_idle(SECOND).with_first_content(20 * SECOND), TimeoutPhase::FirstContent),
+    ] {
+        let provider = Scripted::new().reply(Reply::stream([blank(), Step::Stall]));
+        let mut reader = Reader::new(stream(limits, &provider).await);
+        assert!(assert_ready!(reader.poll()).is_some());
+        reader.silent();
+        advance(25 * SECOND).await;
+        reader.timed_out(phase, &provider);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn each_chunk_starts_the_silence_anew() {
     let steps = (0..50).flat_map(|_| [word(), Step::Wait(SECOND - MILLI)]);
     let provider = Scripted::new().reply(Reply::stream(steps.chain([Step::Stall])));

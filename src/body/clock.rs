@@ -19,6 +19,9 @@ pub(crate) struct BodyClock {
     sleep: Option<Pin<Box<Sleep>>>,
 }
 
+/// How long after its timer has fired a reader may come, and still have waited all the time.
+const LATE: Duration = Duration::from_secs(1);
+
 impl BodyClock {
     pub(crate) const fn new(
         first_content: Option<Instant>,
@@ -44,9 +47,18 @@ impl BodyClock {
         self.silent_since = None;
     }
 
+    /// Whether the idle time of a silence was over so long ago that whoever comes now was elsewhere when his timer fired.
+    fn was_left(&self, silent_since: Instant, now: Instant) -> bool {
+        let over = self.idle.and_then(|idle| silent_since.checked_add(idle));
+        over.is_some_and(|over| now.saturating_duration_since(over) > LATE)
+    }
+
     /// The provider has nothing to say; is that too long?
     pub(super) fn poll_silence(&mut self, has_content: bool, cx: &mut Context<'_>) -> Poll<TimeoutPhase> {
         let mut now = Instant::now();
+        if self.silent_since.is_some_and(|since| self.was_left(since, now)) {
+            self.silent_since = None;
+        }
         let silent_since = *self.silent_since.get_or_insert(now);
         loop {
             let first_content = self.first_content.filter(|_| !has_content);
