@@ -892,8 +892,9 @@ async fn the_initiator_alone_gets_what_came_along_with_the_answer() {
 async fn who_shares_an_answer_that_says_nothing_asks_another_deployment_at_once() {
     let whole = || Reply::complete(Completion::text(" ", TokenUsage::new(3, 0)));
     let streamed = || Reply::stream([Step::Chunk(StreamChunk::role())]);
-    let ways: [(fn() -> Reply, fn(&str) -> LlmRequest); 2] = [(whole, ask), (streamed, stream)];
-    for (blank, request) in ways {
+    for is_streamed in [false, true] {
+        let blank = if is_streamed { streamed } else { whole };
+        let request = if is_streamed { stream } else { ask };
         let all = [Scripted::new(), Scripted::new()];
         let [one, two] = all.clone();
         let providers = Providers::builder().provider("acme", one).provider("acme", two).build().unwrap();

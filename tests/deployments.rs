@@ -147,9 +147,7 @@ async fn a_deployment_whose_answer_says_nothing_is_not_asked_again() {
         let said = r#"{"choices":[{"index":0,"message":{},"finish_reason":"content_filter"}]}"#;
         Reply::complete(Completion::parse(said).unwrap())
     };
-    let replies: [(&str, fn() -> Reply); 3] =
-        [("whole", whole), ("streamed", streamed), ("filtered", filtered)];
-    for (way, reply) in replies {
+    for (way, reply) in [("whole", whole as fn() -> Reply), ("streamed", streamed), ("filtered", filtered)] {
         let (all, providers) = several(2, CallTimeoutLayer::new());
         let started = Instant::now();
         for _ in 0..100 {

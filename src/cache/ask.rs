@@ -67,6 +67,7 @@ pub(super) enum Look {
 pub(super) type Read = Result<Option<(Arc<Entry>, Look)>, MissReason>;
 
 /// [`Found`] now or later.
+#[expect(clippy::large_enum_variant, reason = "a box would cost every hit an allocation")]
 pub(super) enum Asking {
     Now(Found),
     Later(Pin<Box<dyn Future<Output = Found> + Send>>),

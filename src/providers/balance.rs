@@ -95,14 +95,16 @@ impl Health {
         self.is_on_trial.load(Ordering::Relaxed)
     }
 
-    /// Whether it may be asked: after a rest, only while nobody else finds out how it is. An answer that is not streamed may
-    /// take minutes, as may a connection that is dead: after as long as a rest, that is no longer waited for.
+    /// Whether somebody finds out how it is. An answer that is not streamed may take minutes, as may a connection that is dead:
+    /// after as long as a rest, that is no longer waited for.
+    fn is_found_out(&self, now: Instant) -> bool {
+        let until = || self.tried_at.load(Ordering::Relaxed).saturating_add(millis(self.cool_down.time));
+        self.is_on_trial() && self.trials.load(Ordering::Relaxed) > 0 && until() > self.millis(now)
+    }
+
+    /// Whether it may be asked: after a rest, only while nobody else finds out how it is.
     fn is_free(&self, now: Instant) -> bool {
-        let is_found_out = || {
-            let until = self.tried_at.load(Ordering::Relaxed).saturating_add(millis(self.cool_down.time));
-            self.trials.load(Ordering::Relaxed) > 0 && until > self.millis(now)
-        };
-        !(self.is_on_trial() && is_found_out()) && !self.is_cooling(now)
+        !self.is_found_out(now) && !self.is_cooling(now)
     }
 
     fn heard(&self) {
