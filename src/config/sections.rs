@@ -709,7 +709,7 @@ pub struct Quota {
     pub assume_output_cost: Option<PerMillion>,
     /// How long the store may take; then the call is refused. 250 ms unless told.
     pub timeout: Option<Time>,
-    /// Whose days and months, such as `Europe/Berlin`; UTC unless told.
+    /// Whose days and months, such as `Europe/Berlin`; UTC unless told. Zones are the system's; where it has none, those of the time of building.
     #[schemars(length(min = 1))]
     pub time_zone: Option<String>,
 }
