@@ -112,7 +112,7 @@
 //! | `outbox` | a log on the disk before a store of usage that may be down |
 //! | `redis` | a server of Redis, or a cluster: quotas, cache, and usage as a stream |
 //! | `time-zones` | limits by the calendar of a time zone other than UTC |
-//! | `tokenizer` | counts the tokens of a prompt whose upper bound does not fit into a limit |
+//! | `tokenizer` | counts the tokens of a prompt whose upper bound does not fit into a limit ([`BpeEstimator`](quota::BpeEstimator), which stacks from a configuration have then), and those that are asked for by Anthropic's clients |
 //! | `toml` | price lists of your own, in TOML |
 //! | `config` | a configuration in TOML, and the stack that it describes |
 //! | `testing` | the contract suite and a scripted provider |

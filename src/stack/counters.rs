@@ -142,6 +142,8 @@ impl Quotas {
             None => Self::counters(plan)?,
         };
         let base = base.with_calendar(plan.calendar.clone()).with_deadline(plan.timeout);
+        #[cfg(feature = "tokenizer")]
+        let base = base.with_estimator(crate::quota::BpeEstimator::default());
         let base = match history {
             Some(history) => base.with_history(history),
             None => base,

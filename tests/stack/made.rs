@@ -656,3 +656,18 @@ async fn whole_answers_may_take_minutes_unless_a_head_is_told() {
         assert_eq!((patience(text, false).await, patience(text, true).await), (whole, streamed), "{text}");
     }
 }
+
+#[cfg(feature = "tokenizer")]
+#[tokio::test]
+async fn a_prompt_that_does_not_fit_by_its_bytes_is_counted() {
+    let (service, _handle) =
+        stack(config("quota.store = \"memory\"\ndepartments.a.day_tokens = 3000\n")).await.unwrap();
+    let ask = async |words: usize| {
+        let body = ChatBody::builder().user("story ".repeat(words)).max_output_tokens(10).build().unwrap();
+        service.clone().oneshot(of(LlmRequest::new("echo/m", body), "ada", &["a"])).await
+    };
+    // Of 6,000 bytes, and 1,500 tokens of somebody's whose tokenizer is not public.
+    ask(1000).await.unwrap();
+    let error = ask(3000).await.unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::RequestTooLarge { .. }), "{error:?}");
+}
