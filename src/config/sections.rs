@@ -57,7 +57,7 @@ pub struct Server {
     pub max_wait: Time,
     /// How long the body of a request may take to come.
     pub body_timeout: Time,
-    /// How long answers may go on after the server was told to end.
+    /// How long answers may go on, until all is sent, after the server was told to end.
     pub shutdown_grace: Time,
     /// After how much silence of the provider a comment is sent to the client of a stream.
     pub keep_alive: Time,

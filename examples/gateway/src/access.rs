@@ -1,4 +1,4 @@
-//! What is around every request: its id, its line in the log, and its place among those under way.
+//! What is around every request: its id, and its line in the log.
 
 use crate::{
     head::Fault,
@@ -27,51 +27,11 @@ use opentelemetry_sdk::trace::SdkTracer;
 use std::{
     borrow::Cow,
     pin::Pin,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError},
     task::{self, Poll},
 };
-use tokio::{sync::Notify, time::Instant};
+use tokio::time::Instant;
 use tower::Service as _;
-
-/// How many requests are under way, their answers included.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct UnderWay(Arc<Count>);
-
-#[derive(Debug, Default)]
-struct Count {
-    requests: AtomicUsize,
-    is_none: Notify,
-}
-
-impl UnderWay {
-    pub(crate) fn count(&self) -> usize {
-        self.0.requests.load(Ordering::Acquire)
-    }
-
-    /// Waits until there is none.
-    pub(crate) async fn none(&self) {
-        loop {
-            let is_none = self.0.is_none.notified();
-            if self.count() == 0 {
-                return;
-            }
-            is_none.await;
-        }
-    }
-
-    fn begin(&self) {
-        self.0.requests.fetch_add(1, Ordering::AcqRel);
-    }
-
-    fn end(&self) {
-        if self.0.requests.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.0.is_none.notify_waiters();
-        }
-    }
-}
 
 /// What is told about one request when it is over. The handler fills it in.
 #[derive(Debug, Clone, Default)]
@@ -163,7 +123,6 @@ impl Observe for Account {
 /// What accounts are made of.
 #[derive(Debug, Clone)]
 pub(crate) struct Accounts {
-    under_way: UnderWay,
     tracer: Option<SdkTracer>,
     stopping: Stopping,
     handle: Handle,
@@ -172,14 +131,9 @@ pub(crate) struct Accounts {
 }
 
 impl Accounts {
-    pub(crate) fn new(
-        under_way: UnderWay,
-        tracer: Option<SdkTracer>,
-        stopping: Stopping,
-        handle: Handle,
-    ) -> Self {
+    pub(crate) fn new(tracer: Option<SdkTracer>, stopping: Stopping, handle: Handle) -> Self {
         let max_header_bytes = handle.config().server.max_header_bytes;
-        Self { under_way, tracer, stopping, handle, max_header_bytes }
+        Self { tracer, stopping, handle, max_header_bytes }
     }
 
     /// The span of a request, as a part of the trace that its headers name; where nobody gets spans, the caller's as it is.
@@ -222,7 +176,7 @@ pub(crate) async fn account(
     let id_header = HeaderValue::from_str(&id).expect("visible ASCII");
     request.headers_mut().insert(X_REQUEST_ID, id_header.clone());
     let trace = accounts.begin(&request);
-    let mut entry = Entry::new(id, &request, begun, accounts.under_way.clone(), trace.clone());
+    let mut entry = Entry::new(id, &request, begun, trace.clone());
     request.extensions_mut().insert(entry.account.clone());
 
     let mut response = match fault {
@@ -262,19 +216,11 @@ struct Entry {
     account: Account,
     /// On its connection.
     _begun: idle::Request,
-    under_way: UnderWay,
     trace: Option<Context>,
 }
 
 impl Entry {
-    fn new(
-        id: String,
-        request: &Request,
-        begun: idle::Request,
-        under_way: UnderWay,
-        trace: Option<Context>,
-    ) -> Self {
-        under_way.begin();
+    fn new(id: String, request: &Request, begun: idle::Request, trace: Option<Context>) -> Self {
         Self {
             id,
             // Of one that nobody knows, no more than it takes to see that.
@@ -284,7 +230,6 @@ impl Entry {
             status: None,
             account: Account::default(),
             _begun: begun,
-            under_way,
             trace,
         }
     }
@@ -296,7 +241,6 @@ fn beginning(text: &str, most: usize) -> &str {
 
 impl Drop for Entry {
     fn drop(&mut self) {
-        self.under_way.end();
         let facts = self.account.with(std::mem::take);
         let _current = self.trace.clone().map(Context::attach);
         let (error, refusal) = (facts.error.as_ref(), facts.refusal.as_ref());

@@ -1,5 +1,6 @@
-//! How long a connection is kept that asks nothing.
+//! What a connection has to do: who is answered on it, and how long it is kept while it asks nothing.
 
+use crate::under_way::UnderWay;
 use hyper::rt::Timer;
 use std::{
     io::{self, IoSlice},
@@ -26,7 +27,9 @@ pub(crate) struct Requests(Arc<Counts>);
 #[derive(Debug, Default)]
 struct Counts {
     begun: AtomicUsize,
+    /// Their answers may still wait to be sent.
     ended: AtomicUsize,
+    under_way: UnderWay,
 }
 
 /// One whose answer has not ended, until it is dropped.
@@ -40,14 +43,14 @@ pub(crate) struct Idle<S> {
     stream: S,
     requests: Requests,
     timeout: Duration,
+    /// How many requests have ended, and their answers are sent.
+    sent: usize,
     /// How many requests had begun when the last bytes came.
     begun: usize,
     /// A head has begun to come.
     is_head: bool,
     /// Whether it is the rest of a head that the timer runs for, if it runs.
     waits: Option<bool>,
-    /// The end of an answer waits for the client to take it.
-    is_full: bool,
     timer: Pin<Box<Sleep>>,
 }
 
@@ -76,7 +79,13 @@ impl Future for Never {
 }
 
 impl Requests {
+    /// They are under way until they are sent, or their connection is gone.
+    pub(crate) fn new(under_way: UnderWay) -> Self {
+        Self(Arc::new(Counts { under_way, ..Counts::default() }))
+    }
+
     pub(crate) fn begin(&self) -> Request {
+        self.0.under_way.begin();
         self.0.begun.fetch_add(1, Ordering::AcqRel);
         Request(self.clone())
     }
@@ -92,19 +101,23 @@ impl<S> Idle<S> {
     /// Closes `stream` if no request comes for `timeout` after the last answer has ended.
     pub(crate) fn new(stream: S, requests: Requests, timeout: Duration) -> Self {
         // One that has just come is to ask.
-        let (begun, is_head, waits, is_full) = (0, true, Some(true), false);
+        let (sent, begun, is_head, waits) = (0, 0, true, Some(true));
         let timer = Box::pin(sleep(HEAD_TIMEOUT));
-        Self { stream, requests, timeout, begun, is_head, waits, is_full, timer }
+        Self { stream, requests, timeout, sent, begun, is_head, waits, timer }
     }
 
     /// Whether somebody is answered; and if it is another one than before, what came before is over.
     fn is_answering(&mut self) -> bool {
-        let Counts { begun, ended } = &*self.requests.0;
-        let (ended, begun) = (ended.load(Ordering::Acquire), begun.load(Ordering::Acquire));
+        let begun = self.requests.0.begun.load(Ordering::Acquire);
         if begun != self.begun {
             (self.begun, self.is_head, self.waits) = (begun, false, None);
         }
-        ended != begun || self.is_full
+        self.sent != begun
+    }
+
+    fn sent(&mut self, requests: usize) {
+        self.requests.0.under_way.end(requests - self.sent);
+        self.sent = requests;
     }
 
     /// Whether it has waited for too long.
@@ -115,6 +128,12 @@ impl<S> Idle<S> {
             self.timer.as_mut().reset(Instant::now() + limit);
         }
         self.timer.as_mut().poll(cx)
+    }
+}
+
+impl<S> Drop for Idle<S> {
+    fn drop(&mut self) {
+        self.sent(self.requests.0.begun.load(Ordering::Acquire));
     }
 }
 
@@ -142,9 +161,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Idle<S> {
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Idle<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let polled = Pin::new(&mut self.stream).poll_write(cx, bytes);
-        self.is_full = polled.is_pending();
-        polled
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
     }
 
     fn poll_write_vectored(
@@ -152,9 +169,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Idle<S> {
         cx: &mut Context<'_>,
         pieces: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let polled = Pin::new(&mut self.stream).poll_write_vectored(cx, pieces);
-        self.is_full = polled.is_pending();
-        polled
+        Pin::new(&mut self.stream).poll_write_vectored(cx, pieces)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -162,7 +177,13 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Idle<S> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        let polled = Pin::new(&mut self.stream).poll_flush(cx);
+        // Hyper flushes once it has written all that it has, and the end of an answer goes into its buffer before its body is dropped.
+        if polled.is_ready() {
+            let ended = self.requests.0.ended.load(Ordering::Acquire);
+            self.sent(ended);
+        }
+        polled
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -191,8 +212,12 @@ mod tests {
     }
 
     fn connected_with_room_for(bytes: usize) -> DuplexStream {
+        connected_among(&UnderWay::default(), bytes)
+    }
+
+    fn connected_among(under_way: &UnderWay, bytes: usize) -> DuplexStream {
         let (client, server) = duplex(bytes);
-        let requests = Requests::default();
+        let requests = Requests::new(under_way.clone());
         let idle = Idle::new(server, requests.clone(), Duration::from_secs(75));
         let service = service_fn(move |request: hyper::Request<_>| {
             let begun = requests.begin();
@@ -283,5 +308,30 @@ mod tests {
             assert_ne!(client.read_buf(&mut answer).await.unwrap(), 0, "{} bytes", answer.len());
         }
         assert!(closed_after(&mut client).await <= 75);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_is_answered_is_under_way_until_all_is_sent() {
+        let under_way = UnderWay::default();
+        let mut client = connected_among(&under_way, 1_000);
+        for _ in 0..2 {
+            client.write_all(b"GET /long HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+            let (mut answer, mut seen) = (Vec::new(), Vec::new());
+            while !answer.ends_with(b"ok") {
+                sleep(Duration::from_secs(1)).await;
+                seen.push((answer.len(), under_way.count()));
+                client.read_buf(&mut answer).await.unwrap();
+            }
+            assert!(seen.len() > 3);
+            for (taken, count) in seen {
+                assert_eq!(count, usize::from(taken + 1_000 < answer.len()), "{taken} bytes");
+            }
+            under_way.none().await;
+        }
+        client.write_all(SLOW).await.unwrap();
+        sleep(Duration::from_secs(1)).await;
+        assert_eq!(under_way.count(), 1);
+        drop(client);
+        under_way.none().await;
     }
 }

@@ -22,6 +22,7 @@ mod log;
 mod routes;
 mod server;
 mod telemetry;
+mod under_way;
 
 use self::server::{Server, Signals, aside};
 use llm_layers::{

@@ -2,11 +2,12 @@
 
 use crate::{
     Arguments,
-    access::{self, Accounts, UnderWay},
+    access::{self, Accounts},
     again::Again,
     idle::{Idle, Never, Requests},
     routes::{self, Stopping},
     telemetry::Telemetry,
+    under_way::UnderWay,
 };
 use axum::{Router, body::Body};
 use hyper::{Request, body::Incoming, server::conn::http1, service::service_fn};
@@ -27,7 +28,7 @@ use tokio::{
 /// How much of a body is read at once at most: a long prompt that comes in one piece is not copied into one.
 const READ_AT_ONCE: usize = 256 << 10;
 
-/// How long idle connections may take to close once all answers have ended.
+/// How long idle connections may take to close once all answers are sent.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How long the workers may take to finish when the server ends.
@@ -72,8 +73,7 @@ impl Server {
         warn(&handle);
         warn_of_proxy(&handle.config());
         let router = routes::router(stack, &handle, &stopping, &telemetry);
-        let accounts =
-            Arc::new(Accounts::new(under_way.clone(), telemetry.tracer(), stopping.clone(), handle.clone()));
+        let accounts = Arc::new(Accounts::new(telemetry.tracer(), stopping.clone(), handle.clone()));
         let reload = watch.map(|watch| Reload { watch, hangup, arguments, handle: handle.clone() });
         Ok(Self { listener, limits, router, accounts, stopping, under_way, handle, telemetry, reload })
     }
@@ -97,7 +97,7 @@ impl Server {
         };
         // Connections are taken to the end: whoever asks is told that the server is going.
         tokio::select! {
-            () = take(&listener, &limits, &router, &accounts, &connections, &mut tasks) => {}
+            () = take(&listener, &limits, &router, &accounts, &under_way, &connections, &mut tasks) => {}
             () = stop => {}
         }
         drop(listener);
@@ -216,6 +216,7 @@ async fn take(
     limits: &config::Server,
     router: &Router,
     accounts: &Arc<Accounts>,
+    under_way: &UnderWay,
     connections: &GracefulShutdown,
     tasks: &mut JoinSet<()>,
 ) {
@@ -229,7 +230,8 @@ async fn take(
             Some(_) = tasks.join_next() => continue,
         };
         let Some(stream) = accepted else { continue };
-        let (router, accounts, requests) = (router.clone(), Arc::clone(accounts), Requests::default());
+        let (router, accounts, requests) =
+            (router.clone(), Arc::clone(accounts), Requests::new(under_way.clone()));
         let stream = WriteTimeout::new(stream, limits.write_timeout.0);
         let stream = Idle::new(stream, requests.clone(), limits.idle_timeout.0);
         let service = service_fn(move |request: Request<Incoming>| {

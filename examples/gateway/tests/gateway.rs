@@ -8,7 +8,7 @@ use common::{CHAT, Client, Gateway, JSON, Upstream, asking, nowhere, run, whole}
 use proxy::Tunnels;
 use serde_json::{Value, json};
 use std::time::Duration;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 fn one(url: &str, more: &str) -> String {
     format!("{more}\n[providers.a]\nbase_url = \"{url}\"\nmodels = [\"m\", \"n/o\"]\n")
@@ -725,6 +725,25 @@ async fn a_stream_finishes_after_the_signal_while_others_are_told_that_it_stops(
     assert!(client.rest().await.ends_with("data: [DONE]\n\n"));
     assert_eq!(gateway.ended().await, 0);
     assert!(idle.closed().await);
+}
+
+#[tokio::test]
+async fn an_answer_that_its_client_takes_slowly_is_sent_to_its_end_after_the_signal() {
+    let mut upstream = Upstream::start().await;
+    let mut gateway = Gateway::start(&one(&upstream.url, "")).await;
+    // More than the buffers of the system take.
+    let answer = whole(&"x".repeat(16 << 20));
+    let mut client = Client::connect_narrowly(&gateway.address).await;
+    client.ask("POST", CHAT, &[JSON], asking("a/m").as_bytes()).await;
+    upstream.call().await.answer(200, &answer).await;
+    let head = client.head().await;
+    gateway.terminate();
+    gateway.log(&["stopping"]).await;
+    // Longer than what idle connections are given to close.
+    assert!(timeout(Duration::from_secs(2), gateway.ended()).await.is_err(), "it does not wait");
+    let length = head.header("content-length").unwrap().parse().unwrap();
+    assert_eq!(client.body(length).await.len(), length);
+    assert_eq!(gateway.ended().await, 0);
 }
 
 #[tokio::test]

@@ -13,7 +13,7 @@ use std::{
 };
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpSocket, TcpStream},
     process::{Child, ChildStderr, Command},
     sync::mpsc,
     time::timeout,
@@ -281,6 +281,13 @@ impl Client {
         Self(BufReader::new(stream))
     }
 
+    /// One whose system takes little that it has not read.
+    pub(crate) async fn connect_narrowly(address: &str) -> Self {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(4 << 10).unwrap();
+        Self(BufReader::new(soon(socket.connect(address.parse().unwrap())).await.unwrap()))
+    }
+
     pub(crate) async fn ask(&mut self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) {
         self.try_ask(method, path, headers, body).await.unwrap();
     }
@@ -321,11 +328,15 @@ impl Client {
         if reply.header("transfer-encoding") == Some("chunked") {
             reply.body = self.rest().await;
         } else if let Some(length) = reply.header("content-length") {
-            let mut body = vec![0; length.parse().unwrap()];
-            soon(self.0.read_exact(&mut body)).await.unwrap();
-            reply.body = String::from_utf8(body).unwrap();
+            reply.body = self.body(length.parse().unwrap()).await;
         }
         reply
+    }
+
+    pub(crate) async fn body(&mut self, length: usize) -> String {
+        let mut body = vec![0; length];
+        soon(self.0.read_exact(&mut body)).await.unwrap();
+        String::from_utf8(body).unwrap()
     }
 
     /// The next piece of a chunked body; `None` at its end.
