@@ -218,7 +218,6 @@ fn poll_content(
 
 /// What an answer without content is to those who asked for one.
 fn empty(answer: LlmResponse) -> Error {
-    let chosen = answer.chosen().cloned();
     let (usage, finishes) = match &answer.body {
         ResponseBody::Complete(completion) => (completion.usage().copied(), completion.finish_reasons()),
         ResponseBody::Stream(chunks) => (chunks.summary().usage, &*chunks.summary().finish_reasons),
@@ -237,7 +236,7 @@ fn empty(answer: LlmResponse) -> Error {
         }
     };
     let error = error.with_dispatched(true);
-    let error = match chosen {
+    let error = match answer.chosen {
         Some(chosen) => error.with_chosen(chosen),
         None => error,
     };

@@ -3,6 +3,7 @@
 use llm_layers::{
     ChatBody, Completion, Error, ErrorClass, ErrorKind, LlmRequest, LlmResponse, ProviderFailure,
     RequestContext, ResponseBody, StreamChunk, TokenUsage,
+    drain::{DrainLayer, DrainOptions},
     fallback::{Action, Backoff, Cause, Chains, ChainsBuilder, FallbackLayer},
     providers::Providers,
     testing::{Reply, Scripted, Step},
@@ -11,7 +12,7 @@ use llm_layers::{
 use std::time::Duration;
 use tokio::time::{Instant, advance, timeout};
 use tokio_test::{assert_pending, assert_ready_err, task};
-use tower::{Layer, ServiceExt};
+use tower::{Layer, Service, ServiceExt};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -61,10 +62,13 @@ async fn hold(one: &Scripted, others: &[&Scripted], providers: &Providers) -> Ll
     }
 }
 
-async fn ask(providers: &Providers, chains: ChainsBuilder) -> Result<LlmResponse, Error> {
+async fn ask<S>(service: &S, chains: ChainsBuilder) -> Result<LlmResponse, Error>
+where
+    S: Service<LlmRequest, Response = LlmResponse, Error = Error> + Clone,
+{
     let slow = Backoff::new(SECOND, SECOND);
     let chains = chains.backoff(slow).build().unwrap();
-    FallbackLayer::new(chains).layer(providers.clone()).oneshot(request()).await
+    FallbackLayer::new(chains).layer(service.clone()).oneshot(request()).await
 }
 
 fn asked(all: &[Scripted]) -> Vec<usize> {
@@ -147,16 +151,22 @@ async fn a_deployment_whose_answer_says_nothing_is_not_asked_again() {
         let said = r#"{"choices":[{"index":0,"message":{},"finish_reason":"content_filter"}]}"#;
         Reply::complete(Completion::parse(said).unwrap())
     };
-    for (way, reply) in [("whole", whole as fn() -> Reply), ("streamed", streamed), ("filtered", filtered)] {
+    let replies = [("whole", whole as fn() -> Reply), ("streamed", streamed), ("filtered", filtered)];
+    let (drain, _worker) = DrainLayer::start(DrainOptions::within(SECOND));
+    for ((way, reply), drains) in replies.into_iter().flat_map(|reply| [(reply, false), (reply, true)]) {
         let (all, providers) = several(2, CallTimeoutLayer::new());
         let started = Instant::now();
         for _ in 0..100 {
             all[0].push(reply());
             let chains = Chains::builder().retries(1).chain_on(Cause::ContentFilter, "x/m", ["x/n"]);
-            ask(&providers, chains).await.expect(way);
+            let answer = match drains {
+                false => ask(&providers, chains).await,
+                true => ask(&drain.layer(providers.clone()), chains).await,
+            };
+            answer.unwrap_or_else(|error| panic!("{way}, {drains}: {error}"));
         }
-        assert_eq!(started.elapsed(), Duration::ZERO, "{way}");
-        assert!(asked(&all)[0] > 10, "{way}: {:?}", asked(&all));
+        assert_eq!(started.elapsed(), Duration::ZERO, "{way}, {drains}");
+        assert!(asked(&all)[0] > 10, "{way}, {drains}: {:?}", asked(&all));
     }
 }
 

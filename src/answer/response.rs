@@ -57,7 +57,7 @@ pub struct LlmResponse {
     pub body: ResponseBody,
     /// Anything that a layer of yours wants to hand up.
     pub extensions: http::Extensions,
-    /// The deployment that it is of, if it is whole and there are others; a stream knows its own.
+    /// The deployment that it is of, if there are others: here too of a stream, for layers put others around it.
     pub(crate) chosen: Option<Chosen>,
 }
 
@@ -118,17 +118,10 @@ impl LlmResponse {
 
     /// Says which deployment it is of, and so which one has failed if it says nothing.
     pub(crate) fn set_chosen(&mut self, chosen: Chosen) {
-        match &mut self.body {
-            ResponseBody::Complete(_) => self.chosen = Some(chosen),
-            ResponseBody::Stream(chunks) => chunks.set_chosen(chosen),
+        if let ResponseBody::Stream(chunks) = &mut self.body {
+            chunks.set_chosen(chosen.clone());
         }
-    }
-
-    pub(crate) fn chosen(&self) -> Option<&Chosen> {
-        match &self.body {
-            ResponseBody::Complete(_) => self.chosen.as_ref(),
-            ResponseBody::Stream(chunks) => chunks.chosen(),
-        }
+        self.chosen = Some(chosen);
     }
 
     /// Lets `observer` see how this answer ends: at once if it is whole; when the stream ends, fails or is

@@ -204,10 +204,6 @@ impl ChunkStream {
         self.0.chosen = Some(chosen);
     }
 
-    pub(crate) fn chosen(&self) -> Option<&Chosen> {
-        self.0.chosen.as_ref()
-    }
-
     /// Ends it with an error that is not its source's; it must not have ended.
     #[cfg(feature = "tonic")]
     pub(crate) fn cut(&mut self, error: Error) -> Error {

@@ -414,7 +414,6 @@ impl Flight {
     }
 
     async fn carry(&self, answer: LlmResponse) {
-        let chosen = answer.chosen().cloned();
         let LlmResponse {
             model,
             provider,
@@ -427,7 +426,7 @@ impl Flight {
             decisions,
             body,
             extensions,
-            chosen: _,
+            chosen,
         } = answer;
         let own = Some(Own { attempts, provider_request_id, quota, decisions, extensions });
         let head = Head { model, provider, chosen, cache, is_similar, own };
