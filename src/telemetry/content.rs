@@ -68,12 +68,14 @@ pub(super) struct Collector {
     answer: BTreeMap<u64, Choice>,
     /// What of the answer is kept so far.
     bytes: usize,
+    /// Nothing more is kept.
+    is_full: bool,
 }
 
 #[derive(Default)]
 struct Choice {
-    reasoning: String,
-    text: String,
+    reasoning: Said,
+    text: Said,
     calls: Vec<Call>,
     numbers: Calls,
     finish: Option<FinishReason>,
@@ -83,11 +85,21 @@ struct Choice {
 struct Call {
     id: String,
     name: String,
-    arguments: String,
+    arguments: Said,
+}
+
+/// The beginning of what was said, or all of it.
+#[derive(Default)]
+struct Said {
+    text: String,
+    is_cut: bool,
 }
 
 /// More choices, or calls of tools, than this are left out.
 const MAX_PARTS: u64 = 128;
+
+/// In bytes: what is to be taken out of a text is found if it is no longer, also where only the beginning of the text is kept.
+const MARGIN: usize = 4 << 10;
 
 impl CaptureContent {
     /// On spans, with at most this many bytes of JSON in each attribute.
@@ -145,6 +157,7 @@ impl CaptureContent {
                 redact: redact.clone(),
                 answer: BTreeMap::new(),
                 bytes: 0,
+                is_full: false,
             })),
         }
     }
@@ -152,7 +165,8 @@ impl CaptureContent {
 
 impl Redact {
     /// Keeps what `redact` gives back for each text. Where it panics, nothing of what was said in that call is kept, which is told in
-    /// the log, once; the call goes on.
+    /// the log, once; the call goes on. Of a stream that is longer than what is told of it, it is given the beginning, and what it may
+    /// have seen a part of only is not told, if that has at most 4 KiB.
     pub fn new(redact: impl Fn(&str) -> String + Send + Sync + 'static) -> Self {
         Self(Some(Arc::new(Redaction { trouble: Trouble::default(), redact })))
     }
@@ -163,6 +177,17 @@ impl Redact {
             Some(redaction) => Cow::Owned((redaction.redact)(&text)),
             None => text,
         }
+    }
+
+    /// What is left of it, without an end that the rest would have made a part of something to be taken out.
+    fn apply_to<'a>(&self, said: &'a Said) -> Cow<'a, str> {
+        let mut text = self.apply(&said.text);
+        if said.is_cut && self.0.is_some() {
+            let end = text.len().saturating_sub(MARGIN);
+            let end = (0..=end).rev().find(|at| text.is_char_boundary(*at));
+            text.to_mut().truncate(end.unwrap_or(0));
+        }
+        text
     }
 
     fn panicked(&self, cause: &dyn fmt::Display) {
@@ -192,7 +217,14 @@ impl Content {
 
 impl Collector {
     pub(super) fn chunk(&mut self, chunk: &StreamChunk) {
-        if self.bytes < self.max_bytes {
+        let redacts = self.redact.0.is_some();
+        let enough = match redacts {
+            true => self.max_bytes.saturating_add(MARGIN).saturating_mul(self.answer.len().max(1)),
+            false => self.max_bytes,
+        };
+        self.is_full |= self.bytes >= enough;
+        // From then on it is only looked at what is cut, where that matters.
+        if !self.is_full || redacts {
             self.choices(chunk.data(), "delta");
         }
         // Comes last, where no more may be kept of what is said.
@@ -207,8 +239,10 @@ impl Collector {
     fn choices(&mut self, data: &[u8], said: &str) {
         for (at, choice) in json::items(json::member(data, "choices").unwrap_or_default()).enumerate() {
             let index = json::member(choice, "index").and_then(number).unwrap_or(at as u64);
-            if let Some(kept) = self.choice(index) {
-                let bytes = json::member(choice, said).map_or(0, |said| kept.say(said));
+            let is_full = self.is_full;
+            let kept = if is_full { self.answer.get_mut(&index) } else { self.choice(index) };
+            if let Some(kept) = kept {
+                let bytes = json::member(choice, said).map_or(0, |said| kept.say(said, is_full));
                 self.bytes += bytes;
             }
         }
@@ -256,22 +290,35 @@ impl Collector {
     }
 }
 
-impl Choice {
-    /// Adds a message or a delta, and tells how many bytes that were.
-    fn say(&mut self, said: &[u8]) -> usize {
-        let text = |name| json::member(said, name).and_then(json::text).unwrap_or_default();
-        let before = self.reasoning.len() + self.text.len();
-        self.text += &text("content");
-        for name in ["reasoning_content", "reasoning"] {
-            self.reasoning += &text(name);
+impl Said {
+    /// Adds to it, or is cut, and tells how many bytes are kept.
+    fn say(&mut self, more: &str, is_full: bool) -> usize {
+        if is_full {
+            self.is_cut |= !more.is_empty();
+            return 0;
         }
-        let mut bytes = self.reasoning.len() + self.text.len() - before;
+        self.text.push_str(more);
+        more.len()
+    }
+}
+
+impl Choice {
+    /// Adds a message or a delta, and tells how many bytes of it are kept.
+    fn say(&mut self, said: &[u8], is_full: bool) -> usize {
+        let text = |name| json::member(said, name).and_then(json::text).unwrap_or_default();
+        let mut bytes = self.text.say(&text("content"), is_full);
+        for name in ["reasoning_content", "reasoning"] {
+            bytes += self.reasoning.say(&text(name), is_full);
+        }
         for (at, call) in json::items(json::member(said, "tool_calls").unwrap_or_default()).enumerate() {
             let index = self.numbers.number(at, call);
             if index >= MAX_PARTS {
                 continue;
             }
             if self.calls.len() <= index as usize {
+                if is_full {
+                    continue;
+                }
                 self.calls.resize_with(index as usize + 1, Call::default);
             }
             let kept = &mut self.calls[index as usize];
@@ -279,34 +326,32 @@ impl Choice {
             let text = |object, name| json::member(object, name).and_then(json::string).unwrap_or_default();
             let (id, name) = (text(call, "id"), text(function, "name"));
             // Some say them again with each piece, and some say another id.
-            if kept.id.is_empty() {
+            if kept.id.is_empty() && !is_full {
                 bytes += id.len();
                 kept.id = id.into_owned();
             }
-            if kept.name != name {
+            if kept.name != name && !is_full {
                 kept.name.push_str(&name);
                 bytes += name.len();
             }
             let arguments = json::member(function, "arguments").and_then(json::text).unwrap_or_default();
-            kept.arguments.push_str(&arguments);
-            bytes += arguments.len();
+            bytes += kept.arguments.say(&arguments, is_full);
         }
         bytes
     }
 
     fn message<'a>(&'a self, is_cut: bool, redact: &Redact) -> Message<'a> {
         let mut parts = Vec::new();
-        if !self.reasoning.is_empty() {
-            parts.push(Part::Text("reasoning", redact.apply(&self.reasoning)));
-        }
-        if !self.text.is_empty() {
-            parts.push(Part::Text("text", redact.apply(&self.text)));
+        for (kind, said) in [("reasoning", &self.reasoning), ("text", &self.text)] {
+            if !said.text.is_empty() {
+                parts.push(Part::Text(kind, redact.apply_to(said)));
+            }
         }
         for call in &self.calls {
             parts.push(Part::Call {
                 id: Cow::Borrowed(&call.id),
                 name: Cow::Borrowed(&call.name),
-                arguments: redact.apply(&call.arguments),
+                arguments: redact.apply_to(&call.arguments),
             });
         }
         let finish = match &self.finish {

@@ -466,6 +466,58 @@ async fn content<B: Backend>(backend: &B, semconv: SemConv) {
     }
 }
 
+/// Sixteen digits, whatever is between them.
+fn without_numbers(text: &str) -> String {
+    let (mut kept, mut number) = (String::new(), String::new());
+    for c in text.chars() {
+        number.push(c);
+        if number.chars().filter(char::is_ascii_digit).count() == 16 {
+            number.clear();
+        } else if !c.is_ascii_digit() && c != ' ' {
+            kept += &number;
+            number.clear();
+        }
+    }
+    kept + &number
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_to_be_taken_out_of_a_long_stream_is_not_told_in_part() {
+    let capture = CaptureContent::Span { max_bytes: 200, redact: Redact::new(without_numbers) };
+    let said = async |before: String, after: &str| {
+        let backend = Otel::new(SemConv::V1_41);
+        let text = before + "4111 1111 1111 1111" + after;
+        let pieces = text.as_bytes().chunks(11).map(|piece| std::str::from_utf8(piece).unwrap());
+        let delta = |index: u32, delta: serde_json::Value| {
+            let chunk = serde_json::json!({ "choices": [{ "index": index, "delta": delta }] });
+            Step::Chunk(StreamChunk::parse(chunk.to_string()).unwrap())
+        };
+        let steps = pieces.flat_map(|piece| {
+            let call = serde_json::json!({ "index": 0, "function": { "arguments": piece } });
+            [
+                delta(0, serde_json::json!({ "reasoning": piece })),
+                delta(1, serde_json::json!({ "content": piece })),
+                delta(2, serde_json::json!({ "tool_calls": [call] })),
+            ]
+        });
+        let end = [Step::Chunk(StreamChunk::end())];
+        let provider = Scripted::new().reply(Reply::stream(steps.chain(end).collect::<Vec<_>>()));
+        let service = saying(backend.observer(), capture.clone(), provider);
+        service.oneshot(ask(true)).await.unwrap().text().await.unwrap();
+        backend.spans()[0].text("gen_ai.output.messages").unwrap().to_owned()
+    };
+    for length in (0..300).chain(4_000..4_300).step_by(41) {
+        for after in ["", &" and more of it".repeat(400)] {
+            let told = said("a".repeat(length), after).await;
+            assert!(!told.contains("41") && told.contains("parts"), "{length}: {told}");
+            assert!(length < 200 || told.contains(&"a".repeat(50)), "{length}: {told}");
+        }
+        // What is taken out makes room for what comes later.
+        let told = said("a".repeat(length % 60) + &"4111 1111 1111 1111 ".repeat(400), "").await;
+        assert!(!told.contains("41"), "{length}: {told}");
+    }
+}
+
 fn not_redacting() -> CaptureContent {
     CaptureContent::SpanAndEvent { max_bytes: 2000, redact: Redact::new(|_| panic!("as it was told to")) }
 }
