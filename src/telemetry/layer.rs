@@ -120,7 +120,8 @@ impl<O> TelemetryLayer<O> {
     }
 
     /// Puts what a call cost on the client's span, as `gen_ai.usage.cost` in US dollars: not part of the conventions,
-    /// and read by several backends all the same.
+    /// and read by several backends all the same. It is what [`usage`](crate::usage) records with the same prices: an estimate, where
+    /// nothing was reported.
     #[must_use]
     pub fn with_cost(mut self, prices: impl Into<Prices>) -> Self {
         self.settings().prices = Some(prices.into());

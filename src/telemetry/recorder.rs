@@ -7,8 +7,8 @@ use crate::{
     Attempt, CacheStatus, Error, ErrorKind, LlmRequest, LlmResponse, ModelName, Progress, StreamChunk,
     body::{Arrival, End, Observe},
     decision::{self, DecisionRecord, Decisions},
-    price::{Billed, Terms},
     so_far::{Around, SoFar},
+    usage::{Charge, Spent, mark_answered, was_sent},
 };
 use std::{mem, sync::Arc};
 use tokio::time::Instant;
@@ -28,8 +28,15 @@ struct Inner<S: CallSpan> {
     content: Option<Box<Collector>>,
     on_span: bool,
     on_event: bool,
-    /// What it is priced by, where it is.
-    priced: Option<(Arc<Settings>, ModelName, Terms)>,
+    priced: Option<Priced>,
+}
+
+/// What a call's cost depends on, where that is told.
+struct Priced {
+    settings: Arc<Settings>,
+    model: ModelName,
+    charge: Charge,
+    progress: Progress,
 }
 
 /// Of the whole call: what its request shows to those within, for as long as it goes on, and whether a provider was asked.
@@ -47,7 +54,7 @@ impl<S: CallSpan> Recorder<S> {
         span: S,
         whole: Option<Whole<S::Scope>>,
         settings: &Arc<Settings>,
-        request: &LlmRequest,
+        request: &mut LlmRequest,
         started: Instant,
     ) -> Self {
         let role = settings.target.role;
@@ -63,7 +70,9 @@ impl<S: CallSpan> Recorder<S> {
                 Some((prefix, _)) if *prefix == **provider => request.model.clone(),
                 _ => ModelName::in_provider(provider, &request.model),
             };
-            (Arc::clone(settings), model, request.body.terms())
+            // The same request may be sent twice, by a retry or a hedge above: each call has its own.
+            let (charge, progress) = (Charge::of(&request.body), request.progress.descend());
+            Priced { settings: Arc::clone(settings), model, charge, progress }
         });
         Self(Box::new(Inner {
             span,
@@ -82,9 +91,26 @@ impl<S: CallSpan> Recorder<S> {
     }
 }
 
+impl Priced {
+    /// In US dollars, as in the ledger; none if nobody was asked, or nobody knows.
+    fn cost(&self, call: &CallEnd<'_>) -> Option<f64> {
+        if call.cache.is_hit() || !was_sent(&call.end, &self.progress) {
+            return None;
+        }
+        let Settings { prices, target, .. } = &*self.settings;
+        let answered = call.response_model();
+        let model = self.charge.model(&self.model, Some(&target.prefix), answered.as_deref());
+        let billed = self.charge.billed(Spent::at(&call.end, Some(&self.progress)));
+        Some(prices.as_ref()?.amount(&model, &billed)?.nanos() as f64 / 1e9)
+    }
+}
+
 impl<S: CallSpan> Observe for Recorder<S> {
     fn on_head(&mut self, head: &LlmResponse) {
         let this = &mut *self.0;
+        if let Some(priced) = &this.priced {
+            mark_answered(head, &priced.progress);
+        }
         let is_gateway = this.role == Role::Gateway;
         this.head = Some(Kept {
             model: head.model.clone(),
@@ -159,12 +185,7 @@ impl<S: CallSpan> Observe for Recorder<S> {
             record: record.as_deref(),
             choices,
         };
-        if let (Some((settings, model, terms)), Some(usage)) = (priced, told.usage()) {
-            let terms = terms.told(told.service_tier());
-            let billed = Billed { terms, usage, requests: 1 };
-            let amount = settings.prices.as_ref().and_then(|prices| prices.amount(&model, &billed));
-            told.cost = amount.map(|amount| amount.nanos() as f64 / 1e9);
-        }
+        told.cost = priced.and_then(|priced| priced.cost(&told));
         span.end(&told);
         drop(whole);
     }

@@ -110,7 +110,7 @@ where
             }
         }
         let decisions = request.decisions().clone();
-        let watch = Watch::new(Recorder::new(span, whole, &self.settings, &request, started));
+        let watch = Watch::new(Recorder::new(span, whole, &self.settings, &mut request, started));
         let inner = within(scope.as_ref(), || self.inner.call(request));
         ResponseFuture { state: State::Observed(watch.over(Within { inner, scope })), decisions }
     }

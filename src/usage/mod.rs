@@ -93,7 +93,7 @@ pub use self::outbox::{
 };
 #[cfg(feature = "redis")]
 pub use self::redis::{RedisStream, RedisStreamOptions, StreamError, StreamReader, Trim};
-pub(crate) use self::spent::{Spent, estimate, is_refusal, mark_answered, was_sent};
+pub(crate) use self::spent::{Charge, Spent, estimate, is_refusal, mark_answered, was_sent};
 #[cfg(feature = "rusqlite")]
 pub use self::sqlite::{LedgerError, LedgerErrorKind, LedgerReader, SqliteLedger};
 pub use self::{

@@ -2,14 +2,14 @@ use super::{
     event::{EventId, Outcome, Saved, UsageEvent},
     layer::Settings,
     sink::{Slot, Ticket},
-    spent::{Spent, estimate, mark_answered, was_sent},
+    spent::{Charge, Spent, mark_answered, was_sent},
 };
 use crate::{
     CacheStatus, CallId, Error, ErrorKind, LlmRequest, LlmResponse, ModelName, Progress, RequestContext,
     TokenUsage,
     body::{End, Observe},
     cache::MissReason,
-    price::{Billed, Cost, ServiceTier, Terms},
+    price::{Billed, Cost, ServiceTier},
 };
 use std::{
     fmt,
@@ -46,10 +46,7 @@ struct Call {
     provider: Option<Arc<str>>,
     attempt: u16,
     streamed: bool,
-    input_bytes: usize,
-    terms: Terms,
-    /// Whether the provider was given others to choose from.
-    has_further_models: bool,
+    charge: Charge,
     cache: CacheStatus,
     cache_miss: Option<MissReason>,
 }
@@ -109,9 +106,7 @@ impl Recorder {
             provider: request.provider().cloned(),
             attempt: request.attempt,
             streamed: request.body.is_streaming(),
-            input_bytes: request.body.input_bytes(),
-            terms: request.body.terms(),
-            has_further_models: request.body.further_models().is_some(),
+            charge: Charge::of(&request.body),
             cache,
             cache_miss,
         }))
@@ -155,11 +150,8 @@ impl Observe for Recorder {
         let Ended { outcome, mut billed, tier, answered, first_content } = ended(&end, &call, latency);
         // Outside of the providers, who fails before there is a head does not say who it is.
         let provider = call.provider.or_else(|| asked(&end, &call.model));
-        let chosen = answered.as_ref().filter(|_| call.has_further_models);
-        let chosen = chosen.map(|model| {
-            provider.iter().flat_map(|name| [&**name, "/"]).chain([&**model]).collect::<String>()
-        });
-        let cost = call.settings.prices.bill(chosen.as_deref().unwrap_or(&call.model), &mut billed);
+        let model = call.charge.model(&call.model, provider.as_deref(), answered.as_deref());
+        let cost = call.settings.prices.bill(&model, &mut billed);
         let outcome = match (call.cache, outcome) {
             (CacheStatus::Hit { .. }, Outcome::Ok) => Outcome::CacheHit,
             (CacheStatus::Coalesced, Outcome::Ok) => Outcome::Coalesced,
@@ -221,7 +213,7 @@ fn asked(end: &End<'_>, model: &ModelName) -> Option<Arc<str>> {
 fn ended(end: &End<'_>, call: &Call, latency: Duration) -> Ended {
     let spent = Spent::at(end, call.progress.as_ref());
     let tier = spent.tier;
-    let billed = spent.billed(call.terms, estimate(call.input_bytes as u64), estimate);
+    let billed = call.charge.billed(spent);
     let said = |has_content| if has_content { Outcome::Ok } else { Outcome::Empty };
     let (outcome, summary) = match end {
         End::Whole(completion) => {

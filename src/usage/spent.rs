@@ -1,8 +1,9 @@
 use crate::{
-    Certainty, Error, ErrorClass, ErrorKind, LlmResponse, Progress, TokenUsage,
+    Certainty, ChatBody, Error, ErrorClass, ErrorKind, LlmResponse, Progress, TokenUsage,
     body::End,
     price::{Billed, ServiceTier, Terms},
 };
+use std::borrow::Cow;
 
 /// What is known, at its end, of what a call used up: the same for the record of it and for the limits on it.
 #[derive(Debug, Clone, Copy)]
@@ -15,6 +16,40 @@ pub(crate) struct Spent {
     pub(crate) tier: Option<ServiceTier>,
     /// How many requests the provider may bill: none that it refused.
     requests: u64,
+}
+
+/// What a request says that its cost depends on, besides what it uses up: the same for the record of it and for its span.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Charge {
+    terms: Terms,
+    input_bytes: usize,
+    /// Whether the provider was given others to choose from.
+    has_further_models: bool,
+}
+
+impl Charge {
+    pub(crate) fn of(body: &ChatBody) -> Self {
+        let has_further_models = body.further_models().is_some();
+        Self { terms: body.terms(), input_bytes: body.input_bytes(), has_further_models }
+    }
+
+    /// The name of the price: of `model`, which was asked for, or of the one that its provider has chosen.
+    pub(crate) fn model<'a>(
+        &self,
+        model: &'a str,
+        provider: Option<&str>,
+        answered: Option<&str>,
+    ) -> Cow<'a, str> {
+        match answered.filter(|_| self.has_further_models) {
+            Some(chosen) => provider.into_iter().flat_map(|name| [name, "/"]).chain([chosen]).collect(),
+            None => Cow::Borrowed(model),
+        }
+    }
+
+    /// With estimates where nothing was said.
+    pub(crate) fn billed(&self, spent: Spent) -> Billed {
+        spent.billed(self.terms, estimate(self.input_bytes as u64), estimate)
+    }
 }
 
 impl Spent {

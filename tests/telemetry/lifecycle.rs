@@ -8,11 +8,12 @@ use futures_util::StreamExt;
 use llm_layers::{
     ChatBody, ChunkStream, Completion, Error, ErrorClass, ErrorKind, FinishReason, LlmRequest, LlmResponse,
     ProviderFailure, RequestContext, ResponseBody, StreamChunk, TokenUsage,
-    price::{Price, PriceBook, Rates},
+    price::{Price, PriceBook, Prices, Rates},
     providers::{Deployment, Providers},
     telemetry::{CallSpan, CaptureContent, Observer, Redact, SemConv, TelemetryLayer, TracingObserver},
     testing::{Contract, Reply, Scripted, Step},
     timeout::CallTimeoutLayer,
+    usage::{MemorySink, UsageLayer},
 };
 use opentelemetry::logs::Severity;
 use std::{
@@ -22,7 +23,7 @@ use std::{
     time::Duration,
 };
 use tokio_test::{assert_pending, assert_ready, task};
-use tower::{Service, ServiceExt, service_fn};
+use tower::{Layer, Service, ServiceExt, service_fn};
 
 pub(crate) const PROMPT: &str = "sesame-prompt-8f2e";
 pub(crate) const USER: &str = "sesame-user-77ac";
@@ -183,6 +184,7 @@ each_backend! {
     content_on_request => content;
     content_that_cannot_be_redacted => not_redacted;
     what_it_cost_on_request => cost;
+    what_it_cost_is_what_the_ledger_says => cost_in_ledger;
     in_a_process => in_process;
     the_contract => contract;
 }
@@ -322,7 +324,7 @@ async fn dropped_before_head<B: Backend>(backend: &B, semconv: SemConv) {
 async fn never_polled<B: Backend>(backend: &B, semconv: SemConv) {
     // Without `Providers`, which waits for its deployments before it calls them.
     let layer = TelemetryLayer::client(backend.observer(), "openai").with_address("api.example", 443);
-    let mut service = tower::Layer::layer(&layer, Scripted::new());
+    let mut service = layer.layer(Scripted::new());
     drop(service.ready().await.unwrap().call(ask(true)));
     expect(backend, semconv, &CANCELLED);
 }
@@ -621,7 +623,7 @@ async fn cost<B: Backend>(backend: &B, _: SemConv) {
     // By the name that is listed, whether the provider is still part of it or not.
     for model in ["gpt-4o-mini", "openai/gpt-4o-mini", "unpriced"] {
         let answer = Completion::text("hi", TokenUsage::new(20, 7));
-        let service = tower::Layer::layer(&layer, Scripted::new().reply(Reply::complete(answer)));
+        let service = layer.layer(Scripted::new().reply(Reply::complete(answer)));
         service.oneshot(LlmRequest::new(model, ask(false).body)).await.unwrap();
     }
     let cost: Vec<_> = backend.spans().iter().map(|span| span.get("gen_ai.usage.cost").cloned()).collect();
@@ -629,9 +631,61 @@ async fn cost<B: Backend>(backend: &B, _: SemConv) {
     assert_eq!(cost, [expected.clone(), expected, None]);
 }
 
+/// What the ledger says of the same call.
+async fn cost_in_ledger<B: Backend>(backend: &B, _: SemConv) {
+    let price = |input, output| Price::new(Rates::per_million(input, output).unwrap());
+    let book = PriceBook::of("test", [("x/a", price("1", "2")), ("x/b", price("30", "40"))]).unwrap();
+    let prices = Prices::from(book);
+    let long = "word ".repeat(100);
+    let answer = |model: &str, text: &str, usage: [u64; 2]| {
+        let answer = serde_json::json!({
+            "model": model,
+            "choices": [{ "index": 0, "message": { "content": text }, "finish_reason": "stop" }],
+            "usage": { "prompt_tokens": usage[0], "completion_tokens": usage[1] },
+        });
+        Reply::complete(Completion::parse(answer.to_string()).unwrap())
+    };
+    let alone = || ChatBody::builder().user(PROMPT);
+    let chosen = || alone().set("models", ["a", "b"]);
+    let begun =
+        [Step::Chunk(StreamChunk::text(&long)), Step::Fail(Error::provider(ErrorClass::Transport, "x", "a"))];
+    for (calls, (way, body, reply)) in [
+        ("reported", alone(), answer("a", "hi", [20, 7])),
+        ("another name", alone(), answer("b", "hi", [20, 7])),
+        ("chosen", chosen(), answer("b", "hi", [20, 7])),
+        ("not believed", alone(), answer("a", &long, [0, 0])),
+        ("broken", alone().streaming(), Reply::stream(begun)),
+        ("refused", alone(), Reply::error(limited())),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let (sink, observer, told) = (MemorySink::new(8), backend.observer(), prices.clone());
+        let providers = Providers::builder()
+            .each(move |endpoint| TelemetryLayer::at(observer.clone(), endpoint).with_cost(told.clone()))
+            .provider("x", Scripted::new().reply(reply))
+            .build()
+            .unwrap();
+        let service = UsageLayer::new(sink.clone(), prices.clone()).layer(providers);
+        if let Ok(answer) = service.oneshot(LlmRequest::new("x/a", body.build().unwrap())).await {
+            let _ = answer.text().await;
+        }
+        let (spans, events) = (backend.spans(), sink.take());
+        assert_eq!(spans.len(), calls + 1, "{way}");
+        let cost = events.first().and_then(|event| event.cost.amount);
+        let expected = cost.map(|cost| Attr::Double(cost.nanos() as f64 / 1e9));
+        assert_eq!(spans[calls].get("gen_ai.usage.cost"), expected.as_ref(), "{way}");
+        assert!(cost.is_some_and(|cost| (cost.nanos() > 0) == (way != "refused")), "{way}: {cost:?}");
+    }
+    let busy = service_fn(|_: LlmRequest| ready(Err::<LlmResponse, _>(Error::new(ErrorKind::Overloaded))));
+    let layer = TelemetryLayer::client(backend.observer(), "x").with_cost(prices);
+    layer.layer(busy).oneshot(ask(false)).await.unwrap_err();
+    assert_eq!(backend.spans().last().unwrap().get("gen_ai.usage.cost"), None, "nobody was asked");
+}
+
 async fn in_process<B: Backend>(backend: &B, _: SemConv) {
     let layer = TelemetryLayer::client(backend.observer(), "Local").in_process();
-    let service = tower::Layer::layer(&layer, Scripted::new());
+    let service = layer.layer(Scripted::new());
     service.oneshot(LlmRequest::new("llama", ask(false).body)).await.unwrap();
     let spans = backend.spans();
     assert_eq!((spans.len(), spans[0].kind, &*spans[0].name), (1, "internal", "chat llama"));
