@@ -86,6 +86,17 @@ impl CacheStatus {
     pub const fn is_hit(self) -> bool {
         matches!(self, Self::Hit { .. } | Self::Coalesced)
     }
+
+    /// A name of few letters, for columns and labels.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Unused => "unused",
+            Self::Hit { .. } => "hit",
+            Self::Miss => "miss",
+            Self::Bypass(_) => "bypass",
+            Self::Coalesced => "coalesced",
+        }
+    }
 }
 
 /// A whole answer, or one that is still being produced.

@@ -167,10 +167,7 @@ pub(super) const EMPTY_DESCRIPTION: &str = "the answer says nothing";
 pub(super) const fn cache(status: CacheStatus) -> Option<&'static str> {
     match status {
         CacheStatus::Unused => None,
-        CacheStatus::Hit { .. } => Some("hit"),
-        CacheStatus::Miss => Some("miss"),
-        CacheStatus::Coalesced => Some("coalesced"),
-        CacheStatus::Bypass(_) => Some("bypass"),
+        used => Some(used.as_str()),
     }
 }
 

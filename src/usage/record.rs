@@ -105,22 +105,12 @@ pub(super) fn write(event: &UsageEvent, put: &mut dyn FnMut(&'static str, &str))
         fields.shown("first_content", stored_duration(*time));
     }
     fields.text("outcome", Some(outcome.as_str()));
-    let (name, age) = match cache {
-        CacheStatus::Unused => ("unused", None),
-        CacheStatus::Hit { age } => ("hit", Some(*age)),
-        CacheStatus::Miss => {
-            fields.text("cache_miss", cache_miss.map(MissReason::as_str));
-            ("miss", None)
-        }
-        CacheStatus::Bypass(reason) => {
-            fields.text("cache_bypass", Some(reason.as_str()));
-            ("bypass", None)
-        }
-        CacheStatus::Coalesced => ("coalesced", None),
-    };
-    fields.text("cache", Some(name));
-    if let Some(age) = age {
-        fields.shown("cache_age", stored_duration(age));
+    fields.text("cache", Some(cache.as_str()));
+    match cache {
+        CacheStatus::Hit { age } => fields.shown("cache_age", stored_duration(*age)),
+        CacheStatus::Miss => fields.text("cache_miss", cache_miss.map(MissReason::as_str)),
+        CacheStatus::Bypass(reason) => fields.text("cache_bypass", Some(reason.as_str())),
+        CacheStatus::Unused | CacheStatus::Coalesced => {}
     }
     if let Some(Saved { usage, cost }) = saved.as_deref() {
         fields.usage(&SAVED, usage, cost);

@@ -14,7 +14,7 @@ use axum::{
 };
 use http_body::{Frame, SizeHint};
 use llm_layers::{
-    End, Error, LlmRequest, LlmResponse, ModelName, Observe, Progress, RequestContext,
+    CacheStatus, End, Error, LlmRequest, LlmResponse, ModelName, Observe, Progress, RequestContext,
     http::{REQUEST_ID, X_REQUEST_ID, axum::Refusal, error_code, error_type, request_id},
     stack::{Caller, Handle},
     telemetry::otel,
@@ -42,6 +42,7 @@ struct Facts {
     requested: Option<ModelName>,
     model: Option<ModelName>,
     attempts: usize,
+    cache: CacheStatus,
     ending: Option<&'static str>,
     error: Option<Error>,
     refusal: Option<Refusal>,
@@ -94,7 +95,8 @@ impl Account {
         }
         self.with(|facts| {
             facts.model = Some(answer.model.clone());
-            facts.attempts = answer.attempts.len() + 1;
+            facts.attempts = answer.attempts.len() + usize::from(!answer.cache.is_hit());
+            facts.cache = answer.cache;
         });
     }
 
@@ -255,6 +257,7 @@ impl Drop for Entry {
             requested = facts.requested.as_ref().map(ModelName::as_str),
             model = facts.model.as_ref().map(ModelName::as_str),
             attempts = facts.attempts(),
+            cache = Some(facts.cache).filter(|cache| *cache != CacheStatus::Unused).map(CacheStatus::as_str),
             ending = facts.ending,
             error_type = error.map(error_type).or(refusal.map(|refusal| &*refusal.kind)),
             error_code = error.and_then(error_code).or(refusal.and_then(|refusal| refusal.code.as_deref())),

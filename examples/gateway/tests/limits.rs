@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{CHAT, Gateway, Reply, run};
+use common::{CHAT, Gateway, Reply, Upstream, asking, run, whole};
 use serde_json::{Value, json};
 use std::time::Duration;
 
@@ -223,6 +223,33 @@ async fn seed_15_the_same_question_of_the_same_user_is_answered_from_the_cache()
             .map_or(json!(0), |group| group["totals"]["calls"].clone())
     };
     assert_eq!((calls("ok"), calls("cache_hit")), (json!(3), json!(3)));
+}
+
+#[tokio::test]
+async fn the_log_tells_of_each_answer_what_the_cache_did_and_how_often_providers_were_asked() {
+    let mut upstream = Upstream::start().await;
+    let config = format!(
+        "{KEYS}[cache]\nenabled = true\ncoalesce = true\n[providers.a]\nbase_url = {:?}\nmodels = [\"m\"]\n",
+        upstream.url
+    );
+    let gateway = Gateway::start(&config).await;
+    let key = [("content-type", "application/json"), ("authorization", "Bearer ada-key")];
+    let body = asking("a/m");
+    let send = || gateway.post(&key, body.as_bytes());
+    let (one, other, ()) = tokio::join!(send(), send(), async {
+        upstream.call().await.answer(200, &whole("ok")).await;
+    });
+    // Whoever came too late to share the call has found its answer.
+    assert_eq!([one.status, other.status, send().await.status], [200; 3]);
+    assert!(!upstream.was_called());
+    gateway.log(&["cache=\"miss\"", "attempts=1"]).await;
+    gateway.log(&["cache=\"hit\"", "attempts=0"]).await;
+    gateway.log_of(2, &["model=\"a/m\"", "attempts=0"]).await;
+    ask(&gateway, "ada-key", "hi", &[("cache-control", "no-store")]).await;
+    gateway.log(&["cache=\"bypass\"", "attempts=1"]).await;
+    gateway.get("/healthz").await;
+    let log = gateway.log(&["/healthz"]).await;
+    assert_eq!(log.matches(" cache=").count(), 4, "{log}");
 }
 
 #[tokio::test]

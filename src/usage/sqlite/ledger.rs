@@ -197,12 +197,11 @@ fn bind(mut columns: Columns<'_, '_>, event: &UsageEvent) -> rusqlite::Result<()
     let UsageEvent { lease, usage, cost, saved, latency, first_content, outcome, cache, cache_miss, .. } =
         event;
     let UsageEvent { assumed_cost, service_tier, .. } = event;
-    let (cache, age, reason) = match cache {
-        CacheStatus::Unused => ("unused", None, None),
-        CacheStatus::Hit { age } => ("hit", Some(stored_duration(*age)), None),
-        CacheStatus::Miss => ("miss", None, cache_miss.map(MissReason::as_str)),
-        CacheStatus::Bypass(reason) => ("bypass", None, Some(reason.as_str())),
-        CacheStatus::Coalesced => ("coalesced", None, None),
+    let (age, reason) = match cache {
+        CacheStatus::Hit { age } => (Some(stored_duration(*age)), None),
+        CacheStatus::Miss => (None, cache_miss.map(MissReason::as_str)),
+        CacheStatus::Bypass(reason) => (None, Some(reason.as_str())),
+        CacheStatus::Unused | CacheStatus::Coalesced => (None, None),
     };
     columns.bind(Some(id.to_bytes()))?;
     columns.bind(Some(nanos(*ended_at)))?;
@@ -222,7 +221,7 @@ fn bind(mut columns: Columns<'_, '_>, event: &UsageEvent) -> rusqlite::Result<()
     columns.bind(Some(stored_duration(*latency)))?;
     columns.bind(first_content.map(stored_duration))?;
     columns.bind(Some(outcome.as_str()))?;
-    columns.bind(Some(cache))?;
+    columns.bind(Some(cache.as_str()))?;
     columns.bind(age)?;
     columns.usage(saved.as_ref().map(|saved| &saved.usage))?;
     columns.cost(saved.as_ref().map(|saved| &saved.cost))?;
