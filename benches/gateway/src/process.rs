@@ -47,11 +47,13 @@ impl Server {
         Self::start(command).await
     }
 
-    /// The gateway with everything on, in a folder of its own; by way of another command, if one is named.
+    /// The gateway with everything on, its files in a folder of its own; by way of another command, if one is named, which leaves
+    /// what it writes where it was asked for.
     pub(crate) async fn gateway(upstream: SocketAddr, folder: &Folder, setup: &Setup) -> Fallible<Self> {
         let program = std::env::current_exe()?.with_file_name("gateway");
         fs::write(folder.0.join("prices.toml"), PRICES)?;
-        fs::write(folder.0.join("gateway.toml"), configuration(upstream, setup))?;
+        let config = folder.0.join("gateway.toml");
+        fs::write(&config, configuration(upstream, folder, setup))?;
         let mut words = setup.under.split_whitespace();
         let mut command = match words.next() {
             None => Command::new(program),
@@ -61,7 +63,7 @@ impl Server {
                 command
             }
         };
-        command.args(["--config", "gateway.toml", "--listen", "127.0.0.1:0"]).current_dir(&folder.0);
+        command.arg("--config").arg(config).args(["--listen", "127.0.0.1:0"]);
         if let Some(log) = &setup.log {
             command.env("RUST_LOG", log);
         }
@@ -134,8 +136,10 @@ output = "0.60"
 "#;
 
 /// Keys, aliases, fallbacks, access, quotas of all kinds, cache, usage in SQLite, metrics; nothing is exported.
-fn configuration(upstream: SocketAddr, setup: &Setup) -> String {
+fn configuration(upstream: SocketAddr, folder: &Folder, setup: &Setup) -> String {
     let Setup { cache_bytes, quota, .. } = setup;
+    let [prices, usage, counters] = ["prices.toml", "usage.db", "quota.db"].map(|name| folder.0.join(name));
+    let counters = if quota == "sqlite" { format!("path = {counters:?}") } else { String::new() };
     format!(
         r#"
 [[keys]]
@@ -183,16 +187,17 @@ month_cost = "100000000"
 
 [quota]
 store = "{quota}"
+{counters}
 timeout = "10s"
 
 [cache]
 max_bytes = {cache_bytes}
 
 [usage]
-path = "usage.db"
+path = {usage:?}
 
 [prices]
-own = "prices.toml"
+own = {prices:?}
 "#
     )
 }
@@ -204,7 +209,7 @@ impl Folder {
     pub(crate) fn new() -> Fallible<Self> {
         let folder = std::env::temp_dir().join(format!("bench-gateway-{}", std::process::id()));
         fs::create_dir_all(&folder)?;
-        Ok(Self(folder))
+        Ok(Self(folder.canonicalize()?))
     }
 }
 
