@@ -649,6 +649,25 @@ fn only_the_first_delta_of_each_choice_gets_a_role() {
 }
 
 #[test]
+fn a_delta_or_message_that_is_no_object_becomes_one() {
+    let head =
+        r#""id":"own","object":"chat.completion.chunk","created":7,"model":"acme/m","choices":[{"index":0,"#;
+    for odd in ["[]", r#"["x"]"#, "7", r#""""#] {
+        let mut fill = fill();
+        for delta in [r#"{"role":"assistant"}"#, "{}"] {
+            let chunk = chunk(&format!(r#"{{{head}"delta":{odd},"finish_reason":"stop"}}]}}"#));
+            let expected = format!(r#"{{{head}"delta":{delta},"finish_reason":"stop"}}]}}"#);
+            assert_eq!(fill.chunk(&chunk), expected, "{odd}");
+        }
+        let head = head.replace(".chunk", "");
+        let said = whole(&format!(r#"{{{head}"message":{odd},"finish_reason":"stop"}}]}}"#));
+        let expected =
+            format!(r#"{{{head}"message":{{"role":"assistant","content":null}},"finish_reason":"stop"}}]}}"#);
+        assert_eq!(fill.completion(&said), expected, "{odd}");
+    }
+}
+
+#[test]
 fn a_terminal_chunk_with_content_lacks_nothing_either() {
     let last = || chunk(r#"{"choices":[{"delta":{"content":"a"}}]}"#).into_final();
     let expected = r#"{"id":"own","object":"chat.completion.chunk","created":7,"model":"acme/m","choices":[{"index":0,"delta":{"role":"assistant","content":"a"}}]}"#;

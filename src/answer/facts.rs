@@ -123,6 +123,8 @@ pub(crate) struct Lacks {
     /// `index` of a choice, or of a tool call in a delta.
     pub(crate) index: bool,
     pub(crate) role: bool,
+    /// Of a choice, what it says: there is something else in its place, and no object.
+    pub(crate) message: bool,
     /// `finish_reason` of a choice of a whole answer.
     pub(crate) finish: bool,
 }
@@ -137,6 +139,7 @@ impl Default for Lacks {
             choices: true,
             index: false,
             role: false,
+            message: false,
             finish: false,
         }
     }
@@ -376,7 +379,10 @@ impl Facts {
 
     /// The delta of a chunk or the message of a completion.
     fn message(&mut self, walk: &mut Walk<'_>, texts: &mut impl NoteText) -> Option<()> {
-        if walk.peek()? == b'n' {
+        let first = walk.peek()?;
+        if first != b'{' {
+            // As relays in PHP write an empty object: a list.
+            self.lacks.message |= first != b'n';
             return walk.value().map(drop);
         }
         let mut role = false;
@@ -479,6 +485,8 @@ mod tests {
             r#"{"content":[" ",null,{}]}"#,
             r#"{"reasoning_content":""}"#,
             r#"{"hologram":{}}"#,
+            "[]",
+            r#""a""#,
         ] {
             assert!(!delta(nothing).has_content, "{nothing}");
         }

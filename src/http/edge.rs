@@ -21,8 +21,8 @@ pub struct Asked {
 /// Adds what clients rely on and providers forget; one for each answer.
 ///
 /// Absent members, those that are null, and empty texts are replaced. Nothing else is overwritten but a number that a provider gives
-/// to several tool calls of a stream, which clients would take for one, and an id that differs from the one before, which they
-/// would take for that of another answer; every other byte stays as it came, and an answer or chunk that lacks nothing is passed on
+/// to several tool calls of a stream, which clients would take for one, an id that differs from the one before, which they would
+/// take for that of another answer, and a delta or message that is no object, which becomes one; every other byte stays as it came, and an answer or chunk that lacks nothing is passed on
 /// as the same bytes.
 ///
 /// * Whole answers: `id`, `object`, `created`, `model`, and in each choice `index`, `message.role`,
@@ -164,7 +164,7 @@ impl FillIn {
     pub fn completion(&mut self, completion: &Completion) -> Bytes {
         let lacks = completion.facts().lacks;
         let envelope = lacks.id || lacks.object || lacks.created || lacks.model || lacks.choices;
-        if !(envelope || lacks.index || lacks.role || lacks.finish) {
+        if !(envelope || lacks.index || lacks.role || lacks.message || lacks.finish) {
             return completion.data().clone();
         }
         let mut edits = Edits::new(completion.data());
@@ -174,8 +174,10 @@ impl FillIn {
         for (at, choice) in edits.choices().enumerate() {
             let index = at.to_string();
             edits.require(choice, &[("index", index.as_bytes()), ("finish_reason", finish_reason(choice))]);
-            if let Some(message @ [b'{', ..]) = json::member(choice, "message") {
-                edits.require(message, &[("role", br#""assistant""#)]);
+            match json::member(choice, "message") {
+                Some(message @ [b'{', ..]) => edits.require(message, &[("role", br#""assistant""#)]),
+                None | Some(b"null") => {}
+                Some(odd) => edits.replace(odd, br#"{"role":"assistant","content":null}"#.to_vec()),
             }
         }
         edits.apply(completion.data())
@@ -201,7 +203,8 @@ impl FillIn {
         if self.said.model.is_none() {
             self.said.model = chunk.model().map(Into::into);
         }
-        if !(envelope || is_other || lacks.index || roles || facts.has_calls) {
+        let deltas = lacks.index || lacks.message || roles || facts.has_calls;
+        if !(envelope || is_other || deltas) {
             return chunk.data().clone();
         }
         let mut edits = Edits::new(chunk.data());
@@ -215,7 +218,7 @@ impl FillIn {
         if is_other && let (Some(said), Some(id)) = (&self.said.id, json::member(edits.source, "id")) {
             edits.replace(id, quoted(said));
         }
-        if lacks.index || roles || facts.has_calls {
+        if deltas {
             for (at, choice) in edits.choices().enumerate() {
                 self.delta(&mut edits, at as u64, choice);
             }
@@ -244,13 +247,18 @@ impl FillIn {
         let own = at.to_string();
         let mut wanted: Vec<(&str, &[u8])> = vec![("index", own.as_bytes())];
         let index = number(json::member(choice, "index")).unwrap_or(at);
-        let delta = json::member(choice, "delta").filter(|delta| delta.first() == Some(&b'{'));
-        if index < MAX_CHOICES && self.roles & (1 << index) == 0 {
+        let said = json::member(choice, "delta").filter(|said| *said != b"null");
+        let (delta, odd) = (said.filter(|said| said[0] == b'{'), said.filter(|said| said[0] != b'{'));
+        let is_first = index < MAX_CHOICES && self.roles & (1 << index) == 0;
+        if is_first {
             self.roles |= 1 << index;
-            match delta {
-                Some(delta) => edits.require(delta, &[("role", br#""assistant""#)]),
-                None => wanted.push(("delta", br#"{"role":"assistant"}"#)),
-            }
+        }
+        let made: &[u8] = if is_first { br#"{"role":"assistant"}"# } else { b"{}" };
+        match (delta, odd) {
+            (Some(delta), _) if is_first => edits.require(delta, &[("role", br#""assistant""#)]),
+            (_, Some(odd)) => edits.replace(odd, made.to_vec()),
+            (None, None) if is_first => wanted.push(("delta", made)),
+            _ => {}
         }
         edits.require(choice, &wanted);
         for (at, call) in json::items(delta.map_or(&[], tool_calls)).enumerate() {

@@ -4,7 +4,7 @@ use crate::canned::*;
 use bytes::Bytes;
 use http_body_util::Full;
 use llm_layers::{
-    BoxError, Error, ErrorClass, ErrorKind, ResponseBody, TimeoutPhase, TokenUsage,
+    BoxError, Error, ErrorClass, ErrorKind, ResponseBody, TimeoutPhase, TokenUsage, peek::PeekLayer,
     provider::openai::OpenAiCompatible,
 };
 use std::{
@@ -463,6 +463,26 @@ async fn an_end_without_done_after_each_finish_reason_is_fine() {
         assert_eq!(chunks.len(), expected);
         assert_eq!(chunks.iter().filter(|chunk| chunk.is_final()).count(), 1);
         assert!(chunks[expected - 1].is_final());
+    }
+}
+
+/// As relays in PHP write an empty object.
+#[tokio::test]
+async fn a_delta_or_message_that_is_no_object_says_nothing() {
+    for nothing in ["[]", "null", "\"\"", "7", "false"] {
+        let last = format!(
+            r#"{{"choices":[{{"index":0,"delta":{nothing},"finish_reason":"stop"}}],"usage":{{"prompt_tokens":3,"completion_tokens":1}}}}"#
+        );
+        let body = text(sse(&[HELLO, &last, "[DONE]"]));
+        let (chunks, error) = chunks(answering(200, SSE, body).oneshot(streaming()).await.unwrap()).await;
+        assert!(error.is_none(), "{nothing}: {error:?}");
+        assert_eq!((chunks.len(), chunks[1].has_content()), (3, false), "{nothing}");
+        assert_eq!(chunks[1].usage().and_then(|usage| usage.output_tokens), Some(1), "{nothing}");
+
+        let answer = ANSWER.replace(r#"{"role":"assistant","content":"Hello"}"#, nothing);
+        let peek = PeekLayer::new().layer(answering(200, JSON, text(answer)));
+        let error = peek.oneshot(whole()).await.unwrap_err();
+        assert!(matches!(error.kind(), ErrorKind::EmptyResponse { .. }), "{nothing}: {error:?}");
     }
 }
 
