@@ -423,9 +423,9 @@ fn has_content(name: &[u8], raw: &[u8]) -> bool {
 
 fn is_said(raw: &[u8]) -> bool {
     match raw.first() {
-        Some(b'f') => false,
         Some(b'"') => !json::is_blank(raw),
-        _ => !json::is_nothing(raw),
+        Some(b'[' | b'{') => !json::is_nothing(raw),
+        _ => false,
     }
 }
 
@@ -485,6 +485,8 @@ mod tests {
             r#"{"content":[" ",null,{}]}"#,
             r#"{"reasoning_content":""}"#,
             r#"{"hologram":{}}"#,
+            r#"{"token_id":128009,"content":"","done":true}"#,
+            r#"{"content":[{"type":"text","done":true}]}"#,
             "[]",
             r#""a""#,
         ] {

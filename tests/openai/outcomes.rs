@@ -486,6 +486,19 @@ async fn a_delta_or_message_that_is_no_object_says_nothing() {
     }
 }
 
+/// As Together ends an answer.
+#[tokio::test]
+async fn numbers_beside_an_empty_text_are_no_answer() {
+    for beside in [r#""token_id":128009"#, r#""done":true"#, r#""done":false"#] {
+        let empty = format!(
+            r#"{{"choices":[{{"index":0,"text":"","delta":{{{beside},"role":"assistant","content":"","tool_calls":null}},"finish_reason":"stop"}}]}}"#
+        );
+        let peek = PeekLayer::new().layer(answering(200, SSE, text(sse(&[&empty, "[DONE]"]))));
+        let error = peek.oneshot(streaming()).await.unwrap_err();
+        assert!(matches!(error.kind(), ErrorKind::EmptyResponse { .. }), "{beside}: {error:?}");
+    }
+}
+
 #[tokio::test]
 async fn a_byte_order_mark_before_json_is_passed_over() {
     for request in [whole(), streaming()] {
