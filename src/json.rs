@@ -276,8 +276,7 @@ pub(crate) fn is_nothing(raw: &[u8]) -> bool {
     match raw.first() {
         None | Some(b'n') => true,
         Some(b'"') => raw.len() == 2,
-        Some(b'[') => items(raw).next().is_none(),
-        Some(b'{') => members(raw).next().is_none(),
+        Some(b'[' | b'{') => matches!(raw.get(skip(raw, 1, b' ')), None | Some(b']' | b'}')),
         _ => false,
     }
 }

@@ -195,9 +195,8 @@ async fn a_stream_is_settled_at_its_end_and_not_before() {
 #[tokio::test]
 async fn a_caller_who_leaves_pays_the_prompt_and_what_came() {
     for (unreported, tokens) in [
-        // Eight letters and their quotes.
-        (Unreported::UpperBound, prompt() + 10),
-        (Unreported::Estimate, prompt().div_ceil(4) + 3),
+        (Unreported::UpperBound, prompt() + 8),
+        (Unreported::Estimate, prompt().div_ceil(4) + 2),
         (Unreported::Full, prompt() + 100),
     ] {
         let bench = Bench::new(Limits::new()).with(|layer| layer.with_unreported(unreported));
@@ -232,7 +231,7 @@ async fn who_was_answered_pays_also_where_the_leaf_does_not_say_that_it_asks() {
 
 #[tokio::test]
 async fn a_report_from_the_middle_of_a_stream_is_not_all_that_a_caller_who_leaves_pays() {
-    let text = |bytes: usize| Step::Chunk(StreamChunk::text("x".repeat(bytes - 2)));
+    let text = |bytes: usize| Step::Chunk(StreamChunk::text("x".repeat(bytes)));
     let report = || Step::Chunk(StreamChunk::usage_only(TokenUsage::new(10, 1)));
     for (unreported, steps, tokens) in [
         (Unreported::UpperBound, vec![report(), text(80)], 10 + 1 + 80),
@@ -256,7 +255,7 @@ async fn a_report_from_the_middle_of_a_stream_is_not_all_that_a_caller_who_leave
 
 #[tokio::test]
 async fn a_report_from_the_middle_of_a_stream_is_not_all_that_one_that_breaks_costs() {
-    let text = || Step::Chunk(StreamChunk::text("x".repeat(78)));
+    let text = || Step::Chunk(StreamChunk::text("x".repeat(80)));
     let report = |input, output| Step::Chunk(StreamChunk::usage_only(TokenUsage::new(input, output)));
     let broken = || Error::provider(ErrorClass::Transport, "p", "model");
     let knows = || broken().with_usage(TokenUsage::new(10, 30));
@@ -444,7 +443,7 @@ async fn what_fails_after_it_has_said_something_was_not_refused() {
     failure.status = Some(http::StatusCode::SERVICE_UNAVAILABLE);
     let failure = Error::new(ErrorKind::Provider(failure)).with_dispatched(true);
     let bench = Bench::new(Limits::new());
-    bench.provider.push(Reply::stream([Step::Chunk(StreamChunk::text("x".repeat(78))), Step::Fail(failure)]));
+    bench.provider.push(Reply::stream([Step::Chunk(StreamChunk::text("x".repeat(80))), Step::Fail(failure)]));
     bench.call(request()).await.unwrap().text().await.unwrap_err();
     assert_eq!(bench.research().await.0.tokens, prompt() + 80);
 }

@@ -619,7 +619,7 @@ async fn whoever_has_answered_was_asked_whether_or_not_it_was_marked() {
 
 #[tokio::test(start_paused = true)]
 async fn what_comes_after_the_last_report_of_a_stream_is_estimated() {
-    let text = |bytes: usize| Step::Chunk(StreamChunk::text("x".repeat(bytes - 2)));
+    let text = |bytes: usize| Step::Chunk(StreamChunk::text("x".repeat(bytes)));
     let report = |output| Step::Chunk(StreamChunk::usage_only(TokenUsage::new(10, output)));
     let read = |steps: Vec<Step>| async move {
         let (result, sink) = one(Reply::stream(steps)).await;
@@ -650,8 +650,46 @@ async fn what_comes_after_the_last_report_of_a_stream_is_estimated() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_estimate_is_of_what_was_said_however_it_is_spelled() {
+    let output = async |choice: &str, pieces: usize| {
+        let chunk = StreamChunk::parse(format!(r#"{{"choices":[{{"index":0,{choice}}}]}}"#)).unwrap();
+        let steps = (0..pieces).map(|_| Step::Chunk(chunk.clone())).chain([Step::Stall]);
+        let (result, sink) = one(Reply::stream(steps)).await;
+        let ResponseBody::Stream(mut chunks) = result.unwrap().body else { panic!("expected a stream") };
+        while let Some(Some(_)) = chunks.next().now_or_never() {}
+        drop(chunks);
+        only(&sink).usage.output_tokens.unwrap()
+    };
+    for choice in [
+        r#""delta":{"content":"word"}"#,
+        r#""text":"word""#,
+        r#""text":"word","delta":{"token_id":7,"role":"assistant","content":"word","tool_calls":null}"#,
+        r#""delta":{"content":[{"type":"text","text":"word"}]}"#,
+        r#""delta":{"content":[{"type":"thinking","thinking":[{"type":"text","text":"word"}]}]}"#,
+        r#""delta":{"reasoning":"word","reasoning_content":"word"}"#,
+        r#""delta":{"content":"","reasoning":"word","reasoning_details":[{"type":"reasoning.text","text":"word","format":"unknown","index":0}]}"#,
+        r#""delta":{"tool_calls":[{"index":0,"function":{"arguments":"word"}}]}"#,
+        r#""delta":{"tool_calls":[{"index":0,"id":"call_0123456789","type":"function","function":{"name":"wo","arguments":"rd"}}]}"#,
+        r#""delta":{"function_call":{"name":"","arguments":"word"}}"#,
+        r#""delta":{"audio":{"id":"audio_0123456789","transcript":"word","expires_at":1729268602}}"#,
+    ] {
+        assert_eq!(output(choice, 100).await, 100, "{choice}");
+    }
+    let picture = "A".repeat(1 << 20);
+    let picture =
+        format!(r#"{{"type":"image_url","image_url":{{"url":"data:image/png;base64,{picture}"}}}}"#);
+    for choice in [
+        format!(r#""delta":{{"images":[{picture}]}}"#),
+        format!(r#""delta":{{"content":[{{"type":"text","text":"word"}},{picture}]}}"#),
+    ] {
+        let tokens = output(&choice, 1).await;
+        assert!((500..5_000).contains(&tokens), "{tokens}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_report_of_nothing_beside_a_text_is_none() {
-    let answer = Completion::text("x".repeat(398), TokenUsage::new(0, 0));
+    let answer = Completion::text("x".repeat(400), TokenUsage::new(0, 0));
     let (result, sink) = one(Reply::complete(answer)).await;
     result.unwrap();
     let event = only(&sink);

@@ -68,7 +68,7 @@ impl From<&str> for FinishReason {
 /// Facts of a completion or of one chunk. Chunks are moved from layer to layer: so it is small.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Facts {
-    /// Of what has content, as JSON spells it.
+    /// Of what has content, as JSON spells it: each text once, whatever is around it, and media as [`MEDIA`].
     pub(crate) text_bytes: u32,
     pub(crate) choices: u32,
     /// The halves of [`begun`](Self::begun), which would be aligned to 16 bytes.
@@ -103,13 +103,13 @@ pub(crate) struct Span {
 
 /// Learns where texts lie that differ from chunk to chunk.
 pub(super) trait NoteText {
-    /// `raw` is the value that was just taken; `is_said` to whoever asked.
-    fn note(&mut self, walk: &Walk<'_>, raw: &[u8], is_said: bool);
+    /// `raw` is the value that was just taken; `said_by` the choice at this place to whoever asked.
+    fn note(&mut self, walk: &Walk<'_>, raw: &[u8], said_by: Option<u32>);
 }
 
 /// Nobody does.
 impl NoteText for () {
-    fn note(&mut self, _: &Walk<'_>, _: &[u8], _: bool) {}
+    fn note(&mut self, _: &Walk<'_>, _: &[u8], _: Option<u32>) {}
 }
 
 /// Members that clients rely on and providers forget.
@@ -163,12 +163,20 @@ impl Facts {
         }
     }
 
-    /// Notes a member of a message.
-    pub(super) fn says(&mut self, name: &[u8], raw: &[u8]) {
-        if has_content(name, raw) {
-            self.has_content = true;
-            self.text_bytes = self.text_bytes.saturating_add(u32::try_from(raw.len()).unwrap_or(u32::MAX));
+    /// Notes a member of a message. `before` is the text that its choice has said last: some providers say each by two names.
+    pub(super) fn says<'a>(&mut self, name: &[u8], raw: &'a [u8], before: &mut &'a [u8]) {
+        if !has_content(name, raw) {
+            return;
         }
+        self.has_content = true;
+        let (mut bytes, mut last) = (0, *before);
+        each_text(name, raw, MAX_NESTED, &mut |text, counted| {
+            if text != *before {
+                (bytes, last) = (bytes + counted, text);
+            }
+        });
+        *before = last;
+        self.text_bytes = self.text_bytes.saturating_add(u32::try_from(bytes).unwrap_or(u32::MAX));
     }
 
     /// Which choices are there, a bit each; all from the 128th on share the last.
@@ -332,24 +340,24 @@ impl Facts {
             }
             b"error" if !json::is_nothing(raw) => self.has_error = true,
             // By which OpenAI hides how long its texts are.
-            b"obfuscation" => texts.note(walk, raw, false),
+            b"obfuscation" => texts.note(walk, raw, None),
             _ => {}
         }
         Some(())
     }
 
-    fn choice(&mut self, walk: &mut Walk<'_>, texts: &mut impl NoteText) -> Option<()> {
-        let (mut number, mut reason) = (None, None);
+    fn choice<'a>(&mut self, walk: &mut Walk<'a>, texts: &mut impl NoteText) -> Option<()> {
+        let (mut number, mut reason, mut before) = (None, None, &b""[..]);
         walk.object(|walk, name| {
             let name = name.bytes()?;
             if let b"delta" | b"message" = &*name {
-                return self.message(walk, texts);
+                return self.message(walk, texts, &mut before);
             }
             let raw = walk.value()?;
             match &*name {
                 b"text" => {
-                    texts.note(walk, raw, true);
-                    self.says(b"content", raw);
+                    texts.note(walk, raw, Some(self.choices));
+                    self.says(b"content", raw, &mut before);
                 }
                 b"index" => number = index(raw),
                 // Moonshot reports the usage of a stream here.
@@ -378,7 +386,12 @@ impl Facts {
     }
 
     /// The delta of a chunk or the message of a completion.
-    fn message(&mut self, walk: &mut Walk<'_>, texts: &mut impl NoteText) -> Option<()> {
+    fn message<'a>(
+        &mut self,
+        walk: &mut Walk<'a>,
+        texts: &mut impl NoteText,
+        before: &mut &'a [u8],
+    ) -> Option<()> {
         let first = walk.peek()?;
         if first != b'{' {
             // As relays in PHP write an empty object: a list.
@@ -391,15 +404,15 @@ impl Facts {
             match &*name {
                 b"role" => role = raw[0] == b'"',
                 b"tool_calls" => {
-                    self.says(b"tool_calls", raw);
+                    self.says(b"tool_calls", raw, before);
                     self.has_calls |= !json::is_nothing(raw);
                     self.lacks.index |= json::items(raw)
                         .any(|call| json::member(call, "index").is_none_or(|index| index == b"null"));
                 }
                 name => {
-                    texts.note(walk, raw, !NAMES.contains(&name));
+                    texts.note(walk, raw, (!NAMES.contains(&name)).then_some(self.choices));
                     self.has_calls |= name == b"function_call" && !json::is_nothing(raw);
-                    self.says(name, raw);
+                    self.says(name, raw, before);
                 }
             }
             Some(())
@@ -440,6 +453,45 @@ fn has_part(part: &[u8]) -> bool {
             let is_name = |name: &[u8]| NAMES.contains(&&name[1..name.len() - 1]);
             json::members(part).any(|(name, value)| !is_name(name) && is_said(value))
         }
+    }
+}
+
+/// Members, at any depth, that are text or a piece of it.
+const TEXTS: [&[u8]; 11] = [
+    b"content",
+    b"text",
+    b"thinking",
+    b"reasoning",
+    b"summary",
+    b"refusal",
+    b"transcript",
+    b"value",
+    b"name",
+    b"arguments",
+    b"input",
+];
+
+/// Members that tell what the others are.
+const LABELS: [&[u8]; 5] = [b"id", b"index", b"type", b"object", b"format"];
+
+/// What pictures and the like count for at most, in bytes: about as many tokens as one has in a prompt.
+const MEDIA: usize = 8 << 10;
+
+/// How deep texts are looked for.
+const MAX_NESTED: usize = 8;
+
+/// Each text of what a member says, as JSON, and how many bytes it counts for.
+fn each_text<'a>(name: &[u8], raw: &'a [u8], levels: usize, note: &mut impl FnMut(&'a [u8], usize)) {
+    match raw.first() {
+        // All that a message has beside its parts is text, whatever it is called.
+        Some(b'"') if levels == MAX_NESTED || TEXTS.contains(&name) => note(raw, raw.len() - 2),
+        Some(b'"') if !LABELS.contains(&name) => note(raw, (raw.len() - 2).min(MEDIA)),
+        // They may be JSON itself, and no string of it.
+        Some(b'{' | b'[') if levels == 0 || matches!(name, b"arguments" | b"input") => note(raw, raw.len()),
+        Some(b'[') => json::items(raw).for_each(|item| each_text(name, item, levels - 1, note)),
+        Some(b'{') => json::members(raw)
+            .for_each(|(name, value)| each_text(&name[1..name.len() - 1], value, levels - 1, note)),
+        _ => {}
     }
 }
 
@@ -504,6 +556,41 @@ mod tests {
         assert!(Facts::read(br#"{"choices":7}"#).is_err());
         assert!(Facts::read(b"[]").is_err());
         assert!(Facts::read(b"{} {}").is_err());
+    }
+
+    #[test]
+    fn each_text_counts_once_and_whole_and_nothing_around_it() {
+        for (said, bytes) in [
+            (r#"{"content":"a\nb"}"#, 4),
+            (r#"{"content":"same","refusal":"same"}"#, 4),
+            (r#"{"content":"same","refusal":"other"}"#, 9),
+            (r#"{"content":[{"text":"same"},{"text":"same"}]}"#, 8),
+            (r#"{"reasoning":"a","content":"","reasoning_details":[{"text":"a","format":"unknown"}]}"#, 1),
+            (r#"{"reasoning_details":[{"text":"a","index":0}],"reasoning":"a"}"#, 1),
+            (
+                r#"{"tool_calls":[{"id":"c","function":{"name":"f","arguments":"{}"}},{"function":{"name":"f"}}]}"#,
+                4,
+            ),
+            (r#"{"tool_calls":[{"function":{"name":"f","arguments":{"x":1}}}]}"#, 8),
+            (r#"{"function_call":{"name":"f","arguments":""}}"#, 1),
+            (r#"{"audio":{"id":"a","transcript":"hi","expires_at":1}}"#, 2),
+            (r#"{"hologram":[[[[[[[[["deep"]]]]]]]]]}"#, 8),
+        ] {
+            assert_eq!(delta(said).text_bytes, bytes, "{said}");
+        }
+        let long = "x".repeat(1 << 20);
+        for (said, bytes) in [
+            (format!(r#"{{"content":"{long}"}}"#), 1 << 20),
+            (format!(r#"{{"thoughts_of_some":"{long}"}}"#), 1 << 20),
+            (format!(r#"{{"content":[{{"text":"{long}"}}]}}"#), 1 << 20),
+            (format!(r#"{{"tool_calls":[{{"function":{{"arguments":"{long}"}}}}]}}"#), 1 << 20),
+            (format!(r#"{{"images":[{{"image_url":{{"url":"{long}"}}}}]}}"#), 8 << 10),
+            (format!(r#"{{"audio":{{"data":"{long}","transcript":"hi"}}}}"#), (8 << 10) + 2),
+        ] {
+            assert_eq!(delta(&said).text_bytes, bytes, "{}", &said[..40]);
+        }
+        let two = r#"{"choices":[{"index":0,"text":"a","message":{"content":"a"}},{"index":1,"message":{"content":"a"}}]}"#;
+        assert_eq!(Facts::read(two.as_bytes()).unwrap().text_bytes, 2);
     }
 
     #[test]

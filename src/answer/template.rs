@@ -28,14 +28,16 @@ struct Holes {
     known: [Hole; HOLES],
     /// There may be more than are known.
     count: usize,
+    /// Whether something else is said.
+    has_others: bool,
 }
 
 /// Where a JSON string lies, its quotes included.
 #[derive(Debug, Default, Clone)]
 struct Hole {
     at: Range<usize>,
-    /// It is said to whoever asked.
-    is_said: bool,
+    /// Which choice says it to whoever asked.
+    said_by: Option<u32>,
 }
 
 /// A chunk, what it tells without its texts, and where these lie.
@@ -70,12 +72,13 @@ impl ChunkReader {
 }
 
 impl NoteText for Holes {
-    fn note(&mut self, walk: &Walk<'_>, raw: &[u8], is_said: bool) {
+    fn note(&mut self, walk: &Walk<'_>, raw: &[u8], said_by: Option<u32>) {
         if raw[0] != b'"' {
+            self.has_others |= matches!(raw[0], b'[' | b'{') && !json::is_nothing(raw);
             return;
         }
         if let Some(free) = self.known.get_mut(self.count) {
-            *free = Hole { at: walk.at() - raw.len()..walk.at(), is_said };
+            *free = Hole { at: walk.at() - raw.len()..walk.at(), said_by };
         }
         self.count += 1;
     }
@@ -85,20 +88,31 @@ impl Holes {
     /// The facts of `data` without what these texts add to them. `None` where that cannot be told, or is not worth it.
     fn texts_taken_from(&self, facts: &Facts, data: &[u8]) -> Option<Facts> {
         let known = self.known.get(..self.count)?;
-        let is_plain = facts.finishes().is_empty() && facts.usage().is_none();
+        let are_texts = !(self.has_others || facts.has_calls);
+        let is_plain = are_texts && facts.finishes().is_empty() && facts.usage().is_none();
         if known.is_empty() || data.len() > LARGEST || !is_plain {
             return None;
         }
-        let mut texts = Facts::default();
-        known
-            .iter()
-            .filter(|hole| hole.is_said)
-            .for_each(|hole| texts.says(b"content", &data[hole.at.clone()]));
+        let (mut texts, mut before) = (Facts::default(), (None, &b""[..]));
+        known.iter().for_each(|hole| hole.says(&data[hole.at.clone()], &mut texts, &mut before));
         // Nothing else says anything.
         let are_all = (texts.text_bytes, texts.has_content) == (facts.text_bytes, facts.has_content);
         let mut facts = facts.clone();
         (facts.text_bytes, facts.has_content) = (0, false);
         are_all.then_some(facts)
+    }
+}
+
+impl Hole {
+    /// Notes its text, and `before` which choice has said what last.
+    fn says<'a>(&self, text: &'a [u8], facts: &mut Facts, before: &mut (Option<u32>, &'a [u8])) {
+        if self.said_by.is_none() {
+            return;
+        }
+        if self.said_by != before.0 {
+            *before = (self.said_by, b"");
+        }
+        facts.says(b"content", text, &mut before.1);
     }
 }
 
@@ -112,15 +126,13 @@ impl Template {
     /// What `data` tells, if it is this chunk with other texts. Then it is JSON because this is, and its texts are.
     fn read(&self, data: &[u8]) -> Option<Facts> {
         let mut facts = self.facts.clone();
-        let (mut at, mut begin) = (0, 0);
+        let (mut at, mut begin, mut before) = (0, 0, (None, &b""[..]));
         for hole in &self.holes.known[..self.holes.count] {
             let fixed = begin..hole.at.start;
             let rest = data[at..].strip_prefix(&self.data[fixed.clone()])?;
             self.move_names(&mut facts, &fixed, at)?;
             let text = json::leading_string(rest)?;
-            if hole.is_said {
-                facts.says(b"content", text);
-            }
+            hole.says(text, &mut facts, &mut before);
             at += fixed.len() + text.len();
             begin = hole.at.end;
         }
@@ -171,7 +183,8 @@ mod tests {
     const TWO: &str = r#" {"model" : "m","choices":[{"index":0,"delta":{"content":"TEXT"}},{"index":1,"delta":{"content":"PAD"}}] } "#;
     const BETWEEN: &str = r#"{"choices":[{"index":0,"delta":{"content":"TEXT"}}],"model":"m","obfuscation":"PAD","id":"1","service_tier":"default","system_fingerprint":"fp_0123456789"}"#;
     const NAMED: &str = r#"{"choices":[{"index":0,"delta":{"id":"PAD","content":"TEXT"}}]}"#;
-    const SHAPES: [&str; 7] = [OPENAI, GEMINI, DEEPSEEK, LEGACY, TWO, BETWEEN, NAMED];
+    const TOGETHER: &str = r#"{"choices":[{"index":0,"text":"TEXT","delta":{"content":"TEXT","refusal":"PAD"}},{"index":1,"delta":{"content":"TEXT"}}]}"#;
+    const SHAPES: [&str; 8] = [OPENAI, GEMINI, DEEPSEEK, LEGACY, TWO, BETWEEN, NAMED, TOGETHER];
 
     fn filled(shape: &str, text: &str, pad: &str) -> String {
         shape.replace("TEXT", text).replace("PAD", pad)
@@ -252,7 +265,7 @@ mod tests {
             ))
         };
         for created in 0..u32::from(STRANGERS) + 5 {
-            assert_eq!(reader.read(chunk(created)).unwrap().facts().text_bytes, 3);
+            assert_eq!(reader.read(chunk(created)).unwrap().facts().text_bytes, 1);
         }
         let kept = reader.template.unwrap();
         assert_eq!(kept.data, chunk(u32::from(STRANGERS) - 1));

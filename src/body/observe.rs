@@ -47,7 +47,8 @@ pub struct Summary {
     pub chunks: u64,
     /// How many bytes of JSON.
     pub bytes: u64,
-    /// How many bytes of text, thoughts and tool calls, as JSON spells them.
+    /// How many bytes of text, of thoughts, and of the names and arguments of tool calls, as JSON spells them: what is said by
+    /// several names in a chunk counts once, and of a picture or the like at most 8 KiB.
     pub text_bytes: u64,
     /// Whether any had content.
     pub has_content: bool,
