@@ -925,6 +925,35 @@ fn calls_that_can_only_be_kept_are_kept_up_to_a_bound_and_the_rest_is_an_error()
 }
 
 #[test]
+fn a_stream_that_ends_amid_arguments_and_does_not_say_why_is_an_error() {
+    let first = |arguments| piece(0, Some(("a", "f")), arguments);
+    let second = |arguments| piece(1, Some(("b", "g")), arguments);
+    let function = json!({ "function_call": { "name": "f", "arguments": "{" } });
+    for cut in [
+        vec![first("{\"x\":")],
+        vec![first("{\"x\":\"}")],
+        vec![first("\"x")],
+        vec![StreamChunk::text("Hm."), first("{}"), second("{\"y\"")],
+        vec![first("{"), second("{}")],
+        vec![first("{"), second("["), piece(0, None, "}")],
+        vec![chunk(&json!({ "choices": [{ "delta": function }] }))],
+    ] {
+        let events = write(&[&cut[..], &[StreamChunk::end()]].concat());
+        assert_eq!(events.last().unwrap()["type"], "error", "{events:?}");
+        assert!(events.iter().all(|event| event["type"] != "message_delta"), "{events:?}");
+
+        let finish = StreamChunk::finish(&FinishReason::Length);
+        let events = write(&[&cut[..], &[finish, StreamChunk::end()]].concat());
+        assert_eq!(events[events.len() - 2]["delta"]["stop_reason"], "max_tokens");
+    }
+    // Some leave the reason out, and nothing else.
+    for whole in ["", "{}", "{\"x\":[\"{\"]}"] {
+        let message = assemble(&write(&[first(whole), second("{}"), StreamChunk::end()]));
+        assert_eq!(message["stop_reason"], "tool_use", "{whole}");
+    }
+}
+
+#[test]
 fn the_first_choice_is_told_also_where_its_number_is_none() {
     for index in ["null", "0.0", r#""0""#, "0"] {
         let delta = |delta: &str, finish: &str| {

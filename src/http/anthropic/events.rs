@@ -21,7 +21,8 @@ use std::{
 ///
 /// Blocks come one after another: thoughts, text, and each call of a tool. What a provider sends of others while the
 /// arguments of a call are not whole is kept, up to 8 MiB, and written when its turn comes, at the latest at the end; beyond
-/// that the answer ends with an error. Usage is in the last `message_delta`, where it is known. After an error nothing follows.
+/// that the answer ends with an error, as it does where it ends amid the arguments of a call and does not say why. Usage is in the
+/// last `message_delta`, where it is known. After an error nothing follows.
 ///
 /// ```
 /// use bytes::BytesMut;
@@ -143,9 +144,9 @@ impl MessageEvents {
             self.delta(delta, out);
         }
         if self.kept > MAX_KEPT {
-            let message = "the calls of tools are too large to be put in order";
-            put_event("error", &super::error_json(StatusCode::BAD_GATEWAY, message), out);
-            self.is_over = true;
+            self.fail("the calls of tools are too large to be put in order", out);
+        } else if chunk.is_final() && self.finish.is_none() && self.is_amid_call() {
+            self.fail("the answer ended amid the arguments of a call", out);
         } else if chunk.is_final() {
             self.end(out);
         }
@@ -155,6 +156,17 @@ impl MessageEvents {
     #[cfg(feature = "axum")]
     pub(in crate::http) const fn is_over(&self) -> bool {
         self.is_over
+    }
+
+    fn fail(&mut self, message: &str, out: &mut BytesMut) {
+        put_event("error", &super::error_json(StatusCode::BAD_GATEWAY, message), out);
+        self.is_over = true;
+    }
+
+    /// Whether the arguments of one have begun, and are not whole.
+    fn is_amid_call(&self) -> bool {
+        let mut blocks = self.open.iter().chain(&self.waiting);
+        blocks.any(|block| block.key.is_call() && block.nesting.is_amid())
     }
 
     /// Writes the event that says that the stream broke.
@@ -212,7 +224,6 @@ impl MessageEvents {
         match &mut self.open {
             Some(open) if open.key == piece.key => {
                 let text = open.text_of(raw);
-                open.nesting.read(&text);
                 put_piece(self.blocks, piece.key, &text, out);
             }
             // Its arguments were whole: what still comes is no part of them.
@@ -259,7 +270,6 @@ impl MessageEvents {
         };
         put("content_block_start", json!({ "index": self.blocks, "content_block": head }), out);
         let text = std::mem::take(&mut block.text);
-        block.nesting.read(&text);
         put_piece(self.blocks, block.key, &text, out);
         self.kept -= text.len();
         self.open = Some(block);
@@ -310,12 +320,16 @@ impl Block {
         }
     }
 
-    /// What a piece says. Arguments may be JSON itself and no string of it.
+    /// What its next piece says. Arguments may be JSON itself and no string of it.
     fn text_of<'a>(&mut self, raw: &'a [u8]) -> Cow<'a, str> {
-        match raw.first() {
+        let text = match raw.first() {
             Some(b'"') => self.pieces.next(raw).unwrap_or_default(),
             _ => String::from_utf8_lossy(raw),
+        };
+        if self.key.is_call() {
+            self.nesting.read(&text);
         }
+        text
     }
 
     /// Keeps a piece, and says how many bytes.
@@ -351,6 +365,10 @@ impl Nesting {
 
     const fn is_whole(&self) -> bool {
         self.has_begun && self.depth == 0
+    }
+
+    const fn is_amid(&self) -> bool {
+        self.depth > 0 || self.is_in_string
     }
 }
 
