@@ -936,6 +936,26 @@ async fn what_is_said_along_with_usage_is_not_left_out() {
 }
 
 #[tokio::test]
+async fn what_a_provider_says_beside_the_usage_of_a_stream_is_not_left_out() {
+    let usage = r#""usage":{"prompt_tokens":1,"completion_tokens":1}"#;
+    for (beside, is_left_out) in [
+        ("", true),
+        (r#""system_fingerprint":"fp","service_tier":"default","provider":"p","obfuscation":"x","#, true),
+        (r#""x_groq":{"id":"r"},"timings":{"predicted_n":1},"#, true),
+        (r#""citations":[],"search_results":null,"#, true),
+        (r#""citations":["https://a.example"],"#, false),
+    ] {
+        let last =
+            FULL.split_once(r#""choices""#).unwrap().0.to_owned() + r#""choices":[],"# + beside + usage + "}";
+        let items = vec![Ok(chunk(FULL)), Ok(chunk(&last)), Ok(StreamChunk::end())];
+        let (_, body) = parts(answer(&request(r#","stream":true"#), streamed(items))).await;
+        let body = String::from_utf8(body.to_vec()).unwrap();
+        assert_eq!(body.matches("data: ").count(), if is_left_out { 2 } else { 3 }, "{beside}");
+        assert_eq!(body.contains("https://a.example"), !is_left_out, "{body}");
+    }
+}
+
+#[tokio::test]
 async fn a_whole_answer_is_streamed_to_who_asked_for_a_stream() {
     let completion = Completion::text("Hello", TokenUsage::new(1, 1));
     let (head, body) = parts(answer(&request(r#","stream":true"#), completion)).await;

@@ -97,7 +97,7 @@ impl StreamChunk {
         self.facts.usage()
     }
 
-    /// Whether it carries usage and no choice.
+    /// Whether it carries usage and nothing else to be told: no choice, and no member but those of every chunk.
     pub fn is_usage_only(&self) -> bool {
         self.facts.is_usage_only()
     }

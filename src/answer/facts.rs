@@ -79,6 +79,8 @@ pub(crate) struct Facts {
     pub(crate) has_error: bool,
     /// Whether tools, or a function, are called.
     pub(crate) has_calls: bool,
+    /// Whether it has a member that is neither of the answer as such nor about what it took.
+    has_extras: bool,
     pub(crate) service_tier: Option<ServiceTier>,
     /// What the edge would have to fill in.
     pub(crate) lacks: Lacks,
@@ -211,7 +213,7 @@ impl Facts {
 
     /// Nothing but usage: what the edge leaves out if the client did not ask for it.
     pub(crate) fn is_usage_only(&self) -> bool {
-        self.choices == 0 && self.usage().is_some()
+        self.choices == 0 && self.usage().is_some() && !self.has_extras
     }
 }
 
@@ -341,7 +343,8 @@ impl Facts {
             b"error" if !json::is_nothing(raw) => self.has_error = true,
             // By which OpenAI hides how long its texts are.
             b"obfuscation" => texts.note(walk, raw, None),
-            _ => {}
+            b"system_fingerprint" | b"provider" | b"timings" => {}
+            _ => self.has_extras |= !json::is_nothing(raw),
         }
         Some(())
     }

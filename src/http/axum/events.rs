@@ -24,8 +24,8 @@ use tokio::time::{Instant, Sleep};
 ///
 /// Chunks that are ready at once leave together, up to 16 KiB. None is held back by the clock to wait for another; where they come
 /// faster than each could be written, some turns of the scheduler show what has come with them. After
-/// the terminal chunk comes `[DONE]`, or what the dialect has for it; after an error, an event that says so and nothing else. Usage is left
-/// out unless it was asked for.
+/// the terminal chunk comes `[DONE]`, or what the dialect has for it; after an error, an event that says so and nothing else. A chunk of
+/// nothing but usage is left out unless it was asked for.
 ///
 /// # Cancel safety
 ///
