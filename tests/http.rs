@@ -1181,6 +1181,25 @@ async fn a_message_whose_calls_cannot_be_put_in_order_ends_and_hangs_up() {
     assert!(sender.is_closed());
 }
 
+#[tokio::test]
+async fn a_message_that_the_edge_ends_has_failed_to_those_who_watch_it() {
+    struct Failed(Arc<Mutex<Vec<bool>>>);
+    impl Observe for Failed {
+        fn on_end(self, end: End<'_>) {
+            self.0.lock().unwrap().push(matches!(end, End::Failed(..)));
+        }
+    }
+    let call =
+        r#"{"choices":[{"delta":{"tool_calls":[{"index":0,"function":{"name":"f","arguments":"{"}}]}}]}"#;
+    let text = StreamChunk::text("x".repeat(9 << 20));
+    let mut stream = streamed(Vec::from([chunk(call), text, StreamChunk::end()].map(Ok)));
+    let failed = Arc::default();
+    stream.observe(Failed(Arc::clone(&failed)));
+    let events = Events::of_message(stream, MessageEvents::new("fast")).collect().await.unwrap().to_bytes();
+    assert_eq!(std::str::from_utf8(&events).unwrap().matches("event: error").count(), 1);
+    assert_eq!(*failed.lock().unwrap(), [true]);
+}
+
 // ===== who asks =====
 
 #[cfg(all(feature = "config", feature = "rusqlite"))]

@@ -205,7 +205,7 @@ impl ChunkStream {
     }
 
     /// Ends it with an error that is not its source's; it must not have ended.
-    #[cfg(feature = "tonic")]
+    #[cfg(any(feature = "axum", feature = "tonic"))]
     pub(crate) fn cut(&mut self, error: Error) -> Error {
         self.0.fail(error)
     }

@@ -158,6 +158,11 @@ impl MessageEvents {
         self.is_over
     }
 
+    #[cfg(feature = "axum")]
+    pub(in crate::http) const fn model(&self) -> &ModelName {
+        &self.model
+    }
+
     fn fail(&mut self, message: &str, out: &mut BytesMut) {
         put_event("error", &super::error_json(StatusCode::BAD_GATEWAY, message), out);
         self.is_over = true;

@@ -1,5 +1,5 @@
 use crate::{
-    ChunkStream, Error, StreamChunk,
+    ChunkStream, Error, ErrorClass, StreamChunk,
     http::{DONE, FillIn, KEEP_ALIVE, anthropic::MessageEvents, error_event, write_event},
 };
 use bytes::{Bytes, BytesMut};
@@ -124,7 +124,6 @@ impl Events {
     }
 
     fn write(&mut self, chunk: &StreamChunk) {
-        let mut is_over = chunk.is_final();
         match &mut self.dialect {
             Dialect::OpenAi { fill, usage } => {
                 let is_wanted = !chunk.data().is_empty() && (*usage || !chunk.is_usage_only());
@@ -137,10 +136,16 @@ impl Events {
             }
             Dialect::Anthropic(events) => {
                 events.write(chunk, &mut self.buffer);
-                is_over |= events.is_over();
+                if events.is_over()
+                    && !chunk.is_final()
+                    && let Some(mut chunks) = self.chunks.take()
+                {
+                    // To those who watch the answer it has failed; nobody has left.
+                    chunks.cut(Error::provider(ErrorClass::TooLarge, "", events.model().clone()));
+                }
             }
         }
-        if is_over {
+        if chunk.is_final() {
             self.chunks = None;
         }
     }
