@@ -12,6 +12,7 @@ use llm_layers::{
     usage::{MemorySink, Outcome, UsageEvent, UsageLayer},
 };
 use std::{
+    collections::VecDeque,
     future::{Ready, pending, ready},
     sync::{Arc, Mutex},
     time::Duration,
@@ -65,9 +66,9 @@ impl Try {
 
 /// A leaf as hosts write them: it marks, then tries to connect.
 fn leaf(tries: &[Try]) -> Stack {
-    let left = Arc::new(Mutex::new(tries.to_vec().into_iter()));
+    let left = Arc::new(Mutex::new(VecDeque::from(tries.to_vec())));
     Stack::new(service_fn(move |request: LlmRequest| {
-        let next = left.lock().unwrap().next().expect("no further try");
+        let next = left.lock().unwrap().pop_front().expect("no further try");
         async move {
             request.progress.mark_dispatched();
             match next {

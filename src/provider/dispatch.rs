@@ -136,13 +136,12 @@ impl Asked {
         self.is_over = true;
         match ended {
             Ok(answer) if answer.cache.is_hit() => {}
-            Ok(_) => self.progress.mark_billable(),
             Err(error) if error.class() == Some(ErrorClass::Connect) && !error.dispatched() => {
-                self.tell(error)
+                self.tell(error);
             }
             Err(error) if !error.was_sent(&self.progress) => {}
             Err(error) if is_refusal(error) && error.usage().is_none() => self.progress.mark_refused(),
-            Err(_) => self.progress.mark_billable(),
+            Ok(_) | Err(_) => self.progress.mark_billable(),
         }
     }
 
