@@ -90,6 +90,13 @@
 //! | `stack` | the layers of a configuration in this order, as one call; feature `config` |
 //! | `testing` | the contract that every layer keeps, and a scripted provider; feature `testing` |
 //!
+//! # Readiness
+//!
+//! A layer makes the service below ready before it knows whether it will call it, as [`Service`](tower_service::Service) has it. One that then
+//! refuses the call ([`access`], [`usage`] without a place in its sink, [`timeout`] after the caller's deadline) leaves it ready, and a handle that is kept
+//! idle afterwards keeps what that took: a place of tower's `concurrency_limit`, for instance. So use a clone for each call, as
+//! `service.clone().oneshot(request)` does. [`providers`] and [`cache`] are always ready, and hold nothing.
+//!
 //! # Features
 //!
 //! `moka` and `tracing` are on by default. No layer needs any feature.

@@ -121,6 +121,15 @@ async fn a_call_may_be_made_outside_of_a_runtime_whether_or_not_there_is_a_permi
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_is_refused_keeps_no_place_of_the_service_below() {
+    let below = ServiceBuilder::new().concurrency_limit(1).service(Scripted::new());
+    let mut refused = ConcurrencyLimitLayer::new(0).with_queue(0, SECOND).layer(below);
+    let mut other = refused.clone();
+    assert_overloaded(&refused.ready().await.unwrap().call(request("m")).await.unwrap_err());
+    other.ready().now_or_never().expect("a place").unwrap();
+}
+
+#[tokio::test(start_paused = true)]
 async fn every_other_end_gives_the_permit_back_too() {
     type Replies = [(&'static str, fn() -> Reply); 7];
     let replies: Replies = [

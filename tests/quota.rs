@@ -49,7 +49,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 use tokio::time::Instant;
-use tower::{Layer, ServiceExt, service_fn};
+use tower::{Layer, Service as _, ServiceBuilder, ServiceExt, service_fn};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -476,6 +476,24 @@ async fn the_same_request_sent_twice_is_charged_twice() {
         bench.call(request.clone()).await.unwrap();
     }
     assert_eq!(bench.research().await.0, Amount::new(2, 20, NanoUsd::new(132_000)));
+}
+
+#[tokio::test]
+async fn a_refusal_keeps_no_place_of_the_service_below() {
+    // By the store, and before it is asked: of a model without a price.
+    for (limits, model) in [
+        (Limits::new().with_day_requests(0), "p/model"),
+        (Limits::new().with_day_cost(NanoUsd::new(1)), "p/unknown"),
+    ] {
+        let bench = Bench::new(limits);
+        let below = ServiceBuilder::new().concurrency_limit(1).service(bench.provider.clone());
+        let mut refused = bench.layer.layer(below);
+        let mut other = refused.clone();
+        let mut request = request();
+        request.model = model.into();
+        refused.ready().await.unwrap().call(request).await.unwrap_err();
+        other.ready().now_or_never().expect("a place").unwrap();
+    }
 }
 
 #[tokio::test]

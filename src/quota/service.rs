@@ -76,7 +76,11 @@ where
         let state = match self.shared.admit(&mut request) {
             Admission::Free => Calling::Free(self.inner.call(request)),
             Admission::Granted(lease, tightest) => Calling::leased(&mut self.inner, request, lease, tightest),
-            Admission::Refused(error) => Calling::Refused(Some(error)),
+            Admission::Refused(error) => {
+                // The one that is ready goes, and gives back what it holds.
+                self.inner = self.inner.clone();
+                Calling::Refused(Some(error))
+            }
             Admission::Asking(asking) => {
                 let clone = self.inner.clone();
                 Calling::Asking(asking, mem::replace(&mut self.inner, clone))
