@@ -77,6 +77,9 @@
 //! may bound the answer; they pay for it once.
 //! Where the service below waits, those who wait for it have their own deadlines, not his.
 //!
+//! The task runs on the tokio runtime of the caller who began it, and goes on only while that runtime is driven. Where several share one layer, such as
+//! one `current_thread` runtime for each thread, those who joined from others wait for as long as his stands still, or until their own deadlines.
+//!
 //! # Cancel safety
 //!
 //! A call that is dropped hangs up and keeps nothing; a shared one goes on as long as anybody waits for it.
