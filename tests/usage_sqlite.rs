@@ -7,6 +7,7 @@ use llm_layers::{
     fallback::Backoff,
     price::{Cost, NanoUsd, Price, PriceBook, Prices, Rates, ServiceTier},
     provider::Echo,
+    quota::{Calendar, HistoryQuery, UsageHistory, Used},
     testing::{Reply, Scripted, Step},
     usage::{
         DepartmentSums, Durability, EventId, GroupBy, LedgerError, LedgerErrorKind, LedgerReader, MemorySink,
@@ -961,4 +962,66 @@ fn while_nothing_can_be_written_what_was_written_before_is_told() {
     });
     assert_eq!(seen, 0);
     assert!(took < Duration::from_secs(2), "{took:?}");
+}
+
+// ===== questions that take long =====
+
+/// A ledger whose events take minutes to be added up, unless few are meant.
+fn endless(path: &Path) {
+    drop(ledger(path));
+    let slow = "
+        ALTER TABLE events RENAME TO empty;
+        ALTER TABLE empty DROP COLUMN latency;
+        CREATE TABLE events AS SELECT * FROM empty;
+        WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT 50000)
+        INSERT INTO events (seq, ended_at, model, certainty) SELECT i, 0, 'm', 'exact' FROM n;
+        ALTER TABLE events ADD COLUMN latency INTEGER AS (length(hex(zeroblob(1000000 + seq))))";
+    Connection::open(path).unwrap().execute_batch(slow).unwrap();
+}
+
+#[test]
+fn what_departments_have_used_up_is_told_while_others_ask_large_questions() {
+    let directory = Directory::new();
+    let path = directory.db();
+    endless(&path);
+    let (runtime, day) = (runtime(), Calendar::utc().day(UNIX_EPOCH));
+    let told = runtime.block_on(async {
+        let reader = LedgerReader::open(&path).await.unwrap();
+        let history = reader.clone();
+        let asking: Vec<_> = (0..9)
+            .map(|_| {
+                let reader = reader.clone().with_most_groups(9);
+                tokio::spawn(async move { reader.totals(&all()).await })
+            })
+            .collect();
+        for _ in 0..9 {
+            tokio::task::yield_now().await;
+        }
+        let told =
+            tokio::time::timeout(Duration::from_secs(20), history.used(HistoryQuery::new("new", day))).await;
+        assert!(asking.iter().all(|one| !one.is_finished()));
+        asking.iter().for_each(tokio::task::JoinHandle::abort);
+        told
+    });
+    runtime.shutdown_background();
+    assert_eq!(told.expect("it waits for the others").unwrap(), Used::default());
+}
+
+#[test]
+fn a_question_whose_asker_has_left_keeps_nobody_waiting() {
+    let directory = Directory::new();
+    let path = directory.db();
+    endless(&path);
+    let runtime = runtime();
+    let asked = runtime.block_on(async {
+        let reader = LedgerReader::open(&path).await.unwrap();
+        for _ in 0..6 {
+            let left = tokio::time::timeout(Duration::from_millis(100), reader.totals(&all())).await;
+            assert!(left.is_err(), "it ended by itself");
+        }
+        let few = all().with_model("another");
+        tokio::time::timeout(Duration::from_secs(20), reader.totals(&few)).await
+    });
+    runtime.shutdown_background();
+    assert_eq!(asked.expect("those before have not ended").unwrap().calls, 0);
 }

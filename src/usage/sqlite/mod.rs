@@ -1,5 +1,6 @@
 //! A ledger of usage in a file of SQLite.
 
+mod asker;
 mod behind;
 mod error;
 mod ledger;

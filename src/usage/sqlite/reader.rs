@@ -1,4 +1,5 @@
 use super::{
+    asker::Asker,
     behind::Behind,
     error::{LedgerError, LedgerErrorKind},
     schema::{SCHEMA, absolute, open},
@@ -25,24 +26,32 @@ use tokio::sync::Semaphore;
 /// Asks a ledger, which may be written to meanwhile. Clones share its connections.
 ///
 /// Needs a tokio runtime: each query runs on one of its threads for blocking work, over a connection that can only read.
-/// Four do at once; others wait for their turn, for whoever opened connections for all of them would be slower.
+/// Four do at once; others wait for their turn, for whoever opened connections for all of them would be slower. What a
+/// [history](crate::quota::UsageHistory) is asked has four of its own, so that no call waits for somebody's large question.
 /// It reads the events of the department, if one is asked for; else of the time; without either, all. A file of an older
 /// version is asked all the same, by time only. Where another file takes its place, that one is asked from then on.
 ///
 /// # Cancel safety
 ///
-/// A query that is dropped runs to its end all the same.
+/// A query that is dropped ends soon.
 #[derive(Clone)]
 pub struct LedgerReader {
     path: Arc<Path>,
-    idle: Arc<Mutex<Vec<Asked>>>,
-    turns: Arc<Semaphore>,
+    shown: Connections,
+    history: Connections,
     behind: Option<Behind>,
     most_groups: usize,
 }
 
+/// Those that nobody asks by at the moment, and turns to ask by one.
+#[derive(Clone)]
+struct Connections {
+    idle: Arc<Mutex<Vec<Opened>>>,
+    turns: Arc<Semaphore>,
+}
+
 /// A connection, and the version of the tables when it was opened: newer ones have the old columns too.
-struct Asked {
+struct Opened {
     connection: Connection,
     version: i64,
     /// Another may take its place.
@@ -53,7 +62,7 @@ struct Asked {
 const BUSY: Duration = Duration::from_secs(5);
 /// How long what was just recorded is waited for.
 const PATIENCE: Duration = Duration::from_millis(250);
-/// How many connections there are.
+/// How many connections there are of each kind.
 const CONNECTIONS: usize = 4;
 
 impl LedgerReader {
@@ -66,9 +75,9 @@ impl LedgerReader {
     /// [`Failed`](LedgerErrorKind::Failed).
     pub async fn open(path: impl AsRef<Path>) -> Result<Self, LedgerError> {
         let path = absolute(path.as_ref())?;
-        let turns = Arc::new(Semaphore::new(CONNECTIONS));
-        let reader = Self { path, idle: Arc::default(), turns, behind: None, most_groups: usize::MAX };
-        reader.run(|_, _| Ok(())).await?;
+        let (shown, history) = (Connections::new(), Connections::new());
+        let reader = Self { path, shown, history, behind: None, most_groups: usize::MAX };
+        reader.run(&reader.history, |_, _| Ok(())).await?;
         Ok(reader)
     }
 
@@ -116,7 +125,7 @@ impl LedgerReader {
         {
             return Err(LedgerError::failed(&self.path, "what was recorded will not be written"));
         }
-        let charged = self.run(move |connection, version| {
+        let charged = self.run(&self.history, move |connection, version| {
             // All windows at one moment.
             let _moment = connection.unchecked_transaction()?;
             let mut all = Vec::with_capacity(N);
@@ -185,7 +194,9 @@ impl LedgerReader {
         }
         let (query, groups, most) = (query.clone(), groups.to_vec(), self.most_groups);
         let sums = self
-            .run(move |connection, version| select::run(connection, &query, &over, &groups, version, most))
+            .run(&self.shown, move |connection, version| {
+                select::run(connection, &query, &over, &groups, version, most)
+            })
             .await?;
         match sums.len() > most {
             true => Err(LedgerError::new(&self.path, LedgerErrorKind::TooManyGroups)),
@@ -202,44 +213,54 @@ impl LedgerReader {
         rows.collect::<Option<_>>().ok_or_else(|| LedgerError::new(&self.path, LedgerErrorKind::Overflow))
     }
 
-    async fn run<T, F>(&self, query: F) -> Result<T, LedgerError>
+    async fn run<T, F>(&self, connections: &Connections, query: F) -> Result<T, LedgerError>
     where
         T: Send + 'static,
         F: FnOnce(&Connection, i64) -> rusqlite::Result<T> + Send + 'static,
     {
-        let reader = self.clone();
-        let turn = Arc::clone(&self.turns).acquire_owned().await.expect("it is never closed");
-        let asked = tokio::task::spawn_blocking(move || {
+        let (path, connections) = (Arc::clone(&self.path), connections.clone());
+        let turn = Arc::clone(&connections.turns).acquire_owned().await.expect("it is never closed");
+        let asker = Asker::default();
+        let asked = asker.asked();
+        let answer = tokio::task::spawn_blocking(move || {
             let _turn = turn;
-            let file = FileId::of(&reader.path);
-            let idle = reader.idle().pop().filter(|asked| asked.file == file);
-            let asked = match idle {
-                Some(asked) => asked,
-                None => reader.connect(file)?,
+            let file = FileId::of(&path);
+            let idle = connections.idle().pop().filter(|idle| idle.file == file);
+            let Opened { connection, version, file } = match idle {
+                Some(idle) => idle,
+                None => connect(&path, file)?,
             };
-            let answer = query(&asked.connection, asked.version)
-                .map_err(|error| LedgerError::of(&reader.path, error))?;
-            reader.idle().push(asked);
+            let answer = asked
+                .run(&connection, |connection| query(connection, version))
+                .map_err(|error| LedgerError::of(&path, error))?;
+            connections.idle().push(Opened { connection, version, file });
             Ok(answer)
         });
-        asked.await.unwrap_or_else(|error| Err(LedgerError::failed(&self.path, error)))
-    }
-
-    fn connect(&self, file: Option<FileId>) -> Result<Asked, LedgerError> {
-        let connection = open(&self.path, OpenFlags::SQLITE_OPEN_READ_ONLY, BUSY)?;
-        let version = SCHEMA.verify(&connection).map_err(|problem| LedgerError::of(&self.path, problem))?;
-        Ok(Asked { connection, version, file })
+        answer.await.unwrap_or_else(|error| Err(LedgerError::failed(&self.path, error)))
     }
 
     /// Closes the connections that nobody asks by at the moment: whoever writes is then the last, and leaves one file.
     #[cfg(feature = "config")]
     pub(crate) fn rest(&self) {
-        self.idle().clear();
+        self.shown.idle().clear();
+        self.history.idle().clear();
+    }
+}
+
+impl Connections {
+    fn new() -> Self {
+        Self { idle: Arc::default(), turns: Arc::new(Semaphore::new(CONNECTIONS)) }
     }
 
-    fn idle(&self) -> MutexGuard<'_, Vec<Asked>> {
+    fn idle(&self) -> MutexGuard<'_, Vec<Opened>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn connect(path: &Arc<Path>, file: Option<FileId>) -> Result<Opened, LedgerError> {
+    let connection = open(path, OpenFlags::SQLITE_OPEN_READ_ONLY, BUSY)?;
+    let version = SCHEMA.verify(&connection).map_err(|problem| LedgerError::of(path, problem))?;
+    Ok(Opened { connection, version, file })
 }
 
 impl UsageReader for LedgerReader {
