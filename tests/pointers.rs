@@ -8,7 +8,7 @@ use llm_layers::{
     quota::{Calendar, HistoryFuture, HistoryQuery, TokenEstimator, UsageHistory, Used},
     usage::{
         DepartmentSums, GroupBy, LogPosition, ReadFuture, Slot, UsageEvent, UsageGroup, UsageQuery,
-        UsageReader, UsageSink, UsageStore, UsageTotals,
+        UsageReader, UsageSink, UsageStore, UsageSummary, UsageTotals,
     },
 };
 use std::{
@@ -125,6 +125,11 @@ impl UsageReader for Seen {
         self.call("department_sums");
         Box::pin(async { Ok(Vec::new()) })
     }
+
+    fn summary(&self, _: &UsageQuery, _: &[GroupBy]) -> ReadFuture<UsageSummary> {
+        self.call("summary");
+        Box::pin(async { Ok(UsageSummary::new(UsageTotals::default(), Vec::new(), Vec::new())) })
+    }
 }
 
 // By the trait of what they are given: of a pointer, its own.
@@ -161,6 +166,7 @@ fn ask_reader(reader: &impl UsageReader) {
     drop(reader.totals(&query));
     drop(reader.totals_by(&query, &[]));
     drop(reader.department_sums(&query, &[]));
+    drop(reader.summary(&query, &[]));
 }
 
 fn ask_source(mut source: impl PolicySource) {
@@ -185,7 +191,7 @@ fn a_box_asks_what_is_in_it_by_each_method() {
     ask_history(&(Box::new(seen.clone()) as Box<dyn UsageHistory>));
     assert_eq!(seen.calls(), ["used"]);
     ask_reader(&(Box::new(seen.clone()) as Box<dyn UsageReader>));
-    assert_eq!(seen.calls(), ["totals", "totals_by", "department_sums"]);
+    assert_eq!(seen.calls(), ["totals", "totals_by", "department_sums", "summary"]);
     ask_source(Box::new(seen.clone()) as Box<dyn PolicySource>);
     assert_eq!(seen.calls(), ["read"]);
 }
@@ -202,7 +208,7 @@ fn an_arc_asks_what_is_in_it_by_each_method() {
     ask_history(&(Arc::new(seen.clone()) as Arc<dyn UsageHistory>));
     assert_eq!(seen.calls(), ["used"]);
     ask_reader(&(Arc::new(seen.clone()) as Arc<dyn UsageReader>));
-    assert_eq!(seen.calls(), ["totals", "totals_by", "department_sums"]);
+    assert_eq!(seen.calls(), ["totals", "totals_by", "department_sums", "summary"]);
     ask_settings(&(Arc::new(seen.clone()) as Arc<dyn KbSettings>));
     assert_eq!(seen.calls(), ["caching"]);
 }

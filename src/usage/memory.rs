@@ -1,6 +1,6 @@
 use super::{
     DepartmentSums, Done, GroupBy, ReadError, ReadFuture, Slot, UsageEvent, UsageGroup, UsageQuery,
-    UsageReader, UsageSink, UsageTotals, query,
+    UsageReader, UsageSink, UsageSummary, UsageTotals, query,
 };
 use crate::{Error, ErrorKind};
 use std::{
@@ -93,6 +93,15 @@ impl UsageReader for MemorySink {
 
     fn department_sums(&self, query: &UsageQuery, groups: &[GroupBy]) -> ReadFuture<Vec<DepartmentSums>> {
         answer(self.department_sums(query, groups))
+    }
+
+    fn summary(&self, query: &UsageQuery, groups: &[GroupBy]) -> ReadFuture<UsageSummary> {
+        let kept = self.lock();
+        let totals = query::totals(each_once(&kept), query);
+        let by = query::totals_by(each_once(&kept), query, groups);
+        let departments = query::department_sums(each_once(&kept), query, groups);
+        let all = totals.zip(by).zip(departments);
+        answer(all.map(|((totals, groups), departments)| UsageSummary { totals, groups, departments }))
     }
 }
 

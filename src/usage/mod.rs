@@ -102,8 +102,8 @@ pub use self::{
     layer::UsageLayer,
     memory::MemorySink,
     query::{
-        DepartmentSums, GroupBy, ReadError, ReadFuture, UsageGroup, UsageQuery, UsageReader, UsageTotals,
-        Window, department_sums, totals, totals_by,
+        DepartmentSums, GroupBy, ReadError, ReadFuture, UsageGroup, UsageQuery, UsageReader, UsageSummary,
+        UsageTotals, Window, department_sums, totals, totals_by,
     },
     queue::{LogPosition, QueueOptions, QueueSink, Report, UsageStore, Worker},
     service::{RecordUsage, ResponseFuture},

@@ -277,7 +277,7 @@ mod usage {
     use crate::{
         clock::{Clock, SystemClock},
         stack::MOST_GROUPS,
-        usage::{GroupBy, Outcome, ReadError, UsageQuery, UsageReader, UsageTotals, Window},
+        usage::{GroupBy, Outcome, ReadError, UsageQuery, UsageReader, UsageSummary, UsageTotals, Window},
     };
     use serde::{Deserialize, Serialize, de::IgnoredAny};
     use std::{
@@ -503,13 +503,7 @@ mod usage {
         query: &UsageQuery,
         by: &[GroupBy],
     ) -> Result<String, ReadError> {
-        // Each waits for what was just recorded: at once, so that an outage is waited for once.
-        let (totals, groups, departments) = futures_util::future::try_join3(
-            reader.totals(query),
-            reader.totals_by(query, by),
-            reader.department_sums(query, by),
-        )
-        .await?;
+        let UsageSummary { totals, groups, departments } = reader.summary(query, by).await?;
         if groups.len().max(departments.len()) > MOST_GROUPS {
             return Err(ReadError::TooManyGroups);
         }
@@ -635,6 +629,51 @@ mod usage {
             let body: Value = serde_json::from_slice(&body).unwrap();
             assert!(body["error"]["message"].as_str().unwrap().starts_with("`by` makes more than"), "{body}");
             assert_eq!(asked("model").await.unwrap().status(), StatusCode::OK);
+            std::fs::remove_dir_all(&directory).unwrap();
+        }
+
+        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        async fn the_sums_of_one_answer_agree_while_calls_are_recorded() {
+            let directory = std::env::temp_dir().join(format!("llm-layers-agree-{}", std::process::id()));
+            std::fs::create_dir_all(&directory).unwrap();
+            let config = format!(
+                r#"
+                usage.path = '{}'
+                providers.echo = {{ kind = "echo", models = ["small"] }}
+                keys = [{{ key = "root-key", user = "root", admin = true }}]
+                "#,
+                directory.join("usage.db").display()
+            );
+            let (service, handle) = stack(Config::parse(&config).unwrap()).await.unwrap();
+            let root = handle.caller(Some(b"root-key")).unwrap();
+            let body = ChatBody::builder().user("Hi").build().unwrap();
+            let calling = tokio::spawn(async move {
+                loop {
+                    let mut request = LlmRequest::new("echo/small", body.clone());
+                    request.context = RequestContext::new().with_departments(["research"]);
+                    service.clone().oneshot(request).await.unwrap();
+                    tokio::task::yield_now().await;
+                }
+            });
+            let mut last = 0;
+            for _ in 0..50 {
+                let question = UsageQuestion {
+                    by: Some("model,day".into()),
+                    window: Some("month".into()),
+                    ..UsageQuestion::default()
+                };
+                let answer = usage(&handle, &root, Some(&question)).await.unwrap().into_response();
+                let body = answer.into_body().collect().await.unwrap().to_bytes();
+                let body: Value = serde_json::from_slice(&body).unwrap();
+                let calls = |of: &str, sums: &str| -> u64 {
+                    let sums = body[of].as_array().unwrap().iter().map(|one| one[sums]["calls"].as_u64());
+                    sums.map(Option::unwrap).sum()
+                };
+                last = body["totals"]["calls"].as_u64().unwrap();
+                assert_eq!((calls("groups", "totals"), calls("department_sums", "sums")), (last, last));
+            }
+            assert!(last > 0);
+            calling.abort();
             std::fs::remove_dir_all(&directory).unwrap();
         }
 

@@ -7,7 +7,7 @@ mod totals;
 pub use self::{
     aggregate::{department_sums, totals, totals_by},
     reader::{ReadError, ReadFuture, UsageReader},
-    totals::{DepartmentSums, UsageGroup, UsageTotals},
+    totals::{DepartmentSums, UsageGroup, UsageSummary, UsageTotals},
 };
 pub use crate::calendar::Window;
 

@@ -1,5 +1,6 @@
-use super::{DepartmentSums, GroupBy, UsageGroup, UsageQuery, UsageTotals};
+use super::{DepartmentSums, GroupBy, UsageGroup, UsageQuery, UsageSummary, UsageTotals};
 use crate::{BoxError, forward::forward};
+use futures_util::future::try_join3;
 use std::{fmt, pin::Pin, sync::Arc};
 
 /// Answers what was used: a ledger, of whatever kind.
@@ -54,6 +55,17 @@ pub trait UsageReader: Send + Sync + 'static {
     /// Adds up the events that `query` means, each in full for every department that it is charged to; in the order of departments, then keys.
     /// With a [department](UsageQuery::department) in the query, for no other.
     fn department_sums(&self, query: &UsageQuery, groups: &[GroupBy]) -> ReadFuture<Vec<DepartmentSums>>;
+
+    /// All three. Unless a reader does better, they are asked for at once, and what is recorded meanwhile may be in some of them:
+    /// one that can should tell what was there at one moment.
+    fn summary(&self, query: &UsageQuery, groups: &[GroupBy]) -> ReadFuture<UsageSummary> {
+        let totals = self.totals(query);
+        let (groups, departments) = (self.totals_by(query, groups), self.department_sums(query, groups));
+        Box::pin(async {
+            let (totals, groups, departments) = try_join3(totals, groups, departments).await?;
+            Ok(UsageSummary { totals, groups, departments })
+        })
+    }
 }
 
 /// The answer of a [`UsageReader`].
@@ -99,5 +111,6 @@ forward! {
         fn totals(&self, query: &UsageQuery) -> ReadFuture<UsageTotals>;
         fn totals_by(&self, query: &UsageQuery, groups: &[GroupBy]) -> ReadFuture<Vec<UsageGroup>>;
         fn department_sums(&self, query: &UsageQuery, groups: &[GroupBy]) -> ReadFuture<Vec<DepartmentSums>>;
+        fn summary(&self, query: &UsageQuery, groups: &[GroupBy]) -> ReadFuture<UsageSummary>;
     }
 }

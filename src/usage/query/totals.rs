@@ -63,6 +63,25 @@ pub struct DepartmentSums {
     pub sums: UsageTotals,
 }
 
+/// What was used, told in three ways.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct UsageSummary {
+    /// Each event once.
+    pub totals: UsageTotals,
+    /// The same for each group, in the order of their keys.
+    pub groups: Vec<UsageGroup>,
+    /// Each event in full for every department that it is charged to, in the order of departments, then keys.
+    pub departments: Vec<DepartmentSums>,
+}
+
+impl UsageSummary {
+    /// Of these sums.
+    pub const fn new(totals: UsageTotals, groups: Vec<UsageGroup>, departments: Vec<DepartmentSums>) -> Self {
+        Self { totals, groups, departments }
+    }
+}
+
 impl UsageGroup {
     /// Of what they have in common.
     pub const fn new(key: Vec<Option<Box<str>>>, totals: UsageTotals) -> Self {

@@ -10,7 +10,7 @@ use crate::{
     sqlite::FileId,
     usage::{
         DepartmentSums, GroupBy, QueueSink, ReadError, ReadFuture, UsageGroup, UsageQuery, UsageReader,
-        UsageTotals, Window, query::Sums,
+        UsageSummary, UsageTotals, Window, query::Sums,
     },
 };
 use rusqlite::{Connection, OpenFlags};
@@ -159,7 +159,8 @@ impl LedgerReader {
         query: &UsageQuery,
         groups: &[GroupBy],
     ) -> Result<Vec<UsageGroup>, LedgerError> {
-        self.select(query, Over::Events, groups, |(_, key), totals| UsageGroup { key, totals }).await
+        let [sums] = self.select(query, [Over::Events], groups).await?;
+        self.add_up(sums, group)
     }
 
     /// Adds up the events that `query` means, each in full for every department that it is charged to; in the order
@@ -173,21 +174,33 @@ impl LedgerReader {
         query: &UsageQuery,
         groups: &[GroupBy],
     ) -> Result<Vec<DepartmentSums>, LedgerError> {
-        self.select(query, Over::Departments, groups, |(department, key), sums| DepartmentSums {
-            department,
-            key,
-            sums,
-        })
-        .await
+        let [sums] = self.select(query, [Over::Departments], groups).await?;
+        self.add_up(sums, department)
     }
 
-    async fn select<T>(
+    /// [`totals`](Self::totals), [`totals_by`](Self::totals_by) and [`department_sums`](Self::department_sums) of one moment.
+    ///
+    /// # Errors
+    ///
+    /// As [`totals_by`](Self::totals_by).
+    pub async fn summary(&self, query: &UsageQuery, groups: &[GroupBy]) -> Result<UsageSummary, LedgerError> {
+        let [events, departments] = self.select(query, [Over::Events, Over::Departments], groups).await?;
+        let mut all = Sums::default();
+        events.values().for_each(|sums| all.add(sums));
+        Ok(UsageSummary {
+            totals: all.totals().ok_or_else(|| LedgerError::new(&self.path, LedgerErrorKind::Overflow))?,
+            groups: self.add_up(events, group)?,
+            departments: self.add_up(departments, department)?,
+        })
+    }
+
+    /// The sums over each of these, of one moment.
+    async fn select<const N: usize>(
         &self,
         query: &UsageQuery,
-        over: Over,
+        over: [Over; N],
         groups: &[GroupBy],
-        row: fn(Key, UsageTotals) -> T,
-    ) -> Result<Vec<T>, LedgerError> {
+    ) -> Result<[BTreeMap<Key, Sums>; N], LedgerError> {
         if let Some(behind) = &self.behind {
             // An outage is no reason not to tell of what was before it.
             let _ = tokio::time::timeout(PATIENCE, behind.catch_up()).await;
@@ -195,12 +208,17 @@ impl LedgerReader {
         let (query, groups, most) = (query.clone(), groups.to_vec(), self.most_groups);
         let sums = self
             .run(&self.shown, move |connection, version| {
-                select::run(connection, &query, &over, &groups, version, most)
+                let _moment = connection.unchecked_transaction()?;
+                let mut all = over.map(|over| (over, BTreeMap::new()));
+                for (over, sums) in &mut all {
+                    *sums = select::run(connection, &query, over, &groups, version, most)?;
+                }
+                Ok(all.map(|(_, sums)| sums))
             })
             .await?;
-        match sums.len() > most {
+        match sums.iter().any(|sums| sums.len() > most) {
             true => Err(LedgerError::new(&self.path, LedgerErrorKind::TooManyGroups)),
-            false => self.add_up(sums, row),
+            false => Ok(sums),
         }
     }
 
@@ -257,6 +275,14 @@ impl Connections {
     }
 }
 
+fn group((_, key): Key, totals: UsageTotals) -> UsageGroup {
+    UsageGroup { key, totals }
+}
+
+fn department((department, key): Key, sums: UsageTotals) -> DepartmentSums {
+    DepartmentSums { department, key, sums }
+}
+
 fn connect(path: &Arc<Path>, file: Option<FileId>) -> Result<Opened, LedgerError> {
     let connection = open(path, OpenFlags::SQLITE_OPEN_READ_ONLY, BUSY)?;
     let version = SCHEMA.verify(&connection).map_err(|problem| LedgerError::of(path, problem))?;
@@ -277,6 +303,11 @@ impl UsageReader for LedgerReader {
     fn department_sums(&self, query: &UsageQuery, groups: &[GroupBy]) -> ReadFuture<Vec<DepartmentSums>> {
         let (reader, query, groups) = (self.clone(), query.clone(), groups.to_vec());
         Box::pin(async move { Ok(reader.department_sums(&query, &groups).await?) })
+    }
+
+    fn summary(&self, query: &UsageQuery, groups: &[GroupBy]) -> ReadFuture<UsageSummary> {
+        let (reader, query, groups) = (self.clone(), query.clone(), groups.to_vec());
+        Box::pin(async move { Ok(reader.summary(&query, &groups).await?) })
     }
 }
 
