@@ -20,6 +20,8 @@ use llm_layers::{
 use redis_server::{Mode, Proxy, RedisCluster, RedisServer};
 use std::{
     collections::HashMap,
+    fs,
+    path::{Path, PathBuf},
     slice,
     sync::atomic::{AtomicBool, Ordering},
     thread,
@@ -487,6 +489,65 @@ fn what_was_recorded_is_found_in_the_copy_while_others_go_on_recording() {
         });
         assert_eq!(found.expect("nobody was told").unwrap().in_day.requests, 1);
     });
+}
+
+/// A file of SQLite and what belongs to it.
+fn files(path: &Path) -> [PathBuf; 3] {
+    ["", "-wal", "-shm"].map(|end| format!("{}{end}", path.display()).into())
+}
+
+#[test]
+fn a_copy_that_was_put_back_or_removed_gets_what_it_has_missed() {
+    let Some(server) = RedisServer::start("a_copy_that_was_put_back") else { return };
+    let (redis, directory) = (handle(&server.url()), Directory::new());
+    let (path, backup) = (directory.join("usage.db"), directory.join("backup.db"));
+    let runtime = runtime();
+    let start = || Collector::start(&redis, NAME, &path).unwrap();
+    let stop = |collector: Collector| assert!(runtime.block_on(collector.shutdown(SECONDS)));
+    let write = |numbers: std::ops::Range<u64>| stream(&redis).write(&events(numbers)).unwrap();
+    let remove = || files(&path).iter().for_each(|file| drop(fs::remove_file(file)));
+    let until = |calls: u64| {
+        let found = runtime.block_on(async {
+            let reader = LedgerReader::open(&path).await.unwrap();
+            tokio::time::timeout(SECONDS / 4, async {
+                // None while the file is away.
+                while reader.totals(&UsageQuery::new()).await.map_or(0, |totals| totals.calls) != calls {
+                    tokio::task::yield_now().await;
+                }
+            })
+            .await
+        });
+        assert!(found.is_ok(), "there are not {calls}");
+    };
+    write(0..5);
+    let collector = start();
+    until(5);
+    stop(collector);
+    fs::copy(&path, &backup).unwrap();
+    let collector = start();
+    write(5..10);
+    until(10);
+    stop(collector);
+
+    // Put back while nobody copies.
+    remove();
+    fs::copy(&backup, &path).unwrap();
+    let collector = start();
+    until(10);
+
+    // Put back while it is copied, and nothing comes.
+    remove();
+    fs::copy(&backup, directory.join("new.db")).unwrap();
+    fs::rename(directory.join("new.db"), &path).unwrap();
+    until(10);
+    stop(collector);
+
+    remove();
+    let collector = start();
+    until(10);
+    write(10..12);
+    until(12);
+    stop(collector);
 }
 
 // ===== a cluster =====

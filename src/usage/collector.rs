@@ -1,12 +1,12 @@
-use super::{Durability, SqliteLedger, StreamReader, redis::place};
+use super::{Durability, SqliteLedger, StreamReader, UsageEvent};
 use crate::{
     BoxError,
     ended::{Ended, running},
     store::Redis,
 };
 use std::{
-    fmt, fs, io,
-    path::{Path, PathBuf},
+    fmt,
+    path::Path,
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -29,7 +29,8 @@ const LONG_PAUSE: Duration = Duration::from_secs(2);
 /// Copies what all have recorded in a [`RedisStream`](super::RedisStream) into a file of SQLite, out of which questions are answered: on a
 /// thread of its own, until it is [stopped](Self::stop) or dropped.
 ///
-/// How far it has come is in a file beside that of the ledger, with `-cursor` after its name. What is copied twice is there once.
+/// How far it has come is in the ledger itself: one that was put back from a copy, or made anew, gets what it has missed for as
+/// long as it is in the stream. What is copied twice is there once.
 #[must_use = "nothing is copied any more once it is dropped"]
 pub struct Collector {
     shared: Arc<Shared>,
@@ -54,8 +55,7 @@ struct Turns {
 struct Copying {
     reader: StreamReader,
     ledger: SqliteLedger,
-    /// Where it is kept how far was copied.
-    cursor: PathBuf,
+    stream: Box<str>,
     runtime: Runtime,
     goal: Option<Goal>,
 }
@@ -72,24 +72,14 @@ impl Collector {
     ///
     /// # Errors
     ///
-    /// The ledger cannot be opened, or what is beside it cannot be read.
+    /// The ledger cannot be opened.
     pub fn start(redis: &Redis, name: &str, path: impl AsRef<Path>) -> Result<Self, BoxError> {
-        // Nothing is copied again that the cursor tells of, so that it has to outlast a power failure as the cursor may.
-        let ledger = SqliteLedger::open(path, Durability::PowerLoss)?;
-        let mut cursor = ledger.path().as_os_str().to_owned();
-        cursor.push("-cursor");
-        let cursor = PathBuf::from(cursor);
-        let mut reader = StreamReader::new(redis.apart(), name);
-        match fs::read_to_string(&cursor) {
-            Ok(text) if is_cursor(text.trim()) => reader = reader.after(text.trim()),
-            // Nobody knows how far: all is copied again, and is there once.
-            Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(format!("{}: {error}", cursor.display()).into()),
-        }
+        // What a power failure takes is copied again: the place in the stream goes with it.
+        let ledger = SqliteLedger::open(path, Durability::Kill)?;
+        let reader = StreamReader::new(redis.apart(), name);
         let runtime = Builder::new_current_thread().enable_all().build()?;
         let shared = Arc::new(Shared::default());
-        let mut copying = Copying { reader, ledger, cursor, runtime, goal: None };
+        let mut copying = Copying { reader, ledger, stream: name.into(), runtime, goal: None };
         let of_thread = Arc::clone(&shared);
         let (running, ended) = running();
         let run = move || {
@@ -140,10 +130,6 @@ impl fmt::Debug for Collector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Collector").field("last_error", &self.last_error()).finish_non_exhaustive()
     }
-}
-
-fn is_cursor(text: &str) -> bool {
-    place(text).is_some()
 }
 
 /// Says that the thread has ended, however it did: nobody waits for it in vain.
@@ -238,16 +224,14 @@ impl Copying {
     }
 
     fn copy(&mut self) -> Result<usize, BoxError> {
-        let Self { reader, ledger, cursor, runtime, .. } = self;
-        let copied = runtime.block_on(reader.copy_to(ledger, ENTRIES))?;
-        if copied > 0 {
-            // After what it speaks of: what is copied twice is there once.
-            let mut new = cursor.as_os_str().to_owned();
-            new.push(".new");
-            fs::write(&new, reader.cursor())?;
-            fs::rename(&new, cursor)?;
+        let Self { reader, ledger, stream, runtime, .. } = self;
+        // Another file may have taken the place of the one before, and have less.
+        let copied = ledger.copied(stream)?;
+        if copied.as_deref() != Some(reader.cursor()) {
+            reader.go_to(copied);
         }
-        Ok(copied)
+        let write = |events: &[UsageEvent], cursor: &str| Ok(ledger.copy(events, stream, cursor)?);
+        Ok(runtime.block_on(reader.read_to(write, ENTRIES))?)
     }
 }
 

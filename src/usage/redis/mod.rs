@@ -3,8 +3,6 @@
 mod reader;
 mod stream;
 
-#[cfg(feature = "rusqlite")]
-pub(super) use self::reader::place;
 pub use self::{
     reader::{StreamError, StreamReader},
     stream::{RedisStream, RedisStreamOptions, Trim},

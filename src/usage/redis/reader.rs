@@ -150,11 +150,31 @@ impl StreamReader {
         store: &mut impl UsageStore,
         entries: usize,
     ) -> Result<usize, StreamError> {
+        let write = |events: &[UsageEvent], _: &str| match events {
+            [] => Ok(()),
+            events => store.write(events),
+        };
+        self.read_to(write, entries).await
+    }
+
+    /// Hands what was read to `write`, with the place behind it, if there is anything.
+    pub(in crate::usage) async fn read_to(
+        &mut self,
+        write: impl FnOnce(&[UsageEvent], &str) -> Result<(), BoxError>,
+        entries: usize,
+    ) -> Result<usize, StreamError> {
         let read = self.peek(entries).await?;
-        if !read.events.is_empty() {
-            store.write(&read.events).map_err(StreamError::Store)?;
+        if !read.events.is_empty() || read.cursor != self.cursor {
+            write(&read.events, &read.cursor).map_err(StreamError::Store)?;
         }
         Ok(self.go_on(read).len())
+    }
+
+    /// Goes on behind this entry, or at the beginning, also with what it has read before.
+    #[cfg(feature = "rusqlite")]
+    pub(in crate::usage) fn go_to(&mut self, cursor: Option<Box<str>>) {
+        self.cursor = cursor.map_or_else(|| BEGINNING.into(), Arc::from);
+        self.recent = Recent::default();
     }
 
     fn go_on(&mut self, read: Read) -> Vec<UsageEvent> {
@@ -293,7 +313,7 @@ impl StreamReader {
 
 /// Where an entry stands, by its id.
 #[cfg(feature = "rusqlite")]
-pub(in crate::usage) fn place(entry: &str) -> Option<(u64, u64)> {
+fn place(entry: &str) -> Option<(u64, u64)> {
     let (millis, number) = entry.split_once('-')?;
     Some((millis.parse().ok()?, number.parse().ok()?))
 }

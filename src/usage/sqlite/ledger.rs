@@ -1,3 +1,5 @@
+#[cfg(feature = "redis")]
+use super::schema::COPIED;
 use super::{
     error::{LedgerError, LedgerErrorKind},
     schema::{SCHEMA, absolute, open},
@@ -13,7 +15,9 @@ use crate::{
         query::nanos,
     },
 };
-use rusqlite::{Connection, ErrorCode, OpenFlags, Statement, TransactionBehavior};
+#[cfg(feature = "redis")]
+use rusqlite::OptionalExtension as _;
+use rusqlite::{Connection, ErrorCode, OpenFlags, Statement, Transaction, TransactionBehavior};
 use std::{fmt, path::Path, sync::Arc, time::Duration};
 
 /// Events in a file of SQLite, each once, whatever is written again.
@@ -116,23 +120,62 @@ impl SqliteLedger {
 
     fn insert(&mut self, group: &[UsageEvent]) -> rusqlite::Result<()> {
         let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        {
-            let mut event_row = transaction.prepare_cached(INSERT_EVENT)?;
-            let mut department_row = transaction.prepare_cached(INSERT_DEPARTMENT)?;
-            let mut unset = u64::MAX;
-            for event in group {
-                bind(Columns { row: &mut event_row, next: 1, unset: &mut unset }, event)?;
-                // An event that is there already is there with its departments.
-                if event_row.raw_execute()? == 1 {
-                    let (seq, ended_at) = (transaction.last_insert_rowid(), nanos(event.ended_at));
-                    for department in event.context.department_ids() {
-                        department_row.execute((seq, &**department, ended_at))?;
-                    }
-                }
-            }
-        }
+        add(&transaction, group)?;
         transaction.commit()
     }
+}
+
+#[cfg(feature = "redis")]
+impl SqliteLedger {
+    /// How far a stream was copied into the file that stands there now; `None` if nothing of it was.
+    pub(in crate::usage) fn copied(&mut self, stream: &str) -> Result<Option<Box<str>>, LedgerError> {
+        self.follow()?;
+        let cursor = || {
+            self.connection.execute_batch(COPIED)?;
+            let mut cursor = self.connection.prepare_cached("SELECT cursor FROM copied WHERE stream = ?1")?;
+            cursor.query_row([stream], |row| row.get(0)).optional()
+        };
+        cursor().map_err(|error| LedgerError::of(&self.path, error))
+    }
+
+    /// Writes what was read of a stream, and how far it was: all or none. Into the file that was asked how far, whatever stands there
+    /// now: another has places of its own.
+    pub(in crate::usage) fn copy(
+        &mut self,
+        group: &[UsageEvent],
+        stream: &str,
+        cursor: &str,
+    ) -> Result<(), LedgerError> {
+        let mut copy = || {
+            let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            add(&transaction, group)?;
+            let mut row = transaction.prepare_cached(
+                "INSERT INTO copied (stream, cursor) VALUES (?1, ?2)
+                 ON CONFLICT DO UPDATE SET cursor = excluded.cursor",
+            )?;
+            row.execute((stream, cursor))?;
+            drop(row);
+            transaction.commit()
+        };
+        copy().map_err(|error| LedgerError::of(&self.path, error))
+    }
+}
+
+fn add(transaction: &Transaction<'_>, group: &[UsageEvent]) -> rusqlite::Result<()> {
+    let mut event_row = transaction.prepare_cached(INSERT_EVENT)?;
+    let mut department_row = transaction.prepare_cached(INSERT_DEPARTMENT)?;
+    let mut unset = u64::MAX;
+    for event in group {
+        bind(Columns { row: &mut event_row, next: 1, unset: &mut unset }, event)?;
+        // An event that is there already is there with its departments.
+        if event_row.raw_execute()? == 1 {
+            let (seq, ended_at) = (transaction.last_insert_rowid(), nanos(event.ended_at));
+            for department in event.context.department_ids() {
+                department_row.execute((seq, &**department, ended_at))?;
+            }
+        }
+    }
+    Ok(())
 }
 
 impl UsageStore for SqliteLedger {

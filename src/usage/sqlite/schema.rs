@@ -93,6 +93,16 @@ ALTER TABLE events ADD COLUMN service_tier TEXT;
 ALTER TABLE events ADD COLUMN assumed_cost INTEGER;
 ";
 
+/// How far streams were copied into the file. Beside the versions, for nothing that they have is read otherwise: a gateway that does not know it
+/// may write there too.
+#[cfg(feature = "redis")]
+pub(super) const COPIED: &str = "
+CREATE TABLE IF NOT EXISTS copied (
+    stream TEXT NOT NULL PRIMARY KEY,
+    cursor TEXT NOT NULL
+) STRICT, WITHOUT ROWID;
+";
+
 /// Opens a file, without changing anything in it.
 pub(super) fn open(path: &Arc<Path>, flags: OpenFlags, busy: Duration) -> Result<Connection, LedgerError> {
     sqlite::open(path, flags, busy).map_err(|error| LedgerError::of(path, error))
