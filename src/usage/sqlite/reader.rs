@@ -126,17 +126,9 @@ impl LedgerReader {
             return Err(LedgerError::failed(&self.path, "what was recorded will not be written"));
         }
         let charged = self.run(&self.history, move |connection, version| {
-            // All windows at one moment.
-            let _moment = connection.unchecked_transaction()?;
-            let mut all = Vec::with_capacity(N);
-            for window in windows {
-                all.push(select::charged(connection, &department, window, &except, version)?);
-            }
-            Ok(all)
+            select::charged(connection, &department, windows, &except, version)
         });
-        let charged: Option<Vec<Charged>> = charged.await?.into_iter().collect();
-        let charged = charged.and_then(|all| all.try_into().ok());
-        charged.ok_or_else(|| LedgerError::new(&self.path, LedgerErrorKind::Overflow))
+        charged.await?.ok_or_else(|| LedgerError::new(&self.path, LedgerErrorKind::Overflow))
     }
 
     /// Adds up the events that `query` means, each once.

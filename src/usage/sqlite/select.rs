@@ -10,7 +10,10 @@ use crate::{
     },
 };
 use rusqlite::{Connection, Row, types::Value};
-use std::{collections::BTreeMap, fmt::Write};
+use std::{
+    collections::{BTreeMap, HashSet},
+    fmt::Write,
+};
 
 /// Of one row: the department if it is a sum over departments, and the key.
 pub(super) type Key = (Option<Box<str>>, Vec<Option<Box<str>>>);
@@ -67,51 +70,81 @@ pub(super) fn run(
     Ok(sums)
 }
 
-/// What a department was charged for what ended in a window, but for what belongs to these leases; `None` if the sum is too
-/// large for anybody.
-pub(super) fn charged(
+/// What a department was charged for what ended in each of these windows, but for what belongs to these leases; `None` if a sum
+/// is too large for anybody.
+pub(super) fn charged<const N: usize>(
     connection: &Connection,
     department: &str,
-    window: Window,
+    windows: [Window; N],
     except: &[CallId],
     version: i64,
-) -> rusqlite::Result<Option<Charged>> {
-    let charged = |requests: i64, tokens: i128, cost: i128| {
-        let (tokens, cost) = (tokens.try_into().unwrap_or(u64::MAX), i64::try_from(cost).ok()?);
-        Some(Charged { requests: requests.unsigned_abs(), tokens, cost: NanoUsd::new(cost) })
-    };
-    if version < LEASED {
-        let query = UsageQuery::new().with_department(department).within(window);
-        let sums = run(connection, &query, &Over::Events, &[], version, 1)?.into_values().next();
-        let totals = sums.unwrap_or_default().totals();
-        return Ok(totals.map(|totals| Charged {
-            requests: totals.calls.saturating_sub(totals.saved_calls),
-            tokens: totals.input_tokens.saturating_add(totals.output_tokens).try_into().unwrap_or(u64::MAX),
-            cost: totals.cost,
-        }));
+) -> rusqlite::Result<Option<[Charged; N]>> {
+    let windows = windows.map(|window| (nanos(window.from), nanos(window.until)));
+    let mut charges = windows.map(|_| Charges::default());
+    let from = windows.iter().map(|(from, _)| *from).min();
+    let until = windows.iter().map(|(_, until)| *until).max();
+    let except: HashSet<_> = except.iter().map(|lease| lease.to_bytes()).collect();
+    let mut statement = connection.prepare_cached(&charged_rows(version))?;
+    let mut rows = statement.query((department, from, until))?;
+    while let Some(row) = rows.next()? {
+        let lease: Option<[u8; 16]> = row.get(1)?;
+        if lease.is_some_and(|lease| except.contains(&lease)) {
+            continue;
+        }
+        let ended_at: i64 = row.get(0)?;
+        let (input, output, cost) = (row.get(2)?, row.get(3)?, row.get(4)?);
+        for ((from, until), charges) in windows.iter().zip(&mut charges) {
+            if (*from..*until).contains(&ended_at) {
+                charges.add(lease, [input, output], cost);
+            }
+        }
     }
-    let except: Vec<String> = except.iter().map(ToString::to_string).collect();
-    let except = serde_json::to_string(&except).expect("texts");
-    let cost = if version < ASSUMED { "cost" } else { "coalesce(cost, assumed_cost)" };
-    let mut statement = connection.prepare_cached(&CHARGED.replace("COST", cost))?;
-    statement.query_row((department, nanos(window.from), nanos(window.until), except), |row| {
-        let sum = |at: usize| {
-            let (high, low): (Option<i64>, Option<i64>) = (row.get(at)?, row.get(at + 1)?);
-            Ok::<_, rusqlite::Error>((i128::from(high.unwrap_or(0)) << 32) + i128::from(low.unwrap_or(0)))
-        };
-        Ok(charged(row.get(0)?, sum(1)? + sum(3)?, sum(5)?))
-    })
+    let charged = charges.map(Charges::charged);
+    Ok(charged.iter().all(Option::is_some).then(|| charged.map(Option::unwrap_or_default)))
 }
 
-const CHARGED: &str = "
-SELECT count(DISTINCT coalesce(lease, id)),
-    sum(input_tokens >> 32), sum(input_tokens & 4294967295),
-    sum(output_tokens >> 32), sum(output_tokens & 4294967295),
-    sum(COST >> 32), sum(COST & 4294967295)
-FROM events
-WHERE seq IN (SELECT event FROM departments WHERE department = ?1 AND ended_at >= ?2 AND ended_at < ?3)
-    AND saved_certainty IS NULL
-    AND (lease IS NULL OR lease NOT IN (SELECT unhex(value) FROM json_each(?4)))";
+/// What is added up, and not by SQLite: it would keep the leases in a tree, and that in a file if there are many.
+#[derive(Default)]
+struct Charges {
+    unleased: u64,
+    /// Nearly in order, for they are minted by the clock: sorted sooner than looked up.
+    leases: Vec<[u8; 16]>,
+    tokens: i128,
+    cost: i128,
+}
+
+impl Charges {
+    fn add(&mut self, lease: Option<[u8; 16]>, tokens: [Option<i64>; 2], cost: Option<i64>) {
+        match lease {
+            Some(lease) => self.leases.push(lease),
+            None => self.unleased += 1,
+        }
+        self.tokens += tokens.into_iter().flatten().map(i128::from).sum::<i128>();
+        self.cost += i128::from(cost.unwrap_or(0));
+    }
+
+    fn charged(mut self) -> Option<Charged> {
+        self.leases.sort_unstable();
+        self.leases.dedup();
+        Some(Charged {
+            requests: self.unleased + self.leases.len() as u64,
+            tokens: self.tokens.try_into().unwrap_or(u64::MAX),
+            cost: NanoUsd::new(i64::try_from(self.cost).ok()?),
+        })
+    }
+}
+
+/// In the order of the index: neighbours are neighbours in the table too.
+fn charged_rows(version: i64) -> String {
+    let ended_at = if version < TIMED_DEPARTMENTS { "events.ended_at" } else { "departments.ended_at" };
+    let lease = if version < LEASED { "NULL" } else { "lease" };
+    let cost = if version < ASSUMED { "cost" } else { "coalesce(cost, assumed_cost)" };
+    format!(
+        "SELECT {ended_at}, {lease}, input_tokens, output_tokens, {cost}
+         FROM departments CROSS JOIN events ON events.seq = departments.event
+         WHERE department = ?1 AND {ended_at} >= ?2 AND {ended_at} < ?3 AND saved_certainty IS NULL"
+    )
+}
 
 fn statement(query: &UsageQuery, over: &Over, groups: &[GroupBy], is_timed: bool) -> (String, Vec<Value>) {
     let Conditions { sql: conditions, values } = conditions(query, over, is_timed);
@@ -231,12 +264,11 @@ mod tests {
     use std::time::UNIX_EPOCH;
 
     /// How SQLite goes about a query.
-    fn plan(query: &UsageQuery, over: &Over) -> String {
+    fn plan((sql, values): (String, Vec<Value>)) -> String {
         let directory = std::env::temp_dir().join(format!("llm-layers-plan-{}", fastrand::u64(..)));
         std::fs::create_dir_all(&directory).unwrap();
         let mut connection = Connection::open(directory.join("usage.db")).unwrap();
         SCHEMA.create(&mut connection).unwrap();
-        let (sql, values) = statement(query, over, &[GroupBy::Model], true);
         let mut statement = connection.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap();
         let rows = statement.query_map(rusqlite::params_from_iter(values), |row| row.get::<_, String>(3));
         let plan = rows.unwrap().collect::<rusqlite::Result<Vec<_>>>().unwrap().join("; ");
@@ -244,18 +276,36 @@ mod tests {
         plan
     }
 
+    fn asked(query: &UsageQuery, over: &Over) -> String {
+        plan(statement(query, over, &[GroupBy::Model], true))
+    }
+
     #[test]
     fn one_department_is_found_without_reading_the_others() {
         let query = UsageQuery::new().with_department("research");
         for query in [query.clone(), query.from(UNIX_EPOCH).until(UNIX_EPOCH)] {
             for over in [Over::Events, Over::Departments] {
-                let plan = plan(&query, &over);
+                let plan = asked(&query, &over);
                 assert!(plan.contains("departments_by_time (department=?"), "{plan}");
                 assert!(plan.contains("SEARCH events USING INTEGER PRIMARY KEY"), "{plan}");
                 assert!(!plan.contains("SCAN"), "{plan}");
             }
         }
-        let plan = plan(&UsageQuery::new().from(UNIX_EPOCH), &Over::Departments);
+        let plan = asked(&UsageQuery::new().from(UNIX_EPOCH), &Over::Departments);
         assert!(plan.contains("events_by_time (ended_at>?)"), "{plan}");
+    }
+
+    #[test]
+    fn what_a_department_was_charged_is_added_up_without_a_file_of_sqlites() {
+        for version in [1, TIMED_DEPARTMENTS, LEASED, ASSUMED] {
+            let values = vec!["research".to_owned().into(), 0.into(), 1.into()];
+            let plan = plan((charged_rows(version), values));
+            assert!(!plan.contains("TEMP B-TREE"), "{plan}");
+            if version >= TIMED_DEPARTMENTS {
+                let of_department = "departments_by_time (department=? AND ended_at>? AND ended_at<?)";
+                assert!(plan.contains(of_department), "{plan}");
+                assert!(!plan.contains("SCAN"), "{plan}");
+            }
+        }
     }
 }
