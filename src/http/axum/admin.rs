@@ -359,18 +359,23 @@ mod usage {
             return Err(unknown);
         }
         let mut query = UsageQuery::new();
-        let mut only = |value: &Option<String>, with: fn(UsageQuery, String) -> UsageQuery| {
-            if let Some(value) = value {
-                query = with(std::mem::take(&mut query), value.clone());
+        type With = fn(UsageQuery, String) -> UsageQuery;
+        let only: [(&str, &Option<String>, With); 7] = [
+            ("agent", &question.agent, UsageQuery::with_agent),
+            ("user", &question.user, UsageQuery::with_user),
+            ("tenant", &question.tenant, UsageQuery::with_tenant),
+            ("department", &question.department, UsageQuery::with_department),
+            ("model", &question.model, UsageQuery::with_model),
+            ("provider", &question.provider, UsageQuery::with_provider),
+            ("task_type", &question.task_type, UsageQuery::with_task_type),
+        ];
+        for (name, value, with) in only {
+            match value.as_deref() {
+                Some("") => return Err(name),
+                Some(value) => query = with(query, value.to_owned()),
+                None => {}
             }
-        };
-        only(&question.agent, UsageQuery::with_agent);
-        only(&question.user, UsageQuery::with_user);
-        only(&question.tenant, UsageQuery::with_tenant);
-        only(&question.department, UsageQuery::with_department);
-        only(&question.model, UsageQuery::with_model);
-        only(&question.provider, UsageQuery::with_provider);
-        only(&question.task_type, UsageQuery::with_task_type);
+        }
         if let Some(outcome) = &question.outcome {
             query = query.with_outcome(Outcome::from_name(outcome).ok_or("outcome")?);
         }
@@ -387,6 +392,11 @@ mod usage {
         }
         if let Some(until) = &question.until {
             query = query.until(time(until).ok_or("until")?);
+        }
+        if let (Some(since), Some(before)) = (query.since(), query.before())
+            && since >= before
+        {
+            return Err("until");
         }
         let by = question
             .by
@@ -410,7 +420,11 @@ mod usage {
             "by" => format!("any of {}, with commas between them", GROUPS.map(|(name, _)| name).join(", ")),
             "outcome" => format!("one of {}", Outcome::ALL.map(Outcome::as_str).join(", ")),
             "window" => "day or month, and neither from nor until beside it".to_owned(),
-            "from" | "until" => "a day such as 2026-11-27, or a time as in RFC 3339".to_owned(),
+            "from" => "a day such as 2026-11-27, or a time as in RFC 3339".to_owned(),
+            "until" => "a day such as 2026-11-27, or a time as in RFC 3339, and later than from".to_owned(),
+            "agent" | "user" | "tenant" | "department" | "model" | "provider" | "task_type" => {
+                "a name, and not empty".to_owned()
+            }
             _ => return format!("`{name}` is no parameter of this"),
         };
         format!("`{name}` is to be {values}")
@@ -675,6 +689,26 @@ mod usage {
             assert!(last > 0);
             calling.abort();
             std::fs::remove_dir_all(&directory).unwrap();
+        }
+
+        #[test]
+        fn a_question_that_can_mean_nothing_is_refused_and_its_parameter_named() {
+            for name in ["agent", "user", "tenant", "department", "model", "provider", "task_type"] {
+                let question: UsageQuestion = serde_json::from_str(&format!(r#"{{"{name}":""}}"#)).unwrap();
+                assert_eq!(read(&question).unwrap_err(), name);
+                assert_eq!(wanted(name), format!("`{name}` is to be a name, and not empty"));
+            }
+            let day = "2026-11-27";
+            for (until, is_read) in
+                [("2026-11-28", true), ("2026-11-27T00:00:01Z", true), (day, false), ("2026-11-26", false)]
+            {
+                let question = UsageQuestion {
+                    from: Some(day.into()),
+                    until: Some(until.into()),
+                    ..UsageQuestion::default()
+                };
+                assert_eq!(read(&question).err(), (!is_read).then_some("until"), "{until}");
+            }
         }
 
         #[test]
