@@ -18,10 +18,10 @@ const LEASE: Duration = Duration::from_secs(1);
 
 /// Calls by their leases, and the tokens that they have used up.
 #[derive(Clone, Default)]
-struct Records(Arc<Mutex<Vec<(LeaseId, u64)>>>);
+pub(crate) struct Records(Arc<Mutex<Vec<(LeaseId, u64)>>>);
 
 impl Records {
-    fn add(&self, lease: LeaseId, tokens: u64) {
+    pub(crate) fn add(&self, lease: LeaseId, tokens: u64) {
         self.0.lock().unwrap().push((lease, tokens));
     }
 }
@@ -35,7 +35,7 @@ impl UsageHistory for Records {
     }
 }
 
-fn tokens(tokens: u64) -> Amount {
+pub(crate) fn tokens(tokens: u64) -> Amount {
     Amount::new(1, tokens, NanoUsd::new(tokens as i64 * 10))
 }
 

@@ -1,16 +1,17 @@
 //! What is reserved for nobody, in any store.
 
+use crate::late::{Records, tokens};
 use llm_layers::{
     clock::{Clock, SystemClock},
     price::NanoUsd,
     quota::{
-        Amount, Calendar, Days, Decision, Delta, Department, Departments, HistoryFuture, HistoryQuery,
-        LeaseId, Limits, QuotaStore, Reservation, Settlement, UsageHistory, Used, WindowName, audit, repair,
+        Amount, Calendar, Days, Decision, Delta, Department, Departments, LeaseId, Limits, QuotaStore,
+        Reservation, Settlement, WindowName, audit, repair,
     },
 };
 use std::{
     sync::{
-        Arc, Mutex,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -18,29 +19,6 @@ use std::{
 
 const NAME: &str = "leaky";
 const HOUR: Duration = Duration::from_secs(3600);
-
-/// Calls by their leases, and the tokens that they have used up.
-#[derive(Clone, Default)]
-struct Records(Arc<Mutex<Vec<(LeaseId, u64)>>>);
-
-impl Records {
-    fn add(&self, lease: LeaseId, tokens: u64) {
-        self.0.lock().unwrap().push((lease, tokens));
-    }
-}
-
-impl UsageHistory for Records {
-    fn used(&self, query: HistoryQuery) -> HistoryFuture {
-        let records = self.0.lock().unwrap();
-        let known = records.iter().filter(|(lease, _)| !query.in_flight.contains(lease));
-        let sum = known.fold(Amount::ZERO, |sum, (_, used)| sum.plus(&tokens(*used)));
-        Box::pin(async move { Ok(Used { in_day: sum, in_month: sum }) })
-    }
-}
-
-fn tokens(tokens: u64) -> Amount {
-    Amount::new(1, tokens, NanoUsd::new(tokens as i64 * 10))
-}
 
 fn department() -> Departments {
     Departments::one(Department::new(NAME, Limits::new().with_month_requests(100_000)))
