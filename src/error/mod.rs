@@ -137,10 +137,14 @@ impl Error {
     /// Says whether a provider was asked before this happened.
     #[must_use]
     pub fn with_dispatched(mut self, dispatched: bool) -> Self {
+        self.set_dispatched(dispatched);
+        self
+    }
+
+    pub(crate) fn set_dispatched(&mut self, dispatched: bool) {
         if self.0.dispatched != dispatched {
             self.repr().dispatched = dispatched;
         }
-        self
     }
 
     /// Says what is known to have been used up.

@@ -52,6 +52,8 @@ pub struct MarkDispatchLayer(());
 #[derive(Debug, Clone, Copy)]
 pub struct MarkDispatch<S> {
     inner: S,
+    /// The service does so itself.
+    is_marked_within: bool,
 }
 
 /// One attempt to ask a provider, noted in the call's progress when there is a head, or none will come: whoever tries
@@ -61,7 +63,7 @@ pub(crate) struct Asked {
     is_over: bool,
 }
 
-/// Response future of [`MarkDispatch`], and of a deployment of [`Providers`](crate::providers::Leaf).
+/// Response future of [`MarkDispatch`].
 #[pin_project]
 pub struct ResponseFuture<F> {
     #[pin]
@@ -82,13 +84,17 @@ impl<S> Layer<S> for MarkDispatchLayer {
     type Service = MarkDispatch<S>;
 
     fn layer(&self, inner: S) -> MarkDispatch<S> {
-        MarkDispatch { inner }
+        MarkDispatch::around(inner, false)
     }
 }
 
 // ===== impl MarkDispatch =====
 
 impl<S> MarkDispatch<S> {
+    pub(crate) const fn around(inner: S, is_marked_within: bool) -> Self {
+        Self { inner, is_marked_within }
+    }
+
     /// The inner service.
     pub const fn get_ref(&self) -> &S {
         &self.inner
@@ -114,8 +120,10 @@ where
 
     fn call(&mut self, request: LlmRequest) -> Self::Future {
         let asked = Asked::new(&request.progress);
-        request.progress.mark_dispatched();
-        asked.over(self.inner.call(request))
+        if !self.is_marked_within {
+            request.progress.mark_dispatched();
+        }
+        ResponseFuture { asked, future: self.inner.call(request) }
     }
 }
 
@@ -127,28 +135,22 @@ impl Asked {
         Self { progress: progress.clone(), is_over: false }
     }
 
-    pub(crate) const fn over<F>(self, future: F) -> ResponseFuture<F> {
-        ResponseFuture { future, asked: self }
-    }
-
     /// Where an attempt that was not sent shares the progress with one that was, its error says so.
     pub(crate) fn end(&mut self, ended: &mut Result<LlmResponse, Error>) {
         self.is_over = true;
-        match ended {
-            Ok(answer) if answer.cache.is_hit() => {}
-            Err(error) if error.class() == Some(ErrorClass::Connect) && !error.dispatched() => {
-                self.tell(error);
-            }
-            Err(error) if !error.was_sent(&self.progress) => {}
-            Err(error) if is_refusal(error) && error.usage().is_none() => self.progress.mark_refused(),
-            Ok(_) | Err(_) => self.progress.mark_billable(),
-        }
-    }
-
-    /// Whether a provider was asked.
-    fn tell(&self, error: &mut Error) {
-        if !error.dispatched() && error.was_sent(&self.progress) {
-            *error = error.clone().with_dispatched(true);
+        let error = match ended {
+            Ok(answer) if answer.cache.is_hit() => return,
+            Ok(_) => return self.progress.mark_billable(),
+            Err(error) => error,
+        };
+        let is_connect = error.class() == Some(ErrorClass::Connect);
+        let is_sent = error.dispatched() || (!is_connect && self.progress.is_dispatched());
+        if is_sent && is_refusal(error) && error.usage().is_none() {
+            self.progress.mark_refused();
+        } else if is_sent {
+            self.progress.mark_billable();
+        } else if is_connect && self.progress.is_sent() {
+            error.set_dispatched(true);
         }
     }
 }
@@ -177,8 +179,11 @@ where
         let mut polled = this.future.poll(cx).map_err(Into::into);
         if let Poll::Ready(ended) = &mut polled {
             this.asked.end(ended);
-            if let Err(error) = ended {
-                this.asked.tell(error);
+            // A service of somebody else's may not know what was marked for it.
+            if let Err(error) = ended
+                && error.was_sent(&this.asked.progress)
+            {
+                error.set_dispatched(true);
             }
         }
         polled

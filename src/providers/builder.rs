@@ -1,6 +1,6 @@
 use super::{
+    Leaf,
     balance::{CoolDown, Health},
-    leaf::Leaf,
     names::ProviderNames,
     place::Place,
     service::Providers,
@@ -85,7 +85,7 @@ impl<S> Deployment<S> {
             + Sync
             + 'static,
     {
-        Place::new(layer.layer(Leaf::new(self.service, self.marks_dispatch)), health)
+        Place::new(layer.layer(Leaf::around(self.service, self.marks_dispatch)), health)
     }
 }
 

@@ -42,7 +42,6 @@
 
 mod balance;
 mod builder;
-mod leaf;
 mod names;
 mod place;
 mod service;
@@ -55,7 +54,9 @@ pub(crate) use self::place::Place;
 pub use self::{
     balance::CoolDown,
     builder::{Deployment, Endpoint, ProvidersBuilder, ProvidersError},
-    leaf::Leaf,
     names::ProviderNames,
     service::{Providers, ResponseFuture},
 };
+
+/// A deployment's own service, as what stands around it by [`each`](ProvidersBuilder::each) sees it: being called counts as being asked.
+pub type Leaf<S> = crate::provider::dispatch::MarkDispatch<S>;
