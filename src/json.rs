@@ -270,6 +270,11 @@ fn shown(mut wtf8: Vec<u8>) -> Option<String> {
     String::from_utf8(wtf8).ok()
 }
 
+/// A text as a string of JSON, its quotes included.
+pub(crate) fn quoted(text: &str) -> Vec<u8> {
+    serde_json::to_vec(text).expect("a string is JSON")
+}
+
 /// Whether a valid JSON value says nothing: null, or a string, array or object with nothing in it.
 /// A string of white space is blank, not nothing: see [`is_blank`].
 pub(crate) fn is_nothing(raw: &[u8]) -> bool {

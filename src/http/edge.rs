@@ -216,7 +216,7 @@ impl FillIn {
             self.envelope(&mut edits, "chat.completion.chunk", lacks_id);
         }
         if is_other && let (Some(said), Some(id)) = (&self.said.id, json::member(edits.source, "id")) {
-            edits.replace(id, quoted(said));
+            edits.replace(id, json::quoted(said));
         }
         if deltas {
             for (at, choice) in edits.choices().enumerate() {
@@ -229,10 +229,10 @@ impl FillIn {
     fn envelope(&mut self, edits: &mut Edits<'_>, object: &str, lacks_id: bool) {
         let id = lacks_id.then(|| {
             let own = || format!("chatcmpl-{:032x}", fastrand::u128(..)).into();
-            quoted(self.said.id.get_or_insert_with(|| self.id.take().unwrap_or_else(own)))
+            json::quoted(self.said.id.get_or_insert_with(|| self.id.take().unwrap_or_else(own)))
         });
-        let model = quoted(self.said.model.as_deref().unwrap_or(&self.model));
-        let (object, created) = (quoted(object), self.created.to_string());
+        let model = json::quoted(self.said.model.as_deref().unwrap_or(&self.model));
+        let (object, created) = (json::quoted(object), self.created.to_string());
         let wanted: [(&str, &[u8]); 5] = [
             ("id", id.as_deref().unwrap_or_default()),
             ("object", &object),
@@ -296,10 +296,6 @@ pub(super) fn finish_reason(choice: &[u8]) -> &[u8] {
         }
         _ => br#""stop""#,
     }
-}
-
-fn quoted(text: &str) -> Vec<u8> {
-    serde_json::to_vec(text).expect("a string is JSON")
 }
 
 fn number(raw: Option<&[u8]>) -> Option<u64> {

@@ -2,7 +2,7 @@
 
 use super::{
     answer::{SIGNATURE, is_text},
-    pieces::{List, joined, members, mistyped, paragraphs, quoted, required, string, unsupported},
+    pieces::{List, joined, members, mistyped, paragraphs, required, string, unsupported},
 };
 use crate::{Error, InvalidReason, chat::Translated, json};
 use std::borrow::Cow;
@@ -172,7 +172,7 @@ fn from_assistant(path: &str, blocks: &[u8], list: &mut List, notes: &mut Transl
                 let (id, name) = (string(&path, block.id, "id")?, string(&path, block.name, "name")?);
                 let name = notes.tool_names.shortened(name);
                 let input = block.input.unwrap_or(b"{}");
-                let arguments = quoted(&String::from_utf8_lossy(input));
+                let arguments = json::quoted(&String::from_utf8_lossy(input));
                 let call = [
                     br#"{"id":"#,
                     id,
@@ -229,70 +229,24 @@ pub(super) fn text_of(path: &str, value: &[u8]) -> Result<Vec<u8>, Error> {
     }
 }
 
-/// What is read of a block, of whatever type it is.
-struct Block<'a> {
-    kind: Option<Cow<'a, str>>,
-    text: Option<&'a [u8]>,
-    source: Option<&'a [u8]>,
-    title: Option<&'a [u8]>,
-    context: Option<&'a [u8]>,
-    citations: Option<&'a [u8]>,
-    tool_use_id: Option<&'a [u8]>,
-    content: Option<&'a [u8]>,
-    id: Option<&'a [u8]>,
-    name: Option<&'a [u8]>,
-    input: Option<&'a [u8]>,
-    thinking: Option<&'a [u8]>,
-    signature: Option<&'a [u8]>,
+/// Names each member once.
+macro_rules! block {
+    ($($member:ident),* $(,)?) => {
+        /// What is read of a block, of whatever type it is.
+        struct Block<'a> {
+            kind: Option<Cow<'a, str>>,
+            $($member: Option<&'a [u8]>,)*
+        }
+
+        impl<'a> Block<'a> {
+            fn read(path: &str, block: &'a [u8]) -> Result<Self, Error> {
+                let [kind, $($member),*] = members(path, block, ["type", $(stringify!($member)),*])?;
+                Ok(Self { kind: kind.and_then(json::string), $($member),* })
+            }
+        }
+    };
 }
 
-impl<'a> Block<'a> {
-    fn read(path: &str, block: &'a [u8]) -> Result<Self, Error> {
-        let names = [
-            "type",
-            "text",
-            "source",
-            "title",
-            "context",
-            "citations",
-            "tool_use_id",
-            "content",
-            "id",
-            "name",
-            "input",
-            "thinking",
-            "signature",
-        ];
-        let [
-            kind,
-            text,
-            source,
-            title,
-            context,
-            citations,
-            tool_use_id,
-            content,
-            id,
-            name,
-            input,
-            thinking,
-            signature,
-        ] = members(path, block, names)?;
-        let kind = kind.and_then(json::string);
-        Ok(Self {
-            kind,
-            text,
-            source,
-            title,
-            context,
-            citations,
-            tool_use_id,
-            content,
-            id,
-            name,
-            input,
-            thinking,
-            signature,
-        })
-    }
+block! {
+    text, source, title, context, citations, tool_use_id, content, id, name, input, thinking, signature,
 }

@@ -39,7 +39,7 @@ impl ToolNames {
         };
         let hash = blake3::hash(long.as_bytes()).to_hex();
         let short: String = long.chars().take(MOST - 17).chain(['_']).chain(hash.chars().take(16)).collect();
-        let json = serde_json::to_vec(&short).expect("a string is JSON");
+        let json = json::quoted(&short);
         Arc::make_mut(self.0.get_or_insert_default()).insert(short.into(), long.into());
         Cow::Owned(json)
     }

@@ -60,10 +60,6 @@ pub(super) fn joined(strings: &[&[u8]]) -> Vec<u8> {
     out
 }
 
-pub(super) fn quoted(text: &str) -> Vec<u8> {
-    serde_json::to_vec(text).expect("a string is JSON")
-}
-
 pub(super) fn unsupported(member: &str) -> Error {
     Error::invalid(member, InvalidReason::Unsupported)
 }
@@ -83,7 +79,7 @@ impl Out {
     }
 
     pub(super) fn member(&mut self, name: &str, value: &[u8]) {
-        self.raw_member(&quoted(name), value);
+        self.raw_member(&json::quoted(name), value);
     }
 
     pub(super) fn raw_member(&mut self, raw_name: &[u8], value: &[u8]) {

@@ -1,7 +1,7 @@
 use super::{
     content::{self, text_of},
     names::ToolNames,
-    pieces::{List, Out, members, mistyped, object, quoted, required, string, unsupported},
+    pieces::{List, Out, members, mistyped, object, required, string, unsupported},
 };
 use crate::{BodyLimits, ChatBody, Error, InvalidReason, LlmRequest, chat::Translated, json};
 use bytes::Bytes;
@@ -137,7 +137,7 @@ fn translate(source: &[u8], limits: &BodyLimits, needs_bound: bool) -> Result<(V
     notes.dispensable.effort = thinking == Some(NONE);
     // Not to think goes before how much.
     if let Some(effort) = thinking.filter(|_| notes.dispensable.effort).or(effort).or(thinking) {
-        out.member("reasoning_effort", &quoted(effort));
+        out.member("reasoning_effort", &json::quoted(effort));
     }
     if !has_bound {
         return Err(Error::invalid("max_tokens", InvalidReason::Missing));
@@ -163,7 +163,7 @@ fn label(id: &[u8]) -> Cow<'_, [u8]> {
     let text = json::text(id).unwrap_or_default();
     match text.chars().nth(MOST) {
         None => Cow::Borrowed(id),
-        Some(_) => Cow::Owned(quoted(&blake3::hash(text.as_bytes()).to_hex())),
+        Some(_) => Cow::Owned(json::quoted(&blake3::hash(text.as_bytes()).to_hex())),
     }
 }
 

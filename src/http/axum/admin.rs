@@ -573,11 +573,16 @@ mod usage {
     #[cfg(all(test, feature = "rusqlite"))]
     mod tests {
         use super::*;
-        use crate::{ChatBody, LlmRequest, RequestContext, config::Config, stack::stack};
+        use crate::{
+            ChatBody, LlmRequest, RequestContext,
+            config::Config,
+            stack::{BoxService, stack},
+        };
         use axum_core::response::IntoResponse as _;
         use http::StatusCode;
         use http_body_util::BodyExt as _;
         use serde_json::Value;
+        use std::path::PathBuf;
         use tower::ServiceExt as _;
 
         #[test]
@@ -605,9 +610,9 @@ mod usage {
             }
         }
 
-        #[tokio::test]
-        async fn an_answer_of_too_many_groups_is_refused_and_says_why() {
-            let directory = std::env::temp_dir().join(format!("llm-layers-groups-{}", std::process::id()));
+        /// A stack with a ledger in a folder of its own, and whoever may ask it.
+        async fn recording(name: &str) -> (PathBuf, (BoxService, Handle), Caller) {
+            let directory = std::env::temp_dir().join(format!("llm-layers-{name}-{}", std::process::id()));
             std::fs::create_dir_all(&directory).unwrap();
             let config = format!(
                 r#"
@@ -617,8 +622,14 @@ mod usage {
                 "#,
                 directory.join("usage.db").display()
             );
-            let (service, handle) = stack(Config::parse(&config).unwrap()).await.unwrap();
-            let root = handle.caller(Some(b"root-key")).unwrap();
+            let built = stack(Config::parse(&config).unwrap()).await.unwrap();
+            let root = built.1.caller(Some(b"root-key")).unwrap();
+            (directory, built, root)
+        }
+
+        #[tokio::test]
+        async fn an_answer_of_too_many_groups_is_refused_and_says_why() {
+            let (directory, (service, handle), root) = recording("groups").await;
             let asked = |by: &str| {
                 let question = UsageQuestion { by: Some(by.into()), ..UsageQuestion::default() };
                 let (handle, root) = (&handle, &root);
@@ -648,18 +659,7 @@ mod usage {
 
         #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
         async fn the_sums_of_one_answer_agree_while_calls_are_recorded() {
-            let directory = std::env::temp_dir().join(format!("llm-layers-agree-{}", std::process::id()));
-            std::fs::create_dir_all(&directory).unwrap();
-            let config = format!(
-                r#"
-                usage.path = '{}'
-                providers.echo = {{ kind = "echo", models = ["small"] }}
-                keys = [{{ key = "root-key", user = "root", admin = true }}]
-                "#,
-                directory.join("usage.db").display()
-            );
-            let (service, handle) = stack(Config::parse(&config).unwrap()).await.unwrap();
-            let root = handle.caller(Some(b"root-key")).unwrap();
+            let (directory, (service, handle), root) = recording("agree").await;
             let body = ChatBody::builder().user("Hi").build().unwrap();
             let calling = tokio::spawn(async move {
                 loop {
